@@ -1,0 +1,35 @@
+"""Edit models by arithmetic on their weights: task vectors, patching, averaging.
+
+>>> import torch
+>>> from weightops import TaskVector
+>>> pre, ft = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
+>>> tv = TaskVector(pre, ft)
+>>> model = tv.apply(pre, alpha=0.4)
+>>> model["w"]
+tensor([0.4000, 0.4000])
+"""
+
+import ast as _ast
+from importlib import import_module as _import_module
+from pathlib import Path as _Path
+
+# Names are listed once, in the stub that type checkers read; each is imported when it is first used,
+# so that the command line can answer without importing torch.
+_EXPORTS = {
+    alias.name: node.module
+    for node in _ast.parse(_Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
+    if isinstance(node, _ast.ImportFrom) and node.module
+    for alias in node.names
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'weightops' has no attribute {name!r}")
+    return globals().setdefault(name, getattr(_import_module(_EXPORTS[name]), name))
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,16 @@
+from weightops.checkpoints.checkpoint import Checkpoint as Checkpoint
+from weightops.checkpoints.checkpoint import open_checkpoint as open_checkpoint
+from weightops.errors import WeightopsError as WeightopsError
+from weightops.evaluators.clip import Clip as Clip
+from weightops.evaluators.zero_shot import evaluate as evaluate
+from weightops.finetuning import TrainingConfig as TrainingConfig
+from weightops.finetuning import finetune as finetune
+from weightops.patching import patch as patch
+from weightops.search import Choice as Choice
+from weightops.search import Point as Point
+from weightops.search import choose as choose
+from weightops.task_vector import TaskVector as TaskVector
+from weightops.task_vector import average as average
+from weightops.task_vector import interpolate as interpolate
+from weightops.tasks.table import TASKS as TASKS
+from weightops.tasks.task import Task as Task

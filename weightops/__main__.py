@@ -1,0 +1,3 @@
+from weightops.cli.main import main
+
+main()

@@ -1,0 +1,94 @@
+"""open_clip directories: ``open_clip_config.json`` beside weights, as ``local-dir:`` and the Hub have them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightops.errors import CheckpointError
+from weightops.files import write_json
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+_COMPANIONS = {".json", ".txt", ".gz", ".model"}
+
+
+class OpenClipArchitecture:
+    """What an open_clip directory says of its model: how to build it, its preprocessing and its tokenizer.
+
+    Attributes:
+        folder: the directory.
+        config: the content of ``open_clip_config.json``.
+        weights_file: the name that open_clip looks for.
+    """
+
+    weights_file = WEIGHTS
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / CONFIG
+        try:
+            self.config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            self.config["model_cfg"]["vision_cfg"], self.config["model_cfg"]["text_cfg"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is not an open_clip configuration with model_cfg, vision_cfg and text_cfg") from error
+
+    def build(self) -> nn.Module:
+        """The module, with weights yet to be filled in, in evaluation mode."""
+        import open_clip
+
+        with _quiet():
+            module: nn.Module = open_clip.create_model(f"local-dir:{self.folder}", load_weights=False, pretrained_text=False)
+        return module.eval()
+
+    def preprocess(self) -> Callable[[Any], torch.Tensor]:
+        """PIL image -> tensor, for evaluation."""
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        size = self.config["model_cfg"]["vision_cfg"].get("image_size", 224)
+        transform: Callable[[Any], torch.Tensor] = image_transform_v2(PreprocessCfg(**{**self.config.get("preprocess_cfg", {}), "size": size}), is_train=False)
+        return transform
+
+    def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
+        """Texts -> token ids of shape ``(n, context_length)``."""
+        import open_clip
+
+        with _quiet():
+            tokenizer: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(f"local-dir:{self.folder}", **self._local_merges(self.folder))
+        return tokenizer
+
+    def _local_merges(self, folder: Path) -> dict[str, str]:
+        """The tokenizer's merges where they lie in the folder: open_clip takes their path from the working directory."""
+        kwargs = self.config["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {})
+        name = Path(kwargs.get("bpe_path", "")).name
+        return {"bpe_path": str((folder / name).resolve())} if name and (self.folder / name).is_file() else {}
+
+    def write(self, folder: Path, final: Path) -> None:
+        """Put all but the weights into ``folder``, which will be known as ``final``."""
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in _COMPANIONS and path.is_file() and path.name != CONFIG and not path.name.endswith(".index.json"):
+                shutil.copyfile(path, folder / path.name)
+        config = json.loads(json.dumps(self.config))
+        merges = self._local_merges(final.resolve())
+        if merges:
+            config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] |= merges
+        write_json(folder / CONFIG, config)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip logs to the root logger that the weights are random, which they are only until we fill them."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)

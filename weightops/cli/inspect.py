@@ -1,0 +1,62 @@
+"""``weightops inspect``."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import click
+
+from weightops.cli import options
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--tensors/--no-tensors", default=True, show_default=True, help="List every tensor.")
+@options.printing
+def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
+    """Tell what a checkpoint holds: tensors, sizes, dtypes, fingerprint, origin. Its weights aren't loaded."""
+    from weightops.checkpoints.checkpoint import open_checkpoint
+    from weightops.dtypes import name_of
+
+    source = open_checkpoint(checkpoint).source
+    stored = {name: spec for name, spec in source.specs.items() if name not in source.ties}
+    dtypes: dict[str, int] = {}
+    for spec in stored.values():
+        dtypes[name_of(spec.dtype)] = dtypes.get(name_of(spec.dtype), 0) + spec.numel
+    made_from = json.loads(getattr(source, "metadata", {}).get("weightops", "null"))
+    result = {
+        "checkpoint": checkpoint,
+        "fingerprint": source.fingerprint,
+        "parameters": sum(dtypes.values()),
+        "bytes": sum(spec.nbytes for spec in stored.values()),
+        "dtypes": dtypes,
+        "ties": dict(source.ties),
+        "passed_over": list(source.passed_over),
+        "made_from": made_from,
+        "tensors": {name: {"shape": list(spec.shape), "dtype": name_of(spec.dtype)} for name, spec in source.specs.items()},
+    }
+    if as_json:
+        options.echo_json(result)
+        return
+    if tensors:
+        width = max((len(name) for name in source.specs), default=0)
+        for name, spec in source.specs.items():
+            tied = f"  = {source.ties[name]}" if name in source.ties else ""
+            click.echo(f"{name:{width}}  {name_of(spec.dtype):9} {'x'.join(map(str, spec.shape)) or 'scalar'}{tied}")
+    click.echo(f"{len(source.specs)} tensors, {result['parameters']:,} numbers, {_size(math.fsum(s.nbytes for s in stored.values()))}")
+    click.echo("dtypes       " + ", ".join(f"{name} {count:,}" for name, count in dtypes.items()))
+    click.echo(f"fingerprint  {source.fingerprint}")
+    if source.passed_over:
+        click.echo("passed over  " + ", ".join(source.passed_over))
+    if made_from:
+        for term in made_from["terms"]:
+            click.echo(f"made from    {term['coefficient']:+g} x {term['ref']} ({term['fingerprint']})" + (f" at {term['rules']}" if term["rules"] else ""))
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.3g} {unit}"

@@ -1,0 +1,79 @@
+"""``weightops``: find the verb, run it, and turn errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from weightops.errors import WeightopsError
+from weightops.registry import unknown
+
+VERBS = ("patch", "finetune", "evaluate", "vector", "apply", "inspect", "tasks", "completion")
+
+
+class Verbs(click.Group):
+    """Verbs by the names of the modules that hold them. None of these imports torch before it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they are best learnt."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            ctx.fail(str(unknown("verb", cmd_name, VERBS)))
+        command: click.Command = import_module(f"weightops.cli.{cmd_name}").command
+        return command
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="weightops")
+def weightops() -> None:
+    """Edit models by arithmetic on their weights.
+
+    Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 failed, 2 misused.
+    With --debug anywhere, errors come with their traceback.
+    """
+
+
+def main() -> None:
+    """The console script."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("weightops: %(message)s"))
+    logging.getLogger("weightops").addHandler(handler)
+    logging.getLogger("weightops").setLevel(logging.DEBUG if debug else logging.INFO)
+    try:
+        sys.exit(run([argument for argument in arguments if argument != "--debug"], debug=debug))
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def run(arguments: list[str], *, debug: bool = False) -> int:
+    """Run one command line; its exit code."""
+    try:
+        weightops.main(arguments, prog_name="weightops", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        click.echo(f"weightops: {error.format_message()}{hint}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        if debug:
+            raise
+        click.echo("weightops: interrupted; nothing is half written (--resume goes on where a verb has it)", err=True)
+        return 1
+    except (WeightopsError, OSError, MemoryError) as error:
+        if debug:
+            raise
+        text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+        click.echo(f"weightops: {text}", err=True)
+        return 1
+    return 0

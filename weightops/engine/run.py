@@ -1,0 +1,171 @@
+"""Evaluate a linear form chunk by chunk over a pool of threads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import local
+from typing import Literal, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from weightops.dtypes import is_editable
+from weightops.errors import NonfiniteError
+from weightops.expression import LinearForm, Source
+from weightops.keys import some
+from weightops.kernels import CHUNK, Scratch, Term, combine, has_nonfinite
+
+log = logging.getLogger("weightops")
+
+SEGMENT = 32 * CHUNK
+"""Elements that one thread takes at a time. A fixed partition: results don't depend on the number of threads."""
+
+OnNonfinite = Literal["ignore", "warn", "error"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to compute at one tensor: the anchor, and each source's coefficient."""
+
+    name: str
+    numel: int
+    coefficients: Mapping[Source, float]
+    anchor: Source | None
+    keep_anchor: bool
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Elements ``start`` to ``stop`` of one tensor."""
+
+    step: Step
+    start: int
+    stop: int
+
+
+def plan(form: LinearForm, names: Iterable[str] | None = None) -> list[Step]:
+    """The steps that evaluate a form, in its order (tied names once)."""
+    ties = common_ties(form)
+    chosen = form.specs if names is None else names
+    return [_step(form, name) for name in chosen if name not in ties]
+
+
+def common_ties(form: LinearForm) -> dict[str, str]:
+    """Alias -> name, where every source of the form has the two names tied."""
+    sources = form.sources
+    first, *rest = [source.ties for source in sources if source.specs.keys() & form.specs.keys()] or [{}]
+    return {a: n for a, n in first.items() if a in form.specs and n in form.specs and all(ties.get(a) == n for ties in rest)}
+
+
+def _step(form: LinearForm, name: str) -> Step:
+    coefficients = form.coefficients(name)
+    weights = [source for source in coefficients if source.space == "weights"]
+    # The anchor is the base where it takes part, else what is subtracted most.
+    anchor = form.base if form.base in coefficients else min(weights, key=lambda s: coefficients[s], default=None)
+    return Step(name, form.specs[name].numel, coefficients, anchor, form.space == "weights")
+
+
+def segments(steps: Iterable[Step]) -> Iterator[list[Segment]]:
+    """Work of about `SEGMENT` elements each: a part of a large tensor, or several small ones."""
+    batch: list[Segment] = []
+    size = 0
+    for step in steps:
+        for start in range(0, max(step.numel, 1), SEGMENT):
+            stop = min(start + SEGMENT, step.numel)
+            batch.append(Segment(step, start, stop))
+            size += stop - start
+            if size >= SEGMENT:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def evaluate(segment: Segment, out: torch.Tensor, scratch: Scratch) -> None:
+    """Write a segment to ``out`` (flat, as long as the segment), on the device of ``out``."""
+    step = segment.step
+    flat = {source: source.read(step.name).detach().reshape(-1) for source in step.coefficients}
+    size = CHUNK if out.device.type == "cpu" else SEGMENT
+    for start in range(segment.start, segment.stop, size):
+        stop = min(start + size, segment.stop)
+        chunk = {source: tensor[start:stop].to(out.device, non_blocking=True) for source, tensor in flat.items()}
+        anchor = chunk[step.anchor] if step.anchor is not None else None
+        terms = [Term(c, chunk[s], s.space == "weights") for s, c in step.coefficients.items() if s is not step.anchor]
+        combine(out[start - segment.start : stop - segment.start], anchor, terms, step.keep_anchor, scratch)
+
+
+def parallel(work: Iterable[list[Segment]], do: Callable[[list[Segment], Scratch], T], *, total: int = 0, threads: int | None = None) -> Iterator[T]:
+    """``do`` over the work in threads, in order, with a progress bar once it has taken a second."""
+    buffers = local()
+
+    def one(batch: list[Segment]) -> T:
+        if not hasattr(buffers, "scratch"):
+            buffers.scratch = Scratch()
+        return do(batch, buffers.scratch)
+
+    threads = threads or torch.get_num_threads()
+    batches = list(work)
+    with tqdm(total=total, unit="B", unit_scale=True, delay=1, leave=False) as bar, ThreadPoolExecutor(threads) as pool:
+        for batch, result in zip(batches, pool.map(one, batches), strict=True):
+            bar.update(sum(s.stop - s.start for s in batch) * 4)
+            yield result
+
+
+def materialize(
+    form: LinearForm, out: Mapping[str, torch.Tensor], *, threads: int | None = None, on_nonfinite: OnNonfinite = "ignore"
+) -> None:
+    """Evaluate a form into given tensors, on whatever device and in whatever float dtype they are.
+
+    Args:
+        form: what to evaluate.
+        out: name -> tensor to fill; names that it lacks aren't computed.
+        threads: how many threads; torch's number by default.
+        on_nonfinite: what to do about NaN and Inf in the result.
+
+    Raises:
+        NonfiniteError: naming the tensors, if asked for.
+    """
+    steps = [step for step in plan(form) if step.name in out]
+    staged = {s.name: out[s.name] if out[s.name].is_contiguous() else torch.empty_like(out[s.name], memory_format=torch.contiguous_format) for s in steps}
+    flat = {name: tensor.detach().view(-1) for name, tensor in staged.items()}
+
+    def do(batch: list[Segment], scratch: Scratch) -> list[str]:
+        bad = []
+        for segment in batch:
+            target = flat[segment.step.name][segment.start : segment.stop]
+            evaluate(segment, target, scratch)
+            if on_nonfinite != "ignore" and has_nonfinite(target):
+                bad.append(segment.step.name)
+        return bad
+
+    on_cpu = all(tensor.device.type == "cpu" for tensor in flat.values())
+    total = sum(step.numel for step in steps) * 4
+    found = [name for bad in parallel(segments(steps), do, total=total, threads=threads if on_cpu else 1) for name in bad]
+    for name, tensor in staged.items():
+        if tensor is not out[name]:
+            out[name].detach().copy_(tensor)
+    report_nonfinite(found, on_nonfinite)
+
+
+def report_nonfinite(names: Iterable[str], how: OnNonfinite) -> None:
+    """Warn of tensors with NaN or Inf, or raise."""
+    names = list(dict.fromkeys(names))
+    if names:
+        message = f"NaN or Inf in {len(names)} tensor{'s' if len(names) > 1 else ''}: {some(names)}"
+        if how == "error":
+            raise NonfiniteError(message + "; check the inputs, or go on with on_nonfinite='warn'")
+        log.warning(message)
+
+
+def allocate(form: LinearForm, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """Empty tensors for all of a form's names; tied names share one."""
+    ties = common_ties(form)
+    out: dict[str, torch.Tensor] = {}
+    for name, spec in form.specs.items():
+        if name not in ties:
+            out[name] = torch.empty(spec.shape, dtype=dtype if dtype and is_editable(spec.dtype) else spec.dtype)
+    return {name: out[ties.get(name, name)] for name in form.specs}

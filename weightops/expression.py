@@ -1,0 +1,279 @@
+"""Lazy expressions over named tensors: sources, and linear forms of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from typing import Literal, NamedTuple
+
+import torch
+
+from weightops.dtypes import is_editable, name_of
+from weightops.errors import SpaceError
+from weightops.keys import Rules, mismatch, some
+
+Space = Literal["weights", "delta"]
+"""Weights are affine (their coefficients sum to 1); deltas are differences of weights (0)."""
+
+Alpha = float | Mapping[str, float]
+"""A coefficient for every tensor, or one by name pattern (see `Rules`)."""
+
+
+class Spec(NamedTuple):
+    """Shape and dtype of a tensor that need not be in memory."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """How many elements."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+class Source(ABC):
+    """Named tensors from one place: their specs at once, their data when asked for. Read-only.
+
+    Attributes:
+        ref: what the place is called in messages and provenance.
+        specs: name -> shape and dtype, in the order of the place.
+        ties: alias -> name of the tensor it shares its memory with; aliases are in ``specs`` too.
+        space: "weights" or "delta".
+        passed_over: what the place holds beside tensors.
+        identity: equal for two sources only if they are one place in one state; None if that can't be told.
+    """
+
+    ref: str
+    specs: Mapping[str, Spec]
+    ties: Mapping[str, str]
+    space: Space = "weights"
+    passed_over: tuple[str, ...] = ()
+    identity: object = None
+
+    @abstractmethod
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor, mapped from its file or shared with its owner: never write to it."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify the weights, whatever file they are in.
+
+        SHA-256 over every tensor's name, dtype, shape and 16 evenly spaced blocks of at most 1 KiB of its
+        data. It tells checkpoints apart at the cost of reading a few megabytes; it doesn't
+        prove that two are equal (`same_weights` does), nor who made them.
+        """
+        digest = sha256()
+        for name in sorted(self.specs):
+            spec = self.specs[name]
+            digest.update(f"{name}\0{name_of(spec.dtype)}\0{spec.shape}\0".encode())
+            flat = self.read(name).detach().reshape(-1)
+            block = 1024 // spec.dtype.itemsize
+            step = max(block, -(-spec.numel // 16))
+            for start in range(0, spec.numel, step):
+                part = flat[start : start + block].cpu().contiguous()
+                digest.update(part.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.ref!r}, {len(self.specs)} tensors)"
+
+
+def same_weights(a: Source, b: Source) -> bool:
+    """True if both hold the same names, shapes, dtypes and bits. Cheap where they differ."""
+    if a is b or (a.identity is not None and a.identity == b.identity):
+        return True
+    if dict(a.specs) != dict(b.specs):
+        return False
+    pairs = [(a.read(name).detach().reshape(-1), b.read(name).detach().reshape(-1)) for name in a.specs]
+    return all(_same_bits(x[:64], y[:64]) for x, y in pairs) and all(_same_bits(x, y) for x, y in pairs)
+
+
+def _same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
+    return torch.equal(x.contiguous().view(torch.uint8), y.to(x.device).contiguous().view(torch.uint8))
+
+
+class Factor(NamedTuple):
+    """One term of a linear form without its coefficient: a source, and rules its coefficient is multiplied by."""
+
+    source: Source
+    rules: tuple[Rules, ...] = ()
+
+    def applies(self, name: str) -> float:
+        """The product of the rules at ``name``; 0 where the source has no such tensor."""
+        if name not in self.source.specs:
+            return 0.0
+        product = 1.0
+        for rule in self.rules:
+            product *= rule(name)
+        return product
+
+
+@dataclass(frozen=True, eq=False)
+class LinearForm:
+    r"""A linear combination of sources, :math:`\sum_i c_i x_i`, tensor by tensor. Computes nothing itself.
+
+    Attributes:
+        space: "weights" if the coefficients of weights sum to 1, "delta" if to 0.
+        specs: the tensors that it has. A delta has only tensors that can be edited.
+        terms: coefficient of each factor; none is 0.
+        base: for weights, the source that also supplies what isn't edited; None for a delta.
+    """
+
+    space: Space
+    specs: Mapping[str, Spec]
+    terms: Mapping[Factor, float]
+    base: Source | None = None
+
+    @classmethod
+    def of(cls, source: Source) -> LinearForm:
+        """The form that is just one source."""
+        return cls(source.space, source.specs, {Factor(source): 1.0}, source if source.space == "weights" else None)
+
+    @classmethod
+    def difference(cls, minuend: LinearForm, subtrahend: LinearForm, *, strict: bool = True) -> tuple[LinearForm, list[str]]:
+        """``minuend - subtrahend`` of two weights: a delta, and the names left out because one of them lacks them.
+
+        Raises:
+            MismatchError: if shapes or dtypes differ, or names do and ``strict`` is True.
+        """
+        left_out = check_match(subtrahend, minuend, strict=strict)
+        specs = {n: s for n, s in subtrahend.specs.items() if is_editable(s.dtype) and n in minuend.specs}
+        form = cls("delta", specs, _add(minuend.terms, subtrahend.terms, -1.0))
+        return (form.select(specs) if left_out else form), left_out
+
+    @property
+    def sources(self) -> list[Source]:
+        """The distinct sources, the base first."""
+        found = ([self.base] if self.base else []) + [factor.source for factor in self.terms]
+        return list(dict.fromkeys(found))
+
+    def coefficients(self, name: str) -> dict[Source, float]:
+        """Source -> coefficient at one tensor, without zeros."""
+        spec = self.specs[name]
+        if self.base is not None and not is_editable(spec.dtype):
+            return {self.base: 1.0}
+        totals: dict[Source, float] = {}
+        for factor, coefficient in self.terms.items():
+            value = coefficient * factor.applies(name)
+            if value:
+                totals[factor.source] = totals.get(factor.source, 0.0) + value
+        return {source: value for source, value in totals.items() if value}
+
+    def plus(self, other: LinearForm) -> LinearForm:
+        """The sum of two deltas, or of weights and a delta (which must not have tensors that the weights lack).
+
+        Raises:
+            SpaceError: if both are weights.
+            MismatchError: if shapes differ or the delta has tensors that the weights lack.
+        """
+        if other.space == "weights":
+            if self.space == "weights":
+                raise SpaceError("weights can't be added to weights; average or interpolate them, or add a task vector")
+            return other.plus(self)
+        both = [n for n in other.specs if n in self.specs]
+        shapes = [f"{n} {tuple(self.specs[n].shape)} / {tuple(other.specs[n].shape)}" for n in both if self.specs[n].shape != other.specs[n].shape]
+        extra = [n for n in other.specs if n not in self.specs] if self.space == "weights" else []
+        if shapes or extra:
+            what = f"{describe(self)} and {describe(other)}"
+            raise mismatch(what, {"of other shape": shapes, "only in the second": extra}, "both must come from one architecture")
+        return replace(self, specs={**other.specs, **self.specs}, terms=_add(self.terms, other.terms, 1.0))
+
+    def times(self, alpha: Alpha) -> LinearForm:
+        """The delta multiplied by a number, or by numbers by name pattern.
+
+        Raises:
+            SpaceError: for weights.
+            UnknownNameError: if a pattern matches no tensor.
+        """
+        if self.space != "delta":
+            raise SpaceError("weights can't be multiplied by a number; interpolate them, or multiply a task vector")
+        if not isinstance(alpha, Mapping):
+            factor = float(alpha)
+            return replace(self, terms={f: c * factor for f, c in self.terms.items() if c * factor})
+        rules = Rules.of(alpha)
+        rules.check(self.specs)
+        return replace(self, terms={Factor(f.source, (*f.rules, rules)): c for f, c in self.terms.items()})
+
+    def select(self, patterns: str | Iterable[str]) -> LinearForm:
+        """Only the tensors whose names match one of the patterns; the delta is zero elsewhere."""
+        chosen = Rules.of(dict.fromkeys([patterns] if isinstance(patterns, str) else patterns, 1.0))
+        kept = {name: spec for name, spec in self.specs.items() if chosen(name)}
+        if len(kept) == len(self.specs):
+            return self
+        return replace(self.times(dict(chosen.items)), specs=kept)
+
+    def part(self, names: Iterable[str]) -> LinearForm:
+        """The same form, evaluated at some of its tensors only."""
+        return replace(self, specs={name: self.specs[name] for name in names})
+
+    def to(self, dtype: torch.dtype) -> LinearForm:
+        """The same form with the tensors that can be edited in another dtype."""
+        return replace(self, specs={n: Spec(s.shape, dtype) if is_editable(s.dtype) else s for n, s in self.specs.items()})
+
+
+def _add(left: Mapping[Factor, float], right: Mapping[Factor, float], sign: float) -> dict[Factor, float]:
+    terms = dict(left)
+    for factor, coefficient in right.items():
+        twin = _twin(factor, terms)
+        terms[twin] = terms.get(twin, 0.0) + sign * coefficient
+    return {factor: coefficient for factor, coefficient in terms.items() if coefficient}
+
+
+def _twin(factor: Factor, terms: Mapping[Factor, float]) -> Factor:
+    """The factor of ``terms`` with the same rules and the same weights, so that coefficients cancel exactly."""
+    if factor in terms:
+        return factor
+    same = (f for f in terms if f.rules == factor.rules and f.source.space == factor.source.space)
+    return next((f for f in same if same_weights(f.source, factor.source)), factor)
+
+
+def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[str]:
+    """Check that two forms have the same tensors; the names that only one of them has.
+
+    Raises:
+        MismatchError: if shapes or dtypes differ, or names do and ``strict`` is True.
+    """
+    only_a = [n for n in a.specs if n not in b.specs]
+    only_b = [n for n in b.specs if n not in a.specs]
+    shapes, dtypes = [], []
+    for name in a.specs:
+        x, y = a.specs[name], b.specs.get(name)
+        if y is not None and x.shape != y.shape:
+            shapes.append(f"{name} {tuple(x.shape)} / {tuple(y.shape)}")
+        elif y is not None and x.dtype != y.dtype:
+            dtypes.append(f"{name} {name_of(x.dtype)} / {name_of(y.dtype)}")
+    if shapes or dtypes or ((only_a or only_b) and strict):
+        remedy = "both must come from one architecture"
+        if not shapes and dtypes:
+            remedy = "bring one to the other's dtype: open_checkpoint(...).to(torch.float32)"
+        elif not shapes:
+            common = len(a.specs) - len(only_a)
+            remedy = f"strict=False edits only the {common} common tensors" if common else "they have no tensor name in common"
+        differences = {"only in the first": only_a, "only in the second": only_b, "of other shape": shapes, "of other dtype": dtypes}
+        raise mismatch(f"{describe(a)} and {describe(b)}", differences, remedy)
+    return only_a + only_b
+
+
+def describe(form: LinearForm) -> str:
+    """The sources of a form, for a message."""
+    return some([source.ref for source in form.sources])
+
+
+def provenance(form: LinearForm) -> dict[str, object]:
+    """What a form is made of, for metadata: sources with fingerprints, their coefficients, and the rules on these."""
+    return {
+        "space": form.space,
+        "base": {"ref": form.base.ref, "fingerprint": form.base.fingerprint} if form.base else None,
+        "terms": [
+            {"ref": f.source.ref, "fingerprint": f.source.fingerprint, "coefficient": c, "rules": [dict(rules.items) for rules in f.rules]}
+            for f, c in form.terms.items()
+        ],
+    }

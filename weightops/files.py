@@ -1,0 +1,103 @@
+"""Outputs appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from weightops.errors import OutputError
+
+
+@contextmanager
+def whole(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary sibling of ``path`` to write a file or a folder to; it takes the name when all has gone well.
+
+    Args:
+        path: the output. Its parent folders are made.
+        overwrite: replace what is there; it stays until the new one is complete.
+
+    Raises:
+        OutputError: if ``path`` exists, or the disk is full or can't be written. Nothing is left behind.
+    """
+    target = Path(path)
+    check_free(target, overwrite=overwrite)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        _sync(part)
+        _replace(part, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(f"no space left for {target}; nothing was written") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise OutputError(f"{target} can't be written: {os.strerror(error.errno)}") from error
+        raise
+    finally:
+        _remove(part)
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse an output that exists, before any work is done for it."""
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists; overwrite=True (--overwrite) replaces it")
+
+
+def _replace(part: Path, target: Path) -> None:
+    if target.is_dir() and not target.is_symlink():
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        target.rename(old)
+        part.rename(target)
+        shutil.rmtree(old)
+    else:
+        part.replace(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder and all in it, to the disk."""
+    if path.is_dir():
+        for child in path.iterdir():
+            if not child.is_symlink():
+                _sync(child)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems can't sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON for people and machines: indented, NaN as null, keys in their order."""
+    path.write_text(json.dumps(jsonable(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def jsonable(value: Any) -> Any:
+    """The value with NaN, which JSON lacks, as None."""
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def cache_dir() -> Path:
+    """Where weightops keeps what it can make again: ``$WEIGHTOPS_CACHE``, or ``weightops`` in the user's cache folder."""
+    chosen = os.environ.get("WEIGHTOPS_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weightops"

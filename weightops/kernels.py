@@ -1,0 +1,89 @@
+"""Tensor arithmetic on flat chunks: accumulate in float32 (float64 for float64), round once.
+
+Only exactly rounded operations (add, subtract, multiply) are used, so that a result doesn't depend on
+where a chunk begins, how many threads there are, or whether the processor fuses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from weightops.dtypes import accumulator
+
+CHUNK = 1 << 15
+"""Elements of a chunk on CPU: three of them in float32 stay in a core's cache, and torch runs each on one thread."""
+
+
+class Scratch:
+    """Buffers of one thread, reused from chunk to chunk."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[int, torch.dtype, torch.device], torch.Tensor] = {}
+
+    def get(self, slot: int, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A buffer as long as ``like`` on its device."""
+        key = (slot, dtype, like.device)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.numel() < like.numel():
+            buffer = self._buffers[key] = torch.empty(max(like.numel(), CHUNK), dtype=dtype, device=like.device)
+        return buffer[: like.numel()]
+
+
+class Term(NamedTuple):
+    """A tensor with its coefficient; ``relative`` ones are taken as their difference from the anchor."""
+
+    coefficient: float
+    tensor: torch.Tensor
+    relative: bool
+
+
+def combine(out: torch.Tensor, anchor: torch.Tensor | None, terms: Sequence[Term], keep_anchor: bool, scratch: Scratch) -> None:
+    r"""Write :math:`[a +] \sum_i c_i (x_i - a) + \sum_j c_j d_j` to ``out``; all tensors are flat and equally long.
+
+    Taking differences from an anchor ``a`` leaves tensors that are equal everywhere unchanged to the bit.
+
+    Args:
+        out: where the result goes, rounded once to its dtype.
+        anchor: what relative terms are taken from; None where there are none.
+        terms: the rest.
+        keep_anchor: add the anchor itself: the result is weights, not a delta.
+        scratch: the thread's buffers.
+    """
+    if keep_anchor and not terms and anchor is not None:
+        out.copy_(anchor)
+        return
+    working = accumulator(out.dtype)
+    if any(term.tensor.dtype == torch.float64 for term in terms):
+        working = torch.float64
+    total = out if out.dtype == working else scratch.get(0, out, working)
+    origin = _widen(anchor, working, 1, scratch) if anchor is not None else None
+    for i, (coefficient, tensor, relative) in enumerate(terms):
+        term = scratch.get(2, out, working) if i else total
+        if relative and origin is not None:
+            torch.sub(_widen(tensor, working, 3, scratch), origin, out=term)
+        else:
+            term.copy_(tensor)
+        if coefficient != 1.0:
+            term.mul_(coefficient)
+        if i:
+            total.add_(term)
+    if not terms:
+        total.zero_()
+    if keep_anchor and origin is not None:
+        total.add_(origin)
+    if total is not out:
+        out.copy_(total)
+
+
+def _widen(tensor: torch.Tensor, dtype: torch.dtype, slot: int, scratch: Scratch) -> torch.Tensor:
+    return tensor if tensor.dtype == dtype else scratch.get(slot, tensor, dtype).copy_(tensor)
+
+
+def has_nonfinite(chunk: torch.Tensor) -> bool:
+    """True if any element is NaN or infinite."""
+    if not chunk.dtype.is_floating_point or bool(torch.isfinite(chunk.sum(dtype=accumulator(chunk.dtype)))):
+        return False
+    return not bool(torch.isfinite(chunk).all())  # a sum may overflow where no element does

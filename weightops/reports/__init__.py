@@ -1,0 +1,1 @@
+"""Reports: results as JSON, tables, pictures and model cards."""

