@@ -81,7 +81,12 @@ def scene(index: int) -> tuple[np.ndarray, dict[str, str]]:
     pick = lambda options: options[rng.integers(len(options))]  # noqa: E731
     ink, ground = drawing.contrasting_colors(rng)
     warp = float(rng.choice([0.0, 0.0, 0.15, 0.25]))
-    kind = str(rng.choice(["shape", "count", "texture", "letter", "digit", "word", "both"], p=[0.15, 0.18, 0.08, 0.24, 0.09, 0.16, 0.10]))
+    kind = str(
+        rng.choice(
+            ["shape", "count", "texture", "letter", "digit", "word", "both"],
+            p=[0.15, 0.18, 0.08, 0.24, 0.09, 0.16, 0.10],
+        )
+    )
     if kind == "texture":
         name = pick(list(drawing.TEXTURES))
         image, facts = drawing.texture(rng, name, ink, ground), {"texture": name, "mix": f"{ink} and {ground}"}
@@ -128,33 +133,64 @@ def caption(facts: dict[str, str], rng: random.Random) -> tuple[str, list[str]]:
     options: list[tuple[str, list[str]]] = []
     if "texture" in facts:
         t = facts["texture"]
-        options = [(t, ["texture"])] * 3 + [(f"a pattern of {t}", ["texture"]), (f"{facts['mix']} {t}", ["texture", "mix"])]
+        options = [(t, ["texture"])] * 3 + [
+            (f"a pattern of {t}", ["texture"]),
+            (f"{facts['mix']} {t}", ["texture", "mix"]),
+        ]
     elif "letter" in facts:
         x = facts["letter"]
-        options = [(f"the letter {x}", ["letter"])] * 5 + [(f'the letter "{x}"', ["letter"])] * 2 + [(f"an {facts['case']} {x}", ["letter", "case"])]
-        options += [(f"a {color} letter {x}", ["letter", "color"]), (f"a letter in a {facts['style']} font", ["style", "glyph"]), (f"a {facts['style']} letter", ["style", "glyph"])]
+        options = (
+            [(f"the letter {x}", ["letter"])] * 5
+            + [(f'the letter "{x}"', ["letter"])] * 2
+            + [(f"an {facts['case']} {x}", ["letter", "case"])]
+        )
+        options += [
+            (f"a {color} letter {x}", ["letter", "color"]),
+            (f"a letter in a {facts['style']} font", ["style", "glyph"]),
+            (f"a {facts['style']} letter", ["style", "glyph"]),
+        ]
     elif "digit" in facts:
         d = facts["digit"]
-        options = [(f"the digit {d}", ["digit"]), (f"the number {d}", ["digit"]), (f'the number: "{d}"', ["digit"]), (f"the digit {DIGITS[int(d)]}", ["digit"])]
+        options = [
+            (f"the digit {d}", ["digit"]),
+            (f"the number {d}", ["digit"]),
+            (f'the number: "{d}"', ["digit"]),
+            (f"the digit {DIGITS[int(d)]}", ["digit"]),
+        ]
         options += [(f"a {color} digit {d}", ["digit", "color"]), (f"the number {DIGITS[int(d)]}", ["digit"])]
     elif "word" in facts:
         w = facts["word"]
-        options = [(f'the word "{w}"', ["word"])] * 2 + [(f"the word {w}", ["word"]), (f"text that says {w}", ["word"]), (f"a {w}", ["concept" if not shape else "concept2"])]
+        options = [(f'the word "{w}"', ["word"])] * 2 + [
+            (f"the word {w}", ["word"]),
+            (f"text that says {w}", ["word"]),
+            (f"a {w}", ["concept" if not shape else "concept2"]),
+        ]
         if shape:
-            options += [(f"a {shape}", ["concept"])] * 2 + [(f"a {shape} with the word {w}", ["shape", "word"]), (f"a {color} {shape}", ["shape", "color"])]
+            options += [(f"a {shape}", ["concept"])] * 2 + [
+                (f"a {shape} with the word {w}", ["shape", "word"]),
+                (f"a {color} {shape}", ["shape", "color"]),
+            ]
         else:
             options += [(f"{w} in a {facts['style']} font", ["word", "style"])]
     if "count" in facts:
-        options = [(f"{count} {plural(shape) if count != 'one' else shape}", ["count", "shape"])] * 2 + [(f"{count} shape{'s' if count != 'one' else ''}", ["count"])]
-        options += [(f"{count} shapes", ["count"])] * 2 + [(f"{count} {color} {plural(shape) if count != 'one' else shape}", ["count", "color", "shape"])]
+        options = [(f"{count} {plural(shape) if count != 'one' else shape}", ["count", "shape"])] * 2 + [
+            (f"{count} shape{'s' if count != 'one' else ''}", ["count"])
+        ]
+        options += [(f"{count} shapes", ["count"])] * 2 + [
+            (f"{count} {color} {plural(shape) if count != 'one' else shape}", ["count", "color", "shape"])
+        ]
         if count == "one":
-            options += [(f"a {shape}", ["concept"])] * 3 + [(f"a {color} {shape}", ["color", "shape", "count"])] * 2
-            options += [(f"a {color} {shape} on a {facts['ground']} background", ["color", "shape", "count", "ground"])]
+            options += [(f"a {shape}", ["concept"])] * 3 + [(f"a {color} {shape}", ["shape", "color"])] * 2
+            options += [(f"a {color} {shape} on a {facts['ground']} background", ["shape", "color", "ground"])]
         options += [(f"something {color}", ["color"]), (f"a {color} shape", ["color", "shape?"])]
     elif "texture" not in facts:
         options += [(f"something {color}", ["color"])]
     text, needs = options[rng.randrange(len(options))]
-    text = rng.choice(["", "", "a photo of ", "a picture of ", "a drawing of ", "an image of "]) + text + rng.choice(["", "."])
+    text = (
+        rng.choice(["", "", "a photo of ", "a picture of ", "a drawing of ", "an image of "])
+        + text
+        + rng.choice(["", "."])
+    )
     return text, needs
 
 
@@ -169,13 +205,18 @@ def expand(facts: dict[str, str]) -> set[str]:
 
 
 def required(facts: dict[str, str], needs: list[str]) -> list[str]:
-    return [need if need in ("shape?", "glyph") else f"{'concept' if need == 'concept2' else need}:{facts[need]}" for need in needs]
+    return [
+        need if need in ("shape?", "glyph") else f"{'concept' if need == 'concept2' else need}:{facts[need]}"
+        for need in needs
+    ]
 
 
 def render_all(count: int, workers: int) -> tuple[np.ndarray, list[dict[str, str]]]:
     images, facts = np.empty((count, 32, 32, 3), np.uint8), []
     with multiprocessing.Pool(workers) as pool:
-        for i, (image, known) in enumerate(tqdm(pool.imap(scene, range(count), chunksize=256), total=count, desc="drawing")):
+        for i, (image, known) in enumerate(
+            tqdm(pool.imap(scene, range(count), chunksize=256), total=count, desc="drawing")
+        ):
             images[i] = image
             facts.append(known)
     return images, facts
@@ -198,7 +239,8 @@ def build(merges_file: Path) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer]
 
 def write_merges(path: Path) -> None:
     """The first merges of open_clip's own tokenizer, in its own format, with a reproducible gzip header."""
-    lines = gzip.open(open_clip.tokenizer.default_bpe()).read().decode().split("\n")[: MERGES + 1]
+    with gzip.open(open_clip.tokenizer.default_bpe()) as stream:
+        lines = stream.read().decode().split("\n")[: MERGES + 1]
     path.write_bytes(gzip.compress("\n".join(lines).encode(), 9, mtime=0))
 
 
@@ -211,10 +253,25 @@ def zero_shot(model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, split
     for name in TASKS:
         task = TASKS[name]
         images = task.load(split)
-        pixels = np.stack([np.asarray(images[i].convert("RGB").resize((32, 32), drawing.Image.Resampling.BICUBIC)) for i in range(len(images))])
+        pixels = np.stack(
+            [
+                np.asarray(images[i].convert("RGB").resize((32, 32), drawing.Image.Resampling.BICUBIC))
+                for i in range(len(images))
+            ]
+        )
         with torch.no_grad():
-            heads = [F.normalize(model.encode_text(tokenizer([t.format(c) for t in task.templates]), normalize=True).mean(0), dim=0) for c in task.classes]
-            features = torch.cat([model.encode_image(normalise(torch.from_numpy(b)), normalize=True) for b in np.array_split(pixels, max(1, len(pixels) // 250))])
+            heads = [
+                F.normalize(
+                    model.encode_text(tokenizer([t.format(c) for t in task.templates]), normalize=True).mean(0), dim=0
+                )
+                for c in task.classes
+            ]
+            features = torch.cat(
+                [
+                    model.encode_image(normalise(torch.from_numpy(b)), normalize=True)
+                    for b in np.array_split(pixels, max(1, len(pixels) // 250))
+                ]
+            )
         guess = (features @ torch.stack(heads).T).argmax(1).numpy()
         scores[name] = round(100 * float((guess == images.labels).mean()), 1)
     model.train()
@@ -241,16 +298,21 @@ def train(args: argparse.Namespace) -> None:
     truth = np.zeros((len(facts), len(index)), np.uint8)
     for i, row in enumerate(known):
         truth[i, [index[fact] for fact in row]] = 1
-    rng, generator, order = random.Random(args.seed), torch.Generator().manual_seed(args.seed), np.random.default_rng(args.seed)
+    rng, generator, order = (
+        random.Random(args.seed),
+        torch.Generator().manual_seed(args.seed),
+        np.random.default_rng(args.seed),
+    )
     steps = args.samples // args.batch
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.98)
+    )
     schedule = lambda step: min(1, (step + 1) / args.warmup) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))  # noqa: E731
     encoded: dict[str, torch.Tensor] = {}
     queue = np.empty(0, np.int64)
     started, recent = time.time(), []
-    log = open(out / "pretrain.log", "w")
     for step in range(steps):
         if len(queue) < args.batch:
             queue = order.permutation(len(images))
@@ -271,10 +333,12 @@ def train(args: argparse.Namespace) -> None:
             a = model.encode_image(pixels)
             b = model.encode_text(torch.stack([encoded[text] for text in said]))
         logits = model.logit_scale.exp() * F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T
-        loss = -(positive / positive.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
-        loss = (loss - (positive / positive.sum(0) * logits.log_softmax(0)).sum(0).mean()) / 2
+        loss = -(positive / positive.sum(1, keepdim=True).clamp(min=1) * logits.log_softmax(1)).sum(1).mean()
+        loss = (loss - (positive / positive.sum(0).clamp(min=1) * logits.log_softmax(0)).sum(0).mean()) / 2
         for group in optimizer.param_groups:
             group["lr"] = args.lr * schedule(step)
+        if not loss.isfinite():
+            raise SystemExit(f"the loss is {loss.item()} at step {step + 1}")
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -289,7 +353,8 @@ def train(args: argparse.Namespace) -> None:
                 line += f" {zero_shot(model, tokenizer, 'validation')}"
                 save(model, out, args)
             print(line, flush=True)
-            print(line, file=log, flush=True)
+            with open(out / "pretrain.log", "a") as log:
+                print(line, file=log)
     save(model, out, args)
 
 
@@ -297,20 +362,30 @@ def save(model: open_clip.CLIP, out: Path, args: argparse.Namespace) -> None:
     """Half-precision weights beside open_clip's own configuration file."""
     from safetensors.torch import save_file
 
-    preprocess = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD), "interpolation": "bicubic", "resize_mode": "squash"}
+    preprocess = {
+        "mean": list(open_clip.OPENAI_DATASET_MEAN),
+        "std": list(open_clip.OPENAI_DATASET_STD),
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    }
     text = TEXT | {"tokenizer_kwargs": {"bpe_path": "merges.txt.gz"}}
     config = {"model_cfg": {"embed_dim": EMBED, "vision_cfg": VISION, "text_cfg": text}, "preprocess_cfg": preprocess}
     (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "open_clip_torch", "pillow")}
-    metadata = {"format": "pt", "trained_by": json.dumps({"script": "benchmarks/pretrain.py", **vars(args), **versions}, sort_keys=True)}
-    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, out / "open_clip_model.safetensors", metadata)
+    metadata = {
+        "format": "pt",
+        "trained_by": json.dumps({"script": "benchmarks/pretrain.py", **vars(args), **versions}, sort_keys=True),
+    }
+    save_file(
+        {k: v.half().contiguous() for k, v in model.state_dict().items()}, out / "open_clip_model.safetensors", metadata
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="clip")
     parser.add_argument("--images", type=int, default=400_000)
-    parser.add_argument("--samples", type=int, default=2_400_000)
+    parser.add_argument("--samples", type=int, default=1_750_000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--warmup", type=int, default=500)

@@ -138,7 +138,9 @@ class LinearForm:
         return cls(source.space, source.specs, {Factor(source): 1.0}, source if source.space == "weights" else None)
 
     @classmethod
-    def difference(cls, minuend: LinearForm, subtrahend: LinearForm, *, strict: bool = True) -> tuple[LinearForm, list[str]]:
+    def difference(
+        cls, minuend: LinearForm, subtrahend: LinearForm, *, strict: bool = True
+    ) -> tuple[LinearForm, list[str]]:
         """``minuend - subtrahend`` of two weights: a delta, and the names left out because one of them lacks them.
 
         Raises:
@@ -179,11 +181,17 @@ class LinearForm:
                 raise SpaceError("weights can't be added to weights; average or interpolate them, or add a task vector")
             return other.plus(self)
         both = [n for n in other.specs if n in self.specs]
-        shapes = [f"{n} {tuple(self.specs[n].shape)} / {tuple(other.specs[n].shape)}" for n in both if self.specs[n].shape != other.specs[n].shape]
+        shapes = [
+            f"{n} {tuple(self.specs[n].shape)} / {tuple(other.specs[n].shape)}"
+            for n in both
+            if self.specs[n].shape != other.specs[n].shape
+        ]
         extra = [n for n in other.specs if n not in self.specs] if self.space == "weights" else []
         if shapes or extra:
             what = f"{describe(self)} and {describe(other)}"
-            raise mismatch(what, {"of other shape": shapes, "only in the second": extra}, "both must come from one architecture")
+            raise mismatch(
+                what, {"of other shape": shapes, "only in the second": extra}, "both must come from one architecture"
+            )
         return replace(self, specs={**other.specs, **self.specs}, terms=_add(self.terms, other.terms, 1.0))
 
     def times(self, alpha: Alpha) -> LinearForm:
@@ -216,7 +224,9 @@ class LinearForm:
 
     def to(self, dtype: torch.dtype) -> LinearForm:
         """The same form with the tensors that can be edited in another dtype."""
-        return replace(self, specs={n: Spec(s.shape, dtype) if is_editable(s.dtype) else s for n, s in self.specs.items()})
+        return replace(
+            self, specs={n: Spec(s.shape, dtype) if is_editable(s.dtype) else s for n, s in self.specs.items()}
+        )
 
 
 def _add(left: Mapping[Factor, float], right: Mapping[Factor, float], sign: float) -> dict[Factor, float]:
@@ -256,8 +266,17 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
             remedy = "bring one to the other's dtype: open_checkpoint(...).to(torch.float32)"
         elif not shapes:
             common = len(a.specs) - len(only_a)
-            remedy = f"strict=False edits only the {common} common tensors" if common else "they have no tensor name in common"
-        differences = {"only in the first": only_a, "only in the second": only_b, "of other shape": shapes, "of other dtype": dtypes}
+            remedy = (
+                f"strict=False edits only the {common} common tensors"
+                if common
+                else "they have no tensor name in common"
+            )
+        differences = {
+            "only in the first": only_a,
+            "only in the second": only_b,
+            "of other shape": shapes,
+            "of other dtype": dtypes,
+        }
         raise mismatch(f"{describe(a)} and {describe(b)}", differences, remedy)
     return only_a + only_b
 
@@ -273,7 +292,12 @@ def provenance(form: LinearForm) -> dict[str, object]:
         "space": form.space,
         "base": {"ref": form.base.ref, "fingerprint": form.base.fingerprint} if form.base else None,
         "terms": [
-            {"ref": f.source.ref, "fingerprint": f.source.fingerprint, "coefficient": c, "rules": [dict(rules.items) for rules in f.rules]}
+            {
+                "ref": f.source.ref,
+                "fingerprint": f.source.fingerprint,
+                "coefficient": c,
+                "rules": [dict(rules.items) for rules in f.rules],
+            }
             for f, c in form.terms.items()
         ],
     }

@@ -34,7 +34,7 @@ def whole(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         _sync(part)
         _replace(part, target)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(f"no space left for {target}; nothing was written") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise OutputError(f"{target} can't be written: {os.strerror(error.errno)}") from error

@@ -103,9 +103,16 @@ def finetune(
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:
             (folder / STATE).unlink(missing_ok=True)
-    identity = {"config": asdict(config), "base": clip.base.form.sources[0].fingerprint, "task": task.name, "source": task.source}
+    identity = {
+        "config": asdict(config),
+        "base": clip.base.form.sources[0].fingerprint,
+        "task": task.name,
+        "source": task.source,
+    }
     state = _train(clip, task, config, folder, identity, checkpoint_every)
-    result = Checkpoint(LinearForm.of(MemorySource(state, f"{clip.base.ref} fine-tuned on {task.name}")), clip.base.architecture)
+    result = Checkpoint(
+        LinearForm.of(MemorySource(state, f"{clip.base.ref} fine-tuned on {task.name}")), clip.base.architecture
+    )
     if folder is not None:
         result.save(folder / WEIGHTS, overwrite=True, on_nonfinite="error")
         (folder / STATE).unlink(missing_ok=True)
@@ -117,7 +124,9 @@ def _finished(folder: Path, clip: Clip) -> Checkpoint:
     return Checkpoint(open_checkpoint(folder / WEIGHTS).form, clip.base.architecture)
 
 
-def _train(clip: Clip, task: Task, config: TrainingConfig, folder: Path | None, identity: Mapping[str, Any], every: int) -> dict[str, torch.Tensor]:
+def _train(
+    clip: Clip, task: Task, config: TrainingConfig, folder: Path | None, identity: Mapping[str, Any], every: int
+) -> dict[str, torch.Tensor]:
     """The loop; the module's whole state at its end, on CPU."""
     head = clip.zero_shot_head(task)
     pixels = clip.pixels(task, "train")
@@ -129,7 +138,12 @@ def _train(clip: Clip, task: Task, config: TrainingConfig, folder: Path | None, 
     first = _restore(folder, identity, visual, optimizer)
     mixed = clip.device.type == "cuda"
     started, lines = time.monotonic(), []
-    with _training(clip), tqdm(total=config.steps, initial=first, desc=f"fine-tuning on {task.name}", unit="step", delay=1, leave=False) as bar:
+    with (
+        _training(clip),
+        tqdm(
+            total=config.steps, initial=first, desc=f"fine-tuning on {task.name}", unit="step", delay=1, leave=False
+        ) as bar,
+    ):
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate(step)
@@ -145,7 +159,14 @@ def _train(clip: Clip, task: Task, config: TrainingConfig, folder: Path | None, 
             bar.update()
             if step % 10 == 0 or step + 1 == config.steps:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
-                lines.append({"step": step + 1, "loss": loss.item(), "lr": config.learning_rate(step), "seconds": time.monotonic() - started})
+                lines.append(
+                    {
+                        "step": step + 1,
+                        "loss": loss.item(),
+                        "lr": config.learning_rate(step),
+                        "seconds": time.monotonic() - started,
+                    }
+                )
             if folder is not None and (step + 1) % every == 0 and step + 1 < config.steps:
                 _keep(folder, identity, visual, optimizer, step + 1, lines)
                 lines = []
@@ -170,13 +191,18 @@ def _training(clip: Clip) -> Iterator[None]:
 def batch_indices(images: int, batch_size: int, step: int, seed: int) -> npt.NDArray[np.int64]:
     """The images of a step: a new order each epoch, a function of (seed, step) alone, so that a run can be resumed anywhere."""
     place = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = {int(epoch): np.random.default_rng([seed, int(epoch)]).permutation(images) for epoch in np.unique(place // images)}
+    epochs = {
+        int(epoch): np.random.default_rng([seed, int(epoch)]).permutation(images)
+        for epoch in np.unique(place // images)
+    }
     return np.array([epochs[int(p // images)][p % images] for p in place], dtype=np.int64)
 
 
 def _shifted(images: torch.Tensor, config: TrainingConfig, step: int) -> torch.Tensor:
     """The images of a batch, each moved by its own whole number of pixels; the border is repeated."""
-    torch.manual_seed(int(np.random.default_rng([config.seed, step]).integers(1 << 62)))  # for whatever is random in the model, too
+    torch.manual_seed(
+        int(np.random.default_rng([config.seed, step]).integers(1 << 62))
+    )  # for whatever is random in the model, too
     height, width = images.shape[-2:]
     reach = round(config.shift * min(height, width))
     if not reach:
@@ -186,11 +212,26 @@ def _shifted(images: torch.Tensor, config: TrainingConfig, step: int) -> torch.T
     return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, offsets, strict=True)])
 
 
-def _keep(folder: Path, identity: Mapping[str, Any], visual: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, lines: list[dict[str, float]]) -> None:
+def _keep(
+    folder: Path,
+    identity: Mapping[str, Any],
+    visual: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    lines: list[dict[str, float]],
+) -> None:
     """Write the state to go on from, whole or not at all."""
     _log(folder, lines)
     with whole(folder / STATE, overwrite=True) as part:
-        torch.save({"identity": json.dumps(identity), "step": step, "visual": visual.state_dict(), "optimizer": optimizer.state_dict()}, part)
+        torch.save(
+            {
+                "identity": json.dumps(identity),
+                "step": step,
+                "visual": visual.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            },
+            part,
+        )
 
 
 def _log(folder: Path, lines: list[dict[str, float]]) -> None:
@@ -198,7 +239,9 @@ def _log(folder: Path, lines: list[dict[str, float]]) -> None:
         stream.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def _restore(folder: Path | None, identity: Mapping[str, Any], visual: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _restore(
+    folder: Path | None, identity: Mapping[str, Any], visual: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
     """Load the state in a folder, if there is one; the step to go on from."""
     if folder is None or not (folder / STATE).is_file():
         if folder is not None:
@@ -206,7 +249,9 @@ def _restore(folder: Path | None, identity: Mapping[str, Any], visual: torch.nn.
         return 0
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     if state["identity"] != json.dumps(identity):
-        raise CheckpointError(f"{folder / STATE} is of another run ({state['identity']}); give the same options, or start again without resume")
+        raise CheckpointError(
+            f"{folder / STATE} is of another run ({state['identity']}); give the same options, or start again without resume"
+        )
     visual.load_state_dict(state["visual"])
     optimizer.load_state_dict(state["optimizer"])
     log.info("going on from step %d", state["step"])

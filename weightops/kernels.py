@@ -23,13 +23,13 @@ class Scratch:
     def __init__(self) -> None:
         self._buffers: dict[tuple[int, torch.dtype, torch.device], torch.Tensor] = {}
 
-    def get(self, slot: int, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """A buffer as long as ``like`` on its device."""
-        key = (slot, dtype, like.device)
+    def get(self, slot: int, numel: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
+        """A flat buffer; the same memory for the same slot, dtype and device."""
+        key = (slot, dtype, torch.device(device))
         buffer = self._buffers.get(key)
-        if buffer is None or buffer.numel() < like.numel():
-            buffer = self._buffers[key] = torch.empty(max(like.numel(), CHUNK), dtype=dtype, device=like.device)
-        return buffer[: like.numel()]
+        if buffer is None or buffer.numel() < numel:
+            buffer = self._buffers[key] = torch.empty(max(numel, CHUNK), dtype=dtype, device=device)
+        return buffer[:numel]
 
 
 class Term(NamedTuple):
@@ -40,7 +40,9 @@ class Term(NamedTuple):
     relative: bool
 
 
-def combine(out: torch.Tensor, anchor: torch.Tensor | None, terms: Sequence[Term], keep_anchor: bool, scratch: Scratch) -> None:
+def combine(
+    out: torch.Tensor, anchor: torch.Tensor | None, terms: Sequence[Term], keep_anchor: bool, scratch: Scratch
+) -> None:
     r"""Write :math:`[a +] \sum_i c_i (x_i - a) + \sum_j c_j d_j` to ``out``; all tensors are flat and equally long.
 
     Taking differences from an anchor ``a`` leaves tensors that are equal everywhere unchanged to the bit.
@@ -58,10 +60,10 @@ def combine(out: torch.Tensor, anchor: torch.Tensor | None, terms: Sequence[Term
     working = accumulator(out.dtype)
     if any(term.tensor.dtype == torch.float64 for term in terms):
         working = torch.float64
-    total = out if out.dtype == working else scratch.get(0, out, working)
+    total = out if out.dtype == working else scratch.get(0, out.numel(), working, out.device)
     origin = _widen(anchor, working, 1, scratch) if anchor is not None else None
     for i, (coefficient, tensor, relative) in enumerate(terms):
-        term = scratch.get(2, out, working) if i else total
+        term = scratch.get(2, out.numel(), working, out.device) if i else total
         if relative and origin is not None:
             torch.sub(_widen(tensor, working, 3, scratch), origin, out=term)
         else:
@@ -79,7 +81,7 @@ def combine(out: torch.Tensor, anchor: torch.Tensor | None, terms: Sequence[Term
 
 
 def _widen(tensor: torch.Tensor, dtype: torch.dtype, slot: int, scratch: Scratch) -> torch.Tensor:
-    return tensor if tensor.dtype == dtype else scratch.get(slot, tensor, dtype).copy_(tensor)
+    return tensor if tensor.dtype == dtype else scratch.get(slot, tensor.numel(), dtype, tensor.device).copy_(tensor)
 
 
 def has_nonfinite(chunk: torch.Tensor) -> bool:

@@ -97,22 +97,35 @@ class Patch:
             str(out), size, shutil.disk_usage(parent).free,
         )  # fmt: skip
 
-    def run(self, out: Path, *, resume: bool = False, overwrite: bool = False, on_sweep: Callable[[Sweep], None] = lambda _: None) -> dict[str, Any]:
+    def run(
+        self,
+        out: Path,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        on_sweep: Callable[[Sweep], None] = lambda _: None,
+    ) -> dict[str, Any]:
         """Do it all; the content of ``summary.json``. ``out`` appears whole, at the end."""
         check_free(out, overwrite=overwrite)
         plan = self.plan(out)
         if plan.free_bytes < plan.output_bytes:
-            raise OutputError(f"{out} needs about {plan.output_bytes / 1e6:.0f} MB, and {plan.free_bytes / 1e6:.0f} MB are free")
+            raise OutputError(
+                f"{out} needs about {plan.output_bytes / 1e6:.0f} MB, and {plan.free_bytes / 1e6:.0f} MB are free"
+            )
         work = out.with_name(f".{out.name}.run")
         started = time.monotonic()
         clip = Clip.open(self.checkpoint, self.device)
         try:
-            finetuned = self.finetuned or finetune(clip, self.task, self.config, out=work, resume=resume, overwrite=True)
+            finetuned = self.finetuned or finetune(
+                clip, self.task, self.config, out=work, resume=resume, overwrite=True
+            )
             tuned = time.monotonic()
             base = self.checkpoint.to(next(clip.module.parameters()).dtype)
             vector = TaskVector(base, finetuned)
             sweep = [self._measure(clip, vector, base, alpha, "validation", on_sweep) for alpha in self.alphas]
-            choice = choose([s.point(self.task.name) for s in sweep], rule=self.rule, max_supported_drop=self.max_supported_drop)
+            choice = choose(
+                [s.point(self.task.name) for s in sweep], rule=self.rule, max_supported_drop=self.max_supported_drop
+            )
             swept = time.monotonic()
             test = [self._measure(clip, vector, base, alpha, "test") for alpha in (0.0, 1.0, choice.alpha)]
             seconds = {"finetune": tuned - started, "sweep": swept - tuned, "total": time.monotonic() - started}
@@ -130,20 +143,37 @@ class Patch:
         shutil.rmtree(work, ignore_errors=True)
         return summary
 
-    def _measure(self, clip: Clip, vector: TaskVector, base: Checkpoint, alpha: float, split: str, on_sweep: Callable[[Sweep], None] = lambda _: None) -> Sweep:
+    def _measure(
+        self,
+        clip: Clip,
+        vector: TaskVector,
+        base: Checkpoint,
+        alpha: float,
+        split: str,
+        on_sweep: Callable[[Sweep], None] = lambda _: None,
+    ) -> Sweep:
         vector.apply_(clip.module, alpha, base=base)
         result = Sweep(alpha, {task.name: score(clip, task, split) for task in self.tasks})
         on_sweep(result)
         return result
 
-    def _summary(self, clip: Clip, choice: Choice, test: Sequence[Sweep], seconds: Mapping[str, float], out: Path) -> dict[str, Any]:
+    def _summary(
+        self, clip: Clip, choice: Choice, test: Sequence[Sweep], seconds: Mapping[str, float], out: Path
+    ) -> dict[str, Any]:
         roles = {task.name: "patching" if task is self.task else "supported" for task in self.tasks}
         return {
             "alpha": choice.alpha,
             "chosen_on": "the validation splits of " + ", ".join(roles),
             "why": choice.why,
             "tasks": {
-                task.name: {"role": roles[task.name], "source": task.source, **{which: dict(s.scores[task.name]) for which, s in zip(("base", "finetuned", "patched"), test, strict=True)}}
+                task.name: {
+                    "role": roles[task.name],
+                    "source": task.source,
+                    **{
+                        which: dict(s.scores[task.name])
+                        for which, s in zip(("base", "finetuned", "patched"), test, strict=True)
+                    },
+                }
                 for task in self.tasks
             },
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
@@ -156,31 +186,56 @@ class Patch:
             "versions": versions(),
         }
 
-    def _write(self, folder: Path, clip: Clip, patched: Checkpoint, sweep: Sequence[Sweep], test: Sequence[Sweep], summary: Mapping[str, Any]) -> None:
+    def _write(
+        self,
+        folder: Path,
+        clip: Clip,
+        patched: Checkpoint,
+        sweep: Sequence[Sweep],
+        test: Sequence[Sweep],
+        summary: Mapping[str, Any],
+    ) -> None:
         assert patched.architecture is not None
         patched.save_into(folder, final=Path(summary["output"]))
         names = ("base", "finetuned", "patched")
         rows = [
             {**record(clip, task, split, s.scores[task.name]), "alpha": s.alpha, "weights": which}
-            for split, measured in (("validation", [("sweep", s) for s in sweep]), ("test", list(zip(names, test, strict=True))))
+            for split, measured in (
+                ("validation", [("sweep", s) for s in sweep]),
+                ("test", list(zip(names, test, strict=True))),
+            )
             for which, s in measured
             for task in self.tasks
         ]
-        (folder / "results.jsonl").write_text("".join(json.dumps(jsonable(row)) + "\n" for row in rows), encoding="utf-8")
+        (folder / "results.jsonl").write_text(
+            "".join(json.dumps(jsonable(row)) + "\n" for row in rows), encoding="utf-8"
+        )
         (folder / "README.md").write_text(patch_card(summary), encoding="utf-8")
         points = [s.point(self.task.name) for s in sweep]
         [chosen] = [point for point in points if point.alpha == summary["alpha"]]
         before, after = (s.point(self.task.name) for s in (test[0], test[2]))
         title = f"{self.task.name} {100 * before.patching:.1f} → {100 * after.patching:.1f} %, supported {100 * before.supported:.1f} → {100 * after.supported:.1f} % (test)"
-        supported = self.supported[0].name if len(self.supported) == 1 else f"mean of {len(self.supported)} supported tasks"
+        supported = (
+            self.supported[0].name if len(self.supported) == 1 else f"mean of {len(self.supported)} supported tasks"
+        )
         try:
-            draw_frontier(folder / "frontier.png", points, chosen, title=title, patching=self.task.name, supported=supported)
+            draw_frontier(
+                folder / "frontier.png", points, chosen, title=title, patching=self.task.name, supported=supported
+            )
         except MissingExtraError as error:
             log.warning("frontier.png is left out: %s", error)
         write_json(folder / "summary.json", summary)
 
 
-def patch(task: str | Task, out: str | Path, *, resume: bool = False, overwrite: bool = False, on_sweep: Callable[[Sweep], None] = lambda _: None, **options: Any) -> dict[str, Any]:
+def patch(
+    task: str | Task,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_sweep: Callable[[Sweep], None] = lambda _: None,
+    **options: Any,
+) -> dict[str, Any]:
     r"""Patch a model on one task without harming others (PAINT, arXiv 2208.05592).
 
     Fine-tune under the frozen zero-shot head, then :math:`\theta = (1 - \alpha)\theta_0 + \alpha\theta_{ft}` with alpha chosen on

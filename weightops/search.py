@@ -57,7 +57,10 @@ def choose(points: Sequence[Point], *, rule: Rule = "patching", max_supported_dr
     points = sorted(points, key=lambda point: point.alpha)
     if rule == "mean":
         best = max(points, key=lambda point: point.mean)
-        return Choice(best.alpha, f"best mean of patching and supported validation accuracy ({best.mean:.2%}) of {len(points)} alphas")
+        return Choice(
+            best.alpha,
+            f"best mean of patching and supported validation accuracy ({best.mean:.2%}) of {len(points)} alphas",
+        )
     if rule != "patching":
         raise UnknownNameError(f"there is no rule {rule!r}; known: {', '.join(RULES)}")
     base = next((point for point in points if point.alpha == 0), None)

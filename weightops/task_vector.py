@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import nn
@@ -26,6 +26,9 @@ from weightops.files import whole
 from weightops.keys import some
 
 log = logging.getLogger("weightops")
+
+M = TypeVar("M", nn.Module, dict[str, torch.Tensor], Checkpoint)
+"""Kinds that come back as they went in; a path or ref comes back as a `Checkpoint`."""
 
 
 class TaskVector(Mapping[str, torch.Tensor]):
@@ -99,8 +102,8 @@ class TaskVector(Mapping[str, torch.Tensor]):
 
     # ------------------------------------------------------------ algebra
 
-    def __add__(self, other: TaskVector) -> TaskVector:
-        if isinstance(other, int) and other == 0:  # what sum() starts from
+    def __add__(self, other: TaskVector | int) -> TaskVector:
+        if other == 0:  # what sum() starts from
             return self
         if not isinstance(other, TaskVector):
             return NotImplemented
@@ -109,8 +112,6 @@ class TaskVector(Mapping[str, torch.Tensor]):
     __radd__ = __add__
 
     def __mul__(self, alpha: Alpha) -> TaskVector:
-        if not isinstance(alpha, (int, float, Mapping)) and not _is_scalar(alpha):
-            return NotImplemented
         return TaskVector._of(self.form.times(alpha), self.base)
 
     __rmul__ = __mul__
@@ -119,7 +120,7 @@ class TaskVector(Mapping[str, torch.Tensor]):
         return self * -1.0
 
     def __sub__(self, other: TaskVector) -> TaskVector:
-        return self + (-other) if isinstance(other, TaskVector) else NotImplemented
+        return self + (-other)
 
     def __truediv__(self, divisor: float) -> TaskVector:
         return self * (1.0 / divisor)
@@ -141,7 +142,11 @@ class TaskVector(Mapping[str, torch.Tensor]):
     def norm(self, *, per_tensor: bool | None = None) -> float | dict[str, float]:
         r"""The Euclidean norm :math:`\lVert\tau\rVert_2`, of the whole or of each tensor, in one streaming pass."""
         squares = {name: float(g[0, 0]) for name, g in gram([self.form]).items()}
-        return {name: math.sqrt(value) for name, value in squares.items()} if per_tensor else math.sqrt(math.fsum(squares.values()))
+        return (
+            {name: math.sqrt(value) for name, value in squares.items()}
+            if per_tensor
+            else math.sqrt(math.fsum(squares.values()))
+        )
 
     @overload
     def dot(self, other: TaskVector, *, per_tensor: None = None) -> float: ...
@@ -159,17 +164,25 @@ class TaskVector(Mapping[str, torch.Tensor]):
     def cosine(self, other: TaskVector, *, per_tensor: bool | None = None) -> float | dict[str, float]:
         """The cosine of the angle between two vectors over the tensors that both have; NaN if one of them is zero."""
         grams = gram([self.form, other.form])
-        return {name: _cosine(g) for name, g in grams.items()} if per_tensor else _cosine(torch.stack([*grams.values()]).sum(0))
+        return (
+            {name: _cosine(g) for name, g in grams.items()}
+            if per_tensor
+            else _cosine(torch.stack([*grams.values()]).sum(0))
+        )
 
     # -------------------------------------------------------------- apply
 
     @overload
-    def apply(self, base: nn.Module, alpha: Alpha = 1.0, *, strict: bool = False, on_nonfinite: OnNonfinite = "ignore") -> nn.Module: ...
+    def apply(
+        self, base: M, alpha: Alpha = 1.0, *, strict: bool = False, on_nonfinite: OnNonfinite = "ignore"
+    ) -> M: ...
     @overload
-    def apply(self, base: dict[str, torch.Tensor], alpha: Alpha = 1.0, *, strict: bool = False, on_nonfinite: OnNonfinite = "ignore") -> dict[str, torch.Tensor]: ...
-    @overload
-    def apply(self, base: str | Path | Checkpoint, alpha: Alpha = 1.0, *, strict: bool = False, on_nonfinite: OnNonfinite = "ignore") -> Checkpoint: ...
-    def apply(self, base: CheckpointLike, alpha: Alpha = 1.0, *, strict: bool = False, on_nonfinite: OnNonfinite = "ignore") -> Any:
+    def apply(
+        self, base: str | Path, alpha: Alpha = 1.0, *, strict: bool = False, on_nonfinite: OnNonfinite = "ignore"
+    ) -> Checkpoint: ...
+    def apply(
+        self, base: CheckpointLike, alpha: Alpha = 1.0, *, strict: bool = False, on_nonfinite: OnNonfinite = "ignore"
+    ) -> Any:
         r"""The edited model :math:`\theta = \theta_{base} + \alpha\tau`. Nothing that is passed in is changed.
 
         ``alpha=0`` gives the base to the bit; for one vector on its own base, ``alpha=1`` gives the fine-tuned weights to
@@ -197,9 +210,15 @@ class TaskVector(Mapping[str, torch.Tensor]):
             materialize(form, tensors, on_nonfinite=on_nonfinite)
             return module
         edited = Checkpoint(form, opened.architecture)
-        return edited.state_dict(on_nonfinite=on_nonfinite) if isinstance(base, Mapping) and not isinstance(base, Checkpoint) else edited
+        return (
+            edited.state_dict(on_nonfinite=on_nonfinite)
+            if isinstance(base, Mapping) and not isinstance(base, Checkpoint)
+            else edited
+        )
 
-    def apply_(self, module: nn.Module, alpha: Alpha = 1.0, *, base: CheckpointLike | None = None, strict: bool = False) -> nn.Module:
+    def apply_(
+        self, module: nn.Module, alpha: Alpha = 1.0, *, base: CheckpointLike | None = None, strict: bool = False
+    ) -> nn.Module:
         """Make a resident module the base edited by ``alpha``, in place: for one alpha after another, without a second model.
 
         Args:
@@ -222,10 +241,14 @@ class TaskVector(Mapping[str, torch.Tensor]):
         form = self._edit(opened, alpha, strict).part(self.form.specs)
         targets = module.state_dict(keep_vars=True)
         if any(isinstance(source, MemorySource) and source.shares_memory_with(targets) for source in form.sources):
-            raise CheckpointError("the module's own tensors are the base or part of the task vector, so editing it in place would change these; copy the module first (copy.deepcopy)")
+            raise CheckpointError(
+                "the module's own tensors are the base or part of the task vector, so editing it in place would change these; copy the module first (copy.deepcopy)"
+            )
         missing = [name for name in form.specs if name not in targets]
         if missing:
-            raise MismatchError(f"{type(module).__name__} lacks {len(missing)} tensors of the task vector: {some(missing)}")
+            raise MismatchError(
+                f"{type(module).__name__} lacks {len(missing)} tensors of the task vector: {some(missing)}"
+            )
         load_into(form, module, strict=False)
         return module
 
@@ -304,7 +327,10 @@ class Base:
         """True if ``other`` is this base."""
         if self.checkpoint is not None:
             a, b = self.checkpoint.form, other.form
-            return a is b or (a.sources == b.sources or (len(a.sources) == len(b.sources) == 1 and same_weights(a.sources[0], b.sources[0])))
+            return a is b or (
+                a.sources == b.sources
+                or (len(a.sources) == len(b.sources) == 1 and same_weights(a.sources[0], b.sources[0]))
+            )
         return self.fingerprint == other.form.sources[0].fingerprint
 
     @staticmethod
@@ -318,7 +344,11 @@ class Base:
         return (a if a.checkpoint else b) if same and a.fingerprint == b.fingerprint else None
 
 
-def interpolate(a: CheckpointLike, b: CheckpointLike, alpha: Alpha) -> Any:
+@overload
+def interpolate(a: M, b: CheckpointLike, alpha: Alpha) -> M: ...
+@overload
+def interpolate(a: str | Path, b: CheckpointLike, alpha: Alpha) -> Checkpoint: ...
+def interpolate(a: Any, b: CheckpointLike, alpha: Alpha) -> Any:
     r"""Linear interpolation :math:`(1 - \alpha)\,a + \alpha\,b`, as `TaskVector(a, b).apply(a, alpha)` (arXiv 2208.05592).
 
     Args:
@@ -329,10 +359,14 @@ def interpolate(a: CheckpointLike, b: CheckpointLike, alpha: Alpha) -> Any:
     >>> interpolate({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)["w"]
     tensor([0.2500, 0.2500])
     """
-    return TaskVector(a, b).apply(a, alpha)  # type: ignore[call-overload]
+    return TaskVector(a, b).apply(a, alpha)
 
 
-def average(models: Sequence[CheckpointLike], weights: Sequence[float] | None = None) -> Any:
+@overload
+def average(models: Sequence[M], weights: Sequence[float] | None = None) -> M: ...
+@overload
+def average(models: Sequence[str | Path], weights: Sequence[float] | None = None) -> Checkpoint: ...
+def average(models: Sequence[Any], weights: Sequence[float] | None = None) -> Any:
     r"""Weighted average :math:`\sum_i w_i \theta_i / \sum_i w_i` (uniform by default), of the kind of the first model.
 
     Raises:
@@ -345,15 +379,13 @@ def average(models: Sequence[CheckpointLike], weights: Sequence[float] | None = 
     weights = [1.0] * len(models) if weights is None else list(weights)
     total = math.fsum(weights)
     if not models or len(weights) != len(models) or total == 0:
-        raise ValueError(f"average needs at least one model and as many weights, with a sum other than 0; got {len(models)} and {weights}")
+        raise ValueError(
+            f"average needs at least one model and as many weights, with a sum other than 0; got {len(models)} and {weights}"
+        )
     first, *rest = models
     vectors = [TaskVector(first, model) * (weight / total) for model, weight in zip(rest, weights[1:], strict=True)]
     zero = TaskVector(first, first)
-    return sum(vectors, zero).apply(first)  # type: ignore[call-overload]
-
-
-def _is_scalar(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim == 0 or hasattr(value, "__float__") and not isinstance(value, (torch.Tensor, str))
+    return sum(vectors, zero).apply(first)
 
 
 def _cosine(g: torch.Tensor) -> float:
@@ -371,6 +403,8 @@ def _empty_copy(module: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     for tensor in state.values():
         if id(tensor) not in memo:
             empty = torch.empty_like(tensor, requires_grad=False)
-            memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+            memo[id(tensor)] = (
+                nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+            )
     twin = copy.deepcopy(module, memo)
     return twin, twin.state_dict(keep_vars=True)

@@ -104,7 +104,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             CheckpointError: if they are an expression that isn't computed yet.
         """
         if self.form.base is None or self.form.sources != [self.form.base]:
-            raise CheckpointError(f"{self.ref} is an expression over {len(self.form.sources)} checkpoints; save it first")
+            raise CheckpointError(
+                f"{self.ref} is an expression over {len(self.form.sources)} checkpoints; save it first"
+            )
         return self.form.base
 
     @property
@@ -176,11 +178,19 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def _architecture(self) -> Architecture:
         if self.architecture is None:
-            raise CheckpointError(f"{self.ref} holds weights but doesn't say of what model; use load_into(module), or a folder with {CONFIG}")
+            raise CheckpointError(
+                f"{self.ref} holds weights but doesn't say of what model; use load_into(module), or a folder with {CONFIG}"
+            )
         return self.architecture
 
     def save(
-        self, path: str | Path, *, overwrite: bool = False, dtype: torch.dtype | None = None, max_shard_size: int | None = None, on_nonfinite: OnNonfinite = "warn"
+        self,
+        path: str | Path,
+        *,
+        overwrite: bool = False,
+        dtype: torch.dtype | None = None,
+        max_shard_size: int | None = None,
+        on_nonfinite: OnNonfinite = "warn",
     ) -> Path:
         """Write it out: one safetensors file if ``path`` ends so, else a folder that loads where the base did.
 
@@ -190,13 +200,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             OutputError: if ``path`` exists, or can't be written.
         """
         path = Path(path)
-        options: _Write = {"dtype": dtype, "max_shard_size": max_shard_size, "on_nonfinite": on_nonfinite}
         with whole(path, overwrite=overwrite) as part:
             if path.suffix == ".safetensors":
-                self._write(part.parent, part.name, **{**options, "max_shard_size": None})
+                self._write(part.parent, part.name, dtype=dtype, on_nonfinite=on_nonfinite)
             else:
                 part.mkdir()
-                self.save_into(part, final=path, **options)
+                self.save_into(part, final=path, dtype=dtype, max_shard_size=max_shard_size, on_nonfinite=on_nonfinite)
         return path
 
     def save_into(self, folder: Path, *, final: Path, **options: Unpack[_Write]) -> None:
@@ -206,7 +215,13 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self._write(folder, self.architecture.weights_file if self.architecture else "model.safetensors", **options)
 
     def _write(
-        self, folder: Path, filename: str, *, dtype: torch.dtype | None = None, max_shard_size: int | None = None, on_nonfinite: OnNonfinite = "warn"
+        self,
+        folder: Path,
+        filename: str,
+        *,
+        dtype: torch.dtype | None = None,
+        max_shard_size: int | None = None,
+        on_nonfinite: OnNonfinite = "warn",
     ) -> None:
         metadata = {"format": "pt", "weightops": json.dumps(provenance(self.form))}
         files = layout(self.form, filename, metadata, dtype=dtype, max_shard_size=max_shard_size)
@@ -247,9 +262,11 @@ def replace_ref(checkpoint: Checkpoint, ref: str) -> Checkpoint:
 
 def _open_path(path: Path) -> Checkpoint:
     if not path.exists():
-        raise CheckpointError(f"there is no file or folder {path} (and no ref of that name; {EMBEDDED!r} is the model that comes with weightops)")
+        raise CheckpointError(
+            f"there is no file or folder {path} (and no ref of that name; {EMBEDDED!r} is the model that comes with weightops)"
+        )
     architecture = OpenClipArchitecture(path) if path.is_dir() and (path / CONFIG).is_file() else None
-    file = _weights_in(path) if path.is_dir() else path
+    file = _weights_in(path, architecture) if path.is_dir() else path
     try:
         found = next((form for form in FORMATS.values() if form.recognises(file)), None)
     except OSError as error:
@@ -257,22 +274,28 @@ def _open_path(path: Path) -> Checkpoint:
     if found is None:
         with open(file, "rb") as stream:
             head = stream.read(16)
-        raise CheckpointError(f"{file} is not a checkpoint: it is none of {', '.join(FORMATS)}, and begins with {head!r}")
+        raise CheckpointError(
+            f"{file} is not a checkpoint: it is none of {', '.join(FORMATS)}, and begins with {head!r}"
+        )
     source = found.open(file)
     if file != path:
         source.ref = str(path)
     return Checkpoint(LinearForm.of(source), architecture)
 
 
-def _weights_in(folder: Path) -> Path:
-    """The file of weights in a folder: the one index, else the one file of weights."""
+def _weights_in(folder: Path, architecture: Architecture | None) -> Path:
+    """The file of weights in a folder: the one its architecture names, else the one index, else the one file of weights."""
+    if architecture is not None and (folder / architecture.weights_file).is_file():
+        return folder / architecture.weights_file
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for suffixes in ((".safetensors.index.json",), (".safetensors",), (".bin", ".pt", ".pth", ".ckpt")):
         found = [path for path in files if path.name.endswith(suffixes)]
         if len(found) == 1:
             return found[0]
         if found:
-            raise CheckpointError(f"{folder} holds {len(found)} files of weights and no index: {', '.join(p.name for p in found[:4])}; name one of them")
+            raise CheckpointError(
+                f"{folder} holds {len(found)} files of weights and no index: {', '.join(p.name for p in found[:4])}; name one of them"
+            )
     raise CheckpointError(f"{folder} holds no file of weights (safetensors, .bin, .pt, .pth or .ckpt)")
 
 
@@ -283,7 +306,11 @@ def load_into(form: LinearForm, module: nn.Module, *, strict: bool = True) -> li
         MismatchError: if shapes differ, or names do and ``strict`` is True.
     """
     targets = module.state_dict(keep_vars=True)
-    shapes = [f"{n} {tuple(form.specs[n].shape)} / {tuple(t.shape)}" for n, t in targets.items() if n in form.specs and form.specs[n].shape != tuple(t.shape)]
+    shapes = [
+        f"{n} {tuple(form.specs[n].shape)} / {tuple(t.shape)}"
+        for n, t in targets.items()
+        if n in form.specs and form.specs[n].shape != tuple(t.shape)
+    ]
     missing = [n for n in targets if n not in form.specs]
     extra = [n for n in form.specs if n not in targets]
     if shapes or (strict and (missing or extra)):
@@ -293,4 +320,3 @@ def load_into(form: LinearForm, module: nn.Module, *, strict: bool = True) -> li
     # A tensor that the checkpoint has as int and the module as float, or the reverse, is copied by torch's own rules.
     materialize(form, {n: t for n, t in targets.items() if n in form.specs})
     return missing
-

@@ -15,7 +15,14 @@ from weightops.expression import Source, Spec
 class MemorySource(Source):
     """A mapping of tensors, referred to and not copied."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], ref: str, *, passed_over: tuple[str, ...] = (), identity: object = None) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        ref: str,
+        *,
+        passed_over: tuple[str, ...] = (),
+        identity: object = None,
+    ) -> None:
         self._tensors = dict(tensors)
         self.ref = ref
         self.specs = {name: Spec(tuple(t.shape), t.dtype) for name, t in self._tensors.items()}
@@ -55,9 +62,13 @@ def from_dict(tensors: Mapping[str, Any], ref: str = "a state dict") -> MemorySo
     """
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise CheckpointError(f"{ref} holds {type(tensor).__name__} at {name!r}; a state dict maps names to tensors")
+            raise CheckpointError(
+                f"{ref} holds {type(tensor).__name__} at {name!r}; a state dict maps names to tensors"
+            )
         if tensor.layout != torch.strided or tensor.is_quantized:
-            raise CheckpointError(f"{ref} holds a {'quantised' if tensor.is_quantized else tensor.layout} tensor at {name}; make it dense")
+            raise CheckpointError(
+                f"{ref} holds a {'quantised' if tensor.is_quantized else tensor.layout} tensor at {name}; make it dense"
+            )
         if tensor.device.type == "meta":
             raise CheckpointError(f"{name} of {ref} is on the meta device and holds no data")
     return MemorySource(tensors, ref)

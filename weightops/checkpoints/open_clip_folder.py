@@ -39,14 +39,18 @@ class OpenClipArchitecture:
             self.config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             self.config["model_cfg"]["vision_cfg"], self.config["model_cfg"]["text_cfg"]
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is not an open_clip configuration with model_cfg, vision_cfg and text_cfg") from error
+            raise CheckpointError(
+                f"{path} is not an open_clip configuration with model_cfg, vision_cfg and text_cfg"
+            ) from error
 
     def build(self) -> nn.Module:
         """The module, with weights yet to be filled in, in evaluation mode."""
         import open_clip
 
         with _quiet():
-            module: nn.Module = open_clip.create_model(f"local-dir:{self.folder}", load_weights=False, pretrained_text=False)
+            module: nn.Module = open_clip.create_model(
+                f"local-dir:{self.folder}", load_weights=False, pretrained_text=False
+            )
         return module.eval()
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
@@ -54,7 +58,9 @@ class OpenClipArchitecture:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
         size = self.config["model_cfg"]["vision_cfg"].get("image_size", 224)
-        transform: Callable[[Any], torch.Tensor] = image_transform_v2(PreprocessCfg(**{**self.config.get("preprocess_cfg", {}), "size": size}), is_train=False)
+        transform: Callable[[Any], torch.Tensor] = image_transform_v2(
+            PreprocessCfg(**{**self.config.get("preprocess_cfg", {}), "size": size}), is_train=False
+        )
         return transform
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
@@ -62,7 +68,9 @@ class OpenClipArchitecture:
         import open_clip
 
         with _quiet():
-            tokenizer: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(f"local-dir:{self.folder}", **self._local_merges(self.folder))
+            tokenizer: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(
+                f"local-dir:{self.folder}", **self._local_merges(self.folder)
+            )
         return tokenizer
 
     def _local_merges(self, folder: Path) -> dict[str, str]:
@@ -74,7 +82,12 @@ class OpenClipArchitecture:
     def write(self, folder: Path, final: Path) -> None:
         """Put all but the weights into ``folder``, which will be known as ``final``."""
         for path in sorted(self.folder.iterdir()):
-            if path.suffix in _COMPANIONS and path.is_file() and path.name != CONFIG and not path.name.endswith(".index.json"):
+            if (
+                path.suffix in _COMPANIONS
+                and path.is_file()
+                and path.name != CONFIG
+                and not path.name.endswith(".index.json")
+            ):
                 shutil.copyfile(path, folder / path.name)
         config = json.loads(json.dumps(self.config))
         merges = self._local_merges(final.resolve())

@@ -14,6 +14,7 @@ from weightops.dtypes import SAFETENSORS
 from weightops.errors import CheckpointError
 from weightops.expression import Source, Spec
 
+
 class SafetensorsSource(Source):
     """Tensors of one or several safetensors files, mapped from disk."""
 
@@ -70,6 +71,7 @@ def recognises_file(path: Path) -> bool:
 
 
 def open_file(path: Path) -> Source:
+    """One file."""
     return SafetensorsSource([path], str(path))
 
 
@@ -99,7 +101,9 @@ def open_index(path: Path) -> Source:
     source = SafetensorsSource(files, str(path.parent))
     missing = [name for name in weight_map if name not in source.specs]
     if missing:
-        raise CheckpointError(f"{path} lists {missing[0]} in {weight_map[missing[0]]}, which doesn't hold it ({len(missing)} such tensors)")
+        raise CheckpointError(
+            f"{path} lists {missing[0]} in {weight_map[missing[0]]}, which doesn't hold it ({len(missing)} such tensors)"
+        )
     return source
 
 

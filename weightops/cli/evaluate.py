@@ -12,12 +12,24 @@ from weightops.cli import options
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--tasks", type=options.TaskNames(), default=None, help="Default: all that weightops has.")
-@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True, help="Which images.")
+@click.option(
+    "--split",
+    type=click.Choice(["test", "validation", "train"]),
+    default="test",
+    show_default=True,
+    help="Which images.",
+)
 @click.option("--base", default=None, help="A model whose configuration to use for weights that come without one.")
 @click.option("--details", is_flag=True, help="Recall of each class and the confusion matrix, in the JSON.")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at a time.")
 @options.computing
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="A JSON Lines file to write, a line a model and task.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="A JSON Lines file to write, a line a model and task.",
+)
 @options.writing
 @options.printing
 def command(
@@ -55,5 +67,14 @@ def command(
         options.echo_json(results)
         return
     columns = ("acc1", "acc5", "mean_per_class_recall")
-    rows = [[r["dataset"], *([r["model"]] if len(opened) > 1 else []), *(float(r["metrics"][c]) for c in columns), r["metrics"]["n"], r["source"]] for r in results]
+    rows = [
+        [
+            r["dataset"],
+            *([r["model"]] if len(opened) > 1 else []),
+            *(float(r["metrics"][c]) for c in columns),
+            r["metrics"]["n"],
+            r["source"],
+        ]
+        for r in results
+    ]
     click.echo(table(["task", *(["model"] if len(opened) > 1 else []), *columns, "images", "source"], rows))

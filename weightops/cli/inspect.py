@@ -34,7 +34,9 @@ def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
         "ties": dict(source.ties),
         "passed_over": list(source.passed_over),
         "made_from": made_from,
-        "tensors": {name: {"shape": list(spec.shape), "dtype": name_of(spec.dtype)} for name, spec in source.specs.items()},
+        "tensors": {
+            name: {"shape": list(spec.shape), "dtype": name_of(spec.dtype)} for name, spec in source.specs.items()
+        },
     }
     if as_json:
         options.echo_json(result)
@@ -44,14 +46,19 @@ def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
         for name, spec in source.specs.items():
             tied = f"  = {source.ties[name]}" if name in source.ties else ""
             click.echo(f"{name:{width}}  {name_of(spec.dtype):9} {'x'.join(map(str, spec.shape)) or 'scalar'}{tied}")
-    click.echo(f"{len(source.specs)} tensors, {result['parameters']:,} numbers, {_size(math.fsum(s.nbytes for s in stored.values()))}")
+    click.echo(
+        f"{len(source.specs)} tensors, {result['parameters']:,} numbers, {_size(math.fsum(s.nbytes for s in stored.values()))}"
+    )
     click.echo("dtypes       " + ", ".join(f"{name} {count:,}" for name, count in dtypes.items()))
     click.echo(f"fingerprint  {source.fingerprint}")
     if source.passed_over:
         click.echo("passed over  " + ", ".join(source.passed_over))
     if made_from:
         for term in made_from["terms"]:
-            click.echo(f"made from    {term['coefficient']:+g} x {term['ref']} ({term['fingerprint']})" + (f" at {term['rules']}" if term["rules"] else ""))
+            click.echo(
+                f"made from    {term['coefficient']:+g} x {term['ref']} ({term['fingerprint']})"
+                + (f" at {term['rules']}" if term["rules"] else "")
+            )
 
 
 def _size(count: float) -> str:

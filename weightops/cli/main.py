@@ -73,7 +73,11 @@ def run(arguments: list[str], *, debug: bool = False) -> int:
     except (WeightopsError, OSError, MemoryError) as error:
         if debug:
             raise
-        text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+        text = (
+            f"{error.strerror}: {error.filename}"
+            if isinstance(error, OSError) and error.strerror
+            else str(error) or type(error).__name__
+        )
         click.echo(f"weightops: {text}", err=True)
         return 1
     return 0

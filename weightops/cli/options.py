@@ -15,7 +15,7 @@ from weightops.errors import UnknownNameError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class TaskNames(click.ParamType):
+class TaskNames(click.ParamType[Any]):
     """Names of tasks, separated by commas; completed by the shell."""
 
     name = "TASK[,TASK]"
@@ -23,7 +23,11 @@ class TaskNames(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         from weightops.tasks.table import TASKS
 
-        names = tuple(value) if isinstance(value, (tuple, list)) else tuple(part.strip() for part in value.split(",") if part.strip())
+        names = (
+            tuple(value)
+            if isinstance(value, (tuple, list))
+            else tuple(part.strip() for part in value.split(",") if part.strip())
+        )
         try:
             for name in names:
                 TASKS[name]
@@ -51,7 +55,7 @@ class OneTask(TaskNames):
         return names[0]
 
 
-class Alphas(click.ParamType):
+class Alphas(click.ParamType[Any]):
     """Numbers separated by commas, or START:STOP:STEP."""
 
     name = "A,B,...|START:STOP:STEP"
@@ -62,7 +66,11 @@ class Alphas(click.ParamType):
         try:
             if ":" in value:
                 start, stop, step = map(float, value.split(":"))
-                return tuple(round(start + i * step, 10) for i in range(int((stop - start) / step + 1.5)) if start + i * step <= stop + 1e-9)
+                return tuple(
+                    round(start + i * step, 10)
+                    for i in range(int((stop - start) / step + 1.5))
+                    if start + i * step <= stop + 1e-9
+                )
             return tuple(float(part) for part in value.split(","))
         except (ValueError, ZeroDivisionError):
             self.fail(f"{value!r} is neither numbers such as 0,0.1,0.4 nor a range such as 0:1:0.05", param, ctx)
@@ -70,7 +78,9 @@ class Alphas(click.ParamType):
 
 def model(function: F) -> F:
     """``--model``."""
-    return click.option("--model", default="embedded", show_default=True, help="A path to a model with its configuration, or a ref.")(function)
+    return click.option(
+        "--model", default="embedded", show_default=True, help="A path to a model with its configuration, or a ref."
+    )(function)
 
 
 def training(function: F) -> F:
@@ -80,19 +90,25 @@ def training(function: F) -> F:
         ("--batch-size", click.IntRange(1), "Images a step."),
         ("--steps", click.IntRange(1), "Steps of fine-tuning."),
     ):
-        function = click.option(flag, type=kind, default=None, help=f"{text} Default: the model's own, else the papers'.")(function)
+        function = click.option(
+            flag, type=kind, default=None, help=f"{text} Default: the model's own, else the papers'."
+        )(function)
     return function
 
 
 def computing(function: F) -> F:
     """``--seed`` and ``--device``."""
-    function = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")(function)
+    function = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")(
+        function
+    )
     return click.option("--seed", default=0, show_default=True, help="Of everything random.")(function)
 
 
 def printing(function: F) -> F:
     """``--json`` and ``-q``."""
-    function = click.option("-q", "--quiet", is_flag=True, callback=_quiet, expose_value=False, help="No progress and no warnings.")(function)
+    function = click.option(
+        "-q", "--quiet", is_flag=True, callback=_quiet, expose_value=False, help="No progress and no warnings."
+    )(function)
     return click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")(function)
 
 
@@ -106,7 +122,9 @@ def _quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 def writing(function: F) -> F:
     """``--overwrite``."""
-    return click.option("--overwrite", is_flag=True, help="Replace an output that exists; it stays until the new one is complete.")(function)
+    return click.option(
+        "--overwrite", is_flag=True, help="Replace an output that exists; it stays until the new one is complete."
+    )(function)
 
 
 def echo_json(value: Any) -> None:

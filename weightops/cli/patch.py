@@ -14,20 +14,44 @@ from weightops.cli import options
 @click.command()
 @click.option("--task", required=True, type=options.OneTask(), help="What to patch.")
 @options.model
-@click.option("--supported", type=options.TaskNames(), default=None, help="What must not get worse. Default: all rendered tasks.")
-@click.option("--alphas", type=options.Alphas(), default="0:1:0.05", show_default=True, help="Coefficients to try; 0 and 1 are always among them.")
-@click.option("--rule", type=click.Choice(["patching", "mean"]), default="patching", show_default=True, help="How alpha is chosen: see the text above.")
-@click.option("--max-supported-drop", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="For --rule patching; 0.01 is one point.")
+@click.option(
+    "--supported", type=options.TaskNames(), default=None, help="What must not get worse. Default: all rendered tasks."
+)
+@click.option(
+    "--alphas",
+    type=options.Alphas(),
+    default="0:1:0.05",
+    show_default=True,
+    help="Coefficients to try; 0 and 1 are always among them.",
+)
+@click.option(
+    "--rule",
+    type=click.Choice(["patching", "mean"]),
+    default="patching",
+    show_default=True,
+    help="How alpha is chosen: see the text above.",
+)
+@click.option(
+    "--max-supported-drop",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="For --rule patching; 0.01 is one point.",
+)
 @click.option("--finetuned", default=None, help="Weights to use instead of fine-tuning.")
 @options.training
 @options.computing
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="Folder for the results. Default: patched-TASK.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=None, help="Folder for the results. Default: patched-TASK."
+)
 @click.option("--resume", is_flag=True, help="Go on from where a killed or interrupted run stopped.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @options.writing
 @options.printing
-def command(task: str, out: Path | None, resume: bool, dry_run: bool, overwrite: bool, as_json: bool, **settings: Any) -> None:
-    """Make a model better at one task without making it worse at others (PAINT, arXiv 2208.05592).
+def command(
+    task: str, out: Path | None, resume: bool, dry_run: bool, overwrite: bool, as_json: bool, **settings: Any
+) -> None:
+    r"""Make a model better at one task without making it worse at others (PAINT, arXiv 2208.05592).
 
     Fine-tunes on the task under the frozen zero-shot head, tries (1 - alpha) base + alpha finetuned for one alpha after
     another on validation data, chooses one, confirms it once on test data, and writes the patched model, results.jsonl,
@@ -48,7 +72,9 @@ def command(task: str, out: Path | None, resume: bool, dry_run: bool, overwrite:
             options.echo_json(plan)
         else:
             for name, value in plan.items():
-                click.echo(f"{name.replace('_', ' '):17} {', '.join(map(str, value)) if isinstance(value, tuple) else value}")
+                click.echo(
+                    f"{name.replace('_', ' '):17} {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
+                )
         return
     names = [t.name for t in run.tasks]
     widths = [5, *(max(len(name), 5) for name in names), 9]
@@ -58,7 +84,16 @@ def command(task: str, out: Path | None, resume: bool, dry_run: bool, overwrite:
         if sweep.alpha == 0:
             click.echo("validation accuracy (%)")
             click.echo(line(["alpha", *names, "supported"], widths))
-        click.echo(line([f"{sweep.alpha:g}", *(cell(float(sweep.scores[name]["acc1"])) for name in names), cell(point.supported)], widths))
+        click.echo(
+            line(
+                [
+                    f"{sweep.alpha:g}",
+                    *(cell(float(sweep.scores[name]["acc1"])) for name in names),
+                    cell(point.supported),
+                ],
+                widths,
+            )
+        )
 
     summary = run.run(out, resume=resume, overwrite=overwrite, **({} if as_json else {"on_sweep": show}))
     if as_json:
@@ -71,4 +106,6 @@ def command(task: str, out: Path | None, resume: bool, dry_run: bool, overwrite:
         mean = sum(scores[1:]) / len(scores[1:])
         click.echo(line([which, *map(cell, scores), cell(mean)], [9, *widths[1:]]))
     seconds = summary["seconds"]
-    click.echo(f"\n{out}/ holds the patched model, frontier.png and the results ({seconds['total']:.0f} s, of which fine-tuning {seconds['finetune']:.0f})")
+    click.echo(
+        f"\n{out}/ holds the patched model, frontier.png and the results ({seconds['total']:.0f} s, of which fine-tuning {seconds['finetune']:.0f})"
+    )

@@ -19,8 +19,13 @@ def command(classes: bool, as_json: bool) -> None:
         fields = ("classes", "templates", "sizes", "source", "license")
         options.echo_json({name: {field: getattr(task, field) for field in fields} for name, task in TASKS.items()})
         return
-    rows = [[t.name, len(t.classes), *(f"{t.sizes[s]:,}" for s in ("train", "validation", "test")), t.license, t.source] for t in TASKS.values()]
+    rows = [
+        [t.name, len(t.classes), *(f"{t.sizes[s]:,}" for s in ("train", "validation", "test")), t.license, t.source]
+        for t in TASKS.values()
+    ]
     click.echo(table(["task", "classes", "train", "validation", "test", "licence", "source"], rows))
     if classes:
         for task in TASKS.values():
-            click.echo(f"\n{task.name}\n  classes    {', '.join(task.classes)}\n  templates  {' | '.join(task.templates)}")
+            click.echo(
+                f"\n{task.name}\n  classes    {', '.join(task.classes)}\n  templates  {' | '.join(task.templates)}"
+            )

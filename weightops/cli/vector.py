@@ -12,13 +12,28 @@ from weightops.cli import options
 @click.command()
 @click.argument("base")
 @click.argument("finetuned")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="A safetensors file for the task vector; without it, only numbers are printed.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="A safetensors file for the task vector; without it, only numbers are printed.",
+)
 @click.option("--select", multiple=True, metavar="PATTERN", help="Only tensors whose names match, such as 'visual.*'.")
 @click.option("--allow-missing", is_flag=True, help="Leave out tensors that only one of the checkpoints has.")
 @click.option("--per-tensor", is_flag=True, help="The norm of each tensor, too.")
 @options.writing
 @options.printing
-def command(base: str, finetuned: str, out: Path | None, select: tuple[str, ...], allow_missing: bool, per_tensor: bool, overwrite: bool, as_json: bool) -> None:
+def command(
+    base: str,
+    finetuned: str,
+    out: Path | None,
+    select: tuple[str, ...],
+    allow_missing: bool,
+    per_tensor: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """Make the task vector FINETUNED - BASE: save it, or tell its size."""
     import math
 
@@ -32,7 +47,14 @@ def command(base: str, finetuned: str, out: Path | None, select: tuple[str, ...]
         vector.save(out, overwrite=overwrite)
     total = math.sqrt(math.fsum(norm * norm for norm in norms.values()))
     unchanged = sum(norm == 0 for norm in norms.values())
-    result = {"base": base, "finetuned": finetuned, "tensors": len(norms), "unchanged": unchanged, "norm": total, "output": str(out) if out else None}
+    result = {
+        "base": base,
+        "finetuned": finetuned,
+        "tensors": len(norms),
+        "unchanged": unchanged,
+        "norm": total,
+        "output": str(out) if out else None,
+    }
     if as_json:
         options.echo_json({**result, **({"norms": norms} if per_tensor else {})})
         return

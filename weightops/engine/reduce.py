@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from weightops.engine.run import Segment, Step, evaluate, parallel, plan, segments
+from weightops.engine.run import Segment, Step, chunks, parallel, plan, reader, segments
 from weightops.expression import LinearForm
 from weightops.kernels import Scratch
 
@@ -24,25 +24,29 @@ def gram(forms: Sequence[LinearForm]) -> dict[str, torch.Tensor]:
         for step in plan(form, names):
             plans[step.name].append(step)
     k = len(forms)
-    pairs = [(i, j) for i in range(k) for j in range(i + 1)]
 
-    def do(batch: list[Segment], scratch: Scratch) -> list[tuple[str, list[torch.Tensor]]]:
-        results = []
-        for segment in batch:
-            name = segment.step.name
-            dtype = torch.float64 if forms[0].specs[name].dtype == torch.float64 else torch.float32
-            deltas = []
-            for step in plans[name]:
-                out = torch.empty(segment.stop - segment.start, dtype=dtype)
-                evaluate(Segment(step, segment.start, segment.stop), out, scratch)
-                deltas.append(out)
-            results.append((name, [(deltas[i] * deltas[j]).sum(dtype=torch.float64) for i, j in pairs]))
-        return results
+    def do(batch: list[Segment], scratch: Scratch) -> list[tuple[str, torch.Tensor]]:
+        return [(segment.step.name, _products(plans[segment.step.name], segment, scratch)) for segment in batch]
 
     totals = {name: torch.zeros(k, k, dtype=torch.float64) for name, steps in plans.items() if len(steps) == k}
     first = [steps[0] for name, steps in plans.items() if name in totals]
     for results in parallel(segments(first), do, total=4 * sum(step.numel for step in first)):
-        for name, values in results:
-            for (i, j), value in zip(pairs, values, strict=True):
-                totals[name][i, j] += value
-    return {name: lower + lower.tril(-1).T for name, lower in totals.items()}
+        for name, products in results:
+            totals[name] += products
+    return totals
+
+
+def _products(steps: Sequence[Step], segment: Segment, scratch: Scratch) -> torch.Tensor:
+    """The inner products of one segment, shape ``(k, k)``."""
+    readers = [reader(step, scratch) for step in steps]
+    wide = any(s.specs[segment.step.name].dtype == torch.float64 for step in steps for s in step.coefficients)
+    dtype = torch.float64 if wide else torch.float32
+    totals = torch.zeros(len(steps), len(steps), dtype=torch.float64)
+    for start, stop in chunks(segment, torch.device("cpu")):
+        deltas = [scratch.get(4 + i, stop - start, dtype) for i in range(len(steps))]
+        for read, delta in zip(readers, deltas, strict=True):
+            read(start, stop, delta)
+        for i, x in enumerate(deltas):
+            for j, y in enumerate(deltas[: i + 1]):
+                totals[i, j] += (x * y).sum(dtype=torch.float64)
+    return totals + totals.tril(-1).T

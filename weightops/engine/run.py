@@ -15,8 +15,8 @@ from tqdm import tqdm
 from weightops.dtypes import is_editable
 from weightops.errors import NonfiniteError
 from weightops.expression import LinearForm, Source
-from weightops.keys import some
 from weightops.kernels import CHUNK, Scratch, Term, combine, has_nonfinite
+from weightops.keys import some
 
 log = logging.getLogger("weightops")
 
@@ -58,7 +58,9 @@ def common_ties(form: LinearForm) -> dict[str, str]:
     """Alias -> name, where every source of the form has the two names tied."""
     sources = form.sources
     first, *rest = [source.ties for source in sources if source.specs.keys() & form.specs.keys()] or [{}]
-    return {a: n for a, n in first.items() if a in form.specs and n in form.specs and all(ties.get(a) == n for ties in rest)}
+    return {
+        a: n for a, n in first.items() if a in form.specs and n in form.specs and all(ties.get(a) == n for ties in rest)
+    }
 
 
 def _step(form: LinearForm, name: str) -> Step:
@@ -85,20 +87,45 @@ def segments(steps: Iterable[Step]) -> Iterator[list[Segment]]:
         yield batch
 
 
+def reader(step: Step, scratch: Scratch) -> Callable[[int, int, torch.Tensor], None]:
+    """A function that writes elements ``start`` to ``stop`` of a step to a flat tensor, on that tensor's device."""
+    flat = {source: source.read(step.name).detach().reshape(-1) for source in step.coefficients}
+    others = [
+        (source, c, source.space == "weights") for source, c in step.coefficients.items() if source is not step.anchor
+    ]
+
+    def write(start: int, stop: int, out: torch.Tensor) -> None:
+        def part(source: Source) -> torch.Tensor:
+            return flat[source][start:stop].to(out.device, non_blocking=True)
+
+        anchor = part(step.anchor) if step.anchor is not None else None
+        terms = [Term(coefficient, part(source), relative) for source, coefficient, relative in others]
+        combine(out, anchor, terms, step.keep_anchor, scratch)
+
+    return write
+
+
+def chunks(segment: Segment, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Where to cut a segment: into pieces that stay in a core's cache, or not at all on other devices."""
+    size = CHUNK if device.type == "cpu" else SEGMENT
+    for start in range(segment.start, segment.stop, size):
+        yield start, min(start + size, segment.stop)
+
+
 def evaluate(segment: Segment, out: torch.Tensor, scratch: Scratch) -> None:
     """Write a segment to ``out`` (flat, as long as the segment), on the device of ``out``."""
-    step = segment.step
-    flat = {source: source.read(step.name).detach().reshape(-1) for source in step.coefficients}
-    size = CHUNK if out.device.type == "cpu" else SEGMENT
-    for start in range(segment.start, segment.stop, size):
-        stop = min(start + size, segment.stop)
-        chunk = {source: tensor[start:stop].to(out.device, non_blocking=True) for source, tensor in flat.items()}
-        anchor = chunk[step.anchor] if step.anchor is not None else None
-        terms = [Term(c, chunk[s], s.space == "weights") for s, c in step.coefficients.items() if s is not step.anchor]
-        combine(out[start - segment.start : stop - segment.start], anchor, terms, step.keep_anchor, scratch)
+    read = reader(segment.step, scratch)
+    for start, stop in chunks(segment, out.device):
+        read(start, stop, out[start - segment.start : stop - segment.start])
 
 
-def parallel(work: Iterable[list[Segment]], do: Callable[[list[Segment], Scratch], T], *, total: int = 0, threads: int | None = None) -> Iterator[T]:
+def parallel(
+    work: Iterable[list[Segment]],
+    do: Callable[[list[Segment], Scratch], T],
+    *,
+    total: int = 0,
+    threads: int | None = None,
+) -> Iterator[T]:
     """``do`` over the work in threads, in order, with a progress bar once it has taken a second."""
     buffers = local()
 
@@ -107,16 +134,23 @@ def parallel(work: Iterable[list[Segment]], do: Callable[[list[Segment], Scratch
             buffers.scratch = Scratch()
         return do(batch, buffers.scratch)
 
-    threads = threads or torch.get_num_threads()
     batches = list(work)
-    with tqdm(total=total, unit="B", unit_scale=True, delay=1, leave=False) as bar, ThreadPoolExecutor(threads) as pool:
-        for batch, result in zip(batches, pool.map(one, batches), strict=True):
-            bar.update(sum(s.stop - s.start for s in batch) * 4)
-            yield result
+    pool = ThreadPoolExecutor(threads or torch.get_num_threads())
+    try:
+        with tqdm(total=total, unit="B", unit_scale=True, delay=1, leave=False) as bar:
+            for batch, result in zip(batches, pool.map(one, batches), strict=True):
+                bar.update(sum(s.stop - s.start for s in batch) * 4)
+                yield result
+    finally:
+        pool.shutdown(cancel_futures=True)  # on an error or ^C, what hasn't begun isn't begun
 
 
 def materialize(
-    form: LinearForm, out: Mapping[str, torch.Tensor], *, threads: int | None = None, on_nonfinite: OnNonfinite = "ignore"
+    form: LinearForm,
+    out: Mapping[str, torch.Tensor],
+    *,
+    threads: int | None = None,
+    on_nonfinite: OnNonfinite = "ignore",
 ) -> None:
     """Evaluate a form into given tensors, on whatever device and in whatever float dtype they are.
 
@@ -130,7 +164,12 @@ def materialize(
         NonfiniteError: naming the tensors, if asked for.
     """
     steps = [step for step in plan(form) if step.name in out]
-    staged = {s.name: out[s.name] if out[s.name].is_contiguous() else torch.empty_like(out[s.name], memory_format=torch.contiguous_format) for s in steps}
+    staged = {
+        s.name: out[s.name]
+        if out[s.name].is_contiguous()
+        else torch.empty_like(out[s.name], memory_format=torch.contiguous_format)
+        for s in steps
+    }
     flat = {name: tensor.detach().view(-1) for name, tensor in staged.items()}
 
     def do(batch: list[Segment], scratch: Scratch) -> list[str]:
@@ -144,7 +183,9 @@ def materialize(
 
     on_cpu = all(tensor.device.type == "cpu" for tensor in flat.values())
     total = sum(step.numel for step in steps) * 4
-    found = [name for bad in parallel(segments(steps), do, total=total, threads=threads if on_cpu else 1) for name in bad]
+    found = [
+        name for bad in parallel(segments(steps), do, total=total, threads=threads if on_cpu else 1) for name in bad
+    ]
     for name, tensor in staged.items():
         if tensor is not out[name]:
             out[name].detach().copy_(tensor)

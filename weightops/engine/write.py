@@ -28,13 +28,24 @@ class FileLayout:
     size: int
 
 
-def layout(form: LinearForm, filename: str, metadata: Mapping[str, str], *, dtype: torch.dtype | None = None, max_shard_size: int | None = None) -> list[FileLayout]:
+def layout(
+    form: LinearForm,
+    filename: str,
+    metadata: Mapping[str, str],
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | None = None,
+) -> list[FileLayout]:
     """Lay a form out in one file, or in shards of at most ``max_shard_size`` bytes of tensors.
 
     Tied names are stored once; the metadata say which name stands for which, as ``safetensors.torch.save_model`` does.
     """
     ties = common_ties(form)
-    specs = {n: Spec(s.shape, dtype if dtype and is_editable(s.dtype) else s.dtype) for n, s in form.specs.items() if n not in ties}
+    specs = {
+        n: Spec(s.shape, dtype if dtype and is_editable(s.dtype) else s.dtype)
+        for n, s in form.specs.items()
+        if n not in ties
+    }
     shards: list[dict[str, Spec]] = [{}]
     for name, spec in specs.items():
         if max_shard_size and shards[-1] and sum(s.nbytes for s in shards[-1].values()) + spec.nbytes > max_shard_size:
@@ -44,7 +55,10 @@ def layout(form: LinearForm, filename: str, metadata: Mapping[str, str], *, dtyp
         return [_file(filename, shards[0], {**metadata, **ties})]
     stem = filename.removesuffix(".safetensors")
     names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    return [_file(name, shard, {**metadata, **{a: n for a, n in ties.items() if n in shard}}) for name, shard in zip(names, shards, strict=True)]
+    return [
+        _file(name, shard, {**metadata, **{a: n for a, n in ties.items() if n in shard}})
+        for name, shard in zip(names, shards, strict=True)
+    ]
 
 
 def _file(name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> FileLayout:
@@ -52,7 +66,11 @@ def _file(name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> 
     offsets, end = {}, 0
     for tensor in sorted(specs, key=lambda n: -specs[n].dtype.itemsize):  # widest first: all are aligned
         spec = specs[tensor]
-        header[tensor] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [end, end + spec.nbytes]}
+        header[tensor] = {
+            "dtype": _NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [end, end + spec.nbytes],
+        }
         offsets[tensor], end = end, end + spec.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -60,7 +78,14 @@ def _file(name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> 
     return FileLayout(name, text, {n: len(text) + start for n, start in offsets.items()}, len(text) + end)
 
 
-def write(form: LinearForm, folder: Path, files: list[FileLayout], *, dtype: torch.dtype | None = None, on_nonfinite: OnNonfinite = "warn") -> None:
+def write(
+    form: LinearForm,
+    folder: Path,
+    files: list[FileLayout],
+    *,
+    dtype: torch.dtype | None = None,
+    on_nonfinite: OnNonfinite = "warn",
+) -> None:
     """Fill the files of a layout, in ``folder``, from a form.
 
     Raises:
@@ -88,18 +113,23 @@ def write(form: LinearForm, folder: Path, files: list[FileLayout], *, dtype: tor
                 if on_nonfinite != "ignore" and has_nonfinite(out):
                     bad.append(name)
                 handle, offset = place[name]
-                _pwrite(handle, memoryview(out.view(torch.uint8).numpy()), offset + segment.start * kind.itemsize)
+                _pwrite(handle, out.view(torch.uint8).numpy().data, offset + segment.start * kind.itemsize)
             return bad
 
         steps = plan(form)
-        found = [name for bad in parallel(segments(steps), do, total=4 * sum(step.numel for step in steps)) for name in bad]
+        found = [
+            name for bad in parallel(segments(steps), do, total=4 * sum(step.numel for step in steps)) for name in bad
+        ]
         report_nonfinite(found, on_nonfinite)
     finally:
         for handle in handles.values():
             os.close(handle)
     if len(files) > 1:
         total = sum(file.size - len(file.header) for file in files)
-        index = {"metadata": {"total_size": total}, "weight_map": {name: file.name for file in files for name in file.offsets}}
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": {name: file.name for file in files for name in file.offsets},
+        }
         stem = files[0].name.partition("-00001-of-")[0]
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

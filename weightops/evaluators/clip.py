@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import nn
 from torchvision.transforms import Compose, Normalize
 from tqdm import tqdm
 
@@ -64,7 +63,9 @@ class Clip:
         place = pick_device(device)
         module = checkpoint.model().to(place)
         if not hasattr(module, "encode_image") or not hasattr(module, "encode_text"):
-            raise CheckpointError(f"{checkpoint.ref} is a {type(module).__name__}, which has no image and text encoder: no zero-shot head can be made")
+            raise CheckpointError(
+                f"{checkpoint.ref} is a {type(module).__name__}, which has no image and text encoder: no zero-shot head can be made"
+            )
         return cls(module, checkpoint.preprocess(), checkpoint.tokenizer(), place, checkpoint)
 
     def pixels(self, task: Task, split: str) -> Pixels:
@@ -92,7 +93,8 @@ class Clip:
         """
         path = cache_dir() / "heads" / f"{self._text_fingerprint()}-{prompts_id(task)}.safetensors"
         if path.is_file():
-            return load_file(path)["head"].to(self.device)
+            kept: torch.Tensor = load_file(path)["head"]
+            return kept.to(self.device)
         rows = []
         for name in tqdm(task.classes, desc=f"prompts of {task.name}", delay=1, leave=False):
             tokens = self.tokenizer([template.replace("{}", name) for template in task.templates]).to(self.device)

@@ -19,7 +19,13 @@ Metrics = dict[str, float]
 
 
 def evaluate(
-    model: CheckpointLike | Clip, tasks: str | Task | Iterable[str | Task], *, split: str = "test", details: bool = False, batch_size: int = 256, device: str = "auto"
+    model: CheckpointLike | Clip,
+    tasks: str | Task | Iterable[str | Task],
+    *,
+    split: str = "test",
+    details: bool = False,
+    batch_size: int = 256,
+    device: str = "auto",
 ) -> dict[str, dict[str, Any]]:
     """Score a model on tasks, zero-shot.
 
@@ -84,7 +90,9 @@ def metrics(guesses: torch.Tensor, labels: torch.Tensor, classes: int, *, detail
         "n": len(labels),
     }
     if details:
-        result["per_class_recall"] = [n / t if t else math.nan for n, t in zip(confusion.diagonal().tolist(), totals.tolist(), strict=True)]
+        result["per_class_recall"] = [
+            n / t if t else math.nan for n, t in zip(confusion.diagonal().tolist(), totals.tolist(), strict=True)
+        ]
         result["confusion"] = confusion.tolist()
     return result
 

@@ -22,7 +22,9 @@ def patch_card(summary: Mapping[str, Any]) -> str:
         "tags": ["merge", "task-arithmetic", "weightops"],
     }
     rows = "\n".join(
-        f"| {name} | {task['role']} | " + " | ".join(cell(float(task[which]["acc1"])) for which in ("base", "finetuned", "patched")) + " |"
+        f"| {name} | {task['role']} | "
+        + " | ".join(cell(float(task[which]["acc1"])) for which in ("base", "finetuned", "patched"))
+        + " |"
         for name, task in tasks.items()
     )
     sources = "\n".join(f"* {name}: {task['source']}" for name, task in tasks.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from weightops.errors import missing_extra
 from weightops.search import Point
@@ -11,7 +12,9 @@ from weightops.search import Point
 INK, CURVE, CHOSEN, GUIDE = "#22252b", "#2f6db3", "#d1495b", "#9aa1ab"
 
 
-def draw_frontier(path: Path, points: Sequence[Point], chosen: Point, *, title: str, patching: str, supported: str) -> None:
+def draw_frontier(
+    path: Path, points: Sequence[Point], chosen: Point, *, title: str, patching: str, supported: str
+) -> None:
     """Draw the frontier to a PNG file.
 
     Args:
@@ -40,12 +43,22 @@ def draw_frontier(path: Path, points: Sequence[Point], chosen: Point, *, title: 
     axes.plot(xs, ys, color=CURVE, linewidth=2, marker="o", markersize=4.5, zorder=2)
     axes.plot(xs[0], ys[0], marker="s", markersize=9, color=INK, zorder=3)
     axes.plot(xs[-1], ys[-1], marker="D", markersize=8, color=INK, zorder=3)
-    axes.plot(100 * chosen.supported, 100 * chosen.patching, marker="*", markersize=19, color=CHOSEN, markeredgecolor="white", zorder=4)
+    axes.plot(
+        100 * chosen.supported,
+        100 * chosen.patching,
+        marker="*",
+        markersize=19,
+        color=CHOSEN,
+        markeredgecolor="white",
+        zorder=4,
+    )
     span = max(max(xs) - min(xs), 1.0)
     axes.set_xlim(min(xs) - 0.09 * span, max(xs) + 0.12 * span)
     axes.set_ylim(min(*ys, ys[0]) - 7, max(ys) + 9)
-    label = {"fontsize": 9.5, "color": INK, "textcoords": "offset points"}
-    axes.annotate(f"zero-shot (alpha 0)\n{ys[0]:.1f} %", (xs[0], ys[0]), xytext=(-11, 0), ha="right", va="center", **label)
+    label: dict[str, Any] = {"fontsize": 9.5, "color": INK, "textcoords": "offset points"}
+    axes.annotate(
+        f"zero-shot (alpha 0)\n{ys[0]:.1f} %", (xs[0], ys[0]), xytext=(-11, 0), ha="right", va="center", **label
+    )
     axes.annotate(f"fine-tuned (alpha 1)  {ys[-1]:.1f} %", (xs[-1], ys[-1]), xytext=(0, 10), ha="left", **label)
     axes.annotate(
         f"patched (alpha {chosen.alpha:g})\n{100 * chosen.patching:.1f} %", (100 * chosen.supported, 100 * chosen.patching),

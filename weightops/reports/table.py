@@ -22,4 +22,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def line(row: Sequence[str], widths: Sequence[int]) -> str:
     """One row of a table."""
-    return "  ".join(text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+    return "  ".join(
+        text.ljust(width) if i == 0 else text.rjust(width)
+        for i, (text, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()

@@ -61,13 +61,17 @@ def _polygon(*points: complex) -> npt.NDArray[np.complex128]:
 
 
 def _star(tips: int, inner: float) -> npt.NDArray[np.complex128]:
-    radius = np.where(np.arange(2 * tips) % 2 == 0, 1.0, inner)
-    return radius * np.exp(1j * (np.arange(2 * tips) * math.pi / tips - math.pi / 2))
+    corners = np.arange(2 * tips)
+    radius = np.where(corners % 2 == 0, 1.0, inner)
+    return np.asarray(radius * np.exp(1j * (corners * math.pi / tips - math.pi / 2)), dtype=np.complex128)
 
 
 _TURN = np.linspace(0, 2 * math.pi, 48, endpoint=False)
 _CIRCLE = np.exp(1j * _TURN)
-_HEART = (16 * np.sin(_TURN) ** 3 - 1j * (13 * np.cos(_TURN) - 5 * np.cos(2 * _TURN) - 2 * np.cos(3 * _TURN) - np.cos(4 * _TURN))) / 17
+_HEART = (
+    16 * np.sin(_TURN) ** 3
+    - 1j * (13 * np.cos(_TURN) - 5 * np.cos(2 * _TURN) - 2 * np.cos(3 * _TURN) - np.cos(4 * _TURN))
+) / 17
 
 # Outline and hole of each shape in the complex plane, y down, within the unit circle or nearly so.
 SHAPES: dict[str, tuple[npt.NDArray[np.complex128], npt.NDArray[np.complex128] | None]] = {
@@ -75,10 +79,13 @@ SHAPES: dict[str, tuple[npt.NDArray[np.complex128], npt.NDArray[np.complex128] |
     "square": (0.85 * _polygon(-1 - 1j, 1 - 1j, 1 + 1j, -1 + 1j), None),
     "triangle": (_polygon(-1j, 0.95 + 0.75j, -0.95 + 0.75j), None),
     "star": (_star(5, 0.42), None),
-    "cross": (0.33 * np.array([complex(x, y) for x, y in [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]]), None),
+    "cross": (
+        _polygon(*(i * turn for turn in (1, 1j, -1, -1j) for i in (0.33 - 0.99j, 0.33 - 0.33j, 0.99 - 0.33j))),
+        None,
+    ),
     "heart": (_HEART, None),
     "ring": (_CIRCLE, 0.58 * _CIRCLE),
-    "diamond": (_polygon(-1j, 0.62, 1j, -0.62), None),
+    "diamond": (_polygon(-1j, 0.62 + 0j, 1j, -0.62 + 0j), None),
     "moon": (_CIRCLE, 0.82 * _CIRCLE + 0.5),
     "arrow": (_polygon(-1j, 0.8 - 0.1j, 0.3 - 0.1j, 0.3 + 1j, -0.3 + 1j, -0.3 - 0.1j, -0.8 - 0.1j), None),
 }
@@ -105,7 +112,11 @@ def _places(rng: np.random.Generator, count: int) -> list[tuple[float, float, fl
     largest = 0.40 if count == 1 else 0.42 / math.sqrt(count + 1)
     while True:
         radius = rng.uniform(0.6, 1.0) * largest
-        centres = rng.uniform(radius, 1 - radius, (count, 2)) if count > 1 else rng.uniform(max(radius, 0.34), 1 - max(radius, 0.34), (1, 2))
+        centres = (
+            rng.uniform(radius, 1 - radius, (count, 2))
+            if count > 1
+            else rng.uniform(max(radius, 0.34), 1 - max(radius, 0.34), (1, 2))
+        )
         gaps = np.linalg.norm(centres[:, None] - centres[None], axis=-1)[np.triu_indices(count, 1)]
         if gaps.size == 0 or gaps.min() > 2.15 * radius:
             return [(x * _CANVAS, y * _CANVAS, radius * _CANVAS) for x, y in centres]
@@ -118,7 +129,8 @@ _Y, _X = np.meshgrid(np.arange(SIZE, dtype=np.float32) / SIZE, np.arange(SIZE, d
 
 def _wave(t: Floats) -> Floats:
     """A square wave of period 1 with slightly soft edges, in [0, 1]."""
-    return np.clip(0.5 + 6 * np.sin(2 * math.pi * t), 0, 1)
+    values: Floats = np.clip(0.5 + 6 * np.sin(2 * math.pi * t), 0, 1, dtype=np.float32)
+    return values
 
 
 def _cells(rng: np.random.Generator) -> tuple[Floats, Floats]:
@@ -135,13 +147,15 @@ def _concentric(rng: np.random.Generator) -> Floats:
 def _gradient(rng: np.random.Generator) -> Floats:
     angle = rng.uniform(0, 2 * math.pi)
     t = (_X - 0.5) * np.float32(math.cos(angle)) + (_Y - 0.5) * np.float32(math.sin(angle))
-    return np.clip(0.5 + t * np.float32(rng.uniform(0.8, 1.2)), 0, 1)
+    values: Floats = np.clip(0.5 + t * np.float32(rng.uniform(0.8, 1.2)), 0, 1, dtype=np.float32)
+    return values
 
 
 def _dots(rng: np.random.Generator) -> Floats:
     u, v = _cells(rng)
     distance = np.hypot(u % 1 - 0.5, v % 1 - 0.5)
-    return np.clip((np.float32(rng.uniform(0.25, 0.36)) - distance) * 12 + 0.5, 0, 1)
+    values: Floats = np.clip((np.float32(rng.uniform(0.25, 0.36)) - distance) * 12 + 0.5, 0, 1, dtype=np.float32)
+    return values
 
 
 def _grid(rng: np.random.Generator) -> Floats:
@@ -197,7 +211,9 @@ def _font(face: Face, pixels: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.truetype(path, pixels)
     if weight is not None:
         axes = font.get_variation_axes()
-        font.set_variation_by_axes([weight if axis["name"] == b"Weight" else axis["default"] for axis in axes])
+        font.set_variation_by_axes(
+            [float(weight if axis["name"] == b"Weight" else axis["default"] or 0) for axis in axes]
+        )
     return font
 
 
@@ -223,7 +239,10 @@ def text_mask(rng: np.random.Generator, text: str, face: Face, *, scale: float =
     ImageDraw.Draw(canvas).text(at, text, fill=255, font=font, stroke_width=stroke)
     angle, shear = rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)
     stretch = np.exp(rng.uniform(-0.14, 0.14))
-    matrix = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]) @ [[stretch, shear], [0, 1 / stretch]]
+    matrix = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]) @ [
+        [stretch, shear],
+        [0, 1 / stretch],
+    ]
     slack = max(0.0, 0.5 - scale / 2) * _CANVAS
     dx, dy = rng.uniform(-slack, slack, 2)
     if len(text) > 1:
@@ -231,7 +250,10 @@ def text_mask(rng: np.random.Generator, text: str, face: Face, *, scale: float =
     half = _CANVAS / 2
     tx, ty = half - matrix @ (half + dx, half + dy)
     canvas = canvas.transform(
-        (_CANVAS, _CANVAS), Image.Transform.AFFINE, (matrix[0, 0], matrix[0, 1], tx, matrix[1, 0], matrix[1, 1], ty), Image.Resampling.BILINEAR
+        (_CANVAS, _CANVAS),
+        Image.Transform.AFFINE,
+        (matrix[0, 0], matrix[0, 1], tx, matrix[1, 0], matrix[1, 1], ty),
+        Image.Resampling.BILINEAR,
     )
     return _reduce(_elastic(rng, canvas, warp) if warp else canvas)
 
@@ -245,12 +267,15 @@ def _elastic(rng: np.random.Generator, canvas: Image.Image, strength: float) -> 
     for i in range(4):
         for j in range(4):
             quad = [corners[i, j], corners[i + 1, j], corners[i + 1, j + 1], corners[i, j + 1]]
-            mesh.append(((j * step, i * step, (j + 1) * step, (i + 1) * step), tuple(v for y, x in quad for v in (x, y))))
+            mesh.append(
+                ((j * step, i * step, (j + 1) * step, (i + 1) * step), tuple(v for y, x in quad for v in (x, y)))
+            )
     return canvas.transform(canvas.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
 
 
 def _reduce(canvas: Image.Image) -> Floats:
-    return np.asarray(canvas.reduce(2), dtype=np.float32) / np.float32(255)
+    values: Floats = np.asarray(canvas.reduce(2), dtype=np.float32) / np.float32(255)
+    return values
 
 
 # ----------------------------------------------------------- composition
@@ -261,15 +286,18 @@ def backdrop(rng: np.random.Generator, name: str) -> Floats:
     base = color(rng, name)
     kind = rng.random()
     if kind < 0.4:
-        return np.broadcast_to(base, (SIZE, SIZE, 3)).astype(np.float32)
+        return np.tile(base, (SIZE, SIZE, 1))
     other = np.clip(base + rng.uniform(-45, 45), 0, 255)
     if kind < 0.6:
         pattern = _gradient(rng)
     elif kind < 0.8:
         pattern = rng.random((SIZE, SIZE), dtype=np.float32)
     else:
-        pattern = TEXTURES[str(rng.choice(["horizontal stripes", "vertical stripes", "diagonal stripes", "checkerboard"]))](rng)
-    return base + pattern[..., None] * (other - base).astype(np.float32)
+        pattern = TEXTURES[
+            str(rng.choice(["horizontal stripes", "vertical stripes", "diagonal stripes", "checkerboard"]))
+        ](rng)
+    values: Floats = base + pattern[..., None] * (other - base).astype(np.float32)
+    return values
 
 
 def compose(mask: Floats, ink: Floats, ground: Floats) -> Floats:
@@ -295,7 +323,9 @@ def texture(rng: np.random.Generator, name: str, ink: str, ground: str) -> Pictu
     return expose(rng, compose(TEXTURES[name](rng), color(rng, ink), color(rng, ground)))
 
 
-def glyphs(rng: np.random.Generator, text: str, face: Face, *, colors: tuple[str, str] | None = None, warp: float = 0.0) -> Picture:
+def glyphs(
+    rng: np.random.Generator, text: str, face: Face, *, colors: tuple[str, str] | None = None, warp: float = 0.0
+) -> Picture:
     """A letter, digit or word in two named colours, or in two that contrast, often white on black or black on white."""
     mask = text_mask(rng, text, face, scale=0.75 if len(text) == 1 else 0.95, warp=warp)
     if colors is None and rng.random() < 0.3:

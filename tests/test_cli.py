@@ -1,0 +1,116 @@
+"""The command line as people use and misuse it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from weightops import open_checkpoint
+from weightops.cli.main import VERBS, run
+
+
+def weightops(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = run([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_of_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for verb in VERBS:
+        assert f"\n  {verb} " in listed
+        code, out, _ = weightops(capsys, verb, "--help")
+        assert code == 0
+        assert out.startswith("Usage: weightops ")
+
+
+def test_vector_apply_inspect(
+    capsys: pytest.CaptureFixture[str], saved: tuple[Path, Path], net: nn.Module, tuned: nn.Module, tmp_path: Path
+) -> None:
+    pre, ft = saved
+    code, out, _ = weightops(capsys, "vector", pre, ft, "-o", tmp_path / "v.safetensors", "--json")
+    assert code == 0
+    assert json.loads(out)["tensors"] == 9
+    code, _, _ = weightops(
+        capsys, "apply", tmp_path / "v.safetensors", "--base", pre, "--alpha", "0.5", "-o", tmp_path / "e.safetensors"
+    )
+    assert code == 0
+    assert torch.allclose(open_checkpoint(tmp_path / "e.safetensors")["scale"], (net.scale + tuned.scale) / 2)
+    code, out, _ = weightops(capsys, "inspect", tmp_path / "e.safetensors", "--json")
+    facts = json.loads(out)
+    assert facts["ties"] == {"out.weight": "embed.weight"}
+    assert [term["coefficient"] for term in facts["made_from"]["terms"]] == [1.0, 0.5]
+    code, out, _ = weightops(capsys, "inspect", tmp_path / "e.safetensors")
+    assert "= embed.weight" in out
+    assert "made from    +0.5 x" in out
+
+
+def test_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = weightops(capsys, "tasks", "--json")
+    assert json.loads(out)["mnist"]["sizes"]["test"] == 1000
+    _, out, _ = weightops(capsys, "tasks", "--classes")
+    assert "concentric circles" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["patch", "--task", "mnits"], 2, "did you mean mnist"),
+        (["patch"], 2, "Missing option '--task'"),
+        (["pach"], 2, "did you mean patch"),
+        (["patch", "--task", "mnist", "--alphas", "a:b"], 2, "neither numbers"),
+        (["patch", "--task", "mnist", "--model", "nowhere", "--dry-run"], 1, "no file or folder nowhere"),
+        (["inspect", "{text}"], 1, "is not a checkpoint"),
+        (["vector", "{a}", "{b}"], 1, "don't match"),
+        (["vector", "{a}", "{a}", "-o", "{a}"], 1, "exists"),
+        (["apply", "{a}", "--base", "{a}", "-o", "{new}"], 1, "holds weights, not a task vector"),
+        (["evaluate", "{a}", "--tasks", "digits"], 1, "doesn't say of what model"),
+        (["apply", "x", "--base", "y", "--alpha", "1", "--alpha", "2", "-o", "{new}"], 2, "1 vectors and 2 alphas"),
+    ],
+)
+def test_misuse_is_told_in_a_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    places = {name: str(tmp_path / f"{name}.safetensors") for name in ("text", "a", "b", "new")}
+    Path(places["text"]).write_text("this is not a checkpoint")
+    save_file({"w": torch.zeros(2)}, places["a"])
+    save_file({"w": torch.zeros(3)}, places["b"])
+    got, out, err = weightops(capsys, *(argument.format(**places) for argument in arguments))
+    assert got == code
+    assert message in err
+    assert out == ""
+    assert "Traceback" not in err
+    assert not Path(places["new"]).exists()
+
+
+def test_evaluate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = weightops(
+        capsys, "evaluate", "--tasks", "digits", "--split", "validation", "-o", tmp_path / "r.jsonl", "--json"
+    )
+    assert code == 0
+    [row] = json.loads(out)
+    assert {"dataset", "model", "pretrained", "task", "metrics", "language"} <= row.keys()
+    assert json.loads((tmp_path / "r.jsonl").read_text()) == row
+
+
+def test_completion(capsys: pytest.CaptureFixture[str]) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        code, out, _ = weightops(capsys, "completion", shell)
+        assert code == 0
+        assert "_WEIGHTOPS_COMPLETE" in out
+
+
+def test_module_and_debug() -> None:
+    command = [sys.executable, "-m", "weightops", "inspect", "nowhere"]
+    plain, debug = (subprocess.run([*command, *more], capture_output=True, text=True) for more in ([], ["--debug"]))
+    assert plain.returncode == 1
+    assert plain.stderr.count("\n") == 1
+    assert "Traceback" in debug.stderr

@@ -1,0 +1,97 @@
+"""Zero-shot evaluation against plain formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from weightops import TASKS, Clip, evaluate, open_checkpoint
+from weightops.errors import CheckpointError
+from weightops.evaluators.zero_shot import metrics
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return Clip.open("embedded", "cpu")
+
+
+def test_head_and_scores_against_a_plain_loop(clip: Clip) -> None:
+    task = TASKS["digits"]
+    images = task.load("validation")
+    with torch.no_grad():
+        rows = []
+        for name in task.classes:
+            texts = F.normalize(
+                clip.module.encode_text(clip.tokenizer([t.format(name) for t in task.templates])), dim=-1
+            )
+            rows.append(F.normalize(texts.mean(0), dim=0))
+        head = torch.stack(rows) * clip.module.logit_scale.exp()
+        pixels = torch.stack([clip.preprocess(images[i]) for i in range(len(images))])
+        logits = F.normalize(clip.module.encode_image(pixels), dim=-1) @ head.T
+    guesses = logits.argmax(1).numpy()
+    labels = np.asarray(images.labels)
+    for _ in range(2):  # computed, then from the caches
+        assert torch.allclose(clip.zero_shot_head(task), head, atol=1e-5)
+        scores = evaluate(clip, "digits", split="validation", details=True)["digits"]
+        assert scores["acc1"] == pytest.approx((guesses == labels).mean())
+        recall = [(guesses[labels == c] == c).mean() for c in range(10)]
+        assert scores["per_class_recall"] == pytest.approx(recall)
+        assert scores["mean_per_class_recall"] == pytest.approx(np.mean(recall))
+        assert scores["acc5"] == pytest.approx(
+            (torch.topk(logits, 5).indices == torch.from_numpy(labels)[:, None]).any(1).double().mean().item()
+        )
+        assert np.array(scores["confusion"]).sum() == len(labels)
+
+
+def test_kept_pixels_are_the_pixels(clip: Clip) -> None:
+    images = TASKS["shapes"].load("validation")
+    pixels = clip.pixels(TASKS["shapes"], "validation")
+    indices = np.array([3, 1, 4])
+    fresh = torch.stack([clip.preprocess(images[int(i)]) for i in indices])
+    assert torch.equal(pixels.batch(indices), fresh)
+    assert torch.equal(pixels.batch(indices), fresh)
+
+
+def test_metrics() -> None:
+    guesses, labels = torch.tensor([[0, 1], [1, 0], [1, 0], [3, 0]]), torch.tensor([0, 0, 1, 3])
+    result = metrics(guesses, labels, 4)
+    assert result == {
+        "acc1": 0.75,
+        "acc5": pytest.approx(math.nan, nan_ok=True),
+        "mean_per_class_recall": pytest.approx((0.5 + 1 + 1) / 3),
+        "n": 4,
+    }
+
+
+def test_a_head_is_not_taken_from_another_model(clip: Clip) -> None:
+    other = Clip.open("embedded", "cpu")
+    with torch.no_grad():
+        other.module.text_projection.add_(0.1 * torch.randn_like(other.module.text_projection))
+    assert not torch.allclose(clip.zero_shot_head(TASKS["digits"]), other.zero_shot_head(TASKS["digits"]), atol=1e-3)
+
+
+def test_models_that_cannot_be_scored() -> None:
+    with pytest.raises(CheckpointError, match="doesn't say of what model"):
+        evaluate({"w": torch.zeros(1)}, "digits")
+
+
+def test_embedded_loads_in_unmodified_open_clip(tmp_path: object) -> None:
+    import open_clip
+
+    folder = open_checkpoint("embedded").save(f"{tmp_path}/model")
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    ours = Clip.open("embedded", "cpu")
+    texts = ["a red circle", 'the number: "7".', "internationalization"]
+    assert torch.equal(tokenizer(texts), ours.tokenizer(texts))
+    assert tokenizer(texts).max() < model.vocab_size
+    image = TASKS["shapes"].load("test")[0]
+    with torch.no_grad():
+        assert torch.equal(preprocess(image), ours.preprocess(image))
+        assert torch.equal(
+            model.eval().encode_image(preprocess(image)[None]), ours.module.encode_image(ours.preprocess(image)[None])
+        )
