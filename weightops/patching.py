@@ -67,9 +67,18 @@ class Patch:
     """
 
     def __init__(
-        self, task: str | Task, *, model: CheckpointLike = "embedded", supported: Iterable[str | Task] | None = None, alphas: Iterable[float] = ALPHAS,
-        rule: Rule = "patching", max_supported_drop: float = 0.01, finetuned: CheckpointLike | None = None, device: str = "auto", **training: Any,
-    ) -> None:  # fmt: skip
+        self,
+        task: str | Task,
+        *,
+        model: CheckpointLike = "embedded",
+        supported: Iterable[str | Task] | None = None,
+        alphas: Iterable[float] = ALPHAS,
+        rule: Rule = "patching",
+        max_supported_drop: float = 0.01,
+        finetuned: CheckpointLike | None = None,
+        device: str = "auto",
+        **training: Any,
+    ) -> None:
         [self.task] = as_tasks(task)
         self.supported = [t for t in as_tasks(RENDERED if supported is None else supported) if t.name != self.task.name]
         if not self.supported:
@@ -214,7 +223,9 @@ class Patch:
         points = [s.point(self.task.name) for s in sweep]
         [chosen] = [point for point in points if point.alpha == summary["alpha"]]
         before, after = (s.point(self.task.name) for s in (test[0], test[2]))
-        title = f"{self.task.name} {100 * before.patching:.1f} → {100 * after.patching:.1f} %, supported {100 * before.supported:.1f} → {100 * after.supported:.1f} % (test)"
+        gain = f"{self.task.name} {100 * before.patching:.1f} → {100 * after.patching:.1f} %"
+        cost = f"supported {100 * before.supported:.1f} → {100 * after.supported:.1f} %"
+        title = f"{gain}, {cost} (test)"
         supported = (
             self.supported[0].name if len(self.supported) == 1 else f"mean of {len(self.supported)} supported tasks"
         )

@@ -71,7 +71,8 @@ def choose(points: Sequence[Point], *, rule: Rule = "patching", max_supported_dr
     if not allowed:
         near = max(points, key=lambda point: point.supported)
         raise NothingSatisfiesError(
-            f"no alpha keeps supported accuracy at {floor:.2%}; nearest is alpha {near.alpha:g} with {near.supported:.2%} (patching {near.patching:.2%})"
+            f"no alpha keeps supported accuracy at {floor:.2%}; nearest is alpha {near.alpha:g} with {near.supported:.2%} "
+            f"(patching {near.patching:.2%})"
         )
     best = max(allowed, key=lambda point: point.patching)
     return Choice(

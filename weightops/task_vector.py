@@ -242,7 +242,8 @@ class TaskVector(Mapping[str, torch.Tensor]):
         targets = module.state_dict(keep_vars=True)
         if any(isinstance(source, MemorySource) and source.shares_memory_with(targets) for source in form.sources):
             raise CheckpointError(
-                "the module's own tensors are the base or part of the task vector, so editing it in place would change these; copy the module first (copy.deepcopy)"
+                "the module's own tensors are the base or part of the task vector, so editing it in place would change "
+                "these; copy the module first (copy.deepcopy)"
             )
         missing = [name for name in form.specs if name not in targets]
         if missing:
@@ -254,7 +255,10 @@ class TaskVector(Mapping[str, torch.Tensor]):
 
     def _edit(self, base: Checkpoint, alpha: Alpha, strict: bool) -> LinearForm:
         if self.base is not None and not self.base.matches(base):
-            message = f"this task vector was made from {self.base.ref} ({self.base.fingerprint}) and is applied to {base.ref} ({base.form.sources[0].fingerprint})"
+            other = f"{base.ref} ({base.form.sources[0].fingerprint})"
+            message = (
+                f"this task vector was made from {self.base.ref} ({self.base.fingerprint}) and is applied to {other}"
+            )
             if strict:
                 raise MismatchError(message)
             log.warning(message)

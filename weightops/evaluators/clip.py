@@ -99,7 +99,7 @@ class Clip:
         for name in tqdm(task.classes, desc=f"prompts of {task.name}", delay=1, leave=False):
             tokens = self.tokenizer([template.replace("{}", name) for template in task.templates]).to(self.device)
             rows.append(F.normalize(F.normalize(self.module.encode_text(tokens).float(), dim=-1).mean(0), dim=0))
-        head = torch.stack(rows) * self.module.logit_scale.float().exp()
+        head: torch.Tensor = torch.stack(rows) * self.module.logit_scale.float().exp()
         with whole(path, overwrite=True) as part:
             save_file({"head": head.cpu()}, part)
         return head
