@@ -99,6 +99,7 @@ def main() -> None:
             "loop": lambda pre=pre, ft=ft: plain_loop(pre, ft, 0.4),
             "in place": lambda vector=vector, model=model: vector.apply_(model, 0.4),
         }
+        memory = {name: peak_extra(ways[name]) / size for name in ("weightops", "loop")}  # before anything is freed
         times: dict[str, list[float]] = {name: [] for name in ways}
         for repeat in range(args.repeats + 1):
             for name, way in ways.items():
@@ -107,7 +108,6 @@ def main() -> None:
                     times[name].append(seconds)
         medians = {name: statistics.median(values) for name, values in times.items()}
         medians["floor"] *= 1.5  # a copy moves two models' bytes; build and apply must move three
-        memory = {name: peak_extra(ways[name]) / size for name in ("weightops", "loop")}
         name = str(dtype).removeprefix("torch.")
         results[name] = {
             "bytes": size,

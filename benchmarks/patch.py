@@ -16,7 +16,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+
+import torch
+
+from weightops import TASKS, Clip, TaskVector, evaluate, open_checkpoint
+from weightops.tasks.table import RENDERED
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -45,6 +51,28 @@ def points(summary: dict, which: str) -> tuple[float, float]:
         for role in ("patching", "supported")
     }
     return scores["patching"][0], statistics.mean(scores["supported"])
+
+
+def cost_of_a_step() -> dict[str, float]:
+    """Milliseconds to set alpha in the resident model, and to evaluate it on the validation splits with all pixels kept."""
+    clip, base = Clip.open("embedded"), open_checkpoint("embedded").to(torch.float32)
+    vector = TaskVector(base, {name: tensor + 1e-3 for name, tensor in base.state_dict().items()})
+    tasks = [TASKS[name] for name in ("mnist", *RENDERED)]
+    edits, passes = [], []
+    for repeat in range(6):
+        start = time.perf_counter()
+        vector.apply_(clip.module, 0.1 * repeat, base=base)
+        edited = time.perf_counter()
+        evaluate(clip, tasks, split="validation")
+        if repeat:
+            edits.append(edited - start)
+            passes.append(time.perf_counter() - edited)
+    edit, evaluation = 1000 * statistics.median(edits), 1000 * statistics.median(passes)
+    return {
+        "edit_ms": round(edit, 1),
+        "evaluation_ms": round(evaluation, 1),
+        "edit_over_evaluation": round(edit / evaluation, 4),
+    }
 
 
 def main() -> None:
@@ -81,6 +109,8 @@ def main() -> None:
     }
     for name, value in spread.items():
         print(f"{name:20} {value['mean']:7.2f}   ({value['min']:.2f} to {value['max']:.2f})")
+    cost = cost_of_a_step()
+    print("a step of alpha:", cost)
     tasks = {
         name: {which: round(100 * t[which]["acc1"], 1) for which in ("base", "finetuned", "patched")}
         for name, t in summary["tasks"].items()
@@ -90,6 +120,7 @@ def main() -> None:
         "seeds": rows,
         "spread": spread,
         "tasks_of_last_seed": tasks,
+        "step": cost,
         "versions": summary["versions"],
     }
     (RESULTS / "patch.json").write_text(json.dumps(result, indent=2) + "\n")
