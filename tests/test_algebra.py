@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from weightops import Checkpoint, TaskVector, average, interpolate, open_checkpoint
-from weightops.errors import CheckpointError, MismatchError, NonfiniteError, SpaceError, UnknownNameError
+from weightops.errors import CheckpointError, MismatchError, NonfiniteError, OptionError, SpaceError, UnknownNameError
 
 State = dict[str, torch.Tensor]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -213,7 +213,7 @@ def test_apply_in_place(net: nn.Module, tuned: nn.Module) -> None:
         expected = tau.apply(net, alpha).state_dict()
         assert all(torch.equal(t, expected[n]) for n, t in module.state_dict().items() if n in tau)
         assert [p.data_ptr() for p in module.parameters()] == pointers
-    with pytest.raises(CheckpointError, match="own tensors are the base"):
+    with pytest.raises(CheckpointError, match="own tensors take part"):
         tau.apply_(net, 0.5)
     with pytest.raises(MismatchError, match="lacks"):
         tau.apply_(nn.Linear(2, 2), 0.5)
@@ -251,13 +251,16 @@ def test_mismatches_name_what_differs() -> None:
 
 
 def test_missing_names_are_left_out_on_request_and_named(caplog: pytest.LogCaptureFixture) -> None:
-    pre = {"a": torch.zeros(2), "b": torch.zeros(3)}
+    pre = {"a": torch.zeros(2), "b[0]": torch.full((3,), 5.0)}
     tau = TaskVector(pre, {"a": torch.ones(2), "c": torch.ones(1)}, strict=False)
-    assert "b, c" in caplog.text
+    assert "b[0], c" in caplog.text
     assert list(tau) == ["a"]
-    assert torch.equal(tau.apply(pre)["b"], pre["b"])
-    full = TaskVector(pre, {"a": torch.ones(2), "b": torch.ones(3)})
-    assert torch.equal((tau + full).apply(pre)["b"], torch.ones(3))
+    for alpha in (0.0, 0.4, 1.0):
+        assert torch.equal(tau.apply(pre, alpha)["b[0]"], pre["b[0]"])
+    full = TaskVector(pre, {"a": torch.ones(2), "b[0]": torch.ones(3)})
+    assert torch.equal((tau + full).apply(pre)["b[0]"], torch.ones(3))
+    with pytest.raises(MismatchError, match="no tensor name in common"):
+        TaskVector(pre, {"module.a": torch.ones(2)}, strict=False)
 
 
 def test_spaces() -> None:
@@ -292,9 +295,9 @@ def test_average_and_interpolate(net: nn.Module) -> None:
             exact = sum(m.state_dict()[name].double() for m in models) / 3
             assert close(tensor, exact, 2.0)
     assert mean.out.weight is mean.embed.weight
-    with pytest.raises(ValueError, match="at least one model"):
+    with pytest.raises(OptionError, match="at least one model"):
         average([])
-    with pytest.raises(ValueError, match="as many weights"):
+    with pytest.raises(OptionError, match="as many weights"):
         average(models, [1.0])
 
 
@@ -313,3 +316,69 @@ def test_cuda_agrees_within_one_unit(net: nn.Module, tuned: nn.Module) -> None:
     for name, tensor in on_cpu.items():
         assert on_gpu[name].device.type == "cuda"
         assert torch.allclose(tensor.double(), on_gpu[name].cpu().double(), rtol=torch.finfo(torch.float32).eps, atol=0)
+
+
+def test_ties_are_edited_alike_or_not_at_all(net: nn.Module, tuned: nn.Module) -> None:
+    tau = TaskVector(net, tuned)
+    with pytest.raises(MismatchError, match="are one tensor in the target and two in"):
+        tau.select("out.weight").apply(net)
+    untied = {n: t.clone() for n, t in tuned.state_dict().items()}
+    untied["out.weight"] += 1
+    with pytest.raises(MismatchError, match=r"embed.weight and out.weight are one tensor"):
+        TaskVector(net, untied).apply(net, 0.5)
+    separate = {n: t.clone() for n, t in net.state_dict().items()}
+    edited = TaskVector(separate, untied).apply(separate, 1.0)
+    assert torch.equal(edited["out.weight"], untied["out.weight"])
+    by_data = copy.deepcopy(net)
+    by_data.out.weight = nn.Parameter(by_data.embed.weight.data)
+    assert torch.equal(tau.apply(by_data, 0.0).out.weight, net.embed.weight)
+    loose = nn.ModuleDict({"embed": nn.Embedding(7, 5), "out": nn.Linear(5, 7, bias=False)})
+    open_checkpoint(net).load_into(loose, strict=False)
+    assert torch.equal(loose["out"].weight, net.embed.weight)
+
+
+def test_a_model_is_not_filled_from_itself(net: nn.Module, tuned: nn.Module) -> None:
+    checkpoint = open_checkpoint(net)
+    with pytest.raises(CheckpointError, match="own tensors take part"):
+        TaskVector(checkpoint, tuned).apply(checkpoint, 0.25).load_into(net)
+
+
+def test_a_vector_follows_its_checkpoints(net: nn.Module) -> None:
+    ft = copy.deepcopy(net)
+    tau = TaskVector(net, ft)
+    with torch.no_grad():
+        ft.scale.add_(1)
+    assert tau.norm() == 1
+
+
+def test_infinities_that_all_share_stay(net: nn.Module) -> None:
+    pre = {"mask": torch.tensor([0.0, -math.inf]), "w": torch.zeros(2)}
+    ft = {"mask": pre["mask"].clone(), "w": torch.ones(2)}
+    assert torch.equal(TaskVector(pre, ft).apply(pre, 0.5)["mask"], pre["mask"])
+
+
+def test_coefficients_of_all_kinds(net: nn.Module, tuned: nn.Module) -> None:
+    import numpy as np
+
+    tau = TaskVector(net, tuned)
+    assert (np.float64(0.5) * tau).norm() == pytest.approx(tau.norm() / 2)
+    assert (tau * torch.tensor(0.5)).norm() == pytest.approx(tau.norm() / 2)
+    with pytest.raises(OptionError, match="finite"):
+        tau.apply(net, math.nan)
+    with pytest.raises(SpaceError, match="multiplied with each other"):
+        tau * tau
+    with pytest.raises(SpaceError, match="task vector was given where weights are needed"):
+        tau.apply(tau)  # type: ignore[type-var]
+    with torch.inference_mode():
+        assert tau.apply(net, 0.5).scale.item() == pytest.approx((net.scale.item() + tuned.scale.item()) / 2)
+
+
+def test_another_base_is_told_apart_even_when_edited(
+    net: nn.Module, tuned: nn.Module, saved: tuple[Path, Path]
+) -> None:
+    half, most = (TaskVector(net, tuned).apply(open_checkpoint(net), a) for a in (0.3, 0.7))
+    vector = TaskVector(half, tuned)
+    vector.apply(half, strict=True)
+    with pytest.raises(MismatchError, match="made from"):
+        vector.apply(most, strict=True)
+    assert half.fingerprint != most.fingerprint

@@ -133,8 +133,8 @@ def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
         "is not a checkpoint.*begins with b'hello": tmp_path / "text.safetensors",
         "is none of safetensors, safetensors index, torch zip": tmp_path / "empty.pt",
         "holds no file of weights": tmp_path / "hollow",
-        "holds 2 files of weights and no index": tmp_path / "two",
-        "not a sound safetensors file": tmp_path / "cut.safetensors",
+        "holds 2 files of weights and no one index": tmp_path / "two",
+        "not a sound safetensors file|none of": tmp_path / "cut.safetensors",
         "not a state dict": tmp_path / "list.pt",
         "not valid JSON|none of": tmp_path / "broken.json",
     }
@@ -153,14 +153,13 @@ def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
             open_checkpoint(path)
     with pytest.raises(CheckpointError, match="holds int at 'w'"):
         open_checkpoint({"w": 3})  # type: ignore[dict-item]
-    with pytest.raises(CheckpointError, match="meta device"):
+    with pytest.raises(CheckpointError, match="holds a meta tensor"):
         open_checkpoint(nn.Linear(2, 2, device="meta"))
 
 
 def test_indexes_that_lie(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     save_file({"w": torch.zeros(2)}, tmp_path / "one.safetensors")
-    (tmp_path / "sub").mkdir()
     save_file({"w": torch.zeros(2)}, tmp_path.parent / "outside.safetensors")
     for weight_map, message in (
         ({"w": "absent.safetensors"}, "absent.safetensors, which is missing"),

@@ -69,3 +69,8 @@ def test_noncontiguous_and_half_precision_targets(large: tuple[dict[str, torch.T
     out = torch.zeros(4, 3, dtype=torch.float16).T
     materialize(form, {"m": out})
     assert torch.equal(out, torch.arange(12.0).view(3, 4).half())
+
+
+def test_many_segments_of_one_tensor() -> None:
+    ones = {"w": torch.ones(3 * SEGMENT + 5), "v": torch.ones(3)}
+    assert all(bool((t == 1).all()) for t in open_checkpoint(ones).state_dict().values())

@@ -23,6 +23,10 @@ class UnknownNameError(WeightopsError):
     """A name that no registry or list holds."""
 
 
+class OptionError(WeightopsError, ValueError):
+    """An option has a value that it can't have."""
+
+
 class OutputError(WeightopsError):
     """An output can't be written; nothing has been left behind."""
 

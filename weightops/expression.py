@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,8 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 
 from weightops.dtypes import is_editable, name_of
-from weightops.errors import SpaceError
-from weightops.keys import Rules, mismatch, some
+from weightops.errors import MismatchError, OptionError, SpaceError
+from weightops.keys import Rules, finite, mismatch, some
 
 Space = Literal["weights", "delta"]
 """Weights are affine (their coefficients sum to 1); deltas are differences of weights (0)."""
@@ -48,6 +49,7 @@ class Source(ABC):
         ties: alias -> name of the tensor it shares its memory with; aliases are in ``specs`` too.
         space: "weights" or "delta".
         passed_over: what the place holds beside tensors.
+        whole: its tensors are computed, and so read once and whole, not in parts.
         identity: equal for two sources only if they are one place in one state; None if that can't be told.
     """
 
@@ -56,6 +58,7 @@ class Source(ABC):
     ties: Mapping[str, str]
     space: Space = "weights"
     passed_over: tuple[str, ...] = ()
+    whole: bool = False
     identity: object = None
 
     @abstractmethod
@@ -64,7 +67,11 @@ class Source(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that identify the weights, whatever file they are in.
+        """16 hex digits that identify the weights, whatever file they are in: see `sample_fingerprint`."""
+        return self.sample_fingerprint()
+
+    def sample_fingerprint(self) -> str:
+        """16 hex digits from a sample of the weights.
 
         SHA-256 over every tensor's name, dtype, shape and 16 evenly spaced blocks of at most 1 KiB of its
         data. It tells checkpoints apart at the cost of reading a few megabytes; it doesn't
@@ -82,6 +89,10 @@ class Source(ABC):
                 digest.update(part.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def describe(self) -> dict[str, object]:
+        """What to say of it in the metadata of what is made from it."""
+        return {"ref": self.ref, "fingerprint": self.fingerprint}
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.ref!r}, {len(self.specs)} tensors)"
 
@@ -92,11 +103,11 @@ def same_weights(a: Source, b: Source) -> bool:
         return True
     if dict(a.specs) != dict(b.specs):
         return False
-    pairs = [(a.read(name).detach().reshape(-1), b.read(name).detach().reshape(-1)) for name in a.specs]
-    return all(_same_bits(x[:64], y[:64]) for x, y in pairs) and all(_same_bits(x, y) for x, y in pairs)
+    return all(_same_bits(a, b, name, 64) for name in a.specs) and all(_same_bits(a, b, name) for name in a.specs)
 
 
-def _same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
+def _same_bits(a: Source, b: Source, name: str, most: int | None = None) -> bool:
+    x, y = (source.read(name).detach().reshape(-1)[:most] for source in (a, b))
     return torch.equal(x.contiguous().view(torch.uint8), y.to(x.device).contiguous().view(torch.uint8))
 
 
@@ -147,9 +158,19 @@ class LinearForm:
             MismatchError: if shapes or dtypes differ, or names do and ``strict`` is True.
         """
         left_out = check_match(subtrahend, minuend, strict=strict)
+        odd = [
+            n
+            for n, s in subtrahend.specs.items()
+            if (s.dtype.is_floating_point or s.dtype.is_complex) and not is_editable(s.dtype)
+        ]
+        if odd:
+            raise MismatchError(
+                f"{describe(subtrahend)} holds {len(odd)} tensors in {name_of(subtrahend.specs[odd[0]].dtype)}, "
+                f"in which differences would be wrong: {some(odd)}; convert them to bfloat16 or wider first"
+            )
         specs = {n: s for n, s in subtrahend.specs.items() if is_editable(s.dtype) and n in minuend.specs}
         form = cls("delta", specs, _add(minuend.terms, subtrahend.terms, -1.0))
-        return (form.select(specs) if left_out else form), left_out
+        return (form._only(specs) if left_out else form), left_out
 
     @property
     def sources(self) -> list[Source]:
@@ -204,7 +225,7 @@ class LinearForm:
         if self.space != "delta":
             raise SpaceError("weights can't be multiplied by a number; interpolate them, or multiply a task vector")
         if not isinstance(alpha, Mapping):
-            factor = float(alpha)
+            factor = finite(alpha)
             return replace(self, terms={f: c * factor for f, c in self.terms.items() if c * factor})
         rules = Rules.of(alpha)
         rules.check(self.specs)
@@ -214,16 +235,26 @@ class LinearForm:
         """Only the tensors whose names match one of the patterns; the delta is zero elsewhere."""
         chosen = Rules.of(dict.fromkeys([patterns] if isinstance(patterns, str) else patterns, 1.0))
         kept = {name: spec for name, spec in self.specs.items() if chosen(name)}
-        if len(kept) == len(self.specs):
-            return self
-        return replace(self.times(dict(chosen.items)), specs=kept)
+        chosen.check(self.specs)
+        return self._only(kept)
+
+    def _only(self, specs: Mapping[str, Spec]) -> LinearForm:
+        """The delta restricted to some names: it is zero elsewhere, also in sums."""
+        rule = Rules.exactly(specs)
+        return replace(self, specs=specs, terms={Factor(f.source, (*f.rules, rule)): c for f, c in self.terms.items()})
 
     def part(self, names: Iterable[str]) -> LinearForm:
         """The same form, evaluated at some of its tensors only."""
         return replace(self, specs={name: self.specs[name] for name in names})
 
     def to(self, dtype: torch.dtype) -> LinearForm:
-        """The same form with the tensors that can be edited in another dtype."""
+        """The same form with the tensors that can be edited in another dtype.
+
+        Raises:
+            OptionError: if weights can't be edited in that dtype.
+        """
+        if not is_editable(dtype):
+            raise OptionError(f"weights can be cast to float64, float32, bfloat16 or float16, not to {name_of(dtype)}")
         return replace(
             self, specs={n: Spec(s.shape, dtype) if is_editable(s.dtype) else s for n, s in self.specs.items()}
         )
@@ -238,11 +269,23 @@ def _add(left: Mapping[Factor, float], right: Mapping[Factor, float], sign: floa
 
 
 def _twin(factor: Factor, terms: Mapping[Factor, float]) -> Factor:
-    """The factor of ``terms`` with the same rules and the same weights, so that coefficients cancel exactly."""
-    if factor in terms:
+    """The factor of ``terms`` with the same rules and source, so that coefficients cancel exactly."""
+    if factor in terms or factor.source.identity is None:
         return factor
     same = (f for f in terms if f.rules == factor.rules and f.source.space == factor.source.space)
-    return next((f for f in same if same_weights(f.source, factor.source)), factor)
+    return next((f for f in same if f.source.identity == factor.source.identity), factor)
+
+
+def ties(form: LinearForm) -> dict[str, str]:
+    """Alias -> the name it is tied to in the result: same coefficients, and tied in every source that takes part."""
+    candidates = {alias: name for source in reversed(form.sources) for alias, name in source.ties.items()}
+    found: dict[str, str] = {}
+    for alias, name in candidates.items():
+        if alias in form.specs and name in form.specs:
+            mine, other = form.coefficients(alias), form.coefficients(name)
+            if mine == other and all(s.ties.get(alias, alias) == s.ties.get(name, name) for s in mine):
+                found[alias] = found.get(name, name)
+    return found
 
 
 def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[str]:
@@ -260,7 +303,8 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
             shapes.append(f"{name} {tuple(x.shape)} / {tuple(y.shape)}")
         elif y is not None and x.dtype != y.dtype:
             dtypes.append(f"{name} {name_of(x.dtype)} / {name_of(y.dtype)}")
-    if shapes or dtypes or ((only_a or only_b) and strict):
+    nothing = len(only_a) == len(a.specs) and bool(only_a)
+    if shapes or dtypes or nothing or ((only_a or only_b) and strict):
         remedy = "both must come from one architecture"
         if not shapes and dtypes:
             remedy = "bring one to the other's dtype: open_checkpoint(...).to(torch.float32)"
@@ -286,18 +330,26 @@ def describe(form: LinearForm) -> str:
     return some([source.ref for source in form.sources])
 
 
+def fingerprint(form: LinearForm) -> str:
+    """The fingerprint of a form's weights where they are one source's, else of the expression itself."""
+    if len(form.terms) == 1:
+        [(factor, coefficient)] = form.terms.items()
+        if coefficient == 1.0 and not factor.rules:
+            return factor.source.fingerprint
+    return sha256(json.dumps(provenance(form), sort_keys=True).encode()).hexdigest()[:16]
+
+
 def provenance(form: LinearForm) -> dict[str, object]:
     """What a form is made of, for metadata: sources with fingerprints, their coefficients, and the rules on these."""
     return {
         "space": form.space,
-        "base": {"ref": form.base.ref, "fingerprint": form.base.fingerprint} if form.base else None,
+        "base": form.base.describe() if form.base else None,
         "terms": [
             {
-                "ref": f.source.ref,
-                "fingerprint": f.source.fingerprint,
-                "coefficient": c,
-                "rules": [dict(rules.items) for rules in f.rules],
+                **factor.source.describe(),
+                "coefficient": coefficient,
+                "rules": [dict(rules.items) for rules in factor.rules],
             }
-            for f, c in form.terms.items()
+            for factor, coefficient in form.terms.items()
         ],
     }

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from weightops.errors import OutputError
@@ -27,34 +30,71 @@ def whole(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     target = Path(path)
     check_free(target, overwrite=overwrite)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    made = [parent for parent in target.absolute().parents if not parent.exists()]
+    part = target.with_name(f".{target.name}.{os.getpid()}-{token_hex(4)}.part")
+    done = False
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_dead_parts(target)
         yield part
         _sync(part)
         _replace(part, target)
+        done = True
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(f"no space left for {target}; nothing was written") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise OutputError(f"{target} can't be written: {os.strerror(error.errno)}") from error
-        raise
+        raise OutputError(f"{target} can't be written: {error.strerror or error}") from error
     finally:
         _remove(part)
+        if not done:
+            for parent in made:
+                with suppress(OSError):
+                    parent.rmdir()
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output that exists, before any work is done for it."""
-    if path.exists() and not overwrite:
+    """Refuse an output that can't be, before any work is done for it.
+
+    Raises:
+        OutputError: if it exists and isn't to be replaced, or is a folder with other things in it than results.
+    """
+    if not path.name:
+        raise OutputError(f"{path} is not a name for an output")
+    if not path.exists():
+        return
+    if not overwrite:
         raise OutputError(f"{path} exists; overwrite=True (--overwrite) replaces it")
+    if path.is_dir() and any(path.iterdir()):
+        ours = any((path / name).is_file() for name in ("summary.json", "open_clip_config.json", "config.json"))
+        weights = any(child.name.endswith((".safetensors", ".json", ".jsonl")) for child in path.iterdir())
+        if any(child.is_dir() for child in path.iterdir()) or not (ours or weights):
+            raise OutputError(
+                f"{path} is a folder that holds other things than a model or results; it is left as it is"
+            )
+
+
+def _clear_dead_parts(target: Path) -> None:
+    """Remove what earlier processes left of this output when they were killed."""
+    for part in target.parent.glob(f".{escape(target.name)}.*-*.part"):
+        pid = part.name.removesuffix(".part").rpartition(".")[2].partition("-")[0]
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            _remove(part)
+        except (ValueError, PermissionError):
+            continue
 
 
 def _replace(part: Path, target: Path) -> None:
     if target.is_dir() and not target.is_symlink():
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        old = part.with_suffix(".old")
         target.rename(old)
-        part.rename(target)
-        shutil.rmtree(old)
+        try:
+            part.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+        _remove(old)
     else:
         part.replace(target)
     _sync(target.parent)
@@ -89,12 +129,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """The value with NaN, which JSON lacks, as None."""
+    """The value with NaN and infinities, which JSON lacks, as None."""
     if isinstance(value, dict):
         return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [jsonable(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def cache_dir() -> Path:

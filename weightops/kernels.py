@@ -45,7 +45,7 @@ def combine(
 ) -> None:
     r"""Write :math:`[a +] \sum_i c_i (x_i - a) + \sum_j c_j d_j` to ``out``; all tensors are flat and equally long.
 
-    Taking differences from an anchor ``a`` leaves tensors that are equal everywhere unchanged to the bit.
+    Taking differences from an anchor ``a`` keeps what is equal in all tensors as it is, infinities included.
 
     Args:
         out: where the result goes, rounded once to its dtype.
@@ -54,7 +54,7 @@ def combine(
         keep_anchor: add the anchor itself: the result is weights, not a delta.
         scratch: the thread's buffers.
     """
-    if keep_anchor and not terms and anchor is not None:
+    if keep_anchor and anchor is not None and all(term.relative and torch.equal(term.tensor, anchor) for term in terms):
         out.copy_(anchor)
         return
     working = accumulator(out.dtype)

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
 
-from weightops.errors import MismatchError
+from weightops.errors import MismatchError, OptionError
 from weightops.registry import unknown
 
 
-@lru_cache(maxsize=4096)
+def escape(name: str) -> str:
+    """The pattern that matches just this name."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def finite(value: float) -> float:
+    """A coefficient as a float.
+
+    Raises:
+        OptionError: if it is NaN or infinite.
+    """
+    if not math.isfinite(value):
+        raise OptionError(f"a coefficient must be a finite number, not {value}")
+    return float(value)
+
+
+@lru_cache(maxsize=65536)
 def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(translate(pattern))
 
@@ -31,7 +48,12 @@ class Rules:
     @classmethod
     def of(cls, patterns: Mapping[str, float]) -> Rules:
         """The rules of a mapping ``{pattern: number}``, in its order."""
-        return cls(tuple((pattern, float(value)) for pattern, value in patterns.items()))
+        return cls(tuple((pattern, finite(value)) for pattern, value in patterns.items()))
+
+    @classmethod
+    def exactly(cls, names: Iterable[str]) -> Rules:
+        """1 at the given names, whatever characters they have, and 0 elsewhere."""
+        return cls(tuple((escape(name), 1.0) for name in names))
 
     def __call__(self, name: str) -> float:
         for pattern, value in self.items:
@@ -48,7 +70,7 @@ class Rules:
         names = list(names)
         for pattern, _ in self.items:
             if pattern not in names and not any(map(_compiled(pattern).match, names)):
-                raise unknown("tensor that matches", pattern, names[:200])
+                raise unknown("tensor that matches", pattern, names)
 
 
 def some(names: Iterable[str], most: int = 3) -> str:

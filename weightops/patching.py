@@ -19,9 +19,10 @@ from weightops.evaluators.clip import Clip
 from weightops.evaluators.zero_shot import as_tasks, record, score
 from weightops.files import check_free, jsonable, whole, write_json
 from weightops.finetuning import TrainingConfig, config_for, finetune
+from weightops.keys import finite
 from weightops.reports.card import patch_card
 from weightops.reports.frontier import draw_frontier
-from weightops.search import Choice, Point, Rule, choose
+from weightops.search import Choice, NothingSatisfiesError, Point, Rule, choose
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import RENDERED
 from weightops.tasks.task import Task
@@ -33,10 +34,11 @@ ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 
 @dataclass(frozen=True)
 class Sweep:
-    """Validation accuracies of every task at one alpha."""
+    """Metrics of every task at one alpha, and the fingerprint of the weights there."""
 
     alpha: float
     scores: Mapping[str, Mapping[str, Any]]
+    fingerprint: str
 
     def point(self, patching: str) -> Point:
         """Patching accuracy against the mean of the others."""
@@ -83,7 +85,7 @@ class Patch:
         self.supported = [t for t in as_tasks(RENDERED if supported is None else supported) if t.name != self.task.name]
         if not self.supported:
             raise TaskError("a patch needs at least one supported task, to tell what it harms")
-        self.alphas = tuple(sorted({0.0, 1.0, *alphas}))
+        self.alphas = tuple(sorted({0.0, 1.0, *map(finite, alphas)}))
         self.rule, self.max_supported_drop = rule, max_supported_drop
         self.checkpoint = open_checkpoint(model)
         self.finetuned = open_checkpoint(finetuned) if finetuned is not None else None
@@ -98,7 +100,10 @@ class Patch:
     def plan(self, out: Path) -> Plan:
         """What `run` would do."""
         validation, test = (sum(task.sizes[split] for task in self.tasks) for split in ("validation", "test"))
-        size = 2 * sum(spec.numel * 4 for spec in self.checkpoint.specs.values())
+        copies = (
+            2 if self.finetuned else 6
+        )  # the model and the vector; before that weights and state of the fine-tuning
+        size = copies * sum(spec.numel * 4 for spec in self.checkpoint.specs.values())
         parent = next(p for p in out.absolute().parents if p.exists())
         return Plan(
             self.checkpoint.ref, self.task.name, tuple(t.name for t in self.supported), self.alphas, self.config,
@@ -118,23 +123,23 @@ class Patch:
         check_free(out, overwrite=overwrite)
         plan = self.plan(out)
         if plan.free_bytes < plan.output_bytes:
-            raise OutputError(
-                f"{out} needs about {plan.output_bytes / 1e6:.0f} MB, and {plan.free_bytes / 1e6:.0f} MB are free"
-            )
+            need, free = plan.output_bytes / 1e6, plan.free_bytes / 1e6
+            raise OutputError(f"{out} needs about {need:.0f} MB while it is made, and {free:.0f} MB are free")
+        for task in self.tasks:
+            for split in ("validation", "test"):
+                task.load(split)[0]  # what can't be had is better told now than after the fine-tuning
         work = out.with_name(f".{out.name}.run")
+        if not resume:
+            shutil.rmtree(work, ignore_errors=True)
         started = time.monotonic()
         clip = Clip.open(self.checkpoint, self.device)
+        base = self.checkpoint.to(next(clip.module.parameters()).dtype)
         try:
-            finetuned = self.finetuned or finetune(
-                clip, self.task, self.config, out=work, resume=resume, overwrite=True
-            )
+            finetuned = self.finetuned or finetune(clip, self.task, self.config, out=work, resume=resume)
             tuned = time.monotonic()
-            base = self.checkpoint.to(next(clip.module.parameters()).dtype)
-            vector = TaskVector(base, finetuned)
+            vector = TaskVector(base, finetuned.to(next(clip.module.parameters()).dtype))
             sweep = [self._measure(clip, vector, base, alpha, "validation", on_sweep) for alpha in self.alphas]
-            choice = choose(
-                [s.point(self.task.name) for s in sweep], rule=self.rule, max_supported_drop=self.max_supported_drop
-            )
+            choice = self._choose([s.point(self.task.name) for s in sweep])
             swept = time.monotonic()
             test = [self._measure(clip, vector, base, alpha, "test") for alpha in (0.0, 1.0, choice.alpha)]
             seconds = {"finetune": tuned - started, "sweep": swept - tuned, "total": time.monotonic() - started}
@@ -145,12 +150,23 @@ class Patch:
                 if (work / "log.jsonl").is_file():
                     shutil.copyfile(work / "log.jsonl", part / "finetuning.jsonl")
                 vector.save(part / "task_vector.safetensors")
+        except (KeyboardInterrupt, OSError, OutputError):
+            raise  # the work folder is kept, to go on from
         except BaseException:
-            if work.is_dir() and not {"training.pt", "finetuned.safetensors"} & {path.name for path in work.iterdir()}:
-                shutil.rmtree(work)  # nothing in it to go on from
+            shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(work, ignore_errors=True)
         return summary
+
+    def _choose(self, points: Sequence[Point]) -> Choice:
+        choice = choose(points, rule=self.rule, max_supported_drop=self.max_supported_drop)
+        if choice.alpha == 0:
+            best = max((p for p in points if p.alpha), key=lambda p: (p.supported, p.patching))
+            raise NothingSatisfiesError(
+                f"no alpha improves {self.task.name} within the rule, so there is no patch; the one that costs least is alpha "
+                f"{best.alpha:g}: {best.patching:.2%} at {best.supported:.2%} supported"
+            )
+        return choice
 
     def _measure(
         self,
@@ -162,7 +178,8 @@ class Patch:
         on_sweep: Callable[[Sweep], None] = lambda _: None,
     ) -> Sweep:
         vector.apply_(clip.module, alpha, base=base)
-        result = Sweep(alpha, {task.name: score(clip, task, split) for task in self.tasks})
+        scores = {task.name: score(clip, task, split) for task in self.tasks}
+        result = Sweep(alpha, scores, vector.apply(base, alpha).fingerprint)
         on_sweep(result)
         return result
 
@@ -186,7 +203,7 @@ class Patch:
                 for task in self.tasks
             },
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
-            "model": {"ref": self.checkpoint.ref, "fingerprint": self.checkpoint.form.sources[0].fingerprint},
+            "model": {"ref": self.checkpoint.ref, "fingerprint": self.checkpoint.fingerprint},
             "finetuned": self.finetuned.ref if self.finetuned else None,
             "training": None if self.finetuned else asdict(self.config),
             "seed": self.config.seed,
@@ -208,7 +225,7 @@ class Patch:
         patched.save_into(folder, final=Path(summary["output"]))
         names = ("base", "finetuned", "patched")
         rows = [
-            {**record(clip, task, split, s.scores[task.name]), "alpha": s.alpha, "weights": which}
+            {**record(clip, task, split, s.scores[task.name], s.fingerprint), "alpha": s.alpha, "weights": which}
             for split, measured in (
                 ("validation", [("sweep", s) for s in sweep]),
                 ("test", list(zip(names, test, strict=True))),

@@ -54,5 +54,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """The error for a name that isn't known, with the nearest ones that are."""
     known = list(known)
     near = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"known: {', '.join(known[:30])}{', ...' if len(known) > 30 else ''}"
+    )
     return UnknownNameError(f"there is no {kind} {name!r}; {hint}")

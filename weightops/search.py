@@ -39,7 +39,7 @@ class Choice:
 
 
 def choose(points: Sequence[Point], *, rule: Rule = "patching", max_supported_drop: float = 0.01) -> Choice:
-    """Choose alpha from points measured on validation data (arXiv 2208.05592). Ties go to the smaller alpha.
+    """Choose alpha from points measured on validation data (arXiv 2208.05592). Ties go to the alpha nearer to 0.
 
     Args:
         points: one for each alpha; the one at 0 is the base.
@@ -54,7 +54,7 @@ def choose(points: Sequence[Point], *, rule: Rule = "patching", max_supported_dr
     >>> choose(curve).alpha, choose(curve, max_supported_drop=0.0).alpha
     (0.5, 0.0)
     """
-    points = sorted(points, key=lambda point: point.alpha)
+    points = sorted(points, key=lambda point: (abs(point.alpha), point.alpha))
     if rule == "mean":
         best = max(points, key=lambda point: point.mean)
         return Choice(

@@ -14,14 +14,13 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import nn
 
-from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, load_into, open_checkpoint
-from weightops.checkpoints.memory import MemorySource
+from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, load_into, open_checkpoint, open_ref
 from weightops.dtypes import accumulator
 from weightops.engine.reduce import gram
 from weightops.engine.run import OnNonfinite, allocate, materialize
 from weightops.engine.write import layout, write
-from weightops.errors import CheckpointError, MismatchError, SpaceError
-from weightops.expression import Alpha, LinearForm, Source, Spec, provenance, same_weights
+from weightops.errors import CheckpointError, MismatchError, OptionError, SpaceError
+from weightops.expression import Alpha, LinearForm, Spec, provenance, same_weights
 from weightops.files import whole
 from weightops.keys import some
 
@@ -55,6 +54,7 @@ class TaskVector(Mapping[str, torch.Tensor]):
     """
 
     __slots__ = ("base", "form")
+    __array_ufunc__ = None  # numpy's numbers leave multiplication to us
 
     def __init__(self, pre: CheckpointLike, finetuned: CheckpointLike, *, strict: bool = True) -> None:
         base = open_checkpoint(pre)
@@ -85,6 +85,9 @@ class TaskVector(Mapping[str, torch.Tensor]):
         materialize(part, out)
         return out[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.form.specs
+
     def __iter__(self) -> Any:
         return iter(self.form.specs)
 
@@ -111,7 +114,9 @@ class TaskVector(Mapping[str, torch.Tensor]):
 
     __radd__ = __add__
 
-    def __mul__(self, alpha: Alpha) -> TaskVector:
+    def __mul__(self, alpha: Alpha | TaskVector) -> TaskVector:
+        if isinstance(alpha, TaskVector):
+            raise SpaceError("task vectors can't be multiplied with each other; dot() and cosine() compare them")
         return TaskVector._of(self.form.times(alpha), self.base)
 
     __rmul__ = __mul__
@@ -164,11 +169,9 @@ class TaskVector(Mapping[str, torch.Tensor]):
     def cosine(self, other: TaskVector, *, per_tensor: bool | None = None) -> float | dict[str, float]:
         """The cosine of the angle between two vectors over the tensors that both have; NaN if one of them is zero."""
         grams = gram([self.form, other.form])
-        return (
-            {name: _cosine(g) for name, g in grams.items()}
-            if per_tensor
-            else _cosine(torch.stack([*grams.values()]).sum(0))
-        )
+        if per_tensor:
+            return {name: _cosine(g) for name, g in grams.items()}
+        return _cosine(sum(grams.values(), torch.zeros(2, 2, dtype=torch.float64)))
 
     # -------------------------------------------------------------- apply
 
@@ -210,11 +213,9 @@ class TaskVector(Mapping[str, torch.Tensor]):
             materialize(form, tensors, on_nonfinite=on_nonfinite)
             return module
         edited = Checkpoint(form, opened.architecture)
-        return (
-            edited.state_dict(on_nonfinite=on_nonfinite)
-            if isinstance(base, Mapping) and not isinstance(base, Checkpoint)
-            else edited
-        )
+        if isinstance(base, Mapping) and not isinstance(base, Checkpoint):
+            return edited.state_dict(like=base, on_nonfinite=on_nonfinite)
+        return edited
 
     def apply_(
         self, module: nn.Module, alpha: Alpha = 1.0, *, base: CheckpointLike | None = None, strict: bool = False
@@ -234,35 +235,33 @@ class TaskVector(Mapping[str, torch.Tensor]):
             MismatchError: if module, base and vector don't match.
             CheckpointError: if the module's own tensors are the base or part of the vector, or there is no base.
         """
-        if base is None and (self.base is None or self.base.checkpoint is None):
+        own = self.base.checkpoint if self.base else None
+        opened = open_checkpoint(base) if base is not None else own
+        if opened is None:
             raise CheckpointError("this task vector doesn't hold its base; say apply_(module, alpha, base=...)")
-        opened = open_checkpoint(base) if base is not None else self.base.checkpoint  # type: ignore[union-attr]
-        assert opened is not None
         form = self._edit(opened, alpha, strict).part(self.form.specs)
         targets = module.state_dict(keep_vars=True)
-        if any(isinstance(source, MemorySource) and source.shares_memory_with(targets) for source in form.sources):
-            raise CheckpointError(
-                "the module's own tensors are the base or part of the task vector, so editing it in place would change "
-                "these; copy the module first (copy.deepcopy)"
-            )
         missing = [name for name in form.specs if name not in targets]
         if missing:
             raise MismatchError(
                 f"{type(module).__name__} lacks {len(missing)} tensors of the task vector: {some(missing)}"
             )
-        load_into(form, module, strict=False)
+        load_into(form, module, strict=None)
         return module
 
     def _edit(self, base: Checkpoint, alpha: Alpha, strict: bool) -> LinearForm:
-        if self.base is not None and not self.base.matches(base):
-            other = f"{base.ref} ({base.form.sources[0].fingerprint})"
-            message = (
-                f"this task vector was made from {self.base.ref} ({self.base.fingerprint}) and is applied to {other}"
-            )
-            if strict:
-                raise MismatchError(message)
-            log.warning(message)
-        return base.form.plus(self.form.times(alpha))
+        start = base.form
+        if self.base is not None:
+            if self.base.matches(base):
+                # The same weights in another place: take them from the vector's, so that coefficients cancel exactly.
+                start = self.base.checkpoint.form if self.base.checkpoint else start
+            else:
+                mine, other = f"{self.base.ref} ({self.base.fingerprint})", f"{base.ref} ({base.fingerprint})"
+                message = f"this task vector was made from {mine} and is applied to {other}"
+                if strict:
+                    raise MismatchError(message)
+                log.warning(message)
+        return start.plus(self.form.times(alpha))
 
     # --------------------------------------------------------------- file
 
@@ -272,19 +271,19 @@ class TaskVector(Mapping[str, torch.Tensor]):
         Args:
             path: the file.
             overwrite: replace a file that is there.
-            dtype: of the deltas; by default float32 (float64 for float64), in which the differences are exact or nearly so.
+            dtype: of the deltas; by default float32 (float64 for float64). A saved delta is rounded to it, so the fine-tuned
+                weights come back to the bit only from a vector that still refers to both checkpoints.
 
         Raises:
             OutputError: if the file exists or can't be written.
         """
         path = Path(path)
-        form = self.form
-        if dtype is None:
-            form = replace(form, specs={n: Spec(s.shape, accumulator(s.dtype)) for n, s in form.specs.items()})
+        specs = {n: Spec(s.shape, dtype or accumulator(s.dtype)) for n, s in self.form.specs.items()}
+        form = replace(self.form, specs=specs)
         base = {"ref": self.base.ref, "fingerprint": self.base.fingerprint} if self.base else None
         metadata = {"format": "pt", "weightops": json.dumps({"kind": "task vector", **provenance(form), "base": base})}
         with whole(path, overwrite=overwrite) as part:
-            write(form, part.parent, layout(form, part.name, metadata, dtype=dtype), dtype=dtype)
+            write(form, part.parent, layout(form, part.name, metadata))
         return path
 
     @classmethod
@@ -294,13 +293,13 @@ class TaskVector(Mapping[str, torch.Tensor]):
         Raises:
             SpaceError: if the file holds weights rather than a task vector.
         """
-        source = open_checkpoint(path).source
-        recorded = json.loads(getattr(source, "metadata", {}).get("weightops", "{}"))
-        if recorded.get("space") != "delta":
+        source = open_ref(path).form.sources[0]
+        if source.space != "delta":
             raise SpaceError(f"{path} holds weights, not a task vector; make one with TaskVector(pre, {str(path)!r})")
-        source.space = "delta"
-        base = recorded.get("base")
-        return cls._of(LinearForm.of(source), Base(base["ref"], base["fingerprint"], None) if base else None)
+        record = getattr(source, "made_from", {}).get("base")
+        if not isinstance(record, dict) or not {"ref", "fingerprint"} <= record.keys():
+            return cls._of(LinearForm.of(source), None)
+        return cls._of(LinearForm.of(source), Base(record["ref"], record["fingerprint"], None))
 
 
 class Base:
@@ -313,29 +312,25 @@ class Base:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Base:
+        """The base that a checkpoint is."""
         return cls(checkpoint.ref, None, checkpoint)
 
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the base's weights."""
-        if self._fingerprint is None:
-            assert self.checkpoint is not None
-            self._fingerprint = self.checkpoint.form.sources[0].fingerprint
-        return self._fingerprint
-
-    @property
-    def source(self) -> Source | None:
-        return self.checkpoint.form.base if self.checkpoint else None
+        if self._fingerprint is not None:
+            return self._fingerprint
+        assert self.checkpoint is not None
+        return self.checkpoint.fingerprint
 
     def matches(self, other: Checkpoint) -> bool:
-        """True if ``other`` is this base."""
-        if self.checkpoint is not None:
-            a, b = self.checkpoint.form, other.form
-            return a is b or (
-                a.sources == b.sources
-                or (len(a.sources) == len(b.sources) == 1 and same_weights(a.sources[0], b.sources[0]))
-            )
-        return self.fingerprint == other.form.sources[0].fingerprint
+        """True if ``other`` is this base: the same place, or the same bits."""
+        if self.checkpoint is None or other is self.checkpoint:
+            return other is self.checkpoint or self.fingerprint == other.fingerprint
+        a, b = self.checkpoint.form, other.form
+        if len(a.terms) == len(b.terms) == 1 and a.base and b.base:
+            return same_weights(a.base, b.base) and dict(a.specs) == dict(b.specs)
+        return self.fingerprint == other.fingerprint
 
     @staticmethod
     def common(a: Base | None, b: Base | None) -> Base | None:
@@ -374,7 +369,7 @@ def average(models: Sequence[Any], weights: Sequence[float] | None = None) -> An
     r"""Weighted average :math:`\sum_i w_i \theta_i / \sum_i w_i` (uniform by default), of the kind of the first model.
 
     Raises:
-        ValueError: if there are no models, or not one weight for each, or the weights sum to 0.
+        OptionError: if there are no models, or not one weight for each, or the weights sum to 0.
         MismatchError: if names, shapes or dtypes differ.
 
     >>> average([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], weights=[1, 3])["w"]
@@ -383,7 +378,7 @@ def average(models: Sequence[Any], weights: Sequence[float] | None = None) -> An
     weights = [1.0] * len(models) if weights is None else list(weights)
     total = math.fsum(weights)
     if not models or len(weights) != len(models) or total == 0:
-        raise ValueError(
+        raise OptionError(
             f"average needs at least one model and as many weights, with a sum other than 0; got {len(models)} and {weights}"
         )
     first, *rest = models
@@ -402,13 +397,14 @@ def _empty_copy(module: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]]:
 
     Buffers that aren't part of the state (such as an attention mask) are copied.
     """
-    state = module.state_dict(keep_vars=True)
     memo: dict[int, Any] = {}
-    for tensor in state.values():
+    shared: dict[tuple[Any, ...], torch.Tensor] = {}
+    for tensor in module.state_dict(keep_vars=True).values():
         if id(tensor) not in memo:
-            empty = torch.empty_like(tensor, requires_grad=False)
-            memo[id(tensor)] = (
-                nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-            )
-    twin = copy.deepcopy(module, memo)
-    return twin, twin.state_dict(keep_vars=True)
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else (id(tensor),)
+            with torch.inference_mode(False):
+                empty = shared.setdefault(place, torch.empty_like(tensor, requires_grad=False))
+                twin = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+            memo[id(tensor)] = twin
+    copied = copy.deepcopy(module, memo)
+    return copied, copied.state_dict(keep_vars=True)

@@ -16,10 +16,10 @@ from weightops.checkpoints import memory, safetensors_files, torch_files
 from weightops.checkpoints.open_clip_folder import CONFIG, OpenClipArchitecture
 from weightops.engine.run import OnNonfinite, allocate, materialize
 from weightops.engine.write import layout, write
-from weightops.errors import CheckpointError
-from weightops.expression import LinearForm, Source, Spec, provenance
+from weightops.errors import CheckpointError, OptionError, SpaceError
+from weightops.expression import LinearForm, Source, Spec, describe, fingerprint, provenance
 from weightops.files import whole
-from weightops.keys import mismatch
+from weightops.keys import mismatch, some
 from weightops.registry import Registry
 
 log = logging.getLogger("weightops")
@@ -63,6 +63,15 @@ FORMATS: Registry[Format] = Registry(
         "torch zip": Format(torch_files.recognises, torch_files.open_file),
     },
 )
+
+
+_KNOWN = (
+    "open_clip_model.safetensors", "model.safetensors.index.json", "model.safetensors", "diffusion_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin", "pytorch_model.bin",
+)  # fmt: skip
+"""What the files of weights in a folder are usually called, the preferred first."""
+
+_OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 
 class _Write(TypedDict, total=False):
@@ -114,6 +123,11 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """What it is called in messages."""
         return " + ".join(source.ref for source in self.form.sources)
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify the weights, or the expression that gives them; see `Source.fingerprint`."""
+        return fingerprint(self.form)
+
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.form.specs:
             raise KeyError(name)
@@ -121,6 +135,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         out = allocate(part)
         materialize(part, out)
         return out[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.form.specs
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.form.specs)
@@ -141,13 +158,15 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """The same weights with floating-point tensors in another dtype, cast when they are read."""
         return Checkpoint(self.form.to(dtype), self.architecture)
 
-    def state_dict(self, *, on_nonfinite: OnNonfinite = "ignore") -> dict[str, torch.Tensor]:
-        """All tensors in memory; tied names share one tensor.
+    def state_dict(
+        self, *, like: Mapping[str, torch.Tensor] | None = None, on_nonfinite: OnNonfinite = "ignore"
+    ) -> dict[str, torch.Tensor]:
+        """All tensors in memory, on the devices of ``like`` or on CPU; tied names share one tensor.
 
         Raises:
             NonfiniteError: if a tensor holds NaN or Inf and ``on_nonfinite="error"``.
         """
-        tensors = allocate(self.form)
+        tensors = allocate(self.form, like)
         materialize(self.form, tensors, on_nonfinite=on_nonfinite)
         return tensors
 
@@ -200,8 +219,15 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             OutputError: if ``path`` exists, or can't be written.
         """
         path = Path(path)
+        single = path.suffix == ".safetensors"
+        if single and max_shard_size is not None:
+            raise OptionError(f"{path} is one file; give a folder to write shards to")
+        if path.suffix in _OTHER_SUFFIXES:
+            raise OptionError(
+                f"{path} has the suffix of another format: weightops writes .safetensors files, and folders"
+            )
         with whole(path, overwrite=overwrite) as part:
-            if path.suffix == ".safetensors":
+            if single:
                 self._write(part.parent, part.name, dtype=dtype, on_nonfinite=on_nonfinite)
             else:
                 part.mkdir()
@@ -223,9 +249,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         max_shard_size: int | None = None,
         on_nonfinite: OnNonfinite = "warn",
     ) -> None:
+        form = self.form.to(dtype) if dtype else self.form
         metadata = {"format": "pt", "weightops": json.dumps(provenance(self.form))}
-        files = layout(self.form, filename, metadata, dtype=dtype, max_shard_size=max_shard_size)
-        write(self.form, folder, files, dtype=dtype, on_nonfinite=on_nonfinite)
+        write(form, folder, layout(form, filename, metadata, max_shard_size=max_shard_size), on_nonfinite=on_nonfinite)
 
 
 def open_checkpoint(source: CheckpointLike) -> Checkpoint:
@@ -240,74 +266,88 @@ def open_checkpoint(source: CheckpointLike) -> Checkpoint:
     Raises:
         CheckpointError: naming the file and what is wrong with it.
     """
-    if isinstance(source, Checkpoint):
-        return source
     if isinstance(source, nn.Module):
-        return Checkpoint(LinearForm.of(memory.from_module(source)))
-    if isinstance(source, Mapping):
-        return Checkpoint(LinearForm.of(memory.from_dict(source)))
-    if source == EMBEDDED:
-        return replace_ref(_open_path(Path(__file__).parent.parent / "clip"), EMBEDDED)
-    return _open_path(Path(source))
+        opened = Checkpoint(LinearForm.of(memory.MemorySource(source.state_dict(), type(source).__name__)))
+    elif isinstance(source, Checkpoint):
+        return source
+    elif isinstance(getattr(source, "form", None), LinearForm):
+        raise SpaceError("a task vector was given where weights are needed; apply it to a base first")
+    elif isinstance(source, Mapping):
+        opened = Checkpoint(LinearForm.of(memory.MemorySource(source, "a state dict")))
+    else:
+        opened = open_ref(source)
+        if source == EMBEDDED:
+            opened = opened.to(torch.float32)  # half precision is only how it is stored
+    if opened.form.space == "delta":
+        raise SpaceError(f"{source} holds a task vector, not weights; open it with TaskVector.load (weightops apply)")
+    return opened
 
 
 CheckpointLike = str | Path | Checkpoint | Mapping[str, torch.Tensor] | nn.Module
 
 
-def replace_ref(checkpoint: Checkpoint, ref: str) -> Checkpoint:
-    """Call a checkpoint by another name in messages and provenance."""
-    checkpoint.source.ref = ref
-    return checkpoint
-
-
-def _open_path(path: Path) -> Checkpoint:
+def open_ref(ref: str | Path) -> Checkpoint:
+    """Open what a path or ref names as it is stored, be it weights or a task vector."""
+    if ref == EMBEDDED:
+        embedded = open_ref(Path(__file__).parent.parent / "clip")
+        embedded.source.ref = EMBEDDED
+        return embedded
+    path = Path(ref)
     if not path.exists():
-        raise CheckpointError(
-            f"there is no file or folder {path} (and no ref of that name; {EMBEDDED!r} is the model that comes with weightops)"
-        )
-    architecture = OpenClipArchitecture(path) if path.is_dir() and (path / CONFIG).is_file() else None
-    file = _weights_in(path, architecture) if path.is_dir() else path
+        hint = f"{EMBEDDED!r} is the model that comes with weightops"
+        raise CheckpointError(f"there is no file or folder {path} (and no ref of that name; {hint})")
     try:
-        found = next((form for form in FORMATS.values() if form.recognises(file)), None)
+        architecture = OpenClipArchitecture(path) if path.is_dir() and (path / CONFIG).is_file() else None
+        file = _weights_in(path) if path.is_dir() else path
+        found = _format_of(file)
+        if found is None:
+            with open(file, "rb") as stream:
+                head = stream.read(16)
+            raise CheckpointError(
+                f"{file} is not a checkpoint: it is none of {', '.join(FORMATS)}, and begins with {head!r}"
+            )
+        source = found.open(file)
     except OSError as error:
-        raise CheckpointError(f"{file} can't be read: {error.strerror}") from error
-    if found is None:
-        with open(file, "rb") as stream:
-            head = stream.read(16)
-        raise CheckpointError(
-            f"{file} is not a checkpoint: it is none of {', '.join(FORMATS)}, and begins with {head!r}"
-        )
-    source = found.open(file)
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
     if file != path:
         source.ref = str(path)
     return Checkpoint(LinearForm.of(source), architecture)
 
 
-def _weights_in(folder: Path, architecture: Architecture | None) -> Path:
-    """The file of weights in a folder: the one its architecture names, else the one index, else the one file of weights."""
-    if architecture is not None and (folder / architecture.weights_file).is_file():
-        return folder / architecture.weights_file
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    for suffixes in ((".safetensors.index.json",), (".safetensors",), (".bin", ".pt", ".pth", ".ckpt")):
-        found = [path for path in files if path.name.endswith(suffixes)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise CheckpointError(
-                f"{folder} holds {len(found)} files of weights and no index: {', '.join(p.name for p in found[:4])}; name one of them"
-            )
-    raise CheckpointError(f"{folder} holds no file of weights (safetensors, .bin, .pt, .pth or .ckpt)")
+def _format_of(file: Path) -> Format | None:
+    return next((form for form in FORMATS.values() if form.recognises(file)), None)
 
 
-def load_into(form: LinearForm, module: nn.Module, *, strict: bool = True) -> list[str]:
-    """Evaluate a form into a module's own tensors; the names that were left as they were.
+def _weights_in(folder: Path) -> Path:
+    """The file of weights in a folder: the one with a usual name, else the only one there is."""
+    for name in _KNOWN:
+        if (folder / name).is_file():
+            return folder / name
+    found = [path for path in sorted(folder.iterdir()) if path.is_file() and _format_of(path) is not None]
+    indexes = [path for path in found if FORMATS["safetensors index"].recognises(path)]
+    chosen = indexes or found
+    if len(chosen) == 1:
+        return chosen[0]
+    if not chosen:
+        raise CheckpointError(f"{folder} holds no file of weights ({', '.join(FORMATS)})")
+    raise CheckpointError(
+        f"{folder} holds {len(chosen)} files of weights and no one index: {some(p.name for p in chosen)}; name one of them"
+    )
+
+
+def load_into(form: LinearForm, module: nn.Module, *, strict: bool | None = True) -> None:
+    """Evaluate a form into a module's own tensors.
+
+    Names that only one of them has are an error; with ``strict=False`` they are left, and named in a warning; with None
+    they are left.
 
     Raises:
         MismatchError: if shapes differ, or names do and ``strict`` is True.
+        CheckpointError: if the module's own tensors take part in the form: they change while it is computed.
     """
     targets = module.state_dict(keep_vars=True)
     shapes = [
-        f"{n} {tuple(form.specs[n].shape)} / {tuple(t.shape)}"
+        f"{n} {form.specs[n].shape} / {tuple(t.shape)}"
         for n, t in targets.items()
         if n in form.specs and form.specs[n].shape != tuple(t.shape)
     ]
@@ -316,7 +356,12 @@ def load_into(form: LinearForm, module: nn.Module, *, strict: bool = True) -> li
     if shapes or (strict and (missing or extra)):
         remedy = "load into the architecture that the weights are of" + ("" if shapes else ", or with strict=False")
         differences = {"only in the checkpoint": extra, "only in the module": missing, "of other shape": shapes}
-        raise mismatch(f"{' + '.join(s.ref for s in form.sources)} and {type(module).__name__}", differences, remedy)
-    # A tensor that the checkpoint has as int and the module as float, or the reverse, is copied by torch's own rules.
+        raise mismatch(f"{describe(form)} and {type(module).__name__}", differences, remedy)
+    if any(isinstance(source, memory.MemorySource) and source.shares_memory_with(targets) for source in form.sources):
+        raise CheckpointError(
+            f"{type(module).__name__}'s own tensors take part in what it is to be filled with, and would change under "
+            "the computation; copy the module first (copy.deepcopy)"
+        )
+    if strict is False and (missing or extra):
+        log.warning("left as they are, as only one of module and checkpoint has them: %s", some(missing + extra))
     materialize(form, {n: t for n, t in targets.items() if n in form.specs})
-    return missing

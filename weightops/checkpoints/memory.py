@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from weightops.errors import CheckpointError
 from weightops.expression import Source, Spec
 
 
 class MemorySource(Source):
-    """A mapping of tensors, referred to and not copied."""
+    """A mapping of tensors, referred to and not copied.
+
+    Raises:
+        CheckpointError: if a value isn't a tensor whose elements can be read in place.
+    """
 
     def __init__(
         self,
@@ -23,6 +26,14 @@ class MemorySource(Source):
         passed_over: tuple[str, ...] = (),
         identity: object = None,
     ) -> None:
+        for name, tensor in tensors.items():
+            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+                raise CheckpointError(
+                    f"{ref} holds {type(tensor).__name__} at {name!r}; a state dict maps names to tensors"
+                )
+            kind = _unusable(tensor)
+            if kind:
+                raise CheckpointError(f"{ref} holds a {kind} tensor at {name}; make it dense and put it in memory")
         self._tensors = dict(tensors)
         self.ref = ref
         self.specs = {name: Spec(tuple(t.shape), t.dtype) for name, t in self._tensors.items()}
@@ -33,10 +44,26 @@ class MemorySource(Source):
     def read(self, name: str) -> torch.Tensor:
         return self._tensors[name]
 
+    @property
+    def fingerprint(self) -> str:
+        """As every source's, but of what the tensors hold now: their owner may change them."""
+        return self.sample_fingerprint()
+
     def shares_memory_with(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         """True if any tensor lies in the same storage as one of ``tensors``."""
         mine = {t.untyped_storage().data_ptr() for t in self._tensors.values() if t.numel()}
         return any(t.untyped_storage().data_ptr() in mine for t in tensors.values() if t.numel())
+
+
+def _unusable(tensor: torch.Tensor) -> str | None:
+    """What keeps a tensor's elements from being read in place, if anything does."""
+    if tensor.device.type == "meta":
+        return "meta"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_nested:
+        return "nested"
+    return None if tensor.layout == torch.strided else str(tensor.layout).removeprefix("torch.")
 
 
 def _memory(t: torch.Tensor) -> tuple[Any, ...]:
@@ -47,33 +74,8 @@ def _ties(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     first: dict[tuple[Any, ...], str] = {}
     ties = {}
     for name, tensor in tensors.items():
-        if tensor.numel() and tensor.device.type != "meta":
+        if tensor.numel():
             owner = first.setdefault(_memory(tensor), name)
             if owner != name:
                 ties[name] = owner
     return ties
-
-
-def from_dict(tensors: Mapping[str, Any], ref: str = "a state dict") -> MemorySource:
-    """The source of a state dict.
-
-    Raises:
-        CheckpointError: if a value isn't a dense tensor.
-    """
-    for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise CheckpointError(
-                f"{ref} holds {type(tensor).__name__} at {name!r}; a state dict maps names to tensors"
-            )
-        if tensor.layout != torch.strided or tensor.is_quantized:
-            raise CheckpointError(
-                f"{ref} holds a {'quantised' if tensor.is_quantized else tensor.layout} tensor at {name}; make it dense"
-            )
-        if tensor.device.type == "meta":
-            raise CheckpointError(f"{name} of {ref} is on the meta device and holds no data")
-    return MemorySource(tensors, ref)
-
-
-def from_module(module: nn.Module) -> MemorySource:
-    """The source of a module's parameters and persistent buffers."""
-    return from_dict(module.state_dict(), type(module).__name__)

@@ -18,7 +18,8 @@ from weightops.files import write_json
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
-_COMPANIONS = {".json", ".txt", ".gz", ".model"}
+_TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*", "*.model")
+"""Files of a tokenizer, which go wherever the weights go."""
 
 
 class OpenClipArchitecture:
@@ -37,20 +38,23 @@ class OpenClipArchitecture:
         path = folder / CONFIG
         try:
             self.config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            self.config["model_cfg"]["vision_cfg"], self.config["model_cfg"]["text_cfg"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{path} is not an open_clip configuration with model_cfg, vision_cfg and text_cfg"
-            ) from error
+            sound = all(isinstance(self.config["model_cfg"][part], dict) for part in ("vision_cfg", "text_cfg"))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            sound = False
+        if not sound:
+            raise CheckpointError(f"{path} is not an open_clip configuration with model_cfg, vision_cfg and text_cfg")
 
     def build(self) -> nn.Module:
         """The module, with weights yet to be filled in, in evaluation mode."""
         import open_clip
 
-        with _quiet():
-            module: nn.Module = open_clip.create_model(
-                f"local-dir:{self.folder}", load_weights=False, pretrained_text=False
-            )
+        try:
+            with _quiet():
+                module: nn.Module = open_clip.create_model(
+                    f"local-dir:{self.folder}", load_weights=False, pretrained_text=False
+                )
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"open_clip can't build the model of {self.folder / CONFIG}: {error}") from error
         return module.eval()
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
@@ -81,14 +85,8 @@ class OpenClipArchitecture:
 
     def write(self, folder: Path, final: Path) -> None:
         """Put all but the weights into ``folder``, which will be known as ``final``."""
-        for path in sorted(self.folder.iterdir()):
-            if (
-                path.suffix in _COMPANIONS
-                and path.is_file()
-                and path.name != CONFIG
-                and not path.name.endswith(".index.json")
-            ):
-                shutil.copyfile(path, folder / path.name)
+        for path in sorted({path for pattern in _TOKENIZER for path in self.folder.glob(pattern)}):
+            shutil.copyfile(path, folder / path.name)
         config = json.loads(json.dumps(self.config))
         merges = self._local_merges(final.resolve())
         if merges:

@@ -14,9 +14,14 @@ from weightops.dtypes import SAFETENSORS
 from weightops.errors import CheckpointError
 from weightops.expression import Source, Spec
 
+RECORD = "weightops"
+"""The metadata key under which weightops writes what a file was made from."""
+
 
 class SafetensorsSource(Source):
     """Tensors of one or several safetensors files, mapped from disk."""
+
+    made_from: dict[str, Any]
 
     def __init__(self, files: list[Path], ref: str) -> None:
         self.ref = ref
@@ -27,7 +32,7 @@ class SafetensorsSource(Source):
             stat = file.stat()
             stamps.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
             handle, header = _open(file)
-            metadata = header.pop("__metadata__", {})
+            metadata = header.pop("__metadata__", None) or {}
             for name, entry in header.items():
                 if name in self.specs:
                     raise CheckpointError(f"{file} holds {name}, which another shard holds too")
@@ -37,8 +42,10 @@ class SafetensorsSource(Source):
                 self._owner[name] = handle
             self.metadata |= metadata
         for alias, name in self.metadata.items():
-            if name in self.specs and alias not in self.specs:
+            if name in self.specs and alias not in self.specs and alias not in ("format", RECORD):
                 self.ties[alias] = name
+        self.made_from = _record(self.metadata)
+        self.space = "delta" if self.made_from.get("space") == "delta" else "weights"
         self.specs |= {alias: self.specs[name] for alias, name in self.ties.items()}
         self.identity = ("files", *stamps)
 
@@ -50,6 +57,15 @@ class SafetensorsSource(Source):
         name = self.ties.get(name, name)
         tensor: torch.Tensor = self._owner[name].get_tensor(name)
         return tensor
+
+
+def _record(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What weightops wrote about the file; nothing if that isn't sound."""
+    try:
+        record = json.loads(metadata.get(RECORD, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _open(file: Path) -> tuple[Any, dict[str, Any]]:
@@ -81,7 +97,7 @@ def recognises_index(path: Path) -> bool:
         if stream.read(1) != b"{":
             return False
     try:
-        return "weight_map" in _read_index(path)
+        return bool(_read_index(path))
     except CheckpointError:
         return False
 
@@ -89,12 +105,11 @@ def recognises_index(path: Path) -> bool:
 def open_index(path: Path) -> Source:
     """All shards of an index, which must lie beside it and hold what it says."""
     weight_map: Mapping[str, str] = _read_index(path)["weight_map"]
-    folder = path.parent.resolve()
     files = []
     for shard in dict.fromkeys(weight_map.values()):
-        file = path.parent / str(shard)
-        if file.resolve().parent != folder and Path(str(shard)).name != shard:
-            raise CheckpointError(f"{path} points to {shard}, outside its folder")
+        if Path(shard).name != shard or "\0" in shard or len(shard) > 255:
+            raise CheckpointError(f"{path} points to {shard[:80]!r}, outside its folder")
+        file = path.parent / shard
         if not file.is_file():
             raise CheckpointError(f"{path} lists {shard}, which is missing: the download or copy is incomplete")
         files.append(file)
@@ -107,11 +122,12 @@ def open_index(path: Path) -> Source:
     return source
 
 
-def _read_index(path: Path) -> dict[str, Any]:
+def _read_index(path: Path) -> dict[str, dict[str, str]]:
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index: Any = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(index, dict) or not isinstance(index.get("weight_map", {}), dict):
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
         raise CheckpointError(f"{path} is not an index of shards: it has no weight_map")
-    return index
+    return {"weight_map": shards}

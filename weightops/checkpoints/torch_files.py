@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +21,11 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 def recognises(path: Path) -> bool:
     """A zip archive with a ``data.pkl``."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/data.pkl") for name in archive.namelist())
 
 
 def open_file(path: Path) -> Source:
@@ -38,8 +40,9 @@ def open_file(path: Path) -> Source:
         raise CheckpointError(
             f"{path} holds more than tensors, and weightops runs nothing that a file asks for: {reason}"
         ) from error
-    except (RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path} is not a sound torch file: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # the unpickler raises whatever damaged bytes lead it to
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise CheckpointError(f"{path} is not a sound torch file: {reason}") from error
     stat = path.stat()
     identity = ("file", stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     tensors, passed_over = unwrap(content, str(path))

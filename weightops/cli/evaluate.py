@@ -22,30 +22,28 @@ from weightops.cli import options
 @click.option("--base", default=None, help="A model whose configuration to use for weights that come without one.")
 @click.option("--details", is_flag=True, help="Recall of each class and the confusion matrix, in the JSON.")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at a time.")
-@options.computing
+@options.device
 @click.option(
     "-o",
     "--out",
     type=click.Path(path_type=Path),
     default=None,
-    help="A JSON Lines file to write, a line a model and task.",
+    help="A folder for a JSON file a model and task.",
 )
 @options.writing
 @options.printing
 def command(
     models: tuple[str, ...], tasks: tuple[str, ...] | None, split: str, base: str | None, details: bool, batch_size: int,
-    seed: int, device: str, out: Path | None, overwrite: bool, as_json: bool,
+    device: str, out: Path | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Score models on tasks, zero-shot; the embedded model if none is named.
 
-    Results are a superset of CLIP_benchmark's, and its `build` reads them.
+    The files of --out are a superset of CLIP_benchmark's: `clip_benchmark build FOLDER/*.json` makes one table of them.
     """
-    import json
-
     from weightops.checkpoints.checkpoint import Checkpoint, open_checkpoint
     from weightops.evaluators.clip import Clip
     from weightops.evaluators.zero_shot import as_tasks, record, score
-    from weightops.files import check_free, jsonable, whole
+    from weightops.files import check_free, whole, write_json
     from weightops.reports.table import table
     from weightops.tasks.table import TASKS
 
@@ -62,7 +60,9 @@ def command(
             clip.forget(task, split)
     if out is not None:
         with whole(out, overwrite=overwrite) as part:
-            part.write_text("".join(json.dumps(jsonable(result)) + "\n" for result in results), encoding="utf-8")
+            part.mkdir()
+            for i, result in enumerate(results):
+                write_json(part / f"{i:03}_{result['dataset']}_{split}.json", result)
     if as_json:
         options.echo_json(results)
         return

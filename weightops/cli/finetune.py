@@ -15,7 +15,8 @@ from weightops.cli import options
 @click.option("--task", required=True, type=options.OneTask(), help="What to learn.")
 @options.model
 @options.training
-@options.computing
+@options.seed
+@options.device
 @click.option(
     "-o",
     "--out",

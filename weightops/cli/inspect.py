@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import click
@@ -15,16 +14,16 @@ from weightops.cli import options
 @click.option("--tensors/--no-tensors", default=True, show_default=True, help="List every tensor.")
 @options.printing
 def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
-    """Tell what a checkpoint holds: tensors, sizes, dtypes, fingerprint, origin. Its weights aren't loaded."""
-    from weightops.checkpoints.checkpoint import open_checkpoint
+    """Tell what a checkpoint or task vector holds: tensors, sizes, dtypes, fingerprint, origin. Its data aren't loaded."""
+    from weightops.checkpoints.checkpoint import open_ref
     from weightops.dtypes import name_of
 
-    source = open_checkpoint(checkpoint).source
+    source = open_ref(checkpoint).form.sources[0]
     stored = {name: spec for name, spec in source.specs.items() if name not in source.ties}
     dtypes: dict[str, int] = {}
     for spec in stored.values():
         dtypes[name_of(spec.dtype)] = dtypes.get(name_of(spec.dtype), 0) + spec.numel
-    made_from = json.loads(getattr(source, "metadata", {}).get("weightops", "null"))
+    made_from = getattr(source, "made_from", {})
     result = {
         "checkpoint": checkpoint,
         "fingerprint": source.fingerprint,
@@ -53,12 +52,13 @@ def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
     click.echo(f"fingerprint  {source.fingerprint}")
     if source.passed_over:
         click.echo("passed over  " + ", ".join(source.passed_over))
-    if made_from:
-        for term in made_from["terms"]:
-            click.echo(
-                f"made from    {term['coefficient']:+g} x {term['ref']} ({term['fingerprint']})"
-                + (f" at {term['rules']}" if term["rules"] else "")
-            )
+    terms = made_from.get("terms")
+    for term in terms if isinstance(terms, list) else []:
+        what = term.get("method") or f"{term.get('ref')} ({term.get('fingerprint')})"
+        click.echo(
+            f"made from    {term.get('coefficient', 1):+g} x {what}"
+            + (f" at {term['rules']}" if term.get("rules") else "")
+        )
 
 
 def _size(count: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from importlib import import_module
 
@@ -47,11 +46,7 @@ def main() -> None:
     handler.setFormatter(logging.Formatter("weightops: %(message)s"))
     logging.getLogger("weightops").addHandler(handler)
     logging.getLogger("weightops").setLevel(logging.DEBUG if debug else logging.INFO)
-    try:
-        sys.exit(run([argument for argument in arguments if argument != "--debug"], debug=debug))
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    sys.exit(run([argument for argument in arguments if argument != "--debug"], debug=debug))
 
 
 def run(arguments: list[str], *, debug: bool = False) -> int:
@@ -70,14 +65,11 @@ def run(arguments: list[str], *, debug: bool = False) -> int:
             raise
         click.echo("weightops: interrupted; nothing is half written (--resume goes on where a verb has it)", err=True)
         return 1
-    except (WeightopsError, OSError, MemoryError) as error:
+    except Exception as error:
         if debug:
             raise
-        text = (
-            f"{error.strerror}: {error.filename}"
-            if isinstance(error, OSError) and error.strerror
-            else str(error) or type(error).__name__
-        )
-        click.echo(f"weightops: {text}", err=True)
+        text = str(error) if isinstance(error, WeightopsError) else f"{type(error).__name__}: {error}"
+        hint = "" if isinstance(error, WeightopsError) else " (--debug shows where)"
+        click.echo(f"weightops: {text}{hint}", err=True)
         return 1
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from weightops.errors import UnknownNameError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class TaskNames(click.ParamType[Any]):
+class TaskNames(click.ParamType):  # type: ignore[type-arg]
     """Names of tasks, separated by commas; completed by the shell."""
 
     name = "TASK[,TASK]"
@@ -28,6 +29,8 @@ class TaskNames(click.ParamType[Any]):
             if isinstance(value, (tuple, list))
             else tuple(part.strip() for part in value.split(",") if part.strip())
         )
+        if not names:
+            self.fail("name at least one task", param, ctx)
         try:
             for name in names:
                 TASKS[name]
@@ -55,7 +58,7 @@ class OneTask(TaskNames):
         return names[0]
 
 
-class Alphas(click.ParamType[Any]):
+class Alphas(click.ParamType):  # type: ignore[type-arg]
     """Numbers separated by commas, or START:STOP:STEP."""
 
     name = "A,B,...|START:STOP:STEP"
@@ -64,16 +67,17 @@ class Alphas(click.ParamType[Any]):
         if not isinstance(value, str):
             return tuple(value)
         try:
-            if ":" in value:
-                start, stop, step = map(float, value.split(":"))
-                return tuple(
-                    round(start + i * step, 10)
-                    for i in range(int((stop - start) / step + 1.5))
-                    if start + i * step <= stop + 1e-9
-                )
-            return tuple(float(part) for part in value.split(","))
-        except (ValueError, ZeroDivisionError):
-            self.fail(f"{value!r} is neither numbers such as 0,0.1,0.4 nor a range such as 0:1:0.05", param, ctx)
+            numbers = [float(part) for part in value.replace(",", ":").split(":")]
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError
+            if ":" not in value:
+                return tuple(numbers)
+            start, stop, step = numbers
+            if step <= 0 or stop < start or (stop - start) / step > 10_000:
+                raise ValueError
+            return tuple(round(start + i * step, 10) for i in range(int((stop - start) / step + 1 + 1e-9)))
+        except ValueError:
+            self.fail(f"{value!r} is neither numbers such as 0,0.1,0.4 nor a rising range such as 0:1:0.05", param, ctx)
 
 
 def model(function: F) -> F:
@@ -86,7 +90,7 @@ def model(function: F) -> F:
 def training(function: F) -> F:
     """The fields of a training configuration that people change."""
     for flag, kind, text in (
-        ("--lr", float, "Peak learning rate of AdamW."),
+        ("--lr", click.FloatRange(0, min_open=True), "Peak learning rate of AdamW."),
         ("--batch-size", click.IntRange(1), "Images a step."),
         ("--steps", click.IntRange(1), "Steps of fine-tuning."),
     ):
@@ -96,12 +100,16 @@ def training(function: F) -> F:
     return function
 
 
-def computing(function: F) -> F:
-    """``--seed`` and ``--device``."""
-    function = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")(
+def device(function: F) -> F:
+    """``--device``."""
+    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")(function)
+
+
+def seed(function: F) -> F:
+    """``--seed``."""
+    return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")(
         function
     )
-    return click.option("--seed", default=0, show_default=True, help="Of everything random.")(function)
 
 
 def printing(function: F) -> F:

@@ -40,7 +40,8 @@ from weightops.cli import options
 )
 @click.option("--finetuned", default=None, help="Weights to use instead of fine-tuning.")
 @options.training
-@options.computing
+@options.seed
+@options.device
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=None, help="Folder for the results. Default: patched-TASK."
 )
@@ -65,6 +66,9 @@ def command(
     from weightops.reports.table import cell, line
 
     out = out or Path(f"patched-{task}")
+    unused = [f"--{name.replace('_', '-')}" for name in ("steps", "lr", "batch_size") if settings[name] is not None]
+    if settings["finetuned"] and unused:
+        raise click.UsageError(f"{', '.join(unused)}: nothing is fine-tuned with --finetuned")
     run = Patch(task, **settings)
     if dry_run:
         plan = asdict(run.plan(out))
@@ -81,9 +85,6 @@ def command(
 
     def show(sweep: Sweep) -> None:
         point = sweep.point(task)
-        if sweep.alpha == 0:
-            click.echo("validation accuracy (%)")
-            click.echo(line(["alpha", *names, "supported"], widths))
         click.echo(
             line(
                 [
@@ -95,6 +96,9 @@ def command(
             )
         )
 
+    if not as_json:
+        click.echo("validation accuracy (%)")
+        click.echo(line(["alpha", *names, "supported"], widths))
     summary = run.run(out, resume=resume, overwrite=overwrite, **({} if as_json else {"on_sweep": show}))
     if as_json:
         options.echo_json(summary)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from weightops.engine.run import Segment, Step, chunks, parallel, plan, reader, segments
-from weightops.expression import LinearForm
+from weightops.errors import MismatchError
+from weightops.expression import LinearForm, ties
 from weightops.kernels import Scratch
 
 
@@ -18,18 +19,25 @@ def gram(forms: Sequence[LinearForm]) -> dict[str, torch.Tensor]:
         name -> float64 tensor of shape ``(k, k)`` for ``k`` forms. Products are rounded in float32 (float64 for float64),
         sums are float64, in an order that depends on nothing but the shapes.
     """
-    names = [name for name in forms[0].specs if all(name in form.specs for form in forms)]
-    plans: dict[str, list[Step]] = {name: [] for name in names}
-    for form in forms:
-        for step in plan(form, names):
-            plans[step.name].append(step)
-    k = len(forms)
+    tied = [ties(form) for form in forms]
+    names = [
+        name
+        for name in forms[0].specs
+        if all(name in form.specs for form in forms) and not all(name in aliases for aliases in tied)
+    ]
+    for name in names:
+        shapes = {form.specs[name].shape for form in forms}
+        if len(shapes) > 1:
+            raise MismatchError(
+                f"{name} has shapes {' and '.join(map(str, sorted(shapes)))}: vectors of different architectures"
+            )
+    plans = dict(zip(names, zip(*(plan(form, names) for form in forms), strict=True), strict=True))
 
     def do(batch: list[Segment], scratch: Scratch) -> list[tuple[str, torch.Tensor]]:
         return [(segment.step.name, _products(plans[segment.step.name], segment, scratch)) for segment in batch]
 
-    totals = {name: torch.zeros(k, k, dtype=torch.float64) for name, steps in plans.items() if len(steps) == k}
-    first = [steps[0] for name, steps in plans.items() if name in totals]
+    totals = {name: torch.zeros(len(forms), len(forms), dtype=torch.float64) for name in names}
+    first = [steps[0] for steps in plans.values()]
     for results in parallel(segments(first), do, total=4 * sum(step.numel for step in first)):
         for name, products in results:
             totals[name] += products

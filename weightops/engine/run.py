@@ -12,9 +12,8 @@ from typing import Literal, TypeVar
 import torch
 from tqdm import tqdm
 
-from weightops.dtypes import is_editable
-from weightops.errors import NonfiniteError
-from weightops.expression import LinearForm, Source
+from weightops.errors import MismatchError, NonfiniteError
+from weightops.expression import LinearForm, Source, describe, ties
 from weightops.kernels import CHUNK, Scratch, Term, combine, has_nonfinite
 from weightops.keys import some
 
@@ -48,19 +47,8 @@ class Segment:
 
 
 def plan(form: LinearForm, names: Iterable[str] | None = None) -> list[Step]:
-    """The steps that evaluate a form, in its order (tied names once)."""
-    ties = common_ties(form)
-    chosen = form.specs if names is None else names
-    return [_step(form, name) for name in chosen if name not in ties]
-
-
-def common_ties(form: LinearForm) -> dict[str, str]:
-    """Alias -> name, where every source of the form has the two names tied."""
-    sources = form.sources
-    first, *rest = [source.ties for source in sources if source.specs.keys() & form.specs.keys()] or [{}]
-    return {
-        a: n for a, n in first.items() if a in form.specs and n in form.specs and all(ties.get(a) == n for ties in rest)
-    }
+    """The steps that evaluate a form at some of its names, or at all."""
+    return [_step(form, name) for name in (form.specs if names is None else names)]
 
 
 def _step(form: LinearForm, name: str) -> Step:
@@ -76,8 +64,9 @@ def segments(steps: Iterable[Step]) -> Iterator[list[Segment]]:
     batch: list[Segment] = []
     size = 0
     for step in steps:
-        for start in range(0, max(step.numel, 1), SEGMENT):
-            stop = min(start + SEGMENT, step.numel)
+        length = max(step.numel, 1) if any(source.whole for source in step.coefficients) else SEGMENT
+        for start in range(0, max(step.numel, 1), length):
+            stop = min(start + length, step.numel)
             batch.append(Segment(step, start, stop))
             size += stop - start
             if size >= SEGMENT:
@@ -96,7 +85,7 @@ def reader(step: Step, scratch: Scratch) -> Callable[[int, int, torch.Tensor], N
 
     def write(start: int, stop: int, out: torch.Tensor) -> None:
         def part(source: Source) -> torch.Tensor:
-            return flat[source][start:stop].to(out.device, non_blocking=True)
+            return flat[source][start:stop].to(out.device, non_blocking=out.device.type != "cpu")
 
         anchor = part(step.anchor) if step.anchor is not None else None
         terms = [Term(coefficient, part(source), relative) for source, coefficient, relative in others]
@@ -128,13 +117,18 @@ def parallel(
 ) -> Iterator[T]:
     """``do`` over the work in threads, in order, with a progress bar once it has taken a second."""
     buffers = local()
+    inference = torch.is_inference_mode_enabled()  # which threads don't inherit
 
     def one(batch: list[Segment]) -> T:
         if not hasattr(buffers, "scratch"):
             buffers.scratch = Scratch()
-        return do(batch, buffers.scratch)
+        with torch.inference_mode(inference):
+            return do(batch, buffers.scratch)
 
     batches = list(work)
+    if len(batches) == 1:
+        yield one(batches[0])
+        return
     pool = ThreadPoolExecutor(threads or torch.get_num_threads())
     try:
         with tqdm(total=total, unit="B", unit_scale=True, delay=1, leave=False) as bar:
@@ -163,7 +157,7 @@ def materialize(
     Raises:
         NonfiniteError: naming the tensors, if asked for.
     """
-    steps = [step for step in plan(form) if step.name in out]
+    steps = plan(form, _distinct(form, out))
     staged = {
         s.name: out[s.name]
         if out[s.name].is_contiguous()
@@ -192,6 +186,30 @@ def materialize(
     report_nonfinite(found, on_nonfinite)
 
 
+def _distinct(form: LinearForm, out: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names to compute: of several that share one target's memory, the first, if the form has them tied.
+
+    Raises:
+        MismatchError: if it hasn't: one memory can't hold two values.
+    """
+    tied = ties(form)
+    owners: dict[tuple[object, ...], str] = {}
+    names = []
+    for name in form.specs:
+        if name not in out:
+            continue
+        tensor = out[name]
+        place = (tensor.data_ptr(), tensor.device, tensor.shape, tensor.stride()) if tensor.numel() else (name,)
+        owner = owners.setdefault(place, name)
+        if owner == name:
+            names.append(name)
+        elif tied.get(name, name) != tied.get(owner, owner):
+            raise MismatchError(
+                f"{owner} and {name} are one tensor in the target and two in {describe(form)}; edit both alike, or untie them"
+            )
+    return names
+
+
 def report_nonfinite(names: Iterable[str], how: OnNonfinite) -> None:
     """Warn of tensors with NaN or Inf, or raise."""
     names = list(dict.fromkeys(names))
@@ -202,11 +220,13 @@ def report_nonfinite(names: Iterable[str], how: OnNonfinite) -> None:
         log.warning(message)
 
 
-def allocate(form: LinearForm, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """Empty tensors for all of a form's names; tied names share one."""
-    ties = common_ties(form)
+def allocate(form: LinearForm, like: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Tensors to fill for all of a form's names, on the devices of ``like`` or on CPU; tied names share one."""
+    tied = ties(form)
     out: dict[str, torch.Tensor] = {}
     for name, spec in form.specs.items():
-        if name not in ties:
-            out[name] = torch.empty(spec.shape, dtype=dtype if dtype and is_editable(spec.dtype) else spec.dtype)
-    return {name: out[ties.get(name, name)] for name in form.specs}
+        if name not in tied:
+            device = like[name].device if like is not None and name in like else "cpu"
+            with torch.inference_mode(False):
+                out[name] = torch.empty(spec.shape, dtype=spec.dtype, device=device)
+    return {name: out[tied.get(name, name)] for name in form.specs}

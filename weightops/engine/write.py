@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from weightops.dtypes import SAFETENSORS, is_editable
-from weightops.engine.run import OnNonfinite, Segment, common_ties, evaluate, parallel, plan, report_nonfinite, segments
-from weightops.expression import LinearForm, Spec
+from weightops.dtypes import SAFETENSORS, name_of
+from weightops.engine.run import OnNonfinite, Segment, evaluate, parallel, plan, report_nonfinite, segments
+from weightops.errors import OptionError
+from weightops.expression import LinearForm, Spec, ties
 from weightops.kernels import Scratch, has_nonfinite
 
 _NAMES = {dtype: name for name, dtype in SAFETENSORS.items()}
@@ -29,34 +30,31 @@ class FileLayout:
 
 
 def layout(
-    form: LinearForm,
-    filename: str,
-    metadata: Mapping[str, str],
-    *,
-    dtype: torch.dtype | None = None,
-    max_shard_size: int | None = None,
+    form: LinearForm, filename: str, metadata: Mapping[str, str], *, max_shard_size: int | None = None
 ) -> list[FileLayout]:
     """Lay a form out in one file, or in shards of at most ``max_shard_size`` bytes of tensors.
 
     Tied names are stored once; the metadata say which name stands for which, as ``safetensors.torch.save_model`` does.
+
+    Raises:
+        OptionError: if a tensor has a dtype that safetensors lacks.
     """
-    ties = common_ties(form)
-    specs = {
-        n: Spec(s.shape, dtype if dtype and is_editable(s.dtype) else s.dtype)
-        for n, s in form.specs.items()
-        if n not in ties
-    }
+    tied = ties(form)
     shards: list[dict[str, Spec]] = [{}]
-    for name, spec in specs.items():
+    for name, spec in form.specs.items():
+        if name in tied:
+            continue
+        if spec.dtype not in _NAMES:
+            raise OptionError(f"{name} is {name_of(spec.dtype)}, which safetensors can't hold")
         if max_shard_size and shards[-1] and sum(s.nbytes for s in shards[-1].values()) + spec.nbytes > max_shard_size:
             shards.append({})
         shards[-1][name] = spec
     if len(shards) == 1:
-        return [_file(filename, shards[0], {**metadata, **ties})]
+        return [_file(filename, shards[0], {**metadata, **tied})]
     stem = filename.removesuffix(".safetensors")
     names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     return [
-        _file(name, shard, {**metadata, **{a: n for a, n in ties.items() if n in shard}})
+        _file(name, shard, {**metadata, **{a: n for a, n in tied.items() if n in shard}})
         for name, shard in zip(names, shards, strict=True)
     ]
 
@@ -78,14 +76,7 @@ def _file(name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> 
     return FileLayout(name, text, {n: len(text) + start for n, start in offsets.items()}, len(text) + end)
 
 
-def write(
-    form: LinearForm,
-    folder: Path,
-    files: list[FileLayout],
-    *,
-    dtype: torch.dtype | None = None,
-    on_nonfinite: OnNonfinite = "warn",
-) -> None:
+def write(form: LinearForm, folder: Path, files: list[FileLayout], *, on_nonfinite: OnNonfinite = "warn") -> None:
     """Fill the files of a layout, in ``folder``, from a form.
 
     Raises:
@@ -106,17 +97,15 @@ def write(
             bad = []
             for segment in batch:
                 name = segment.step.name
-                spec = form.specs[name]
-                kind = dtype if dtype and is_editable(spec.dtype) else spec.dtype
-                out = torch.empty(segment.stop - segment.start, dtype=kind)
+                out = torch.empty(segment.stop - segment.start, dtype=form.specs[name].dtype)
                 evaluate(segment, out, scratch)
                 if on_nonfinite != "ignore" and has_nonfinite(out):
                     bad.append(name)
                 handle, offset = place[name]
-                _pwrite(handle, out.view(torch.uint8).numpy().data, offset + segment.start * kind.itemsize)
+                _pwrite(handle, out.view(torch.uint8).numpy().data, offset + segment.start * out.element_size())
             return bad
 
-        steps = plan(form)
+        steps = plan(form, place)
         found = [
             name for bad in parallel(segments(steps), do, total=4 * sum(step.numel for step in steps)) for name in bad
         ]

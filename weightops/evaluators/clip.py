@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -12,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torchvision.transforms import Compose, Normalize
 from tqdm import tqdm
 
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
-from weightops.checkpoints.memory import from_dict
-from weightops.errors import CheckpointError
+from weightops.errors import CheckpointError, OptionError, OutputError
 from weightops.files import cache_dir, whole
 from weightops.tasks.task import Images, Task
 
@@ -27,8 +28,18 @@ PIXEL_BUDGET = 4 << 30
 
 
 def pick_device(device: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    """``auto`` is CUDA where there is one, else CPU.
+
+    Raises:
+        OptionError: if there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"there is no device {device!r} here: {str(error).splitlines()[0]}") from error
+    return torch.device(device)
 
 
 @dataclass(eq=False)
@@ -48,7 +59,7 @@ class Clip:
     tokenizer: Callable[[list[str]], torch.Tensor]
     device: torch.device
     base: Checkpoint
-    _pixels: dict[tuple[str, str], Pixels] = field(default_factory=dict)
+    _pixels: dict[tuple[Task, str], Pixels] = field(default_factory=dict)
 
     @classmethod
     def open(cls, model: CheckpointLike | Clip, device: str = "auto") -> Clip:
@@ -70,15 +81,14 @@ class Clip:
 
     def pixels(self, task: Task, split: str) -> Pixels:
         """The preprocessed images of a split; prepared once, kept for later passes."""
-        key = (task.name, split)
-        if key not in self._pixels:
+        if (task, split) not in self._pixels:
             spent = sum(pixels.budget for pixels in self._pixels.values())
-            self._pixels[key] = Pixels(task.load(split), self.preprocess, PIXEL_BUDGET - spent)
-        return self._pixels[key]
+            self._pixels[task, split] = Pixels(task.load(split), self.preprocess, PIXEL_BUDGET - spent)
+        return self._pixels[task, split]
 
     def forget(self, task: Task, split: str) -> None:
         """Let go of the pixels of a split."""
-        self._pixels.pop((task.name, split), None)
+        self._pixels.pop((task, split), None)
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Unit features of shape ``(n, dim)`` in float32."""
@@ -89,24 +99,33 @@ class Clip:
         r"""The frozen classifier of a task, shape ``(classes, dim)``; logits are ``features @ head.T``.
 
         For each class the mean over templates of unit text embeddings, made unit again, times ``exp(logit_scale)``.
-        Kept on disk under the fingerprint of the text encoder and the prompts.
+        Kept on disk under a hash of the text encoder's weights, the model's configuration and the prompts' tokens.
         """
-        path = cache_dir() / "heads" / f"{self._text_fingerprint()}-{prompts_id(task)}.safetensors"
-        if path.is_file():
+        prompts = [[template.replace("{}", name) for template in task.templates] for name in task.classes]
+        tokens = torch.stack([self.tokenizer(texts) for texts in prompts])
+        path = cache_dir() / "heads" / f"{self._text_hash(tokens)}.safetensors"
+        with suppress(OSError, SafetensorError, KeyError):
             kept: torch.Tensor = load_file(path)["head"]
             return kept.to(self.device)
+        self.module.eval()
         rows = []
-        for name in tqdm(task.classes, desc=f"prompts of {task.name}", delay=1, leave=False):
-            tokens = self.tokenizer([template.replace("{}", name) for template in task.templates]).to(self.device)
-            rows.append(F.normalize(F.normalize(self.module.encode_text(tokens).float(), dim=-1).mean(0), dim=0))
+        for row in tqdm(tokens, desc=f"prompts of {task.name}", delay=1, leave=False):
+            texts = F.normalize(self.module.encode_text(row.to(self.device)).float(), dim=-1)
+            rows.append(F.normalize(texts.mean(0), dim=0))
         head: torch.Tensor = torch.stack(rows) * self.module.logit_scale.float().exp()
-        with whole(path, overwrite=True) as part:
-            save_file({"head": head.cpu()}, part)
+        with suppress(OSError, OutputError), whole(path, overwrite=True) as part:  # a cache may fail
+            part.write_bytes(save({"head": head.cpu()}))
         return head
 
-    def _text_fingerprint(self) -> str:
+    def _text_hash(self, tokens: torch.Tensor) -> str:
+        config = getattr(self.base.architecture, "config", None)
+        digest = sha256(json.dumps(config, sort_keys=True, default=str).encode())
         state: dict[str, torch.Tensor] = self.module.state_dict()
-        return from_dict({name: tensor for name, tensor in state.items() if not name.startswith("visual.")}).fingerprint
+        for name, tensor in (("tokens", tokens), *state.items()):
+            if not name.startswith("visual."):
+                digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+                digest.update(tensor.detach().reshape(-1).cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
 
 def prompts_id(task: Task) -> str:

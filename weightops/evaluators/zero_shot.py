@@ -49,9 +49,9 @@ def evaluate(
 
 
 def as_tasks(tasks: str | Task | Iterable[str | Task]) -> list[Task]:
-    """Tasks by name or as they are."""
-    listed = [tasks] if isinstance(tasks, (str, Task)) else list(tasks)
-    return [TASKS[task] if isinstance(task, str) else task for task in listed]
+    """Tasks by name or as they are, each once."""
+    listed = [tasks] if isinstance(tasks, (str, Task)) else tasks
+    return list(dict.fromkeys(TASKS[task] if isinstance(task, str) else task for task in listed))
 
 
 @torch.no_grad()
@@ -64,9 +64,9 @@ def score(clip: Clip, task: Task, split: str, *, details: bool = False, batch_si
 @torch.no_grad()
 def predict(clip: Clip, task: Task, split: str, *, batch_size: int = 256) -> torch.Tensor:
     """The five (or fewer) likeliest classes of each image, the likeliest first, shape ``(n, 5)``."""
+    clip.module.eval()
     head = clip.zero_shot_head(task)
     pixels = clip.pixels(task, split)
-    clip.module.eval()
     guesses = []
     with tqdm(total=len(pixels), desc=f"{task.name} {split}", unit="images", delay=1, leave=False) as bar:
         for start in range(0, len(pixels), batch_size):
@@ -97,12 +97,22 @@ def metrics(guesses: torch.Tensor, labels: torch.Tensor, classes: int, *, detail
     return result
 
 
-def record(clip: Clip, task: Task, split: str, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """A result as CLIP_benchmark writes it, and what it leaves out: the split, the source of the images, the prompts."""
+def record(
+    clip: Clip, task: Task, split: str, scores: Mapping[str, Any], fingerprint: str | None = None
+) -> dict[str, Any]:
+    """A result as CLIP_benchmark writes it, and what it leaves out: the split, the source of the images, the prompts.
+
+    Args:
+        clip: the model.
+        task: the task.
+        split: its split.
+        scores: what `score` gave.
+        fingerprint: of the weights that were scored; by default those that the model was made from.
+    """
     return {
         "dataset": task.name,
         "model": clip.base.ref,
-        "pretrained": clip.base.form.sources[0].fingerprint,
+        "pretrained": fingerprint or clip.base.fingerprint,
         "task": "zeroshot_classification",
         "metrics": dict(scores),
         "language": "en",

@@ -17,8 +17,6 @@ def patch_card(summary: Mapping[str, Any]) -> str:
     front = {
         "library_name": "open_clip",
         "pipeline_tag": "zero-shot-image-classification",
-        "base_model": summary["model"]["ref"],
-        "base_model_relation": "merge",
         "tags": ["merge", "task-arithmetic", "weightops"],
     }
     rows = "\n".join(
@@ -35,7 +33,7 @@ def patch_card(summary: Mapping[str, Any]) -> str:
 # {summary["model"]["ref"]}, patched on {patching}
 
 The weights are `(1 - alpha) * base + alpha * finetuned` with alpha = {summary["alpha"]:g} (PAINT, arXiv 2208.05592).
-The base's fingerprint is `{summary["model"]["fingerprint"]}`. Only the image encoder differs from the base.
+The base's fingerprint is `{summary["model"]["fingerprint"]}`.
 
 Alpha was chosen on {summary["chosen_on"]}: {summary["why"]}.
 The test splits were used once, after that choice:

@@ -19,7 +19,7 @@ def draw_frontier(
 
     Args:
         path: the file.
-        points: one for each alpha, on validation data.
+        points: one for each alpha, 0 and 1 among them, on validation data.
         chosen: the point of the alpha that was chosen.
         title: one line above the picture.
         patching: what the vertical axis measures.
@@ -34,15 +34,16 @@ def draw_frontier(
     except ImportError:
         raise missing_extra("matplotlib", "plot", "to draw the frontier") from None
     points = sorted(points, key=lambda point: point.alpha)
+    base, full = (next(p for p in points if p.alpha == alpha) for alpha in (0, 1))
     xs, ys = [100 * p.supported for p in points], [100 * p.patching for p in points]
     figure = Figure(figsize=(6.4, 4.4), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.axvline(xs[0], color=GUIDE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    axes.axhline(ys[-1], color=GUIDE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.axvline(100 * base.supported, color=GUIDE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.axhline(100 * full.patching, color=GUIDE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.plot(xs, ys, color=CURVE, linewidth=2, marker="o", markersize=4.5, zorder=2)
-    axes.plot(xs[0], ys[0], marker="s", markersize=9, color=INK, zorder=3)
-    axes.plot(xs[-1], ys[-1], marker="D", markersize=8, color=INK, zorder=3)
+    axes.plot(100 * base.supported, 100 * base.patching, marker="s", markersize=9, color=INK, zorder=3)
+    axes.plot(100 * full.supported, 100 * full.patching, marker="D", markersize=8, color=INK, zorder=3)
     axes.plot(
         100 * chosen.supported,
         100 * chosen.patching,
@@ -54,12 +55,23 @@ def draw_frontier(
     )
     span = max(max(xs) - min(xs), 1.0)
     axes.set_xlim(min(xs) - 0.09 * span, max(xs) + 0.12 * span)
-    axes.set_ylim(min(*ys, ys[0]) - 7, max(ys) + 9)
+    axes.set_ylim(min(ys) - 7, max(ys) + 9)
     label: dict[str, Any] = {"fontsize": 9.5, "color": INK, "textcoords": "offset points"}
     axes.annotate(
-        f"zero-shot (alpha 0)\n{ys[0]:.1f} %", (xs[0], ys[0]), xytext=(-11, 0), ha="right", va="center", **label
+        f"zero-shot (alpha 0)\n{100 * base.patching:.1f} %",
+        (100 * base.supported, 100 * base.patching),
+        xytext=(-11, 0),
+        ha="right",
+        va="center",
+        **label,
     )
-    axes.annotate(f"fine-tuned (alpha 1)  {ys[-1]:.1f} %", (xs[-1], ys[-1]), xytext=(0, 10), ha="left", **label)
+    axes.annotate(
+        f"fine-tuned (alpha 1)  {100 * full.patching:.1f} %",
+        (100 * full.supported, 100 * full.patching),
+        xytext=(0, 10),
+        ha="left",
+        **label,
+    )
     axes.annotate(
         f"patched (alpha {chosen.alpha:g})\n{100 * chosen.patching:.1f} %", (100 * chosen.supported, 100 * chosen.patching),
         xytext=(-14, -6), ha="right", va="top", **(label | {"color": CHOSEN, "fontweight": "bold"}),

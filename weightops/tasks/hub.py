@@ -38,7 +38,7 @@ def hub_task(
 ) -> Task:
     """A task over the columns ``image`` and ``label`` of a data set on the Hub.
 
-    The papers' validation split is used: ``min(10 %, 5000)`` images of the training set, drawn with seed 0.
+    Validation takes ``min(10 %, 5000)`` images of the training set, as in the papers, drawn with a seed of its own.
     """
 
     def load(split: str) -> HubImages:
@@ -48,9 +48,8 @@ def hub_task(
             rows = load_dataset(dataset, split="test" if split == "test" else "train")
         except Exception as error:  # the library raises whatever its many back ends raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise TaskError(
-                f"{dataset} can't be had from the Hub ({reason}); mnist and digits also come with: pip install 'weightops[demo]'"
-            ) from error
+            hint = "; mnist also comes with: pip install 'weightops[demo]'" if name == "mnist" else ""
+            raise TaskError(f"{dataset} can't be had from the Hub ({reason}){hint}") from error
         if split == "test":
             return HubImages(rows, np.arange(len(rows)))
         order = np.random.default_rng(0).permutation(len(rows))

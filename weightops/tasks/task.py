@@ -25,7 +25,7 @@ class Images(Protocol):
     def __getitem__(self, index: int, /) -> Image.Image: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """Zero-shot classification: images in splits, class names, and prompt templates with ``{}`` for the class.
 

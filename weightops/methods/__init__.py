@@ -1,0 +1,1 @@
+"""Merge methods: pure functions on the tensors of one name."""
