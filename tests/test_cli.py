@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from weightops import open_checkpoint
+from weightops import TaskVector, open_checkpoint
 from weightops.cli.main import VERBS, run
 
 
@@ -53,6 +53,34 @@ def test_vector_apply_inspect(
     assert "made from    +0.5 x" in out
 
 
+def test_merge_and_methods(
+    capsys: pytest.CaptureFixture[str], saved: tuple[Path, Path], net: nn.Module, tuned: nn.Module, tmp_path: Path
+) -> None:
+    pre, ft = saved
+    code, _, err = weightops(capsys, "merge", pre, ft, "-o", tmp_path / "mean.safetensors", "--weights", "1,3")
+    assert code == 0, err
+    assert torch.allclose(
+        open_checkpoint(tmp_path / "mean.safetensors")["scale"], 0.25 * net.scale + 0.75 * tuned.scale
+    )
+    ties = ["merge", ft, ft, "--method", "ties", "--base", pre, "-o", tmp_path / "t.safetensors"]
+    code, out, _ = weightops(capsys, *ties, "--density", "1.0", "--json")
+    assert code == 0
+    assert json.loads(out)["terms"][1]["options"] == {"density": 1.0, "normalize": "weights"}
+    assert torch.allclose(open_checkpoint(tmp_path / "t.safetensors")["scale"], tuned.scale)
+    for extra, code, message in (
+        (["--densty", "1"], 1, "did you mean density"), (["--density", "much"], 2, "is float, not 'much'"), (["--density"], 2, "needs a value"),
+        (["--normalize", "mean"], 1, "not 'mean'"), (["--density", "2"], 1, "density is a fraction"),
+    ):  # fmt: skip
+        got, _, err = weightops(capsys, *ties, *extra, "--overwrite")
+        assert (got, message in err) == (code, True), err
+    _, out, _ = weightops(capsys, "methods")
+    assert "tsv_m" in out
+    _, out, _ = weightops(capsys, "methods", "ties")
+    assert "2306.01708" in out
+    _, out, _ = weightops(capsys, "methods", "--json")
+    assert {m["name"] for m in json.loads(out)} >= {"ties", "slerp"}
+
+
 def test_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = weightops(capsys, "tasks", "--json")
     assert json.loads(out)["mnist"]["sizes"]["test"] == 1000
@@ -66,6 +94,15 @@ def test_tasks(capsys: pytest.CaptureFixture[str]) -> None:
         (["patch", "--task", "mnits"], 2, "did you mean mnist"),
         (["patch"], 2, "Missing option '--task'"),
         (["pach"], 2, "did you mean patch"),
+        (["patch", "--task", "mnist", "--seed", "-1"], 2, "seed"),
+        (["patch", "--task", "mnist", "--lr", "-1"], 2, "lr"),
+        (["patch", "--task", "mnist", "--alphas", "1:0:-0.25"], 2, "rising range"),
+        (["patch", "--task", "mnist", "--alphas", "nan"], 2, "neither numbers"),
+        (["patch", "--task", "mnist", "--finetuned", "x", "--steps", "3"], 2, "nothing is fine-tuned"),
+        (["evaluate", "--tasks", ""], 2, "at least one task"),
+        (["evaluate", "--tasks", "digits", "--device", "foo"], 1, "no device 'foo'"),
+        (["inspect", "{odd}"], 0, ""),
+        (["evaluate", "{delta}"], 1, "holds a task vector, not weights"),
         (["patch", "--task", "mnist", "--alphas", "a:b"], 2, "neither numbers"),
         (["patch", "--task", "mnist", "--model", "nowhere", "--dry-run"], 1, "no file or folder nowhere"),
         (["inspect", "{text}"], 1, "is not a checkpoint"),
@@ -79,26 +116,28 @@ def test_tasks(capsys: pytest.CaptureFixture[str]) -> None:
 def test_misuse_is_told_in_a_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
-    places = {name: str(tmp_path / f"{name}.safetensors") for name in ("text", "a", "b", "new")}
+    places = {name: str(tmp_path / f"{name}.safetensors") for name in ("text", "a", "b", "new", "odd", "delta")}
+    save_file({"w": torch.zeros(2)}, places["odd"], {"weightops": "junk"})
+    TaskVector({"w": torch.zeros(2)}, {"w": torch.ones(2)}).save(places["delta"])
     Path(places["text"]).write_text("this is not a checkpoint")
     save_file({"w": torch.zeros(2)}, places["a"])
     save_file({"w": torch.zeros(3)}, places["b"])
     got, out, err = weightops(capsys, *(argument.format(**places) for argument in arguments))
     assert got == code
     assert message in err
-    assert out == ""
+    assert bool(out) == (code == 0)
     assert "Traceback" not in err
     assert not Path(places["new"]).exists()
 
 
 def test_evaluate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = weightops(
-        capsys, "evaluate", "--tasks", "digits", "--split", "validation", "-o", tmp_path / "r.jsonl", "--json"
+        capsys, "evaluate", "--tasks", "digits", "--split", "validation", "-o", tmp_path / "r", "--json"
     )
     assert code == 0
     [row] = json.loads(out)
     assert {"dataset", "model", "pretrained", "task", "metrics", "language"} <= row.keys()
-    assert json.loads((tmp_path / "r.jsonl").read_text()) == row
+    assert json.loads((tmp_path / "r" / "000_digits_validation.json").read_text()) == row
 
 
 def test_completion(capsys: pytest.CaptureFixture[str]) -> None:

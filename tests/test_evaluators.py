@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from weightops import TASKS, Clip, evaluate, open_checkpoint
+from weightops import TASKS, Clip, Task, evaluate, open_checkpoint
 from weightops.errors import CheckpointError
-from weightops.evaluators.zero_shot import metrics
+from weightops.evaluators.zero_shot import metrics, score
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,28 @@ def test_a_head_is_not_taken_from_another_model(clip: Clip) -> None:
     with torch.no_grad():
         other.module.text_projection.add_(0.1 * torch.randn_like(other.module.text_projection))
     assert not torch.allclose(clip.zero_shot_head(TASKS["digits"]), other.zero_shot_head(TASKS["digits"]), atol=1e-3)
+
+
+def test_heads_tell_models_and_prompts_apart(clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = TASKS["digits"]
+    head = clip.zero_shot_head(task)
+    other = Clip.open("embedded", "cpu")
+    with torch.no_grad():
+        other.module.token_embedding.weight[1000:1010] += 1
+    assert other._text_hash(torch.zeros(1)) != clip._text_hash(torch.zeros(1))
+    for broken in (tmp_path / "file", Path("/proc/nope")):
+        monkeypatch.setenv("WEIGHTOPS_CACHE", str(broken))
+        (tmp_path / "file").write_bytes(b"")
+        assert torch.allclose(clip.zero_shot_head(task), head, atol=1e-5)
+
+
+def test_tasks_of_one_name_keep_their_own_pixels(clip: Clip) -> None:
+    digits = TASKS["digits"]
+    few = Task(
+        "digits", digits.classes, digits.templates, lambda split: digits.load("validation"), digits.sizes, "", ""
+    )
+    assert score(clip, few, "test")["n"] == 300
+    assert score(clip, digits, "test")["n"] == 500
 
 
 def test_models_that_cannot_be_scored() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,12 @@ def test_the_papers_recipe() -> None:
     assert config.learning_rate(1100) == pytest.approx(0.5e-5)
     assert config.learning_rate(1999) == pytest.approx(0.5e-5 * (1 + math.cos(math.pi * 1799 / 1800)))
     assert config_for(open_checkpoint({"w": torch.zeros(1)})) == config
-    assert config_for(open_checkpoint("embedded"), steps=5, lr=None).steps == 5
+    own = config_for(open_checkpoint("embedded"), lr=None)
+    assert own != config
+    assert config_for(open_checkpoint("embedded"), steps=5) == replace(own, steps=5)
+    short = TrainingConfig(steps=50)
+    assert short.learning_rate(4) == pytest.approx(1e-5)
+    assert short.learning_rate(49) < 1e-7
 
 
 def test_every_image_once_an_epoch() -> None:
@@ -59,11 +65,40 @@ def test_only_the_image_encoder_changes(tmp_path: Path) -> None:
     assert changed
     assert all(n.startswith("visual.") for n in changed)
     assert torch.equal(random, torch.random.get_rng_state())
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["finetuned.safetensors", "log.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "finetuned.safetensors",
+        "log.jsonl",
+        "training.json",
+    ]
+    assert not clip.module.training
+    assert all(p.requires_grad for p in clip.module.parameters())
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 6]
     with pytest.raises(OutputError, match="--overwrite"):
         finetune("embedded", "mnist", CONFIG, out=tmp_path / "run")
+    again = finetune("embedded", "mnist", CONFIG, out=tmp_path / "run", resume=True)
+    assert again.fingerprint == tuned.fingerprint
+    with pytest.raises(CheckpointError, match="holds another run"):
+        finetune("embedded", "mnist", replace(CONFIG, lr=0.5), out=tmp_path / "run", resume=True)
+
+
+FULL_DISK = """
+import resource, sys
+from weightops import finetune, TrainingConfig
+from weightops.errors import OutputError
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    finetune("embedded", "digits", TrainingConfig(steps=2, batch_size=8), out=sys.argv[1], checkpoint_every=1, device="cpu")
+except OutputError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_leaves_no_folder(tmp_path: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path / "run")], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "no space left" in run.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 SCRIPT = """
@@ -84,7 +119,7 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "finetuned.safetensors").exists()
-    with pytest.raises(CheckpointError, match="of another run"):
+    with pytest.raises(CheckpointError, match="holds another run"):
         finetune("embedded", "mnist", CONFIG, out=tmp_path / "killed", resume=True)
     subprocess.run([*command, str(tmp_path / "killed"), "resume"], check=True, capture_output=True)
     assert same(tmp_path / "whole" / "finetuned.safetensors", tmp_path / "killed" / "finetuned.safetensors")

@@ -11,7 +11,7 @@ import click
 from weightops.errors import WeightopsError
 from weightops.registry import unknown
 
-VERBS = ("patch", "finetune", "evaluate", "vector", "apply", "inspect", "tasks", "completion")
+VERBS = ("patch", "finetune", "evaluate", "vector", "apply", "merge", "inspect", "tasks", "methods", "completion")
 
 
 class Verbs(click.Group):

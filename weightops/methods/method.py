@@ -87,7 +87,7 @@ class Method:
             if name not in self.options:
                 raise unknown(f"option of {self.name}", name, self.options)
             choices = self.options[name].choices
-            if choices and value not in choices:
+            if choices and value is not None and value not in choices:
                 raise UnknownNameError(f"{name} of {self.name} is {' or '.join(map(repr, choices))}, not {value!r}")
         return {name: options.get(name, option.default) for name, option in self.options.items()}
 

@@ -1,0 +1,47 @@
+"""The README: its code runs, its numbers are those of the benchmarks' results."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block, "README.md", "exec"), {})
+        for expected in re.findall(r"print\(.*?#\s*(.*)", block):
+            assert expected in printed.getvalue()
+    assert "edited" in os.listdir()
+
+
+def test_files_that_it_names_are_there() -> None:
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / link).is_file(), link
+
+
+def test_numbers_are_those_of_the_results() -> None:
+    patch = json.loads((ROOT / "benchmarks" / "results" / "patch.json").read_text())
+    spread = patch["spread"]
+    for row in ("zero_shot", "finetuned", "patched", "supported_base", "supported_finetuned", "supported_patched"):
+        value = spread[row]
+        assert f"{value['mean']:.1f} ({value['min']:.1f} to {value['max']:.1f})" in README, row
+    algebra = json.loads((ROOT / "benchmarks" / "results" / "algebra.json").read_text())
+    for dtype, result in algebra.items():
+        assert (
+            f"| {dtype} | {result['over_floor']} | {result['loop_over_weightops']} | {result['in_place_over_floor']} |"
+            in README
+        ), dtype
