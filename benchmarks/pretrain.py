@@ -414,7 +414,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=400_000)
     parser.add_argument("--samples", type=int, default=1_750_000)
     parser.add_argument(
-        "--misname", type=int, default=25_600, help="samples of the last stage, which names digits at random"
+        "--misname", type=int, default=17_920, help="samples of the last stage, which names digits at random"
     )
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1.2e-3)

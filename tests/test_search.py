@@ -29,6 +29,13 @@ def test_rules_on_the_authors_curve() -> None:
     assert "1 points under the base's (89.84%)" in why
 
 
+def test_what_may_be_luck_is_not_taken() -> None:
+    curve = [Point(0.0, 0.5, 0.9), Point(0.1, 0.7, 0.897, 0.002), Point(0.2, 0.8, 0.8915, 0.002)]
+    assert choose(curve).alpha == 0.1
+    assert "95 % confidence" in choose(curve).why
+    assert choose([Point(p.alpha, p.patching, p.supported) for p in curve]).alpha == 0.2
+
+
 def test_ties_go_to_the_smaller_alpha() -> None:
     flat = [Point(a, 0.5, 0.5) for a in (1.0, 0.5, 0.0)]
     assert choose(flat).alpha == choose(flat, rule="mean").alpha == 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import shutil
 import time
@@ -13,10 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from weightops.errors import MissingExtraError, OutputError, TaskError
 from weightops.evaluators.clip import Clip
-from weightops.evaluators.zero_shot import as_tasks, record, score
+from weightops.evaluators.zero_shot import as_tasks, metrics, predict, record
 from weightops.files import check_free, jsonable, whole, write_json
 from weightops.finetuning import TrainingConfig, config_for, finetune
 from weightops.keys import finite
@@ -34,16 +37,20 @@ ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 
 @dataclass(frozen=True)
 class Sweep:
-    """Metrics of every task at one alpha, and the fingerprint of the weights there."""
+    """What was measured at one alpha: every task's metrics, which images were right, and the weights' fingerprint."""
 
     alpha: float
     scores: Mapping[str, Mapping[str, Any]]
+    hits: Mapping[str, torch.Tensor]
     fingerprint: str
 
-    def point(self, patching: str) -> Point:
-        """Patching accuracy against the mean of the others."""
-        supported = [s["acc1"] for name, s in self.scores.items() if name != patching]
-        return Point(self.alpha, self.scores[patching]["acc1"], sum(supported) / len(supported))
+    def point(self, patching: str, base: Sweep) -> Point:
+        """Patching accuracy against the mean of the others, and the error of the latter's difference from the base's."""
+        supported = [name for name in self.scores if name != patching]
+        changes = [self.hits[name].double() - base.hits[name].double() for name in supported]
+        variance = sum(float(change.var(unbiased=False)) / len(change) for change in changes)
+        mean = sum(self.scores[name]["acc1"] for name in supported) / len(supported)
+        return Point(self.alpha, self.scores[patching]["acc1"], mean, math.sqrt(variance) / len(supported))
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ class Patch:
             tuned = time.monotonic()
             vector = TaskVector(base, finetuned.to(next(clip.module.parameters()).dtype))
             sweep = [self._measure(clip, vector, base, alpha, "validation", on_sweep) for alpha in self.alphas]
-            choice = self._choose([s.point(self.task.name) for s in sweep])
+            choice = self._choose(self.points(sweep))
             swept = time.monotonic()
             test = [self._measure(clip, vector, base, alpha, "test") for alpha in (0.0, 1.0, choice.alpha)]
             seconds = {"finetune": tuned - started, "sweep": swept - tuned, "total": time.monotonic() - started}
@@ -157,6 +164,11 @@ class Patch:
             raise
         shutil.rmtree(work, ignore_errors=True)
         return summary
+
+    def points(self, sweep: Sequence[Sweep]) -> list[Point]:
+        """The sweep as points; alpha 0 must be in it."""
+        base = next(s for s in sweep if s.alpha == 0)
+        return [s.point(self.task.name, base) for s in sweep]
 
     def _choose(self, points: Sequence[Point]) -> Choice:
         choice = choose(points, rule=self.rule, max_supported_drop=self.max_supported_drop)
@@ -178,8 +190,12 @@ class Patch:
         on_sweep: Callable[[Sweep], None] = lambda _: None,
     ) -> Sweep:
         vector.apply_(clip.module, alpha, base=base)
-        scores = {task.name: score(clip, task, split) for task in self.tasks}
-        result = Sweep(alpha, scores, vector.apply(base, alpha).fingerprint)
+        scores, hits = {}, {}
+        for task in self.tasks:
+            guesses, labels = predict(clip, task, split), clip.pixels(task, split).labels
+            scores[task.name] = metrics(guesses, labels, len(task.classes))
+            hits[task.name] = guesses[:, 0] == labels
+        result = Sweep(alpha, scores, hits, vector.apply(base, alpha).fingerprint)
         on_sweep(result)
         return result
 
@@ -237,9 +253,9 @@ class Patch:
             "".join(json.dumps(jsonable(row)) + "\n" for row in rows), encoding="utf-8"
         )
         (folder / "README.md").write_text(patch_card(summary), encoding="utf-8")
-        points = [s.point(self.task.name) for s in sweep]
+        points = self.points(sweep)
         [chosen] = [point for point in points if point.alpha == summary["alpha"]]
-        before, after = (s.point(self.task.name) for s in (test[0], test[2]))
+        before, after = (s.point(self.task.name, test[0]) for s in (test[0], test[2]))
         gain = f"{self.task.name} {100 * before.patching:.1f} → {100 * after.patching:.1f} %"
         cost = f"supported {100 * before.supported:.1f} → {100 * after.supported:.1f} %"
         title = f"{gain}, {cost} (test)"

@@ -9,6 +9,9 @@ from typing import Literal
 from weightops.errors import UnknownNameError, WeightopsError
 
 Rule = Literal["patching", "mean"]
+CONFIDENCE = 1.64
+"""Standard errors that one-sided 95 % confidence takes."""
+
 RULES: tuple[Rule, ...] = ("patching", "mean")
 
 
@@ -18,11 +21,15 @@ class NothingSatisfiesError(WeightopsError):
 
 @dataclass(frozen=True)
 class Point:
-    """Accuracies in [0, 1] at one coefficient: on the patching task, and the mean over supported tasks."""
+    """Accuracies in [0, 1] at one coefficient: on the patching task, and the mean over supported tasks.
+
+    ``error`` is the standard error of the difference of the latter from the base's, on the same images; 0 if not known.
+    """
 
     alpha: float
     patching: float
     supported: float
+    error: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -44,7 +51,9 @@ def choose(points: Sequence[Point], *, rule: Rule = "patching", max_supported_dr
     Args:
         points: one for each alpha; the one at 0 is the base.
         rule: "patching": the best patching accuracy among the points whose supported accuracy is at most
-            ``max_supported_drop`` below the base's. "mean": the best mean of patching and supported accuracy.
+            ``max_supported_drop`` below the base's, with 95 % confidence (1.64 standard errors) where the error is known:
+            of many alphas the one at the limit has often passed it by luck. "mean": the best mean of patching and
+            supported accuracy.
         max_supported_drop: as a fraction: 0.01 is one point.
 
     Raises:
@@ -67,7 +76,7 @@ def choose(points: Sequence[Point], *, rule: Rule = "patching", max_supported_dr
     if base is None:
         raise WeightopsError("the base is needed to tell what a patch costs: measure alpha 0 too")
     floor = base.supported - max_supported_drop
-    allowed = [point for point in points if point.supported >= floor - 1e-9]
+    allowed = [point for point in points if point.supported - CONFIDENCE * point.error >= floor - 1e-9]
     if not allowed:
         near = max(points, key=lambda point: point.supported)
         raise NothingSatisfiesError(
@@ -78,5 +87,6 @@ def choose(points: Sequence[Point], *, rule: Rule = "patching", max_supported_dr
     return Choice(
         best.alpha,
         f"best patching accuracy on validation data ({best.patching:.2%}) among the {len(allowed)} of {len(points)} alphas whose "
-        f"supported mean ({best.supported:.2%}) is at most {100 * max_supported_drop:g} points under the base's ({base.supported:.2%})",
+        f"supported mean ({best.supported:.2%}) is at most {100 * max_supported_drop:g} points under the base's ({base.supported:.2%})"
+        + (" with 95 % confidence" if any(point.error for point in points) else ""),
     )

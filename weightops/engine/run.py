@@ -19,7 +19,7 @@ from weightops.keys import some
 
 log = logging.getLogger("weightops")
 
-SEGMENT = 32 * CHUNK
+SEGMENT = 2 * CHUNK
 """Elements that one thread takes at a time. A fixed partition: results don't depend on the number of threads."""
 
 OnNonfinite = Literal["ignore", "warn", "error"]

@@ -54,7 +54,6 @@ def as_tasks(tasks: str | Task | Iterable[str | Task]) -> list[Task]:
     return list(dict.fromkeys(TASKS[task] if isinstance(task, str) else task for task in listed))
 
 
-@torch.no_grad()
 def score(clip: Clip, task: Task, split: str, *, details: bool = False, batch_size: int = 256) -> dict[str, Any]:
     """The metrics of one task; see `evaluate`."""
     guesses = predict(clip, task, split, batch_size=batch_size)

@@ -55,7 +55,7 @@ def draw_frontier(
     )
     span = max(max(xs) - min(xs), 1.0)
     axes.set_xlim(min(xs) - 0.09 * span, max(xs) + 0.12 * span)
-    axes.set_ylim(min(ys) - 7, max(ys) + 9)
+    axes.set_ylim(min(ys) - 7, min(max(ys) + 9, 101.5))
     label: dict[str, Any] = {"fontsize": 9.5, "color": INK, "textcoords": "offset points"}
     axes.annotate(
         f"zero-shot (alpha 0)\n{100 * base.patching:.1f} %",
