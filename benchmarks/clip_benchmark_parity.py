@@ -1,6 +1,6 @@
 """Zero-shot scores of weightops and of CLIP_benchmark on the same model, images and prompts, in float32.
 
-    pip install '.[demo]' && pip install --no-deps clip-benchmark && python benchmarks/clip_benchmark_parity.py
+    pip install '.[demo]' 'numpy<2.4' && pip install --no-deps clip-benchmark && python benchmarks/clip_benchmark_parity.py
 
 CLIP_benchmark is given the embedded model as stock open_clip loads it, and the pictures through a plain DataLoader.
 """
@@ -22,7 +22,7 @@ from weightops import TASKS, Clip, Task, evaluate, open_checkpoint
 
 class Pictures(Dataset):
     def __init__(self, task: Task, preprocess: object) -> None:
-        self.images, self.preprocess = task.load("test"), preprocess
+        self.images, self.preprocess, self.classes = task.load("test"), preprocess, task.classes
 
     def __len__(self) -> int:
         return len(self.images)

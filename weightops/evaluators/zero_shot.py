@@ -81,11 +81,11 @@ def metrics(guesses: torch.Tensor, labels: torch.Tensor, classes: int, *, detail
     hits = guesses == labels[:, None]
     confusion = torch.bincount(labels * classes + guesses[:, 0], minlength=classes * classes).view(classes, classes)
     totals = confusion.sum(1)
-    recall = confusion.diagonal()[totals > 0] / totals[totals > 0]
+    recall = confusion.diagonal()[totals > 0].double() / totals[totals > 0]
     result: dict[str, Any] = {
         "acc1": hits[:, 0].double().mean().item(),
         "acc5": hits.any(1).double().mean().item() if classes >= 5 else math.nan,
-        "mean_per_class_recall": recall.double().mean().item(),
+        "mean_per_class_recall": recall.mean().item(),
         "n": len(labels),
     }
     if details:
