@@ -79,6 +79,10 @@ def ties(
     return consensus(trim(deltas, density), weights, elect=True, normalize=normalize)
 
 
+def _dare(deltas: torch.Tensor, draws: Draws, density: float, rescale: Rescale) -> torch.Tensor:
+    return torch.stack([_drop(d, fraction(density), draws(i), rescale) for i, d in enumerate(deltas)])
+
+
 def dare_linear(
     deltas: torch.Tensor, weights: torch.Tensor, draws: Draws, *, density: float = 0.2, rescale: Rescale = "expectation"
 ) -> torch.Tensor:
@@ -91,7 +95,7 @@ def dare_linear(
         density: the probability that an element is kept.
         rescale: "expectation" divides by the density, as the paper does; "l1" restores the sum of magnitudes, as mergekit does.
     """
-    kept = torch.stack([_drop(d, fraction(density), draws(i), rescale) for i, d in enumerate(deltas)])
+    kept = _dare(deltas, draws, density, rescale)
     return consensus(kept, weights, elect=False, normalize="none")
 
 
@@ -114,7 +118,7 @@ def dare_ties(
         rescale: as in `dare_linear`.
         normalize: as in `ties`.
     """
-    kept = torch.stack([_drop(d, fraction(density), draws(i), rescale) for i, d in enumerate(deltas)])
+    kept = _dare(deltas, draws, density, rescale)
     return consensus(kept, weights, elect=True, normalize=normalize)
 
 
@@ -177,6 +181,10 @@ def _magprune(
     return _drop(rows, probability.clamp(0, 1), draws, rescale).reshape(delta.shape)
 
 
+def _della(deltas: torch.Tensor, draws: Draws, density: float, epsilon: float, rescale: Rescale) -> torch.Tensor:
+    return torch.stack([_magprune(d, density, epsilon, draws(i), rescale) for i, d in enumerate(deltas)])
+
+
 def della_linear(
     deltas: torch.Tensor,
     weights: torch.Tensor,
@@ -196,7 +204,7 @@ def della_linear(
         epsilon: how far the probabilities reach to either side of it, by rank of magnitude within a row.
         rescale: as in `dare_linear`.
     """
-    kept = torch.stack([_magprune(d, density, epsilon, draws(i), rescale) for i, d in enumerate(deltas)])
+    kept = _della(deltas, draws, density, epsilon, rescale)
     return consensus(kept, weights, elect=False, normalize="none")
 
 
@@ -215,7 +223,7 @@ def della(
         rescale: as in `dare_linear`.
         normalize: as in `ties`.
     """
-    kept = torch.stack([_magprune(d, density, epsilon, draws(i), rescale) for i, d in enumerate(deltas)])
+    kept = _della(deltas, draws, density, epsilon, rescale)
     return consensus(kept, weights, elect=True, normalize=normalize)
 
 
