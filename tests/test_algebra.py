@@ -223,7 +223,8 @@ def test_save_and_load(net: nn.Module, tuned: nn.Module, tmp_path: Path, caplog:
     tau = 0.5 * TaskVector(net, tuned)
     loaded = TaskVector.load(tau.save(tmp_path / "tau.safetensors"))
     with caplog.at_level(logging.WARNING):
-        assert bits_equal(dict(loaded.apply(net).state_dict()), dict(tau.apply(net).state_dict()))
+        again = loaded.apply(net).state_dict()
+    assert all(close(t, again[n].double(), 2.0) for n, t in tau.apply(net).state_dict().items() if n in tau)
     assert not caplog.records
     stranger = perturbed(net, 9)
     with caplog.at_level(logging.WARNING):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -49,7 +49,7 @@ class Source(ABC):
         ties: alias -> name of the tensor it shares its memory with; aliases are in ``specs`` too.
         space: "weights" or "delta".
         passed_over: what the place holds beside tensors.
-        whole: its tensors are computed, and so read once and whole, not in parts.
+        computed: its tensors are computed when they are opened, so each is opened once.
         identity: equal for two sources only if they are one place in one state; None if that can't be told.
     """
 
@@ -58,12 +58,17 @@ class Source(ABC):
     ties: Mapping[str, str]
     space: Space = "weights"
     passed_over: tuple[str, ...] = ()
-    whole: bool = False
+    computed: bool = False
     identity: object = None
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
         """The tensor, mapped from its file or shared with its owner: never write to it."""
+
+    def open(self, name: str) -> Callable[[int, int], torch.Tensor]:
+        """A function that gives elements ``start`` to ``stop`` of the flat tensor, to be called in rising order."""
+        flat = self.read(name).detach().reshape(-1)
+        return lambda start, stop: flat[start:stop]
 
     @cached_property
     def fingerprint(self) -> str:

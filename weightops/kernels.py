@@ -1,7 +1,6 @@
 """Tensor arithmetic on flat chunks: accumulate in float32 (float64 for float64), round once.
 
-Only exactly rounded operations (add, subtract, multiply) are used, so that a result doesn't depend on
-where a chunk begins, how many threads there are, or whether the processor fuses them.
+Each element's result depends on that element alone: not on where a chunk begins, nor on how many threads there are.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import torch
 
 from weightops.dtypes import accumulator
 
-CHUNK = 1 << 19
-"""Elements of a chunk on CPU: small enough for the last cache, long enough for threads not to wait for Python's lock."""
+CHUNK = 1 << 18
+"""Elements of a chunk on CPU, where a result takes several passes: few enough to stay in the cache, enough to keep threads busy."""
 
 
 class Scratch:
@@ -54,24 +53,34 @@ def combine(
         keep_anchor: add the anchor itself: the result is weights, not a delta.
         scratch: the thread's buffers.
     """
-    if keep_anchor and anchor is not None and all(term.relative and torch.equal(term.tensor, anchor) for term in terms):
-        out.copy_(anchor)
-        return
-    working = accumulator(out.dtype)
-    if any(term.tensor.dtype == torch.float64 for term in terms):
-        working = torch.float64
+    if keep_anchor and anchor is not None:
+        if all(term.relative and torch.equal(term.tensor, anchor) for term in terms):
+            out.copy_(anchor)
+            return
+        if len(terms) == 1 and terms[0].relative and terms[0].tensor.dtype == anchor.dtype == out.dtype:
+            torch.lerp(anchor, terms[0].tensor, terms[0].coefficient, out=out)
+            return
+    step = CHUNK * torch.get_num_threads() if out.device.type == "cpu" else out.numel()
+    for start in range(0, out.numel(), step):
+        stop = start + step
+        parts = [term._replace(tensor=term.tensor[start:stop]) for term in terms]
+        _accumulate(out[start:stop], anchor[start:stop] if anchor is not None else None, parts, keep_anchor, scratch)
+
+
+def _accumulate(
+    out: torch.Tensor, anchor: torch.Tensor | None, terms: Sequence[Term], keep_anchor: bool, scratch: Scratch
+) -> None:
+    working = torch.float64 if any(t.tensor.dtype == torch.float64 for t in terms) else accumulator(out.dtype)
     total = out if out.dtype == working else scratch.get(0, out.numel(), working, out.device)
     origin = _widen(anchor, working, 1, scratch) if anchor is not None else None
     for i, (coefficient, tensor, relative) in enumerate(terms):
-        term = scratch.get(2, out.numel(), working, out.device) if i else total
+        term = _widen(tensor, working, 2, scratch)
         if relative and origin is not None:
-            torch.sub(_widen(tensor, working, 3, scratch), origin, out=term)
-        else:
-            term.copy_(tensor)
-        if coefficient != 1.0:
-            term.mul_(coefficient)
+            term = torch.sub(term, origin, out=scratch.get(2, out.numel(), working, out.device))
         if i:
-            total.add_(term)
+            total.add_(term, alpha=coefficient)
+        else:
+            torch.mul(term, coefficient, out=total)
     if not terms:
         total.zero_()
     if keep_anchor and origin is not None:

@@ -403,8 +403,8 @@ def _empty_copy(module: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]]:
         if id(tensor) not in memo:
             place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else (id(tensor),)
             with torch.inference_mode(False):
-                empty = shared.setdefault(place, torch.empty_like(tensor, requires_grad=False))
-                twin = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+                blank = shared.setdefault(place, torch.empty_like(tensor, requires_grad=False))
+                twin = nn.Parameter(blank, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else blank
             memo[id(tensor)] = twin
     copied = copy.deepcopy(module, memo)
     return copied, copied.state_dict(keep_vars=True)

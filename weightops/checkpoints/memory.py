@@ -37,9 +37,10 @@ class MemorySource(Source):
         self._tensors = dict(tensors)
         self.ref = ref
         self.specs = {name: Spec(tuple(t.shape), t.dtype) for name, t in self._tensors.items()}
-        self.ties = _ties(self._tensors)
+        places = {name: (t.data_ptr(), t.device, t.shape, t.stride(), t.dtype) for name, t in self._tensors.items()}
+        self.ties = _ties({name: place for name, place in places.items() if self.specs[name].numel})
         self.passed_over = passed_over
-        self.identity = identity or tuple((name, *_memory(t)) for name, t in self._tensors.items())
+        self.identity = identity or tuple(places.items())
 
     def read(self, name: str) -> torch.Tensor:
         return self._tensors[name]
@@ -66,16 +67,11 @@ def _unusable(tensor: torch.Tensor) -> str | None:
     return None if tensor.layout == torch.strided else str(tensor.layout).removeprefix("torch.")
 
 
-def _memory(t: torch.Tensor) -> tuple[Any, ...]:
-    return t.data_ptr(), t.device, tuple(t.shape), tuple(t.stride()), t.dtype
-
-
-def _ties(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def _ties(places: Mapping[str, tuple[Any, ...]]) -> dict[str, str]:
     first: dict[tuple[Any, ...], str] = {}
     ties = {}
-    for name, tensor in tensors.items():
-        if tensor.numel():
-            owner = first.setdefault(_memory(tensor), name)
-            if owner != name:
-                ties[name] = owner
+    for name, place in places.items():
+        owner = first.setdefault(place, name)
+        if owner != name:
+            ties[name] = owner
     return ties

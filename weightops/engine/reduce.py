@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from weightops.engine.run import Segment, Step, chunks, parallel, plan, reader, segments
+from weightops.engine.run import Reader, Segment, parallel, plan, reader, units
 from weightops.errors import MismatchError
 from weightops.expression import LinearForm, ties
-from weightops.kernels import Scratch
+from weightops.kernels import CHUNK, Scratch
 
 
 def gram(forms: Sequence[LinearForm]) -> dict[str, torch.Tensor]:
@@ -33,25 +34,29 @@ def gram(forms: Sequence[LinearForm]) -> dict[str, torch.Tensor]:
             )
     plans = dict(zip(names, zip(*(plan(form, names) for form in forms), strict=True), strict=True))
 
-    def do(batch: list[Segment], scratch: Scratch) -> list[tuple[str, torch.Tensor]]:
-        return [(segment.step.name, _products(plans[segment.step.name], segment, scratch)) for segment in batch]
+    def do(unit: list[Segment], scratch: Scratch) -> list[tuple[str, torch.Tensor]]:
+        readers = {segment.step.name: [reader(step, scratch) for step in plans[segment.step.name]] for segment in unit}
+        return [(s.step.name, _products(s, readers[s.step.name], scratch)) for s in unit]
 
     totals = {name: torch.zeros(len(forms), len(forms), dtype=torch.float64) for name in names}
-    first = [steps[0] for steps in plans.values()]
-    for results in parallel(segments(first), do, total=4 * sum(step.numel for step in first)):
+    every = [
+        replace(steps[0], coefficients={s: 1.0 for step in steps for s in step.coefficients})
+        for steps in plans.values()
+    ]
+    for results in parallel(units(every), do):
         for name, products in results:
             totals[name] += products
     return totals
 
 
-def _products(steps: Sequence[Step], segment: Segment, scratch: Scratch) -> torch.Tensor:
+def _products(segment: Segment, readers: Sequence[Reader], scratch: Scratch) -> torch.Tensor:
     """The inner products of one segment, shape ``(k, k)``."""
-    readers = [reader(step, scratch) for step in steps]
-    wide = any(s.specs[segment.step.name].dtype == torch.float64 for step in steps for s in step.coefficients)
+    wide = any(s.specs[segment.step.name].dtype == torch.float64 for s in segment.step.coefficients)
     dtype = torch.float64 if wide else torch.float32
-    totals = torch.zeros(len(steps), len(steps), dtype=torch.float64)
-    for start, stop in chunks(segment, torch.device("cpu")):
-        deltas = [scratch.get(4 + i, stop - start, dtype) for i in range(len(steps))]
+    totals = torch.zeros(len(readers), len(readers), dtype=torch.float64)
+    for start in range(segment.start, segment.stop, CHUNK):
+        stop = min(start + CHUNK, segment.stop)
+        deltas = [scratch.get(4 + i, stop - start, dtype) for i in range(len(readers))]
         for read, delta in zip(readers, deltas, strict=True):
             read(start, stop, delta)
         for i, x in enumerate(deltas):

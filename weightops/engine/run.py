@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import local
@@ -14,16 +14,17 @@ from tqdm import tqdm
 
 from weightops.errors import MismatchError, NonfiniteError
 from weightops.expression import LinearForm, Source, describe, ties
-from weightops.kernels import CHUNK, Scratch, Term, combine, has_nonfinite
+from weightops.kernels import Scratch, Term, combine, has_nonfinite
 from weightops.keys import some
 
 log = logging.getLogger("weightops")
 
-SEGMENT = 2 * CHUNK
+SEGMENT = 1 << 20
 """Elements that one thread takes at a time. A fixed partition: results don't depend on the number of threads."""
 
 OnNonfinite = Literal["ignore", "warn", "error"]
 T = TypeVar("T")
+Reader = Callable[[int, int, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -59,84 +60,94 @@ def _step(form: LinearForm, name: str) -> Step:
     return Step(name, form.specs[name].numel, coefficients, anchor, form.space == "weights")
 
 
-def segments(steps: Iterable[Step]) -> Iterator[list[Segment]]:
-    """Work of about `SEGMENT` elements each: a part of a large tensor, or several small ones."""
+def units(steps: Iterable[Step]) -> list[list[Segment]]:
+    """Work for one thread at a time, the largest first: a part of a large tensor, several small ones, or one that is computed."""
+    done: list[list[Segment]] = []
     batch: list[Segment] = []
-    size = 0
+    held = 0
     for step in steps:
-        length = max(step.numel, 1) if any(source.whole for source in step.coefficients) else SEGMENT
-        for start in range(0, max(step.numel, 1), length):
-            stop = min(start + length, step.numel)
-            batch.append(Segment(step, start, stop))
-            size += stop - start
-            if size >= SEGMENT:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
+        parts = [Segment(step, a, min(a + SEGMENT, step.numel)) for a in range(0, max(step.numel, 1), SEGMENT)]
+        if any(source.computed for source in step.coefficients):
+            done.append(parts)
+            continue
+        done += [[part] for part in parts[:-1]]
+        batch.append(parts[-1])
+        held += parts[-1].stop - parts[-1].start
+        if held >= SEGMENT:
+            done.append(batch)
+            batch, held = [], 0
+    return sorted([*done, batch] if batch else done, key=size, reverse=True)
 
 
-def reader(step: Step, scratch: Scratch) -> Callable[[int, int, torch.Tensor], None]:
+def size(unit: Iterable[Segment]) -> int:
+    """Elements of a unit."""
+    return sum(segment.stop - segment.start for segment in unit)
+
+
+def reader(step: Step, scratch: Scratch) -> Reader:
     """A function that writes elements ``start`` to ``stop`` of a step to a flat tensor, on that tensor's device."""
-    flat = {source: source.read(step.name).detach().reshape(-1) for source in step.coefficients}
+    opened = {source: source.open(step.name) for source in step.coefficients}
     others = [
         (source, c, source.space == "weights") for source, c in step.coefficients.items() if source is not step.anchor
     ]
 
     def write(start: int, stop: int, out: torch.Tensor) -> None:
         def part(source: Source) -> torch.Tensor:
-            return flat[source][start:stop].to(out.device, non_blocking=out.device.type != "cpu")
+            return opened[source](start, stop).to(out.device, non_blocking=out.device.type != "cpu")
 
-        anchor = part(step.anchor) if step.anchor is not None else None
+        anchor = None if step.anchor is None else part(step.anchor)
         terms = [Term(coefficient, part(source), relative) for source, coefficient, relative in others]
         combine(out, anchor, terms, step.keep_anchor, scratch)
 
     return write
 
 
-def chunks(segment: Segment, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Where to cut a segment: into pieces that stay in a core's cache, or not at all on other devices."""
-    size = CHUNK if device.type == "cpu" else SEGMENT
-    for start in range(segment.start, segment.stop, size):
-        yield start, min(start + size, segment.stop)
-
-
-def evaluate(segment: Segment, out: torch.Tensor, scratch: Scratch) -> None:
-    """Write a segment to ``out`` (flat, as long as the segment), on the device of ``out``."""
-    read = reader(segment.step, scratch)
-    for start, stop in chunks(segment, out.device):
-        read(start, stop, out[start - segment.start : stop - segment.start])
+def evaluate(
+    unit: Iterable[Segment], target: Callable[[Segment], torch.Tensor], scratch: Scratch
+) -> Iterator[tuple[Segment, torch.Tensor]]:
+    """Fill the (flat) target of each segment of a unit in turn, on its device."""
+    step = read = None
+    for segment in unit:
+        if read is None or segment.step is not step:
+            step, read = segment.step, reader(segment.step, scratch)
+        out = target(segment)
+        read(segment.start, segment.stop, out)
+        yield segment, out
 
 
 def parallel(
-    work: Iterable[list[Segment]],
+    work: Sequence[list[Segment]],
     do: Callable[[list[Segment], Scratch], T],
     *,
-    total: int = 0,
     threads: int | None = None,
+    width: int = 4,
 ) -> Iterator[T]:
-    """``do`` over the work in threads, in order, with a progress bar once it has taken a second."""
-    buffers = local()
-    inference = torch.is_inference_mode_enabled()  # which threads don't inherit
+    """``do`` over units, in order, with a progress bar (``width`` bytes an element) once it has taken a second.
 
-    def one(batch: list[Segment]) -> T:
+    With one thread it runs in the caller's, where torch may use its own; of several each computes alone.
+    """
+    inference = torch.is_inference_mode_enabled()  # which threads don't inherit
+    before = torch.get_num_threads()
+    buffers = local()
+
+    def one(unit: list[Segment]) -> T:
         if not hasattr(buffers, "scratch"):
             buffers.scratch = Scratch()
         with torch.inference_mode(inference):
-            return do(batch, buffers.scratch)
+            return do(unit, buffers.scratch)
 
-    batches = list(work)
-    if len(batches) == 1:
-        yield one(batches[0])
-        return
-    pool = ThreadPoolExecutor(threads or torch.get_num_threads())
+    threads = min(threads or before, len(work))
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) if threads > 1 else None
+    total = width * sum(map(size, work))
     try:
         with tqdm(total=total, unit="B", unit_scale=True, delay=1, leave=False) as bar:
-            for batch, result in zip(batches, pool.map(one, batches), strict=True):
-                bar.update(sum(s.stop - s.start for s in batch) * 4)
+            for unit, result in zip(work, pool.map(one, work) if pool else map(one, work), strict=True):
+                bar.update(width * size(unit))
                 yield result
     finally:
-        pool.shutdown(cancel_futures=True)  # on an error or ^C, what hasn't begun isn't begun
+        if pool:
+            pool.shutdown(cancel_futures=True)  # on an error or ^C, what hasn't begun isn't begun
+            torch.set_num_threads(before)
 
 
 def materialize(
@@ -151,7 +162,7 @@ def materialize(
     Args:
         form: what to evaluate.
         out: name -> tensor to fill; names that it lacks aren't computed.
-        threads: how many threads; torch's number by default.
+        threads: how many threads; by default what suits the form.
         on_nonfinite: what to do about NaN and Inf in the result.
 
     Raises:
@@ -166,20 +177,13 @@ def materialize(
     }
     flat = {name: tensor.detach().view(-1) for name, tensor in staged.items()}
 
-    def do(batch: list[Segment], scratch: Scratch) -> list[str]:
-        bad = []
-        for segment in batch:
-            target = flat[segment.step.name][segment.start : segment.stop]
-            evaluate(segment, target, scratch)
-            if on_nonfinite != "ignore" and has_nonfinite(target):
-                bad.append(segment.step.name)
-        return bad
+    def do(unit: list[Segment], scratch: Scratch) -> list[str]:
+        filled = evaluate(unit, lambda segment: flat[segment.step.name][segment.start : segment.stop], scratch)
+        return [s.step.name for s, out in filled if on_nonfinite != "ignore" and has_nonfinite(out)]
 
-    on_cpu = all(tensor.device.type == "cpu" for tensor in flat.values())
-    total = sum(step.numel for step in steps) * 4
-    found = [
-        name for bad in parallel(segments(steps), do, total=total, threads=threads if on_cpu else 1) for name in bad
-    ]
+    # Plain arithmetic is best left to torch's own threads; what is computed by methods is not, nor what waits for a disk.
+    alone = not any(source.computed for step in steps for source in step.coefficients)
+    found = [name for bad in parallel(units(steps), do, threads=threads or (1 if alone else None)) for name in bad]
     for name, tensor in staged.items():
         if tensor is not out[name]:
             out[name].detach().copy_(tensor)
@@ -226,7 +230,7 @@ def allocate(form: LinearForm, like: Mapping[str, torch.Tensor] | None = None) -
     out: dict[str, torch.Tensor] = {}
     for name, spec in form.specs.items():
         if name not in tied:
-            device = like[name].device if like is not None and name in like else "cpu"
+            device = like[name].device if like is not None and name in like else torch.device("cpu")
             with torch.inference_mode(False):
                 out[name] = torch.empty(spec.shape, dtype=spec.dtype, device=device)
     return {name: out[tied.get(name, name)] for name in form.specs}

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from weightops.dtypes import SAFETENSORS, name_of
-from weightops.engine.run import OnNonfinite, Segment, evaluate, parallel, plan, report_nonfinite, segments
+from weightops.engine.run import OnNonfinite, Segment, evaluate, parallel, plan, report_nonfinite, units
 from weightops.errors import OptionError
 from weightops.expression import LinearForm, Spec, ties
 from weightops.kernels import Scratch, has_nonfinite
@@ -93,22 +93,20 @@ def write(form: LinearForm, folder: Path, files: list[FileLayout], *, on_nonfini
             os.pwrite(handle, file.header, 0)
             place |= {name: (handle, offset) for name, offset in file.offsets.items()}
 
-        def do(batch: list[Segment], scratch: Scratch) -> list[str]:
+        def do(unit: list[Segment], scratch: Scratch) -> list[str]:
             bad = []
-            for segment in batch:
+            for segment, out in evaluate(unit, target, scratch):
                 name = segment.step.name
-                out = torch.empty(segment.stop - segment.start, dtype=form.specs[name].dtype)
-                evaluate(segment, out, scratch)
                 if on_nonfinite != "ignore" and has_nonfinite(out):
                     bad.append(name)
                 handle, offset = place[name]
                 _pwrite(handle, out.view(torch.uint8).numpy().data, offset + segment.start * out.element_size())
             return bad
 
-        steps = plan(form, place)
-        found = [
-            name for bad in parallel(segments(steps), do, total=4 * sum(step.numel for step in steps)) for name in bad
-        ]
+        def target(segment: Segment) -> torch.Tensor:
+            return torch.empty(segment.stop - segment.start, dtype=form.specs[segment.step.name].dtype)
+
+        found = [name for bad in parallel(units(plan(form, place)), do) for name in bad]
         report_nonfinite(found, on_nonfinite)
     finally:
         for handle in handles.values():
