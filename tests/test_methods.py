@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from torch import nn
 
 from weightops import Checkpoint, open_checkpoint
 from weightops.errors import MismatchError, OptionError, SpaceError, UnknownNameError, WeightopsError
+from weightops.kernels import CHUNK
 from weightops.merging import merge
 from weightops.methods.method import MethodSource
-from weightops.methods.select import kth_magnitude, largest
+from weightops.methods.parts import Parts
+from weightops.methods.select import limits
 from weightops.methods.table import METHODS
 
 State = dict[str, torch.Tensor]
@@ -29,7 +32,7 @@ SHAPES = {
     "conv": (3, 2, 2, 2),
     "vector": (33,),
 }
-ON_DELTAS = [name for name, method in METHODS.items() if method.takes_deltas]
+ON_DELTAS = [name for name, method in METHODS.items() if method.space == "delta"]
 UNORDERED = {
     "linear",
     "task_arithmetic",
@@ -57,7 +60,7 @@ def family(k: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[S
 
 
 def apply(method: str, base: State, models: list[State], **options: object) -> Checkpoint:
-    return merge(models, method, **({"base": base} if METHODS[method].takes_deltas else {}), **options)
+    return merge(models, method, **({"base": base} if METHODS[method].space == "delta" else {}), **options)
 
 
 def same(a: Checkpoint | State, b: Checkpoint | State) -> bool:
@@ -119,17 +122,52 @@ def test_every_density(method: str, density: float) -> None:
         apply(method, base, models, density=1.5, **options)["matrix"]
 
 
+def parts_of(*rows: torch.Tensor) -> Parts:
+    def read(row: torch.Tensor) -> Any:
+        return lambda start, stop, out: out.copy_(row[start:stop])
+
+    return Parts([read(row) for row in rows], tuple(rows[0].shape), rows[0].dtype, by_rows=False, seed="")
+
+
+def kept(parts: Parts, counts: list[int]) -> list[torch.Tensor]:
+    """The masks of each count, of the first row."""
+    found = limits(parts, counts)[0]
+    return [torch.cat([limit.mask(c.values[0].abs(), c.start) for c in parts]) for limit in found]
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.one_of(st.just(0.0), st.floats(-1e4, 1e4, width=32)), min_size=1, max_size=200), st.data())
-def test_kth_magnitude_is_exact(values: list[float], data: st.DataObject) -> None:
+def test_the_largest_are_exact(values: list[float], data: st.DataObject) -> None:
     tensor = torch.tensor(values)
-    k = data.draw(st.integers(1, len(values)))
-    assert kth_magnitude(tensor, k) == tensor.abs().sort(descending=True).values[k - 1]
-    assert kth_magnitude(tensor.double(), k) == tensor.abs().sort(descending=True).values[k - 1]
-    mask = largest(tensor, k)
-    assert int(mask.sum()) == k
-    if k < len(values):
-        assert tensor[mask].abs().min() >= tensor[~mask].abs().max()
+    k = data.draw(st.integers(0, len(values)))
+    for rows in (tensor, tensor.double()):
+        [mask] = kept(parts_of(rows), [k])
+        expected = torch.zeros_like(mask)
+        expected[tensor.abs().sort(descending=True, stable=True).indices[:k]] = True
+        assert torch.equal(mask, expected)
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "zeros", "sorted", "constant", "misleading"])
+def test_the_largest_of_many_chunks(kind: str) -> None:
+    n = 5 * CHUNK + 77
+    tensor = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    if kind == "ties":
+        tensor = tensor.bfloat16().float()
+    elif kind == "zeros":
+        tensor *= torch.rand(n) < 0.3
+    elif kind == "sorted":
+        tensor = tensor.sort().values
+    elif kind == "constant":
+        tensor.fill_(2.0)
+    elif kind == "misleading":  # the blocks that are sampled are unlike the rest
+        for start in np.linspace(0, n - 1024, 32).astype(int):
+            tensor[start : start + 1024] *= 100
+    order = tensor.abs().sort(descending=True, stable=True).indices
+    counts = [1, n // 100, n // 5, n // 2, n - 5, n]
+    for count, mask in zip(counts, kept(parts_of(tensor, tensor), counts), strict=True):
+        expected = torch.zeros(n, dtype=torch.bool)
+        expected[order[:count]] = True
+        assert torch.equal(mask, expected), count
 
 
 def deltas(base: State, models: list[State], name: str = "matrix") -> np.ndarray:
@@ -140,7 +178,7 @@ def check(
     method: str, expected: np.ndarray, base: State, models: list[State], atol: float = 1e-6, **options: object
 ) -> None:
     merged = apply(method, base, models, **options)["matrix"].double().numpy()
-    start = base["matrix"].double().numpy() if METHODS[method].takes_deltas else 0
+    start = base["matrix"].double().numpy() if METHODS[method].space == "delta" else 0
     np.testing.assert_allclose(merged, start + expected, atol=atol)
 
 

@@ -44,16 +44,17 @@ def merge(
     opened = [open_checkpoint(model) for model in models]
     if not opened:
         raise WeightopsError("there is nothing to merge")
-    if not chosen.takes_deltas:
+    if chosen.space == "weights":
         if base is not None or alpha != 1.0:
             raise WeightopsError(f"{method} works on weights: it takes neither a base nor an alpha")
         for other in opened[1:]:
             check_match(opened[0].form, other.form)
-        source = MethodSource(chosen, [c.form for c in opened], weights=weights, seed=seed, options=options)
-        return Checkpoint(LinearForm.of(source), opened[0].architecture)
-    if base is None:
-        raise WeightopsError(f"{method} works on task vectors: say which base they are taken from")
-    start = open_checkpoint(base)
-    deltas = [LinearForm.difference(c.form, start.form)[0] for c in opened]
-    source = MethodSource(chosen, deltas, base=start.form, weights=weights, seed=seed, options=options)
-    return Checkpoint(start.form.plus(LinearForm.of(source).times(alpha)), start.architecture)
+        forms, start = [c.form for c in opened], opened[0]
+    else:
+        if base is None:
+            raise WeightopsError(f"{method} works on task vectors: say which base they are taken from")
+        start = open_checkpoint(base)
+        forms = [LinearForm.difference(c.form, start.form)[0] for c in opened]
+    source = MethodSource(chosen, forms, weights=weights, seed=seed, options=options)
+    form = source.as_form()
+    return Checkpoint(start.form.plus(form.times(alpha)) if form.space == "delta" else form, start.architecture)

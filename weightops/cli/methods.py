@@ -23,7 +23,7 @@ def command(method: str | None, as_json: bool) -> None:
             [
                 {
                     "name": m.name,
-                    "on": "task vectors" if m.takes_deltas else "weights",
+                    "on": "task vectors" if m.space == "delta" else "weights",
                     "summary": m.summary,
                     "options": {
                         n: {"type": o.type.__name__, "default": o.default, "choices": list(o.choices)}
@@ -36,5 +36,7 @@ def command(method: str | None, as_json: bool) -> None:
     elif method:
         click.echo(inspect.getdoc(chosen[0].function))
     else:
-        rows = [[m.name, "task vectors" if m.takes_deltas else "weights", ", ".join(m.options) or "-"] for m in chosen]
+        rows = [
+            [m.name, "task vectors" if m.space == "delta" else "weights", ", ".join(m.options) or "-"] for m in chosen
+        ]
         click.echo(table(["method", "works on", "options"], rows))

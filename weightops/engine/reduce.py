@@ -36,7 +36,7 @@ def gram(forms: Sequence[LinearForm]) -> dict[str, torch.Tensor]:
 
     def do(unit: list[Segment], scratch: Scratch) -> list[tuple[str, torch.Tensor]]:
         readers = {segment.step.name: [reader(step, scratch) for step in plans[segment.step.name]] for segment in unit}
-        return [(s.step.name, _products(s, readers[s.step.name], scratch)) for s in unit]
+        return [(s.step.name, products(s, readers[s.step.name], scratch)) for s in unit]
 
     totals = {name: torch.zeros(len(forms), len(forms), dtype=torch.float64) for name in names}
     every = [
@@ -44,13 +44,13 @@ def gram(forms: Sequence[LinearForm]) -> dict[str, torch.Tensor]:
         for steps in plans.values()
     ]
     for results in parallel(units(every), do):
-        for name, products in results:
-            totals[name] += products
+        for name, found in results:
+            totals[name] += found
     return totals
 
 
-def _products(segment: Segment, readers: Sequence[Reader], scratch: Scratch) -> torch.Tensor:
-    """The inner products of one segment, shape ``(k, k)``."""
+def products(segment: Segment, readers: Sequence[Reader], scratch: Scratch) -> torch.Tensor:
+    """The inner products of one segment of what the readers give, float64, shape ``(k, k)``."""
     wide = any(s.specs[segment.step.name].dtype == torch.float64 for s in segment.step.coefficients)
     dtype = torch.float64 if wide else torch.float32
     totals = torch.zeros(len(readers), len(readers), dtype=torch.float64)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import local
+from threading import RLock, local
 from typing import Literal, TypeVar
 
 import torch
@@ -53,11 +55,27 @@ def plan(form: LinearForm, names: Iterable[str] | None = None) -> list[Step]:
 
 
 def _step(form: LinearForm, name: str) -> Step:
-    coefficients = form.coefficients(name)
-    weights = [source for source in coefficients if source.space == "weights"]
-    # The anchor is the base where it takes part, else what is subtracted most.
-    anchor = form.base if form.base in coefficients else min(weights, key=lambda s: coefficients[s], default=None)
-    return Step(name, form.specs[name].numel, coefficients, anchor, form.space == "weights")
+    return _anchored(name, form.specs[name].numel, form.coefficients(name), form.base, form.space == "weights")
+
+
+def combined(steps: Sequence[Step], coefficients: Sequence[float]) -> Step:
+    """The step that gives a linear combination of what others of one tensor give."""
+    totals: dict[Source, float] = {}
+    for step, coefficient in zip(steps, coefficients, strict=True):
+        for source, value in step.coefficients.items():
+            totals[source] = totals.get(source, 0.0) + coefficient * value
+    whole = steps[0].keep_anchor
+    if whole and abs(math.fsum(coefficients) - 1) > 1e-12:  # not an average: there is nothing to be relative to
+        return Step(steps[0].name, steps[0].numel, totals, None, False)
+    return _anchored(steps[0].name, steps[0].numel, totals, steps[0].anchor, whole)
+
+
+def _anchored(name: str, numel: int, coefficients: Mapping[Source, float], base: Source | None, whole: bool) -> Step:
+    """A step whose anchor is the base where it takes part, else what is subtracted most."""
+    used = {source: value for source, value in coefficients.items() if value}
+    weights = [source for source in used if source.space == "weights"]
+    anchor = base if base in used else min(weights, key=lambda source: used[source], default=None)
+    return Step(name, numel, used, anchor, whole)
 
 
 def units(steps: Iterable[Step]) -> list[list[Segment]]:
@@ -148,6 +166,21 @@ def parallel(
         if pool:
             pool.shutdown(cancel_futures=True)  # on an error or ^C, what hasn't begun isn't begun
             torch.set_num_threads(before)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One thread at a time, which may use all that torch has: for what holds whole tensors."""
+    with _ALONE:
+        before = torch.get_num_threads()
+        torch.set_num_threads(_THREADS)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+_ALONE, _THREADS = RLock(), torch.get_num_threads()
 
 
 def materialize(

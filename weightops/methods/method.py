@@ -6,21 +6,54 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, reduce
 from hashlib import sha256
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import torch
 
 from weightops.dtypes import accumulator, is_editable
-from weightops.engine.run import Segment, evaluate, plan
+from weightops.engine.reduce import products
+from weightops.engine.run import Reader, Segment, Step, alone, combined, plan, reader
 from weightops.errors import SpaceError, UnknownNameError, WeightopsError
-from weightops.expression import LinearForm, Source, provenance
-from weightops.kernels import Scratch
+from weightops.expression import LinearForm, Source, Space, provenance
+from weightops.kernels import Scratch, has_nonfinite
+from weightops.methods.parts import Parts
 from weightops.registry import unknown
 
-Draws = Callable[[int], torch.Generator]
-"""Gives the random generator of an input by its index; seeded from (seed, tensor name, index)."""
+F = TypeVar("F", bound=Callable[..., Any])
+Kind = Literal["whole", "chunks", "combination"]
+
+
+def combination(space: Space) -> Callable[[F], F]:
+    """Mark a function that gives the coefficients of a linear combination of the inputs, which are weights or deltas.
+
+    It takes some of ``gram`` (the inputs' inner products at the tensor, float64, shape ``(k, k)``) and ``weights``
+    (shape ``(k,)``), and gives shape ``(k,)``.
+    """
+    return _marked("combination", space=space)
+
+
+def chunks(*statistics: Callable[..., Any], by_rows: bool = False) -> Callable[[F], F]:
+    """Mark a function that computes each element from the inputs at that element, and from statistics.
+
+    It takes and gives parts of the flat tensor, ``(k, n)`` to ``(n,)``, or with ``by_rows`` whole rows, ``(k, rows, width)`` to
+    ``(rows, width)``, may overwrite what it takes, and may ask for ``start``, the part's place.
+
+    Args:
+        statistics: functions of `Parts`, and of any of the options, weights and statistics before them, whose results the function gets
+            under their names.
+        by_rows: don't cut rows.
+    """
+    return _marked("chunks", statistics=statistics, by_rows=by_rows)
+
+
+def _marked(kind: Kind, **marks: Any) -> Callable[[F], F]:
+    def mark(function: F) -> F:
+        function.__dict__.update(marks, kind=kind)
+        return function
+
+    return mark
 
 
 @dataclass(frozen=True)
@@ -38,8 +71,8 @@ class Method:
 
     The function takes the inputs' tensors of one name, stacked in float32 (float64 for float64) with shape ``(k, ...)``:
     as ``deltas``, differences from the base, and then gives a delta; or as ``models``, weights, and then gives weights.
-    It may also take ``weights`` (a tensor of shape ``(k,)``), ``base`` (the base's tensor) and ``draws`` (see `Draws`). All its
-    keyword-only parameters are options.
+    It may also take ``weights`` (a tensor of shape ``(k,)``) and, in `chunks`, ``draws`` (see `Draws`). All its
+    keyword-only parameters are options. Functions marked by `chunks` or `combination` need never hold a whole tensor.
     """
 
     name: str
@@ -50,16 +83,21 @@ class Method:
         return inspect.signature(self.function).parameters
 
     @property
-    def takes_deltas(self) -> bool:
-        """True for methods on task vectors, False for methods on weights."""
-        return next(iter(self._parameters)) == "deltas"
+    def kind(self) -> Kind:
+        """What the function gives: a whole tensor, parts of it, or the coefficients of a combination."""
+        kind: Kind = getattr(self.function, "kind", "whole")
+        return kind
 
     @property
-    def takes(self) -> set[str]:
-        """The names of the inputs that it wants."""
-        return {
-            name for name, parameter in self._parameters.items() if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
-        }
+    def space(self) -> Space:
+        """Whether it works on weights or on deltas: differences from a base."""
+        space: Space | None = getattr(self.function, "space", None)
+        return space or ("delta" if next(iter(self._parameters)) == "deltas" else "weights")
+
+    @property
+    def fixed(self) -> bool:
+        """True for combinations whose coefficients don't depend on the tensors."""
+        return self.kind == "combination" and "gram" not in self._parameters
 
     @cached_property
     def options(self) -> dict[str, Option]:
@@ -92,70 +130,130 @@ class Method:
         return {name: options.get(name, option.default) for name, option in self.options.items()}
 
 
+def call(function: Callable[..., Any], available: Mapping[str, Any]) -> Any:
+    """Call a function with those of the available arguments that it has parameters for."""
+    return function(**{name: available[name] for name in inspect.signature(function).parameters})
+
+
 class MethodSource(Source):
-    """The result of a method on several forms, computed tensor by tensor when it is read.
+    """The result of a method on several forms, computed when it is read, in the working precision.
 
     Args:
         method: what to compute.
         inputs: forms of one kind, deltas or weights, with equal names.
-        base: the base's weights, for methods that want them.
         weights: one number for each input.
         seed: of what is random.
         options: the method's.
     """
 
-    whole = True
+    computed = True
 
     def __init__(
-        self, method: Method, inputs: Sequence[LinearForm], *, base: LinearForm | None = None, weights: Sequence[float] | None = None,
-        seed: int = 0, options: Mapping[str, Any] | None = None,
+        self, method: Method, inputs: Sequence[LinearForm], *, weights: Sequence[float] | None = None, seed: int = 0,
+        options: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        self.method, self.inputs, self.base, self.seed = method, list(inputs), base, seed
+        self.method, self.inputs, self.seed = method, list(inputs), seed
         self.options = method.check(options or {})
         self.weights = [1.0] * len(self.inputs) if weights is None else [float(w) for w in weights]
         if not self.inputs or len(self.weights) != len(self.inputs):
             raise WeightopsError(
                 f"{method.name} needs as many weights as inputs, and one at least: {len(self.weights)} and {len(self.inputs)}"
             )
-        first = self.inputs[0]
-        self.space = "delta" if method.takes_deltas else "weights"
+        self.space = method.space
         if any(form.space != self.space for form in self.inputs):
             raise SpaceError(
-                f"{method.name} merges {'task vectors' if method.takes_deltas else 'weights'}, and was given the other"
+                f"{method.name} merges {'task vectors' if self.space == 'delta' else 'weights'}, and was given the other"
             )
+        first = self.inputs[0]
         self.specs = {n: s for n, s in first.specs.items() if all(n in form.specs for form in self.inputs)}
         self.ties = {}
         self.ref = f"{method.name}({', '.join(source.ref for form in self.inputs for source in form.sources)})"
 
+    def as_form(self) -> LinearForm:
+        """The result as a form: of the inputs themselves where it is a fixed combination of them, which is one fused pass."""
+        if not self.method.fixed:
+            return LinearForm.of(self)
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        coefficients = call(self.method.function, {"weights": weights, **self.options}).tolist()
+        first, *rest = self.inputs
+        if self.space == "delta":
+            scaled = [form.times(c) for form, c in zip(self.inputs, coefficients, strict=True)]
+            return reduce(LinearForm.plus, scaled)
+        differences = [
+            LinearForm.difference(form, first)[0].times(c) for form, c in zip(rest, coefficients[1:], strict=True)
+        ]
+        return reduce(LinearForm.plus, differences, first)
+
     def read(self, name: str) -> torch.Tensor:
         spec = self.specs[name]
-        scratch = Scratch()
-        if not is_editable(spec.dtype):
-            return self._evaluate(self.inputs[0], name, spec.dtype, scratch)
-        working = accumulator(spec.dtype)
-        arguments: dict[str, Any] = {}
-        stack = torch.empty((len(self.inputs), *spec.shape), dtype=working)
-        for form, row in zip(self.inputs, stack, strict=True):
-            row.copy_(self._evaluate(form, name, working, scratch))
-        arguments["deltas" if self.method.takes_deltas else "models"] = stack
-        if "weights" in self.method.takes:
-            arguments["weights"] = torch.tensor(self.weights, dtype=working)
-        if "base" in self.method.takes:
-            if self.base is None:
-                raise WeightopsError(f"{self.method.name} needs the base")
-            arguments["base"] = self._evaluate(self.base, name, working, scratch)
-        if "draws" in self.method.takes:
-            arguments["draws"] = lambda index: _generator(self.seed, name, index)
-        result = self.method.function(**arguments, **self.options)
-        if tuple(result.shape) != spec.shape:
-            raise WeightopsError(f"{self.method.name} made {name} of shape {tuple(result.shape)}, not {spec.shape}")
-        return result
+        return self.open(name)(0, spec.numel).reshape(spec.shape)
 
-    def _evaluate(self, form: LinearForm, name: str, dtype: torch.dtype, scratch: Scratch) -> torch.Tensor:
-        [step] = plan(form, [name])
-        out = torch.empty(form.specs[name].shape, dtype=dtype)
-        evaluate(Segment(step, 0, step.numel), out.view(-1), scratch)
-        return out
+    def open(self, name: str) -> Callable[[int, int], torch.Tensor]:
+        spec = self.specs[name]
+        steps = [plan(form, [name])[0] for form in self.inputs]
+        if not is_editable(spec.dtype) or not spec.numel:
+            return _through(reader(steps[0], Scratch()), spec.dtype)
+        working = accumulator(spec.dtype)
+        available = {"weights": torch.tensor(self.weights, dtype=working), **self.options}
+        readers = [reader(step, Scratch()) for step in steps]
+        try:
+            if self.method.kind == "combination":
+                return _through(self._combination(steps, readers, available), working)
+            if self.method.kind == "chunks":
+                return self._chunks(name, readers, available, working)
+            return self._whole(name, readers, available, working)
+        except WeightopsError as error:
+            raise type(error)(f"{self.method.name} at {name}: {error}") from error
+
+    def _combination(self, steps: list[Step], readers: list[Reader], available: dict[str, Any]) -> Reader:
+        available = {**available, "weights": torch.tensor(self.weights, dtype=torch.float64)}
+        if not self.method.fixed:
+            available["gram"] = products(Segment(steps[0], 0, steps[0].numel), readers, Scratch())
+        coefficients = call(self.method.function, available).tolist()
+        return reader(combined(steps, coefficients), Scratch())
+
+    def _chunks(
+        self, name: str, readers: list[Reader], available: dict[str, Any], working: torch.dtype
+    ) -> Callable[[int, int], torch.Tensor]:
+        by_rows = self.method.function.__dict__["by_rows"]
+        parts = Parts(readers, self.specs[name].shape, working, by_rows=by_rows, seed=f"{self.seed}\0{name}")
+        available = {**available, "parts": parts}
+        for statistic in self.method.function.__dict__["statistics"]:
+            available[statistic.__name__] = call(statistic, available)
+        stacked = "deltas" if self.space == "delta" else "models"
+
+        @lru_cache(maxsize=1)
+        def result(index: int) -> torch.Tensor:
+            chunk = parts.chunk(index)
+            unsound = chunk.values.sum(0) * 0 if has_nonfinite(chunk.values) else None
+            given = {**available, stacked: chunk.values, "start": chunk.start, "draws": chunk.draws}
+            made: torch.Tensor = call(self.method.function, given)
+            return (made if unsound is None else made + unsound).reshape(-1)
+
+        def part(start: int, stop: int) -> torch.Tensor:
+            out = torch.empty(stop - start, dtype=working)
+            for index in range(start // parts.length, -(-stop // parts.length)):
+                first = index * parts.length
+                a, b = max(start, first), min(stop, first + parts.length)
+                out[a - start : b - start] = result(index)[a - first : b - first]
+            return out
+
+        return part
+
+    def _whole(
+        self, name: str, readers: list[Reader], available: dict[str, Any], working: torch.dtype
+    ) -> Callable[[int, int], torch.Tensor]:
+        shape = self.specs[name].shape
+        with alone():
+            stack = torch.empty((len(readers), *shape), dtype=working)
+            for read, row in zip(readers, stack, strict=True):
+                read(0, row.numel(), row.view(-1))
+            available["deltas" if self.space == "delta" else "models"] = stack
+            made: torch.Tensor = call(self.method.function, available)
+        if tuple(made.shape) != shape:
+            raise WeightopsError(f"the result has shape {tuple(made.shape)}, not {shape}")
+        flat = made.reshape(-1)
+        return lambda start, stop: flat[start:stop]
 
     def describe(self) -> dict[str, object]:
         """Method, options, weights and inputs."""
@@ -174,6 +272,12 @@ class MethodSource(Source):
         return sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _generator(seed: int, name: str, index: int) -> torch.Generator:
-    digest = sha256(f"{seed}\0{name}\0{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+def _through(read: Reader, dtype: torch.dtype) -> Callable[[int, int], torch.Tensor]:
+    """What a reader writes, as a tensor of its own."""
+
+    def part(start: int, stop: int) -> torch.Tensor:
+        out = torch.empty(stop - start, dtype=dtype)
+        read(start, stop, out)
+        return out
+
+    return part

@@ -10,244 +10,325 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 
-from weightops.methods.method import Draws
-from weightops.methods.select import count, fraction, largest
+from weightops.methods.method import chunks
+from weightops.methods.parts import Draws, Parts
+from weightops.methods.select import ALL, Limit, count, fraction, limits
 
 Normalize = Literal["weights", "count", "none"]
 Rescale = Literal["expectation", "l1", "none"]
 
 
 def consensus(deltas: torch.Tensor, weights: torch.Tensor, *, elect: bool, normalize: Normalize) -> torch.Tensor:
-    """Combine sparsified deltas of shape ``(k, ...)``; without an election all agree."""
+    """Combine sparsified deltas of shape ``(k, ...)``, which it overwrites; without an election all agree."""
     shaped = weights.view(-1, *[1] * (deltas.ndim - 1))
-    weighted = deltas * shaped
-    agree = torch.ones_like(deltas, dtype=torch.bool)
-    if elect:
-        agree = weighted * torch.sign(weighted.sum(0)) > 0
-        weighted = torch.where(agree, weighted, 0)
-    total = weighted.sum(0)
+    if not bool((weights == 1).all()):
+        deltas *= shaped
+    if not elect:
+        return deltas.sum(0)
+    agree = deltas * deltas.sum(0).sign() > 0
+    deltas *= agree
+    total = deltas.sum(0)
     if normalize == "none":
         return total
     divisor = (agree * shaped).sum(0) if normalize == "weights" else agree.sum(0).to(total.dtype)
     return torch.where(divisor.abs() > 1e-8, total / torch.where(divisor == 0, 1, divisor), 0)
 
 
-def trim(deltas: torch.Tensor, density: float) -> torch.Tensor:
-    """Each delta with only its largest elements, a fraction ``density`` of them."""
-    return torch.stack([torch.where(largest(d, count(density, d.numel())), d, 0) for d in deltas])
+# ------------------------------------------------------------------ by magnitude
 
 
-def _drop(
-    delta: torch.Tensor, keep_probability: torch.Tensor | float, draws: torch.Generator, rescale: Rescale
+def largest(parts: Parts, density: float) -> list[Limit]:
+    """The limit of each input's largest elements, a fraction ``density`` of them."""
+    return [limit for [limit] in limits(parts, [count(density, parts.numel)])]
+
+
+def trim(deltas: torch.Tensor, largest: list[Limit], start: int) -> torch.Tensor:
+    """Each delta with only its largest elements."""
+    for delta, limit in zip(deltas, largest, strict=True):
+        delta *= limit.mask(delta.abs(), start)
+    return deltas
+
+
+@chunks(largest)
+def magnitude(
+    deltas: torch.Tensor, weights: torch.Tensor, largest: list[Limit], start: int, *, density: float = 0.2
 ) -> torch.Tensor:
-    chance = torch.rand(delta.shape, generator=draws, dtype=torch.float32).to(delta.device)
-    kept = torch.where(chance < keep_probability, delta, 0)
-    if rescale == "expectation":
-        safe = torch.as_tensor(keep_probability, dtype=delta.dtype).clamp(min=torch.finfo(delta.dtype).tiny)
-        return torch.where(kept == 0, 0, kept / safe)
-    if rescale == "l1":
-        before, after = delta.abs().sum(), kept.abs().sum()
-        return kept * (before / after) if after > 0 else kept
-    return kept
-
-
-def magnitude(deltas: torch.Tensor, weights: torch.Tensor, *, density: float = 0.2) -> torch.Tensor:
     r"""Trim each delta to its largest elements, and add: :math:`\sum_i w_i\,\mathrm{trim}(\tau_i)` (the trimming of arXiv 2306.01708).
 
     Args:
-        deltas: shape ``(k, ...)``.
+        deltas: shape ``(k, n)``.
         weights: shape ``(k,)``.
+        largest: what each delta keeps.
+        start: place of the part.
         density: fraction kept.
     """
-    return consensus(trim(deltas, density), weights, elect=False, normalize="none")
+    return consensus(trim(deltas, largest, start), weights, elect=False, normalize="none")
 
 
+@chunks(largest)
 def ties(
-    deltas: torch.Tensor, weights: torch.Tensor, *, density: float = 0.2, normalize: Normalize = "weights"
-) -> torch.Tensor:
+    deltas: torch.Tensor, weights: torch.Tensor, largest: list[Limit], start: int, *, density: float = 0.2,
+    normalize: Normalize = "weights",
+) -> torch.Tensor:  # fmt: skip
     r"""TIES: trim, elect sign, disjoint merge (arXiv 2306.01708).
 
     Args:
-        deltas: shape ``(k, ...)``.
+        deltas: shape ``(k, n)``.
         weights: shape ``(k,)``.
+        largest: what each delta keeps.
+        start: place of the part.
         density: fraction of each delta that is kept, the largest.
         normalize: "weights" divides by the weights of those that agree, as mergekit does; "count" by their number (the paper's
             disjoint mean); "none" doesn't (its disjoint sum).
     """
-    return consensus(trim(deltas, density), weights, elect=True, normalize=normalize)
+    return consensus(trim(deltas, largest, start), weights, elect=True, normalize=normalize)
 
 
-def _dare(deltas: torch.Tensor, draws: Draws, density: float, rescale: Rescale) -> torch.Tensor:
-    return torch.stack([_drop(d, fraction(density), draws(i), rescale) for i, d in enumerate(deltas)])
+def outliers(parts: Parts, density: float, gamma: float) -> list[list[Limit]]:
+    """The limits between which each input's elements are neither the largest ``gamma`` nor the smallest."""
+    keep, top = count(density, parts.numel), count(fraction(gamma, "gamma"), parts.numel)
+    top = min(top, parts.numel - keep)
+    return limits(parts, [keep + top, top])
 
 
+def without_outliers(deltas: torch.Tensor, outliers: list[list[Limit]], start: int) -> torch.Tensor:
+    """Each delta without its largest and its smallest elements."""
+    for delta, (lower, upper) in zip(deltas, outliers, strict=True):
+        magnitudes = delta.abs()
+        delta *= lower.mask(magnitudes, start) & ~upper.mask(magnitudes, start)
+    return deltas
+
+
+@chunks(outliers)
+def breadcrumbs(
+    deltas: torch.Tensor, weights: torch.Tensor, outliers: list[list[Limit]], start: int, *, density: float = 0.9,
+    gamma: float = 0.01,
+) -> torch.Tensor:  # fmt: skip
+    r"""Model breadcrumbs: drop the largest and the smallest elements, and add (arXiv 2312.06795).
+
+    Args:
+        deltas: shape ``(k, n)``.
+        weights: shape ``(k,)``.
+        outliers: what lies between the two.
+        start: place of the part.
+        density: fraction kept.
+        gamma: fraction of largest elements that is dropped.
+    """
+    return consensus(without_outliers(deltas, outliers, start), weights, elect=False, normalize="none")
+
+
+@chunks(outliers)
+def breadcrumbs_ties(
+    deltas: torch.Tensor, weights: torch.Tensor, outliers: list[list[Limit]], start: int, *, density: float = 0.9,
+    gamma: float = 0.01, normalize: Normalize = "none",
+) -> torch.Tensor:  # fmt: skip
+    r"""Model breadcrumbs with TIES' election of signs (arXiv 2312.06795, 2306.01708).
+
+    Args:
+        deltas: shape ``(k, n)``.
+        weights: shape ``(k,)``.
+        outliers: what lies between the two.
+        start: place of the part.
+        density: fraction kept.
+        gamma: fraction of largest elements that is dropped.
+        normalize: as in `ties`.
+    """
+    return consensus(without_outliers(deltas, outliers, start), weights, elect=True, normalize=normalize)
+
+
+# --------------------------------------------------------------------- at random
+
+
+def _drop(deltas: torch.Tensor, keep: torch.Tensor | float, draws: Draws, rescale: Rescale) -> torch.Tensor:
+    """Keep elements with given probabilities, the same ones whenever it is asked; divided by these for the "expectation"."""
+    for i, delta in enumerate(deltas):
+        chance = torch.from_numpy(draws(i).random(delta.shape, dtype=np.float32))
+        probability = keep if isinstance(keep, float) else keep[i]
+        delta *= chance < probability
+        if rescale == "expectation":
+            delta /= max(probability, 1e-30) if isinstance(probability, float) else probability.clamp(min=1e-30)
+    return deltas
+
+
+def _restored(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """What brings sums of magnitudes back to what they were; 1 where nothing is left."""
+    return torch.where(after > 0, before / after, 1.0).float()
+
+
+def dare_scale(parts: Parts, density: float, rescale: Rescale) -> torch.Tensor:
+    """What restores each delta's sum of magnitudes, where that is asked for: shape ``(k,)``."""
+    sums = torch.zeros(2, len(parts.readers), dtype=torch.float64)
+    for chunk in parts if rescale == "l1" else ():
+        sums[0] += chunk.values.abs().sum(1, dtype=torch.float64)
+        sums[1] += _drop(chunk.values, fraction(density), chunk.draws, rescale).abs().sum(1, dtype=torch.float64)
+    return _restored(*sums)
+
+
+@chunks(dare_scale)
 def dare_linear(
-    deltas: torch.Tensor, weights: torch.Tensor, draws: Draws, *, density: float = 0.2, rescale: Rescale = "expectation"
-) -> torch.Tensor:
+    deltas: torch.Tensor, weights: torch.Tensor, draws: Draws, dare_scale: torch.Tensor, *, density: float = 0.2,
+    rescale: Rescale = "expectation",
+) -> torch.Tensor:  # fmt: skip
     r"""DARE: drop elements at random and rescale the rest, then add (arXiv 2311.03099).
 
     Args:
-        deltas: shape ``(k, ...)``.
+        deltas: shape ``(k, n)``.
         weights: shape ``(k,)``.
         draws: random generators.
+        dare_scale: shape ``(k,)``.
         density: the probability that an element is kept.
         rescale: "expectation" divides by the density, as the paper does; "l1" restores the sum of magnitudes, as mergekit does.
     """
-    kept = _dare(deltas, draws, density, rescale)
-    return consensus(kept, weights, elect=False, normalize="none")
+    kept = _drop(deltas, fraction(density), draws, rescale)
+    return consensus(kept, weights * dare_scale, elect=False, normalize="none")
 
 
+@chunks(dare_scale)
 def dare_ties(
-    deltas: torch.Tensor,
-    weights: torch.Tensor,
-    draws: Draws,
-    *,
-    density: float = 0.2,
-    rescale: Rescale = "expectation",
-    normalize: Normalize = "none",
-) -> torch.Tensor:
+    deltas: torch.Tensor, weights: torch.Tensor, draws: Draws, dare_scale: torch.Tensor, *, density: float = 0.2,
+    rescale: Rescale = "expectation", normalize: Normalize = "none",
+) -> torch.Tensor:  # fmt: skip
     r"""DARE, then TIES' election of signs (arXiv 2311.03099, 2306.01708).
 
     Args:
-        deltas: shape ``(k, ...)``.
+        deltas: shape ``(k, n)``.
         weights: shape ``(k,)``.
         draws: random generators.
+        dare_scale: shape ``(k,)``.
         density: the probability that an element is kept.
         rescale: as in `dare_linear`.
         normalize: as in `ties`.
     """
-    kept = _dare(deltas, draws, density, rescale)
+    kept = _drop(deltas, fraction(density), draws, rescale) * dare_scale[:, None]
     return consensus(kept, weights, elect=True, normalize=normalize)
 
 
-def without_outliers(delta: torch.Tensor, density: float, gamma: float) -> torch.Tensor:
-    """A delta without its largest ``gamma`` and its smallest elements, so that ``density`` of them are left."""
-    keep, top = count(density, delta.numel()), count(fraction(gamma, "gamma"), delta.numel())
-    top = min(top, delta.numel() - keep)
-    return torch.where(largest(delta, keep + top) & ~largest(delta, top), delta, 0)
+def _ranks(rows: torch.Tensor) -> torch.Tensor:
+    """The rank of each element's magnitude in its row, 0 for the smallest; among equals the first is smaller."""
+    magnitudes = rows.abs().numpy()
+    if magnitudes.dtype == np.float64:
+        order = magnitudes.argsort(axis=-1, kind="stable")
+    else:  # one integer of magnitude and place sorts faster than places by magnitude
+        keys = magnitudes.view(np.uint32).astype(np.uint64) << np.uint64(32)
+        keys |= np.arange(rows.shape[-1], dtype=np.uint64)
+        keys.sort(axis=-1)
+        order = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    ranks = np.empty(order.shape, dtype=magnitudes.dtype)
+    np.put_along_axis(ranks, order, np.arange(rows.shape[-1], dtype=magnitudes.dtype), axis=-1)
+    return torch.from_numpy(ranks)
 
 
-def breadcrumbs(
-    deltas: torch.Tensor, weights: torch.Tensor, *, density: float = 0.9, gamma: float = 0.01
-) -> torch.Tensor:
-    r"""Model breadcrumbs: drop the largest and the smallest elements, and add (arXiv 2312.06795).
-
-    Args:
-        deltas: shape ``(k, ...)``.
-        weights: shape ``(k,)``.
-        density: fraction kept.
-        gamma: fraction of largest elements that is dropped.
-    """
-    return consensus(
-        torch.stack([without_outliers(d, density, gamma) for d in deltas]), weights, elect=False, normalize="none"
-    )
-
-
-def breadcrumbs_ties(
-    deltas: torch.Tensor,
-    weights: torch.Tensor,
-    *,
-    density: float = 0.9,
-    gamma: float = 0.01,
-    normalize: Normalize = "none",
-) -> torch.Tensor:
-    r"""Model breadcrumbs with TIES' election of signs (arXiv 2312.06795, 2306.01708).
-
-    Args:
-        deltas: shape ``(k, ...)``.
-        weights: shape ``(k,)``.
-        density: fraction kept.
-        gamma: fraction of largest elements that is dropped.
-        normalize: as in `ties`.
-    """
-    return consensus(
-        torch.stack([without_outliers(d, density, gamma) for d in deltas]), weights, elect=True, normalize=normalize
-    )
-
-
-def _magprune(
-    delta: torch.Tensor, density: float, epsilon: float, draws: torch.Generator, rescale: Rescale
-) -> torch.Tensor:
+def _magprune(deltas: torch.Tensor, density: float, epsilon: float, draws: Draws, rescale: Rescale) -> torch.Tensor:
     """Keep elements with probabilities that rise with the rank of their magnitude in their row, from density - epsilon to + epsilon."""
-    fraction(density)
-    rows = delta.reshape(delta.shape[0] if delta.ndim > 1 else 1, -1)
-    width = rows.shape[1]
-    ranks = rows.abs().argsort(dim=1, stable=True).argsort(dim=1).to(delta.dtype)
-    probability = (
-        density + epsilon * (2 * ranks / max(width - 1, 1) - 1) if width > 1 else torch.full_like(rows, density)
-    )
-    return _drop(rows, probability.clamp(0, 1), draws, rescale).reshape(delta.shape)
+    width = deltas.shape[-1]
+    middle = _ranks(deltas) * (2 / (width - 1)) - 1 if width > 1 else torch.zeros_like(deltas)
+    return _drop(deltas, (fraction(density) + epsilon * middle).clamp(0, 1), draws, rescale)
 
 
-def _della(deltas: torch.Tensor, draws: Draws, density: float, epsilon: float, rescale: Rescale) -> torch.Tensor:
-    return torch.stack([_magprune(d, density, epsilon, draws(i), rescale) for i, d in enumerate(deltas)])
+def della_scale(parts: Parts, density: float, epsilon: float, rescale: Rescale) -> torch.Tensor:
+    """What restores each delta's sum of magnitudes, where that is asked for: shape ``(k,)``."""
+    sums = torch.zeros(2, len(parts.readers), dtype=torch.float64)
+    for chunk in parts if rescale == "l1" else ():
+        sums[0] += chunk.values.abs().sum((1, 2), dtype=torch.float64)
+        kept = _magprune(chunk.values, density, epsilon, chunk.draws, rescale)
+        sums[1] += kept.abs().sum((1, 2), dtype=torch.float64)
+    return _restored(*sums)
 
 
+@chunks(della_scale, by_rows=True)
 def della_linear(
-    deltas: torch.Tensor,
-    weights: torch.Tensor,
-    draws: Draws,
-    *,
-    density: float = 0.5,
-    epsilon: float = 0.1,
-    rescale: Rescale = "expectation",
-) -> torch.Tensor:
+    deltas: torch.Tensor, weights: torch.Tensor, draws: Draws, della_scale: torch.Tensor, *, density: float = 0.5,
+    epsilon: float = 0.1, rescale: Rescale = "expectation",
+) -> torch.Tensor:  # fmt: skip
     r"""DELLA without election: drop at random, the small ones rather than the large, and add (arXiv 2406.11617).
 
     Args:
-        deltas: shape ``(k, ...)``.
+        deltas: shape ``(k, rows, width)``.
         weights: shape ``(k,)``.
         draws: random generators.
+        della_scale: shape ``(k,)``.
         density: the mean probability that an element is kept.
         epsilon: how far the probabilities reach to either side of it, by rank of magnitude within a row.
         rescale: as in `dare_linear`.
     """
-    kept = _della(deltas, draws, density, epsilon, rescale)
-    return consensus(kept, weights, elect=False, normalize="none")
+    kept = _magprune(deltas, density, epsilon, draws, rescale)
+    return consensus(kept, weights * della_scale, elect=False, normalize="none")
 
 
+@chunks(della_scale, by_rows=True)
 def della(
-    deltas: torch.Tensor, weights: torch.Tensor, draws: Draws, *, density: float = 0.5, epsilon: float = 0.1,
-    rescale: Rescale = "expectation", normalize: Normalize = "none",
+    deltas: torch.Tensor, weights: torch.Tensor, draws: Draws, della_scale: torch.Tensor, *, density: float = 0.5,
+    epsilon: float = 0.1, rescale: Rescale = "expectation", normalize: Normalize = "none",
 ) -> torch.Tensor:  # fmt: skip
     r"""DELLA: drop by magnitude at random, elect sign, fuse (arXiv 2406.11617).
 
     Args:
-        deltas: shape ``(k, ...)``.
+        deltas: shape ``(k, rows, width)``.
         weights: shape ``(k,)``.
         draws: random generators.
+        della_scale: shape ``(k,)``.
         density: the mean probability that an element is kept.
         epsilon: how far the probabilities reach to either side of it, by rank of magnitude within a row.
         rescale: as in `dare_linear`.
         normalize: as in `ties`.
     """
-    kept = _della(deltas, draws, density, epsilon, rescale)
+    kept = _magprune(deltas, density, epsilon, draws, rescale) * della_scale[:, None, None]
     return consensus(kept, weights, elect=True, normalize=normalize)
 
 
-def sce(deltas: torch.Tensor, *, select_topk: float = 1.0) -> torch.Tensor:
+# ------------------------------------------------------------ by what all inputs do
+
+
+def _variance(values: torch.Tensor) -> torch.Tensor:
+    return values.var(0, unbiased=False)[None]
+
+
+def selected(parts: Parts, select_topk: float) -> Limit:
+    """The limit of the elements whose variance over the inputs is largest."""
+    [[limit]] = limits(parts, [count(select_topk, parts.numel)], _variance)
+    return limit
+
+
+def _select(deltas: torch.Tensor, selected: Limit, start: int) -> torch.Tensor:
+    if selected != ALL:
+        deltas *= selected.mask(_variance(deltas)[0], start)
+    return deltas
+
+
+def energy(parts: Parts, selected: Limit) -> torch.Tensor:
+    """Each input's share of the squares of what is selected; equal shares where all are zero. Shape ``(k,)``."""
+    squares = torch.zeros(len(parts.readers), dtype=torch.float64)
+    for chunk in parts:
+        squares += _select(chunk.values, selected, chunk.start).square().sum(1, dtype=torch.float64)
+    total = squares.sum()
+    return (squares / total if total > 0 else torch.full_like(squares, 1 / len(squares))).to(parts.dtype)
+
+
+@chunks(selected, energy)
+def sce(
+    deltas: torch.Tensor, selected: Limit, energy: torch.Tensor, start: int, *, select_topk: float = 1.0
+) -> torch.Tensor:
     r"""SCE: select the elements that vary most, calculate weights from energy, erase minority signs (arXiv 2408.07990).
 
     Args:
-        deltas: shape ``(k, ...)``.
+        deltas: shape ``(k, n)``.
+        selected: which elements are kept.
+        energy: the weights, shape ``(k,)``.
+        start: place of the part.
         select_topk: fraction of elements that is kept, by their variance over the inputs.
     """
-    if select_topk < 1:
-        variance = deltas.var(0, unbiased=False)
-        deltas = torch.where(largest(variance, count(select_topk, variance.numel())), deltas, 0)
-    energy = deltas.square().reshape(len(deltas), -1).mean(1) if deltas[0].numel() else deltas.new_zeros(len(deltas))
-    total = energy.sum()
-    weights = energy / total if total > 0 else torch.full_like(energy, 1 / len(deltas))
-    return consensus(deltas, weights, elect=True, normalize="weights")
+    return consensus(_select(deltas, selected, start), energy, elect=True, normalize="weights")
 
 
+@chunks()
 def tall_consensus(deltas: torch.Tensor, *, mask_scale: float = 0.4, agreement: int = 2) -> torch.Tensor:
     r"""Consensus merging with TALL masks: :math:`\tau\,[\sum_i m_i \ge a]`, :math:`m_i = |\tau_i| \ge \lambda|\tau - \tau_i|` (arXiv 2405.07813).
 
     Args:
-        deltas: shape ``(k, ...)``; :math:`\tau` is their sum.
+        deltas: shape ``(k, n)``; :math:`\tau` is their sum.
         mask_scale: :math:`\lambda`.
         agreement: how many inputs must need an element for it to be kept.
     """
