@@ -30,26 +30,87 @@ def whole(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     target = Path(path)
     check_free(target, overwrite=overwrite)
-    made = [parent for parent in target.absolute().parents if not parent.exists()]
     part = target.with_name(f".{target.name}.{os.getpid()}-{token_hex(4)}.part")
-    done = False
+    with _guarded(target):
+        try:
+            _clear_dead_parts(target)
+            yield part
+            _sync(part)
+            _replace(part, target)
+        finally:
+            _remove(part)
+
+
+@contextmanager
+def staged(path: str | Path, *, single: bool = False, overwrite: bool = False, resume: bool = False) -> Iterator[Path]:
+    """A folder beside ``path`` to write to, for as long as a large output takes; it takes the name when all has gone well.
+
+    What a killed process has written stays there, and with ``resume`` what a failed one has, to be gone on from.
+
+    Args:
+        path: the output.
+        single: the output is the one file of its name in the folder, not the folder.
+        overwrite: as in `whole`.
+        resume: begin with what is there.
+
+    Raises:
+        OutputError: as from `whole`, and if another process is writing this output.
+    """
+    target = Path(path)
+    check_free(target, overwrite=overwrite)
+    folder = stage_of(target)
+    with _guarded(target):
+        folder.mkdir(exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            _lock(handle, target)
+            if not resume:
+                _remove(folder)
+                folder.mkdir()
+            done = False
+            try:
+                yield folder
+                result = folder / target.name if single else folder
+                _sync(result)
+                _replace(result, target)
+                done = True
+            finally:
+                if done or not resume:
+                    _remove(folder)
+        finally:
+            os.close(handle)
+
+
+def stage_of(path: Path) -> Path:
+    """The folder in which `staged` makes an output."""
+    return path.with_name(f".{path.name}.part")
+
+
+def _lock(handle: int, target: Path) -> None:
+    with suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{target} is being written by another process") from None
+
+
+@contextmanager
+def _guarded(target: Path) -> Iterator[None]:
+    """Make the parents of an output, take them back if it doesn't come about, and say in one line why it can't be written."""
+    made = [parent for parent in target.absolute().parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _clear_dead_parts(target)
-        yield part
-        _sync(part)
-        _replace(part, target)
-        done = True
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(f"no space left for {target}; nothing was written") from error
         raise OutputError(f"{target} can't be written: {error.strerror or error}") from error
     finally:
-        _remove(part)
-        if not done:
-            for parent in made:
-                with suppress(OSError):
-                    parent.rmdir()
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:

@@ -21,7 +21,7 @@ from weightops.engine.run import OnNonfinite, allocate, materialize
 from weightops.engine.write import layout, write
 from weightops.errors import CheckpointError, MismatchError, OptionError, SpaceError
 from weightops.expression import Alpha, LinearForm, Spec, provenance, same_weights
-from weightops.files import whole
+from weightops.files import staged
 from weightops.keys import some
 
 log = logging.getLogger("weightops")
@@ -282,8 +282,8 @@ class TaskVector(Mapping[str, torch.Tensor]):
         form = replace(self.form, specs=specs)
         base = {"ref": self.base.ref, "fingerprint": self.base.fingerprint} if self.base else None
         metadata = {"format": "pt", "weightops": json.dumps({"kind": "task vector", **provenance(form), "base": base})}
-        with whole(path, overwrite=overwrite) as part:
-            write(form, part.parent, layout(form, part.name, metadata))
+        with staged(path, single=True, overwrite=overwrite) as folder:
+            write(form, folder, layout(form, path.name, metadata))
         return path
 
     @classmethod

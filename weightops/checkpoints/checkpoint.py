@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict
 
@@ -14,11 +15,12 @@ from typing_extensions import Unpack
 
 from weightops.checkpoints import memory, safetensors_files, torch_files
 from weightops.checkpoints.open_clip_folder import CONFIG, OpenClipArchitecture
+from weightops.engine.ranks import Ranks
 from weightops.engine.run import OnNonfinite, allocate, materialize
-from weightops.engine.write import layout, write
+from weightops.engine.write import ALONE, layout, write
 from weightops.errors import CheckpointError, OptionError, SpaceError
 from weightops.expression import LinearForm, Source, Spec, describe, fingerprint, provenance
-from weightops.files import whole
+from weightops.files import stage_of, staged
 from weightops.keys import mismatch, some
 from weightops.registry import Registry
 
@@ -80,6 +82,7 @@ class _Write(TypedDict, total=False):
     dtype: torch.dtype | None
     max_shard_size: int | None
     on_nonfinite: OnNonfinite
+    ranks: Ranks
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
@@ -210,13 +213,25 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         dtype: torch.dtype | None = None,
         max_shard_size: int | None = None,
         on_nonfinite: OnNonfinite = "warn",
+        resume: bool = False,
+        ranks: Ranks = ALONE,
     ) -> Path:
         """Write it out: one safetensors file if ``path`` ends so, else a folder that loads where the base did.
 
         The metadata say what it was computed from. The output appears whole or not at all.
 
+        Args:
+            path: where to.
+            overwrite: replace what is there; it stays until the new one is complete.
+            dtype: of the tensors that can be edited; their own by default.
+            max_shard_size: bytes of tensors a file; in a folder only.
+            on_nonfinite: what to do about NaN and Inf in the result: "ignore", "warn" or "error".
+            resume: go on from where a killed process of the same job stopped; the result is the same to the byte.
+            ranks: the processes that share the work and a file system; each must call this.
+
         Raises:
             OutputError: if ``path`` exists, or can't be written.
+            NonfiniteError: naming the tensors, if asked for.
         """
         path = Path(path)
         single = path.suffix == ".safetensors"
@@ -226,17 +241,24 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             raise OptionError(
                 f"{path} has the suffix of another format: weightops writes .safetensors files, and folders"
             )
-        with whole(path, overwrite=overwrite) as part:
+        stage = staged(path, single=single, overwrite=overwrite, resume=resume)
+        with stage if ranks.first else nullcontext(stage_of(path)) as folder:
             if single:
-                self._write(part.parent, part.name, dtype=dtype, on_nonfinite=on_nonfinite)
+                self._write(folder, path.name, dtype=dtype, on_nonfinite=on_nonfinite, ranks=ranks)
             else:
-                part.mkdir()
-                self.save_into(part, final=path, dtype=dtype, max_shard_size=max_shard_size, on_nonfinite=on_nonfinite)
+                self.save_into(
+                    folder,
+                    final=path,
+                    dtype=dtype,
+                    max_shard_size=max_shard_size,
+                    on_nonfinite=on_nonfinite,
+                    ranks=ranks,
+                )
         return path
 
     def save_into(self, folder: Path, *, final: Path, **options: Unpack[_Write]) -> None:
         """Write into a folder that is being made and will be known as ``final``; see `save`."""
-        if self.architecture:
+        if self.architecture and options.get("ranks", ALONE).first:
             self.architecture.write(folder, final)
         self._write(folder, self.architecture.weights_file if self.architecture else "model.safetensors", **options)
 
@@ -248,10 +270,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         dtype: torch.dtype | None = None,
         max_shard_size: int | None = None,
         on_nonfinite: OnNonfinite = "warn",
+        ranks: Ranks = ALONE,
     ) -> None:
         form = self.form.to(dtype) if dtype else self.form
         metadata = {"format": "pt", "weightops": json.dumps(provenance(self.form))}
-        write(form, folder, layout(form, filename, metadata, max_shard_size=max_shard_size), on_nonfinite=on_nonfinite)
+        files = layout(form, filename, metadata, max_shard_size=max_shard_size)
+        write(form, folder, files, on_nonfinite=on_nonfinite, ranks=ranks)
 
 
 def open_checkpoint(source: CheckpointLike) -> Checkpoint:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import secrets
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from weightops.dtypes import SAFETENSORS, name_of
+from weightops.engine.ranks import Ranks
 from weightops.engine.run import OnNonfinite, Segment, evaluate, parallel, plan, report_nonfinite, units
-from weightops.errors import OptionError
-from weightops.expression import LinearForm, Spec, ties
+from weightops.errors import OptionError, OutputError
+from weightops.expression import LinearForm, Spec, provenance, ties
 from weightops.kernels import Scratch, has_nonfinite
 
+SYNC_SECONDS = 2.0
+"""How often what is done is brought to the disk and noted in the journal."""
+
+ALONE = Ranks()
+_JOURNAL = "journal."
 _NAMES = {dtype: name for name, dtype in SAFETENSORS.items()}
 
 
@@ -76,41 +86,117 @@ def _file(name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> 
     return FileLayout(name, text, {n: len(text) + start for n, start in offsets.items()}, len(text) + end)
 
 
-def write(form: LinearForm, folder: Path, files: list[FileLayout], *, on_nonfinite: OnNonfinite = "warn") -> None:
-    """Fill the files of a layout, in ``folder``, from a form.
+def write(
+    form: LinearForm,
+    folder: Path,
+    files: list[FileLayout],
+    *,
+    on_nonfinite: OnNonfinite = "warn",
+    ranks: Ranks = ALONE,
+) -> None:
+    """Fill the files of a layout, in ``folder``, from a form; what a journal there says is done isn't done again.
+
+    Args:
+        form: what to evaluate.
+        folder: where.
+        files: the layout.
+        on_nonfinite: what to do about NaN and Inf in the result.
+        ranks: the processes that share the work, each with the same form, folder and files.
 
     Raises:
         OSError: if the disk is full, before any data is written where the system can tell.
+        OutputError: if the folder holds the journal of another job.
         NonfiniteError: naming the tensors, if asked for.
     """
-    handles: dict[str, int] = {}
+    steps = plan(form, [name for file in files for name in file.offsets])
+    work = units(steps)
+    key = _key(form, files)
+    if ranks.first:
+        _prepare(folder, files, key)
+    ranks.wait()
+    finished = {line["unit"]: line["nonfinite"] for line in _journals(folder, key)}
+    handles = {file.name: os.open(folder / file.name, os.O_WRONLY) for file in files}
+    place = {name: (handles[file.name], offset) for file in files for name, offset in file.offsets.items()}
+
+    def do(unit: list[Segment], scratch: Scratch) -> list[str]:
+        bad = []
+        for segment, out in evaluate(unit, target, scratch):
+            name = segment.step.name
+            if on_nonfinite != "ignore" and has_nonfinite(out):
+                bad.append(name)
+            handle, offset = place[name]
+            _pwrite(handle, out.view(torch.uint8).numpy().data, offset + segment.start * out.element_size())
+        return bad
+
+    def target(segment: Segment) -> torch.Tensor:
+        return torch.empty(segment.stop - segment.start, dtype=form.specs[segment.step.name].dtype)
+
     try:
-        place: dict[str, tuple[int, int]] = {}
-        for file in files:
-            handle = handles[file.name] = os.open(folder / file.name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, file.size)
-            os.pwrite(handle, file.header, 0)
-            place |= {name: (handle, offset) for name, offset in file.offsets.items()}
-
-        def do(unit: list[Segment], scratch: Scratch) -> list[str]:
-            bad = []
-            for segment, out in evaluate(unit, target, scratch):
-                name = segment.step.name
-                if on_nonfinite != "ignore" and has_nonfinite(out):
-                    bad.append(name)
-                handle, offset = place[name]
-                _pwrite(handle, out.view(torch.uint8).numpy().data, offset + segment.start * out.element_size())
-            return bad
-
-        def target(segment: Segment) -> torch.Tensor:
-            return torch.empty(segment.stop - segment.start, dtype=form.specs[segment.step.name].dtype)
-
-        found = [name for bad in parallel(units(plan(form, place)), do) for name in bad]
-        report_nonfinite(found, on_nonfinite)
+        mine = [i for i in ranks.share(work) if i not in finished]
+        with open(folder / f"{_JOURNAL}{ranks.index}.{secrets.token_hex(4)}", "w", encoding="utf-8") as journal:
+            journal.write(key + "\n")
+            last = time.monotonic()
+            lines = []
+            for i, bad in zip(mine, parallel([work[i] for i in mine], do), strict=True):
+                lines.append(json.dumps({"unit": i, "nonfinite": bad}) + "\n")
+                if time.monotonic() - last > SYNC_SECONDS or i == mine[-1]:
+                    for handle in handles.values():
+                        os.fsync(handle)  # data before the line that says it is there
+                    journal.writelines(lines)
+                    journal.flush()
+                    os.fsync(journal.fileno())
+                    lines, last = [], time.monotonic()
     finally:
         for handle in handles.values():
             os.close(handle)
+    ranks.wait()
+    if ranks.first:
+        finished = {line["unit"]: line["nonfinite"] for line in _journals(folder, key)}
+        if len(finished) != len(work):
+            raise OutputError(f"{len(work) - len(finished)} of {len(work)} parts of {folder} were not written")
+        report_nonfinite((name for i in sorted(finished) for name in finished[i]), on_nonfinite)
+        _write_index(folder, files)
+        for path in folder.glob(f"{_JOURNAL}*"):
+            path.unlink()
+
+
+def _key(form: LinearForm, files: list[FileLayout]) -> str:
+    """What a job is told by: its expression, inputs and layout."""
+    digest = sha256(json.dumps(provenance(form), sort_keys=True).encode())
+    for file in files:
+        digest.update(file.name.encode() + file.header)
+    return digest.hexdigest()
+
+
+def _prepare(folder: Path, files: list[FileLayout], key: str) -> None:
+    """Headers in files of their final size; what an earlier process of the same job wrote is left."""
+    begun = any(folder.glob(f"{_JOURNAL}*"))
+    if begun and any(
+        path.read_text(encoding="utf-8").partition("\n")[0] not in (key, "") for path in folder.glob(f"{_JOURNAL}*")
+    ):
+        raise OutputError(
+            f"{folder} holds what another job left (other inputs, options or layout); without resume it is cleared"
+        )
+    for file in files:
+        handle = os.open(folder / file.name, os.O_CREAT | os.O_WRONLY | (0 if begun else os.O_TRUNC), 0o644)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, file.size)
+            os.pwrite(handle, file.header, 0)
+        finally:
+            os.close(handle)
+    (folder / f"{_JOURNAL}begun").write_text(key + "\n", encoding="utf-8")
+
+
+def _journals(folder: Path, key: str) -> Iterator[dict[str, Any]]:
+    """What the processes of a job have finished. A line that was cut short by a kill doesn't count."""
+    for path in folder.glob(f"{_JOURNAL}*"):
+        head, *lines = path.read_text(encoding="utf-8").split("\n")
+        for line in lines[:-1] if head == key else ():
+            yield json.loads(line)
+
+
+def _write_index(folder: Path, files: list[FileLayout]) -> None:
     if len(files) > 1:
         total = sum(file.size - len(file.header) for file in files)
         index = {
