@@ -283,7 +283,8 @@ def della(
 
 
 def _variance(values: torch.Tensor) -> torch.Tensor:
-    return values.var(0, unbiased=False)[None]
+    centred = values - values.sum(0) / len(values)
+    return centred.square_().sum(0, keepdim=True) / len(values)
 
 
 def selected(parts: Parts, select_topk: float) -> Limit:
