@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -294,8 +295,12 @@ def test_schema_and_refusals(net: nn.Module) -> None:
         merge(models, "ties", base=base, normalize="mean")
     with pytest.raises(WeightopsError, match="say which base"):
         merge(models, "ties")
-    with pytest.raises(WeightopsError, match="neither a base nor an alpha"):
-        merge(models, "linear", base=base)
+    with pytest.raises(WeightopsError, match="say which base it is taken from"):
+        merge(models, "linear", alpha=0.5)
+    with pytest.raises(UnknownNameError, match="no tensor that matches 'matrxi'"):
+        merge(models, "ties", base=base, density={"matrxi": 0.5})
+    with pytest.raises(OptionError, match="a list of numbers"):
+        merge(models, "ties", base=base, density=["a"])
     with pytest.raises(MismatchError, match="don't match"):
         merge([models[0], net], "linear")
     with pytest.raises(WeightopsError, match="nothing to merge"):
@@ -315,3 +320,44 @@ def test_saved_and_described(tmp_path: object) -> None:
     assert (path.read_bytes()) == merge(models, "dare_ties", base=base, alpha=0.5, seed=7).save(
         f"{tmp_path}/again.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_chunks_files_and_memory_agree_to_the_bit(method: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shape = (40, 3 * CHUNK // 40 + 7) if METHODS[method].kind != "whole" else (24, 50)
+    base = {"a": torch.randn(shape, generator=generator).bfloat16(), "b": torch.randn(33, generator=generator)}
+    models = [
+        {n: t + 0.1 * torch.randn(t.shape, generator=generator).to(t.dtype) for n, t in base.items()} for _ in range(2)
+    ]
+    merged = apply(method, base, models)
+    whole = merged.state_dict()
+    saved = open_checkpoint(merged.save(tmp_path / "merged.safetensors"))
+    one = merged.source.open("a") if METHODS[method].space == "weights" and not METHODS[method].fixed else None
+    for name in base:
+        assert torch.equal(whole[name], saved[name])
+        assert torch.equal(whole[name], merged[name])
+    if one is not None:
+        parts = [one(start, min(start + 12_345, whole["a"].numel())) for start in range(0, whole["a"].numel(), 12_345)]
+        assert torch.equal(torch.cat(parts).bfloat16(), whole["a"].flatten())
+
+
+def test_settings_by_pattern_and_depth() -> None:
+    names = ["embed.weight", "layers.0.w", "layers.1.w", "layers.2.w", "head.weight"]
+    base = {name: torch.zeros(4) for name in names}
+    models = [{name: torch.ones(4) for name in names}]
+    lines = merge(models, "task_arithmetic", base=base, alpha=[0.1, 0.5])
+    assert [round(lines[n][0].item(), 6) for n in names] == [0.1, 0.1, 0.3, 0.5, 0.5]
+    named = merge(models, "task_arithmetic", base=base, weights=[{"layers.*": [1, 3], "head.*": 7}])
+    assert [named[n][0].item() for n in names] == [1, 1, 2, 3, 7]
+    some = merge(models, "magnitude", base=base, density={"layers.1.w": 0.5, "*": 1.0})
+    assert [int(some[n].sum()) for n in names] == [4, 4, 2, 4, 4]
+
+
+def test_arcs_between_task_vectors() -> None:
+    base, models = family(2)
+    merged = merge(models, "slerp", base=base, t=0.3)["matrix"] - base["matrix"]
+    x, y = (torch.from_numpy(d) for d in deltas(base, models))
+    angle = math.acos(float((x * y).sum() / x.norm() / y.norm()))
+    expected = (math.sin(0.7 * angle) * x + math.sin(0.3 * angle) * y) / math.sin(angle)
+    assert torch.allclose(merged.double(), expected, atol=1e-5)

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 from weightops.errors import MismatchError, OptionError
 from weightops.registry import unknown
@@ -55,7 +56,14 @@ class Rules:
         """1 at the given names, whatever characters they have, and 0 elsewhere."""
         return cls(tuple((escape(name), 1.0) for name in names))
 
+    @cached_property
+    def _names(self) -> dict[str, float] | None:
+        """The items as a table, if none of them is a pattern."""
+        return None if any(set("*?[") & set(pattern) for pattern, _ in self.items) else dict(reversed(self.items))
+
     def __call__(self, name: str) -> float:
+        if self._names is not None:
+            return self._names.get(name, 0.0)
         for pattern, value in self.items:
             if pattern == name or _compiled(pattern).match(name):
                 return value
@@ -71,6 +79,70 @@ class Rules:
         for pattern, _ in self.items:
             if pattern not in names and not any(map(_compiled(pattern).match, names)):
                 raise unknown("tensor that matches", pattern, names)
+
+
+Setting = Any
+"""A value for all tensors, a mapping of name patterns to settings (the first that matches counts), or a list of numbers that
+are spread evenly over the depth of the layers and interpolated (see `depths`)."""
+
+_FIRST = re.compile(r"embed|conv1|patch|ln_pre|pre_layrnorm|cls_token|wte|wpe")
+
+
+def depths(names: Iterable[str]) -> dict[str, float]:
+    """How deep in its tower each tensor lies, from 0 to 1: by the first number in its name.
+
+    Of those without a number, embeddings are at 0 and all else, such as a head, at 1.
+
+    >>> depths(["embed.weight", "layers.0.w", "layers.1.w", "layers.2.w", "head.weight"])
+    {'embed.weight': 0.0, 'layers.0.w': 0.0, 'layers.1.w': 0.5, 'layers.2.w': 1.0, 'head.weight': 1.0}
+    """
+    found = {name: re.match(r"(.*?)(?:^|\.)(\d+)(?:\.|$)", name) for name in names}
+    last: dict[str, int] = {}
+    for place in found.values():
+        if place:
+            last[place[1]] = max(last.get(place[1], 0), int(place[2]))
+    return {
+        name: int(place[2]) / last[place[1]]
+        if place and last[place[1]]
+        else float(not place and not _FIRST.search(name))
+        for name, place in found.items()
+    }
+
+
+def setting_at(setting: Setting, name: str, depth: float, default: Any) -> Any:
+    """The value of a setting at a tensor; the default where no pattern matches.
+
+    >>> setting_at({"*.mlp.*": [0.2, 0.4], "*": 1.0}, "layers.1.mlp.w", 0.5, None)
+    0.30000000000000004
+    """
+    if isinstance(setting, Mapping):
+        matching = (value for pattern, value in setting.items() if pattern == name or _compiled(pattern).match(name))
+        return setting_at(next(matching, default), name, depth, default)
+    if isinstance(setting, (list, tuple)):
+        place = depth * (len(setting) - 1)
+        low = min(int(place), len(setting) - 2) if len(setting) > 1 else 0
+        high = min(low + 1, len(setting) - 1)
+        return (1 - (place - low)) * setting[low] + (place - low) * setting[high]
+    return setting
+
+
+def check_setting(setting: Setting, names: Iterable[str], what: str) -> None:
+    """Refuse a setting with a pattern that matches no tensor, or a list that isn't of numbers.
+
+    Raises:
+        UnknownNameError: naming the pattern.
+        OptionError: for a list with anything but finite numbers.
+    """
+    if isinstance(setting, Mapping):
+        names = list(names)
+        for pattern, value in setting.items():
+            if pattern != "*" and pattern not in names and not any(map(_compiled(pattern).match, names)):
+                raise unknown("tensor that matches", pattern, names)
+            check_setting(value, names, what)
+    elif isinstance(setting, (list, tuple)) and not (
+        setting and all(isinstance(value, (int, float)) and math.isfinite(value) for value in setting)
+    ):
+        raise OptionError(f"{what} over the depth of the layers is a list of numbers, not {setting}")
 
 
 def some(names: Iterable[str], most: int = 3) -> str:

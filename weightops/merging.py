@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from weightops.errors import WeightopsError
 from weightops.expression import Alpha, LinearForm, check_match
+from weightops.keys import Setting, check_setting, depths, escape, setting_at
 from weightops.methods.method import MethodSource
 from weightops.methods.table import METHODS
 
 
 def merge(
-    models: Sequence[CheckpointLike], method: str = "linear", *, base: CheckpointLike | None = None, weights: Sequence[float] | None = None,
-    alpha: Alpha = 1.0, seed: int = 0, **options: Any,
+    models: Sequence[CheckpointLike], method: str = "linear", *, base: CheckpointLike | None = None, weights: Sequence[Setting] | None = None,
+    alpha: Setting = 1.0, seed: int = 0, **options: Any,
 ) -> Checkpoint:  # fmt: skip
     r"""Merge models into one: for methods on task vectors :math:`\theta_{base} + \alpha\,m(\theta_i - \theta_{base})`.
 
-    Nothing is computed until the result is saved or loaded; then one tensor after another is.
+    Nothing is computed until the result is saved or loaded; then one tensor after another is. Weights, alpha and options are
+    each one value for all tensors, a mapping of name patterns to values (the first that matches counts; where none does, the default,
+    which for alpha is 0), or a list of numbers over the depth of the layers: ``alpha=[0.1, 0.5]`` is LiNeS (arXiv 2410.17146).
 
     Args:
         models: what to merge.
         method: a name in `METHODS`.
-        base: what the task vectors are taken from; needed by methods on deltas. For methods on weights it must be left out.
-        weights: one number for each model; 1 by default.
-        alpha: for methods on deltas, the coefficient of the merged delta: a number or a mapping of name patterns to numbers.
+        base: what the task vectors are taken from. Needed by methods on deltas; averages and arcs work on deltas where it is given.
+        weights: one for each model; 1 by default.
+        alpha: with a base, the coefficient of the merged delta.
         seed: of methods that draw.
         options: the method's own.
 
@@ -33,7 +36,7 @@ def merge(
         A lazy `Checkpoint` of the base's (or first model's) architecture.
 
     Raises:
-        UnknownNameError: for a method, option or choice that isn't known.
+        UnknownNameError: for a method, option or choice that isn't known, or a pattern that matches nothing.
         MismatchError: if names, shapes or dtypes differ.
 
     >>> import torch
@@ -44,17 +47,27 @@ def merge(
     opened = [open_checkpoint(model) for model in models]
     if not opened:
         raise WeightopsError("there is nothing to merge")
-    if chosen.space == "weights":
-        if base is not None or alpha != 1.0:
-            raise WeightopsError(f"{method} works on weights: it takes neither a base nor an alpha")
+    if base is None:
+        if chosen.space == "delta":
+            raise WeightopsError(f"{method} works on task vectors: say which base they are taken from")
+        if alpha != 1.0:
+            raise WeightopsError("alpha is the coefficient of a task vector: say which base it is taken from")
         for other in opened[1:]:
             check_match(opened[0].form, other.form)
-        forms, start = [c.form for c in opened], opened[0]
-    else:
-        if base is None:
-            raise WeightopsError(f"{method} works on task vectors: say which base they are taken from")
-        start = open_checkpoint(base)
-        forms = [LinearForm.difference(c.form, start.form)[0] for c in opened]
-    source = MethodSource(chosen, forms, weights=weights, seed=seed, options=options)
-    form = source.as_form()
-    return Checkpoint(start.form.plus(form.times(alpha)) if form.space == "delta" else form, start.architecture)
+        form = MethodSource(chosen, [c.form for c in opened], weights=weights, seed=seed, options=options).as_form()
+        return Checkpoint(form, opened[0].architecture)
+    start = open_checkpoint(base)
+    if not chosen.works_on("delta"):
+        raise WeightopsError(f"{method} works on weights: it takes no base")
+    deltas = [LinearForm.difference(c.form, start.form)[0] for c in opened]
+    merged = MethodSource(chosen, deltas, weights=weights, seed=seed, options=options).as_form()
+    return Checkpoint(start.form.plus(merged.times(_plain(alpha, merged))), start.architecture)
+
+
+def _plain(alpha: Setting, form: LinearForm) -> Alpha:
+    """Alpha as a number or a mapping of patterns to numbers."""
+    check_setting(alpha, form.specs, "alpha")
+    if not isinstance(alpha, (Mapping, list, tuple)):
+        return float(alpha)
+    depth = depths(form.specs)
+    return {escape(name): float(setting_at(alpha, name, depth[name], 0.0)) for name in form.specs}

@@ -12,15 +12,18 @@ from weightops.methods.method import combination
 
 
 @combination("weights")
-def linear(weights: torch.Tensor) -> torch.Tensor:
+def linear(weights: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
     r"""Weighted average :math:`\sum_i w_i \theta_i / \sum_i w_i`; with equal weights the uniform soup (arXiv 2203.05482).
 
     Args:
         weights: shape ``(k,)``.
+        normalize: divide by the sum of the weights.
 
     Raises:
         OptionError: if the weights sum to 0.
     """
+    if not normalize:
+        return weights
     total = weights.sum()
     if total == 0:
         raise OptionError("the weights of an average must not sum to 0")
@@ -52,12 +55,13 @@ def ema(weights: torch.Tensor, *, decay: float = 0.9) -> torch.Tensor:
 
 
 @combination("weights")
-def passthrough(weights: torch.Tensor, *, index: int = 0) -> torch.Tensor:
-    """One of the models as it is.
+def passthrough(weights: torch.Tensor, *, index: int = 0, scale: float = 1.0) -> torch.Tensor:
+    """One of the models as it is, or multiplied by a number.
 
     Args:
         weights: shape ``(k,)``; only their number counts.
         index: which.
+        scale: what to multiply it by.
 
     Raises:
         OptionError: if there is no such model.
@@ -65,7 +69,7 @@ def passthrough(weights: torch.Tensor, *, index: int = 0) -> torch.Tensor:
     if not -len(weights) <= index < len(weights):
         raise OptionError(f"there is no model {index} among {len(weights)}")
     chosen = torch.zeros_like(weights)
-    chosen[index] = 1
+    chosen[index] = scale
     return chosen
 
 
@@ -73,7 +77,7 @@ def passthrough(weights: torch.Tensor, *, index: int = 0) -> torch.Tensor:
 def model_stock(gram: torch.Tensor) -> torch.Tensor:
     r"""Model Stock: :math:`t\,\bar\tau` with :math:`t = k\cos\theta / (1 + (k - 1)\cos\theta)` (arXiv 2403.19522).
 
-    :math:`\cos\theta` is the mean cosine of two deltas of the tensor. A negative :math:`t` is taken as 0.
+    :math:`\cos\theta` is the mean cosine of two deltas of the tensor. Where the denominator is 0, :math:`t` is 0.
 
     Args:
         gram: inner products of the deltas, shape ``(k, k)``, at least two.
@@ -87,5 +91,6 @@ def model_stock(gram: torch.Tensor) -> torch.Tensor:
     norms = gram.diagonal().sqrt()
     cosines = gram / (norms[:, None] * norms).clamp(min=torch.finfo(gram.dtype).tiny)
     cosine = float((cosines.sum() - cosines.diagonal().sum()) / (k * (k - 1)))
-    ratio = max(k * cosine / (1 + (k - 1) * cosine), 0.0) if 1 + (k - 1) * cosine > 0 else 0.0
+    denominator = 1 + (k - 1) * cosine
+    ratio = k * cosine / denominator if abs(denominator) > 1e-6 else 0.0
     return torch.full((k,), ratio / k, dtype=gram.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, reduce
@@ -18,6 +19,7 @@ from weightops.engine.run import Reader, Segment, Step, alone, combined, plan, r
 from weightops.errors import SpaceError, UnknownNameError, WeightopsError
 from weightops.expression import LinearForm, Source, Space, provenance
 from weightops.kernels import Scratch, has_nonfinite
+from weightops.keys import Setting, check_setting, depths, setting_at
 from weightops.methods.parts import Parts
 from weightops.registry import unknown
 
@@ -94,6 +96,10 @@ class Method:
         space: Space | None = getattr(self.function, "space", None)
         return space or ("delta" if next(iter(self._parameters)) == "deltas" else "weights")
 
+    def works_on(self, space: Space) -> bool:
+        """Combinations of weights are combinations of deltas too."""
+        return space == self.space or (self.kind == "combination" and space == "delta")
+
     @property
     def fixed(self) -> bool:
         """True for combinations whose coefficients don't depend on the tensors."""
@@ -125,7 +131,7 @@ class Method:
             if name not in self.options:
                 raise unknown(f"option of {self.name}", name, self.options)
             choices = self.options[name].choices
-            if choices and value is not None and value not in choices:
+            if choices and value is not None and not isinstance(value, Mapping) and value not in choices:
                 raise UnknownNameError(f"{name} of {self.name} is {' or '.join(map(repr, choices))}, not {value!r}")
         return {name: options.get(name, option.default) for name, option in self.options.items()}
 
@@ -141,48 +147,63 @@ class MethodSource(Source):
     Args:
         method: what to compute.
         inputs: forms of one kind, deltas or weights, with equal names.
-        weights: one number for each input.
+        weights: a number, or a `Setting`, for each input.
         seed: of what is random.
-        options: the method's.
+        options: the method's; each may be a `Setting`.
     """
 
     computed = True
 
     def __init__(
-        self, method: Method, inputs: Sequence[LinearForm], *, weights: Sequence[float] | None = None, seed: int = 0,
+        self, method: Method, inputs: Sequence[LinearForm], *, weights: Sequence[Setting] | None = None, seed: int = 0,
         options: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.method, self.inputs, self.seed = method, list(inputs), seed
         self.options = method.check(options or {})
-        self.weights = [1.0] * len(self.inputs) if weights is None else [float(w) for w in weights]
+        self.weights = [1.0] * len(self.inputs) if weights is None else list(weights)
         if not self.inputs or len(self.weights) != len(self.inputs):
             raise WeightopsError(
                 f"{method.name} needs as many weights as inputs, and one at least: {len(self.weights)} and {len(self.inputs)}"
             )
-        self.space = method.space
-        if any(form.space != self.space for form in self.inputs):
-            raise SpaceError(
-                f"{method.name} merges {'task vectors' if self.space == 'delta' else 'weights'}, and was given the other"
-            )
         first = self.inputs[0]
+        self.space = first.space
+        if any(form.space != self.space for form in self.inputs) or not method.works_on(self.space):
+            raise SpaceError(
+                f"{method.name} merges {'task vectors' if method.space == 'delta' else 'weights'}, and was given the other"
+            )
         self.specs = {n: s for n, s in first.specs.items() if all(n in form.specs for form in self.inputs)}
         self.ties = {}
         self.ref = f"{method.name}({', '.join(source.ref for form in self.inputs for source in form.sources)})"
+        for name, setting in [("weight", weight) for weight in self.weights] + list(self.options.items()):
+            check_setting(setting, self.specs, name)
+        self._depths = depths(self.specs)
+
+    def _at(self, name: str) -> dict[str, Any]:
+        """Options at a tensor, and weights as a list."""
+
+        def value(setting: Setting, default: Any) -> Any:
+            return setting_at(setting, name, self._depths[name], default)
+
+        options = {key: value(setting, self.method.options[key].default) for key, setting in self.options.items()}
+        return options | {"weights": [float(value(weight, 1.0)) for weight in self.weights]}
 
     def as_form(self) -> LinearForm:
         """The result as a form: of the inputs themselves where it is a fixed combination of them, which is one fused pass."""
-        if not self.method.fixed:
+        settings = [*self.weights, *self.options.values()]
+        if not self.method.fixed or any(isinstance(setting, (Mapping, list, tuple)) for setting in settings):
             return LinearForm.of(self)
         weights = torch.tensor(self.weights, dtype=torch.float64)
-        coefficients = call(self.method.function, {"weights": weights, **self.options}).tolist()
+        coefficients = call(self.method.function, {**self.options, "weights": weights}).tolist()
         first, *rest = self.inputs
         if self.space == "delta":
             scaled = [form.times(c) for form, c in zip(self.inputs, coefficients, strict=True)]
             return reduce(LinearForm.plus, scaled)
-        differences = [
+        if abs(math.fsum(coefficients) - 1) > 1e-12:
+            return LinearForm.of(self)
+        shifts = [
             LinearForm.difference(form, first)[0].times(c) for form, c in zip(rest, coefficients[1:], strict=True)
         ]
-        return reduce(LinearForm.plus, differences, first)
+        return reduce(LinearForm.plus, shifts, first)
 
     def read(self, name: str) -> torch.Tensor:
         spec = self.specs[name]
@@ -194,7 +215,10 @@ class MethodSource(Source):
         if not is_editable(spec.dtype) or not spec.numel:
             return _through(reader(steps[0], Scratch()), spec.dtype)
         working = accumulator(spec.dtype)
-        available = {"weights": torch.tensor(self.weights, dtype=working), **self.options}
+        available = self._at(name)
+        weights = available["weights"] = torch.tensor(available["weights"], dtype=torch.float64)
+        if self.method.kind != "combination":
+            available["weights"] = weights.to(working)
         readers = [reader(step, Scratch()) for step in steps]
         try:
             if self.method.kind == "combination":
@@ -206,7 +230,6 @@ class MethodSource(Source):
             raise type(error)(f"{self.method.name} at {name}: {error}") from error
 
     def _combination(self, steps: list[Step], readers: list[Reader], available: dict[str, Any]) -> Reader:
-        available = {**available, "weights": torch.tensor(self.weights, dtype=torch.float64)}
         if not self.method.fixed:
             available["gram"] = products(Segment(steps[0], 0, steps[0].numel), readers, Scratch())
         coefficients = call(self.method.function, available).tolist()

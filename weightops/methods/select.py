@@ -150,5 +150,5 @@ def fraction(value: float, what: str = "density") -> float:
 
 
 def count(density: float, numel: int) -> int:
-    """How many of ``numel`` elements a density keeps: the nearest whole number."""
-    return round(fraction(density) * numel)
+    """How many of ``numel`` elements a density keeps: rounded down, but at least one unless it is 0."""
+    return max(int(fraction(density) * numel), 1) if density > 0 else 0

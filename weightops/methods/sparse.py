@@ -1,7 +1,7 @@
 r"""Sparsify, elect a sign, combine: TIES, DARE, Breadcrumbs, DELLA, magnitude trimming and SCE.
 
 One definition, of which each method is a choice of parts. With sparsified deltas :math:`\hat\tau_i` and weights
-:math:`w_i`, the elected sign is :math:`\gamma = \mathrm{sgn} \sum_i w_i \hat\tau_i`, those that agree are
+:math:`w_i`, the elected sign is :math:`\gamma = \mathrm{sgn} \sum_i w_i \hat\tau_i` (that of zero is +), those that agree are
 :math:`a_i = [\hat\tau_i \gamma > 0]`, and the result is :math:`\sum_i a_i w_i \hat\tau_i / n` with
 :math:`n = \sum_i a_i w_i` ("weights"), :math:`\sum_i a_i` ("count") or 1 ("none").
 """
@@ -28,7 +28,7 @@ def consensus(deltas: torch.Tensor, weights: torch.Tensor, *, elect: bool, norma
         deltas *= shaped
     if not elect:
         return deltas.sum(0)
-    agree = deltas * deltas.sum(0).sign() > 0
+    agree = torch.where(deltas.sum(0) >= 0, deltas, -deltas) > 0
     deltas *= agree
     total = deltas.sum(0)
     if normalize == "none":
@@ -288,8 +288,11 @@ def _variance(values: torch.Tensor) -> torch.Tensor:
 
 
 def selected(parts: Parts, select_topk: float) -> Limit:
-    """The limit of the elements whose variance over the inputs is largest."""
-    [[limit]] = limits(parts, [count(select_topk, parts.numel)], _variance)
+    """The limit of the elements whose variance over the inputs is largest, a fraction of those that vary at all."""
+    if fraction(select_topk, "select_topk") == 1:
+        return ALL
+    varying = sum(int(_variance(chunk.values).count_nonzero()) for chunk in parts)
+    [[limit]] = limits(parts, [int(select_topk * varying)], _variance)
     return limit
 
 
@@ -319,7 +322,7 @@ def sce(
         selected: which elements are kept.
         energy: the weights, shape ``(k,)``.
         start: place of the part.
-        select_topk: fraction of elements that is kept, by their variance over the inputs.
+        select_topk: fraction kept of the elements that vary over the inputs, by their variance.
     """
     return consensus(_select(deltas, selected, start), energy, elect=True, normalize="weights")
 

@@ -1,0 +1,272 @@
+"""Merge sharded checkpoints on disk: weightops against mergekit and against the disk's own speed, whole processes side by side.
+
+    python benchmarks/engine.py [--mergekit VENV/bin] [--size 0.5] [--methods ties,slerp] [--scale] [--repeats 3]
+
+A base and four fine-tuned checkpoints of a Llama-like model are made in a temporary folder: random weights, bf16, three
+shards each. For each method the two programs run in turn as processes of their own on a warm cache; the table has
+medians of seconds and the peak of anonymous memory, which a thread reads from /proc every 5 ms. The floor reads every
+input byte and writes (and syncs) an output of the right size; the loop is what `Checkpoint.save` takes, imports and headers aside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+METHODS: dict[str, tuple[int, dict[str, object], dict[str, object]]] = {
+    # models, weightops' options, mergekit's parameters
+    "linear": (4, {}, {"weight": 0.25}),
+    "task_arithmetic": (4, {"weights": "0.3,0.3,0.3,0.3"}, {"weight": 0.3}),
+    "slerp": (2, {"t": 0.4}, {"t": 0.4}),
+    "model_stock": (4, {}, {}),
+    "dare_linear": (4, {"density": 0.5, "weights": "0.3,0.3,0.3,0.3"}, {"density": 0.5, "weight": 0.3}),
+    "dare_ties": (4, {"density": 0.5, "weights": "0.3,0.3,0.3,0.3"}, {"density": 0.5, "weight": 0.3}),
+    "sce": (4, {"select_topk": 0.5}, {"select_topk": 0.5}),
+    "breadcrumbs": (4, {"density": 0.9, "gamma": 0.01, "weights": "0.3,0.3,0.3,0.3"}, {"density": 0.9, "gamma": 0.01, "weight": 0.3}),
+    "ties": (4, {"density": 0.5}, {"density": 0.5, "weight": 1.0}),
+    "della": (4, {"density": 0.5, "epsilon": 0.1, "weights": "0.3,0.3,0.3,0.3"}, {"density": 0.5, "epsilon": 0.1, "weight": 0.3}),
+}  # fmt: skip
+ON_WEIGHTS = ("linear", "slerp")
+ASKED = {"linear": 3, "task_arithmetic": 3, "slerp": 4, "model_stock": 4, "dare_linear": 6, "dare_ties": 6, "sce": 8, "breadcrumbs": 10,
+         "ties": 10, "della": 6}  # fmt: skip
+
+
+def shapes(billions: float) -> tuple[dict[str, object], dict[str, tuple[int, ...]]]:
+    """A Llama configuration of about that many parameters, and its tensors."""
+    hidden, inner, vocabulary = 1536, 4096, 32000
+    layers = round((billions * 1e9 - 2 * hidden * vocabulary) / (4 * hidden**2 + 3 * hidden * inner))
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner,
+        "num_hidden_layers": layers, "num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": vocabulary,
+        "torch_dtype": "bfloat16", "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 2048,
+    }  # fmt: skip
+    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for i in range(layers):
+        prefix = f"model.layers.{i}."
+        tensors |= {f"{prefix}self_attn.{p}_proj.weight": (hidden, hidden) for p in "qkvo"}
+        tensors |= {f"{prefix}mlp.{p}_proj.weight": (inner, hidden) for p in ("gate", "up")}
+        tensors[f"{prefix}mlp.down_proj.weight"] = (hidden, inner)
+        tensors |= {f"{prefix}{p}_layernorm.weight": (hidden,) for p in ("input", "post_attention")}
+    return config, tensors | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
+
+
+def make(folder: Path, billions: float, models: int = 5) -> list[Path]:
+    """The base and its fine-tuned kin, three shards each."""
+    config, tensors = shapes(billions)
+    places = [folder / name for name in ("base", *(f"ft{i}" for i in range(1, models)))]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / "config.json").write_text(json.dumps(config))
+    names = list(tensors)
+    total = sum(torch.Size(s).numel() for s in tensors.values())
+    generator = torch.Generator().manual_seed(0)
+    shard: dict[Path, dict[str, torch.Tensor]] = {place: {} for place in places}
+    held, index, weight_map = 0, 1, {}
+    for name in names:
+        base = 0.02 * torch.randn(tensors[name], generator=generator)
+        for place in places:
+            delta = 0 if place is places[0] else 0.002 * torch.randn(tensors[name], generator=generator)
+            shard[place][name] = (base + delta).bfloat16()
+        weight_map[name] = f"model-{index:05}-of-00003.safetensors"
+        held += base.numel()
+        if held >= total * index / 3 - 1 or name == names[-1]:
+            for place in places:
+                save_file(shard[place], place / weight_map[name], {"format": "pt"})
+                shard[place] = {}
+            index += 1
+    for place in places:
+        text = json.dumps({"metadata": {"total_size": 2 * total}, "weight_map": weight_map})
+        (place / "model.safetensors.index.json").write_text(text)
+    return places
+
+
+def run(command: list[str], env: dict[str, str] | None = None) -> tuple[float, float]:
+    """Seconds and the peak of anonymous memory, in GB, of a process and its children."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(env or {})})
+        peak = [0]
+
+        def anonymous(pid: int) -> int:
+            try:
+                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            except OSError:
+                return 0
+            own = next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
+            return own + sum(anonymous(int(child)) for child in children)
+
+        def watch() -> None:
+            while process.poll() is None:
+                peak[0] = max(peak[0], anonymous(process.pid))
+                time.sleep(0.005)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        process.wait()
+        seconds = time.perf_counter() - start
+        watcher.join()
+        log.seek(0)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{log.read().decode()[-3000:]}")
+    return seconds, peak[0] * 1024 / 1e9
+
+
+def ours(method: str, places: list[Path], out: Path, ranks: int = 1) -> list[str]:
+    models, options, _ = METHODS[method]
+    launcher = [sys.executable, "-m"] + (
+        ["torch.distributed.run", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
+    )
+    base = [] if method in ON_WEIGHTS else ["--base", str(places[0])]
+    settings = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    inputs = map(str, places[1 : models + 1])
+    return [*launcher, "weightops", "merge", *inputs, "--method", method, *base, *settings, "-o", str(out)]
+
+
+def theirs(method: str, places: list[Path], out: Path, scripts: Path) -> list[str]:
+    models, _, parameters = METHODS[method]
+    own = {key: value for key, value in parameters.items() if key in ("weight", "density", "gamma", "epsilon")}
+    config: dict[str, object] = {
+        "merge_method": method,
+        "dtype": "bfloat16",
+        "models": [{"model": str(place), **({"parameters": own} if own else {})} for place in places[1 : models + 1]],
+        "parameters": {key: value for key, value in parameters.items() if key not in own},
+    }
+    if method != "linear":
+        config["base_model"] = str(places[1] if method == "slerp" else places[0])
+    recipe = out.with_suffix(".yaml")
+    recipe.write_text(json.dumps(config))  # JSON is YAML
+    return [str(scripts / "mergekit-yaml"), str(recipe), str(out), "--lazy-unpickle"]
+
+
+def clean(out: Path) -> None:
+    shutil.rmtree(out, ignore_errors=True)
+
+
+def floor(places: list[Path], folder: Path, models: int = 4) -> float:
+    """Read every byte of the inputs and write one output of their size, synced; seconds."""
+    buffer = bytearray(1 << 24)
+    start = time.perf_counter()
+    for place in places[: models + 1]:
+        for file in place.glob("*.safetensors"):
+            with open(file, "rb", buffering=0) as stream:
+                while stream.readinto(buffer):
+                    pass
+    size = sum(file.stat().st_size for file in places[0].glob("*.safetensors"))
+    with open(folder / "floor", "wb", buffering=0) as stream:
+        for _ in range(0, size, len(buffer)):
+            stream.write(buffer)
+        os.fsync(stream.fileno())
+    seconds = time.perf_counter() - start
+    (folder / "floor").unlink()
+    return seconds
+
+
+LOOP = """
+import sys, time
+from weightops.merging import merge
+*models, method, base, out = sys.argv[1:]
+merged = merge(models, method, base=base or None)
+start = time.perf_counter()
+merged.save(out)
+print(time.perf_counter() - start)
+"""
+
+
+def loop(method: str, places: list[Path], out: Path) -> float:
+    """Seconds of `Checkpoint.save` alone."""
+    base = "" if method in ON_WEIGHTS else str(places[0])
+    command = [sys.executable, "-c", LOOP, *map(str, places[1:5]), method, base, str(out)]
+    seconds = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    clean(out)
+    return seconds
+
+
+def measured(command: list[str], out: Path, repeats: int) -> dict[str, float]:
+    results = []
+    for _ in range(repeats):
+        results.append(run(command))
+        clean(out)
+    return {
+        "seconds": round(statistics.median(s for s, _ in results), 2),
+        "gigabytes": round(statistics.median(m for _, m in results), 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mergekit", type=Path, help="the bin folder of an environment with mergekit 0.1.5")
+    parser.add_argument("--size", type=float, default=0.5, help="billions of parameters")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--scale", action="store_true", help="also 0.25, 0.5, 1 and 2 B parameters, and 1, 2 and 4 ranks"
+    )
+    parser.add_argument("--folder", type=Path, help="where to make the checkpoints; kept")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "engine.json")
+    args = parser.parse_args()
+    folder = args.folder or Path(tempfile.mkdtemp())
+    try:
+        report = benchmark(args, folder)
+        args.out.write_text(json.dumps(report, indent=2) + "\n")
+    finally:
+        if not args.folder:
+            shutil.rmtree(folder)
+
+
+def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
+    models = folder / str(args.size)
+    places = [models / n for n in ("base", "ft1", "ft2", "ft3", "ft4")] if models.exists() else make(models, args.size)
+    out = folder / "merged"
+    clean(out)
+    imports = measured([sys.executable, "-c", "import torch"], out, args.repeats)
+    floors = statistics.median(floor(places, folder) for _ in range(args.repeats))
+    report: dict[str, object] = {
+        "billions": args.size, "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
+        "import torch": imports, "floor": round(floors, 2), "methods": {}, "loop_over_floor": {}, "scale": [],
+    }  # fmt: skip
+    print(
+        f"{args.size} B parameters; import torch {imports['seconds']} s, {imports['gigabytes']} GB; floor {floors:.2f} s"
+    )
+    for method in args.methods.split(","):
+        row: dict[str, object] = {"weightops": measured(ours(method, places, out), out, args.repeats)}
+        if args.mergekit:
+            row["mergekit"] = measured(theirs(method, places, out, args.mergekit), out, 1)
+            row["ratio"] = round(row["mergekit"]["seconds"] / row["weightops"]["seconds"], 1)  # type: ignore[index]
+            row["asked"] = ASKED[method]
+        report["methods"][method] = row  # type: ignore[index]
+        print(f"  {method:16} {json.dumps(row)}", flush=True)
+    for method in ("linear", "task_arithmetic"):
+        seconds = statistics.median(loop(method, places, out) for _ in range(args.repeats))
+        report["loop_over_floor"][method] = round(seconds / floors, 2)  # type: ignore[index]
+        print(f"  {method}: the loop takes {seconds:.2f} s, {seconds / floors:.2f} times the floor", flush=True)
+    if args.scale:
+        for size in (0.25, 0.5, 1.0, 2.0):
+            place = folder / str(size)
+            made = sorted(place.iterdir()) if place.exists() else make(place, size)
+            for method in ("linear", "ties"):
+                for ranks in (1, 2, 4) if size == 0.5 else (1,):
+                    row = {"billions": size, "method": method, "ranks": ranks}
+                    row |= measured(ours(method, made, out, ranks), out, 1)
+                    report["scale"].append(row)  # type: ignore[attr-defined]
+                    print(f"  {json.dumps(row)}", flush=True)
+            if size != args.size:
+                shutil.rmtree(place)
+    return report
+
+
+if __name__ == "__main__":
+    main()
