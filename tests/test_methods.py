@@ -17,6 +17,7 @@ from torch import nn
 from weightops import Checkpoint, open_checkpoint
 from weightops.errors import MismatchError, OptionError, SpaceError, UnknownNameError, WeightopsError
 from weightops.kernels import CHUNK
+from weightops.keys import Each
 from weightops.merging import merge
 from weightops.methods.method import MethodSource
 from weightops.methods.parts import Parts
@@ -132,7 +133,7 @@ def parts_of(*rows: torch.Tensor) -> Parts:
 
 def kept(parts: Parts, counts: list[int]) -> list[torch.Tensor]:
     """The masks of each count, of the first row."""
-    found = limits(parts, counts)[0]
+    found = limits(parts, [counts] * parts.k)[0]
     return [torch.cat([limit.mask(c.values[0].abs(), c.start) for c in parts]) for limit in found]
 
 
@@ -350,6 +351,10 @@ def test_settings_by_pattern_and_depth() -> None:
     assert [round(lines[n][0].item(), 6) for n in names] == [0.1, 0.1, 0.3, 0.5, 0.5]
     named = merge(models, "task_arithmetic", base=base, weights=[{"layers.*": [1, 3], "head.*": 7}])
     assert [named[n][0].item() for n in names] == [1, 1, 2, 3, 7]
+    both = merge(models * 2, "magnitude", base=base, density=Each((0.25, 1.0)))
+    assert [int(both[n].sum()) for n in names] == [5] * 5
+    with pytest.raises(OptionError, match=r"magnitude at embed\.weight: there are 1 inputs, and values for 2"):
+        merge(models, "magnitude", base=base, density=Each((0.25, 1.0)))["embed.weight"]
     some = merge(models, "magnitude", base=base, density={"layers.1.w": 0.5, "*": 1.0})
     assert [int(some[n].sum()) for n in names] == [4, 4, 2, 4, 4]
 

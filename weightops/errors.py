@@ -27,6 +27,10 @@ class OptionError(WeightopsError, ValueError):
     """An option has a value that it can't have."""
 
 
+class RecipeError(WeightopsError):
+    """A recipe says something that isn't understood or can't be done."""
+
+
 class OutputError(WeightopsError):
     """An output can't be written; nothing has been left behind."""
 

@@ -70,6 +70,15 @@ class Source(ABC):
         flat = self.read(name).detach().reshape(-1)
         return lambda start, stop: flat[start:stop]
 
+    @property
+    def leaves(self) -> list[Source]:
+        """The places that it reads from: itself, unless it is computed."""
+        return [self]
+
+    def working_bytes(self, name: str) -> int:
+        """Memory that opening a tensor takes, at most: none where it is mapped."""
+        return 0
+
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that identify the weights, whatever file they are in: see `sample_fingerprint`."""

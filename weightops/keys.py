@@ -85,6 +85,11 @@ Setting = Any
 """A value for all tensors, a mapping of name patterns to settings (the first that matches counts), or a list of numbers that
 are spread evenly over the depth of the layers and interpolated (see `depths`)."""
 
+
+class Each(tuple[Any, ...]):
+    """A setting for each input of a merge, where one for all won't do."""
+
+
 _FIRST = re.compile(r"embed|conv1|patch|ln_pre|pre_layrnorm|cls_token|wte|wpe")
 
 
@@ -115,6 +120,8 @@ def setting_at(setting: Setting, name: str, depth: float, default: Any) -> Any:
     >>> setting_at({"*.mlp.*": [0.2, 0.4], "*": 1.0}, "layers.1.mlp.w", 0.5, None)
     0.30000000000000004
     """
+    if isinstance(setting, Each):
+        return Each(setting_at(value, name, depth, default) for value in setting)
     if isinstance(setting, Mapping):
         matching = (value for pattern, value in setting.items() if pattern == name or _compiled(pattern).match(name))
         return setting_at(next(matching, default), name, depth, default)
@@ -133,7 +140,10 @@ def check_setting(setting: Setting, names: Iterable[str], what: str) -> None:
         UnknownNameError: naming the pattern.
         OptionError: for a list with anything but finite numbers.
     """
-    if isinstance(setting, Mapping):
+    if isinstance(setting, Each):
+        for value in setting:
+            check_setting(value, names, what)
+    elif isinstance(setting, Mapping):
         names = list(names)
         for pattern, value in setting.items():
             if pattern != "*" and pattern not in names and not any(map(_compiled(pattern).match, names)):

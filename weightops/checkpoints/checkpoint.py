@@ -17,7 +17,7 @@ from weightops.checkpoints import memory, safetensors_files, torch_files
 from weightops.checkpoints.open_clip_folder import CONFIG, OpenClipArchitecture
 from weightops.engine.ranks import Ranks
 from weightops.engine.run import OnNonfinite, allocate, materialize
-from weightops.engine.write import ALONE, layout, write
+from weightops.engine.write import ALONE, Estimate, FileLayout, estimate, layout, write
 from weightops.errors import CheckpointError, OptionError, SpaceError
 from weightops.expression import LinearForm, Source, Spec, describe, fingerprint, provenance
 from weightops.files import stage_of, staged
@@ -91,6 +91,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     Attributes:
         form: the lazy expression that it stands for.
         architecture: what is known of its model, or None.
+        recipe: how it is made, if a recipe says so; it goes into what is saved.
+        card: the model card of a folder it is saved to.
 
     >>> checkpoint = open_checkpoint({"weight": torch.ones(2, 3)})
     >>> checkpoint.specs["weight"].shape
@@ -102,6 +104,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def __init__(self, form: LinearForm, architecture: Architecture | None = None) -> None:
         self.form = form
         self.architecture = architecture
+        self.recipe: dict[str, Any] | None = None
+        self.card: str | None = None
 
     @property
     def specs(self) -> Mapping[str, Spec]:
@@ -159,7 +163,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def to(self, dtype: torch.dtype) -> Checkpoint:
         """The same weights with floating-point tensors in another dtype, cast when they are read."""
-        return Checkpoint(self.form.to(dtype), self.architecture)
+        cast = Checkpoint(self.form.to(dtype), self.architecture)
+        cast.recipe, cast.card = self.recipe, self.card
+        return cast
 
     def state_dict(
         self, *, like: Mapping[str, torch.Tensor] | None = None, on_nonfinite: OnNonfinite = "ignore"
@@ -258,9 +264,29 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def save_into(self, folder: Path, *, final: Path, **options: Unpack[_Write]) -> None:
         """Write into a folder that is being made and will be known as ``final``; see `save`."""
-        if self.architecture and options.get("ranks", ALONE).first:
-            self.architecture.write(folder, final)
-        self._write(folder, self.architecture.weights_file if self.architecture else "model.safetensors", **options)
+        if options.get("ranks", ALONE).first:
+            if self.architecture:
+                self.architecture.write(folder, final)
+            if self.card:
+                (folder / "README.md").write_text(self.card, encoding="utf-8")
+        self._write(folder, self.weights_file, **options)
+
+    @property
+    def weights_file(self) -> str:
+        """What the file of weights in a folder is called."""
+        return self.architecture.weights_file if self.architecture else "model.safetensors"
+
+    def estimate(
+        self, path: str | Path, *, dtype: torch.dtype | None = None, max_shard_size: int | None = None
+    ) -> Estimate:
+        """What `save` would take: bytes, memory and disk, from headers alone."""
+        cast = self.to(dtype) if dtype else self
+        return estimate(cast.form, cast._layout(self.weights_file, max_shard_size), Path(path))
+
+    def _layout(self, filename: str, max_shard_size: int | None) -> list[FileLayout]:
+        made_from = {**({"recipe": self.recipe} if self.recipe else {}), **provenance(self.form)}
+        metadata = {"format": "pt", "weightops": json.dumps(made_from)}
+        return layout(self.form, filename, metadata, max_shard_size=max_shard_size)
 
     def _write(
         self,
@@ -272,10 +298,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         on_nonfinite: OnNonfinite = "warn",
         ranks: Ranks = ALONE,
     ) -> None:
-        form = self.form.to(dtype) if dtype else self.form
-        metadata = {"format": "pt", "weightops": json.dumps(provenance(self.form))}
-        files = layout(form, filename, metadata, max_shard_size=max_shard_size)
-        write(form, folder, files, on_nonfinite=on_nonfinite, ranks=ranks)
+        cast = self.to(dtype) if dtype else self
+        write(cast.form, folder, cast._layout(filename, max_shard_size), on_nonfinite=on_nonfinite, ranks=ranks)
 
 
 def open_checkpoint(source: CheckpointLike) -> Checkpoint:

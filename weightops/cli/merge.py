@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,62 +10,76 @@ from weightops.cli import options
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="MODEL... [--OPTION VALUE]...")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="RECIPE.yaml | MODEL... [--OPTION VALUE]...")
 @click.option("--method", default="linear", show_default=True, help="See `weightops methods`.")
 @click.option("--base", default=None, help="What task vectors are taken from, for methods that work on them.")
 @click.option("--weights", type=options.Alphas(), default=None, help="One number for each model. Default: 1 each.")
-@click.option("--alpha", type=float, default=1.0, show_default=True, help="Coefficient of the merged task vector.")
+@click.option(
+    "--alpha",
+    type=options.Alphas(),
+    default=(1.0,),
+    help="Of the merged task vector; several are spread over depth. Default: 1.",
+)
 @options.seed
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A .safetensors file, or a folder that loads where the first did.",
-)
-@click.option(
-    "--out-dtype",
-    type=click.Choice(["float64", "float32", "bfloat16", "float16"]),
-    default=None,
-    help="Default: the models'.",
-)
-@options.writing
+@click.option("--print-recipe", is_flag=True, is_eager=True, help="Print the recipe that this is, and do nothing.")
+@options.output
 @options.printing
-def command(
-    arguments: tuple[str, ...], method: str, base: str | None, weights: tuple[float, ...] | None, alpha: float, seed: int, out: Path,
-    out_dtype: str | None, overwrite: bool, as_json: bool,
-) -> None:  # fmt: skip
+def command(arguments: tuple[str, ...], print_recipe: bool, as_json: bool, **given: Any) -> None:
     r"""Merge models into one, by any method; the method's own options go by their names.
 
     \b
     weightops merge node0 node1 node2 node3 -o merged
     weightops merge a b c --method ties --base pre --density 0.2 -o merged
+    weightops merge recipe.yaml -o merged
+    torchrun --nproc-per-node 4 -m weightops merge recipe.yaml -o merged
+
+    A recipe is weightops' own (see --print-recipe) or mergekit's.
     """
-    import torch
-
-    from weightops.expression import provenance
     from weightops.files import check_free
-    from weightops.merging import merge
-    from weightops.methods.table import METHODS
+    from weightops.recipe import Recipe
 
-    check_free(out, overwrite=overwrite)
+    stated = {name: given.pop(name) for name in ("method", "base", "weights", "alpha", "seed")}
     models, settings = _split(arguments)
+    if len(models) == 1 and models[0].endswith((".yaml", ".yml")):
+        context = click.get_current_context()
+        extra = [n for n in stated if context.get_parameter_source(n) is not click.core.ParameterSource.DEFAULT]
+        if extra or settings:
+            raise click.UsageError(f"the recipe says all of that: leave out --{', --'.join([*extra, *settings])}")
+        recipe = Recipe.read(models[0])
+    else:
+        recipe = _recipe(models, settings, **stated)
+    if print_recipe:
+        click.echo(recipe.to_yaml(), nl=False)
+        return
+    if not given["dry_run"]:
+        check_free(given["out"], overwrite=given["overwrite"])
+    options.save(recipe.merge(), f"{recipe.method} of {len(recipe.models)} models", as_json, **given)
+
+
+def _recipe(
+    models: list[str], settings: dict[str, str], *, method: str, weights: Any, alpha: tuple[float, ...], **rest: Any
+) -> Any:
+    """The recipe that the command line describes."""
+    from weightops.methods.table import METHODS
+    from weightops.recipe import Recipe
+
     chosen = METHODS[method]
     chosen.check(dict.fromkeys(settings))
     values = {}
     for name, text in settings.items():
+        kind = chosen.options[name].type
         try:
-            values[name] = chosen.options[name].type(text)
-        except ValueError:
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} of {method} is {chosen.options[name].type.__name__}, not {text!r}"
-            ) from None
-    merged = merge(models, method, base=base, weights=weights, alpha=alpha, seed=seed, **values)
-    merged.save(out, overwrite=overwrite, dtype=getattr(torch, out_dtype) if out_dtype else None)
-    if as_json:
-        options.echo_json({"output": str(out), **provenance(merged.form)})
-    else:
-        click.echo(f"{out}: {method} of {len(models)} models, {len(merged)} tensors")
+            values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError):
+            raise click.UsageError(f"--{name.replace('_', '-')} of {method} is {kind.__name__}, not {text!r}") from None
+    return Recipe(
+        tuple(models),
+        method,
+        weights=weights,
+        alpha=alpha[0] if len(alpha) == 1 else list(alpha),
+        options=values,
+        **rest,
+    )
 
 
 def _split(arguments: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from weightops.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from weightops.checkpoints.checkpoint import Checkpoint
+    from weightops.engine.run import OnNonfinite
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -126,6 +133,75 @@ def _quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
         os.environ["TQDM_DISABLE"] = "1"
         logging.getLogger("weightops").setLevel(logging.ERROR)
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]
+    """Bytes, as 5GB or 200MB."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(value).strip().upper())
+        if not match or not float(match[1]):
+            self.fail(f"{value!r} is not a size such as 5GB or 200MB", param, ctx)
+        return int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " "))
+
+
+def _needed(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    if value is None and not ctx.params.get("print_recipe"):
+        raise click.MissingParameter(ctx=ctx, param=param)
+    return value
+
+
+def output(function: F) -> F:
+    """How a checkpoint is written: ``-o`` and its kin."""
+    for decorate in (
+        click.option("--dry-run", is_flag=True, help="Say what it would read, write and take, and do nothing."),
+        click.option("--resume", is_flag=True, help="Go on from where a killed run stopped; keep what an interrupted one did."),
+        click.option("--on-nonfinite", type=click.Choice(["ignore", "warn", "error"]), default="warn", show_default=True,
+                     help="What to do about NaN and Inf in the result."),
+        click.option("--max-shard-size", type=Size(), default=None, help="Split the weights into files of at most this size, such as 5GB."),
+        click.option("--out-dtype", type=click.Choice(["float64", "float32", "bfloat16", "float16"]), default=None,
+                     help="Default: the first model's or base's."),
+        click.option("-o", "--out", callback=_needed, type=click.Path(path_type=Path),
+                     help="A .safetensors file, or a folder that loads where the first model or base did."),
+        writing,
+    ):  # fmt: skip
+        function = decorate(function)
+    return function
+
+
+def save(
+    merged: Checkpoint, what: str, as_json: bool, *, out: Path, out_dtype: str | None, max_shard_size: int | None, overwrite: bool,
+    on_nonfinite: OnNonfinite, resume: bool, dry_run: bool,
+) -> None:  # fmt: skip
+    """Write a checkpoint as the options of `output` say, in all processes that torchrun started, and say so."""
+    import torch
+
+    from weightops.engine.ranks import torchrun
+    from weightops.expression import provenance
+
+    dtype = getattr(torch, out_dtype) if out_dtype else None
+    if dry_run:
+        takes = asdict(merged.estimate(out, dtype=dtype, max_shard_size=max_shard_size))
+        if as_json:
+            echo_json({"output": str(out), **takes})
+        else:
+            for key, value in takes.items():
+                amount = f"{value / 1e6:,.1f} MB" if key not in ("tensors", "files") else value
+                click.echo(f"{key.replace('_', ' '):14} {amount}")
+        return
+    with torchrun() as ranks:
+        merged.save(
+            out, overwrite=overwrite, dtype=dtype, max_shard_size=max_shard_size, on_nonfinite=on_nonfinite, resume=resume, ranks=ranks
+        )  # fmt: skip
+        if not ranks.first:
+            return
+    if as_json:
+        recipe = {"recipe": merged.recipe} if merged.recipe else {}
+        echo_json({"output": str(out), **recipe, **provenance(merged.form)})
+    else:
+        click.echo(f"{out}: {what}, {len(merged)} tensors")
 
 
 def writing(function: F) -> F:

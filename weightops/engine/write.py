@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ import torch
 
 from weightops.dtypes import SAFETENSORS, name_of
 from weightops.engine.ranks import Ranks
-from weightops.engine.run import OnNonfinite, Segment, evaluate, parallel, plan, report_nonfinite, units
+from weightops.engine.run import SEGMENT, OnNonfinite, Segment, evaluate, parallel, plan, report_nonfinite, units
 from weightops.errors import OptionError, OutputError
 from weightops.expression import LinearForm, Spec, provenance, ties
-from weightops.kernels import Scratch, has_nonfinite
+from weightops.kernels import CHUNK, Scratch, has_nonfinite
 
 SYNC_SECONDS = 2.0
 """How often what is done is brought to the disk and noted in the journal."""
@@ -84,6 +85,46 @@ def _file(name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> 
     text += b" " * (-len(text) % 8)
     text = len(text).to_bytes(8, "little") + text
     return FileLayout(name, text, {n: len(text) + start for n, start in offsets.items()}, len(text) + end)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What writing a form takes, known from headers alone.
+
+    Attributes:
+        tensors: how many are computed.
+        files: how many are written.
+        bytes_read: of the inputs, each tensor once.
+        bytes_written: headers included.
+        peak_memory: at most so many bytes of buffers, beside what Python and torch take.
+        free_disk: bytes where the output is to be.
+    """
+
+    tensors: int
+    files: int
+    bytes_read: int
+    bytes_written: int
+    peak_memory: int
+    free_disk: int
+
+
+def estimate(form: LinearForm, files: list[FileLayout], place: Path) -> Estimate:
+    """What `write` would take in a folder at ``place``."""
+    steps = plan(form, [name for file in files for name in file.offsets])
+    leaves = {(leaf, s.name) for s in steps for source in s.coefficients for leaf in source.leaves}
+    read = sum(leaf.specs[name].nbytes for leaf, name in leaves if name in leaf.specs)
+    threads = min(torch.get_num_threads(), len(units(steps)))
+    segment = max((min(step.numel, SEGMENT) for step in steps), default=0) * 4
+    working = sorted((sum(s.working_bytes(step.name) for s in step.coefficients) for step in steps), reverse=True)
+    parent = next(p for p in place.absolute().parents if p.exists())
+    return Estimate(
+        len(steps),
+        len(files),
+        read,
+        sum(file.size for file in files),
+        threads * (segment + 3 * 4 * CHUNK) + sum(working[:threads]),
+        shutil.disk_usage(parent).free,
+    )
 
 
 def write(

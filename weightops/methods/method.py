@@ -18,7 +18,7 @@ from weightops.engine.reduce import products
 from weightops.engine.run import Reader, Segment, Step, alone, combined, plan, reader
 from weightops.errors import SpaceError, UnknownNameError, WeightopsError
 from weightops.expression import LinearForm, Source, Space, provenance
-from weightops.kernels import Scratch, has_nonfinite
+from weightops.kernels import CHUNK, Scratch, has_nonfinite
 from weightops.keys import Setting, check_setting, depths, setting_at
 from weightops.methods.parts import Parts
 from weightops.registry import unknown
@@ -277,6 +277,15 @@ class MethodSource(Source):
             raise WeightopsError(f"the result has shape {tuple(made.shape)}, not {shape}")
         flat = made.reshape(-1)
         return lambda start, stop: flat[start:stop]
+
+    @property
+    def leaves(self) -> list[Source]:
+        return list(dict.fromkeys(leaf for form in self.inputs for source in form.sources for leaf in source.leaves))
+
+    def working_bytes(self, name: str) -> int:
+        spec, k = self.specs[name], len(self.inputs)
+        elements = spec.numel if self.method.kind == "whole" else min(spec.numel, CHUNK)
+        return elements * accumulator(spec.dtype).itemsize * (3 * k if self.method.kind != "combination" else k + 2)
 
     def describe(self) -> dict[str, object]:
         """Method, options, weights and inputs."""

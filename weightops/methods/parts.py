@@ -41,6 +41,7 @@ class Parts:
         self, readers: Sequence[Reader], shape: tuple[int, ...], dtype: torch.dtype, *, by_rows: bool, seed: str
     ) -> None:
         self.readers, self.shape, self.dtype, self.seed = readers, shape, dtype, seed
+        self.k = len(readers)
         self.numel = torch.Size(shape).numel()
         self.width = self.numel // shape[0] if by_rows and len(shape) > 1 and self.numel else max(self.numel, 1)
         self.by_rows = by_rows

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from weightops.errors import OptionError
+from weightops.keys import Each
 from weightops.methods.parts import Parts
 
 Array = npt.NDArray[np.floating]
@@ -40,7 +41,7 @@ ALL, NONE = Limit(-1.0, 0), Limit(math.inf, 0)
 
 
 def limits(
-    parts: Parts, counts: Sequence[int], measure: Callable[[torch.Tensor], torch.Tensor] = torch.abs
+    parts: Parts, counts: Sequence[Sequence[int]], measure: Callable[[torch.Tensor], torch.Tensor] = torch.abs
 ) -> list[list[Limit]]:
     """The limit of the ``count`` largest elements, exactly so many, for each row and each of some counts; among equals the first.
 
@@ -49,11 +50,14 @@ def limits(
 
     Args:
         parts: the tensors.
-        counts: how many to keep.
+        counts: how many to keep, for each row.
         measure: values ``(k, n)`` -> magnitudes ``(rows, n)``, not negative.
     """
     sample = np.sort(measure(parts.sample()).numpy(), axis=1)
-    brackets = [[_Bracket.around(row, count, parts.numel) for count in counts] for row in sample]
+    brackets = [
+        [_Bracket.around(row, count, parts.numel) for count in wanted]
+        for row, wanted in zip(sample, counts, strict=True)
+    ]
     while todo := [(i, b) for i, row in enumerate(brackets) for b in row if b.limit is None]:
         for chunk in parts:
             magnitudes = measure(chunk.values).numpy()
@@ -136,6 +140,19 @@ class _Bracket:
                 self.spare = 0
             else:
                 self.spare -= len(places)
+
+
+def each(value: float | Each, k: int) -> list[float]:
+    """An option's value for each of k inputs.
+
+    Raises:
+        OptionError: if it is given for another number of inputs.
+    """
+    if not isinstance(value, Each):
+        return [value] * k
+    if len(value) != k:
+        raise OptionError(f"there are {k} inputs, and values for {len(value)}: {list(value)}")
+    return list(value)
 
 
 def fraction(value: float, what: str = "density") -> float:

@@ -8,6 +8,7 @@ One definition, of which each method is a choice of parts. With sparsified delta
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 from weightops.methods.method import chunks
 from weightops.methods.parts import Draws, Parts
-from weightops.methods.select import ALL, Limit, count, fraction, limits
+from weightops.methods.select import ALL, Limit, count, each, fraction, limits
 
 Normalize = Literal["weights", "count", "none"]
 Rescale = Literal["expectation", "l1", "none"]
@@ -42,7 +43,7 @@ def consensus(deltas: torch.Tensor, weights: torch.Tensor, *, elect: bool, norma
 
 def largest(parts: Parts, density: float) -> list[Limit]:
     """The limit of each input's largest elements, a fraction ``density`` of them."""
-    return [limit for [limit] in limits(parts, [count(density, parts.numel)])]
+    return [limit for [limit] in limits(parts, [[count(d, parts.numel)] for d in each(density, parts.k)])]
 
 
 def trim(deltas: torch.Tensor, largest: list[Limit], start: int) -> torch.Tensor:
@@ -89,9 +90,12 @@ def ties(
 
 def outliers(parts: Parts, density: float, gamma: float) -> list[list[Limit]]:
     """The limits between which each input's elements are neither the largest ``gamma`` nor the smallest."""
-    keep, top = count(density, parts.numel), count(fraction(gamma, "gamma"), parts.numel)
-    top = min(top, parts.numel - keep)
-    return limits(parts, [keep + top, top])
+    counts = []
+    for d, g in zip(each(density, parts.k), each(gamma, parts.k), strict=True):
+        keep = count(d, parts.numel)
+        top = min(int(fraction(g, "gamma") * parts.numel), parts.numel - keep)
+        counts.append([keep + top, top])
+    return limits(parts, counts)
 
 
 def without_outliers(deltas: torch.Tensor, outliers: list[list[Limit]], start: int) -> torch.Tensor:
@@ -142,15 +146,18 @@ def breadcrumbs_ties(
 # --------------------------------------------------------------------- at random
 
 
-def _drop(deltas: torch.Tensor, keep: torch.Tensor | float, draws: Draws, rescale: Rescale) -> torch.Tensor:
+def _drop(deltas: torch.Tensor, keep: Iterable[torch.Tensor | float], draws: Draws, rescale: Rescale) -> torch.Tensor:
     """Keep elements with given probabilities, the same ones whenever it is asked; divided by these for the "expectation"."""
-    for i, delta in enumerate(deltas):
+    for i, (delta, probability) in enumerate(zip(deltas, keep, strict=True)):
         chance = torch.from_numpy(draws(i).random(delta.shape, dtype=np.float32))
-        probability = keep if isinstance(keep, float) else keep[i]
         delta *= chance < probability
         if rescale == "expectation":
-            delta /= max(probability, 1e-30) if isinstance(probability, float) else probability.clamp(min=1e-30)
+            delta /= torch.as_tensor(probability).clamp(min=1e-30)
     return deltas
+
+
+def _dare(deltas: torch.Tensor, density: float, draws: Draws, rescale: Rescale) -> torch.Tensor:
+    return _drop(deltas, map(fraction, each(density, len(deltas))), draws, rescale)
 
 
 def _restored(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
@@ -160,10 +167,10 @@ def _restored(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 def dare_scale(parts: Parts, density: float, rescale: Rescale) -> torch.Tensor:
     """What restores each delta's sum of magnitudes, where that is asked for: shape ``(k,)``."""
-    sums = torch.zeros(2, len(parts.readers), dtype=torch.float64)
+    sums = torch.zeros(2, parts.k, dtype=torch.float64)
     for chunk in parts if rescale == "l1" else ():
         sums[0] += chunk.values.abs().sum(1, dtype=torch.float64)
-        sums[1] += _drop(chunk.values, fraction(density), chunk.draws, rescale).abs().sum(1, dtype=torch.float64)
+        sums[1] += _dare(chunk.values, density, chunk.draws, rescale).abs().sum(1, dtype=torch.float64)
     return _restored(*sums)
 
 
@@ -182,7 +189,7 @@ def dare_linear(
         density: the probability that an element is kept.
         rescale: "expectation" divides by the density, as the paper does; "l1" restores the sum of magnitudes, as mergekit does.
     """
-    kept = _drop(deltas, fraction(density), draws, rescale)
+    kept = _dare(deltas, density, draws, rescale)
     return consensus(kept, weights * dare_scale, elect=False, normalize="none")
 
 
@@ -202,7 +209,7 @@ def dare_ties(
         rescale: as in `dare_linear`.
         normalize: as in `ties`.
     """
-    kept = _drop(deltas, fraction(density), draws, rescale) * dare_scale[:, None]
+    kept = _dare(deltas, density, draws, rescale) * dare_scale[:, None]
     return consensus(kept, weights, elect=True, normalize=normalize)
 
 
@@ -225,12 +232,13 @@ def _magprune(deltas: torch.Tensor, density: float, epsilon: float, draws: Draws
     """Keep elements with probabilities that rise with the rank of their magnitude in their row, from density - epsilon to + epsilon."""
     width = deltas.shape[-1]
     middle = _ranks(deltas) * (2 / (width - 1)) - 1 if width > 1 else torch.zeros_like(deltas)
-    return _drop(deltas, (fraction(density) + epsilon * middle).clamp(0, 1), draws, rescale)
+    ranges = zip(each(density, len(deltas)), each(epsilon, len(deltas)), middle, strict=True)
+    return _drop(deltas, [(fraction(d) + e * m).clamp(0, 1) for d, e, m in ranges], draws, rescale)
 
 
 def della_scale(parts: Parts, density: float, epsilon: float, rescale: Rescale) -> torch.Tensor:
     """What restores each delta's sum of magnitudes, where that is asked for: shape ``(k,)``."""
-    sums = torch.zeros(2, len(parts.readers), dtype=torch.float64)
+    sums = torch.zeros(2, parts.k, dtype=torch.float64)
     for chunk in parts if rescale == "l1" else ():
         sums[0] += chunk.values.abs().sum((1, 2), dtype=torch.float64)
         kept = _magprune(chunk.values, density, epsilon, chunk.draws, rescale)
@@ -292,7 +300,7 @@ def selected(parts: Parts, select_topk: float) -> Limit:
     if fraction(select_topk, "select_topk") == 1:
         return ALL
     varying = sum(int(_variance(chunk.values).count_nonzero()) for chunk in parts)
-    [[limit]] = limits(parts, [int(select_topk * varying)], _variance)
+    [[limit]] = limits(parts, [[int(select_topk * varying)]], _variance)
     return limit
 
 
@@ -304,7 +312,7 @@ def _select(deltas: torch.Tensor, selected: Limit, start: int) -> torch.Tensor:
 
 def energy(parts: Parts, selected: Limit) -> torch.Tensor:
     """Each input's share of the squares of what is selected; equal shares where all are zero. Shape ``(k,)``."""
-    squares = torch.zeros(len(parts.readers), dtype=torch.float64)
+    squares = torch.zeros(parts.k, dtype=torch.float64)
     for chunk in parts:
         squares += _select(chunk.values, selected, chunk.start).square().sum(1, dtype=torch.float64)
     total = squares.sum()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -60,4 +62,28 @@ If the folder is moved and its configuration names a `bpe_path`, set that path t
 ## Limits
 
 What isn't in the table wasn't measured: other abilities of the base may have changed more than the supported tasks show.
+"""
+
+
+def merge_card(method: str, models: Sequence[str], base: str | None, recipe: str) -> str:
+    """The card of a merge: what it was made from, and the recipe that makes it again."""
+    refs = [*([base] if base else []), *models]
+    named = [ref for ref in refs if re.fullmatch(r"[\w.-]+/[\w.-]+", ref) and not Path(ref).exists()]
+    front = {**({"base_model": named} if named else {}), "tags": ["merge", "weightops"]}
+    sources = "\n".join(f"* `{ref}`" for ref in dict.fromkeys(refs))
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+
+# {method} of {len(models)} checkpoints
+
+{sources}
+
+`weightops merge` with this recipe gives the same bytes:
+
+```yaml
+{recipe.strip()}
+```
+
+Nothing was measured on it.
 """

@@ -1,0 +1,173 @@
+"""Recipes: a merge as a YAML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.errors import RecipeError
+from weightops.keys import Each, Setting
+from weightops.mergekit import looks_like_mergekit, translate
+from weightops.merging import merge
+from weightops.methods.table import METHODS
+from weightops.registry import unknown
+from weightops.reports.card import merge_card
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+_KEYS = ("method", "base", "models", "alpha", "options", "seed", "dtype")
+_EACH = "each"  # an option with one value for each model: {each: [0.2, 0.5]}
+_MODEL_KEYS = ("model", "weight")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A merge: what `merging.merge` takes, and the dtype to write.
+
+    Attributes:
+        models: refs of what is merged.
+        method: a name in `METHODS`.
+        base: ref of what task vectors are taken from.
+        weights: a number or `Setting` for each model, or None for 1 each.
+        alpha: a number or `Setting`.
+        options: the method's own.
+        seed: of methods that draw.
+        dtype: to write in; None for the models' own.
+
+    >>> print(Recipe(("a", "b"), "ties", base="pre", options={"density": 0.2}).to_yaml(), end="")
+    method: ties
+    base: pre
+    models:
+    - a
+    - b
+    options:
+      density: 0.2
+    """
+
+    models: tuple[str, ...]
+    method: str = "linear"
+    base: str | None = None
+    weights: tuple[Setting, ...] | None = None
+    alpha: Setting = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        METHODS[self.method].check(self.options)
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise unknown("dtype to write", self.dtype, DTYPES)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recipe:
+        """Read a recipe, weightops' own or mergekit's.
+
+        Raises:
+            RecipeError: naming the file and what in it isn't understood.
+        """
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"{path} can't be read: {error.strerror or error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise RecipeError(f"{path} is not a recipe: it has no keys, such as {', '.join(_KEYS[:3])}")
+        try:
+            return cls.of(translate(content) if looks_like_mergekit(content) else content)
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from error
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Recipe:
+        """The recipe that a mapping with the keys of the YAML describes.
+
+        Raises:
+            RecipeError: for what it doesn't have or doesn't mean.
+            UnknownNameError: for an unknown key, method or option, with the nearest.
+        """
+        for key in content:
+            if key not in _KEYS:
+                raise unknown("recipe key", str(key), _KEYS)
+        listed = content.get("models")
+        if not isinstance(listed, list) or not listed:
+            raise RecipeError("a recipe needs models: a list of refs, each alone or as {model: ref, weight: number}")
+        models, weights = [], []
+        for entry in listed:
+            entry = entry if isinstance(entry, dict) else {"model": entry}
+            for key in entry:
+                if key not in _MODEL_KEYS:
+                    raise unknown("key of a model", str(key), _MODEL_KEYS)
+            if not isinstance(entry.get("model"), str):
+                raise RecipeError(f"{entry} names no model")
+            models.append(entry["model"])
+            weights.append(_numbers(entry.get("weight", 1.0), "weight"))
+        options = content.get("options") or {}
+        if not isinstance(options, dict):
+            raise RecipeError("options is a mapping of the method's options to values")
+        options = {
+            str(name): Each(value[_EACH]) if isinstance(value, dict) and [*value] == [_EACH] else value
+            for name, value in options.items()
+        }
+        return cls(
+            tuple(models),
+            str(content.get("method", "linear")),
+            content.get("base"),
+            tuple(weights) if any(weight != 1.0 for weight in weights) else None,
+            _numbers(content.get("alpha", 1.0), "alpha"),
+            options,
+            int(_numbers(content.get("seed", 0), "seed")),
+            content.get("dtype"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `of` reads, without what is as by default."""
+        weights = self.weights or (1.0,) * len(self.models)
+        models = [
+            model if weight == 1.0 else {"model": model, "weight": weight}
+            for model, weight in zip(self.models, weights, strict=True)
+        ]
+        options = {name: {_EACH: list(v)} if isinstance(v, Each) else v for name, v in self.options.items()}
+        content = {"method": self.method, "base": self.base, "models": models, "alpha": self.alpha, "options": options,
+                   "seed": self.seed, "dtype": self.dtype}  # fmt: skip
+        plain: dict[str, Any] = {"base": None, "alpha": 1.0, "options": {}, "seed": 0, "dtype": None}
+        return {key: value for key, value in content.items() if key not in plain or value != plain[key]}
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML."""
+        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return text
+
+    def merge(self) -> Checkpoint:
+        """The lazy result, which knows its recipe and writes it to its metadata and card."""
+        merged = merge(
+            self.models,
+            self.method,
+            base=self.base,
+            weights=self.weights,
+            alpha=self.alpha,
+            seed=self.seed,
+            **self.options,
+        )
+        merged.recipe = self.to_dict()
+        merged.card = merge_card(self.method, self.models, self.base, self.to_yaml())
+        return merged.to(getattr(torch, self.dtype)) if self.dtype else merged
+
+
+def _numbers(value: Any, what: str) -> Setting:
+    """A setting of finite numbers."""
+    if isinstance(value, dict):
+        return {str(pattern): _numbers(inner, what) for pattern, inner in value.items()}
+    if isinstance(value, list) and value:
+        return [_numbers(inner, what) for inner in value]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RecipeError(
+            f"{what} is a number, a mapping of name patterns to numbers, or a list of numbers, not {value!r}"
+        )
+    return float(value)
