@@ -269,7 +269,7 @@ for i in range(rounds):
         (out / "model.safetensors").write_bytes(b"old")
         old = content(out)
     pid = in_child(out, overwrite=bool(i % 2))
-    time.sleep(generator.uniform(0, duration))
+    time.sleep(generator.uniform(0, 0.6 * duration))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     now = content(out)

@@ -12,8 +12,9 @@ import weightops
 
 ROOT = Path(__file__).parent.parent
 SURFACE = [
-    "Checkpoint", "Choice", "Clip", "METHODS", "Point", "TASKS", "Task", "TaskVector", "TrainingConfig", "WeightopsError", "average", "choose",
-    "evaluate", "finetune", "interpolate", "merge", "open_checkpoint", "patch",
+    "Checkpoint", "Choice", "Clip", "METHODS", "Point", "Recipe", "TASKS", "Task", "TaskVector", "TrainingConfig", "WeightopsError", "average",
+    "choose",
+    "compare", "evaluate", "finetune", "interpolate", "merge", "open_checkpoint", "patch",
 ]  # fmt: skip
 
 

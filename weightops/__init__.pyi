@@ -5,9 +5,11 @@ from weightops.evaluators.clip import Clip as Clip
 from weightops.evaluators.zero_shot import evaluate as evaluate
 from weightops.finetuning import TrainingConfig as TrainingConfig
 from weightops.finetuning import finetune as finetune
+from weightops.geometry import compare as compare
 from weightops.merging import merge as merge
 from weightops.methods.table import METHODS as METHODS
 from weightops.patching import patch as patch
+from weightops.recipe import Recipe as Recipe
 from weightops.search import Choice as Choice
 from weightops.search import Point as Point
 from weightops.search import choose as choose

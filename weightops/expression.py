@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from weightops.dtypes import is_editable, name_of
 from weightops.errors import MismatchError, OptionError, SpaceError
-from weightops.keys import Rules, finite, mismatch, some
+from weightops.keys import Rules, check_setting, depths, escape, finite, mismatch, setting_at, some
 
 Space = Literal["weights", "delta"]
 """Weights are affine (their coefficients sum to 1); deltas are differences of weights (0)."""
 
-Alpha = float | Mapping[str, float]
-"""A coefficient for every tensor, or one by name pattern (see `Rules`)."""
+Alpha = float | Mapping[str, Any] | Sequence[float]
+"""A coefficient for every tensor, one by name pattern (see `Rules`), or numbers over the depth of the layers (see `Setting`)."""
 
 
 class Spec(NamedTuple):
@@ -230,7 +230,7 @@ class LinearForm:
         return replace(self, specs={**other.specs, **self.specs}, terms=_add(self.terms, other.terms, 1.0))
 
     def times(self, alpha: Alpha) -> LinearForm:
-        """The delta multiplied by a number, or by numbers by name pattern.
+        """The delta multiplied by a number, or by numbers by name pattern or depth.
 
         Raises:
             SpaceError: for weights.
@@ -238,11 +238,16 @@ class LinearForm:
         """
         if self.space != "delta":
             raise SpaceError("weights can't be multiplied by a number; interpolate them, or multiply a task vector")
-        if not isinstance(alpha, Mapping):
-            factor = finite(alpha)
+        if not isinstance(alpha, (Mapping, list, tuple)):
+            factor = finite(alpha)  # type: ignore[arg-type]
             return replace(self, terms={f: c * factor for f, c in self.terms.items() if c * factor})
-        rules = Rules.of(alpha)
-        rules.check(self.specs)
+        if isinstance(alpha, Mapping) and not any(isinstance(v, (Mapping, list, tuple)) for v in alpha.values()):
+            rules = Rules.of(alpha)
+            rules.check(self.specs)
+        else:
+            check_setting(alpha, self.specs, "alpha")
+            depth = depths(self.specs)
+            rules = Rules.of({escape(name): setting_at(alpha, name, depth[name], 0.0) for name in self.specs})
         return replace(self, terms={Factor(f.source, (*f.rules, rules)): c for f, c in self.terms.items()})
 
     def select(self, patterns: str | Iterable[str]) -> LinearForm:
@@ -321,7 +326,7 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
     if shapes or dtypes or nothing or ((only_a or only_b) and strict):
         remedy = "both must come from one architecture"
         if not shapes and dtypes:
-            remedy = "bring one to the other's dtype: open_checkpoint(...).to(torch.float32)"
+            remedy = "bring one to the other's dtype: open_checkpoint(...).to(torch.float32), or weightops merge MODEL --out-dtype"
         elif not shapes:
             common = len(a.specs) - len(only_a)
             remedy = (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from weightops.errors import WeightopsError
-from weightops.expression import Alpha, LinearForm, check_match
-from weightops.keys import Setting, check_setting, depths, escape, setting_at
+from weightops.expression import LinearForm, check_match
+from weightops.keys import Setting
 from weightops.methods.method import MethodSource
 from weightops.methods.table import METHODS
 
@@ -61,13 +61,4 @@ def merge(
         raise WeightopsError(f"{method} works on weights: it takes no base")
     deltas = [LinearForm.difference(c.form, start.form)[0] for c in opened]
     merged = MethodSource(chosen, deltas, weights=weights, seed=seed, options=options).as_form()
-    return Checkpoint(start.form.plus(merged.times(_plain(alpha, merged))), start.architecture)
-
-
-def _plain(alpha: Setting, form: LinearForm) -> Alpha:
-    """Alpha as a number or a mapping of patterns to numbers."""
-    check_setting(alpha, form.specs, "alpha")
-    if not isinstance(alpha, (Mapping, list, tuple)):
-        return float(alpha)
-    depth = depths(form.specs)
-    return {escape(name): float(setting_at(alpha, name, depth[name], 0.0)) for name in form.specs}
+    return Checkpoint(start.form.plus(merged.times(alpha)), start.architecture)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,8 +13,14 @@ from weightops.expression import LinearForm, ties
 from weightops.kernels import CHUNK, Scratch
 
 
-def gram(forms: Sequence[LinearForm]) -> dict[str, torch.Tensor]:
+def gram(
+    forms: Sequence[LinearForm], of: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
     r"""Inner products :math:`\\langle d_i, d_j \\rangle` of every two forms at every tensor that all of them have.
+
+    Args:
+        forms: deltas, or weights.
+        of: a function of the elements to take the products of, such as ``torch.sign``.
 
     Returns:
         name -> float64 tensor of shape ``(k, k)`` for ``k`` forms. Products are rounded in float32 (float64 for float64),
@@ -36,7 +42,7 @@ def gram(forms: Sequence[LinearForm]) -> dict[str, torch.Tensor]:
 
     def do(unit: list[Segment], scratch: Scratch) -> list[tuple[str, torch.Tensor]]:
         readers = {segment.step.name: [reader(step, scratch) for step in plans[segment.step.name]] for segment in unit}
-        return [(s.step.name, products(s, readers[s.step.name], scratch)) for s in unit]
+        return [(s.step.name, products(s, readers[s.step.name], scratch, of)) for s in unit]
 
     totals = {name: torch.zeros(len(forms), len(forms), dtype=torch.float64) for name in names}
     every = [
@@ -49,7 +55,12 @@ def gram(forms: Sequence[LinearForm]) -> dict[str, torch.Tensor]:
     return totals
 
 
-def products(segment: Segment, readers: Sequence[Reader], scratch: Scratch) -> torch.Tensor:
+def products(
+    segment: Segment,
+    readers: Sequence[Reader],
+    scratch: Scratch,
+    of: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
     """The inner products of one segment of what the readers give, float64, shape ``(k, k)``."""
     wide = any(s.specs[segment.step.name].dtype == torch.float64 for s in segment.step.coefficients)
     dtype = torch.float64 if wide else torch.float32
@@ -59,6 +70,7 @@ def products(segment: Segment, readers: Sequence[Reader], scratch: Scratch) -> t
         deltas = [scratch.get(4 + i, stop - start, dtype) for i in range(len(readers))]
         for read, delta in zip(readers, deltas, strict=True):
             read(start, stop, delta)
+        deltas = [of(delta) for delta in deltas] if of else deltas
         for i, x in enumerate(deltas):
             for j, y in enumerate(deltas[: i + 1]):
                 totals[i, j] += (x * y).sum(dtype=torch.float64)

@@ -29,13 +29,18 @@ def consensus(deltas: torch.Tensor, weights: torch.Tensor, *, elect: bool, norma
         deltas *= shaped
     if not elect:
         return deltas.sum(0)
-    agree = torch.where(deltas.sum(0) >= 0, deltas, -deltas) > 0
+    agree = agreeing(deltas)
     deltas *= agree
     total = deltas.sum(0)
     if normalize == "none":
         return total
     divisor = (agree * shaped).sum(0) if normalize == "weights" else agree.sum(0).to(total.dtype)
     return torch.where(divisor.abs() > 1e-8, total / torch.where(divisor == 0, 1, divisor), 0)
+
+
+def agreeing(deltas: torch.Tensor) -> torch.Tensor:
+    """True for the elements that have the sign of their sum, shape ``(k, ...)``."""
+    return torch.where(deltas.sum(0) >= 0, deltas, -deltas) > 0
 
 
 # ------------------------------------------------------------------ by magnitude
@@ -332,7 +337,8 @@ def sce(
         start: place of the part.
         select_topk: fraction kept of the elements that vary over the inputs, by their variance.
     """
-    return consensus(_select(deltas, selected, start), energy, elect=True, normalize="weights")
+    kept = _select(deltas, selected, start)
+    return consensus(kept * agreeing(kept), energy, elect=True, normalize="weights")
 
 
 @chunks()

@@ -1,0 +1,148 @@
+"""The same recipes, run by weightops and by mergekit: how far apart the results are, and why.
+
+    python benchmarks/parity.py --mergekit VENV/bin
+
+A tiny Llama-like base and three fine-tuned kin, in float32 and in bf16, are merged by mergekit 0.1.5 from YAML files that
+`weightops merge` takes as they are. The table has the largest difference, relative to the largest change that the merge makes
+(0 is equality), and the share of elements that differ by more than rounding: four units in the last place of the output.
+Methods that draw at random are compared by the share of elements that they change and the mean square of the change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from engine import shapes
+from safetensors.torch import load_file, save_file
+
+RECIPES: dict[str, dict[str, object]] = {
+    "linear": {"weights": [1, 2, 0.5]},
+    "slerp": {"models": 1, "parameters": {"t": [{"filter": "mlp", "value": [0.0, 1.0]}, {"value": 0.4}]}},
+    "nuslerp": {"models": 2, "weights": [1, 3], "base": False},
+    "nuslerp on deltas": {"method": "nuslerp", "models": 2, "weights": [1, 3]},
+    "karcher": {"base": False},
+    "model_stock": {},
+    "passthrough": {"models": 1, "base": False},
+    "task_arithmetic": {"weights": [0.3, 0.4, -0.2], "parameters": {"lambda": 0.9}},
+    "ties": {"weights": [1, 2, 0.5], "density": [0.5, 0.3, 0.3]},
+    "ties, not normalized": {"method": "ties", "weights": [0.4, 0.2, 0.5], "density": [0.5] * 3, "parameters": {"normalize": False}},
+    "breadcrumbs": {"weights": [0.3, 0.4, 0.2], "density": [0.8] * 3, "parameters": {"gamma": 0.02}},
+    "breadcrumbs_ties": {"weights": [0.3, 0.4, 0.2], "density": [0.8] * 3},
+    "sce": {"parameters": {"select_topk": 0.4}},
+    "dare_linear": {"weights": [0.3, 0.4, 0.2], "density": [0.5] * 3},
+    "dare_ties": {"weights": [0.3, 0.4, 0.2], "density": [0.5] * 3},
+    "della_linear": {"weights": [0.3, 0.4, 0.2], "density": [0.5] * 3, "parameters": {"epsilon": 0.1}},
+    "della": {"weights": [0.3, 0.4, 0.2], "density": [0.5] * 3, "parameters": {"epsilon": 0.1}},
+}  # fmt: skip
+RANDOM = ("dare_linear", "dare_ties", "della_linear", "della")
+
+
+def make(folder: Path, dtype: torch.dtype) -> list[Path]:
+    """A base and three kin."""
+    config, _ = shapes(0.1)
+    config |= {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "vocab_size": 500, "num_attention_heads": 4,
+               "num_key_value_heads": 4, "torch_dtype": str(dtype).removeprefix("torch.")}  # fmt: skip
+    tensors: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (500, 64),
+        "model.norm.weight": (64,),
+        "lm_head.weight": (500, 64),
+    }
+    for i in range(3):
+        prefix = f"model.layers.{i}."
+        tensors |= {f"{prefix}self_attn.{p}_proj.weight": (64, 64) for p in "qkvo"}
+        tensors |= {f"{prefix}mlp.{p}_proj.weight": (160, 64) for p in ("gate", "up")} | {
+            f"{prefix}mlp.down_proj.weight": (64, 160)
+        }
+        tensors |= {f"{prefix}{p}_layernorm.weight": (64,) for p in ("input", "post_attention")}
+    generator = torch.Generator().manual_seed(0)
+    base = {n: 0.02 * torch.randn(s, generator=generator) for n, s in tensors.items()}
+    places = []
+    for i in range(4):
+        place = folder / ("base" if not i else f"ft{i}")
+        place.mkdir(parents=True)
+        (place / "config.json").write_text(json.dumps(config))
+        state = {n: t + (0.002 * torch.randn(t.shape, generator=generator) if i else 0) for n, t in base.items()}
+        save_file({n: t.to(dtype) for n, t in state.items()}, place / "model.safetensors", {"format": "pt"})
+        places.append(place)
+    return places
+
+
+def recipe(name: str, settings: dict[str, object], places: list[Path], dtype: str) -> dict[str, object]:
+    method = str(settings.get("method", name))
+    entries = []
+    for i, place in enumerate(places[1 : int(settings.get("models", 3)) + 1]):  # type: ignore[call-overload]
+        own = {
+            key: settings[plural][i]
+            for key, plural in (("weight", "weights"), ("density", "density"))
+            if plural in settings
+        }  # type: ignore[index]
+        entries.append({"model": str(place), **({"parameters": own} if own else {})})
+    content: dict[str, object] = {"merge_method": method, "models": entries, "dtype": dtype}
+    if method != "linear" and settings.get("base", True):
+        content["base_model"] = str(places[0])
+        if method == "slerp":
+            content["models"] = [{"model": str(places[0])}, *entries]
+    return content | ({"parameters": settings["parameters"]} if "parameters" in settings else {})
+
+
+def load(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def compare(name: str, ours: Path, theirs: Path, start: Path, dtype: torch.dtype) -> dict[str, float]:
+    a, b, base = load(ours), load(theirs), load(start)
+    if a.keys() != b.keys():
+        raise SystemExit(f"{name}: the outputs hold different tensors: {sorted(a.keys() ^ b.keys())}")
+    x, y, z = (torch.cat([s[n].double().flatten() for n in sorted(a)]) for s in (a, b, base))
+    if name in RANDOM:
+        changed = [((v - z).abs() > 0).double().mean().item() for v in (x, y)]
+        square = (x - z).square().mean() / (y - z).square().mean()
+        return {
+            "changed": round(changed[0], 4),
+            "mergekit changed": round(changed[1], 4),
+            "mean square ratio": round(square.item(), 4),
+        }
+    unit = 4 * torch.finfo(dtype).eps * y.abs().clamp(min=1e-2)
+    largest = (x - y).abs().max().item() / ((y - z).abs().max().item() or 1.0)
+    beyond = ((x - y).abs() > unit).double().mean().item()
+    return {"largest": float(f"{largest:.2g}"), "beyond rounding": float(f"{beyond:.2g}")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--mergekit", type=Path, required=True, help="the bin folder of an environment with mergekit 0.1.5"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "parity.json")
+    args = parser.parse_args()
+    report: dict[str, dict[str, object]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for dtype in (torch.float32, torch.bfloat16):
+            kind = str(dtype).removeprefix("torch.")
+            folder = Path(temporary) / kind
+            places = make(folder, dtype)
+            for name, settings in RECIPES.items():
+                file = folder / "recipe.yaml"
+                file.write_text(json.dumps(recipe(name, settings, places, kind)))
+                ours, theirs = folder / f"{name}.ours", folder / f"{name}.theirs"
+                for command in (
+                    [str(args.mergekit / "mergekit-yaml"), str(file), str(theirs), "--copy-tokenizer"],
+                    [sys.executable, "-m", "weightops", "merge", str(file), "-o", str(ours)],
+                ):
+                    done = subprocess.run(command, capture_output=True, text=True)
+                    if done.returncode:
+                        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+                row = compare(name, ours, theirs, places[0], dtype)
+                report.setdefault(name, {})[kind] = row
+                print(f"{kind:9} {name:22} {json.dumps(row)}", flush=True)
+    args.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
