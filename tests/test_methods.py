@@ -128,7 +128,7 @@ def parts_of(*rows: torch.Tensor) -> Parts:
     def read(row: torch.Tensor) -> Any:
         return lambda start, stop, out: out.copy_(row[start:stop])
 
-    return Parts([read(row) for row in rows], tuple(rows[0].shape), rows[0].dtype, by_rows=False, seed="")
+    return Parts([read(row) for row in rows], tuple(rows[0].shape), rows[0].dtype, by_rows=False, seed=0, name="")
 
 
 def kept(parts: Parts, counts: list[int]) -> list[torch.Tensor]:
@@ -366,3 +366,28 @@ def test_arcs_between_task_vectors() -> None:
     angle = math.acos(float((x * y).sum() / x.norm() / y.norm()))
     expected = (math.sin(0.7 * angle) * x + math.sin(0.3 * angle) * y) / math.sin(angle)
     assert torch.allclose(merged.double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.8])
+def test_thresholds_over_the_whole_vector(density: float) -> None:
+    """Of what has changed: a frozen tower doesn't count."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a": (300, 400), "b": (77,), "c": (CHUNK + 5,), "frozen": (500, 500)}
+    base = {n: torch.randn(s, generator=generator).bfloat16() for n, s in shapes.items()}
+    models = [
+        {
+            n: (t + scale * torch.randn(t.shape, generator=generator)).bfloat16() if n != "frozen" else t
+            for n, t in base.items()
+        }
+        for scale in (0.1, 0.3)
+    ]
+    merged = merge(models[:1], "magnitude", base=base, density=density, scope="global").to(torch.float32)
+    names = list(shapes)
+    delta = torch.cat([(models[0][n].float() - base[n].float()).flatten() for n in names])
+    order = delta.abs().sort(descending=True, stable=True).indices[: int(density * int(delta.count_nonzero()))]
+    expected = torch.zeros_like(delta)
+    expected[order] = delta[order]
+    kept = torch.cat([(merged[n] - base[n].float()).flatten() for n in names])
+    assert torch.equal(kept, expected)
+    whole, tensor = (merge(models, "ties", base=base, density=density, scope=s)["b"] for s in ("global", "tensor"))
+    assert not torch.equal(whole, tensor)

@@ -20,7 +20,7 @@ from weightops.errors import SpaceError, UnknownNameError, WeightopsError
 from weightops.expression import LinearForm, Source, Space, provenance
 from weightops.kernels import CHUNK, Scratch, has_nonfinite
 from weightops.keys import Setting, check_setting, depths, setting_at
-from weightops.methods.parts import Parts
+from weightops.methods.parts import Parts, Vector
 from weightops.registry import unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -238,9 +238,8 @@ class MethodSource(Source):
     def _chunks(
         self, name: str, readers: list[Reader], available: dict[str, Any], working: torch.dtype
     ) -> Callable[[int, int], torch.Tensor]:
-        by_rows = self.method.function.__dict__["by_rows"]
-        parts = Parts(readers, self.specs[name].shape, working, by_rows=by_rows, seed=f"{self.seed}\0{name}")
-        available = {**available, "parts": parts}
+        parts = self._parts(name, readers, working)
+        available = {**available, "parts": parts, "vector": self._vector}
         for statistic in self.method.function.__dict__["statistics"]:
             available[statistic.__name__] = call(statistic, available)
         stacked = "deltas" if self.space == "delta" else "models"
@@ -262,6 +261,20 @@ class MethodSource(Source):
             return out
 
         return part
+
+    def _parts(self, name: str, readers: list[Reader], working: torch.dtype) -> Parts:
+        by_rows = self.method.function.__dict__["by_rows"]
+        return Parts(readers, self.specs[name].shape, working, by_rows=by_rows, seed=self.seed, name=name)
+
+    @cached_property
+    def _vector(self) -> Vector:
+        sizes = {n: s.numel for n, s in self.specs.items() if is_editable(s.dtype) and s.numel}
+
+        def parts(name: str) -> Parts:
+            readers = [reader(plan(form, [name])[0], Scratch()) for form in self.inputs]
+            return self._parts(name, readers, accumulator(self.specs[name].dtype))
+
+        return Vector(parts, sizes)
 
     def _whole(
         self, name: str, readers: list[Reader], available: dict[str, Any], working: torch.dtype

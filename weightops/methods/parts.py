@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from hashlib import sha256
-from typing import NamedTuple
+from itertools import accumulate
+from threading import RLock
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from weightops.kernels import CHUNK
 
 Draws = Callable[[int], np.random.Generator]
 """Gives the random generator of an input by its index; seeded from (seed, tensor name, index, place of the chunk)."""
+
+T = TypeVar("T")
 
 _BLOCKS, _BLOCK = 32, 1024  # a sample is so many blocks of so many elements
 
@@ -34,13 +38,21 @@ class Parts:
         shape: of the tensor.
         dtype: to read in.
         by_rows: don't cut rows (of a matrix with the first dimension as its height).
-        seed: what draws depend on beside index and place.
+        seed: what draws depend on beside name, index and place.
+        name: of the tensor.
     """
 
     def __init__(
-        self, readers: Sequence[Reader], shape: tuple[int, ...], dtype: torch.dtype, *, by_rows: bool, seed: str
+        self,
+        readers: Sequence[Reader],
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        *,
+        by_rows: bool,
+        seed: int,
+        name: str,
     ) -> None:
-        self.readers, self.shape, self.dtype, self.seed = readers, shape, dtype, seed
+        self.readers, self.shape, self.dtype, self.seed, self.name = readers, shape, dtype, seed, name
         self.k = len(readers)
         self.numel = torch.Size(shape).numel()
         self.width = self.numel // shape[0] if by_rows and len(shape) > 1 and self.numel else max(self.numel, 1)
@@ -63,7 +75,7 @@ class Parts:
             values = values.view(len(values), -1, self.width)
 
         def draws(i: int) -> np.random.Generator:
-            digest = sha256(f"{self.seed}\0{i}\0{start}".encode()).digest()
+            digest = sha256(f"{self.seed}\0{self.name}\0{i}\0{start}".encode()).digest()
             return np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "little")))
 
         return Chunk(values, start, draws)
@@ -82,3 +94,45 @@ class Parts:
         starts = np.linspace(0, self.numel - _BLOCK, _BLOCKS).astype(int).tolist()
         blocks = torch.empty(_BLOCKS, len(self.readers) * _BLOCK, dtype=self.dtype)
         return torch.cat([self.read(a, a + _BLOCK, b) for a, b in zip(starts, blocks, strict=True)], dim=1)
+
+
+class Vector:
+    """The inputs' tensors end to end, as `Parts` of one long tensor.
+
+    Args:
+        parts: of each tensor, opened anew.
+        sizes: elements of each tensor.
+    """
+
+    def __init__(self, parts: Callable[[str], Parts], sizes: Mapping[str, int]) -> None:
+        self._parts = parts
+        ends = list(accumulate(sizes.values()))
+        self.starts = dict(zip(sizes, [0, *ends], strict=False))
+        self.numel = ends[-1] if ends else 0
+        self.k = parts(next(iter(sizes))).k if sizes else 0
+        self._lock, self._kept = RLock(), {}
+
+    _kept: dict[Hashable, Any]
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """What is the same for all tensors, computed for the first that asks."""
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = compute()
+            kept: T = self._kept[key]
+            return kept
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for name, start in self.starts.items():
+            for chunk in self._parts(name):
+                yield chunk._replace(values=chunk.values.flatten(1), start=start + chunk.start)
+
+    def sample(self) -> torch.Tensor:
+        """About 65,536 elements of all inputs, from each tensor by its size; shape ``(k, m)``."""
+        found = []
+        for name in self.starts:
+            part = self._parts(name)
+            few = part.sample()
+            share = max(round(65_536 * part.numel / self.numel), 8)
+            found.append(few[:, np.linspace(0, few.shape[1] - 1, min(share, few.shape[1])).astype(int)])
+        return torch.cat(found, dim=1)

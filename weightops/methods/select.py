@@ -13,7 +13,7 @@ import torch
 
 from weightops.errors import OptionError
 from weightops.keys import Each
-from weightops.methods.parts import Parts
+from weightops.methods.parts import Parts, Vector
 
 Array = npt.NDArray[np.floating]
 
@@ -36,12 +36,16 @@ class Limit(NamedTuple):
         before = torch.arange(start, stop) < self.position
         return (magnitudes > self.magnitude) | ((magnitudes == self.magnitude) & before)
 
+    def after(self, start: int) -> Limit:
+        """The same limit with positions counted from ``start``."""
+        return Limit(self.magnitude, self.position - start)
+
 
 ALL, NONE = Limit(-1.0, 0), Limit(math.inf, 0)
 
 
 def limits(
-    parts: Parts, counts: Sequence[Sequence[int]], measure: Callable[[torch.Tensor], torch.Tensor] = torch.abs
+    parts: Parts | Vector, counts: Sequence[Sequence[int]], measure: Callable[[torch.Tensor], torch.Tensor] = torch.abs
 ) -> list[list[Limit]]:
     """The limit of the ``count`` largest elements, exactly so many, for each row and each of some counts; among equals the first.
 
@@ -94,8 +98,8 @@ class _Bracket:
     def around(cls, sample: Array, count: int, numel: int) -> _Bracket:
         if count >= numel or count <= 0:
             return cls(count, numel, 0, 0, limit=ALL if count > 0 or not numel else NONE)
-        rank = 1 - count / numel
-        low, high = (int((rank + margin) * len(sample)) for margin in (-_MARGIN, _MARGIN))
+        place = len(sample) - count * len(sample) / numel
+        low, high = (int(place + margin * len(sample)) for margin in (-_MARGIN, _MARGIN))
         everything = len(sample) == numel
         return cls(
             count,

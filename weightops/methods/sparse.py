@@ -8,17 +8,18 @@ One definition, of which each method is a choice of parts. With sparsified delta
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 
 from weightops.methods.method import chunks
-from weightops.methods.parts import Draws, Parts
+from weightops.methods.parts import Draws, Parts, Vector
 from weightops.methods.select import ALL, Limit, count, each, fraction, limits
 
 Normalize = Literal["weights", "count", "none"]
+Scope = Literal["tensor", "global"]
 Rescale = Literal["expectation", "l1", "none"]
 
 
@@ -46,9 +47,28 @@ def agreeing(deltas: torch.Tensor) -> torch.Tensor:
 # ------------------------------------------------------------------ by magnitude
 
 
-def largest(parts: Parts, density: float) -> list[Limit]:
+def _limits(
+    parts: Parts, vector: Vector, scope: Scope, counts: Callable[[int, int], Sequence[int]]
+) -> list[list[Limit]]:
+    """Limits for each input, over the tensor, or over what each input changes in all tensors.
+
+    ``counts`` gives the counts of an input from its index and how many elements there are to choose from.
+    """
+    if scope == "tensor":
+        return limits(parts, [counts(i, parts.numel) for i in range(parts.k)])
+
+    def over_all() -> list[list[Limit]]:
+        changed = sum((chunk.values.count_nonzero(1) for chunk in vector), torch.zeros(vector.k, dtype=torch.int64))
+        return limits(vector, [counts(i, n) for i, n in enumerate(changed.tolist())])
+
+    start = vector.starts[parts.name]
+    return [[limit.after(start) for limit in row] for row in vector.once(tuple(counts(0, 10**6)), over_all)]
+
+
+def largest(parts: Parts, vector: Vector, density: float, scope: Scope) -> list[Limit]:
     """The limit of each input's largest elements, a fraction ``density`` of them."""
-    return [limit for [limit] in limits(parts, [[count(d, parts.numel)] for d in each(density, parts.k)])]
+    densities = each(density, parts.k)
+    return [limit for [limit] in _limits(parts, vector, scope, lambda i, n: [count(densities[i], n)])]
 
 
 def trim(deltas: torch.Tensor, largest: list[Limit], start: int) -> torch.Tensor:
@@ -60,7 +80,13 @@ def trim(deltas: torch.Tensor, largest: list[Limit], start: int) -> torch.Tensor
 
 @chunks(largest)
 def magnitude(
-    deltas: torch.Tensor, weights: torch.Tensor, largest: list[Limit], start: int, *, density: float = 0.2
+    deltas: torch.Tensor,
+    weights: torch.Tensor,
+    largest: list[Limit],
+    start: int,
+    *,
+    density: float = 0.2,
+    scope: Scope = "tensor",
 ) -> torch.Tensor:
     r"""Trim each delta to its largest elements, and add: :math:`\sum_i w_i\,\mathrm{trim}(\tau_i)` (the trimming of arXiv 2306.01708).
 
@@ -70,6 +96,7 @@ def magnitude(
         largest: what each delta keeps.
         start: place of the part.
         density: fraction kept.
+        scope: choose over each "tensor", or "global"ly over what an input changes in all of them, as the authors of TIES do.
     """
     return consensus(trim(deltas, largest, start), weights, elect=False, normalize="none")
 
@@ -77,7 +104,7 @@ def magnitude(
 @chunks(largest)
 def ties(
     deltas: torch.Tensor, weights: torch.Tensor, largest: list[Limit], start: int, *, density: float = 0.2,
-    normalize: Normalize = "weights",
+    normalize: Normalize = "weights", scope: Scope = "tensor",
 ) -> torch.Tensor:  # fmt: skip
     r"""TIES: trim, elect sign, disjoint merge (arXiv 2306.01708).
 
@@ -89,18 +116,21 @@ def ties(
         density: fraction of each delta that is kept, the largest.
         normalize: "weights" divides by the weights of those that agree, as mergekit does; "count" by their number (the paper's
             disjoint mean); "none" doesn't (its disjoint sum).
+        scope: choose over each "tensor", or "global"ly over what an input changes in all of them, as the authors of TIES do.
     """
     return consensus(trim(deltas, largest, start), weights, elect=True, normalize=normalize)
 
 
-def outliers(parts: Parts, density: float, gamma: float) -> list[list[Limit]]:
+def outliers(parts: Parts, vector: Vector, density: float, gamma: float, scope: Scope) -> list[list[Limit]]:
     """The limits between which each input's elements are neither the largest ``gamma`` nor the smallest."""
-    counts = []
-    for d, g in zip(each(density, parts.k), each(gamma, parts.k), strict=True):
-        keep = count(d, parts.numel)
-        top = min(int(fraction(g, "gamma") * parts.numel), parts.numel - keep)
-        counts.append([keep + top, top])
-    return limits(parts, counts)
+    densities, gammas = each(density, parts.k), each(gamma, parts.k)
+
+    def counts(i: int, n: int) -> list[int]:
+        keep = count(densities[i], n)
+        top = min(int(fraction(gammas[i], "gamma") * n), n - keep)
+        return [keep + top, top]
+
+    return _limits(parts, vector, scope, counts)
 
 
 def without_outliers(deltas: torch.Tensor, outliers: list[list[Limit]], start: int) -> torch.Tensor:
@@ -114,7 +144,7 @@ def without_outliers(deltas: torch.Tensor, outliers: list[list[Limit]], start: i
 @chunks(outliers)
 def breadcrumbs(
     deltas: torch.Tensor, weights: torch.Tensor, outliers: list[list[Limit]], start: int, *, density: float = 0.9,
-    gamma: float = 0.01,
+    gamma: float = 0.01, scope: Scope = "tensor",
 ) -> torch.Tensor:  # fmt: skip
     r"""Model breadcrumbs: drop the largest and the smallest elements, and add (arXiv 2312.06795).
 
@@ -125,6 +155,7 @@ def breadcrumbs(
         start: place of the part.
         density: fraction kept.
         gamma: fraction of largest elements that is dropped.
+        scope: choose over each "tensor", or "global"ly over what an input changes in all of them, as the authors of TIES do.
     """
     return consensus(without_outliers(deltas, outliers, start), weights, elect=False, normalize="none")
 
@@ -132,7 +163,7 @@ def breadcrumbs(
 @chunks(outliers)
 def breadcrumbs_ties(
     deltas: torch.Tensor, weights: torch.Tensor, outliers: list[list[Limit]], start: int, *, density: float = 0.9,
-    gamma: float = 0.01, normalize: Normalize = "none",
+    gamma: float = 0.01, normalize: Normalize = "none", scope: Scope = "tensor",
 ) -> torch.Tensor:  # fmt: skip
     r"""Model breadcrumbs with TIES' election of signs (arXiv 2312.06795, 2306.01708).
 
@@ -144,6 +175,7 @@ def breadcrumbs_ties(
         density: fraction kept.
         gamma: fraction of largest elements that is dropped.
         normalize: as in `ties`.
+        scope: choose over each "tensor", or "global"ly over what an input changes in all of them, as the authors of TIES do.
     """
     return consensus(without_outliers(deltas, outliers, start), weights, elect=True, normalize=normalize)
 
