@@ -60,7 +60,9 @@ FORMATS: Registry[Format] = Registry(
     {
         "safetensors": Format(safetensors_files.recognises_file, safetensors_files.open_file),
         "safetensors index": Format(safetensors_files.recognises_index, safetensors_files.open_index),
-        "torch zip": Format(torch_files.recognises, torch_files.open_file),
+        "torch zip": Format(torch_files.recognises_zip, torch_files.open_zip),
+        "torch stream": Format(torch_files.recognises_stream, torch_files.open_stream),
+        "torch tar": Format(torch_files.recognises_tar, torch_files.open_tar),
     },
 )
 
