@@ -67,7 +67,7 @@ def _described(content: Any) -> str:
     if mapping is not None:
         return f"a mapping with keys {', '.join(_name(key)[:80] for key in list(mapping)[:5])}"
     if isinstance(content, (StandIn, Global)):
-        return f"what {content.name[:200]} would make, which weightops doesn't run"
+        return f"what {content.name[:200]} would make"
     return f"a {'Tensor' if isinstance(content, StoredTensor) else type(content).__name__}"
 
 
@@ -130,8 +130,7 @@ def _check_made(name: str, value: Any, *, inside: bool = False) -> None:
     """
     if isinstance(value, StandIn) and _depends_on_tensors(value if inside else value.args):
         raise CheckpointError(
-            f"{name[:200]} is what {value.name[:200]} makes of stored numbers, and weightops runs nothing that a file asks for; "
-            "save it as plain tensors"
+            f"{name[:200]} is what {value.name[:200]} makes of stored numbers; save it as a plain tensor"
         )
 
 

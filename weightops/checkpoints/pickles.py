@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 import torch
 
 from weightops.errors import CheckpointError
+from weightops.keys import some
 
 NAMED_DTYPES = {
     str(value): value for name, value in sorted(vars(torch).items()) if isinstance(value, torch.dtype)
@@ -230,10 +231,11 @@ class Unpickler:
                 if opcode.name == "STOP":
                     return self._stack.pop()
                 self._do(opcode.name, argument)
-        except CheckpointError:
-            raise
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{asked_for(self.names)}") from error
         except Exception as error:  # damaged bytes lead to anything
-            raise CheckpointError(f"its pickle is damaged: {str(error)[:200] or type(error).__name__}") from error
+            reason = str(error)[:200] or type(error).__name__
+            raise CheckpointError(f"its pickle is damaged: {reason}{asked_for(self.names)}") from error
         raise CheckpointError("its pickle has no end")
 
     def _do(self, name: str, argument: Any) -> None:
@@ -372,6 +374,15 @@ class Unpickler:
         if not isinstance(target, (dict, StandIn)):
             raise TypeError(f"{_called(target)} can't be given items")
         (target.mapping if isinstance(target, StandIn) else target).update(_pairs(items))
+
+
+def asked_for(names: Mapping[str, None]) -> str:
+    """What an error adds of the names that weren't given."""
+    return (
+        f"; it asks for {some(name[:200] for name in names)}, and weightops runs nothing that a file asks for"
+        if names
+        else ""
+    )
 
 
 def _pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:

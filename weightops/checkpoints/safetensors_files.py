@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,18 @@ def _open(file: Path) -> tuple[Any, dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is not a sound safetensors file: {error}") from error
     with open(file, "rb") as stream:
-        header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        text = stream.read(int.from_bytes(stream.read(8), "little"))
+    header: dict[str, Any] = json.loads(text, object_pairs_hook=partial(_distinct, file))
     return handle, header
+
+
+def _distinct(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are all different: of repeated ones, two readers may see different values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise CheckpointError(f"{file} repeats the key {repeated[:80]!r}")
+    return found
 
 
 def recognises_file(path: Path) -> bool:
@@ -112,6 +123,8 @@ def open_index(path: Path) -> Source:
         file = path.parent / shard
         if not file.is_file():
             raise CheckpointError(f"{path} lists {shard}, which is missing: the download or copy is incomplete")
+        if file.resolve().parent not in (path.parent.resolve(), path.resolve().parent):
+            raise CheckpointError(f"{path} points to {shard}, a link to {file.resolve()}, outside its folder")
         files.append(file)
     source = SafetensorsSource(files, str(path.parent))
     missing = [name for name in weight_map if name not in source.specs]
@@ -124,7 +137,7 @@ def open_index(path: Path) -> Source:
 
 def _read_index(path: Path) -> dict[str, dict[str, str]]:
     try:
-        index: Any = json.loads(path.read_text(encoding="utf-8"))
+        index: Any = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=partial(_distinct, path))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     shards = index.get("weight_map") if isinstance(index, dict) else None

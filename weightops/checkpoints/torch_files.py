@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from weightops.checkpoints.content import named_tensors
-from weightops.checkpoints.pickles import STORAGES, Global, Storage, StoredTensor, Unpickler, tensor
+from weightops.checkpoints.pickles import STORAGES, Global, Storage, StoredTensor, Unpickler, asked_for, tensor
 from weightops.errors import CheckpointError
 from weightops.expression import Source, Spec
 
@@ -104,7 +104,10 @@ def _open(path: Path, read: Callable[[mmap.mmap], tuple[Any, Mapping[str, Extent
         with open(path, "rb") as stream:
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         content, extents, names = read(data)
-        return TorchSource(path, content, extents, data, names)
+        try:
+            return TorchSource(path, content, extents, data, names)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{asked_for(names)}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path} can't be read as a torch file: {error}") from error
     except (zipfile.BadZipFile, tarfile.TarError, ValueError, struct.error, NotImplementedError, EOFError) as error:
@@ -145,6 +148,8 @@ def read_zip(data: mmap.mmap) -> tuple[Any, Mapping[str, Extent], Mapping[str, N
     """The object of an archive, where its storages lie, and the names that weren't given."""
     with zipfile.ZipFile(io.BufferedReader(_View(data))) as archive:
         entries = {info.filename: info for info in archive.infolist()}
+        if len(entries) < len(archive.infolist()):
+            raise CheckpointError("it holds two members of one name")
     [root, *others] = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
     if others:
         raise CheckpointError("it holds more than one data.pkl")
@@ -167,7 +172,7 @@ def _extent(data: mmap.mmap, info: zipfile.ZipInfo) -> Extent:
     """Where a member's bytes lie; torch stores them as they are."""
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
         raise CheckpointError(f"{info.filename} is compressed or encrypted, which torch never does")
-    header = data[info.header_offset : info.header_offset + 30]
+    header = data[max(info.header_offset, 0) : max(info.header_offset, 0) + 30]
     if len(header) < 30 or header[:4] != b"PK\3\4":
         raise CheckpointError(f"{info.filename} isn't where the archive says")
     name, extra = struct.unpack("<HH", header[26:30])
