@@ -128,6 +128,20 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(jsonable(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are all different: of repeated ones, two readers may see different values.
+
+    Raises:
+        ValueError: naming a key that isn't.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"it repeats the key {key[:80]!r}")
+        found[key] = value
+    return found
+
+
 def jsonable(value: Any) -> Any:
     """The value with NaN and infinities, which JSON lacks, as None."""
     if isinstance(value, dict):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
+from weightops.checkpoints.likeness import open_like
 from weightops.errors import WeightopsError
 from weightops.expression import Alpha, LinearForm, check_match
 from weightops.methods.method import MethodSource
@@ -41,12 +42,13 @@ def merge(
     tensor([0.7500, 0.7500])
     """
     chosen = METHODS[method]
-    opened = [open_checkpoint(model) for model in models]
-    if not opened:
+    if not models:
         raise WeightopsError("there is nothing to merge")
     if not chosen.takes_deltas:
         if base is not None or alpha != 1.0:
             raise WeightopsError(f"{method} works on weights: it takes neither a base nor an alpha")
+        first = open_checkpoint(models[0])
+        opened = [first, *(open_like(model, first) for model in models[1:])]
         for other in opened[1:]:
             check_match(opened[0].form, other.form)
         source = MethodSource(chosen, [c.form for c in opened], weights=weights, seed=seed, options=options)
@@ -54,6 +56,7 @@ def merge(
     if base is None:
         raise WeightopsError(f"{method} works on task vectors: say which base they are taken from")
     start = open_checkpoint(base)
+    opened = [open_like(model, start) for model in models]
     deltas = [LinearForm.difference(c.form, start.form)[0] for c in opened]
     source = MethodSource(chosen, deltas, base=start.form, weights=weights, seed=seed, options=options)
     return Checkpoint(start.form.plus(LinearForm.of(source).times(alpha)), start.architecture)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, load_into, open_checkpoint, open_ref
+from weightops.checkpoints.likeness import alike, open_like, renamed
 from weightops.dtypes import accumulator
 from weightops.engine.reduce import gram
 from weightops.engine.run import OnNonfinite, allocate, materialize
@@ -58,7 +59,7 @@ class TaskVector(Mapping[str, torch.Tensor]):
 
     def __init__(self, pre: CheckpointLike, finetuned: CheckpointLike, *, strict: bool = True) -> None:
         base = open_checkpoint(pre)
-        form, left_out = LinearForm.difference(open_checkpoint(finetuned).form, base.form, strict=strict)
+        form, left_out = LinearForm.difference(open_like(finetuned, base).form, base.form, strict=strict)
         if left_out:
             log.warning("left out of the task vector, as only one of the checkpoints has them: %s", some(left_out))
         self.form = form
@@ -110,7 +111,7 @@ class TaskVector(Mapping[str, torch.Tensor]):
             return self
         if not isinstance(other, TaskVector):
             return NotImplemented
-        return TaskVector._of(self.form.plus(other.form), Base.common(self.base, other.base))
+        return TaskVector._of(self.form.plus(renamed(other.form, self.form.specs)), Base.common(self.base, other.base))
 
     __radd__ = __add__
 
@@ -252,16 +253,17 @@ class TaskVector(Mapping[str, torch.Tensor]):
     def _edit(self, base: Checkpoint, alpha: Alpha, strict: bool) -> LinearForm:
         start = base.form
         if self.base is not None:
-            if self.base.matches(base):
+            own = self.base.like(base)
+            if own.matches(base):
                 # The same weights in another place: take them from the vector's, so that coefficients cancel exactly.
-                start = self.base.checkpoint.form if self.base.checkpoint else start
+                start = own.checkpoint.form if own.checkpoint else start
             else:
                 mine, other = f"{self.base.ref} ({self.base.fingerprint})", f"{base.ref} ({base.fingerprint})"
                 message = f"this task vector was made from {mine} and is applied to {other}"
                 if strict:
                     raise MismatchError(message)
                 log.warning(message)
-        return start.plus(self.form.times(alpha))
+        return start.plus(renamed(self.form.times(alpha), base.specs))
 
     # --------------------------------------------------------------- file
 
@@ -307,7 +309,7 @@ class Base:
 
     def __init__(self, ref: str, fingerprint: str | None, checkpoint: Checkpoint | None) -> None:
         self.ref = ref
-        self._fingerprint = fingerprint
+        self.recorded = fingerprint
         self.checkpoint = checkpoint
 
     @classmethod
@@ -318,10 +320,14 @@ class Base:
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the base's weights."""
-        if self._fingerprint is not None:
-            return self._fingerprint
+        if self.recorded is not None:
+            return self.recorded
         assert self.checkpoint is not None
         return self.checkpoint.fingerprint
+
+    def like(self, other: Checkpoint) -> Base:
+        """The same base in another checkpoint's names."""
+        return Base(self.ref, self.recorded, alike(self.checkpoint, other) if self.checkpoint else None)
 
     def matches(self, other: Checkpoint) -> bool:
         """True if ``other`` is this base: the same place, or the same bits."""

@@ -65,7 +65,7 @@ def test_safetensors_headers(tmp_path: Path, lie: str) -> None:
     path = safetensors(tmp_path / "x.safetensors", SAFETENSORS[lie])
     with pytest.raises(
         CheckpointError,
-        match=r"x\.safetensors (is not a sound safetensors file|is not a checkpoint|repeats the key 'w')",
+        match=r"x\.safetensors (is not a sound safetensors file|is not a checkpoint|is not valid JSON)",
     ):
         open_checkpoint(path)
 
@@ -256,7 +256,7 @@ def test_indexes_that_point_elsewhere(tmp_path: Path) -> None:
     for shard, message in {
         "../outside.safetensors": "outside its folder", "/etc/passwd": "outside its folder", "..": "which is missing", "": "which is missing",
         "a\0b": "outside its folder", "x" * 300: "outside its folder", "link.safetensors": "a link to .*, outside its folder",
-        "loop.safetensors": "which is missing", ".": "outside its folder|which is missing", index.name: "is not a sound safetensors file",
+        "loop.safetensors": "which is missing", ".": "outside its folder|which is missing", index.name: "as a shard, which is an index itself",
     }.items():  # fmt: skip
         index.write_text(json.dumps({"weight_map": {"w": shard}}))
         for path in (index, folder):

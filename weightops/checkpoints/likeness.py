@@ -1,0 +1,144 @@
+"""One checkpoint in the names of another: wrappers' prefixes, transformers' and open_clip's names, image encoders alone, deltas."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+
+from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_any
+from weightops.checkpoints.clip_names import Recipe, is_clip, outside_image_tower, recipes, unwrapped
+from weightops.errors import MismatchError
+from weightops.expression import Factor, LinearForm, Source, Spec
+from weightops.keys import Rules, escape, some
+
+log = logging.getLogger("weightops")
+
+_DROPPED = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size")
+"""Buffers that tell a model's sizes, which only one of two libraries keeps."""
+
+
+class Renamed(Source):
+    """A source under other names, some of its tensors transposed, stacked or divided.
+
+    Args:
+        source: what it is made from.
+        made: new name -> how it is made.
+        specs: of the new names.
+    """
+
+    def __init__(self, source: Source, made: Mapping[str, Recipe], specs: Mapping[str, Spec]) -> None:
+        self.source, self.ref, self.space, self.passed_over = source, source.ref, source.space, source.passed_over
+        self._made = {name: r for name, r in made.items() if any(part in source.specs for part in r.names)}
+        self.specs = {name: Spec(specs[name].shape, self._dtype(name)) for name in self._made}
+        self.whole = self.computed = source.whole or any(r.kind in ("stack", "part") for r in self._made.values())
+        copies = {r.names[0]: name for name, r in self._made.items() if r.kind == "copy"}
+        self.ties = {copies[a]: copies[b] for a, b in source.ties.items() if a in copies and b in copies}
+        self.identity = None if source.identity is None else ("renamed", source.identity, tuple(self._made.items()))
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return next(self.source.specs[part].dtype for part in self._made[name].names if part in self.source.specs)
+
+    def read(self, name: str) -> torch.Tensor:
+        kind, names, index = self._made[name]
+        if kind == "stack":
+            height, *rest = self.specs[name].shape
+            zero = torch.zeros(1, dtype=self.specs[name].dtype).expand(height // len(names), *rest)
+            return torch.cat([self.source.read(part) if part in self.source.specs else zero for part in names])
+        tensor = self.source.read(names[0])
+        if kind == "part":
+            return tensor.chunk(3)[index]
+        return tensor.T if kind == "transpose" else tensor
+
+    def describe(self) -> dict[str, object]:
+        """As its source: names aren't what it was made from."""
+        return self.source.describe()
+
+
+def _shape(recipe: Recipe, specs: Mapping[str, Spec]) -> tuple[int, ...]:
+    shape = next(specs[part].shape for part in recipe.names if part in specs)
+    if recipe.kind == "transpose":
+        return shape[::-1]
+    if recipe.kind == "stack":
+        return (shape[0] * len(recipe.names), *shape[1:]) if shape else shape
+    return (shape[0] // 3, *shape[1:]) if recipe.kind == "part" and shape else shape
+
+
+def renamed(form: LinearForm, want: Iterable[str]) -> LinearForm:
+    """A form in the names that are wanted, where it can be: else as it is.
+
+    Weights are renamed if every name of theirs has its place, or what has none only tells a size; a delta likewise.
+    """
+    wanted = list(want)
+    if set(form.specs) <= set(wanted):
+        return form
+    made = recipes(form.specs, wanted, partly=form.space == "delta")
+    used = {part for recipe in made.values() for part in recipe.names}
+    lost = [name for name in form.specs if name not in used and name.rpartition(".")[2] not in _DROPPED]
+    if lost or not made:
+        return form
+    specs = {
+        name: Spec(_shape(r, form.specs), next(form.specs[part].dtype for part in r.names if part in form.specs))
+        for name, r in made.items()
+    }
+    sources = {source: Renamed(source, made, specs) for source in form.sources}
+    terms = {
+        Factor(sources[f.source], tuple(_renamed_rules(rules, made, f.source) for rules in f.rules)): coefficient
+        for f, coefficient in form.terms.items()
+    }
+    return replace(form, specs=specs, terms=terms, base=sources[form.base] if form.base else None)
+
+
+def _renamed_rules(rules: Rules, made: Mapping[str, Recipe], source: Source) -> Rules:
+    """Rules on old names as rules on new ones.
+
+    Raises:
+        MismatchError: if they differ within what is one tensor now.
+    """
+    items = []
+    for name, recipe in made.items():
+        values = {rules(part) for part in recipe.names if part in source.specs}
+        if len(values) > 1:
+            raise MismatchError(
+                f"{some(recipe.names)} have different coefficients, and are one tensor {name} in the other"
+            )
+        items += [(escape(name), value) for value in values]
+    return Rules(tuple(items))
+
+
+def alike(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
+    """Weights in the names of a base; an image encoder alone is completed by the rest of the base's CLIP model.
+
+    What can't be brought to the base's names is given back as it is, for the comparison to refuse.
+    """
+    form = renamed(checkpoint.form, base.specs)
+    missing = [name for name in base.specs if name not in form.specs]
+    extra = [name for name in form.specs if name not in base.specs]
+    short = {original: name for name, original in unwrapped(base.specs).items()}
+    outside = outside_image_tower(short[name] for name in missing if not _tells_a_size(name))
+    sizes = [name for name in missing if _tells_a_size(name)]
+    if missing and not extra and (len(sizes) == len(missing) or (outside and is_clip(short.values()))):
+        if len(sizes) < len(missing):
+            log.info("%s is an image encoder: %s come from %s", checkpoint.ref, some(missing), base.ref)
+        delta, _ = LinearForm.difference(form, base.form, strict=False)
+        form = base.form.plus(delta)
+    return checkpoint if form is checkpoint.form else Checkpoint(form, checkpoint.architecture)
+
+
+def _tells_a_size(name: str) -> bool:
+    return name.rpartition(".")[2] in _DROPPED
+
+
+def open_like(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
+    """Open weights to be compared with a base: in its names, and with what changes only parts of it applied to it.
+
+    Raises:
+        CheckpointError: if it can't be opened.
+        MismatchError: if it is a delta whose tensors the base hasn't.
+    """
+    opened = open_any(source)
+    if opened.form.space == "weights":
+        return alike(opened, base)
+    return Checkpoint(base.form.plus(renamed(opened.form, base.specs)), base.architecture)
