@@ -14,7 +14,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from weightops.errors import OutputError
+from weightops.errors import CheckpointError, OutputError
 
 
 @contextmanager
@@ -140,6 +140,21 @@ def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"it repeats the key {key[:80]!r}")
         found[key] = value
     return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: if it isn't one.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return content
 
 
 def jsonable(value: Any) -> Any:

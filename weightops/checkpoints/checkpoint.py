@@ -12,13 +12,15 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from weightops.checkpoints import index_files, memory, safetensors_files, torch_files
+from weightops.checkpoints import index_files, memory, refs, safetensors_files, torch_files
 from weightops.checkpoints.open_clip_folder import CONFIG, OpenClipArchitecture
+from weightops.checkpoints.timm_folder import TimmArchitecture
+from weightops.checkpoints.transformers_folder import TransformersArchitecture
 from weightops.engine.run import OnNonfinite, allocate, materialize
 from weightops.engine.write import layout, write
 from weightops.errors import CheckpointError, OptionError, SpaceError
 from weightops.expression import LinearForm, Source, Spec, describe, fingerprint, provenance
-from weightops.files import whole
+from weightops.files import read_json, whole
 from weightops.keys import mismatch, some
 from weightops.registry import Registry
 
@@ -299,18 +301,34 @@ def open_ref(ref: str | Path) -> Checkpoint:
         embedded.source.ref = EMBEDDED
         return embedded
     path = Path(ref)
+    named = None
     if not path.exists():
-        hint = f"{EMBEDDED!r} is the model that comes with weightops"
-        raise CheckpointError(f"there is no file or folder {path} (and no ref of that name; {hint})")
+        named = refs.place(str(ref), _KNOWN)
+        if named is None:
+            hint = f"{EMBEDDED!r} is the model that comes with weightops"
+            raise CheckpointError(f"there is no file or folder {path} (and no ref of that name; {hint})")
+        path = named.path
     try:
-        architecture = OpenClipArchitecture(path) if path.is_dir() and (path / CONFIG).is_file() else None
         file = _weights_in(path) if path.is_dir() else path
         source = _open_file(file)
+        architecture = (named.architecture if named else None) or (_architecture_of(path) if path.is_dir() else None)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
-    if file != path:
-        source.ref = str(path)
+    if named or file != path:
+        source.ref = named.ref if named else str(path)
     return Checkpoint(LinearForm.of(source), architecture)
+
+
+def _architecture_of(folder: Path) -> Architecture | None:
+    """What a folder says of its model: the configuration of one of the libraries that are known."""
+    if (folder / CONFIG).is_file():
+        return OpenClipArchitecture(folder)
+    if not (folder / "config.json").is_file():
+        return None
+    config = read_json(folder / "config.json")
+    if "model_type" in config:
+        return TransformersArchitecture(folder)
+    return TimmArchitecture(folder) if "architecture" in config else None
 
 
 def _open_file(file: Path) -> Source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from weightops.errors import CheckpointError
 from weightops.expression import Source
-from weightops.files import distinct
+from weightops.files import read_json
 
 
 class ShardedSource(Source):
@@ -74,11 +73,7 @@ def _shard(path: Path, name: str) -> Path:
 
 
 def _read_index(path: Path) -> Mapping[str, str]:
-    try:
-        index: Any = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    shards = index.get("weight_map") if isinstance(index, dict) else None
+    shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
         raise CheckpointError(f"{path} is not an index of shards: it has no weight_map")
     return shards

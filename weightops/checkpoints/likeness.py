@@ -10,6 +10,7 @@ import torch
 
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_any
 from weightops.checkpoints.clip_names import Recipe, is_clip, outside_image_tower, recipes, unwrapped
+from weightops.checkpoints.transformers_folder import TransformersArchitecture
 from weightops.errors import MismatchError
 from weightops.expression import Factor, LinearForm, Source, Spec
 from weightops.keys import Rules, escape, some
@@ -142,3 +143,12 @@ def open_like(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
     if opened.form.space == "weights":
         return alike(opened, base)
     return Checkpoint(base.form.plus(renamed(opened.form, base.specs)), base.architecture)
+
+
+def for_open_clip(checkpoint: Checkpoint) -> Checkpoint:
+    """A CLIP model of transformers as open_clip has it; any other checkpoint as it is."""
+    architecture = checkpoint.architecture
+    converted = architecture.open_clip() if isinstance(architecture, TransformersArchitecture) else None
+    if converted is None:
+        return checkpoint
+    return Checkpoint(renamed(checkpoint.form, converted.build().state_dict()), converted)
