@@ -47,7 +47,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     (root / "base" / "vocab.json").write_text("{}")
     encoder = CLIPVisionModel(model.config.vision_config)
     torch.manual_seed(1)
-    encoder.load_state_dict({n: t + 0.1 * torch.randn_like(t) for n, t in model.vision_model.state_dict().items()} if "embeddings.class_embedding" in encoder.state_dict() else {f"vision_model.{n}": t + 0.1 * torch.randn_like(t) for n, t in model.vision_model.state_dict().items()})
+    start = {name.removeprefix("vision_model."): tensor for name, tensor in model.vision_model.state_dict().items()}
+    encoder.load_state_dict(
+        {
+            name: start[name.removeprefix("vision_model.")] + 0.1 * torch.randn_like(t)
+            for name, t in encoder.state_dict().items()
+        }
+    )
     return root / "base", save(encoder, root / "tuned")
 
 
@@ -56,7 +62,12 @@ def test_saved_folders_load_in_transformers(folders: tuple[Path, Path], tmp_path
 
     base, tuned = folders
     out = TaskVector(base, tuned).apply(base, 0.5).save(tmp_path / "edited")
-    assert {path.name for path in out.iterdir()} >= {"config.json", "preprocessor_config.json", "vocab.json", "model.safetensors"}
+    assert {path.name for path in out.iterdir()} >= {
+        "config.json",
+        "preprocessor_config.json",
+        "vocab.json",
+        "model.safetensors",
+    }
     edited, start = CLIPModel.from_pretrained(out).eval(), CLIPModel.from_pretrained(base).eval()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -104,13 +115,17 @@ def test_evaluated_by_open_clip_with_the_same_features(folders: tuple[Path, Path
     assert clip.base.architecture.config["model_cfg"]["quick_gelu"] is True  # type: ignore[union-attr]
     result = evaluate(base, "counting", split="validation")
     assert result["counting"]["n"] == 500
-    assert run(["evaluate", str(tuned), "--base", str(base), "--tasks", "counting", "--split", "validation", "--json"]) == 0
+    assert (
+        run(["evaluate", str(tuned), "--base", str(base), "--tasks", "counting", "--split", "validation", "--json"])
+        == 0
+    )
     with pytest.raises(CheckpointError, match="has no image and text encoder"):
         Clip.open(str(tuned))
 
 
 def test_an_activation_that_open_clip_lacks(tmp_path: Path) -> None:
-    assert for_open_clip(open_checkpoint(save(clip_model(0, hidden_act="gelu"), tmp_path / "gelu"))).architecture.config["model_cfg"]["quick_gelu"] is False  # type: ignore[union-attr]
+    gelu = for_open_clip(open_checkpoint(save(clip_model(0, hidden_act="gelu"), tmp_path / "gelu")))
+    assert gelu.architecture.config["model_cfg"]["quick_gelu"] is False  # type: ignore[union-attr]
     with pytest.raises(CheckpointError, match="settings that open_clip doesn't have"):
         for_open_clip(open_checkpoint(save(clip_model(0, hidden_act="relu"), tmp_path / "relu")))
 
@@ -137,7 +152,11 @@ def test_language_models_with_tied_weights(tmp_path: Path) -> None:
 def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
     folder = save(clip_model(0), tmp_path / "x")
     config = json.loads((folder / "config.json").read_text())
-    config |= {"auto_map": {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"}, "model_type": "evil", "architectures": ["Evil"]}
+    config |= {
+        "auto_map": {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"},
+        "model_type": "evil",
+        "architectures": ["Evil"],
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'SENTINEL')!r}, 'w')")
     checkpoint = open_checkpoint(folder)

@@ -142,6 +142,22 @@ def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def beside(path: Path, name: str) -> Path:
+    """The file of that name beside another, or where the links of a cache put all files of its kind.
+
+    Raises:
+        CheckpointError: if it is missing, or lies elsewhere.
+    """
+    if Path(name).name != name or "\0" in name or len(name) > 255:
+        raise CheckpointError(f"{path} points to {name[:80]!r}, outside its folder")
+    file = path.parent / name
+    if not file.is_file():
+        raise CheckpointError(f"{path} lists {name}, which is missing: the download or copy is incomplete")
+    if file.resolve().parent not in (path.parent.resolve(), path.resolve().parent):
+        raise CheckpointError(f"{path} points to {name}, a link to {file.resolve()}, outside its folder")
+    return file
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 

@@ -14,8 +14,9 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import nn
 
+from weightops.checkpoints.adapters import write_adapter
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, load_into, open_checkpoint, open_ref
-from weightops.checkpoints.likeness import alike, open_like, renamed
+from weightops.checkpoints.likeness import alike, fitted, open_like
 from weightops.dtypes import accumulator
 from weightops.engine.reduce import gram
 from weightops.engine.run import OnNonfinite, allocate, materialize
@@ -111,7 +112,7 @@ class TaskVector(Mapping[str, torch.Tensor]):
             return self
         if not isinstance(other, TaskVector):
             return NotImplemented
-        return TaskVector._of(self.form.plus(renamed(other.form, self.form.specs)), Base.common(self.base, other.base))
+        return TaskVector._of(self.form.plus(fitted(other.form, self.form)), Base.common(self.base, other.base))
 
     __radd__ = __add__
 
@@ -263,7 +264,7 @@ class TaskVector(Mapping[str, torch.Tensor]):
                 if strict:
                     raise MismatchError(message)
                 log.warning(message)
-        return start.plus(renamed(self.form.times(alpha), base.specs))
+        return start.plus(fitted(self.form.times(alpha), base.form))
 
     # --------------------------------------------------------------- file
 
@@ -288,6 +289,29 @@ class TaskVector(Mapping[str, torch.Tensor]):
             write(form, part.parent, layout(form, part.name, metadata))
         return path
 
+    def save_lora(
+        self, folder: str | Path, rank: int, *, fan_in_fan_out: bool = False, overwrite: bool = False
+    ) -> dict[str, float]:
+        r"""Write the LoRA of a rank that is nearest to the vector, as a folder that peft loads (arXiv 2106.09685).
+
+        Args:
+            folder: the output.
+            rank: of every matrix's :math:`BA`, which is its truncated singular value decomposition.
+            fan_in_fan_out: weights are of shape ``(in, out)``, as in GPT-2.
+            overwrite: replace a folder that is there.
+
+        Returns:
+            ``relative_error``: the norm of what the adapter lacks over the vector's; ``left_out``: changed tensors that aren't matrices.
+
+        Raises:
+            OptionError: if no matrix changed.
+            OutputError: if the folder exists or can't be written.
+        """
+        base = self.base.ref if self.base else None
+        with whole(folder, overwrite=overwrite) as part:
+            part.mkdir()
+            return write_adapter(self.form, part, rank, fan_in_fan_out=fan_in_fan_out, base=base)
+
     @classmethod
     def load(cls, path: str | Path) -> TaskVector:
         """Open a file that `save` wrote; it is read when it is used.
@@ -298,6 +322,8 @@ class TaskVector(Mapping[str, torch.Tensor]):
         source = open_ref(path).form.sources[0]
         if source.space != "delta":
             raise SpaceError(f"{path} holds weights, not a task vector; make one with TaskVector(pre, {str(path)!r})")
+        if getattr(source, "replaced", None) is not None:
+            raise SpaceError(f"{path} replaces whole modules, and so needs its base: TaskVector(base, {str(path)!r})")
         record = getattr(source, "made_from", {}).get("base")
         if not isinstance(record, dict) or not {"ref", "fingerprint"} <= record.keys():
             return cls._of(LinearForm.of(source), None)

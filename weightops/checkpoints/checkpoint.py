@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from weightops.checkpoints import index_files, memory, refs, safetensors_files, torch_files
+from weightops.checkpoints import adapters, dcp_folder, index_files, memory, refs, safetensors_files, torch_files
 from weightops.checkpoints.open_clip_folder import CONFIG, OpenClipArchitecture
 from weightops.checkpoints.timm_folder import TimmArchitecture
 from weightops.checkpoints.transformers_folder import TransformersArchitecture
@@ -62,6 +62,8 @@ FORMATS: Registry[Format] = Registry(
     {
         "safetensors": Format(safetensors_files.recognises, safetensors_files.open_file),
         "index": Format(index_files.recognises, lambda path: index_files.open_index(path, _open_file)),
+        "adapter": Format(adapters.recognises, lambda path: adapters.open_adapter(path, _open_file)),
+        "distributed checkpoint": Format(dcp_folder.recognises, dcp_folder.open_folder),
         "torch zip": Format(torch_files.recognises_zip, torch_files.open_zip),
         "torch stream": Format(torch_files.recognises_stream, torch_files.open_stream),
         "torch tar": Format(torch_files.recognises_tar, torch_files.open_tar),
@@ -71,7 +73,7 @@ FORMATS: Registry[Format] = Registry(
 
 _KNOWN = (
     "open_clip_model.safetensors", "model.safetensors.index.json", "model.safetensors", "diffusion_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.bin",
+    "open_clip_pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.bin", adapters.CONFIG, ".metadata",
 )  # fmt: skip
 """What the files of weights in a folder are usually called, the preferred first."""
 
@@ -379,7 +381,8 @@ def load_into(form: LinearForm, module: nn.Module, *, strict: bool | None = True
         for n, t in targets.items()
         if n in form.specs and form.specs[n].shape != tuple(t.shape)
     ]
-    missing = [n for n in targets if n not in form.specs]
+    filled = {id(t) for n, t in targets.items() if n in form.specs}  # of tied names, one is enough
+    missing = [n for n, t in targets.items() if id(t) not in filled]
     extra = [n for n in form.specs if n not in targets]
     if shapes or (strict and (missing or extra)):
         remedy = "load into the architecture that the weights are of" + ("" if shapes else ", or with strict=False")

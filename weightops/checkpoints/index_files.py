@@ -10,7 +10,7 @@ import torch
 
 from weightops.errors import CheckpointError
 from weightops.expression import Source
-from weightops.files import read_json
+from weightops.files import beside, read_json
 
 
 class ShardedSource(Source):
@@ -59,14 +59,7 @@ def open_index(path: Path, open_shard: Callable[[Path], Source]) -> Source:
 
 
 def _shard(path: Path, name: str) -> Path:
-    """The file beside an index, or where the links of a cache put all files of its kind."""
-    if Path(name).name != name or "\0" in name or len(name) > 255:
-        raise CheckpointError(f"{path} points to {name[:80]!r}, outside its folder")
-    file = path.parent / name
-    if not file.is_file():
-        raise CheckpointError(f"{path} lists {name}, which is missing: the download or copy is incomplete")
-    if file.resolve().parent not in (path.parent.resolve(), path.resolve().parent):
-        raise CheckpointError(f"{path} points to {name}, a link to {file.resolve()}, outside its folder")
+    file = beside(path, name)
     if recognises(file):
         raise CheckpointError(f"{path} lists {name} as a shard, which is an index itself")
     return file

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
-from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_any
+from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_any, open_checkpoint
 from weightops.checkpoints.clip_names import Recipe, is_clip, outside_image_tower, recipes, unwrapped
 from weightops.checkpoints.transformers_folder import TransformersArchitecture
 from weightops.errors import MismatchError
-from weightops.expression import Factor, LinearForm, Source, Spec
+from weightops.expression import Factor, LinearForm, Source, Spec, ties
 from weightops.keys import Rules, escape, some
 
 log = logging.getLogger("weightops")
@@ -35,8 +35,10 @@ class Renamed(Source):
         self._made = {name: r for name, r in made.items() if any(part in source.specs for part in r.names)}
         self.specs = {name: Spec(specs[name].shape, self._dtype(name)) for name in self._made}
         self.whole = self.computed = source.whole or any(r.kind in ("stack", "part") for r in self._made.values())
-        copies = {r.names[0]: name for name, r in self._made.items() if r.kind == "copy"}
-        self.ties = {copies[a]: copies[b] for a, b in source.ties.items() if a in copies and b in copies}
+        first: dict[str, str] = {}
+        copies = {name: r.names[0] for name, r in self._made.items() if r.kind == "copy"}
+        owners = {name: first.setdefault(source.ties.get(copied, copied), name) for name, copied in copies.items()}
+        self.ties = {name: owner for name, owner in owners.items() if owner != name}
         self.identity = None if source.identity is None else ("renamed", source.identity, tuple(self._made.items()))
 
     def _dtype(self, name: str) -> torch.dtype:
@@ -67,19 +69,34 @@ def _shape(recipe: Recipe, specs: Mapping[str, Spec]) -> tuple[int, ...]:
     return (shape[0] // 3, *shape[1:]) if recipe.kind == "part" and shape else shape
 
 
-def renamed(form: LinearForm, want: Iterable[str]) -> LinearForm:
-    """A form in the names that are wanted, where it can be: else as it is.
+def fitted(form: LinearForm, base: LinearForm) -> LinearForm:
+    """A form in the names of a base, where it can be brought to them: else as it is.
 
-    Weights are renamed if every name of theirs has its place, or what has none only tells a size; a delta likewise.
+    Weights are renamed if every name of theirs has its place, or what has none only tells a size; a delta likewise. Of tied
+    names, it has those that the base has.
     """
-    wanted = list(want)
-    if set(form.specs) <= set(wanted):
+    if not set(form.specs) <= set(base.specs):
+        made = recipes(form.specs, base.specs, partly=form.space == "delta")
+        used = {part for recipe in made.values() for part in recipe.names}
+        tied = ties(form)
+        lost = [
+            name for name in form.specs if name not in used and tied.get(name) not in used and not _tells_a_size(name)
+        ]
+        if made and not lost:
+            form = _made(form, made)
+    aliases = {
+        name: other
+        for pair in ties(base).items()
+        for name, other in (pair, pair[::-1])
+        if name not in form.specs and other in form.specs
+    }
+    if not aliases:
         return form
-    made = recipes(form.specs, wanted, partly=form.space == "delta")
-    used = {part for recipe in made.values() for part in recipe.names}
-    lost = [name for name in form.specs if name not in used and name.rpartition(".")[2] not in _DROPPED]
-    if lost or not made:
-        return form
+    return _made(form, {name: Recipe("copy", (aliases.get(name, name),)) for name in (*form.specs, *aliases)})
+
+
+def _made(form: LinearForm, made: Mapping[str, Recipe]) -> LinearForm:
+    """The form of what is made of a form's tensors."""
     specs = {
         name: Spec(_shape(r, form.specs), next(form.specs[part].dtype for part in r.names if part in form.specs))
         for name, r in made.items()
@@ -114,7 +131,7 @@ def alike(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
 
     What can't be brought to the base's names is given back as it is, for the comparison to refuse.
     """
-    form = renamed(checkpoint.form, base.specs)
+    form = fitted(checkpoint.form, base.form)
     missing = [name for name in base.specs if name not in form.specs]
     extra = [name for name in form.specs if name not in base.specs]
     short = {original: name for name, original in unwrapped(base.specs).items()}
@@ -142,7 +159,15 @@ def open_like(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
     opened = open_any(source)
     if opened.form.space == "weights":
         return alike(opened, base)
-    return Checkpoint(base.form.plus(renamed(opened.form, base.specs)), base.architecture)
+    form = base.form.plus(fitted(opened.form, base.form)) if opened.form.specs else base.form
+    replaced = getattr(opened.form.sources[0], "replaced", None)
+    if replaced is not None:
+        whole, left_out = LinearForm.difference(fitted(LinearForm.of(replaced), base.form), base.form, strict=False)
+        form = form.plus(whole)
+        extra = [name for name in left_out if name not in base.specs]
+        if extra:
+            raise MismatchError(f"{opened.ref} brings {some(extra)}, which {base.ref} doesn't have")
+    return Checkpoint(form, base.architecture)
 
 
 def for_open_clip(checkpoint: Checkpoint) -> Checkpoint:
@@ -151,4 +176,4 @@ def for_open_clip(checkpoint: Checkpoint) -> Checkpoint:
     converted = architecture.open_clip() if isinstance(architecture, TransformersArchitecture) else None
     if converted is None:
         return checkpoint
-    return Checkpoint(renamed(checkpoint.form, converted.build().state_dict()), converted)
+    return Checkpoint(fitted(checkpoint.form, open_checkpoint(converted.build()).form), converted)

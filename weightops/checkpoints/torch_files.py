@@ -24,6 +24,7 @@ from weightops.expression import Source, Spec
 
 _MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
 _TAR = ("storages", "tensors", "pickle")
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, ValueError, struct.error, NotImplementedError, EOFError)
 _EXPANSION = 8
 """Tensors may take so many times the file's bytes when they are made dense; files that claim more are traps."""
 
@@ -68,23 +69,26 @@ class TorchSource(Source):
 
     def read(self, name: str) -> torch.Tensor:
         described = self._tensors[name]
-        storage = described.storage
-        extent = self._extents[storage.key]
-        if extent.start % 16 == 0:
-            flat = self._data[extent.start : extent.start + extent.length]
-        else:
-            if storage.key not in self._copies:
-                self._copies[storage.key] = self._data[extent.start : extent.start + extent.length].clone()
-            flat = self._copies[storage.key]
-        begin = storage.start * storage.dtype.itemsize
-        flat = flat[begin : begin + storage.numel * storage.dtype.itemsize]
-        flat = flat[: len(flat) // described.dtype.itemsize * described.dtype.itemsize]
-        if not described.nbytes:
-            return torch.empty(described.shape, dtype=described.dtype)
-        if begin % described.dtype.itemsize:
-            flat = flat.clone()
-        typed = flat.view(described.dtype)
-        return typed.as_strided(described.shape, described.stride, typed.storage_offset() + described.offset)
+        extent = self._extents[described.storage.key]
+        flat = self._data[slice(*_span(extent))]
+        if extent.start % 16:
+            flat = self._copies.setdefault(described.storage.key, flat.clone())
+        return _made(described, flat)
+
+
+def _span(extent: Extent) -> tuple[int, int]:
+    return extent.start, extent.start + extent.length
+
+
+def _made(described: StoredTensor, flat: torch.Tensor) -> torch.Tensor:
+    """A tensor of the bytes of its storage."""
+    if not described.nbytes:
+        return torch.empty(described.shape, dtype=described.dtype)
+    storage, width = described.storage, described.dtype.itemsize
+    begin = storage.start * storage.dtype.itemsize
+    flat = flat[begin : begin + storage.numel * storage.dtype.itemsize // width * width]
+    typed = (flat.clone() if begin % width else flat).view(described.dtype)
+    return typed.as_strided(described.shape, described.stride, typed.storage_offset() + described.offset)
 
 
 def _check_room(name: str, storage: Storage, extents: Mapping[str, Extent]) -> None:
@@ -110,7 +114,7 @@ def _open(path: Path, read: Callable[[mmap.mmap], tuple[Any, Mapping[str, Extent
             raise CheckpointError(f"{error}{asked_for(names)}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path} can't be read as a torch file: {error}") from error
-    except (zipfile.BadZipFile, tarfile.TarError, ValueError, struct.error, NotImplementedError, EOFError) as error:
+    except _DAMAGE as error:
         raise CheckpointError(f"{path} is not a sound torch file: {str(error)[:200]}") from error
 
 
@@ -125,6 +129,22 @@ def _storage(pid: Any, start: int = 0) -> Storage:
     if type(numel) is not int or not 0 <= numel < 2**60:
         raise CheckpointError(f"storage {str(key)!r} has {str(numel)[:40]} elements, which can't be")
     return Storage(str(key), dtype, start, numel)
+
+
+def read_one(data: bytearray, place: str) -> torch.Tensor:
+    """The one tensor that the bytes of an archive hold."""
+    try:
+        content, extents, _ = read_zip(data)
+        if not isinstance(content, StoredTensor):
+            raise CheckpointError("it isn't a tensor")
+        _check_room("the tensor", content.storage, extents)
+        if content.nbytes > _EXPANSION * len(data):
+            raise CheckpointError("it claims more bytes than there are")
+    except (CheckpointError, *_DAMAGE) as error:
+        raise CheckpointError(f"{place} can't be read as a torch file: {error}") from error
+    return _made(
+        content, torch.frombuffer(data, dtype=torch.uint8)[slice(*_span(extents[content.storage.key]))].clone()
+    )
 
 
 # ---------------------------------------------------------------------------- zip
@@ -144,7 +164,7 @@ def open_zip(path: Path) -> Source:
     return _open(path, read_zip)
 
 
-def read_zip(data: mmap.mmap) -> tuple[Any, Mapping[str, Extent], Mapping[str, None]]:
+def read_zip(data: mmap.mmap | bytearray) -> tuple[Any, Mapping[str, Extent], Mapping[str, None]]:
     """The object of an archive, where its storages lie, and the names that weren't given."""
     with zipfile.ZipFile(io.BufferedReader(_View(data))) as archive:
         entries = {info.filename: info for info in archive.infolist()}
@@ -154,7 +174,7 @@ def read_zip(data: mmap.mmap) -> tuple[Any, Mapping[str, Extent], Mapping[str, N
     if others:
         raise CheckpointError("it holds more than one data.pkl")
     order = entries.get(f"{root}byteorder")
-    if order is not None and bytes(_bytes(data, order)) != b"little":
+    if order is not None and _bytes(data, order) != b"little":
         raise CheckpointError("its bytes are in big-endian order")
     prefix = f"{root}data/"
     extents = {name[len(prefix) :]: _extent(data, info) for name, info in entries.items() if name.startswith(prefix)}
@@ -163,12 +183,12 @@ def read_zip(data: mmap.mmap) -> tuple[Any, Mapping[str, Extent], Mapping[str, N
     return unpickler.load(), extents, unpickler.names
 
 
-def _bytes(data: mmap.mmap, info: zipfile.ZipInfo) -> bytes:
+def _bytes(data: mmap.mmap | bytearray, info: zipfile.ZipInfo) -> bytes:
     extent = _extent(data, info)
-    return data[extent.start : extent.start + extent.length]
+    return bytes(data[slice(*_span(extent))])
 
 
-def _extent(data: mmap.mmap, info: zipfile.ZipInfo) -> Extent:
+def _extent(data: mmap.mmap | bytearray, info: zipfile.ZipInfo) -> Extent:
     """Where a member's bytes lie; torch stores them as they are."""
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
         raise CheckpointError(f"{info.filename} is compressed or encrypted, which torch never does")
@@ -185,7 +205,7 @@ def _extent(data: mmap.mmap, info: zipfile.ZipInfo) -> Extent:
 class _View(io.RawIOBase):
     """A mapped file for `zipfile`, which would close it."""
 
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap | bytearray) -> None:
         self._data, self._at = data, 0
 
     def readable(self) -> bool:

@@ -47,7 +47,11 @@ class TransformersArchitecture:
             raise CheckpointError(
                 f"{self.folder / CONFIG} names the architecture {name}, which transformers doesn't have"
             )
-        module: nn.Module = kind(transformers.AutoConfig.from_pretrained(self.folder, trust_remote_code=False))
+        try:
+            module: nn.Module = kind(transformers.AutoConfig.from_pretrained(self.folder, trust_remote_code=False))
+        except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"the model of {self.folder / CONFIG} can't be built: {reason}") from error
         return module.eval()
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
