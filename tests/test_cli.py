@@ -65,7 +65,7 @@ def test_merge_and_methods(
     ties = ["merge", ft, ft, "--method", "ties", "--base", pre, "-o", tmp_path / "t.safetensors"]
     code, out, _ = weightops(capsys, *ties, "--density", "1.0", "--json")
     assert code == 0
-    assert json.loads(out)["terms"][1]["options"] == {"density": 1.0, "normalize": "weights"}
+    assert json.loads(out)["terms"][1]["options"] == {"density": 1.0, "normalize": "weights", "scope": "tensor"}
     assert torch.allclose(open_checkpoint(tmp_path / "t.safetensors")["scale"], tuned.scale)
     for extra, code, message in (
         (["--densty", "1"], 1, "did you mean density"), (["--density", "much"], 2, "is float, not 'much'"), (["--density"], 2, "needs a value"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from weightops.errors import OutputError
+from weightops.errors import CheckpointError, OutputError
 
 
 @contextmanager
@@ -187,6 +187,51 @@ def _remove(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """JSON for people and machines: indented, NaN as null, keys in their order."""
     path.write_text(json.dumps(jsonable(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are all different: of repeated ones, two readers may see different values.
+
+    Raises:
+        ValueError: naming a key that isn't.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"it repeats the key {key[:80]!r}")
+        found[key] = value
+    return found
+
+
+def beside(path: Path, name: str) -> Path:
+    """The file of that name beside another, or where the links of a cache put all files of its kind.
+
+    Raises:
+        CheckpointError: if it is missing, or lies elsewhere.
+    """
+    if Path(name).name != name or "\0" in name or len(name) > 255:
+        raise CheckpointError(f"{path} points to {name[:80]!r}, outside its folder")
+    file = path.parent / name
+    if not file.is_file():
+        raise CheckpointError(f"{path} lists {name}, which is missing: the download or copy is incomplete")
+    if file.resolve().parent not in (path.parent.resolve(), path.resolve().parent):
+        raise CheckpointError(f"{path} points to {name}, a link to {file.resolve()}, outside its folder")
+    return file
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: if it isn't one.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=distinct)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return content
 
 
 def jsonable(value: Any) -> Any:

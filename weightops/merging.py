@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
+from weightops.checkpoints.likeness import open_like
 from weightops.errors import WeightopsError
 from weightops.expression import LinearForm, check_match
 from weightops.keys import Setting
@@ -44,14 +45,15 @@ def merge(
     tensor([0.7500, 0.7500])
     """
     chosen = METHODS[method]
-    opened = [open_checkpoint(model) for model in models]
-    if not opened:
+    if not models:
         raise WeightopsError("there is nothing to merge")
     if base is None:
         if chosen.space == "delta":
             raise WeightopsError(f"{method} works on task vectors: say which base they are taken from")
         if alpha != 1.0:
             raise WeightopsError("alpha is the coefficient of a task vector: say which base it is taken from")
+        first = open_checkpoint(models[0])
+        opened = [first, *(open_like(model, first) for model in models[1:])]
         for other in opened[1:]:
             check_match(opened[0].form, other.form)
         form = MethodSource(chosen, [c.form for c in opened], weights=weights, seed=seed, options=options).as_form()
@@ -59,6 +61,7 @@ def merge(
     start = open_checkpoint(base)
     if not chosen.works_on("delta"):
         raise WeightopsError(f"{method} works on weights: it takes no base")
+    opened = [open_like(model, start) for model in models]
     deltas = [LinearForm.difference(c.form, start.form)[0] for c in opened]
     merged = MethodSource(chosen, deltas, weights=weights, seed=seed, options=options).as_form()
     return Checkpoint(start.form.plus(merged.times(alpha)), start.architecture)

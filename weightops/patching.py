@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
+from weightops.checkpoints.likeness import open_like
 from weightops.errors import MissingExtraError, OutputError, TaskError
 from weightops.evaluators.clip import Clip
 from weightops.evaluators.zero_shot import as_tasks, metrics, predict, record
@@ -95,7 +96,7 @@ class Patch:
         self.alphas = tuple(sorted({0.0, 1.0, *map(finite, alphas)}))
         self.rule, self.max_supported_drop = rule, max_supported_drop
         self.checkpoint = open_checkpoint(model)
-        self.finetuned = open_checkpoint(finetuned) if finetuned is not None else None
+        self.finetuned = open_like(finetuned, self.checkpoint) if finetuned is not None else None
         self.config = config_for(self.checkpoint, **training)
         self.device = device
 
@@ -140,7 +141,7 @@ class Patch:
             shutil.rmtree(work, ignore_errors=True)
         started = time.monotonic()
         clip = Clip.open(self.checkpoint, self.device)
-        base = self.checkpoint.to(next(clip.module.parameters()).dtype)
+        base = clip.base.to(next(clip.module.parameters()).dtype)
         try:
             finetuned = self.finetuned or finetune(clip, self.task, self.config, out=work, resume=resume)
             tuned = time.monotonic()

@@ -43,6 +43,9 @@ class Registry(Mapping[str, T]):
         except KeyError:
             raise unknown(self.kind, name, self._all()) from None
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._all()
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())
 

@@ -14,14 +14,16 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import nn
 
+from weightops.checkpoints.adapters import write_adapter
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, load_into, open_checkpoint, open_ref
+from weightops.checkpoints.likeness import alike, fitted, open_like
 from weightops.dtypes import accumulator
 from weightops.engine.reduce import gram
 from weightops.engine.run import OnNonfinite, allocate, materialize
 from weightops.engine.write import layout, write
 from weightops.errors import CheckpointError, MismatchError, OptionError, SpaceError
 from weightops.expression import Alpha, LinearForm, Spec, provenance, same_weights
-from weightops.files import staged
+from weightops.files import staged, whole
 from weightops.keys import some
 
 log = logging.getLogger("weightops")
@@ -58,7 +60,7 @@ class TaskVector(Mapping[str, torch.Tensor]):
 
     def __init__(self, pre: CheckpointLike, finetuned: CheckpointLike, *, strict: bool = True) -> None:
         base = open_checkpoint(pre)
-        form, left_out = LinearForm.difference(open_checkpoint(finetuned).form, base.form, strict=strict)
+        form, left_out = LinearForm.difference(open_like(finetuned, base).form, base.form, strict=strict)
         if left_out:
             log.warning("left out of the task vector, as only one of the checkpoints has them: %s", some(left_out))
         self.form = form
@@ -110,7 +112,7 @@ class TaskVector(Mapping[str, torch.Tensor]):
             return self
         if not isinstance(other, TaskVector):
             return NotImplemented
-        return TaskVector._of(self.form.plus(other.form), Base.common(self.base, other.base))
+        return TaskVector._of(self.form.plus(fitted(other.form, self.form)), Base.common(self.base, other.base))
 
     __radd__ = __add__
 
@@ -253,16 +255,17 @@ class TaskVector(Mapping[str, torch.Tensor]):
     def _edit(self, base: Checkpoint, alpha: Alpha, strict: bool) -> LinearForm:
         start = base.form
         if self.base is not None:
-            if self.base.matches(base):
+            own = self.base.like(base)
+            if own.matches(base):
                 # The same weights in another place: take them from the vector's, so that coefficients cancel exactly.
-                start = self.base.checkpoint.form if self.base.checkpoint else start
+                start = own.checkpoint.form if own.checkpoint else start
             else:
                 mine, other = f"{self.base.ref} ({self.base.fingerprint})", f"{base.ref} ({base.fingerprint})"
                 message = f"this task vector was made from {mine} and is applied to {other}"
                 if strict:
                     raise MismatchError(message)
                 log.warning(message)
-        return start.plus(self.form.times(alpha))
+        return start.plus(fitted(self.form.times(alpha), base.form))
 
     # --------------------------------------------------------------- file
 
@@ -287,6 +290,29 @@ class TaskVector(Mapping[str, torch.Tensor]):
             write(form, folder, layout(form, path.name, metadata))
         return path
 
+    def save_lora(
+        self, folder: str | Path, rank: int, *, fan_in_fan_out: bool = False, overwrite: bool = False
+    ) -> dict[str, float]:
+        r"""Write the LoRA of a rank that is nearest to the vector, as a folder that peft loads (arXiv 2106.09685).
+
+        Args:
+            folder: the output.
+            rank: of every matrix's :math:`BA`, which is its truncated singular value decomposition.
+            fan_in_fan_out: weights are of shape ``(in, out)``, as in GPT-2.
+            overwrite: replace a folder that is there.
+
+        Returns:
+            ``relative_error``: the norm of what the adapter lacks over the vector's; ``left_out``: changed tensors that aren't matrices.
+
+        Raises:
+            OptionError: if no matrix changed.
+            OutputError: if the folder exists or can't be written.
+        """
+        base = self.base.ref if self.base else None
+        with whole(folder, overwrite=overwrite) as part:
+            part.mkdir()
+            return write_adapter(self.form, part, rank, fan_in_fan_out=fan_in_fan_out, base=base)
+
     @classmethod
     def load(cls, path: str | Path) -> TaskVector:
         """Open a file that `save` wrote; it is read when it is used.
@@ -297,6 +323,8 @@ class TaskVector(Mapping[str, torch.Tensor]):
         source = open_ref(path).form.sources[0]
         if source.space != "delta":
             raise SpaceError(f"{path} holds weights, not a task vector; make one with TaskVector(pre, {str(path)!r})")
+        if getattr(source, "replaced", None) is not None:
+            raise SpaceError(f"{path} replaces whole modules, and so needs its base: TaskVector(base, {str(path)!r})")
         record = getattr(source, "made_from", {}).get("base")
         if not isinstance(record, dict) or not {"ref", "fingerprint"} <= record.keys():
             return cls._of(LinearForm.of(source), None)
@@ -308,7 +336,7 @@ class Base:
 
     def __init__(self, ref: str, fingerprint: str | None, checkpoint: Checkpoint | None) -> None:
         self.ref = ref
-        self._fingerprint = fingerprint
+        self.recorded = fingerprint
         self.checkpoint = checkpoint
 
     @classmethod
@@ -319,10 +347,14 @@ class Base:
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the base's weights."""
-        if self._fingerprint is not None:
-            return self._fingerprint
+        if self.recorded is not None:
+            return self.recorded
         assert self.checkpoint is not None
         return self.checkpoint.fingerprint
+
+    def like(self, other: Checkpoint) -> Base:
+        """The same base in another checkpoint's names."""
+        return Base(self.ref, self.recorded, alike(self.checkpoint, other) if self.checkpoint else None)
 
     def matches(self, other: Checkpoint) -> bool:
         """True if ``other`` is this base: the same place, or the same bits."""

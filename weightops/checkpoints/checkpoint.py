@@ -13,14 +13,16 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from weightops.checkpoints import memory, safetensors_files, torch_files
+from weightops.checkpoints import adapters, dcp_folder, index_files, memory, refs, safetensors_files, torch_files
 from weightops.checkpoints.open_clip_folder import CONFIG, OpenClipArchitecture
+from weightops.checkpoints.timm_folder import TimmArchitecture
+from weightops.checkpoints.transformers_folder import TransformersArchitecture
 from weightops.engine.ranks import Ranks
 from weightops.engine.run import OnNonfinite, allocate, materialize
 from weightops.engine.write import ALONE, Estimate, FileLayout, estimate, layout, write
 from weightops.errors import CheckpointError, OptionError, SpaceError
 from weightops.expression import LinearForm, Source, Spec, describe, fingerprint, provenance
-from weightops.files import stage_of, staged
+from weightops.files import read_json, stage_of, staged
 from weightops.keys import mismatch, some
 from weightops.registry import Registry
 
@@ -60,16 +62,20 @@ FORMATS: Registry[Format] = Registry(
     "checkpoint format",
     "formats",
     {
-        "safetensors": Format(safetensors_files.recognises_file, safetensors_files.open_file),
-        "safetensors index": Format(safetensors_files.recognises_index, safetensors_files.open_index),
-        "torch zip": Format(torch_files.recognises, torch_files.open_file),
+        "safetensors": Format(safetensors_files.recognises, safetensors_files.open_file),
+        "index": Format(index_files.recognises, lambda path: index_files.open_index(path, _open_file)),
+        "adapter": Format(adapters.recognises, lambda path: adapters.open_adapter(path, _open_file)),
+        "distributed checkpoint": Format(dcp_folder.recognises, dcp_folder.open_folder),
+        "torch zip": Format(torch_files.recognises_zip, torch_files.open_zip),
+        "torch stream": Format(torch_files.recognises_stream, torch_files.open_stream),
+        "torch tar": Format(torch_files.recognises_tar, torch_files.open_tar),
     },
 )
 
 
 _KNOWN = (
     "open_clip_model.safetensors", "model.safetensors.index.json", "model.safetensors", "diffusion_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin", "pytorch_model.bin",
+    "open_clip_pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.bin", adapters.CONFIG, ".metadata",
 )  # fmt: skip
 """What the files of weights in a folder are usually called, the preferred first."""
 
@@ -314,24 +320,28 @@ def open_checkpoint(source: CheckpointLike) -> Checkpoint:
     Raises:
         CheckpointError: naming the file and what is wrong with it.
     """
-    if isinstance(source, nn.Module):
-        opened = Checkpoint(LinearForm.of(memory.MemorySource(source.state_dict(), type(source).__name__)))
-    elif isinstance(source, Checkpoint):
-        return source
-    elif isinstance(getattr(source, "form", None), LinearForm):
-        raise SpaceError("a task vector was given where weights are needed; apply it to a base first")
-    elif isinstance(source, Mapping):
-        opened = Checkpoint(LinearForm.of(memory.MemorySource(source, "a state dict")))
-    else:
-        opened = open_ref(source)
-        if source == EMBEDDED:
-            opened = opened.to(torch.float32)  # half precision is only how it is stored
+    opened = open_any(source)
     if opened.form.space == "delta":
         raise SpaceError(f"{source} holds a task vector, not weights; open it with TaskVector.load (weightops apply)")
     return opened
 
 
 CheckpointLike = str | Path | Checkpoint | Mapping[str, torch.Tensor] | nn.Module
+
+
+def open_any(source: CheckpointLike) -> Checkpoint:
+    """As `open_checkpoint`, but what is stored may be a delta: a saved task vector, or an adapter."""
+    if isinstance(source, nn.Module):
+        return Checkpoint(LinearForm.of(memory.MemorySource(source.state_dict(), type(source).__name__)))
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(getattr(source, "form", None), LinearForm):
+        raise SpaceError("a task vector was given where weights are needed; apply it to a base first")
+    if isinstance(source, Mapping):
+        return Checkpoint(LinearForm.of(memory.MemorySource(source, "a state dict")))
+    opened = open_ref(source)
+    # Half precision is only how the embedded model is stored.
+    return opened.to(torch.float32) if source == EMBEDDED else opened
 
 
 def open_ref(ref: str | Path) -> Checkpoint:
@@ -341,25 +351,45 @@ def open_ref(ref: str | Path) -> Checkpoint:
         embedded.source.ref = EMBEDDED
         return embedded
     path = Path(ref)
+    named = None
     if not path.exists():
-        hint = f"{EMBEDDED!r} is the model that comes with weightops"
-        raise CheckpointError(f"there is no file or folder {path} (and no ref of that name; {hint})")
+        named = refs.place(str(ref), _KNOWN)
+        if named is None:
+            hint = f"{EMBEDDED!r} is the model that comes with weightops"
+            raise CheckpointError(f"there is no file or folder {path} (and no ref of that name; {hint})")
+        path = named.path
     try:
-        architecture = OpenClipArchitecture(path) if path.is_dir() and (path / CONFIG).is_file() else None
         file = _weights_in(path) if path.is_dir() else path
-        found = _format_of(file)
-        if found is None:
-            with open(file, "rb") as stream:
-                head = stream.read(16)
-            raise CheckpointError(
-                f"{file} is not a checkpoint: it is none of {', '.join(FORMATS)}, and begins with {head!r}"
-            )
-        source = found.open(file)
+        source = _open_file(file)
+        architecture = (named.architecture if named else None) or (_architecture_of(path) if path.is_dir() else None)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
-    if file != path:
-        source.ref = str(path)
+    if named or file != path:
+        source.ref = named.ref if named else str(path)
     return Checkpoint(LinearForm.of(source), architecture)
+
+
+def _architecture_of(folder: Path) -> Architecture | None:
+    """What a folder says of its model: the configuration of one of the libraries that are known."""
+    if (folder / CONFIG).is_file():
+        return OpenClipArchitecture(folder)
+    if not (folder / "config.json").is_file():
+        return None
+    config = read_json(folder / "config.json")
+    if "model_type" in config:
+        return TransformersArchitecture(folder)
+    return TimmArchitecture(folder) if "architecture" in config else None
+
+
+def _open_file(file: Path) -> Source:
+    found = _format_of(file)
+    if found is None:
+        with open(file, "rb") as stream:
+            head = stream.read(16)
+        raise CheckpointError(
+            f"{file} is not a checkpoint: it is none of {', '.join(FORMATS)}, and begins with {head!r}"
+        )
+    return found.open(file)
 
 
 def _format_of(file: Path) -> Format | None:
@@ -372,7 +402,7 @@ def _weights_in(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     found = [path for path in sorted(folder.iterdir()) if path.is_file() and _format_of(path) is not None]
-    indexes = [path for path in found if FORMATS["safetensors index"].recognises(path)]
+    indexes = [path for path in found if FORMATS["index"].recognises(path)]
     chosen = indexes or found
     if len(chosen) == 1:
         return chosen[0]
@@ -399,7 +429,8 @@ def load_into(form: LinearForm, module: nn.Module, *, strict: bool | None = True
         for n, t in targets.items()
         if n in form.specs and form.specs[n].shape != tuple(t.shape)
     ]
-    missing = [n for n in targets if n not in form.specs]
+    filled = {id(t) for n, t in targets.items() if n in form.specs}  # of tied names, one is enough
+    missing = [n for n, t in targets.items() if id(t) not in filled]
     extra = [n for n in form.specs if n not in targets]
     if shapes or (strict and (missing or extra)):
         remedy = "load into the architecture that the weights are of" + ("" if shapes else ", or with strict=False")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from weightops.errors import CheckpointError
-from weightops.files import write_json
+from weightops.files import cache_dir, whole, write_json
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -43,6 +44,16 @@ class OpenClipArchitecture:
             sound = False
         if not sound:
             raise CheckpointError(f"{path} is not an open_clip configuration with model_cfg, vision_cfg and text_cfg")
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> OpenClipArchitecture:
+        """The architecture of a configuration that is in no folder: it is put into one in the cache."""
+        folder = cache_dir() / "open_clip" / sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+        if not (folder / CONFIG).is_file():
+            with whole(folder, overwrite=True) as part:
+                part.mkdir()
+                write_json(part / CONFIG, config)
+        return cls(folder)
 
     def build(self) -> nn.Module:
         """The module, with weights yet to be filled in, in evaluation mode."""

@@ -19,7 +19,9 @@ from weightops.cli import options
     show_default=True,
     help="Which images.",
 )
-@click.option("--base", default=None, help="A model whose configuration to use for weights that come without one.")
+@click.option(
+    "--base", default=None, help="A model whose configuration, and whatever they lack, weights are completed from."
+)
 @click.option("--details", is_flag=True, help="Recall of each class and the confusion matrix, in the JSON.")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at a time.")
 @options.device
@@ -41,6 +43,7 @@ def command(
     The files of --out are a superset of CLIP_benchmark's: `clip_benchmark build FOLDER/*.json` makes one table of them.
     """
     from weightops.checkpoints.checkpoint import Checkpoint, open_checkpoint
+    from weightops.checkpoints.likeness import alike, for_open_clip
     from weightops.evaluators.clip import Clip
     from weightops.evaluators.zero_shot import as_tasks, record, score
     from weightops.files import check_free, whole, write_json
@@ -52,8 +55,9 @@ def command(
     results = []
     opened = [open_checkpoint(name) for name in models or ("embedded",)]
     for checkpoint in opened:
-        if checkpoint.architecture is None and base is not None:
-            checkpoint = Checkpoint(checkpoint.form, open_checkpoint(base).architecture)
+        if base is not None:
+            start = for_open_clip(open_checkpoint(base))
+            checkpoint = Checkpoint(alike(checkpoint, start).form, start.architecture)
         clip = Clip.open(checkpoint, device)
         for task in as_tasks(tasks or list(TASKS)):
             results.append(record(clip, task, split, score(clip, task, split, details=details, batch_size=batch_size)))

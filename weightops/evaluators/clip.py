@@ -19,6 +19,7 @@ from torchvision.transforms import Compose, Normalize
 from tqdm import tqdm
 
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
+from weightops.checkpoints.likeness import for_open_clip
 from weightops.errors import CheckpointError, OptionError, OutputError
 from weightops.files import cache_dir, whole
 from weightops.tasks.task import Images, Task
@@ -70,7 +71,7 @@ class Clip:
         """
         if isinstance(model, Clip):
             return model
-        checkpoint = open_checkpoint(model)
+        checkpoint = for_open_clip(open_checkpoint(model))
         place = pick_device(device)
         module = checkpoint.model().to(place)
         if not hasattr(module, "encode_image") or not hasattr(module, "encode_text"):

@@ -1,0 +1,183 @@
+"""A seeded fuzzer: damaged files of every form open, or are refused in one of our errors; nothing else happens."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+import torch
+from bytewise import archive, mapping, module, stream, tar, tensor
+from safetensors.torch import save_file
+from torch import nn
+
+from weightops import open_checkpoint
+from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.errors import WeightopsError
+
+MUTANTS = 10_000
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(3).half(), "n": torch.tensor(3)}
+INTERESTING = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**60, 2**63 - 1, 2**63, 2**64 - 1]
+
+
+def _safetensors(folder: Path) -> Path:
+    save_file(
+        STATE, folder / "x", metadata={"format": "pt", "weightops": '{"space": "weights"}', "b.weight": "a.weight"}
+    )
+    return folder / "x"
+
+
+def _index(folder: Path) -> Path:
+    save_file({n: t for n, t in STATE.items() if n != "n"}, folder / "one.safetensors")
+    save_file({"n": STATE["n"]}, folder / "two.safetensors")
+    weight_map = {name: "two.safetensors" if name == "n" else "one.safetensors" for name in STATE}
+    (folder / "x").write_text(json.dumps({"metadata": {"total_size": 38}, "weight_map": weight_map}))
+    return folder / "x"
+
+
+def _saved(folder: Path, *, new: bool) -> Path:
+    torch.save(STATE, folder / "x", _use_new_zipfile_serialization=new)
+    return folder / "x"
+
+
+def _script(folder: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(nn.Linear(2, 3), torch.ones(1, 2)), str(folder / "x"))
+    return folder / "x"
+
+
+FORMS: dict[str, tuple[int, Callable[[Path], Path]]] = {
+    "safetensors": (1500, _safetensors),
+    "index": (1000, _index),
+    "zip": (1500, lambda folder: _saved(folder, new=True)),
+    "stream": (1500, lambda folder: _saved(folder, new=False)),
+    "small zip": (1000, lambda folder: archive(folder / "x", mapping(w=tensor()))),
+    "module": (1000, lambda folder: archive(folder / "x", module("a.B", w=tensor()))),
+    "small stream": (1000, lambda folder: stream(folder / "x", module("a.B", w=tensor()))),
+    "tar": (1000, lambda folder: tar(folder / "x", mapping(w=b"K\x07Q"))),
+    "script": (500, _script),
+}
+"""How many mutants of what."""
+
+
+def mutate(data: bytes, random: random.Random) -> bytes:
+    """One to four changes: a byte, a bit, a number, a piece cut out, doubled, moved or overwritten, an end cut off."""
+    mutant = bytearray(data)
+    for _ in range(random.randint(1, 4)):
+        at = random.randrange(len(mutant)) if mutant else 0
+        length = random.choice((1, 2, 4, 8, 64))
+        piece = bytes(mutant[at : at + length])
+        other = random.randrange(len(mutant)) if mutant else 0
+        kind = random.randrange(9)
+        if kind <= 1 and mutant:
+            mutant[at] = random.randrange(256)
+        elif kind == 2 and mutant:
+            mutant[at] ^= 1 << random.randrange(8)
+        elif kind == 3:
+            width = random.choice((1, 2, 4, 8))
+            mutant[at : at + width] = (random.choice(INTERESTING) % 256**width).to_bytes(width, "little")
+        elif kind == 4:
+            del mutant[at : at + length]
+        elif kind == 5:
+            mutant[at:at] = piece * random.choice((1, 2, 100))
+        elif kind == 6:
+            mutant[other : other + length] = piece
+        elif kind == 7:
+            mutant[at:at] = bytes([random.choice(b'()[]{}tRbo\x81\x92.0Qcie012uas,"9-\x85\x86\x94hq')])
+        elif random.random() < 0.3:
+            del mutant[at:]
+    return bytes(mutant)
+
+
+@pytest.fixture(autouse=True)
+def bounds() -> Iterator[None]:
+    """A gigabyte more than there is in use, and ten seconds for a mutant."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError("a mutant takes more than ten seconds")
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), limits[1]))
+    handler = signal.signal(signal.SIGALRM, late)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, handler)
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def consume(checkpoint: Checkpoint) -> None:
+    """All that a user may ask of a file that opened."""
+    source = checkpoint.source
+    for name in source.specs:
+        assert tuple(source.read(name).shape) == source.specs[name].shape
+    assert len(source.fingerprint) == 16
+    assert all(isinstance(item, str) for item in source.passed_over)
+    assert checkpoint.state_dict().keys() == source.specs.keys()
+
+
+def _header(path: Path, content: bytes) -> Path:
+    path.write_bytes(len(content).to_bytes(8, "little") + content + bytes(32))
+    return path
+
+
+INSIDE: dict[str, tuple[int, bytes, Callable[[Path, bytes], Path]]] = {
+    "a pickle in a zip": (2000, mapping(w=tensor(), v=tensor(shape=(8,), stride=(1,))), archive),
+    "a module in a zip": (2000, module("a.B", w=tensor()), archive),
+    "a pickle in a stream": (1000, mapping(w=tensor()), stream),
+    "a pickle in a tar": (1000, mapping(w=b"K\x07Q", v=b"K\x07Q"), tar),
+    "a header": (1000, json.dumps({"w": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}).encode(), _header),
+}
+"""The same, with the damage in one part and a sound container around it."""
+
+
+def test_there_are_ten_thousand() -> None:
+    assert sum(count for count, *_ in (*FORMS.values(), *INSIDE.values())) >= MUTANTS
+
+
+def fuzz(label: str, count: int, data: bytes, write: Callable[[bytes], Path]) -> None:
+    """Open ``count`` mutants of ``data``; some are as good as the original."""
+    draws, opened = random.Random(label), 0
+    consume(open_checkpoint(write(data)))
+    for i in range(count):
+        path = write(mutate(data, draws))
+        signal.alarm(10)
+        try:
+            consume(open_checkpoint(path))
+            opened += 1
+        except WeightopsError:
+            continue
+        except BaseException as error:
+            raise AssertionError(f"mutant {i} of {label}: {error!r}") from error
+    assert 0 < opened < count
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mutants(form: str, tmp_path: Path) -> None:
+    count, make = FORMS[form]
+    path = make(tmp_path)
+
+    def write(data: bytes) -> Path:
+        path.unlink()
+        path.write_bytes(data)
+        return path
+
+    fuzz(form, count, path.read_bytes(), write)
+
+
+@pytest.mark.parametrize("form", INSIDE)
+def test_mutants_inside_a_sound_container(form: str, tmp_path: Path) -> None:
+    count, content, wrap = INSIDE[form]
+
+    def write(data: bytes) -> Path:
+        (tmp_path / "x").unlink(missing_ok=True)
+        return wrap(tmp_path / "x", data)
+
+    fuzz(form, count, content, write)

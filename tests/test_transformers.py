@@ -1,0 +1,168 @@
+"""Folders of transformers models: opened, edited, saved back, built, and evaluated by open_clip."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from weightops import TaskVector, evaluate, merge, open_checkpoint
+from weightops.checkpoints.likeness import for_open_clip
+from weightops.cli.main import run
+from weightops.errors import CheckpointError
+from weightops.evaluators.clip import Clip
+
+
+def clip_model(seed: int, **settings: Any) -> Any:
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+    torch.manual_seed(seed)
+    common = {"num_hidden_layers": 1, "num_attention_heads": 4, "projection_dim": 24, **settings}
+    text = CLIPTextConfig(hidden_size=16, intermediate_size=32, max_position_embeddings=77, **common)
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, image_size=32, patch_size=8, **common)
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)).eval()
+
+
+def save(model: Any, folder: Path, **options: Any) -> Path:
+    model.save_pretrained(folder, **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A CLIP model, and an image encoder that was tuned from it."""
+    from transformers import CLIPImageProcessor, CLIPVisionModel
+
+    root = tmp_path_factory.mktemp("transformers")
+    model = clip_model(0)
+    save(model, root / "base")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(root / "base")
+    (root / "base" / "vocab.json").write_text("{}")
+    encoder = CLIPVisionModel(model.config.vision_config)
+    torch.manual_seed(1)
+    start = {name.removeprefix("vision_model."): tensor for name, tensor in model.vision_model.state_dict().items()}
+    encoder.load_state_dict(
+        {
+            name: start[name.removeprefix("vision_model.")] + 0.1 * torch.randn_like(t)
+            for name, t in encoder.state_dict().items()
+        }
+    )
+    return root / "base", save(encoder, root / "tuned")
+
+
+def test_saved_folders_load_in_transformers(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    base, tuned = folders
+    out = TaskVector(base, tuned).apply(base, 0.5).save(tmp_path / "edited")
+    assert {path.name for path in out.iterdir()} >= {
+        "config.json",
+        "preprocessor_config.json",
+        "vocab.json",
+        "model.safetensors",
+    }
+    edited, start = CLIPModel.from_pretrained(out).eval(), CLIPModel.from_pretrained(base).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        ours = open_checkpoint(out).model()
+        assert torch.equal(ours.vision_model(pixels)[0], edited.vision_model(pixels)[0])
+        assert not torch.allclose(start.vision_model(pixels)[0], edited.vision_model(pixels)[0])
+    bias = "vision_model.pre_layrnorm.bias"
+    moved = open_checkpoint(tuned)["pre_layrnorm.bias" if "pre_layrnorm.bias" in open_checkpoint(tuned) else bias]
+    assert torch.allclose(edited.state_dict()[bias], (start.state_dict()[bias] + moved) / 2)
+    assert torch.equal(edited.text_projection.weight, start.text_projection.weight)
+
+
+def test_shards_and_bins(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base = open_checkpoint(folders[0])
+    sharded = save(clip_model(0), tmp_path / "sharded", max_shard_size="50KB")
+    assert (sharded / "model.safetensors.index.json").is_file()
+    assert TaskVector(base, sharded).norm() == 0
+    written = base.save(tmp_path / "ours", max_shard_size=50_000)
+    assert (written / "model.safetensors.index.json").is_file()
+    state = clip_model(0).state_dict()
+    (tmp_path / "bin").mkdir()
+    where = {name: f"pytorch_model-0000{i % 2 + 1}-of-00002.bin" for i, name in enumerate(state)}
+    for file in set(where.values()):
+        torch.save({name: tensor for name, tensor in state.items() if where[name] == file}, tmp_path / "bin" / file)
+    (tmp_path / "bin" / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    assert TaskVector(base, tmp_path / "bin").norm() == 0
+    assert len(merge([written, tmp_path / "bin", sharded])) == len(base)
+
+
+def test_evaluated_by_open_clip_with_the_same_features(folders: tuple[Path, Path]) -> None:
+    from transformers import CLIPImageProcessor, CLIPModel
+
+    base, tuned = folders
+    clip = Clip.open(str(base), "cpu")
+    theirs = CLIPModel.from_pretrained(base).eval()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    pixels = CLIPImageProcessor.from_pretrained(base)(image, return_tensors="pt")["pixel_values"]
+    tokens = clip.tokenizer(["a red circle", "two dogs"])
+    with torch.no_grad():
+        expected = theirs.get_image_features(pixel_values=pixels)
+        text = theirs.get_text_features(input_ids=tokens.long())
+        assert torch.allclose(clip.module.encode_image(pixels), getattr(expected, "pooler_output", expected), atol=1e-5)
+        assert torch.allclose(clip.module.encode_text(tokens), getattr(text, "pooler_output", text), atol=1e-5)
+    assert (clip.preprocess(image) - pixels[0]).abs().mean() < 0.02  # resized by two libraries
+    assert clip.base.architecture.config["model_cfg"]["quick_gelu"] is True  # type: ignore[union-attr]
+    result = evaluate(base, "counting", split="validation")
+    assert result["counting"]["n"] == 500
+    assert (
+        run(["evaluate", str(tuned), "--base", str(base), "--tasks", "counting", "--split", "validation", "--json"])
+        == 0
+    )
+    with pytest.raises(CheckpointError, match="has no image and text encoder"):
+        Clip.open(str(tuned))
+
+
+def test_an_activation_that_open_clip_lacks(tmp_path: Path) -> None:
+    gelu = for_open_clip(open_checkpoint(save(clip_model(0, hidden_act="gelu"), tmp_path / "gelu")))
+    assert gelu.architecture.config["model_cfg"]["quick_gelu"] is False  # type: ignore[union-attr]
+    with pytest.raises(CheckpointError, match="settings that open_clip doesn't have"):
+        for_open_clip(open_checkpoint(save(clip_model(0, hidden_act="relu"), tmp_path / "relu")))
+
+
+def test_language_models_with_tied_weights(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=8, bos_token_id=0, eos_token_id=0)
+    pre, ft = (GPT2LMHeadModel(config).eval() for _ in range(2))
+    save(pre, tmp_path / "pre")
+    save(ft, tmp_path / "ft")
+    assert "lm_head.weight" not in load_file(tmp_path / "pre" / "model.safetensors")
+    edited = TaskVector(tmp_path / "pre", tmp_path / "ft").apply(tmp_path / "pre", 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = edited.model()
+    tokens = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model(tokens).logits, ft(tokens).logits)
+    assert TaskVector(pre, tmp_path / "ft").norm() == pytest.approx(TaskVector(pre, ft).norm())
+    assert TaskVector(tmp_path / "pre", ft).norm() == pytest.approx(TaskVector(pre, ft).norm())
+
+
+def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
+    folder = save(clip_model(0), tmp_path / "x")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "auto_map": {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"},
+        "model_type": "evil",
+        "architectures": ["Evil"],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'SENTINEL')!r}, 'w')")
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(CheckpointError, match="names the architecture Evil, which transformers doesn't have"):
+        checkpoint.model()
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["CLIPModel"]}))
+    with pytest.raises(CheckpointError, match="can't be built"):
+        open_checkpoint(folder).model()
+    assert not (tmp_path / "SENTINEL").exists()

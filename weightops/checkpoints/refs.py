@@ -1,0 +1,145 @@
+"""Refs: strings that name weights which aren't a path, and where what they name lies once it has been fetched."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from weightops.checkpoints.open_clip_folder import OpenClipArchitecture
+from weightops.errors import CheckpointError
+from weightops.registry import Registry, unknown
+
+log = logging.getLogger("weightops")
+
+_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
+_BESIDE = ("*.json", "*.txt", "*.model", "tokenizer*", "vocab*", "merges*")
+
+
+class Place(NamedTuple):
+    """Where weights lie, what they are called, and what is known of their model beside what lies there."""
+
+    path: Path
+    ref: str
+    architecture: OpenClipArchitecture | None = None
+
+
+def place(ref: str, preferred: Iterable[str]) -> Place | None:
+    """Fetch what a ref names; None if it is no ref.
+
+    Args:
+        ref: ``org/name``, ``org/name@revision``, ``org/name:file``, or ``scheme:name`` with a scheme of `SCHEMES`.
+        preferred: the names of files of weights, the preferred first.
+
+    Raises:
+        CheckpointError: if it can't be had, in one line.
+    """
+    scheme, separator, name = ref.partition(":")
+    if separator and scheme in SCHEMES:
+        return SCHEMES[scheme](name, tuple(preferred))
+    hub = _HUB.fullmatch(ref)
+    return from_hub(hub["repo"], hub["revision"], hub["file"], tuple(preferred)) if hub else None
+
+
+def from_hub(repo: str, revision: str | None, file: str | None, preferred: tuple[str, ...]) -> Place:
+    """A file, or the weights and all that describes them, of a repository on the Hugging Face Hub, through its cache."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        if file is not None:
+            path = Path(hf_hub_download(repo, file, revision=revision))
+            return Place(path, f"{repo}@{_commit(path)}:{file}")
+        try:
+            names = HfApi().list_repo_files(repo, revision=revision)
+        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
+            raise
+        except Exception as error:  # no network, or not to be used
+            log.debug("%s isn't asked for: %s", repo, error)
+            path = _cached(repo, revision, preferred)
+        else:
+            path = Path(snapshot_download(repo, revision=revision, allow_patterns=_wanted(names, preferred)))
+    except Exception as error:  # the library raises whatever its many back ends raise
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CheckpointError(f"{repo} can't be had from the Hugging Face Hub: {reason}") from error
+    return Place(path, f"{repo}@{path.name}")
+
+
+def _cached(repo: str, revision: str | None, preferred: tuple[str, ...]) -> Path:
+    """The folder that the cache has of a repository, with whatever of it was fetched."""
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    for name in preferred:
+        found = try_to_load_from_cache(repo, name, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent
+    return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+
+
+def _commit(path: Path) -> str:
+    """The revision that a file of the Hub's cache is of."""
+    parts = path.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else "main"
+
+
+def _wanted(names: list[str], preferred: tuple[str, ...]) -> list[str]:
+    """The files to fetch: one form of the weights, with all shards, and what describes them."""
+    chosen = next((name for name in preferred if name in names), None)
+    if chosen is None:
+        suffixes = (
+            (".safetensors",)
+            if any(name.endswith(".safetensors") for name in names)
+            else (".bin", ".pt", ".pth", ".ckpt")
+        )
+        return [*_BESIDE, *(f"*{suffix}" for suffix in suffixes)]
+    stem, index, _ = chosen.partition(".index.json")
+    shards = f"{Path(stem).stem}-*{Path(stem).suffix}"
+    return [*_BESIDE, shards if index else chosen, *([".metadata", "*.distcp"] if chosen == ".metadata" else [])]
+
+
+def _open_clip(name: str, preferred: tuple[str, ...]) -> Place:
+    """``model/tag``, any pair of ``open_clip.list_pretrained()``; the activation is the one that the weights were trained with."""
+    import open_clip
+    from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+
+    model, _, tag = name.rpartition("/")
+    known = [f"{m}/{t}" for m, t in open_clip.list_pretrained()]
+    if name not in known:
+        raise unknown("pretrained model of open_clip", name, known)
+    pretrained = get_pretrained_cfg(model, tag)
+    config = open_clip.get_model_config(model)
+    quick = bool(pretrained.get("quick_gelu", False))
+    if quick != bool(config.get("quick_gelu", False)):
+        log.info("%s was trained with %s: its configuration says so", name, "QuickGELU" if quick else "GELU")
+    config["quick_gelu"] = quick
+    preprocess = {key: pretrained[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in pretrained}
+    architecture = OpenClipArchitecture.of_config({"model_cfg": config, "preprocess_cfg": preprocess})
+    repo, _, file = pretrained.get("hf_hub", "").rpartition("/")
+    if repo:
+        found = from_hub(repo, None, file or None, preferred)
+        return Place(found.path, f"open_clip:{name}", architecture)
+    try:
+        path = Path(download_pretrained(pretrained))
+    except Exception as error:  # the library raises whatever its downloads raise
+        raise CheckpointError(f"open_clip:{name} can't be had: {error}") from error
+    return Place(path, f"open_clip:{name}", architecture)
+
+
+def _timm(name: str, preferred: tuple[str, ...]) -> Place:
+    """A model of timm with pretrained weights: ``vit_tiny_patch16_224``, with a tag behind a dot or its default one."""
+    import timm
+
+    known = timm.list_models(pretrained=True)
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
+    repo = config.hf_hub_id if config else None
+    if not repo:
+        raise unknown("pretrained model of timm", name, known)
+    return from_hub(repo, None, None, preferred)._replace(ref=f"timm:{name}")
+
+
+SCHEMES: Registry[Callable[[str, tuple[str, ...]], Place]] = Registry(
+    "scheme of refs", "refs", {"open_clip": _open_clip, "timm": _timm}
+)
+"""What may stand before a colon in a ref."""

@@ -1,0 +1,62 @@
+"""Folders of timm models: ``config.json`` with an ``architecture`` beside weights, as timm saves them for the Hub."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightops.errors import CheckpointError
+from weightops.files import read_json
+
+CONFIG = "config.json"
+
+
+class TimmArchitecture:
+    """What a folder of timm says of its model.
+
+    Attributes:
+        folder: the folder.
+        config: the content of ``config.json``.
+        weights_file: the name that timm looks for.
+    """
+
+    weights_file = "model.safetensors"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = read_json(folder / CONFIG)
+
+    def build(self) -> nn.Module:
+        """The module, with weights yet to be filled in, in evaluation mode."""
+        import timm
+
+        try:
+            module: nn.Module = timm.create_model(f"local-dir:{self.folder}", pretrained=False)
+        except (RuntimeError, TypeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"timm can't build the model of {self.folder / CONFIG}: {error}") from error
+        return module.eval()
+
+    def preprocess(self) -> Callable[[Any], torch.Tensor]:
+        """PIL image -> tensor, for evaluation."""
+        import timm
+
+        data: Any = timm.data
+        transform: Callable[[Any], torch.Tensor] = data.create_transform(**data.resolve_data_config(model=self.build()))
+        return transform
+
+    def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
+        """There is none.
+
+        Raises:
+            CheckpointError: always: these models take images.
+        """
+        raise CheckpointError(f"{self.folder} is a model of images: it has no tokenizer")
+
+    def write(self, folder: Path, final: Path) -> None:
+        """Put all but the weights into ``folder``, which will be known as ``final``."""
+        shutil.copyfile(self.folder / CONFIG, folder / CONFIG)
