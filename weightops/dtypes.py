@@ -19,6 +19,18 @@ def is_editable(dtype: torch.dtype) -> bool:
     return dtype in _EDITABLE
 
 
+_QUANTISED = {
+    "qweight", "qzeros", "absmax", "quant_map", "quant_state", "SCB", "weight_packed", "weight_scale", "weight_scale_inv", "weight_zero_point",
+}  # fmt: skip
+"""Parts of the names under which libraries keep what belongs to quantised weights."""
+
+
+def is_unfit(name: str, dtype: torch.dtype) -> bool:
+    """True for tensors whose differences would mean nothing: quantised weights and what belongs to them, float8, complex."""
+    odd = (dtype.is_floating_point or dtype.is_complex) and not is_editable(dtype)
+    return odd or not _QUANTISED.isdisjoint(name.split("."))
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32

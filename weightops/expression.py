@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from weightops.dtypes import is_editable, name_of
+from weightops.dtypes import is_editable, is_unfit, name_of
 from weightops.errors import MismatchError, OptionError, SpaceError
 from weightops.keys import Rules, check_setting, depths, escape, finite, mismatch, setting_at, some
 
@@ -172,16 +172,6 @@ class LinearForm:
             MismatchError: if shapes or dtypes differ, or names do and ``strict`` is True.
         """
         left_out = check_match(subtrahend, minuend, strict=strict)
-        odd = [
-            n
-            for n, s in subtrahend.specs.items()
-            if (s.dtype.is_floating_point or s.dtype.is_complex) and not is_editable(s.dtype)
-        ]
-        if odd:
-            raise MismatchError(
-                f"{describe(subtrahend)} holds {len(odd)} tensors in {name_of(subtrahend.specs[odd[0]].dtype)}, "
-                f"in which differences would be wrong: {some(odd)}; convert them to bfloat16 or wider first"
-            )
         specs = {n: s for n, s in subtrahend.specs.items() if is_editable(s.dtype) and n in minuend.specs}
         form = cls("delta", specs, _add(minuend.terms, subtrahend.terms, -1.0))
         return (form._only(specs) if left_out else form), left_out
@@ -313,6 +303,13 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
     Raises:
         MismatchError: if shapes or dtypes differ, or names do and ``strict`` is True.
     """
+    for form in (a, b):
+        unfit = [n for n, s in form.specs.items() if is_unfit(n, s.dtype)]
+        if unfit:
+            raise MismatchError(
+                f"{describe(form)} holds {len(unfit)} quantised or {name_of(form.specs[unfit[0]].dtype)} tensors, "
+                f"in which differences would be wrong: {some(unfit)}; convert them to bfloat16 or wider first"
+            )
     only_a = [n for n in a.specs if n not in b.specs]
     only_b = [n for n in b.specs if n not in a.specs]
     shapes, dtypes = [], []

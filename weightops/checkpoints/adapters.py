@@ -54,7 +54,7 @@ class LoraSource(Source):
                     f"{ref} holds {name}, which is no part of a plain LoRA (DoRA and others aren't read)"
                 )
             else:
-                kept[short] = name
+                kept[short.replace(".base_layer.", ".")] = name
         self._pairs: dict[str, tuple[str, str, float, bool]] = {}
         self.specs = {}
         for module, pair in pairs.items():

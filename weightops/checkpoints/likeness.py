@@ -88,7 +88,7 @@ def fitted(form: LinearForm, base: LinearForm) -> LinearForm:
         name: other
         for pair in ties(base).items()
         for name, other in (pair, pair[::-1])
-        if name not in form.specs and other in form.specs
+        if other in form.specs and not any(name in source.specs for source in form.sources)
     }
     if not aliases:
         return form
