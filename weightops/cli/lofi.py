@@ -45,7 +45,7 @@ def command(
     import os
 
     if int(os.environ.get("RANK", 0)):
-        options.quieten()
+        os.environ["TQDM_DISABLE"] = "1"  # one bar is enough
     from weightops.checkpoints.checkpoint import open_checkpoint
     from weightops.finetuning import config_for
     from weightops.lofi import run
@@ -55,6 +55,8 @@ def command(
     config = config_for(checkpoint, **training)
     like = Node(data=node_data, every=average_every, only=only or ("*",))  # type: ignore[arg-type]
     with connected(node_size, patience) as strategy:
+        if strategy.rank:
+            options.quieten()
         merged = run(
             task, out, model=checkpoint, config=config, strategy=strategy, nodes=nodes, like=like,
             checkpoint_every=checkpoint_every, resume=resume, overwrite=overwrite, device=device,
