@@ -22,6 +22,9 @@ from weightops.cli import options
 @options.node_data
 @click.option("--average-every", type=click.IntRange(0), default=0, help="Also average every so many steps.")
 @click.option("--only", multiple=True, help="Average only tensors of these names (*, ?); others are the first node's.")
+@click.option(
+    "--compare", is_flag=True, help="Also train with communication in every step, and compare all under shift."
+)
 @click.option("--patience", type=float, default=1800.0, show_default=True, help="Seconds to wait for other nodes.")
 @options.checkpoints
 @options.writing
@@ -29,7 +32,7 @@ from weightops.cli import options
 @click.pass_context
 def command(
     ctx: click.Context, /, task: str | None, model: str, out: Path | None, nodes: int | None, node_size: int | None, node_data: str,
-    average_every: int, only: tuple[str, ...], patience: float, checkpoint_every: int, resume: bool, overwrite: bool,
+    average_every: int, only: tuple[str, ...], compare: bool, patience: float, checkpoint_every: int, resume: bool, overwrite: bool,
     as_json: bool, device: str, **training: Any,
 ) -> None:  # fmt: skip
     r"""Fine-tune on nodes that don't communicate, and average their weights (arXiv 2210.11948).
@@ -57,12 +60,20 @@ def command(
     with connected(node_size, patience) as strategy:
         if strategy.rank:
             options.quieten()
-        merged = run(
-            task, out, model=checkpoint, config=config, strategy=strategy, nodes=nodes, like=like,
-            checkpoint_every=checkpoint_every, resume=resume, overwrite=overwrite, device=device,
-        )  # fmt: skip
+        given: dict[str, Any] = {
+            "model": checkpoint, "config": config, "strategy": strategy, "nodes": nodes, "like": like,
+            "checkpoint_every": checkpoint_every, "resume": resume, "overwrite": overwrite, "device": device,
+        }  # fmt: skip
+        if compare:
+            from weightops.comparison import compare as comparison
+
+            compared = comparison(task, out, **given)
+            if compared is not None:
+                _tell_comparison(compared, as_json)
+            return
+        merged = run(task, out, **given)
     if merged is not None:
-        _tell(out / "merged", merged.record(), as_json)
+        _tell(out / "merged", {**merged.record(), "communication_seconds": strategy.seconds}, as_json)
 
 
 @command.command()
@@ -89,3 +100,16 @@ def _tell(out: Path, record: dict[str, Any], as_json: bool) -> None:
     lines = [f"  {name}: {node['coefficient']:.4g}" for name, node in record["nodes"].items()]
     lines += [f"  {name}: left out, {reason}" for name, reason in record["left_out"].items()]
     click.echo("\n".join([f"{out}: the average of {len(record['nodes'])} nodes ({record['means']})", *lines]))
+
+
+def _tell_comparison(compared: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        options.echo_json(compared)
+        return
+    from weightops.reports.table import table
+
+    columns = ("in_distribution", "under_shift", "effective_robustness")
+    rows = [[name, *(float(row[column]) for column in columns)] for name, row in compared["models"].items()]
+    click.echo(table([compared["task"], *columns], rows))
+    for name, cost in compared["cost"].items():
+        click.echo(f"{name}: {cost['communication_seconds']:.1f} of {cost['seconds']:.1f} seconds in communication")

@@ -139,13 +139,7 @@ def shift(
         each in [0, 1].
     """
     [task] = as_tasks(task)
-    if isinstance(model, (str, Path, Mapping, nn.Module, Clip)):
-        clip = Clip.open(model, device)
-
-        def accuracy(task: Task, split: str) -> float:
-            return float(score(clip, task, split)["acc1"])
-    else:
-        accuracy = model
+    accuracy = _accuracy_of(model, device)
     names = list(CORRUPTIONS) if corruptions is None else list(corruptions)
     table = {
         name: {str(severity): accuracy(corrupted(task, name, severity), split) for severity in severities}
@@ -154,6 +148,15 @@ def shift(
     scores = [value for row in table.values() for value in row.values()]
     mean = math.fsum(scores) / len(scores) if scores else math.nan
     return {"in_distribution": accuracy(task, split), "under_shift": mean, "corruptions": table}
+
+
+def _accuracy_of(
+    model: CheckpointLike | Clip | Callable[[Task, str], float], device: str
+) -> Callable[[Task, str], float]:
+    if not isinstance(model, (str, Path, Mapping, nn.Module, Clip)):
+        return model
+    clip = Clip.open(model, device)
+    return lambda task, split: float(score(clip, task, split)["acc1"])
 
 
 def effective_robustness(point: tuple[float, float], references: Sequence[tuple[float, float]]) -> float:
