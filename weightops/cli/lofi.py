@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,22 @@ def command(
 @click.argument("nodes", nargs=-1, required=True, metavar="NODE...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="A folder for the average.")
 @click.option("--only", multiple=True, help="Average only tensors of these names (*, ?); others are the first node's.")
+@click.option("--batchnorm", type=options.OneTask(), help="Recompute running statistics on the images of a task.")
 @options.writing
 @options.printing
-def merge(nodes: tuple[str, ...], out: Path, only: tuple[str, ...], overwrite: bool, as_json: bool) -> None:
+def merge(
+    nodes: tuple[str, ...], out: Path, only: tuple[str, ...], batchnorm: str | None, overwrite: bool, as_json: bool
+) -> None:
     """Average the checkpoints of nodes that belong together, weighted by the samples they saw."""
     from weightops.files import check_free
     from weightops.lofi import survey
 
     check_free(out, overwrite=overwrite)
     average = survey(nodes, only=only or "*")
+    if batchnorm:
+        from weightops.evaluators.batchnorm import recompute_batchnorm
+
+        average = replace(average, model=recompute_batchnorm(average.model, batchnorm))
     average.save(out, overwrite=overwrite)
     _tell(out, average.record(), as_json)
 
