@@ -290,3 +290,48 @@ def test_one_process_trains_node_after_node(separate: Path, tmp_path: Path) -> N
         lofi.run("digits", tmp_path / "other", config=config)
     with pytest.raises(OptionError, match="must run at once"):
         lofi.run("digits", tmp_path / "other", config=TrainingConfig(steps=1), nodes=2, like=Node(every=1))
+
+
+FEW = """
+from dataclasses import replace
+from PIL import Image
+from weightops import TASKS
+from weightops.cli import main
+
+digits = TASKS["digits"]
+
+class Few:
+    def __init__(self, split):
+        self.images = digits.load(split)
+        self.labels = self.images.labels[:20]
+    def __len__(self):
+        return 20
+    def __getitem__(self, index):
+        return self.images[index]
+
+TASKS._table["few"] = replace(digits, name="few", load=Few)
+main.main()
+"""
+
+
+def test_compare_and_averages_on_the_way(tmp_path: Path) -> None:
+    (tmp_path / "few.py").write_text(FEW)
+    out = tmp_path / "run"
+    options = ["--compare", "--task", "few", "--batch-size", "8", "--steps", "4", "--average-every", "2", "--json"]
+    [agent] = torchrun(1, 2, tmp_path / "few.py", "lofi", *options, "--node-size", "1", "-o", out)
+    printed = agent.communicate(timeout=600)
+    assert agent.returncode == 0, printed
+    result = json.loads(printed[0])
+    assert result == json.loads((out / "comparison.json").read_text())
+    models = result["models"]
+    assert list(models) == [
+        "base", "baseline", "node0 alone", "node1 alone", "average", "EMA of node0", "ensemble",
+    ]  # fmt: skip
+    nodes = [open_checkpoint(out / f"node{i}") for i in range(2)]
+    assert equal(*nodes)  # as the last step averaged
+    assert equal(nodes[0], open_checkpoint(out / "merged"))
+    assert models["average"] == models["node0 alone"] == models["node1 alone"]
+    assert models["ensemble"]["under_shift"] == models["average"]["under_shift"]
+    assert 0 < models["base"]["in_distribution"] < 1
+    assert not equal(open_checkpoint(out / "node0" / "ema"), nodes[0])
+    assert all(cost["communication_seconds"] > 0 for cost in result["cost"].values())
