@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from weightops import TASKS, Clip, Task, evaluate, open_checkpoint
-from weightops.errors import CheckpointError
+from weightops import TASKS, Checkpoint, Clip, Task, evaluate, open_checkpoint
+from weightops.checkpoints.open_clip_folder import OpenClipArchitecture
+from weightops.errors import CheckpointError, OptionError
+from weightops.evaluators.batchnorm import recompute_batchnorm
 from weightops.evaluators.zero_shot import metrics, score
 
 
@@ -118,3 +121,35 @@ def test_embedded_loads_in_unmodified_open_clip(tmp_path: object) -> None:
         assert torch.equal(
             model.eval().encode_image(preprocess(image)[None]), ours.module.encode_image(ours.preprocess(image)[None])
         )
+
+
+@pytest.fixture
+def resnet(tmp_path: Path) -> Path:
+    """A small open_clip directory whose image encoder has batch normalisation."""
+    folder = open_checkpoint("embedded").save(tmp_path / "resnet")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"] = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    architecture = OpenClipArchitecture(folder)
+    Checkpoint(open_checkpoint(architecture.build()).form, architecture).save(folder, overwrite=True)
+    return folder
+
+
+def test_batch_statistics_made_anew(resnet: Path) -> None:
+    before = open_checkpoint(resnet)
+    after = recompute_batchnorm(resnet, "digits", images=256, batch_size=64, device="cpu")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {
+        name for name in before if name.startswith("visual.") and ("running_" in name or "num_batches" in name)
+    }
+    clip = Clip.open(resnet, "cpu")
+    order = np.random.default_rng(0).permutation(997)[:256]
+    images = clip.pixels(TASKS["digits"], "train").batch(order)
+    with torch.no_grad():
+        first = clip.module.visual.conv1(images)
+    assert torch.allclose(after["visual.bn1.running_mean"], first.mean((0, 2, 3)), atol=1e-5)
+    variances = torch.stack([part.var((0, 2, 3)) for part in first.split(64)]).mean(0)
+    assert torch.allclose(after["visual.bn1.running_var"], variances, atol=1e-5)
+    with pytest.raises(OptionError, match="nothing to recompute"):
+        recompute_batchnorm("embedded", "digits")

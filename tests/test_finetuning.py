@@ -68,6 +68,8 @@ def test_only_the_image_encoder_changes(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "finetuned.safetensors",
         "log.jsonl",
+        "merges.txt.gz",
+        "open_clip_config.json",
         "training.json",
     ]
     assert not clip.module.training

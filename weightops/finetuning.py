@@ -1,13 +1,10 @@
-"""Fine-tune an image encoder under a frozen zero-shot head (arXiv 2208.05592, 2212.04089)."""
+"""Fine-tune an image encoder under a frozen zero-shot head (arXiv 2208.05592, 2212.04089): one loop, on one process, several or many nodes."""
 
 from __future__ import annotations
 
-import io
-import json
-import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,18 +16,17 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
+from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike
 from weightops.checkpoints.memory import MemorySource
-from weightops.errors import CheckpointError, TaskError
+from weightops.errors import OptionError
 from weightops.evaluators.clip import Clip
 from weightops.evaluators.zero_shot import as_tasks
 from weightops.expression import LinearForm
-from weightops.files import check_free, whole
+from weightops.keys import Rules
+from weightops.learners import ClipLearner
+from weightops.nodes import Node, Single
+from weightops.runs import Folder, Stateful
 from weightops.tasks.task import Task
-
-log = logging.getLogger("weightops")
-
-WEIGHTS, LOG, RECORD, STATE = "finetuned.safetensors", "log.jsonl", "training.json", "training.pt"
 
 
 @dataclass(frozen=True)
@@ -39,12 +35,13 @@ class TrainingConfig:
 
     Attributes:
         steps: optimizer steps.
-        batch_size: images a step.
+        batch_size: images a step, of all nodes together.
         lr: peak learning rate of AdamW, after a linear warm-up and before a cosine decay to 0.
         weight_decay: of AdamW.
         warmup: steps of warm-up; at most a tenth of all steps.
         max_grad_norm: gradients are scaled down to this norm.
         shift: move the images of a batch by up to this fraction of their side; 0 for no augmentation.
+        ema: also keep the moving average of the weights with this decay a step, from 0 (for none) to 1.
         seed: of the order of images and of the augmentation.
     """
 
@@ -55,6 +52,7 @@ class TrainingConfig:
     warmup: int = 200
     max_grad_norm: float = 1.0
     shift: float = 0.0
+    ema: float = 0.0
     seed: int = 0
 
     def learning_rate(self, step: int) -> float:
@@ -81,6 +79,8 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    node: Node | None = None,
+    strategy: Single | None = None,
 ) -> Checkpoint:
     """Fine-tune the image encoder on a task; the text encoder, and so the head, stays as it is.
 
@@ -88,11 +88,14 @@ def finetune(
         model: what to start from: anything with a known architecture, or a `Clip`, whose module is then trained in place.
         task: a name or a `Task`; its training split is used and no other.
         config: how; by default `config_for` the model.
-        out: a folder for ``finetuned.safetensors``, ``log.jsonl`` and ``training.json``, and for the state while it runs.
+        out: a folder for the weights, which opens as a model, ``log.jsonl`` and ``training.json``, and for the state while
+            it runs. All processes of a node must see it.
         checkpoint_every: steps between states that a killed run can be resumed from.
         resume: go on from the state in ``out``; on CPU, with the same threads, the weights end the same to the bit.
         overwrite: replace a finished run in ``out``; it stays until the new one is complete.
         device: "auto", "cpu", "cuda", ...
+        node: which of several nodes this is, and so which images it sees (lo-fi, arXiv 2210.11948); the only one by default.
+        strategy: the processes that make up the node; by default just this one (see `weightops.nodes`).
 
     Returns:
         The fine-tuned weights, in memory, or from ``out`` where it is given.
@@ -100,181 +103,151 @@ def finetune(
     Raises:
         OutputError: if ``out`` holds a finished run and neither ``resume`` nor ``overwrite`` is set.
         CheckpointError: if what is to be resumed is of another run.
+        NonfiniteError: if weights have become NaN or infinite and were to be written to ``out``.
     """
     clip = Clip.open(model, device)
     [task] = as_tasks(task)
-    config = config or config_for(clip.base)
-    identity = {"config": asdict(config), "base": clip.base.fingerprint, "task": task.name, "source": task.source}
-    folder = Folder(Path(out), identity) if out is not None else None
-    if folder is not None and folder.begin(resume=resume, overwrite=overwrite):
-        return Checkpoint(open_checkpoint(folder.path / WEIGHTS).form, clip.base.architecture)
+    config, node, strategy = config or config_for(clip.base), node or Node(), strategy or Single()
+    identity = {
+        "config": asdict(config), "base": clip.base.fingerprint, "task": task.name, "source": task.source, "node": asdict(node),
+    }  # fmt: skip
+    folder = Folder(Path(out), identity, clip.base.architecture) if out is not None else None
+    first = strategy.rank == 0
+    if strategy.tell(first and folder is not None and folder.begin(resume=resume, overwrite=overwrite)):
+        assert folder is not None
+        return folder.weights()
     try:
-        state = _train(clip, task, config, folder, checkpoint_every)
-        source = MemorySource(state, f"{clip.base.ref} fine-tuned on {task.name}")
-        result = Checkpoint(LinearForm.of(source), clip.base.architecture)
-        if folder is None:
-            return result
-        folder.finish(result)
+        weights, ema = _train(ClipLearner(clip, task), config, node, strategy, folder, checkpoint_every)
+        if folder is None or not first:
+            source = MemorySource(weights, f"{clip.base.ref} fine-tuned on {task.name}")
+            return Checkpoint(LinearForm.of(source), clip.base.architecture)
+        samples = config.steps * node.batch_size(config.batch_size)
+        folder.finish(weights, ema, model=clip.base.ref, samples=samples, communication_seconds=strategy.seconds)
     except BaseException:
-        if folder is not None:
+        if folder is not None and first:
             with suppress(OSError):
                 folder.path.rmdir()  # if there is nothing in it
         raise
-    return Checkpoint(open_checkpoint(folder.path / WEIGHTS).form, clip.base.architecture)
-
-
-class Folder:
-    """A run's folder: its state while it lasts, its weights, log and record at the end.
-
-    Args:
-        path: the folder.
-        identity: what makes it this run; nothing of another is resumed.
-    """
-
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self.path = path
-        self.identity = json.loads(json.dumps(identity))
-        self.lines: list[dict[str, float]] = []
-
-    def begin(self, *, resume: bool, overwrite: bool) -> bool:
-        """Make the folder ready; True if the run in it is finished already.
-
-        Raises:
-            OutputError: if it is, and is neither to be resumed nor overwritten.
-            CheckpointError: if it is to be resumed, and is of another run.
-        """
-        if resume and not (self.path / STATE).is_file() and (self.path / WEIGHTS).is_file():
-            try:
-                self._same(json.loads((self.path / RECORD).read_text(encoding="utf-8")))
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"{self.path} holds weights and no record of how they were made") from error
-            return True
-        if not resume:
-            check_free(self.path / WEIGHTS, overwrite=overwrite)
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            (self.path / STATE).unlink(missing_ok=True)
-        return False
-
-    def _same(self, identity: Any) -> None:
-        if identity != self.identity:
-            raise CheckpointError(
-                f"{self.path} holds another run ({json.dumps(identity)}); give the same options, or start again without resume"
-            )
-
-    def restore(self, visual: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Load the state, if there is one; the step to go on from."""
-        if not (self.path / STATE).is_file():
-            return 0
-        state = torch.load(self.path / STATE, map_location="cpu", weights_only=True)
-        self._same(json.loads(state["identity"]))
-        visual.load_state_dict(state["visual"])
-        optimizer.load_state_dict(state["optimizer"])
-        self.lines = json.loads(state["lines"])
-        log.info("going on from step %d", state["step"])
-        return int(state["step"])
-
-    def keep(self, visual: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Write the state to go on from, whole or not at all."""
-        content = io.BytesIO()  # torch.save to a file tells of a full disk in its own way
-        named = {"visual": visual.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save(
-            {"identity": json.dumps(self.identity), "step": step, "lines": json.dumps(self.lines), **named}, content
-        )
-        with whole(self.path / STATE, overwrite=True) as part:
-            part.write_bytes(content.getbuffer())
-        self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
-
-    def finish(self, weights: Checkpoint) -> None:
-        """Write what is left of the run."""
-        self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
-        self._write(RECORD, json.dumps(self.identity, indent=2) + "\n")
-        weights.save(self.path / WEIGHTS, overwrite=True, on_nonfinite="error")
-        (self.path / STATE).unlink(missing_ok=True)
-
-    def _write(self, name: str, text: str) -> None:
-        with whole(self.path / name, overwrite=True) as part:
-            part.write_text(text, encoding="utf-8")
+    return folder.weights()
 
 
 def _train(
-    clip: Clip, task: Task, config: TrainingConfig, folder: Folder | None, every: int
-) -> dict[str, torch.Tensor]:
-    """The loop; the module's whole state at its end, on CPU."""
-    head = clip.zero_shot_head(task)
-    pixels = clip.pixels(task, "train")
-    if not len(pixels):
-        raise TaskError(f"{task.name} has no training images")
-    visual = clip.module.visual
-    parameters = [p for p in visual.parameters() if p.is_floating_point()]
+    learner: ClipLearner, config: TrainingConfig, node: Node, strategy: Single, folder: Folder | None, every: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The loop; the module's whole state at its end, and with the moving average in it if there is one, on CPU."""
+    parameters = [p for p in learner.trained.parameters() if p.is_floating_point()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    first = folder.restore(visual, optimizer) if folder is not None else 0
+    ema = _Ema(learner, config.ema)
+    parts: dict[str, Stateful] = {"trained": learner.trained, "optimizer": optimizer, "ema": ema}
+    first = folder.restore(parts) if folder is not None else 0
     lines = folder.lines if folder is not None else []
     before = lines[-1]["seconds"] if lines else 0.0
-    mixed = clip.device.type == "cuda"
+    batch_size = node.batch_size(config.batch_size)
+    if batch_size < strategy.size:
+        raise OptionError(f"a batch of {batch_size} can't be divided among the {strategy.size} processes of a node")
+    mine = slice(*(r * batch_size // strategy.size for r in (strategy.rank, strategy.rank + 1)))
+    part = (mine.stop - mine.start) * strategy.size / batch_size  # so that the mean of means is the batch's mean
+    averaged = Rules.of(dict.fromkeys(node.only, 1.0))
+    averaged.check(learner.module.state_dict())
     started = time.monotonic()
-    bar = tqdm(total=config.steps, initial=first, desc=f"fine-tuning on {task.name}", unit="step", delay=1, leave=False)
-    with _training(clip), bar:
+    bar = tqdm(total=config.steps, initial=first, desc=learner.title, unit="step", delay=1, leave=False)
+    with _training(learner), bar:
+        parallel = strategy.parallel(learner)
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate(step)
-            indices = batch_indices(len(pixels), config.batch_size, step, config.seed)
-            images = _shifted(pixels.batch(indices), config, step).to(clip.device)
-            with torch.autocast(clip.device.type, torch.bfloat16, enabled=mixed):
-                features = clip.encode_image(images)
-            loss = F.cross_entropy(features @ head.T, pixels.labels[indices].to(clip.device))
+            indices = batch_indices(len(learner), config.batch_size, step, config.seed, node)
+            images, labels = learner.batch(torch.from_numpy(indices[mine]))
+            images = _shifted(images, config, node.key(config.seed, step), mine, batch_size)
+            loss = parallel(images.to(learner.device), labels.to(learner.device))
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss * part).backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             optimizer.step()
+            if node.every and (step + 1) % node.every == 0:
+                state = {n: t for n, t in learner.state().items() if averaged(n)}
+                strategy.average_(state, (step + 1) * batch_size, step + 1)
+            ema.update()
             bar.update()
             if step % 10 == 0 or step + 1 == config.steps:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
                 seconds = before + time.monotonic() - started
                 lines.append(
-                    {"step": step + 1, "loss": loss.item(), "lr": config.learning_rate(step), "seconds": seconds}
-                )
-            if folder is not None and (step + 1) % every == 0 and step + 1 < config.steps:
-                folder.keep(visual, optimizer, step + 1)
-    return {name: tensor.detach().cpu().clone() for name, tensor in clip.module.state_dict().items()}
+                    {"step": step + 1, "loss": loss.item(), "lr": config.learning_rate(step), "seconds": seconds,
+                     "communication": strategy.seconds}
+                )  # fmt: skip
+            if folder is not None and strategy.rank == 0 and (step + 1) % every == 0 and step + 1 < config.steps:
+                folder.keep(parts, step + 1)
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in learner.module.state_dict().items()}
+    return weights, {**weights, **ema.state_dict()} if config.ema else {}
+
+
+class _Ema:
+    """The moving average of what a learner learns; nothing for a decay of 0."""
+
+    def __init__(self, learner: ClipLearner, decay: float) -> None:
+        self._learner, self._decay = learner, decay
+        self._mean = {n: t.detach().clone() for n, t in learner.state().items()} if decay else {}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        now = self._learner.state() if self._decay else {}
+        for name, mean in self._mean.items():
+            if mean.is_floating_point():
+                mean.lerp_(now[name], 1 - self._decay)
+            else:
+                mean.copy_(now[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: mean.cpu() for name, mean in self._mean.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        for name, mean in self._mean.items():
+            mean.copy_(state_dict[name])
 
 
 @contextmanager
-def _training(clip: Clip) -> Iterator[None]:
-    """Only the image encoder learns; the module's flags and the caller's random numbers are put back at the end."""
-    flags = [(parameter, parameter.requires_grad) for parameter in clip.module.parameters()]
-    was_training = clip.module.training
-    clip.module.requires_grad_(False)
-    clip.module.visual.requires_grad_(True)
-    clip.module.train()
+def _training(learner: ClipLearner) -> Iterator[None]:
+    """Only what is to learn learns; the module's flags and the caller's random numbers are put back at the end."""
+    flags = [(parameter, parameter.requires_grad) for parameter in learner.module.parameters()]
+    was_training = learner.module.training
+    learner.module.requires_grad_(False)
+    learner.trained.requires_grad_(True)
+    learner.module.train()
     try:
-        with torch.random.fork_rng(devices=[clip.device] if clip.device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[learner.device] if learner.device.type == "cuda" else []):
             yield
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
             parameter.grad = None
-        clip.module.train(was_training)
+        learner.module.train(was_training)
 
 
-def batch_indices(images: int, batch_size: int, step: int, seed: int) -> npt.NDArray[np.int64]:
-    """The images of a step: a new order each epoch, a function of (seed, step) alone, so that a run can be resumed anywhere."""
-    place = np.arange(step * batch_size, (step + 1) * batch_size)
+def batch_indices(
+    images: int, batch_size: int, step: int, seed: int, node: Node | None = None
+) -> npt.NDArray[np.int64]:
+    """A node's images of a step: a new order each epoch, a function of its arguments alone, so that a run can be resumed anywhere."""
+    node = node or Node()
+    pool, length = node.images(images, seed), node.batch_size(batch_size)
+    place = np.arange(step * length, (step + 1) * length)
     epochs = {
-        int(epoch): np.random.default_rng([seed, int(epoch)]).permutation(images)
-        for epoch in np.unique(place // images)
+        int(epoch): np.random.default_rng(node.key(seed, int(epoch))).permutation(len(pool))
+        for epoch in np.unique(place // len(pool))
     }
-    return np.array([epochs[int(p // images)][p % images] for p in place], dtype=np.int64)
+    return pool[[epochs[int(p // len(pool))][p % len(pool)] for p in place]]
 
 
-def _shifted(images: torch.Tensor, config: TrainingConfig, step: int) -> torch.Tensor:
-    """The images of a batch, each moved by its own whole number of pixels; the border is repeated."""
-    seed = int(np.random.default_rng([config.seed, step]).integers(1 << 62))
+def _shifted(images: torch.Tensor, config: TrainingConfig, key: list[int], mine: slice, count: int) -> torch.Tensor:
+    """This process's images of a batch of ``count``, each moved by its own whole number of pixels; the border is repeated."""
+    seed = int(np.random.default_rng(key).integers(1 << 62))
     torch.manual_seed(seed)  # for whatever is random in the model, too
     height, width = images.shape[-2:]
     reach = round(config.shift * min(height, width))
+    offsets = torch.randint(0, 2 * reach + 1, (count, 2)).tolist()[mine] if reach else []
+    if mine.start:
+        torch.manual_seed(seed + mine.start)
     if not reach:
         return images
     padded = F.pad(images, (reach,) * 4, mode="replicate")
-    offsets = torch.randint(0, 2 * reach + 1, (len(images), 2)).tolist()
     return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, offsets, strict=True)])

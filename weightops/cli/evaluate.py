@@ -22,6 +22,15 @@ from weightops.cli import options
 @click.option(
     "--base", default=None, help="A model whose configuration, and whatever they lack, weights are completed from."
 )
+@click.option(
+    "--shift", is_flag=True, help="Also under noise, blur, contrast, rotation and inversion, 5 severities each."
+)
+@click.option(
+    "--reference",
+    "references",
+    multiple=True,
+    help="With --shift: models whose line tells effective robustness; two or more.",
+)
 @click.option("--details", is_flag=True, help="Recall of each class and the confusion matrix, in the JSON.")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at a time.")
 @options.device
@@ -35,8 +44,8 @@ from weightops.cli import options
 @options.writing
 @options.printing
 def command(
-    models: tuple[str, ...], tasks: tuple[str, ...] | None, split: str, base: str | None, details: bool, batch_size: int,
-    device: str, out: Path | None, overwrite: bool, as_json: bool,
+    models: tuple[str, ...], tasks: tuple[str, ...] | None, split: str, base: str | None, shift: bool, references: tuple[str, ...],
+    details: bool, batch_size: int,    device: str, out: Path | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Score models on tasks, zero-shot; the embedded model if none is named.
 
@@ -45,22 +54,38 @@ def command(
     from weightops.checkpoints.checkpoint import Checkpoint, open_checkpoint
     from weightops.checkpoints.likeness import alike, for_open_clip
     from weightops.evaluators.clip import Clip
+    from weightops.evaluators.shift import effective_robustness
+    from weightops.evaluators.shift import shift as under_shift
     from weightops.evaluators.zero_shot import as_tasks, record, score
     from weightops.files import check_free, whole, write_json
     from weightops.reports.table import table
     from weightops.tasks.table import TASKS
 
+    if references and not shift:
+        raise click.UsageError("--reference is for --shift")
     if out is not None:
         check_free(out, overwrite=overwrite)
     results = []
-    opened = [open_checkpoint(name) for name in models or ("embedded",)]
-    for checkpoint in opened:
+    lines: dict[str, list[tuple[float, float]]] = {}
+    named = models or ("embedded",)
+    opened = [open_checkpoint(name) for name in named]
+    for i, checkpoint in enumerate([*map(open_checkpoint, references), *opened], -len(references)):
         if base is not None:
             start = for_open_clip(open_checkpoint(base))
             checkpoint = Checkpoint(alike(checkpoint, start).form, start.architecture)
         clip = Clip.open(checkpoint, device)
         for task in as_tasks(tasks or list(TASKS)):
-            results.append(record(clip, task, split, score(clip, task, split, details=details, batch_size=batch_size)))
+            scores = score(clip, task, split, details=details, batch_size=batch_size)
+            if shift:
+                shifted = under_shift(clip, task, split=split)
+                point = (shifted["in_distribution"], shifted["under_shift"])
+                if i < 0:
+                    lines.setdefault(task.name, []).append(point)
+                    continue
+                scores["acc1_under_shift"] = shifted["under_shift"]
+                scores["effective_robustness"] = effective_robustness(point, lines.get(task.name, []))
+                scores["acc1_under_corruption"] = shifted["corruptions"]
+            results.append(record(clip, task, split, scores))
             clip.forget(task, split)
     if out is not None:
         with whole(out, overwrite=overwrite) as part:
@@ -70,7 +95,7 @@ def command(
     if as_json:
         options.echo_json(results)
         return
-    columns = ("acc1", "acc5", "mean_per_class_recall")
+    columns = ("acc1", *(("acc1_under_shift", "effective_robustness") if shift else ("acc5", "mean_per_class_recall")))
     rows = [
         [
             r["dataset"],

@@ -25,13 +25,19 @@ from weightops.cli import options
     help="Folder for the weights and the log. Default: finetuned-TASK.",
 )
 @click.option(
-    "--checkpoint-every",
-    type=click.IntRange(1),
-    default=500,
-    show_default=True,
-    help="Steps between states to resume from.",
+    "--node",
+    type=options.NodeOf(),
+    default=None,
+    help="Which node of how many this is (lo-fi): 0/4, 1/4, 2/4 or 3/4. Default output: nodeINDEX.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the last state in the folder.")
+@options.node_data
+@click.option(
+    "--ema",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=None,
+    help="Also keep the weights' moving average, of this decay.",
+)
+@options.checkpoints
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @options.writing
 @options.printing
@@ -39,6 +45,8 @@ def command(
     task: str,
     model: str,
     out: Path | None,
+    node: tuple[int, int] | None,
+    node_data: str,
     checkpoint_every: int,
     resume: bool,
     dry_run: bool,
@@ -49,12 +57,22 @@ def command(
 ) -> None:
     """Fine-tune the image encoder on a task, under the frozen zero-shot head."""
     from weightops.checkpoints.checkpoint import open_checkpoint
-    from weightops.finetuning import WEIGHTS, config_for, finetune
+    from weightops.finetuning import config_for, finetune
+    from weightops.nodes import Node
+    from weightops.runs import WEIGHTS
 
-    out = out or Path(f"finetuned-{task}")
+    index, count = node or (0, 1)
+    out = out or Path(f"node{index}" if node else f"finetuned-{task}")
     checkpoint = open_checkpoint(model)
     config = config_for(checkpoint, **training)
+    share = Node(index, count, node_data)  # type: ignore[arg-type]
     plan = {"model": checkpoint.ref, "task": task, **asdict(config), "output": str(out / WEIGHTS)}
+    if node:
+        plan |= {
+            "node": f"{index}/{count}",
+            "node_data": node_data,
+            "samples": config.steps * share.batch_size(config.batch_size),
+        }
     if not dry_run:
         finetuned = finetune(
             checkpoint,
@@ -65,6 +83,7 @@ def command(
             resume=resume,
             overwrite=overwrite,
             device=device,
+            node=share,
         )
         plan["fingerprint"] = finetuned.source.fingerprint
     if as_json:

@@ -19,6 +19,7 @@ VERBS = (
     "apply",
     "merge",
     "compare",
+    "lofi",
     "inspect",
     "tasks",
     "methods",

@@ -87,6 +87,18 @@ class Alphas(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is neither numbers such as 0,0.1,0.4 nor a rising range such as 0:1:0.05", param, ctx)
 
 
+class NodeOf(click.ParamType):  # type: ignore[type-arg]
+    """A node's number, from 0, and how many there are."""
+
+    name = "INDEX/COUNT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        index, _, count = str(value).partition("/")
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            self.fail(f"{value!r} is not a node such as 0/4, the first of four, or 3/4, the last", param, ctx)
+        return int(index), int(count)
+
+
 def model(function: F) -> F:
     """``--model``."""
     return click.option(
@@ -119,6 +131,29 @@ def seed(function: F) -> F:
     )
 
 
+def node_data(function: F) -> F:
+    """``--node-data``."""
+    return click.option(
+        "--node-data",
+        type=click.Choice(["shuffle", "shard"]),
+        default="shuffle",
+        show_default=True,
+        help="A node's own order of all images, or its own part of them.",
+    )(function)
+
+
+def checkpoints(function: F) -> F:
+    """``--checkpoint-every`` and ``--resume``."""
+    function = click.option("--resume", is_flag=True, help="Go on from the last state in the folder.")(function)
+    return click.option(
+        "--checkpoint-every",
+        type=click.IntRange(1),
+        default=500,
+        show_default=True,
+        help="Steps between states to resume from.",
+    )(function)
+
+
 def printing(function: F) -> F:
     """``--json`` and ``-q``."""
     function = click.option(
@@ -129,10 +164,15 @@ def printing(function: F) -> F:
 
 def _quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
-        import os
+        quieten()
 
-        os.environ["TQDM_DISABLE"] = "1"
-        logging.getLogger("weightops").setLevel(logging.ERROR)
+
+def quieten() -> None:
+    """No progress bars and no warnings from here on."""
+    import os
+
+    os.environ["TQDM_DISABLE"] = "1"
+    logging.getLogger("weightops").setLevel(logging.ERROR)
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]

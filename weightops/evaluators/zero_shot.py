@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,20 +60,23 @@ def score(clip: Clip, task: Task, split: str, *, details: bool = False, batch_si
     return metrics(guesses, clip.pixels(task, split).labels, len(task.classes), details=details)
 
 
-@torch.no_grad()
 def predict(clip: Clip, task: Task, split: str, *, batch_size: int = 256) -> torch.Tensor:
     """The five (or fewer) likeliest classes of each image, the likeliest first, shape ``(n, 5)``."""
+    batches = logits(clip, task, split, batch_size=batch_size)
+    return torch.cat([batch.topk(min(5, len(task.classes)), dim=1).indices.cpu() for batch in batches])
+
+
+@torch.no_grad()
+def logits(clip: Clip, task: Task, split: str, *, batch_size: int = 256) -> Iterator[torch.Tensor]:
+    """The logits of a split's images in their order, shape ``(batch_size, classes)`` or fewer at a time."""
     clip.module.eval()
     head = clip.zero_shot_head(task)
     pixels = clip.pixels(task, split)
-    guesses = []
     with tqdm(total=len(pixels), desc=f"{task.name} {split}", unit="images", delay=1, leave=False) as bar:
         for start in range(0, len(pixels), batch_size):
             indices = np.arange(start, min(start + batch_size, len(pixels)))
-            logits = clip.encode_image(pixels.batch(indices)) @ head.T
-            guesses.append(logits.topk(min(5, len(task.classes)), dim=1).indices.cpu())
+            yield clip.encode_image(pixels.batch(indices)) @ head.T
             bar.update(len(indices))
-    return torch.cat(guesses)
 
 
 def metrics(guesses: torch.Tensor, labels: torch.Tensor, classes: int, *, details: bool = False) -> dict[str, Any]:

@@ -1,0 +1,337 @@
+"""lo-fi with real processes: who is averaged, to the bit; what is refused; what happens when a node is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from weightops import Checkpoint, TaskVector, TrainingConfig, finetune, lofi, open_checkpoint
+from weightops.cli.main import run
+from weightops.errors import MismatchError, NonfiniteError, OptionError
+from weightops.expression import LinearForm
+from weightops.finetuning import batch_indices, config_for
+from weightops.nodes import Node, _pack, _parts, _unpack
+from weightops.runs import RecordedSource, training_record
+
+RECIPE = ["--task", "digits", "--batch-size", "16", "--seed", "5", "--model", "embedded"]
+
+
+def equal(a: Checkpoint, b: Checkpoint) -> bool:
+    x, y = a.state_dict(), b.state_dict()
+    return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def torchrun(nodes: int, ranks: int, *arguments: object) -> list[subprocess.Popen[str]]:
+    """One torchrun for each node, as on machines of their own."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--node-rank", str(node),
+                "--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1", "--master-port", str(port), *map(str, arguments),
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for node in range(nodes)
+    ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> object:
+    """As many threads as the processes have, for the same bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def separate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three nodes as three commands, one after another."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("separate")
+    for node in range(3):
+        with pytest.MonkeyPatch.context() as patch:  # one cache for all: a head depends in its last bits on threads
+            patch.setenv("WEIGHTOPS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+            assert (
+                run(["finetune", *RECIPE, "--steps", "8", "--node", f"{node}/3", "-o", str(out / f"node{node}")]) == 0
+            )
+    return out
+
+
+def test_nodes_see_together_what_one_run_sees() -> None:
+    for data in ("shuffle", "shard"):
+        batches = [[batch_indices(100, 10, s, 0, Node(i, 4, data)) for s in range(10)] for i in range(4)]
+        assert [sum(map(len, node)) for node in batches] == [20, 30, 20, 30]
+        assert len({tuple(np.concatenate(node)[:20]) for node in batches}) == 4
+        if data == "shard":
+            seen = [set(np.concatenate(node)) for node in batches]
+            assert sorted(i for images in seen for i in images) == sorted({i for images in seen for i in images})
+    shards = [Node(i, 3, "shard").images(10, 7) for i in range(3)]
+    assert sorted(np.concatenate(shards)) == list(range(10))
+    assert np.array_equal(batch_indices(100, 10, 3, 0, Node()), batch_indices(100, 10, 3, 0))
+    with pytest.raises(OptionError, match="numbered 0 to 3"):
+        Node(4, 4)
+    with pytest.raises(OptionError, match="among 4 nodes"):
+        Node(0, 4).batch_size(3)
+
+
+def test_a_node_checkpoint_says_how_it_was_made(separate: Path) -> None:
+    node = open_checkpoint(separate / "node1")
+    record = training_record(node)
+    assert record is not None
+    assert record == json.loads((separate / "node1" / "training.json").read_text())
+    assert record["base"] == open_checkpoint("embedded").fingerprint
+    assert record["config"]["steps"] == 8
+    assert record["config"]["seed"] == 5
+    assert record["node"] == {"index": 1, "count": 3, "data": "shuffle", "every": 0, "only": ["*"]}
+    assert [training_record(open_checkpoint(separate / f"node{i}"))["samples"] for i in range(3)] == [40, 40, 48]
+    assert node.model().visual is not None
+    assert training_record(open_checkpoint("embedded")) is None
+
+
+def test_averages_by_samples(separate: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [separate / f"node{i}" for i in range(3)]
+    states = [open_checkpoint(node).state_dict() for node in nodes]
+    mean = lofi.average(nodes)
+    for name, tensor in mean.state_dict().items():
+        exact = sum(n * s[name].double() for n, s in zip((40, 40, 48), states, strict=True)) / 128
+        assert torch.allclose(tensor.double(), exact, rtol=0, atol=1e-6)
+    capsys.readouterr()
+    assert run(["lofi", "merge", *map(str, nodes), "-o", str(tmp_path / "merged"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["nodes"][str(nodes[2])] == {"weight": 48.0, "coefficient": 0.375}
+    assert equal(open_checkpoint(tmp_path / "merged"), mean)
+    assert open_checkpoint(tmp_path / "merged").architecture is not None
+    assert run(["merge", *map(str, nodes), "-o", str(tmp_path / "plain"), "--weights", "40,40,48"]) == 0
+    assert all(torch.allclose(open_checkpoint(tmp_path / "plain")[n], mean[n], atol=1e-6) for n in mean)
+
+
+def test_averages_only_a_part(separate: Path) -> None:
+    nodes = [open_checkpoint(separate / f"node{i}") for i in range(3)]
+    part = lofi.average(nodes, only="visual.transformer.*").state_dict()
+    whole = lofi.average(nodes).state_dict()
+    for name, tensor in part.items():
+        inside = name.startswith("visual.transformer.")
+        assert torch.equal(tensor, whole[name] if inside else nodes[0][name]), name
+
+
+def made(state: dict[str, torch.Tensor], **changes: object) -> Checkpoint:
+    """A node's checkpoint with a record of its own."""
+    node = {"index": 0, "count": 2, "data": "shuffle", "every": 0, "only": ["*"]} | changes.pop("node", {})
+    config = {"lr": 0.1, "seed": 0} | changes.pop("config", {})
+    record = {"config": config, "node": node, "base": "f00d", "task": "t", "source": "s", "samples": 10, **changes}
+    source = RecordedSource(state, f"node {node['index']}", training=record)
+    source.made_from = {"base": source.describe()}
+    return Checkpoint(LinearForm.of(source))
+
+
+def test_refuses_what_does_not_belong(separate: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    w = {"w": torch.ones(2)}
+    second = {"index": 1}
+    assert len(lofi.average([made(w), made(w, node=second)])) == 1
+    for other, message in (
+        (made(w, base="beef", node=second), "number 1 started from another base .beef. than number 0 .f00d."),
+        (made(w, config={"lr": 0.2}, node=second), "number 1 was made by another recipe than number 0: lr 0.2 / 0.1"),
+        (made(w, task="u", node=second), "task u / t"),
+        (made(w, node=second | {"data": "shard"}), "data shard / shuffle"),
+        (made(w), "number 1 saw the same images in the same order as number 0"),
+        (made({"w": torch.ones(3)}, node=second), r"(?s)of other shape: w \(2,\) / \(3,\)"),
+        (made({"v": torch.ones(2)}, node=second), "no tensor name in common"),
+    ):
+        with pytest.raises(MismatchError, match=message):
+            lofi.average([made(w), other])
+    lofi.average([made(w), made(w, config={"seed": 1})])  # a seed is an order of images too
+    with pytest.raises(MismatchError, match="seed"):
+        lofi.average([made(w, node={"data": "shard"}), made(w, config={"seed": 1}, node=second | {"data": "shard"})])
+    caplog.clear()
+    lofi.average([made(w, node={"count": 3}), made(w, node={"index": 2, "count": 3})])
+    assert "of 3 nodes, these are missing: node 1" in caplog.text
+    lofi.average([w, {"w": torch.zeros(2)}])
+    assert "nothing says how these were made" in caplog.text
+
+
+def test_nan_and_unfinished_nodes_are_left_out(
+    separate: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unfinished = tmp_path / "node3"
+    unfinished.mkdir()
+    (unfinished / "training.pt").write_bytes(b"")
+    w = {"w": torch.ones(2)}
+    bad = made({"w": torch.tensor([1.0, torch.nan])}, node={"index": 1})
+    average = lofi.survey([made(w), bad, made(w, config={"seed": 1}), unfinished])
+    assert torch.equal(average.model["w"], torch.ones(2))
+    assert average.record()["left_out"] == {
+        "number 1": "NaN or Inf in 1 tensors: w",
+        str(unfinished): "it isn't finished (--resume goes on with it)",
+    }
+    assert "left out of the average: number 1: NaN" in caplog.text
+    saved = average.save(tmp_path / "merged")
+    assert json.loads((saved / "lofi.json").read_text()) == average.record()
+    with pytest.raises(NonfiniteError, match="no node to average"):
+        lofi.average([bad])
+
+
+def test_packing() -> None:
+    state = {"a": torch.ones(3, dtype=torch.float16), "b": torch.arange(4.0), "c": torch.tensor(7), "d": torch.ones(0)}
+    for count in (1, 2, 3, 5):
+        parts = _parts(state, count)
+        assert sorted(name for part in parts for name in part) == sorted(state)
+        for part in parts:
+            back = _unpack(_pack(state, part), state, part)
+            assert all(torch.equal(back[name], state[name]) for name in part)
+
+
+def test_torchrun_two_nodes_of_two(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    agents = torchrun(2, 2, "-m", "weightops", "lofi", *RECIPE, "--steps", "4", "-o", out, "--json")
+    printed = [agent.communicate(timeout=300) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], printed
+    told = json.loads(printed[0][0])
+    assert told["means"] == "all-reduce"
+    assert told["left_out"] == {}
+    assert printed[1][0] == ""
+    assert sorted(path.name for path in out.iterdir()) == ["merged", "node0", "node1"]
+    merged = open_checkpoint(out / "merged")
+    nodes = [out / "node0", out / "node1"]
+    assert equal(merged, lofi.average(nodes))
+    a, b = (open_checkpoint(node).state_dict() for node in nodes)
+    assert all(torch.equal(merged[name], a[name] + (b[name] - a[name]) * 0.5) for name in a)
+    # Two processes make the steps that one makes with the whole batch of the node.
+    config = config_for(open_checkpoint("embedded"), steps=4, batch_size=16, seed=5)
+    base = open_checkpoint("embedded")
+    alone = finetune("embedded", "digits", config, node=Node(1, 2), device="cpu")
+    moved, other = TaskVector(base, alone), TaskVector(alone, nodes[0])
+    apart = TaskVector(alone, nodes[1]).norm() / moved.norm()
+    assert apart < 0.01 < 0.5 < other.norm() / moved.norm(), (
+        apart
+    )  # Adam divides rounding by rounding where gradients vanish
+    assert not equal(open_checkpoint(nodes[0]), open_checkpoint(nodes[1]))
+
+
+def children(process: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds a worker by its parent")
+def test_a_killed_node_is_left_out_and_may_come_late(separate: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = [*RECIPE, "--steps", "8", "--checkpoint-every", "1", "--device", "cpu"]
+    agents = torchrun(3, 1, "-m", "weightops", "lofi", *options, "-o", out, "--patience", "120")
+    state = out / "node0" / "training.pt"
+    while not state.exists() and agents[0].poll() is None:
+        time.sleep(0.01)
+    os.kill(children(agents[0].pid)[0], signal.SIGKILL)
+    printed = [agent.communicate(timeout=300) for agent in agents]
+    assert [agent.returncode for agent in agents][1:] == [0, 0], printed
+    assert agents[0].returncode != 0
+    assert not (out / "node0" / "finetuned.safetensors").exists()
+    record = json.loads((out / "merged" / "lofi.json").read_text())
+    assert record["left_out"] == {"node0": lofi.GONE}
+    assert "left out of the average: node0" in printed[1][1]
+    # Commands at other times and places make the same nodes, to the bit.
+    for node in ("node1", "node2"):
+        assert equal(open_checkpoint(out / node), open_checkpoint(separate / node))
+    assert equal(open_checkpoint(out / "merged"), lofi.average([separate / "node1", separate / "node2"]))
+    assert run(["finetune", *options, "--node", "0/3", "--resume", "-o", str(out / "node0")]) == 0
+    folders = [str(out / f"node{i}") for i in range(3)]
+    assert run(["lofi", "merge", *folders, "-o", str(out / "merged"), "--overwrite"]) == 0
+    assert equal(open_checkpoint(out / "merged"), lofi.average([separate / f"node{i}" for i in range(3)]))
+
+
+POISONED = """
+import os, sys, torch
+from weightops.cli import main
+from weightops.learners import ClipLearner
+forward = ClipLearner.forward
+if os.environ["RANK"] == "0":
+    ClipLearner.forward = lambda *a: forward(*a) * torch.nan
+main.main()
+"""
+
+
+def test_a_diverged_node_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "poisoned.py").write_text(POISONED)
+    out = tmp_path / "run"
+    options = [*RECIPE, "--steps", "2", "--average-every", "0", "--node-size", "1"]
+    [agent] = torchrun(1, 2, tmp_path / "poisoned.py", "lofi", *options, "-o", out)
+    printed = agent.communicate(timeout=300)
+    assert agent.returncode == 0, printed
+    record = json.loads((out / "merged" / "lofi.json").read_text())
+    assert record["left_out"] == {"node0": lofi.DIVERGED}
+    assert record["means"] == "all-reduce"
+    assert equal(open_checkpoint(out / "merged"), open_checkpoint(out / "node1"))
+
+
+def test_one_process_trains_node_after_node(separate: Path, tmp_path: Path) -> None:
+    config = config_for(open_checkpoint("embedded"), steps=8, batch_size=16, seed=5)
+    average = lofi.run("digits", tmp_path / "run", config=config, nodes=3, device="cpu")
+    assert average is not None
+    for i in range(3):
+        assert equal(open_checkpoint(tmp_path / "run" / f"node{i}"), open_checkpoint(separate / f"node{i}")), i
+    assert equal(average.model, lofi.average([separate / f"node{i}" for i in range(3)]))
+    with pytest.raises(OptionError, match="start the nodes with torchrun"):
+        lofi.run("digits", tmp_path / "other", config=config)
+    with pytest.raises(OptionError, match="must run at once"):
+        lofi.run("digits", tmp_path / "other", config=TrainingConfig(steps=1), nodes=2, like=Node(every=1))
+
+
+FEW = """
+from dataclasses import replace
+from PIL import Image
+from weightops import TASKS
+from weightops.cli import main
+
+digits = TASKS["digits"]
+
+class Few:
+    def __init__(self, split):
+        self.images = digits.load(split)
+        self.labels = self.images.labels[:20]
+    def __len__(self):
+        return 20
+    def __getitem__(self, index):
+        return self.images[index]
+
+TASKS._table["few"] = replace(digits, name="few", load=Few)
+main.main()
+"""
+
+
+def test_compare_and_averages_on_the_way(tmp_path: Path) -> None:
+    (tmp_path / "few.py").write_text(FEW)
+    out = tmp_path / "run"
+    options = ["--compare", "--task", "few", "--batch-size", "8", "--steps", "4", "--average-every", "2", "--json"]
+    [agent] = torchrun(1, 2, tmp_path / "few.py", "lofi", *options, "--node-size", "1", "-o", out)
+    printed = agent.communicate(timeout=600)
+    assert agent.returncode == 0, printed
+    result = json.loads(printed[0])
+    assert result == json.loads((out / "comparison.json").read_text())
+    models = result["models"]
+    assert list(models) == [
+        "base", "baseline", "node0 alone", "node1 alone", "average", "EMA of node0", "ensemble",
+    ]  # fmt: skip
+    nodes = [open_checkpoint(out / f"node{i}") for i in range(2)]
+    assert equal(*nodes)  # as the last step averaged
+    assert equal(nodes[0], open_checkpoint(out / "merged"))
+    assert models["average"] == models["node0 alone"] == models["node1 alone"]
+    assert models["ensemble"]["under_shift"] == models["average"]["under_shift"]
+    assert 0 < models["base"]["in_distribution"] < 1
+    assert not equal(open_checkpoint(out / "node0" / "ema"), nodes[0])
+    assert all(cost["communication_seconds"] > 0 for cost in result["cost"].values())

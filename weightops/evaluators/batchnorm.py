@@ -1,0 +1,62 @@
+"""Running statistics of batch normalisation, computed anew on data: averaged weights make other activations than their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike
+from weightops.checkpoints.memory import MemorySource
+from weightops.errors import OptionError
+from weightops.evaluators.clip import Clip
+from weightops.evaluators.zero_shot import as_tasks
+from weightops.expression import LinearForm
+from weightops.tasks.task import Task
+
+
+def recompute_batchnorm(
+    model: CheckpointLike | Clip,
+    task: str | Task,
+    *,
+    images: int = 10_000,
+    batch_size: int = 128,
+    device: str = "auto",
+) -> Checkpoint:
+    """The same weights with the image encoder's running means and variances made anew on training images (arXiv 1803.05407).
+
+    Args:
+        model: anything with a known architecture; a `Clip`'s module is changed in place.
+        task: a name or a `Task`; images of its training split, in an order of their own, are used.
+        images: how many at most.
+        batch_size: images at a time. All batches are full, and count alike.
+        device: "auto", "cpu", "cuda", ...
+
+    Returns:
+        The weights, in memory, of the model's architecture.
+
+    Raises:
+        OptionError: if the image encoder has no batch normalisation with running statistics, or there are no images for a batch.
+    """
+    clip = Clip.open(model, device)
+    [task] = as_tasks(task)
+    visual = clip.module.visual
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in visual.modules()):
+        raise OptionError(f"{clip.base.ref} has no batch normalisation: there is nothing to recompute")
+    pixels = clip.pixels(task, "train")
+    order = np.random.default_rng(0).permutation(len(pixels))[:images]
+    size = min(batch_size, len(order))
+    if size < 2:
+        raise OptionError(f"{task.name} has too few training images for statistics")
+
+    def batches() -> Iterator[torch.Tensor]:
+        for start in range(0, len(order) - size + 1, size):
+            yield pixels.batch(order[start : start + size]).to(clip.device)
+
+    update_bn(batches(), visual)
+    state = {name: tensor.detach().cpu().clone() for name, tensor in clip.module.state_dict().items()}
+    source = MemorySource(state, f"{clip.base.ref} with batch statistics of {task.name}")
+    return Checkpoint(LinearForm.of(source), clip.base.architecture)

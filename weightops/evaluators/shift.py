@@ -1,0 +1,186 @@
+"""The same task under corruptions: accuracy under distribution shift, and effective robustness (arXiv 1903.12261, 2007.00644)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter
+from torch import nn
+
+from weightops.checkpoints.checkpoint import CheckpointLike
+from weightops.errors import OptionError
+from weightops.evaluators.clip import Clip
+from weightops.evaluators.zero_shot import as_tasks, score
+from weightops.registry import Registry
+from weightops.tasks.rendered import seed
+from weightops.tasks.task import Images, Task
+
+SEVERITIES = (1, 2, 3, 4, 5)
+Corruption = Callable[[Image.Image, int, np.random.Generator], Image.Image]
+"""RGB image, severity from 1 to 5, randomness -> RGB image of the same size."""
+
+
+def noise(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
+    """Gaussian noise with a standard deviation of 8 to 40 % of the range."""
+    pixels = np.asarray(image, dtype=np.float32)
+    return _image(pixels + rng.normal(0, 0.08 * 255 * severity, pixels.shape))
+
+
+def blur(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
+    """Gaussian blur with a radius of 1.5 to 7.5 % of the shorter side."""
+    return image.filter(ImageFilter.GaussianBlur(0.015 * severity * min(image.size)))
+
+
+def contrast(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
+    """Distances from the mean grey, times 0.7 to 0.05."""
+    pixels = np.asarray(image, dtype=np.float32)
+    return _image(pixels.mean() + (0.7, 0.5, 0.3, 0.15, 0.05)[severity - 1] * (pixels - pixels.mean()))
+
+
+def rotation(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
+    """By 15 to 75 degrees to either side; the corners are filled with the median colour of the border."""
+    pixels = np.asarray(image)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    colour = tuple(int(value) for value in np.median(border, axis=0))
+    angle = 15 * severity * (1 if rng.random() < 0.5 else -1)
+    return image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=colour)
+
+
+def inversion(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
+    """The negative of a band that covers 20 to 100 % of the width, from the left or the right."""
+    pixels = np.asarray(image).copy()
+    width = round(pixels.shape[1] * severity / 5)
+    band = slice(0, width) if rng.random() < 0.5 else slice(pixels.shape[1] - width, None)
+    pixels[:, band] = 255 - pixels[:, band]
+    return Image.fromarray(pixels)
+
+
+def _image(pixels: npt.NDArray[Any]) -> Image.Image:
+    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+
+
+CORRUPTIONS: Registry[Corruption] = Registry(
+    "corruption",
+    "corruptions",
+    {"noise": noise, "blur": blur, "contrast": contrast, "rotation": rotation, "inversion": inversion},
+)
+
+
+@dataclass(frozen=True)
+class CorruptedImages:
+    """Images as a corruption leaves them, the same every time."""
+
+    images: Images
+    name: str
+    corruption: Corruption
+    severity: int
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        return self.images.labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        rng = np.random.default_rng(seed(self.name, index))
+        return self.corruption(self.images[index].convert("RGB"), self.severity, rng)
+
+
+@cache  # one task, one set of prepared images
+def corrupted(task: Task, corruption: str, severity: int) -> Task:
+    """The task with all its images corrupted; a task like any other.
+
+    Raises:
+        UnknownNameError: if there is no such corruption.
+        OptionError: if the severity isn't one of 1 to 5.
+
+    >>> from weightops import TASKS
+    >>> corrupted(TASKS["shapes"], "blur", 3).name
+    'shapes+blur-3'
+    """
+    function = CORRUPTIONS[corruption]
+    if severity not in SEVERITIES:
+        raise OptionError(f"severities of {corruption} are 1 to 5, not {severity}")
+    name = f"{task.name}+{corruption}-{severity}"
+    return replace(
+        task, name=name, load=lambda split: CorruptedImages(task.load(split), f"{name}/{split}", function, severity)
+    )
+
+
+def shift(
+    model: CheckpointLike | Clip | Callable[[Task, str], float],
+    task: str | Task,
+    *,
+    split: str = "test",
+    corruptions: Iterable[str] | None = None,
+    severities: Sequence[int] = SEVERITIES,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Accuracy on a task as it is, and under corruptions of its images.
+
+    Args:
+        model: what `evaluate` takes, or a function ``(task, split) -> accuracy`` for any other model.
+        task: a name or a `Task`.
+        split: "test", "validation" or "train".
+        corruptions: names in `CORRUPTIONS`; all by default.
+        severities: from 1 to 5.
+        device: "auto", "cpu", "cuda", ...
+
+    Returns:
+        ``in_distribution``, ``under_shift`` (the mean over corruptions and severities), and ``corruptions``: name -> severity -> accuracy,
+        each in [0, 1].
+    """
+    [task] = as_tasks(task)
+    accuracy = _accuracy_of(model, device)
+    names = list(CORRUPTIONS) if corruptions is None else list(corruptions)
+    table = {
+        name: {str(severity): accuracy(corrupted(task, name, severity), split) for severity in severities}
+        for name in names
+    }
+    scores = [value for row in table.values() for value in row.values()]
+    mean = math.fsum(scores) / len(scores) if scores else math.nan
+    return {"in_distribution": accuracy(task, split), "under_shift": mean, "corruptions": table}
+
+
+def _accuracy_of(
+    model: CheckpointLike | Clip | Callable[[Task, str], float], device: str
+) -> Callable[[Task, str], float]:
+    if not isinstance(model, (str, Path, Mapping, nn.Module, Clip)):
+        return model
+    clip = Clip.open(model, device)
+    return lambda task, split: float(score(clip, task, split)["acc1"])
+
+
+def effective_robustness(point: tuple[float, float], references: Sequence[tuple[float, float]]) -> float:
+    r"""Accuracy under shift beyond what accuracy in distribution predicts (arXiv 2007.00644).
+
+    :math:`\rho = y - \sigma(a\,\mathrm{logit}(x) + b)`, with the line fitted by least squares to the reference models.
+
+    Args:
+        point: accuracies in distribution and under shift, in [0, 1].
+        references: the same of at least two models that differ in distribution.
+
+    Returns:
+        A difference of accuracies; NaN if the references don't give a line.
+
+    >>> round(effective_robustness((0.8, 0.7), [(0.5, 0.4), (0.9, 0.6)]), 3)
+    0.173
+    """
+    x, y = (np.array(values) for values in zip(*references, strict=True)) if references else (np.empty(0), np.empty(0))
+    if len(np.unique(x)) < 2:
+        return math.nan
+    slope, intercept = np.polyfit(_logit(x), _logit(y), 1)
+    return float(point[1] - 1 / (1 + np.exp(-(slope * _logit(np.array(point[0])) + intercept))))
+
+
+def _logit(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    p = np.clip(p, 1e-3, 1 - 1e-3)
+    return np.log(p / (1 - p))

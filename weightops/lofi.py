@@ -1,0 +1,349 @@
+"""lo-fi: fine-tune on nodes that don't communicate, and average their weights once (arXiv 2210.11948)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightops.checkpoints.checkpoint import Architecture, Checkpoint, CheckpointLike, open_checkpoint
+from weightops.errors import MismatchError, NonfiniteError, OptionError
+from weightops.evaluators.clip import Clip
+from weightops.expression import LinearForm, check_match
+from weightops.files import check_free, whole, write_json
+from weightops.finetuning import TrainingConfig, config_for, finetune
+from weightops.kernels import has_nonfinite
+from weightops.keys import Rules, some
+from weightops.nodes import Lofi, Node, Single
+from weightops.runs import WEIGHTS, RecordedSource, training_record
+from weightops.task_vector import TaskVector
+from weightops.task_vector import average as mean_of
+from weightops.tasks.task import Task
+
+log = logging.getLogger("weightops")
+
+RECORD = "lofi.json"
+DIVERGED = "its weights have become NaN or infinite"
+GONE = "it doesn't answer, and left no finished checkpoint"
+
+
+@dataclass(frozen=True)
+class Average:
+    """An average of nodes: what it is of, and what was left out.
+
+    Attributes:
+        model: the averaged weights, lazy where they come from files.
+        weights: node -> its weight, of the nodes that take part.
+        left_out: node -> why it doesn't.
+        means: how the nodes met: "files" or "all-reduce".
+    """
+
+    model: Checkpoint
+    weights: Mapping[str, float]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    means: str = "files"
+
+    def record(self) -> dict[str, Any]:
+        """All but the weights themselves, for JSON."""
+        return _record(self.weights, self.left_out, self.means)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a folder with the model, and ``lofi.json`` on what it is the average of.
+
+        Raises:
+            OutputError: if it exists or can't be written.
+        """
+        path = Path(path)
+        with whole(path, overwrite=overwrite) as part:
+            part.mkdir()
+            self.model.save_into(part, final=path, on_nonfinite="error")
+            write_json(part / RECORD, self.record())
+        return path
+
+
+def _record(weights: Mapping[str, float], left_out: Mapping[str, str], means: str) -> dict[str, Any]:
+    total = sum(weights.values())
+    nodes = {name: {"weight": weight, "coefficient": weight / total} for name, weight in weights.items()}
+    return {"nodes": nodes, "left_out": dict(left_out), "means": means}
+
+
+def average(nodes: Sequence[CheckpointLike], *, only: str | Sequence[str] = "*") -> Checkpoint:
+    r"""The average :math:`\sum_i n_i \theta_i / \sum_i n_i` of nodes that belong together, by the samples :math:`n_i` they saw.
+
+    Nothing is computed until the result is saved or loaded; then one chunk after another is. See `survey`, which says more.
+
+    Args:
+        nodes: their checkpoints: folders that `finetune` left, or any weights.
+        only: name patterns of the tensors to average; the others are the first node's.
+
+    Raises:
+        MismatchError: naming the node that has another base, other shapes or another recipe, or is one of the others again.
+        NonfiniteError: if no node is left.
+
+    >>> average([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])["w"]
+    tensor([0.5000, 0.5000])
+    """
+    return survey(nodes, only=only).model
+
+
+def survey(nodes: Sequence[CheckpointLike], *, only: str | Sequence[str] = "*") -> Average:
+    """The average of nodes, and what it is made of. Nodes that aren't finished, or hold NaN or Inf, are left out with a warning.
+
+    See `average` for arguments and errors. Nodes without a record of how they were made count as having
+    seen equally many samples, and only their names and shapes are checked.
+    """
+    named = {str(node) if isinstance(node, (str, Path)) else f"number {i}": node for i, node in enumerate(nodes)}
+    unfinished = [name for name, node in named.items() if isinstance(node, (str, Path)) and _unfinished(Path(node))]
+    left_out = dict.fromkeys(unfinished, "it isn't finished (--resume goes on with it)")
+    return _survey({name: node for name, node in named.items() if name not in left_out}, left_out, only)
+
+
+def _survey(nodes: Mapping[str, CheckpointLike], left_out: dict[str, str], only: str | Sequence[str]) -> Average:
+    """The average of nodes by name, beside those that are left out already."""
+    opened = {name: open_checkpoint(node) for name, node in nodes.items()}
+    weights = _check_kin(opened)
+    for name, checkpoint in opened.items():
+        bad = [tensor for tensor in checkpoint if has_nonfinite(checkpoint[tensor])]
+        if bad:
+            left_out[name] = f"NaN or Inf in {len(bad)} tensors: {some(bad)}"
+    return _averaged({n: c for n, c in opened.items() if n not in left_out}, weights, left_out, only)
+
+
+def _averaged(
+    nodes: Mapping[str, Checkpoint],
+    weights: Mapping[str, float],
+    left_out: Mapping[str, str],
+    only: str | Sequence[str],
+) -> Average:
+    _warn(left_out)
+    if not nodes:
+        raise NonfiniteError(f"there is no node to average{': ' if left_out else ''}{some(left_out)}")
+    kept = {name: float(weights[name]) for name in nodes}
+    patterns = [only] if isinstance(only, str) else list(only)
+    first, *others = nodes.values()
+    if patterns == ["*"]:
+        return Average(mean_of(list(nodes.values()), list(kept.values())), kept, left_out)
+    Rules.of(dict.fromkeys(patterns, 1.0)).check(first.specs)
+    total = sum(kept.values())
+    zero = TaskVector(first, first)
+    shares = [
+        TaskVector(first, other).select(patterns) * (weight / total)
+        for other, weight in zip(others, list(kept.values())[1:], strict=True)
+    ]
+    return Average(sum(shares, zero).apply(first), kept, left_out)
+
+
+def _warn(left_out: Mapping[str, str]) -> None:
+    for name, reason in left_out.items():
+        log.warning("left out of the average: %s: %s", name, reason)
+
+
+def _unfinished(path: Path) -> bool:
+    """True for the folder of a run that has not come to its end."""
+    return path.is_dir() and not (path / WEIGHTS).exists() and any(path.glob("training.*"))
+
+
+def _check_kin(nodes: Mapping[str, Checkpoint]) -> dict[str, float]:
+    """Check that nodes belong together; node -> samples seen.
+
+    Raises:
+        MismatchError: naming the first that doesn't belong to the first.
+    """
+    found = {name: training_record(checkpoint) for name, checkpoint in nodes.items()}
+    records = {name: record for name, record in found.items() if record}
+    silent = [name for name in found if name not in records]
+    if silent:
+        log.warning("nothing says how these were made, so only their names and shapes are checked: %s", some(silent))
+    for name, checkpoint in nodes.items():
+        first = next(iter(nodes))
+        if name != first:
+            check_match(nodes[first].form, checkpoint.form)
+    seen: dict[tuple[int, int], str] = {}
+    for name, record in records.items():
+        first, reference = next(iter(records.items()))
+        if record["base"] != reference["base"]:
+            raise MismatchError(
+                f"{name} started from another base ({record['base']}) than {first} ({reference['base']}): "
+                "only nodes that start from the same weights can be averaged"
+            )
+        mine, other = _recipe(record), _recipe(reference)
+        odd = [
+            f"{key} {mine.get(key)} / {other.get(key)}" for key in {**mine, **other} if mine.get(key) != other.get(key)
+        ]
+        if odd:
+            raise MismatchError(f"{name} was made by another recipe than {first}: {some(odd)}; fine-tune both alike")
+        order = (record["config"]["seed"], record["node"]["index"])
+        if order in seen:
+            raise MismatchError(
+                f"{name} saw the same images in the same order as {seen[order]}: it is the same run again"
+            )
+        seen[order] = name
+    counts = {record["node"]["count"] for record in records.values()}
+    if records and len(seen) < max(counts) and len({seed for seed, _ in seen}) == 1:
+        absent = sorted(set(range(max(counts))) - {index for _, index in seen})
+        log.warning("of %d nodes, these are missing: %s", max(counts), some(f"node {index}" for index in absent))
+    return {name: float(records[name]["samples"]) if not silent else 1.0 for name in nodes}
+
+
+def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What nodes must have in common, beside the base: all but the order of their images."""
+    config, node = dict(record["config"]), dict(record["node"])
+    del node["index"]
+    seed = config.pop("seed")
+    shards = {"seed": seed} if node["data"] == "shard" else {}  # with other seeds, shards overlap
+    return {"task": record["task"], "source": record["source"], **config, **node, **shards}
+
+
+def run(
+    task: str | Task,
+    out: str | Path,
+    *,
+    model: CheckpointLike = "embedded",
+    config: TrainingConfig | None = None,
+    strategy: Single | None = None,
+    nodes: int | None = None,
+    like: Node | None = None,
+    checkpoint_every: int = 250,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> Average | None:
+    """Fine-tune every node into ``out/node0``, ``out/node1``, ... and average them into ``out/merged``.
+
+    Under torchrun, this process is part of one node (`weightops.nodes.connected`), and nothing is sent between
+    nodes until they are done. Then those that still answer average by one all-reduce; if some don't, the saved
+    checkpoints are averaged, where they can all be seen. Without torchrun, one node is trained after another.
+
+    Args:
+        task: what to learn.
+        out: the folder.
+        model: what all nodes start from.
+        config: how; by default `config_for` the model. The batch size is that of all nodes together.
+        strategy: this process's part, from `connected`; by default this process alone.
+        nodes: how many, where that isn't said by the strategy.
+        like: how the nodes work together; see `Node`.
+        checkpoint_every: steps between states to resume from.
+        resume: nodes go on from their last state, and finished ones are taken as they are.
+        overwrite: replace what is there.
+        device: "auto", "cpu", "cuda", ...
+
+    Returns:
+        The average, in the process that wrote it; None in others.
+
+    Raises:
+        OptionError: if it isn't said how many nodes, or said twice.
+        NonfiniteError: if no node has finite weights.
+    """
+    out, strategy, like = Path(out), strategy or Single(), like or Node()
+    count = strategy.count if isinstance(strategy, Lofi) else nodes
+    if count is None or nodes not in (None, count):
+        raise OptionError(f"say how many nodes: --nodes, or start the nodes with torchrun ({nodes} / {count})")
+    if strategy.rank == 0:
+        check_free(out / "merged", overwrite=overwrite or resume)
+    clip = Clip.open(model, device)
+    config = config or config_for(clip.base)
+    diverged: dict[int, str] = {}
+    mine = [strategy.index] if isinstance(strategy, Lofi) else range(count)
+    for index in mine:
+        clip.base.load_into(clip.module)
+        try:
+            tuned = finetune(
+                clip, task, config, out=out / f"node{index}", checkpoint_every=checkpoint_every, resume=resume,
+                overwrite=overwrite, node=replace(like, index=index, count=count), strategy=strategy,
+            )  # fmt: skip
+            state = tuned.state_dict()
+        except NonfiniteError as error:
+            diverged[index], state = str(error), clip.module.state_dict()
+    if strategy.rank:
+        return None
+    if isinstance(strategy, Lofi):
+        samples = config.steps * replace(like, index=strategy.index, count=count).batch_size(config.batch_size)
+        meeting = _Meeting(out, strategy, 0 if diverged else samples, config.steps, like.only)
+        return meeting.average(state, clip.base.architecture)
+    merged = _from_files(out, count, diverged, like.only)
+    merged.save(out / "merged", overwrite=True)
+    return merged
+
+
+@dataclass(frozen=True)
+class _Meeting:
+    """How the nodes that still answer average what they have, and write it.
+
+    Attributes:
+        out: the folder of all nodes.
+        nodes: the line to the others.
+        samples: seen by this node; 0 if it has nothing to give.
+        steps: taken by each node.
+        only: name patterns of what is averaged.
+    """
+
+    out: Path
+    nodes: Lofi
+    samples: int
+    steps: int
+    only: Sequence[str]
+
+    def average(self, state: Mapping[str, torch.Tensor], architecture: Architecture | None) -> Average | None:
+        """By one all-reduce, or from files if a node is gone and all checkpoints can be seen; in the first node, what was written."""
+        weights = self.nodes.reports(self.samples, self.steps)
+        writer = self.nodes.index == min((i for i in weights if weights[i]), default=-1)
+        merged = None
+        try:
+            if len(weights) == self.nodes.count or not self._all_visible(weights):
+                merged = self._all_reduce(state, architecture, weights)
+            elif writer:
+                merged = self._from_files(weights)
+        except RuntimeError as error:  # another node was lost meanwhile, and each of the others does what it can
+            log.warning("%s; averaging the saved checkpoints", error)
+            merged, writer = self._from_files(weights), True
+        if merged is not None and writer:
+            merged.save(self.out / "merged", overwrite=True)
+        self.nodes.reports(self.samples, self.steps)  # by now it is written
+        if merged is not None and not writer and not _holds(self.out / "merged", merged.model):
+            merged.save(self.out / "merged", overwrite=True)  # the nodes don't share a disk
+        return merged if writer else None
+
+    def _all_visible(self, weights: Mapping[int, int]) -> bool:
+        """True if every node that answers sees the checkpoints of all that do."""
+        seen = all((self.out / f"node{index}" / WEIGHTS).exists() for index, weight in weights.items() if weight)
+        return all(self.nodes.reports(int(seen), self.steps).values())
+
+    def _all_reduce(
+        self, state: Mapping[str, torch.Tensor], architecture: Architecture | None, weights: Mapping[int, int]
+    ) -> Average:
+        here = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        mean = self.nodes.exchange(here, weights, self.only)
+        names = {f"node{index}": float(weight) for index, weight in weights.items() if weight}
+        left_out = {
+            f"node{i}": DIVERGED if i in weights else GONE for i in range(self.nodes.count) if not weights.get(i)
+        }
+        if f"node{self.nodes.index}" == next(iter(names)):
+            _warn(left_out)
+        record = _record(names, left_out, "all-reduce")
+        source = RecordedSource(mean, f"the mean of {some(names)}", lofi=record)
+        return Average(Checkpoint(LinearForm.of(source), architecture), names, left_out, "all-reduce")
+
+    def _from_files(self, weights: Mapping[int, int]) -> Average:
+        diverged = [index for index, weight in weights.items() if not weight]
+        return _from_files(self.out, self.nodes.count, diverged, self.only)
+
+
+def _from_files(out: Path, count: int, diverged: Iterable[int], only: Sequence[str]) -> Average:
+    """The average of the checkpoints that there are."""
+    left_out = {f"node{index}": DIVERGED for index in diverged}
+    folders: dict[str, CheckpointLike] = {}
+    for index in range(count):
+        if (out / f"node{index}" / WEIGHTS).exists():
+            folders[f"node{index}"] = out / f"node{index}"
+        else:
+            left_out.setdefault(f"node{index}", GONE)
+    return _survey(folders, left_out, only)
+
+
+def _holds(folder: Path, model: Checkpoint) -> bool:
+    """True if the folder has these weights."""
+    return folder.exists() and open_checkpoint(folder).fingerprint == model.fingerprint

@@ -1,0 +1,315 @@
+"""A node of a run: which images it sees, and the processes that make it up: one, a DDP group, or one group of several (arXiv 2210.11948)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from weightops.errors import CheckpointError, NonfiniteError, OptionError
+from weightops.keys import Rules
+from weightops.task_vector import average
+
+T = TypeVar("T")
+NodeData = Literal["shuffle", "shard"]
+
+PATIENCE = 1800.0
+"""Seconds that a node which is done waits for the others."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of a run, and how the nodes work together; by default the only one.
+
+    Attributes:
+        index: which, counted from 0.
+        count: of how many.
+        data: "shuffle" for its own order of all images, "shard" for its own part of them in its own order.
+        every: steps between averages over the nodes; 0 for none before the end.
+        only: name patterns of the tensors that are averaged; the others are the first node's.
+
+    Raises:
+        OptionError: if there is no such node.
+
+    >>> [Node(index, 3).batch_size(128) for index in range(3)]
+    [42, 43, 43]
+    """
+
+    index: int = 0
+    count: int = 1
+    data: NodeData = "shuffle"
+    every: int = 0
+    only: tuple[str, ...] = ("*",)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise OptionError(f"there is no node {self.index} of {self.count}: they are numbered 0 to {self.count - 1}")
+
+    def batch_size(self, total: int) -> int:
+        """How many of the images of a step are this node's: all nodes together see as many as one run without nodes.
+
+        Raises:
+            OptionError: if there is none for each node.
+        """
+        if total < self.count:
+            raise OptionError(f"a batch of {total} can't be divided among {self.count} nodes")
+        return (self.index + 1) * total // self.count - self.index * total // self.count
+
+    def key(self, *numbers: int) -> list[int]:
+        """The seed of something random, this node's own."""
+        return [*numbers, self.index + 1] if self.count > 1 else [*numbers]
+
+    def images(self, total: int, seed: int) -> npt.NDArray[np.int64]:
+        """The indices that this node draws from: shards are disjoint, and together all images."""
+        if self.data == "shuffle" or self.count == 1:
+            return np.arange(total)
+        return np.random.default_rng([seed, total]).permutation(total)[self.index :: self.count]
+
+
+class Single:
+    """A node that is one process, and sends nothing. What the training loop asks of any node.
+
+    Attributes:
+        rank: of this process in its node.
+        size: processes in the node.
+        seconds: spent in communication by this process, waiting included. On CUDA, until it was launched.
+    """
+
+    rank = 0
+    size = 1
+    seconds = 0.0
+
+    def everyone(self) -> Single:
+        """All processes of all nodes as one node: the baseline, which communicates in every step."""
+        return self
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """The module, whose gradients are averaged over the node's processes in every backward pass."""
+        return module
+
+    def tell(self, value: T) -> T:
+        """What the node's first process has, in all of them."""
+        return value
+
+    def average_(self, state: Mapping[str, torch.Tensor], samples: int, step: int) -> None:
+        """Make the tensors the mean over nodes, weighted by samples, in place."""
+        raise OptionError("nodes that average on the way must run at once: start them with torchrun")
+
+
+class Ddp(Single):
+    """A node of several processes, each with its part of a batch."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self._first = dist.get_global_rank(group, 0)
+        self._until = 0.0
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        if self.size == 1:
+            return module
+        wrapped = DistributedDataParallel(module, process_group=self.group)
+        wrapped.register_comm_hook(self, lambda node, bucket: _all_reduce(node, bucket.buffer()))
+        return wrapped
+
+    def tell(self, value: T) -> T:
+        box = [value]
+        dist.broadcast_object_list(box, self._first, group=self.group)
+        return box[0]
+
+
+def _all_reduce(node: Ddp, gradients: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+    """The mean of a bucket of gradients over a node's processes, as DDP does it by itself, and timed."""
+    begun = time.monotonic()
+    work = dist.all_reduce(gradients.div_(node.size), group=node.group, async_op=True)
+
+    def done(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+        now = time.monotonic()
+        node.seconds += now - max(begun, node._until)  # buckets overlap
+        node._until = now
+        return future.value()[0]
+
+    reduced: torch.futures.Future[torch.Tensor] = work.get_future().then(done)
+    return reduced
+
+
+class Lofi(Ddp):
+    """One of several nodes, and a line to the others' first processes, which is silent until they average.
+
+    Args:
+        group: this node's processes.
+        leaders: the first processes of all nodes, over gloo.
+        patience: seconds to wait for another node.
+    """
+
+    def __init__(self, group: Any, leaders: Any, patience: float = PATIENCE) -> None:
+        super().__init__(group)
+        self._leaders = leaders
+        self._patience = timedelta(seconds=patience)
+        self.index = dist.get_rank() // self.size
+        self.count = dist.get_world_size() // self.size
+
+    def everyone(self) -> Single:
+        return Ddp(dist.group.WORLD)
+
+    def reports(self, samples: int, step: int) -> dict[int, int]:
+        """The samples that every node which answers has seen, 0 from one with nothing to give. For first processes.
+
+        Raises:
+            CheckpointError: if another node is at another step.
+        """
+        mine = torch.tensor([samples, step])
+        found = self._swap({node: mine for node in range(self.count)}, dict.fromkeys(range(self.count), 2))
+        for node, report in found.items():
+            if int(report[1]) != step:
+                raise CheckpointError(
+                    f"node {node} is at step {int(report[1])} and node {self.index} at {step}: nodes that average on the way start together"
+                )
+        return {node: int(found[node][0]) for node in sorted(found)}
+
+    def exchange(
+        self, state: Mapping[str, torch.Tensor], weights: Mapping[int, int], only: Sequence[str] = ("*",)
+    ) -> dict[str, torch.Tensor]:
+        """The weighted mean of the nodes' tensors, to the bit as `average` makes it from their checkpoints.
+
+        Each node averages a part of the tensors, and sends the result to the others. For first processes.
+
+        Args:
+            state: this node's tensors, on CPU.
+            weights: node -> weight, for all that take part; of those with 0 nothing is used.
+            only: name patterns of the tensors to average; the others are the first node's.
+
+        Raises:
+            NonfiniteError: if all weights are 0.
+            RuntimeError: if a node is lost meanwhile.
+        """
+        finite = [node for node in weights if weights[node]]
+        if not finite:
+            raise NonfiniteError("no node has finite weights to average")
+        parts = dict(zip(weights, _parts(state, len(weights)), strict=True))
+        mine = parts[self.index]
+        size = _pack(state, mine).numel()
+        begun = time.monotonic()
+        received = self._swap({node: _pack(state, part) for node, part in parts.items()}, dict.fromkeys(parts, size))
+        self.seconds += time.monotonic() - begun
+        if len(received) < len(weights):
+            raise RuntimeError(f"lost a node: only {sorted(received)} of {sorted(weights)} answer")
+        pieces = [_unpack(received[node], state, mine) for node in finite]
+        mean = _pack(_mean(pieces, [float(weights[node]) for node in finite], only), mine)
+        begun = time.monotonic()
+        sizes = {node: _pack(state, part).numel() for node, part in parts.items()}
+        means = self._swap(dict.fromkeys(parts, mean), sizes)
+        self.seconds += time.monotonic() - begun
+        if len(means) < len(weights):
+            raise RuntimeError(f"lost a node: only {sorted(means)} of {sorted(weights)} answer")
+        return {name: t for node, part in parts.items() for name, t in _unpack(means[node], state, part).items()}
+
+    def average_(self, state: Mapping[str, torch.Tensor], samples: int, step: int) -> None:
+        if self.rank == 0:
+            here = {name: tensor.detach().cpu() for name, tensor in state.items()}
+            finite = all(bool(torch.isfinite(tensor).all()) for tensor in here.values())
+            for name, tensor in self.exchange(here, self.reports(samples if finite else 0, step)).items():
+                state[name].detach().copy_(tensor)
+        if self.size > 1:
+            for tensor in state.values():
+                dist.broadcast(tensor.detach(), self._first, group=self.group)
+
+    def _swap(self, outgoing: Mapping[int, torch.Tensor], sizes: Mapping[int, int]) -> dict[int, torch.Tensor]:
+        """Send a tensor to each node and receive one of its size (and my dtype) from each; those that answer, and my own."""
+        received = {self.index: outgoing[self.index]}
+        works: dict[int, tuple[Any, Any, torch.Tensor]] = {}
+        for node, tensor in outgoing.items():
+            if node != self.index:
+                buffer = torch.empty(sizes[node], dtype=tensor.dtype)
+                try:
+                    other = dist.get_global_rank(self._leaders, node)
+                    works[node] = (
+                        dist.irecv(buffer, other, group=self._leaders),
+                        dist.isend(tensor, other, group=self._leaders),
+                        buffer,
+                    )
+                except RuntimeError:  # its process is gone
+                    continue
+        for node, (receiving, sending, buffer) in works.items():
+            try:
+                receiving.wait(self._patience)
+                sending.wait(self._patience)
+            except RuntimeError:
+                continue
+            received[node] = buffer
+        return received
+
+
+def _mean(
+    pieces: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float], only: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """The weighted mean of some tensors, and the first's others."""
+    chosen = Rules.of(dict.fromkeys(only, 1.0))
+    selected = [{name: tensor for name, tensor in piece.items() if chosen(name)} for piece in pieces]
+    return {**pieces[0], **(average(selected, weights) if selected[0] else {})}
+
+
+def _parts(state: Mapping[str, torch.Tensor], count: int) -> list[list[str]]:
+    """The names in parts of about equal size, the widest dtypes first in each so that all are aligned."""
+    parts: list[list[str]] = [[] for _ in range(count)]
+    filled = [0] * count
+    for name in sorted(state, key=lambda n: (-state[n].nbytes, n)):
+        least = filled.index(min(filled))
+        parts[least].append(name)
+        filled[least] += state[name].nbytes
+    return [sorted(part, key=lambda n: (-state[n].itemsize, n)) for part in parts]
+
+
+def _pack(state: Mapping[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
+    """The bytes of some tensors, one after another."""
+    flat = [state[name].detach().reshape(-1).contiguous().view(torch.uint8) for name in names]
+    return torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
+
+
+def _unpack(content: torch.Tensor, like: Mapping[str, torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The tensors that `_pack` packed, in the shapes and dtypes of ``like``."""
+    sizes = [like[name].nbytes for name in names]
+    return {
+        name: part.view(like[name].dtype).view(like[name].shape)
+        for name, part in zip(names, torch.split(content, sizes), strict=True)
+    }
+
+
+@contextmanager
+def connected(node_size: int | None = None, patience: float = PATIENCE) -> Iterator[Single]:
+    """This process's node, in a job that torchrun started; without torchrun, a node of one process.
+
+    Args:
+        node_size: processes in a node; by default those of a machine.
+        patience: seconds that a node which is done waits for the others.
+
+    Raises:
+        OptionError: if the processes can't be divided so.
+    """
+    if "RANK" not in os.environ:
+        yield Single()
+        return
+    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
+    size = node_size or int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if world % size:
+        raise OptionError(f"{world} processes can't be divided into nodes of {size}")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        groups = [dist.new_group(list(range(first, first + size))) for first in range(0, world, size)]
+        leaders = dist.new_group(list(range(0, world, size)), backend="gloo", timeout=timedelta(seconds=patience))
+        yield Lofi(groups[dist.get_rank() // size], leaders, patience)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,141 @@
+"""The folder of a fine-tuning run: its state while it lasts; its weights, log and record at the end."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from weightops.checkpoints.checkpoint import Architecture, Checkpoint, open_checkpoint
+from weightops.checkpoints.memory import MemorySource
+from weightops.errors import CheckpointError
+from weightops.expression import LinearForm
+from weightops.files import check_free, whole
+
+log = logging.getLogger("weightops")
+
+WEIGHTS, LOG, RECORD, STATE = "finetuned.safetensors", "log.jsonl", "training.json", "training.pt"
+EMA = "ema"
+"""The folder, inside the run's, of the moving average of the weights."""
+
+
+class Stateful(Protocol):
+    """Something that a run goes on from."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+class Folder:
+    """A run's folder. It opens as a model when the run is finished.
+
+    Args:
+        path: the folder.
+        identity: what makes it this run; nothing of another is resumed.
+        architecture: of the weights.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], architecture: Architecture | None) -> None:
+        self.path = path
+        self.identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self.architecture = architecture
+        self.lines: list[dict[str, float]] = []
+
+    def begin(self, *, resume: bool, overwrite: bool) -> bool:
+        """Make the folder ready; True if the run in it is finished already.
+
+        Raises:
+            OutputError: if it is, and is neither to be resumed nor overwritten.
+            CheckpointError: if it is to be resumed, and is of another run.
+        """
+        if resume and not (self.path / STATE).is_file() and (self.path / WEIGHTS).is_file():
+            try:
+                self._same(json.loads((self.path / RECORD).read_text(encoding="utf-8")))
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{self.path} holds weights and no record of how they were made") from error
+            return True
+        if not resume:
+            check_free(self.path / WEIGHTS, overwrite=overwrite)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            (self.path / STATE).unlink(missing_ok=True)
+        return False
+
+    def _same(self, identity: Mapping[str, Any]) -> None:
+        if {name: identity.get(name) for name in self.identity} != self.identity:
+            raise CheckpointError(
+                f"{self.path} holds another run ({json.dumps(identity)}); give the same options, or start again without resume"
+            )
+
+    def restore(self, parts: Mapping[str, Stateful]) -> int:
+        """Load the state, if there is one; the step to go on from."""
+        if not (self.path / STATE).is_file():
+            return 0
+        state = torch.load(self.path / STATE, map_location="cpu", weights_only=True)
+        self._same(json.loads(state["identity"]))
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        self.lines = json.loads(state["lines"])
+        log.info("going on from step %d", state["step"])
+        return int(state["step"])
+
+    def keep(self, parts: Mapping[str, Stateful], step: int) -> None:
+        """Write the state to go on from, whole or not at all."""
+        content = io.BytesIO()  # torch.save to a file tells of a full disk in its own way
+        named = {name: part.state_dict() for name, part in parts.items()}
+        torch.save(
+            {"identity": json.dumps(self.identity), "step": step, "lines": json.dumps(self.lines), **named}, content
+        )
+        with whole(self.path / STATE, overwrite=True) as part:
+            part.write_bytes(content.getbuffer())
+        self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
+
+    def finish(self, weights: Mapping[str, torch.Tensor], ema: Mapping[str, torch.Tensor], **facts: Any) -> None:
+        """Write what is left of the run: the weights, and their moving average if there is one."""
+        record = {**self.identity, **facts}
+        self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
+        self._write(RECORD, json.dumps(record, indent=2) + "\n")
+        if self.architecture:
+            self.architecture.write(self.path, self.path)
+        if ema:
+            self._checkpoint(ema, record).save(self.path / EMA, overwrite=True, on_nonfinite="error")
+        self._checkpoint(weights, record).save(self.path / WEIGHTS, overwrite=True, on_nonfinite="error")
+        (self.path / STATE).unlink(missing_ok=True)
+
+    def _checkpoint(self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Checkpoint:
+        source = RecordedSource(tensors, f"a run in {self.path}", training=dict(record))
+        return Checkpoint(LinearForm.of(source), self.architecture)
+
+    def _write(self, name: str, text: str) -> None:
+        with whole(self.path / name, overwrite=True) as part:
+            part.write_text(text, encoding="utf-8")
+
+    def weights(self) -> Checkpoint:
+        """The finished run's weights."""
+        return Checkpoint(open_checkpoint(self.path / WEIGHTS).form, self.architecture)
+
+
+class RecordedSource(MemorySource):
+    """Weights in memory that tell the metadata of the file they go to how they were made."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], ref: str, **records: Any) -> None:
+        super().__init__(tensors, ref)
+        self._records = records
+
+    def describe(self) -> dict[str, object]:
+        """As every source's, and the records."""
+        return {**super().describe(), **self._records}
+
+
+def training_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The record that a run left in its weights' metadata: config, base, task, node, samples; None for other weights."""
+    [source, *others] = checkpoint.form.sources
+    made_from = {} if others else getattr(source, "made_from", {})
+    base = made_from.get("base")
+    record = base.get("training") if isinstance(base, dict) else None
+    return record if isinstance(record, dict) and isinstance(record.get("node"), dict) else None
