@@ -112,7 +112,8 @@ class ModuleLearner(Learner):
         module: the model, as it starts.
         inputs: shape ``(n, ...)``.
         labels: shape ``(n, ...)``; for a language model, the tokens again.
-        loss: gives the mean loss of a batch from the module, inputs and labels.
+        loss: gives the mean loss of a batch from the module, inputs and labels, as `classification` does for timm's models, and
+            `weightops.evaluators.perplexity.token_loss` for language models.
         name: of the task.
 
     Raises:
@@ -154,12 +155,6 @@ class ModuleLearner(Learner):
 def classification(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The cross-entropy of a classifier that gives logits, as timm's do."""
     return F.cross_entropy(module(images).float(), labels)
-
-
-def language_modeling(module: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean negative log-likelihood a token, in nats, of a causal language model of transformers; tokens of shape ``(n, length)``."""
-    logits = module(input_ids=tokens).logits.float()
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
 def copies(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
