@@ -162,12 +162,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="digits,mnist")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--resume", action="store_true", help="go on with the runs that results/lofi.json lacks")
     parser.add_argument("--links", action="store_true")
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     results: dict = {"nodes": NODES, "tasks": {}, "calculation": calculation()}
-    for seed in range(args.seeds):
-        for task in args.tasks.split(","):
+    if args.resume:
+        results |= json.loads((RESULTS / "lofi.json").read_text())
+    for task in args.tasks.split(","):
+        for seed in range(args.seeds):
+            if any(r["seed"] == seed for r in results["tasks"].get(task, {"runs": []})["runs"]):
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 found = run(["--compare", "--task", task, "--seed", str(seed), "--out", str(Path(folder, "out"))])
             part = results["tasks"].setdefault(task, {"runs": []})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,12 +18,11 @@ from tqdm import tqdm
 
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike
 from weightops.checkpoints.memory import MemorySource
-from weightops.errors import OptionError
 from weightops.evaluators.clip import Clip
 from weightops.evaluators.zero_shot import as_tasks
 from weightops.expression import LinearForm
 from weightops.keys import Rules
-from weightops.learners import ClipLearner
+from weightops.learners import ClipLearner, Learner, copies
 from weightops.nodes import Node, Single
 from weightops.runs import Folder, Stateful
 from weightops.tasks.task import Task
@@ -107,22 +106,41 @@ def finetune(
     """
     clip = Clip.open(model, device)
     [task] = as_tasks(task)
-    config, node, strategy = config or config_for(clip.base), node or Node(), strategy or Single()
+    return fit(
+        ClipLearner(clip, task), config or config_for(clip.base), out=out, checkpoint_every=checkpoint_every, resume=resume,
+        overwrite=overwrite, node=node, strategy=strategy,
+    )  # fmt: skip
+
+
+def fit(
+    learner: Learner,
+    config: TrainingConfig,
+    *,
+    out: str | Path | None = None,
+    checkpoint_every: int = 250,
+    resume: bool = False,
+    overwrite: bool = False,
+    node: Node | None = None,
+    strategy: Single | None = None,
+) -> Checkpoint:
+    """Fine-tune any learner, in place; see `finetune` for arguments, result and errors."""
+    node, strategy = node or Node(), strategy or Single()
+    base, first = learner.base, strategy.rank == 0
     identity = {
-        "config": asdict(config), "base": clip.base.fingerprint, "task": task.name, "source": task.source, "node": asdict(node),
+        "config": asdict(config), "base": base.fingerprint, "task": learner.name, "source": learner.source, "node": asdict(node),
     }  # fmt: skip
-    folder = Folder(Path(out), identity, clip.base.architecture) if out is not None else None
-    first = strategy.rank == 0
+    folder = Folder(Path(out), identity, base.architecture) if out is not None else None
     if strategy.tell(first and folder is not None and folder.begin(resume=resume, overwrite=overwrite)):
         assert folder is not None
         return folder.weights()
     try:
-        weights, ema = _train(ClipLearner(clip, task), config, node, strategy, folder, checkpoint_every)
+        learner.prepare()
+        weights, ema = _train(learner, config, node, strategy, folder, checkpoint_every)
         if folder is None or not first:
-            source = MemorySource(weights, f"{clip.base.ref} fine-tuned on {task.name}")
-            return Checkpoint(LinearForm.of(source), clip.base.architecture)
+            source = MemorySource(weights, f"{base.ref} fine-tuned on {learner.name}")
+            return Checkpoint(LinearForm.of(source), base.architecture)
         samples = config.steps * node.batch_size(config.batch_size)
-        folder.finish(weights, ema, model=clip.base.ref, samples=samples, communication_seconds=strategy.seconds)
+        folder.finish(weights, ema, model=base.ref, samples=samples, communication_seconds=strategy.seconds)
     except BaseException:
         if folder is not None and first:
             with suppress(OSError):
@@ -132,7 +150,7 @@ def finetune(
 
 
 def _train(
-    learner: ClipLearner, config: TrainingConfig, node: Node, strategy: Single, folder: Folder | None, every: int
+    learner: Learner, config: TrainingConfig, node: Node, strategy: Single, folder: Folder | None, every: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The loop; the module's whole state at its end, and with the moving average in it if there is one, on CPU."""
     parameters = [p for p in learner.trained.parameters() if p.is_floating_point()]
@@ -142,31 +160,30 @@ def _train(
     first = folder.restore(parts) if folder is not None else 0
     lines = folder.lines if folder is not None else []
     before = lines[-1]["seconds"] if lines else 0.0
-    batch_size = node.batch_size(config.batch_size)
-    if batch_size < strategy.size:
-        raise OptionError(f"a batch of {batch_size} can't be divided among the {strategy.size} processes of a node")
-    mine = slice(*(r * batch_size // strategy.size for r in (strategy.rank, strategy.rank + 1)))
-    part = (mine.stop - mine.start) * strategy.size / batch_size  # so that the mean of means is the batch's mean
+    count, mine = node.batch_size(config.batch_size), strategy.part(node.batch_size(config.batch_size))
+    share = (mine.stop - mine.start) * strategy.size / count  # so that the mean of means is the batch's mean
     averaged = Rules.of(dict.fromkeys(node.only, 1.0))
     averaged.check(learner.module.state_dict())
     started = time.monotonic()
-    bar = tqdm(total=config.steps, initial=first, desc=learner.title, unit="step", delay=1, leave=False)
+    bar = tqdm(
+        total=config.steps, initial=first, desc=f"fine-tuning on {learner.name}", unit="step", delay=1, leave=False
+    )
     with _training(learner), bar:
         parallel = strategy.parallel(learner)
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate(step)
             indices = batch_indices(len(learner), config.batch_size, step, config.seed, node)
-            images, labels = learner.batch(torch.from_numpy(indices[mine]))
-            images = _shifted(images, config, node.key(config.seed, step), mine, batch_size)
-            loss = parallel(images.to(learner.device), labels.to(learner.device))
+            inputs, labels = learner.batch(torch.from_numpy(indices[mine]))
+            inputs = _shifted(inputs, config, node.key(config.seed, step), mine, count)
+            loss = parallel(inputs.to(learner.device), labels.to(learner.device))
             optimizer.zero_grad()
-            (loss * part).backward()
+            (loss * share).backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             optimizer.step()
             if node.every and (step + 1) % node.every == 0:
                 state = {n: t for n, t in learner.state().items() if averaged(n)}
-                strategy.average_(state, (step + 1) * batch_size, step + 1)
+                strategy.average_(state, (step + 1) * count, step + 1)
             ema.update()
             bar.update()
             if step % 10 == 0 or step + 1 == config.steps:
@@ -178,14 +195,14 @@ def _train(
                 )  # fmt: skip
             if folder is not None and strategy.rank == 0 and (step + 1) % every == 0 and step + 1 < config.steps:
                 folder.keep(parts, step + 1)
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in learner.module.state_dict().items()}
-    return weights, {**weights, **ema.state_dict()} if config.ema else {}
+    weights = copies(learner.module.state_dict())
+    return weights, ema.within(weights)
 
 
 class _Ema:
     """The moving average of what a learner learns; nothing for a decay of 0."""
 
-    def __init__(self, learner: ClipLearner, decay: float) -> None:
+    def __init__(self, learner: Learner, decay: float) -> None:
         self._learner, self._decay = learner, decay
         self._mean = {n: t.detach().clone() for n, t in learner.state().items()} if decay else {}
 
@@ -198,6 +215,12 @@ class _Ema:
             else:
                 mean.copy_(now[name])
 
+    def within(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The weights with the averages in place of what learnt; nothing for a decay of 0."""
+        ties = MemorySource(weights, "").ties
+        means = self.state_dict()
+        return {n: means.get(ties.get(n, n), weights[n]) for n in weights} if means else {}
+
     def state_dict(self) -> dict[str, Any]:
         return {name: mean.cpu() for name, mean in self._mean.items()}
 
@@ -207,7 +230,7 @@ class _Ema:
 
 
 @contextmanager
-def _training(learner: ClipLearner) -> Iterator[None]:
+def _training(learner: Learner) -> Iterator[None]:
     """Only what is to learn learns; the module's flags and the caller's random numbers are put back at the end."""
     flags = [(parameter, parameter.requires_grad) for parameter in learner.module.parameters()]
     was_training = learner.module.training
@@ -242,7 +265,7 @@ def _shifted(images: torch.Tensor, config: TrainingConfig, key: list[int], mine:
     """This process's images of a batch of ``count``, each moved by its own whole number of pixels; the border is repeated."""
     seed = int(np.random.default_rng(key).integers(1 << 62))
     torch.manual_seed(seed)  # for whatever is random in the model, too
-    height, width = images.shape[-2:]
+    height, width = images.shape[-2:] if images.dim() == 4 else (0, 0)
     reach = round(config.shift * min(height, width))
     offsets = torch.randint(0, 2 * reach + 1, (count, 2)).tolist()[mine] if reach else []
     if mine.start:

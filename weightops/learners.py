@@ -2,54 +2,163 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from weightops.errors import TaskError
-from weightops.evaluators.clip import Clip
+from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.memory import MemorySource
+from weightops.errors import OptionError, TaskError
+from weightops.evaluators.clip import Clip, Pixels
+from weightops.expression import LinearForm
 from weightops.tasks.task import Task
 
 
-class ClipLearner(nn.Module):
-    """The image encoder of a CLIP model, under the frozen head of a task. A module, as that is what data parallelism takes.
+class Learner(nn.Module):
+    """A model with what it is to learn. A module, as that is what data parallelism takes; its parameters are those that learn.
+
+    Attributes:
+        base: the weights that it starts from.
+        trained: the part of the model that learns.
+        prefix: what the names of that part begin with in the whole.
+        device: where the model is.
+        name: of the task.
+        source: where the data come from.
+    """
+
+    def __init__(
+        self, base: Checkpoint, module: nn.Module, prefix: str, *, name: str, source: str, device: torch.device
+    ) -> None:
+        super().__init__()
+        self._whole = (module,)  # in a tuple, as what doesn't learn is no part of this module
+        self.trained = module.get_submodule(prefix.removesuffix("."))
+        self.base, self.prefix, self.name, self.source, self.device = base, prefix, name, source, device
+
+    @property
+    def module(self) -> nn.Module:
+        """The whole model."""
+        return self._whole[0]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The tensors of the part that learns, by their names in the whole; shared with it. Of tied ones, the first."""
+        own = {f"{self.prefix}{name}": tensor for name, tensor in self.trained.state_dict().items()}
+        tied = MemorySource(own, self.name).ties
+        return {name: tensor for name, tensor in own.items() if name not in tied}
+
+    def prepare(self) -> None:
+        """Get what training needs, once it is sure that there will be any."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many samples there are to learn from."""
+
+    @abstractmethod
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and labels, on CPU."""
+
+    @abstractmethod
+    def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a batch."""
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 on CUDA, nothing on CPU."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+
+class ClipLearner(Learner):
+    """The image encoder of a CLIP model, under the frozen head of a task.
 
     Args:
         clip: the model.
         task: its training split is used.
-
-    Raises:
-        TaskError: if there are no training images.
     """
 
+    _head: torch.Tensor
+    _pixels: Pixels
+
     def __init__(self, clip: Clip, task: Task) -> None:
-        super().__init__()
-        self.trained: nn.Module = clip.module.visual
-        self.device = clip.device
-        self.title = f"fine-tuning on {task.name}"
-        self._head, self._pixels, self._clip = clip.zero_shot_head(task), clip.pixels(task, "train"), clip
+        super().__init__(clip.base, clip.module, "visual.", name=task.name, source=task.source, device=clip.device)
+        self._clip, self._task = clip, task
+
+    def prepare(self) -> None:
+        """The head and the images.
+
+        Raises:
+            TaskError: if there are no training images.
+        """
+        self._head, self._pixels = self._clip.zero_shot_head(self._task), self._clip.pixels(self._task, "train")
         if not len(self._pixels):
-            raise TaskError(f"{task.name} has no training images")
+            raise TaskError(f"{self.name} has no training images")
 
     def __len__(self) -> int:
         return len(self._pixels)
 
-    @property
-    def module(self) -> nn.Module:
-        """The whole model; only `trained`, a part of it, learns."""
-        module: nn.Module = self._clip.module
-        return module
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """The tensors of that part, by their names in the whole; shared with it."""
-        return {f"visual.{name}": tensor for name, tensor in self.trained.state_dict().items()}
-
     def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and labels, on CPU."""
         return self._pixels.batch(indices.numpy()), self._pixels.labels[indices]
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The mean loss; on CUDA the encoder runs in bfloat16."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            features = self._clip.encode_image(images)
+    def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with self.autocast():
+            features = self._clip.encode_image(inputs)
         return F.cross_entropy(features @ self._head.T, labels)
+
+
+class ModuleLearner(Learner):
+    """Any module, all of which learns: a timm classifier with its own head, a causal language model of transformers.
+
+    Args:
+        module: the model, as it starts.
+        inputs: shape ``(n, ...)``.
+        labels: shape ``(n, ...)``; for a language model, the tokens again.
+        loss: gives the mean loss of a batch from the module, inputs and labels, as `classification` does for timm's models, and
+            `weightops.evaluators.perplexity.token_loss` for language models.
+        name: of the task.
+
+    Raises:
+        OptionError: if there are no samples, or other numbers of inputs and labels.
+
+    >>> learner = ModuleLearner(nn.Linear(3, 2), torch.ones(8, 3), torch.zeros(8, dtype=torch.long), classification, name="zeros")
+    >>> learner(*learner.batch(torch.arange(4))).shape
+    torch.Size([])
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        loss: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor],
+        *,
+        name: str,
+    ) -> None:
+        if not len(inputs) or len(inputs) != len(labels):
+            raise OptionError(f"{name} has {len(inputs)} inputs and {len(labels)} labels")
+        device = next(module.parameters()).device
+        start = Checkpoint(LinearForm.of(MemorySource(copies(module.state_dict()), type(module).__name__)))
+        super().__init__(start, module, "", name=name, source="tensors", device=device)
+        self._data, self._loss = (inputs, labels), loss
+
+    def __len__(self) -> int:
+        return len(self._data[0])
+
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, labels = self._data
+        return inputs[indices], labels[indices]
+
+    def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with self.autocast():
+            return self._loss(self.module, inputs, labels)
+
+
+def classification(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of a classifier that gives logits, as timm's do."""
+    return F.cross_entropy(module(images).float(), labels)
+
+
+def copies(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors copied to CPU; those that share memory still do."""
+    ties = MemorySource(state, "").ties
+    own = {name: tensor.detach().cpu().clone() for name, tensor in state.items() if name not in ties}
+    return {name: own[ties.get(name, name)] for name in state}

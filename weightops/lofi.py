@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from weightops.checkpoints.checkpoint import Architecture, Checkpoint, CheckpointLike, open_checkpoint
+from weightops.checkpoints.memory import MemorySource
 from weightops.errors import MismatchError, NonfiniteError, OptionError
 from weightops.evaluators.clip import Clip
 from weightops.expression import LinearForm, check_match
@@ -315,8 +316,10 @@ class _Meeting:
     def _all_reduce(
         self, state: Mapping[str, torch.Tensor], architecture: Architecture | None, weights: Mapping[int, int]
     ) -> Average:
-        here = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        ties = MemorySource(state, "").ties
+        here = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name not in ties}
         mean = self.nodes.exchange(here, weights, self.only)
+        mean = {name: mean[ties.get(name, name)] for name in state}
         names = {f"node{index}": float(weight) for index, weight in weights.items() if weight}
         left_out = {
             f"node{i}": DIVERGED if i in weights else GONE for i in range(self.nodes.count) if not weights.get(i)

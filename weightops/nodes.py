@@ -94,6 +94,16 @@ class Single:
         """All processes of all nodes as one node: the baseline, which communicates in every step."""
         return self
 
+    def part(self, count: int) -> slice:
+        """Which of the samples of a node's batch are this process's.
+
+        Raises:
+            OptionError: if there is none for each process.
+        """
+        if count < self.size:
+            raise OptionError(f"a batch of {count} can't be divided among the {self.size} processes of a node")
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
     def parallel(self, module: nn.Module) -> nn.Module:
         """The module, whose gradients are averaged over the node's processes in every backward pass."""
         return module
