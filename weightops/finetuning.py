@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -46,6 +46,7 @@ class TrainingConfig:
         max_grad_norm: gradients are scaled down to this norm.
         shift: move the images of a batch by up to this fraction of their side; 0 for no augmentation.
         seed: of the order of images and of the augmentation.
+        ascend: make the loss larger instead of smaller: the baseline that negation is compared with.
     """
 
     steps: int = 2000
@@ -56,6 +57,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     shift: float = 0.0
     seed: int = 0
+    ascend: bool = False
 
     def learning_rate(self, step: int) -> float:
         """The learning rate at a step, counted from 0."""
@@ -81,6 +83,7 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    on_step: Callable[[int], None] | None = None,
 ) -> Checkpoint:
     """Fine-tune the image encoder on a task; the text encoder, and so the head, stays as it is.
 
@@ -93,6 +96,7 @@ def finetune(
         resume: go on from the state in ``out``; on CPU, with the same threads, the weights end the same to the bit.
         overwrite: replace a finished run in ``out``; it stays until the new one is complete.
         device: "auto", "cpu", "cuda", ...
+        on_step: called after each step with its number, counted from 1; the module is what has been learned so far.
 
     Returns:
         The fine-tuned weights, in memory, or from ``out`` where it is given.
@@ -109,7 +113,7 @@ def finetune(
     if folder is not None and folder.begin(resume=resume, overwrite=overwrite):
         return Checkpoint(open_checkpoint(folder.path / WEIGHTS).form, clip.base.architecture)
     try:
-        state = _train(clip, task, config, folder, checkpoint_every)
+        state = _train(clip, task, config, folder, checkpoint_every, on_step)
         source = MemorySource(state, f"{clip.base.ref} fine-tuned on {task.name}")
         result = Checkpoint(LinearForm.of(source), clip.base.architecture)
         if folder is None:
@@ -198,7 +202,12 @@ class Folder:
 
 
 def _train(
-    clip: Clip, task: Task, config: TrainingConfig, folder: Folder | None, every: int
+    clip: Clip,
+    task: Task,
+    config: TrainingConfig,
+    folder: Folder | None,
+    every: int,
+    on_step: Callable[[int], None] | None,
 ) -> dict[str, torch.Tensor]:
     """The loop; the module's whole state at its end, on CPU."""
     head = clip.zero_shot_head(task)
@@ -224,9 +233,11 @@ def _train(
                 features = clip.encode_image(images)
             loss = F.cross_entropy(features @ head.T, pixels.labels[indices].to(clip.device))
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            (-loss if config.ascend else loss).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             optimizer.step()
+            if on_step is not None:
+                on_step(step + 1)
             bar.update()
             if step % 10 == 0 or step + 1 == config.steps:
                 bar.set_postfix(loss=f"{loss.item():.3f}")

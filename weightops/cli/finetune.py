@@ -50,8 +50,9 @@ def command(
     """Fine-tune the image encoder on a task, under the frozen zero-shot head."""
     from weightops.checkpoints.checkpoint import open_checkpoint
     from weightops.finetuning import WEIGHTS, config_for, finetune
+    from weightops.tasks.table import find_task
 
-    out = out or Path(f"finetuned-{task}")
+    out = out or Path(f"finetuned-{find_task(task).name.replace(':', '-')}")
     checkpoint = open_checkpoint(model)
     config = config_for(checkpoint, **training)
     plan = {"model": checkpoint.ref, "task": task, **asdict(config), "output": str(out / WEIGHTS)}
