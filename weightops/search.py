@@ -154,7 +154,9 @@ class Goal:
                 f"({self.what.split(' ', 1)[-1]} {abs(near.score):.2%})"
             )
         best = max(allowed, key=lambda point: point.score)
-        limit = f"at least {self.ratio:.0%} of" if self.ratio != 1 else f"at most {100 * self.drop:g} points under"
+        limit = (
+            f"at least {100 * self.ratio:g} % of" if self.ratio != 1 else f"at most {100 * self.drop:g} points under"
+        )
         sure = " with 95 % confidence" if self.errors and any(point.error for point in ordered) else ""
         return Choice(
             best.alpha,

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +21,7 @@ from weightops.finetuning import TrainingConfig, config_for
 from weightops.keys import finite
 from weightops.reports.card import card
 from weightops.reports.frontier import draw_bars, draw_frontier
+from weightops.reports.outcome import versions
 from weightops.reports.page import write_page
 from weightops.search import (
     Coefficients,
@@ -82,7 +81,7 @@ class Found:
     alpha: Coefficients
     why: str
     sweep: list[Measured]
-    rivals: dict[str, list[tuple[TaskVector, Sequence[Task]]]] = field(default_factory=dict)
+    rivals: dict[str, list[tuple[TaskVector, list[Task]]]] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -117,6 +116,8 @@ class Workflow(ABC):
     """How the weights are made, for the model card."""
     sign = 1.0
     """What the values of alpha are multiplied by."""
+    keeps_vectors = True
+    """Whether the vectors are among its results."""
 
     def __init__(
         self, roles: Mapping[Task, str], *, model: CheckpointLike = "embedded", finetuned: CheckpointLike | TaskVector | Sequence[Any] | None = None,
@@ -124,9 +125,9 @@ class Workflow(ABC):
     ) -> None:  # fmt: skip
         self.roles = dict(roles)
         self.checkpoint = open_checkpoint(model)
-        self.finetuned = (
-            [] if finetuned is None else list(finetuned) if isinstance(finetuned, (list, tuple)) else [finetuned]
-        )
+        self.finetuned: list[Any] = list(finetuned) if isinstance(finetuned, (list, tuple)) else [finetuned]
+        if finetuned is None:
+            self.finetuned = []
         self.alphas = tuple(sorted({0.0, 1.0, *map(finite, alphas)}))
         if search not in SEARCHES:
             raise UnknownNameError(f"there is no search {search!r}; known: {', '.join(SEARCHES)}")
@@ -162,9 +163,10 @@ class Workflow(ABC):
         """All of its tasks."""
         return list(self.roles)
 
-    def by_role(self, *roles: str) -> list[Task]:
-        """The tasks of some roles."""
-        return [task for task, role in self.roles.items() if role in roles]
+    @property
+    def candidates(self) -> int:
+        """About how many edits are measured on validation data."""
+        return len(self.alphas)
 
     def vectors(self, bench: Bench) -> list[TaskVector]:
         """A vector for each learned task: given, or fine-tuned now."""
@@ -178,7 +180,7 @@ class Workflow(ABC):
         Raises:
             NothingSatisfiesError: if nothing satisfies the constraint, or nothing but the base does.
         """
-        values = [self.sign * alpha for alpha in (self.alphas if alphas is None else alphas)]
+        values = [self.sign * alpha + 0.0 for alpha in (self.alphas if alphas is None else alphas)]
         k = len(trial.vectors)
         shared = [(value,) * k for value in values]
         along = race if self.search == "race" else grid
@@ -201,8 +203,8 @@ class Workflow(ABC):
         parent = next(p for p in out.absolute().parents if p.exists())
         return Plan(
             self.verb, self.checkpoint.ref, {t.name: role for t, role in self.roles.items()}, tuple(t.name for t in self.learned),
-            tuple(self.sign * a for a in self.alphas), self.search, self.config, learned * self.config.steps * self.config.batch_size,
-            len(self.alphas) * validation + 3 * test, str(out), copies * sum(spec.numel * 4 for spec in self.checkpoint.specs.values()),
+            tuple(self.sign * a + 0.0 for a in self.alphas), self.search, self.config, learned * self.config.steps * self.config.batch_size,
+            self.candidates * validation + 3 * test, str(out), copies * sum(spec.numel * 4 for spec in self.checkpoint.specs.values()),
             shutil.disk_usage(parent).free,
         )  # fmt: skip
 
@@ -308,7 +310,7 @@ class Workflow(ABC):
             "".join(json.dumps(jsonable(row)) + "\n" for row in rows), encoding="utf-8"
         )
         (folder / "README.md").write_text(card(summary, self.word), encoding="utf-8")
-        for name, vector in found.vectors.items():
+        for name, vector in found.vectors.items() if self.keeps_vectors else ():
             vector.save(
                 folder
                 / ("task_vector.safetensors" if len(names) == 1 else f"task_vector.{file_name(name)}.safetensors")
@@ -398,9 +400,3 @@ def _given(finetuned: Sequence[Any]) -> Any:
 def open_ref_name(given: Any) -> str:
     """What given weights are called."""
     return str(given) if isinstance(given, (str, Path)) else open_checkpoint(given).ref
-
-
-def versions() -> dict[str, str]:
-    """Versions of what numbers may depend on."""
-    packages = ("weightops", "torch", "open_clip_torch", "torchvision", "pillow", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -11,7 +11,22 @@ import click
 from weightops.errors import WeightopsError
 from weightops.registry import unknown
 
-VERBS = ("patch", "finetune", "evaluate", "vector", "apply", "merge", "inspect", "tasks", "methods", "completion")
+VERBS = (
+    "patch",
+    "negate",
+    "add",
+    "analogy",
+    "soup",
+    "finetune",
+    "evaluate",
+    "vector",
+    "apply",
+    "merge",
+    "inspect",
+    "tasks",
+    "methods",
+    "completion",
+)
 
 
 class Verbs(click.Group):

@@ -128,7 +128,7 @@ def go(workflow: Workflow, out: Path, *, resume: bool, dry_run: bool, overwrite:
         click.echo(f"\n{text}")
     seconds = summary["seconds"]
     click.echo(
-        f"\n{out}/ holds the {workflow.word} model, report.html and the results ({seconds['total']:.0f} s, of which fine-tuning {seconds['finetune']:.0f})"
+        f"\n{out}/ holds the model, report.html and the results ({seconds['total']:.0f} s, of which fine-tuning {seconds['finetune']:.0f})"
     )
 
 

@@ -89,7 +89,7 @@ def _curve(
 
 def _pictures(tasks: Sequence[Task], base: Measured, edited: Measured, kept: set[str]) -> list[dict[str, Any]]:
     """Test images that the edit has named rightly and the base not, or the reverse; a few of each task, in turn."""
-    found: list[tuple[int, bool, dict[str, Any]]] = []
+    found: list[tuple[tuple[int, bool], dict[str, Any]]] = []
     for task in tasks:
         images = task.load("test")
         for fixed in (True, False):
@@ -97,12 +97,11 @@ def _pictures(tasks: Sequence[Task], base: Measured, edited: Measured, kept: set
             places = (change == (1 if fixed else -1)).nonzero().flatten().tolist()
             for rank, i in enumerate(places[:: max(1, len(places) // MOST)][:MOST]):
                 names = [task.classes[int(which.guesses[task.name][i])] for which in (base, edited)]
-                found.append((rank, task.name in kept, {
+                found.append(((rank, task.name in kept), {
                     "task": task.name, "truth": task.classes[int(images.labels[i])], "before": names[0], "after": names[1], "fixed": fixed,
                     "image": (images, i),
                 }))  # fmt: skip
-    found.sort(key=lambda row: row[:2])
-    chosen = [row for *_, row in found]
+    chosen = [row for _, row in sorted(found, key=lambda pair: pair[0])]
     picked = [row for fixed in (True, False) for row in [r for r in chosen if r["fixed"] is fixed][:MOST]]
     return [{**row, "image": _inline(row["image"][0][row["image"][1]])} for row in picked]
 

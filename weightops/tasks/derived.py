@@ -47,7 +47,7 @@ class WrittenImages:
     def __getitem__(self, index: int) -> Image.Image:
         rng = np.random.default_rng(seed(self.kind, self.task.name, self.split, index))
         words = self.words(int(self.labels[index]))
-        return written(self.images[index], words[rng.integers(len(words))], rng, self.split)
+        return written(self.images[index], words[int(rng.integers(len(words)))], rng, self.split)
 
 
 def written(image: Image.Image, word: str, rng: np.random.Generator, split: str) -> Image.Image:
@@ -105,14 +105,13 @@ class SomeImages:
         return self.images[int(self.indices[index])]
 
 
-def part_of(task: Task, classes: Sequence[str], name: str, *, among_all: bool = False) -> Task:
-    """A task with the pictures of some of its classes only.
+def part_of(task: Task, classes: Sequence[str], name: str) -> Task:
+    """A task with some of its classes only, and the pictures of these.
 
     Args:
         task: the task.
         classes: those that stay.
         name: what it is called.
-        among_all: the others are still there to be guessed wrongly.
 
     Raises:
         TaskError: if it has no such class.
@@ -122,16 +121,14 @@ def part_of(task: Task, classes: Sequence[str], name: str, *, among_all: bool = 
         raise TaskError(
             f"{task.name} has no class {', '.join(missing) or 'to be left with'}; it has {', '.join(task.classes)}"
         )
-    places = [task.classes.index(c) for c in classes]
+    places = sorted(task.classes.index(c) for c in classes)
 
     def load(split: str) -> SomeImages:
         images = task.load(split)
         indices = np.flatnonzero(np.isin(images.labels, places))
-        labels = images.labels[indices]
-        return SomeImages(images, indices, labels if among_all else np.searchsorted(sorted(places), labels))
+        return SomeImages(images, indices, np.searchsorted(places, images.labels[indices]))
 
-    kept = task.classes if among_all else tuple(task.classes[i] for i in sorted(places))
-    return replace(task, name=name, classes=kept, load=load, sizes=_Sizes(load))
+    return replace(task, name=name, classes=tuple(task.classes[i] for i in places), load=load, sizes=_Sizes(load))
 
 
 class _Sizes(dict[str, int]):
@@ -146,13 +143,13 @@ class _Sizes(dict[str, int]):
 
 
 def first_half(task: Task) -> Task:
-    """The first half of a task's classes, among all of them."""
-    return part_of(task, task.classes[: len(task.classes) // 2], f"first-half:{task.name}", among_all=True)
+    """The first half of a task's classes."""
+    return part_of(task, task.classes[: len(task.classes) // 2], f"first-half:{task.name}")
 
 
 def second_half(task: Task) -> Task:
-    """The second half of a task's classes, among all of them."""
-    return part_of(task, task.classes[len(task.classes) // 2 :], f"second-half:{task.name}", among_all=True)
+    """The second half of a task's classes."""
+    return part_of(task, task.classes[len(task.classes) // 2 :], f"second-half:{task.name}")
 
 
 DERIVED: dict[str, Callable[[Task], Task]] = {
@@ -208,9 +205,9 @@ def union(tasks: Sequence[Task]) -> Task:
         prompts: name for task in reversed(tasks) for prompts, name in zip(task.prompts, task.classes, strict=True)
     }
     sizes = {split: sum(task.sizes[split] for task in tasks) for split in ("train", "validation", "test")}
-    joined = ["; ".join(dict.fromkeys(getattr(task, field) for task in tasks)) for field in ("source", "license")]
-    joint = Union(
-        "+".join(task.name for task in tasks), (), tuple(dict.fromkeys(t for task in tasks for t in task.templates)), load, sizes,
-        *joined, parts=tuple(tasks),
-    )  # fmt: skip
+    templates = tuple(dict.fromkeys(template for task in tasks for template in task.templates))
+    source, license = (
+        "; ".join(dict.fromkeys(texts)) for texts in ((t.source for t in tasks), (t.license for t in tasks))
+    )
+    joint = Union("+".join(t.name for t in tasks), (), templates, load, sizes, source, license, tuple(tasks))
     return replace(joint, classes=tuple(classes[prompts] for prompts in joint.prompts))

@@ -49,7 +49,8 @@ class FolderImages:
         path = self.files[index]
         try:
             with Image.open(path) as image:
-                return image.convert("RGB")
+                picture: Image.Image = image.convert("RGB")
+                return picture
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise TaskError(f"{path} is not an image that can be read: {error}") from error
 
@@ -117,7 +118,7 @@ def _files(folder: Path) -> list[File]:
     odd = [path.name for path, match in matches if not match]
     if odd:
         raise TaskError(
-            f"{folder} holds {len(odd)} images outside of any class: {some(odd)}; put them into folders by class, or name them label=CLASS_text=WORD.png"
+            f"{folder} holds {len(odd)} images outside of any class: {some(odd)}; put them into folders by class, or name them label=CLASS_text=WORD"
         )
     if files and loose:
         raise TaskError(f"{folder} holds images in folders by class and images named label=...: give one of the two")
