@@ -97,10 +97,13 @@ def _pictures(tasks: Sequence[Task], base: Measured, edited: Measured, kept: set
             places = (change == (1 if fixed else -1)).nonzero().flatten().tolist()
             for rank, i in enumerate(places[:: max(1, len(places) // MOST)][:MOST]):
                 names = [task.classes[int(which.guesses[task.name][i])] for which in (base, edited)]
-                found.append(((rank, task.name in kept), {
-                    "task": task.name, "truth": task.classes[int(images.labels[i])], "before": names[0], "after": names[1], "fixed": fixed,
-                    "image": (images, i),
-                }))  # fmt: skip
+                row = {
+                    "task": task.name,
+                    "truth": task.classes[int(images.labels[i])],
+                    "before": names[0],
+                    "after": names[1],
+                }
+                found.append(((rank, task.name in kept), {**row, "fixed": fixed, "image": (images, i)}))
     chosen = [row for _, row in sorted(found, key=lambda pair: pair[0])]
     picked = [row for fixed in (True, False) for row in [r for r in chosen if r["fixed"] is fixed][:MOST]]
     return [{**row, "image": _inline(row["image"][0][row["image"][1]])} for row in picked]
