@@ -101,11 +101,8 @@ def go(workflow: Workflow, out: Path, *, resume: bool, dry_run: bool, overwrite:
 
     def row(first: str, scores: Mapping[str, Mapping[str, Any]]) -> None:
         cells = [cell(float(scores[name]["acc1"])) if name in scores else "-" for name in names]
-        mean = [
-            cell(sum(float(scores[name]["acc1"]) for name in kept) / len(kept))
-            if all(k in scores for k in kept)
-            else "-"
-        ] * len(extra)
+        whole = extra and all(name in scores for name in kept)
+        mean = [cell(sum(float(scores[name]["acc1"]) for name in kept) / len(kept)) if whole else "-" for _ in extra]
         click.echo(line([first, *cells, *mean], widths))
 
     def show(measured: Measured) -> None:

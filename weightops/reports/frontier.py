@@ -73,12 +73,15 @@ def draw_frontier(
     axes.set_ylim(min(ys) - 7, min(max(ys) + 9, 101.5))
     label: dict[str, Any] = {"fontsize": 9.5, "color": INK, "textcoords": "offset points"}
     red = label | {"color": CHOSEN, "fontweight": "bold"}
+    rises = chosen.score >= base.score
     end = "fine-tuned" if full.alpha == 1 else "all of it"
+    left = label | {"xytext": (-11, 0), "ha": "right", "va": "center"}
+    beside = red | {"xytext": (-14, -6 if rises else 8), "ha": "right", "va": "top" if rises else "bottom"}
     for point, text, place in (
-        (base, f"zero-shot (alpha 0)\n{100 * base.score:.1f} %", label | {"xytext": (-11, 0), "ha": "right", "va": "center"}),
+        (base, f"zero-shot (alpha 0)\n{100 * base.score:.1f} %", left),
         (full, f"{end} (alpha {full.alpha:g})  {100 * full.score:.1f} %", label | {"xytext": (0, 10), "ha": "left"}),
-        (chosen, f"{word} (alpha {chosen.alpha:g})\n{100 * chosen.score:.1f} %", red | {"xytext": (-14, -6), "ha": "right", "va": "top"}),
-    ):  # fmt: skip
+        (chosen, f"{word} (alpha {chosen.alpha:g})\n{100 * chosen.score:.1f} %", beside),
+    ):
         axes.annotate(text, (100 * point.kept, 100 * point.score), **place)
     axes.set_xlabel(f"{kept}, validation accuracy (%)", color=INK)
     axes.set_ylabel(f"{score}, validation accuracy (%)", color=INK)

@@ -73,7 +73,7 @@ def _curve(
 ) -> tuple[list[dict[str, Any]], int]:
     """The measured points for the page, and the place of the chosen one."""
     by_alpha = {m.coefficients: m for m in sweep}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for point in points:
         alpha = point.alpha if isinstance(point.alpha, tuple) else (point.alpha,)
         tasks = {name: float(scores["acc1"]) for name, scores in by_alpha[alpha].scores.items()}
