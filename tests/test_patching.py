@@ -99,7 +99,7 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
                "--batch-size", "16", "--device", "cpu", "--max-supported-drop", "1", "-o", str(tmp_path / "out"), "-q"]  # fmt: skip
     victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     work = tmp_path / ".out.run"
-    while not (work / "finetuned.safetensors").exists() and victim.poll() is None:
+    while not (work / "mnist" / "finetuned.safetensors").exists() and victim.poll() is None:
         time.sleep(0.01)
     victim.send_signal(signal.SIGINT)
     _, errors = victim.communicate()

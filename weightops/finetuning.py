@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,6 +42,7 @@ class TrainingConfig:
         shift: move the images of a batch by up to this fraction of their side; 0 for no augmentation.
         ema: also keep the moving average of the weights with this decay a step, from 0 (for none) to 1.
         seed: of the order of images and of the augmentation.
+        ascend: make the loss larger instead of smaller: the baseline that negation is compared with.
     """
 
     steps: int = 2000
@@ -53,6 +54,7 @@ class TrainingConfig:
     shift: float = 0.0
     ema: float = 0.0
     seed: int = 0
+    ascend: bool = False
 
     def learning_rate(self, step: int) -> float:
         """The learning rate at a step, counted from 0."""
@@ -80,6 +82,7 @@ def finetune(
     device: str = "auto",
     node: Node | None = None,
     strategy: Single | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> Checkpoint:
     """Fine-tune the image encoder on a task; the text encoder, and so the head, stays as it is.
 
@@ -95,6 +98,7 @@ def finetune(
         device: "auto", "cpu", "cuda", ...
         node: which of several nodes this is, and so which images it sees (lo-fi, arXiv 2210.11948); the only one by default.
         strategy: the processes that make up the node; by default just this one (see `weightops.nodes`).
+        on_step: called after each step with its number, counted from 1; the module is what has been learned so far.
 
     Returns:
         The fine-tuned weights, in memory, or from ``out`` where it is given.
@@ -108,7 +112,7 @@ def finetune(
     [task] = as_tasks(task)
     return fit(
         ClipLearner(clip, task), config or config_for(clip.base), out=out, checkpoint_every=checkpoint_every, resume=resume,
-        overwrite=overwrite, node=node, strategy=strategy,
+        overwrite=overwrite, node=node, strategy=strategy, on_step=on_step,
     )  # fmt: skip
 
 
@@ -122,6 +126,7 @@ def fit(
     overwrite: bool = False,
     node: Node | None = None,
     strategy: Single | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> Checkpoint:
     """Fine-tune any learner, in place; see `finetune` for arguments, result and errors."""
     node, strategy = node or Node(), strategy or Single()
@@ -135,7 +140,7 @@ def fit(
         return folder.weights()
     try:
         learner.prepare()
-        weights, ema = _train(learner, config, node, strategy, folder, checkpoint_every)
+        weights, ema = _train(learner, config, node, strategy, folder, checkpoint_every, on_step)
         if folder is None or not first:
             source = MemorySource(weights, f"{base.ref} fine-tuned on {learner.name}")
             return Checkpoint(LinearForm.of(source), base.architecture)
@@ -150,8 +155,9 @@ def fit(
 
 
 def _train(
-    learner: Learner, config: TrainingConfig, node: Node, strategy: Single, folder: Folder | None, every: int
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    learner: Learner, config: TrainingConfig, node: Node, strategy: Single, folder: Folder | None, every: int,
+    on_step: Callable[[int], None] | None,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:  # fmt: skip
     """The loop; the module's whole state at its end, and with the moving average in it if there is one, on CPU."""
     parameters = [p for p in learner.trained.parameters() if p.is_floating_point()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
@@ -178,13 +184,15 @@ def _train(
             inputs = _shifted(inputs, config, node.key(config.seed, step), mine, count)
             loss = parallel(inputs.to(learner.device), labels.to(learner.device))
             optimizer.zero_grad()
-            (loss * share).backward()
+            (loss * (-share if config.ascend else share)).backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             optimizer.step()
             if node.every and (step + 1) % node.every == 0:
                 state = {n: t for n, t in learner.state().items() if averaged(n)}
                 strategy.average_(state, (step + 1) * count, step + 1)
             ema.update()
+            if on_step is not None:
+                on_step(step + 1)
             bar.update()
             if step % 10 == 0 or step + 1 == config.steps:
                 bar.set_postfix(loss=f"{loss.item():.3f}")

@@ -1,300 +1,128 @@
-"""PAINT: patch a model on one task without harming others (arXiv 2208.05592)."""
+"""PAINT: patch a model on tasks without harming others (arXiv 2208.05592)."""
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-import platform
-import shutil
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-
-from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
-from weightops.checkpoints.likeness import open_like
-from weightops.errors import MissingExtraError, OutputError, TaskError
-from weightops.evaluators.clip import Clip
-from weightops.evaluators.zero_shot import as_tasks, metrics, predict, record
-from weightops.files import check_free, jsonable, whole, write_json
-from weightops.finetuning import TrainingConfig, config_for, finetune
-from weightops.keys import finite
-from weightops.reports.card import patch_card
-from weightops.reports.frontier import draw_frontier
-from weightops.search import Choice, NothingSatisfiesError, Point, Rule, choose
+from weightops.bench import Bench, combined
+from weightops.errors import TaskError, UnknownNameError
+from weightops.search import RULES, Coefficients, Goal, NothingSatisfiesError, Rule, grid
 from weightops.task_vector import TaskVector
-from weightops.tasks.table import RENDERED
+from weightops.tasks.derived import union
+from weightops.tasks.table import RENDERED, as_tasks
 from weightops.tasks.task import Task
+from weightops.workflow import Found, OnMeasured, Workflow, even, mean_of
 
-log = logging.getLogger("weightops")
-
-ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What was measured at one alpha: every task's metrics, which images were right, and the weights' fingerprint."""
-
-    alpha: float
-    scores: Mapping[str, Mapping[str, Any]]
-    hits: Mapping[str, torch.Tensor]
-    fingerprint: str
-
-    def point(self, patching: str, base: Sweep) -> Point:
-        """Patching accuracy against the mean of the others, and the error of the latter's difference from the base's."""
-        supported = [name for name in self.scores if name != patching]
-        changes = [self.hits[name].double() - base.hits[name].double() for name in supported]
-        variance = sum(float(change.var(unbiased=False)) / len(change) for change in changes)
-        mean = sum(self.scores[name]["acc1"] for name in supported) / len(supported)
-        return Point(self.alpha, self.scores[patching]["acc1"], mean, math.sqrt(variance) / len(supported))
+Strategy = Literal["joint", "sequential", "parallel"]
+STRATEGIES: tuple[Strategy, ...] = ("joint", "sequential", "parallel")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a patch will do and what it takes, for ``--dry-run``."""
+class Patch(Workflow):
+    """One patching run: fine-tune, sweep alpha on validation data, choose, confirm on test data once, write; see `patch`."""
 
-    model: str
-    task: str
-    supported: tuple[str, ...]
-    alphas: tuple[float, ...]
-    config: TrainingConfig
-    training_images: int
-    evaluated_images: int
-    output: str
-    output_bytes: int
-    free_bytes: int
-
-
-class Patch:
-    """One patching run: fine-tune, sweep alpha on validation data, choose, confirm on test data once, write.
-
-    See `patch` for the arguments; the steps can be called one by one.
-    """
+    verb, word = "patch", "patched"
+    method = "The weights are `(1 - alpha) * base + alpha * finetuned` (PAINT, arXiv 2208.05592)"
 
     def __init__(
-        self,
-        task: str | Task,
-        *,
-        model: CheckpointLike = "embedded",
-        supported: Iterable[str | Task] | None = None,
-        alphas: Iterable[float] = ALPHAS,
-        rule: Rule = "patching",
-        max_supported_drop: float = 0.01,
-        finetuned: CheckpointLike | None = None,
-        device: str = "auto",
-        **training: Any,
-    ) -> None:
-        [self.task] = as_tasks(task)
-        self.supported = [t for t in as_tasks(RENDERED if supported is None else supported) if t.name != self.task.name]
+        self, task: str | Task | Iterable[str | Task], *, supported: Iterable[str | Task] | None = None, rule: Rule = "patching",
+        max_supported_drop: float = 0.01, strategy: Strategy = "joint", **options: Any,
+    ) -> None:  # fmt: skip
+        self.patching = as_tasks(task)
+        names = {t.name for t in self.patching}
+        self.supported = [t for t in as_tasks(RENDERED if supported is None else supported) if t.name not in names]
         if not self.supported:
             raise TaskError("a patch needs at least one supported task, to tell what it harms")
-        self.alphas = tuple(sorted({0.0, 1.0, *map(finite, alphas)}))
+        for kind, value, known in (("rule", rule, RULES), ("strategy", strategy, STRATEGIES)):
+            if value not in known:
+                raise UnknownNameError(f"there is no {kind} {value!r}; known: {', '.join(known)}")
         self.rule, self.max_supported_drop = rule, max_supported_drop
-        self.checkpoint = open_checkpoint(model)
-        self.finetuned = open_like(finetuned, self.checkpoint) if finetuned is not None else None
-        self.config = config_for(self.checkpoint, **training)
-        self.device = device
+        self.strategy: Strategy = strategy if len(self.patching) > 1 else "joint"
+        self._joint = union(self.patching)
+        super().__init__(
+            {**dict.fromkeys(self.patching, "patching"), **dict.fromkeys(self.supported, "supported")}, **options
+        )
 
     @property
-    def tasks(self) -> list[Task]:
-        """The patching task, then the supported ones."""
-        return [self.task, *self.supported]
+    def learned(self) -> list[Task]:
+        return [self._joint] if self.strategy == "joint" else self.patching
 
-    def plan(self, out: Path) -> Plan:
-        """What `run` would do."""
-        validation, test = (sum(task.sizes[split] for task in self.tasks) for split in ("validation", "test"))
-        copies = (
-            2 if self.finetuned else 6
-        )  # the model and the vector; before that weights and state of the fine-tuning
-        size = copies * sum(spec.numel * 4 for spec in self.checkpoint.specs.values())
-        parent = next(p for p in out.absolute().parents if p.exists())
-        return Plan(
-            self.checkpoint.ref, self.task.name, tuple(t.name for t in self.supported), self.alphas, self.config,
-            0 if self.finetuned else self.config.steps * self.config.batch_size, len(self.alphas) * validation + 3 * test,
-            str(out), size, shutil.disk_usage(parent).free,
-        )  # fmt: skip
+    def goal(self, patching: list[Task], drop: float) -> Goal:
+        """What alpha is chosen for, where ``patching`` are the tasks patched so far."""
+        kept = "supported mean"
+        if self.rule == "mean":
+            score = {**even(patching, 0.5), **even(self.supported, 0.5)}
+            return Goal(score, what="best mean of patching and supported accuracy", kept=kept)
+        return Goal(even(patching), even(self.supported), drop=drop, what="best patching accuracy", kept=kept)
 
-    def run(
-        self,
-        out: Path,
-        *,
-        resume: bool = False,
-        overwrite: bool = False,
-        on_sweep: Callable[[Sweep], None] = lambda _: None,
-    ) -> dict[str, Any]:
-        """Do it all; the content of ``summary.json``. ``out`` appears whole, at the end."""
-        check_free(out, overwrite=overwrite)
-        plan = self.plan(out)
-        if plan.free_bytes < plan.output_bytes:
-            need, free = plan.output_bytes / 1e6, plan.free_bytes / 1e6
-            raise OutputError(f"{out} needs about {need:.0f} MB while it is made, and {free:.0f} MB are free")
-        for task in self.tasks:
-            for split in ("validation", "test"):
-                task.load(split)[0]  # what can't be had is better told now than after the fine-tuning
-        work = out.with_name(f".{out.name}.run")
-        if not resume:
-            shutil.rmtree(work, ignore_errors=True)
-        started = time.monotonic()
-        clip = Clip.open(self.checkpoint, self.device)
-        base = clip.base.to(next(clip.module.parameters()).dtype)
-        try:
-            finetuned = self.finetuned or finetune(clip, self.task, self.config, out=work, resume=resume)
-            tuned = time.monotonic()
-            vector = TaskVector(base, finetuned.to(next(clip.module.parameters()).dtype))
-            sweep = [self._measure(clip, vector, base, alpha, "validation", on_sweep) for alpha in self.alphas]
-            choice = self._choose(self.points(sweep))
-            swept = time.monotonic()
-            test = [self._measure(clip, vector, base, alpha, "test") for alpha in (0.0, 1.0, choice.alpha)]
-            seconds = {"finetune": tuned - started, "sweep": swept - tuned, "total": time.monotonic() - started}
-            summary = self._summary(clip, choice, test, seconds, out)
-            with whole(out, overwrite=overwrite) as part:
-                part.mkdir()
-                self._write(part, clip, vector.apply(base, choice.alpha), sweep, test, summary)
-                if (work / "log.jsonl").is_file():
-                    shutil.copyfile(work / "log.jsonl", part / "finetuning.jsonl")
-                vector.save(part / "task_vector.safetensors")
-        except (KeyboardInterrupt, OSError, OutputError):
-            raise  # the work folder is kept, to go on from
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-        shutil.rmtree(work, ignore_errors=True)
-        return summary
+    @property
+    def view(self) -> Goal:
+        kept = mean_of(self.supported, "supported")
+        return Goal(even(self.patching), even(self.supported), what=mean_of(self.patching, "patching"), kept=kept)
 
-    def points(self, sweep: Sequence[Sweep]) -> list[Point]:
-        """The sweep as points; alpha 0 must be in it."""
-        base = next(s for s in sweep if s.alpha == 0)
-        return [s.point(self.task.name, base) for s in sweep]
+    def find(self, bench: Bench) -> Found:
+        if self.strategy == "sequential":
+            return self._one_after_another(bench)
+        vectors = dict(zip([t.name for t in self.learned], self.vectors(bench), strict=True))
+        trial = bench.trial(vectors, self.goal(self.patching, self.max_supported_drop))
+        alpha, why = self.choose(trial)
+        if self.strategy == "joint":
+            rivals = [(vector, self.tasks) for vector in vectors.values()]
+        else:
+            rivals = [(vector, [task]) for task, vector in zip(self.patching, vectors.values(), strict=True)]
+        return Found(vectors, alpha, why, trial.sweep, {"finetuned": rivals}, {"strategy": self.strategy})
 
-    def _choose(self, points: Sequence[Point]) -> Choice:
-        choice = choose(points, rule=self.rule, max_supported_drop=self.max_supported_drop)
-        if choice.alpha == 0:
-            best = max((p for p in points if p.alpha), key=lambda p: (p.supported, p.patching))
-            raise NothingSatisfiesError(
-                f"no alpha improves {self.task.name} within the rule, so there is no patch; the one that costs least is alpha "
-                f"{best.alpha:g}: {best.patching:.2%} at {best.supported:.2%} supported"
-            )
-        return choice
-
-    def _measure(
-        self,
-        clip: Clip,
-        vector: TaskVector,
-        base: Checkpoint,
-        alpha: float,
-        split: str,
-        on_sweep: Callable[[Sweep], None] = lambda _: None,
-    ) -> Sweep:
-        vector.apply_(clip.module, alpha, base=base)
-        scores, hits = {}, {}
-        for task in self.tasks:
-            guesses, labels = predict(clip, task, split), clip.pixels(task, split).labels
-            scores[task.name] = metrics(guesses, labels, len(task.classes))
-            hits[task.name] = guesses[:, 0] == labels
-        result = Sweep(alpha, scores, hits, vector.apply(base, alpha).fingerprint)
-        on_sweep(result)
-        return result
-
-    def _summary(
-        self, clip: Clip, choice: Choice, test: Sequence[Sweep], seconds: Mapping[str, float], out: Path
-    ) -> dict[str, Any]:
-        roles = {task.name: "patching" if task is self.task else "supported" for task in self.tasks}
-        return {
-            "alpha": choice.alpha,
-            "chosen_on": "the validation splits of " + ", ".join(roles),
-            "why": choice.why,
-            "tasks": {
-                task.name: {
-                    "role": roles[task.name],
-                    "source": task.source,
-                    **{
-                        which: dict(s.scores[task.name])
-                        for which, s in zip(("base", "finetuned", "patched"), test, strict=True)
-                    },
-                }
-                for task in self.tasks
-            },
-            "seconds": {name: round(value, 2) for name, value in seconds.items()},
-            "model": {"ref": self.checkpoint.ref, "fingerprint": self.checkpoint.fingerprint},
-            "finetuned": self.finetuned.ref if self.finetuned else None,
-            "training": None if self.finetuned else asdict(self.config),
-            "seed": self.config.seed,
-            "device": str(clip.device),
-            "output": str(out.absolute()),
-            "versions": versions(),
-        }
-
-    def _write(
-        self,
-        folder: Path,
-        clip: Clip,
-        patched: Checkpoint,
-        sweep: Sequence[Sweep],
-        test: Sequence[Sweep],
-        summary: Mapping[str, Any],
-    ) -> None:
-        assert patched.architecture is not None
-        patched.save_into(folder, final=Path(summary["output"]))
-        names = ("base", "finetuned", "patched")
-        rows = [
-            {**record(clip, task, split, s.scores[task.name], s.fingerprint), "alpha": s.alpha, "weights": which}
-            for split, measured in (
-                ("validation", [("sweep", s) for s in sweep]),
-                ("test", list(zip(names, test, strict=True))),
-            )
-            for which, s in measured
-            for task in self.tasks
-        ]
-        (folder / "results.jsonl").write_text(
-            "".join(json.dumps(jsonable(row)) + "\n" for row in rows), encoding="utf-8"
+    def _one_after_another(self, bench: Bench) -> Found:
+        """Patch the patched model, task after task."""
+        vectors: dict[str, TaskVector] = {}
+        alphas: Coefficients = ()
+        reasons, rivals, sweep = [], [], []
+        for i, task in enumerate(self.patching):
+            sofar = combined(vectors, alphas) if vectors else None
+            vectors[task.name] = bench.vector(self.finetuned[i]) if self.finetuned else bench.learn(task, start=sofar)
+            done = i + 1
+            # Each step may cost its share of what all may, against the model that it all began with.
+            goal = self.goal(self.patching[:done], self.max_supported_drop * done / len(self.patching))
+            trial = bench.trial(vectors, goal)
+            choice = grid(trial.sheet, [(*alphas, alpha) for alpha in self.alphas])
+            alphas = choice.alpha if isinstance(choice.alpha, tuple) else (choice.alpha,)
+            reasons.append(f"{task.name} {alphas[-1]:g}: {choice.why}")
+            rivals.append((combined(vectors, (*alphas[:-1], 1.0)), [task]))
+            sweep = trial.sweep
+        if not any(alphas):
+            raise NothingSatisfiesError(f"no alpha improves {', '.join(vectors)} within the rule, so there is no patch")
+        return Found(
+            vectors, alphas, "; then ".join(reasons), sweep, {"finetuned": rivals}, {"strategy": self.strategy}
         )
-        (folder / "README.md").write_text(patch_card(summary), encoding="utf-8")
-        points = self.points(sweep)
-        [chosen] = [point for point in points if point.alpha == summary["alpha"]]
-        before, after = (s.point(self.task.name, test[0]) for s in (test[0], test[2]))
-        gain = f"{self.task.name} {100 * before.patching:.1f} → {100 * after.patching:.1f} %"
-        cost = f"supported {100 * before.supported:.1f} → {100 * after.supported:.1f} %"
-        title = f"{gain}, {cost} (test)"
-        supported = (
-            self.supported[0].name if len(self.supported) == 1 else f"mean of {len(self.supported)} supported tasks"
-        )
-        try:
-            draw_frontier(
-                folder / "frontier.png", points, chosen, title=title, patching=self.task.name, supported=supported
-            )
-        except MissingExtraError as error:
-            log.warning("frontier.png is left out: %s", error)
-        write_json(folder / "summary.json", summary)
 
 
 def patch(
-    task: str | Task,
+    task: str | Task | Iterable[str | Task],
     out: str | Path,
     *,
     resume: bool = False,
     overwrite: bool = False,
-    on_sweep: Callable[[Sweep], None] = lambda _: None,
+    on_sweep: OnMeasured = lambda _: None,
     **options: Any,
 ) -> dict[str, Any]:
-    r"""Patch a model on one task without harming others (PAINT, arXiv 2208.05592).
+    r"""Patch a model on one task, or several, without harming others (PAINT, arXiv 2208.05592).
 
     Fine-tune under the frozen zero-shot head, then :math:`\theta = (1 - \alpha)\theta_0 + \alpha\theta_{ft}` with alpha chosen on
-    validation data of the patching and the supported tasks; the test splits are used once, after that.
+    validation data of the patching and the supported tasks; the test splits are used once, after that. A task that is its own
+    support under another distribution makes this WiSE-FT (arXiv 2109.01903): name the shifted sets as supported tasks.
 
     Args:
-        task: what to patch: a name or a `Task`.
-        out: the folder for the patched model, ``results.jsonl``, ``summary.json`` and ``frontier.png``; it appears whole.
+        task: what to patch: names, folders of images, or `Task`s.
+        out: the folder for the patched model, ``results.jsonl``, ``summary.json``, ``report.html`` and pictures; it appears whole.
         resume: go on from where a killed run stopped.
         overwrite: replace ``out``.
         on_sweep: called with the validation scores at each alpha.
-        options: ``model`` (default the embedded one), ``supported`` tasks (default all rendered ones), ``alphas``, ``rule`` ("patching" or
-            "mean", see `choose`), ``max_supported_drop``, ``finetuned`` (weights to use instead of fine-tuning), ``device``, and any field
-            of `TrainingConfig`, such as ``steps`` or ``seed``.
+        options: ``strategy`` for several tasks: "joint" (one fine-tuning on all of them), "sequential" (patch the patched model again, in the
+            order given) or "parallel" (fine-tune on each, search one alpha for each); ``supported`` tasks (default all rendered
+            ones), ``rule`` ("patching" or "mean", see `choose`), ``max_supported_drop``, and those of `Workflow`: ``model``
+            (default the embedded one), ``finetuned``, ``alphas``, ``search``, ``device``, and any field of `TrainingConfig`,
+            such as ``steps`` or ``seed``.
 
     Returns:
         The content of ``summary.json``.
@@ -303,10 +131,4 @@ def patch(
         OutputError: if ``out`` exists or the disk is full.
         NothingSatisfiesError: if no alpha satisfies the constraint; then nothing is written.
     """
-    return Patch(task, **options).run(Path(out), resume=resume, overwrite=overwrite, on_sweep=on_sweep)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what numbers may depend on."""
-    packages = ("weightops", "torch", "open_clip_torch", "torchvision", "pillow", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return Patch(task, **options).run(Path(out), resume=resume, overwrite=overwrite, on_measured=on_sweep)

@@ -1,18 +1,30 @@
-"""Choose coefficients from measured points, on held-out data, and say why."""
+"""Choose coefficients on held-out data, under constraints, and say why.
+
+A `Goal` says what is wanted. `grid`, `race` and `coordinates` decide which coefficients are measured on how many images;
+all of them end with `Goal.choose` on what was measured in full.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import torch
 
 from weightops.errors import UnknownNameError, WeightopsError
 
 Rule = Literal["patching", "mean"]
+RULES: tuple[Rule, ...] = ("patching", "mean")
 CONFIDENCE = 1.64
 """Standard errors that one-sided 95 % confidence takes."""
 
-RULES: tuple[Rule, ...] = ("patching", "mean")
+Coefficients = tuple[float, ...]
+Hits = Mapping[str, torch.Tensor]
+"""Task -> for each of its images whether it was named rightly, shape ``(n,)``, boolean."""
+Measure = Callable[[Coefficients, float, float], Hits]
+"""Hits of given coefficients on the images between two fractions of every task's validation split."""
 
 
 class NothingSatisfiesError(WeightopsError):
@@ -21,39 +33,146 @@ class NothingSatisfiesError(WeightopsError):
 
 @dataclass(frozen=True)
 class Point:
-    """Accuracies in [0, 1] at one coefficient: on the patching task, and the mean over supported tasks.
+    """What one choice of coefficients gives, in [0, 1]: what is to be improved, and what must not get worse.
 
-    ``error`` is the standard error of the difference of the latter from the base's, on the same images; 0 if not known.
+    Attributes:
+        alpha: the coefficient, or the coefficients.
+        score: of the tasks to improve; negative where the least accuracy is wanted.
+        kept: of the tasks that must not get worse.
+        error: standard error of the difference of ``kept`` from the base's, on the same images; 0 if not known.
     """
 
-    alpha: float
-    patching: float
-    supported: float
+    alpha: float | Coefficients
+    score: float
+    kept: float
     error: float = 0.0
 
     @property
     def mean(self) -> float:
-        """Mean of patching accuracy and mean supported accuracy."""
-        return (self.patching + self.supported) / 2
+        """Mean of both."""
+        return (self.score + self.kept) / 2
+
+    @property
+    def size(self) -> tuple[float, ...]:
+        """How far from the base: what ties are broken by."""
+        alphas = self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
+        return math.fsum(map(abs, alphas)), *alphas
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A coefficient and the reason for it, in one sentence."""
+    """A coefficient (or several) and the reason for it, in one sentence."""
 
-    alpha: float
+    alpha: float | Coefficients
     why: str
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What coefficients are chosen for: the highest score among those that keep what must be kept.
+
+    Attributes:
+        score: task -> weight; the weighted sum of accuracies is to be high. Negative weights make it low.
+        keep: task -> weight of what must not get worse; empty if nothing has to be kept.
+        ratio: the kept accuracy must be at least ``ratio * base - drop``.
+        drop: as a fraction: 0.01 is one point.
+        errors: by how many standard errors of the difference it must be so: of many alphas the one at the limit
+            has often passed it by luck.
+        worst: the score is the lowest weighted accuracy, instead of their sum.
+        each: every kept task must be kept, instead of their weighted mean.
+        what: the score in words.
+        kept: what is kept, in words.
+    """
+
+    score: Mapping[str, float] = field(default_factory=dict)
+    keep: Mapping[str, float] = field(default_factory=dict)
+    ratio: float = 1.0
+    drop: float = 0.01
+    errors: float = CONFIDENCE
+    worst: bool = False
+    each: bool = False
+    what: str = "best accuracy"
+    kept: str = "supported mean"
+
+    def point(self, alpha: Coefficients, hits: Hits, base: Hits) -> Point:
+        """The point of measured coefficients."""
+        kept, error = 0.0, 0.0
+        if self.each:
+            changes = [difference(hits, base, {name: 1.0}) for name in self.keep]
+            kept, error = min(changes, key=lambda change: change[0] - self.errors * change[1])
+        elif self.keep:
+            kept = weighted(hits, self.keep)
+            error = difference(hits, base, self.keep)[1]
+        return Point(alpha[0] if len(alpha) == 1 else alpha, self.value(hits), kept, error)
+
+    def value(self, hits: Hits) -> float:
+        """The score of hits."""
+        return min(w * accuracy(hits[t]) for t, w in self.score.items()) if self.worst else weighted(hits, self.score)
+
+    def gain(self, a: Hits, b: Hits) -> tuple[float, float]:
+        """The difference of two scores, and its standard error."""
+        if not self.worst:
+            return difference(a, b, self.score)
+        worst = [min(self.score, key=lambda t: self.score[t] * accuracy(hits[t])) for hits in (a, b)]
+        error = max(difference(a, b, {task: self.score[task]})[1] for task in worst)
+        return self.value(a) - self.value(b), error
+
+    def slack(self, hits: Hits, base: Hits) -> tuple[float, float]:
+        """By how much the constraint is satisfied, and the standard error of that; infinite where there is none."""
+        if not self.keep:
+            return math.inf, 0.0
+        point = self.point((0.0,), hits, base)
+        floor = -self.drop if self.each else self.ratio * weighted(base, self.keep) - self.drop
+        return point.kept - floor, point.error
+
+    def choose(self, points: Iterable[Point], *, base: Point | None = None, constrained: bool | None = None) -> Choice:
+        """The best of the points that keep what must be kept; ties go to the one nearer to the base.
+
+        Args:
+            points: what has been measured.
+            base: what it is kept against; the point at 0 unless it is given.
+            constrained: whether anything must be kept; by default if the goal says what.
+
+        Raises:
+            NothingSatisfiesError: if none does, with the one that comes nearest.
+        """
+        ordered = sorted(points, key=lambda point: point.size)
+        constrained = bool(self.keep) if constrained is None else constrained
+        many = f"{len(ordered)} {'alphas' if ordered and not isinstance(ordered[0].alpha, tuple) else 'candidates'}"
+        if not constrained:
+            best = max(ordered, key=lambda point: point.score)
+            return Choice(best.alpha, f"{self.what} on validation data ({abs(best.score):.2%}) of {many}")
+        base = base or next((point for point in ordered if not point.size[0]), None)
+        if base is None:
+            raise WeightopsError("the base is needed to tell what an edit costs: measure alpha 0 too")
+        floor = self.ratio * base.kept - self.drop
+        allowed = [point for point in ordered if point.kept - self.errors * point.error >= floor - 1e-9]
+        if not allowed:
+            near = max(ordered, key=lambda point: point.kept)
+            raise NothingSatisfiesError(
+                f"no alpha keeps the {self.kept} at {floor:.2%}; nearest is alpha {shown(near.alpha)} with {near.kept:.2%} "
+                f"({self.what.split(' ', 1)[-1]} {abs(near.score):.2%})"
+            )
+        best = max(allowed, key=lambda point: point.score)
+        limit = (
+            f"at least {100 * self.ratio:g} % of" if self.ratio != 1 else f"at most {100 * self.drop:g} points under"
+        )
+        sure = " with 95 % confidence" if self.errors and any(point.error for point in ordered) else ""
+        return Choice(
+            best.alpha,
+            f"{self.what} on validation data ({abs(best.score):.2%}) among the {len(allowed)} of {many} whose {self.kept} "
+            f"({best.kept:.2%}) is {limit} the base's ({base.kept:.2%}){sure}",
+        )
 
 
 def choose(points: Sequence[Point], *, rule: Rule = "patching", max_supported_drop: float = 0.01) -> Choice:
     """Choose alpha from points measured on validation data (arXiv 2208.05592). Ties go to the alpha nearer to 0.
 
     Args:
-        points: one for each alpha; the one at 0 is the base.
+        points: one for each alpha; the one at 0 is the base. The score is patching accuracy, what is kept supported accuracy.
         rule: "patching": the best patching accuracy among the points whose supported accuracy is at most
-            ``max_supported_drop`` below the base's, with 95 % confidence (1.64 standard errors) where the error is known:
-            of many alphas the one at the limit has often passed it by luck. "mean": the best mean of patching and
-            supported accuracy.
+            ``max_supported_drop`` below the base's, with 95 % confidence (1.64 standard errors) where the error is known.
+            "mean": the best mean of patching and supported accuracy.
         max_supported_drop: as a fraction: 0.01 is one point.
 
     Raises:
@@ -63,30 +182,181 @@ def choose(points: Sequence[Point], *, rule: Rule = "patching", max_supported_dr
     >>> choose(curve).alpha, choose(curve, max_supported_drop=0.0).alpha
     (0.5, 0.0)
     """
-    points = sorted(points, key=lambda point: (abs(point.alpha), point.alpha))
-    if rule == "mean":
-        best = max(points, key=lambda point: point.mean)
-        return Choice(
-            best.alpha,
-            f"best mean of patching and supported validation accuracy ({best.mean:.2%}) of {len(points)} alphas",
-        )
-    if rule != "patching":
+    if rule not in RULES:
         raise UnknownNameError(f"there is no rule {rule!r}; known: {', '.join(RULES)}")
-    base = next((point for point in points if point.alpha == 0), None)
-    if base is None:
-        raise WeightopsError("the base is needed to tell what a patch costs: measure alpha 0 too")
-    floor = base.supported - max_supported_drop
-    allowed = [point for point in points if point.supported - CONFIDENCE * point.error >= floor - 1e-9]
-    if not allowed:
-        near = max(points, key=lambda point: point.supported)
-        raise NothingSatisfiesError(
-            f"no alpha keeps supported accuracy at {floor:.2%}; nearest is alpha {near.alpha:g} with {near.supported:.2%} "
-            f"(patching {near.patching:.2%})"
-        )
-    best = max(allowed, key=lambda point: point.patching)
-    return Choice(
-        best.alpha,
-        f"best patching accuracy on validation data ({best.patching:.2%}) among the {len(allowed)} of {len(points)} alphas whose "
-        f"supported mean ({best.supported:.2%}) is at most {100 * max_supported_drop:g} points under the base's ({base.supported:.2%})"
-        + (" with 95 % confidence" if any(point.error for point in points) else ""),
-    )
+    if rule == "mean":
+        goal = Goal(what="best mean of patching and supported accuracy")
+        return goal.choose([replace(point, score=point.mean) for point in points], constrained=False)
+    return Goal(drop=max_supported_drop, what="best patching accuracy").choose(points, constrained=True)
+
+
+def shown(alpha: float | Coefficients) -> str:
+    """Coefficients for a message."""
+    return " ".join(f"{a:g}" for a in (alpha if isinstance(alpha, tuple) else (alpha,)))
+
+
+# ------------------------------------------------------------------ numbers
+
+
+def accuracy(hits: torch.Tensor) -> float:
+    """The share of hits."""
+    return hits.double().mean().item()
+
+
+def weighted(hits: Hits, weights: Mapping[str, float]) -> float:
+    """A weighted sum of accuracies."""
+    return math.fsum(weight * accuracy(hits[task]) for task, weight in weights.items())
+
+
+def difference(a: Hits, b: Hits, weights: Mapping[str, float], *, prior: float = 0.0) -> tuple[float, float]:
+    """The difference of two weighted accuracies on the same images, and its standard error, from pairs.
+
+    Args:
+        a: hits.
+        b: hits on the same images.
+        weights: task -> weight.
+        prior: images of each task that are taken to differ beside those that do, for few images.
+    """
+    total, variance = 0.0, 0.0
+    for task, weight in weights.items():
+        change = a[task].double() - b[task].double()
+        total += weight * change.mean().item()
+        variance += weight**2 * (change.var(unbiased=False).item() + prior / len(change)) / len(change)
+    return total, math.sqrt(variance)
+
+
+def interval(hits: torch.Tensor) -> tuple[float, float]:
+    """Wilson's 95 % confidence interval of an accuracy."""
+    n, p, z = len(hits), accuracy(hits), 1.96
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+def cut(size: int, share: float) -> int:
+    """How many of ``size`` images a share of them is."""
+    return round(size * share)
+
+
+# ------------------------------------------------------------------ search
+
+
+class Sheet:
+    """What has been measured so far: for each coefficients, hits on a growing part of the images.
+
+    Args:
+        measure: measures.
+        goal: what is wanted.
+        base: the coefficients of the base.
+        sizes: task -> number of its images.
+    """
+
+    def __init__(self, measure: Measure, goal: Goal, base: Coefficients, sizes: Mapping[str, int]) -> None:
+        self.measure, self.goal, self.base, self.sizes = measure, goal, base, sizes
+        self.hits: dict[Coefficients, Hits] = {}
+        self.share: dict[Coefficients, float] = {}
+
+    def see(self, alpha: Coefficients, share: float = 1.0) -> Hits:
+        """Measure on this share of the images, as far as it hasn't been done."""
+        have = self.share.get(alpha, 0.0)
+        if share > have:
+            new = self.measure(alpha, have, share)
+            old = self.hits.get(alpha)
+            self.hits[alpha] = {t: torch.cat([old[t], new[t]]) for t in new} if old else new
+            self.share[alpha] = share
+        return self.hits[alpha]
+
+    def first(self, alpha: Coefficients, share: float) -> Hits:
+        """The hits on this share of the images, though more may have been measured."""
+        return {task: hits[: cut(self.sizes[task], share)] for task, hits in self.hits[alpha].items()}
+
+    def points(self, among: Iterable[Coefficients] | None = None) -> list[Point]:
+        """The points of what has been measured in full."""
+        full = [a for a in (self.hits if among is None else among) if self.share.get(a) == 1.0]
+        return [self.goal.point(alpha, self.hits[alpha], self.hits[self.base]) for alpha in full]
+
+    def choose(self, among: Iterable[Coefficients] | None = None) -> Choice:
+        """The goal's choice among what has been measured in full."""
+        [base] = self.points([self.base])
+        return self.goal.choose(self.points(among), base=base)
+
+
+def grid(sheet: Sheet, alphas: Iterable[Coefficients]) -> Choice:
+    """Measure all coefficients on all images, and choose."""
+    alphas = list(alphas)
+    for alpha in dict.fromkeys([*alphas, sheet.base]):
+        sheet.see(alpha)
+    return sheet.choose(alphas)
+
+
+ROUNDS = ((4, 1 / 8), (2, 1 / 4), (1, 1 / 2), (1, 1.0))
+"""Of `race`: every so many of the alphas, on this share of the images."""
+SURE = 2.0
+"""Standard errors at which `race` takes a difference for settled."""
+
+
+def race(sheet: Sheet, alphas: Sequence[Coefficients]) -> Choice:
+    """Choose along a line of coefficients, coarse to fine, dropping what is hopeless early.
+
+    Each round looks at the survivors' neighbours at half the distance, on twice the images. An alpha is dropped if it is
+    settled that it will not satisfy the constraint, or that another will and has a higher score; differences are
+    paired, and shrink with the share of images that is still to come. What is left is measured in full.
+    """
+    line = list(dict.fromkeys(alphas))
+    places = set(range(len(line)))
+    alive: set[int] = set()
+    for number, (stride, share) in enumerate(ROUNDS):
+        near = {i + step for i in alive for step in (-stride, stride)} & places
+        alive |= near if number else {*range(0, len(line), stride), len(line) - 1}
+        sheet.see(sheet.base, share)
+        for i in sorted(alive):
+            sheet.see(line[i], share)
+        if share < 1:
+            alive = _survivors(sheet, line, alive, share)
+    return sheet.choose([sheet.base, *(line[i] for i in sorted(alive))])
+
+
+def _survivors(sheet: Sheet, line: Sequence[Coefficients], alive: set[int], share: float) -> set[int]:
+    """Those that may still be chosen when all images are counted."""
+    goal, left = sheet.goal, math.sqrt(1 - share)
+    hits = {i: sheet.first(line[i], share) for i in alive}  # some have been measured on more in another race
+    base = sheet.first(sheet.base, share)
+    keeps = {}
+    for i in alive:
+        slack, error = goal.slack(hits[i], base)
+        demanded = goal.errors * error * math.sqrt(share)  # the error will be as much smaller on all images
+        keeps[i] = (slack - demanded, SURE * left * error)
+    hopeful = {i for i in alive if keeps[i][0] + keeps[i][1] >= 0}
+    certain = [i for i in alive if keeps[i][0] - keeps[i][1] >= 0]
+    if not certain:
+        return hopeful
+    leader = max(certain, key=lambda i: goal.value(hits[i]))
+
+    def beaten(i: int) -> bool:
+        behind, error = goal.gain(hits[leader], hits[i])
+        return behind > SURE * left * error and behind > 0
+
+    return {i for i in hopeful if i == leader or not beaten(i)}
+
+
+def coordinates(sheet: Sheet, alphas: Sequence[float], start: Iterable[Coefficients], *, sweeps: int = 2) -> Choice:
+    """Choose several coefficients: the best of ``start``, then each in turn along ``alphas``, until none changes.
+
+    Args:
+        sheet: what measures.
+        alphas: the values of each coefficient.
+        start: where to begin, such as one shared coefficient at every value.
+        sweeps: how often each coefficient is looked at, at most.
+    """
+    best = race(sheet, list(start)).alpha
+    tried: list[Coefficients] = []
+    for _ in range(sweeps):
+        before = best
+        for place in range(len(sheet.base)):
+            here = best if isinstance(best, tuple) else (best,)
+            line = [(*here[:place], alpha, *here[place + 1 :]) for alpha in alphas]
+            race(sheet, line)
+            tried += [here, *line]
+            best = sheet.choose().alpha
+        if best == before:
+            break
+    return sheet.choose()

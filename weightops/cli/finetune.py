@@ -60,9 +60,10 @@ def command(
     from weightops.finetuning import config_for, finetune
     from weightops.nodes import Node
     from weightops.runs import WEIGHTS
+    from weightops.tasks.table import find_task
 
     index, count = node or (0, 1)
-    out = out or Path(f"node{index}" if node else f"finetuned-{task}")
+    out = out or Path(f"node{index}" if node else f"finetuned-{find_task(task).name.replace(':', '-')}")
     checkpoint = open_checkpoint(model)
     config = config_for(checkpoint, **training)
     share = Node(index, count, node_data)  # type: ignore[arg-type]

@@ -13,6 +13,10 @@ from weightops.registry import unknown
 
 VERBS = (
     "patch",
+    "negate",
+    "add",
+    "analogy",
+    "soup",
     "finetune",
     "evaluate",
     "vector",

@@ -24,12 +24,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class TaskNames(click.ParamType):  # type: ignore[type-arg]
-    """Names of tasks, separated by commas; completed by the shell."""
+    """Names of tasks or folders of images, separated by commas; completed by the shell."""
 
     name = "TASK[,TASK]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        from weightops.tasks.table import TASKS
+        from weightops.errors import TaskError
+        from weightops.tasks.table import find_task
 
         names = (
             tuple(value)
@@ -40,8 +41,8 @@ class TaskNames(click.ParamType):  # type: ignore[type-arg]
             self.fail("name at least one task", param, ctx)
         try:
             for name in names:
-                TASKS[name]
-        except UnknownNameError as error:
+                find_task(name)
+        except (UnknownNameError, TaskError) as error:
             self.fail(str(error), param, ctx)
         return names
 
@@ -54,7 +55,7 @@ class TaskNames(click.ParamType):  # type: ignore[type-arg]
 
 
 class OneTask(TaskNames):
-    """The name of one task."""
+    """The name of one task, or a folder of images."""
 
     name = "TASK"
 

@@ -102,8 +102,7 @@ class Clip:
         For each class the mean over templates of unit text embeddings, made unit again, times ``exp(logit_scale)``.
         Kept on disk under a hash of the text encoder's weights, the model's configuration and the prompts' tokens.
         """
-        prompts = [[template.replace("{}", name) for template in task.templates] for name in task.classes]
-        tokens = torch.stack([self.tokenizer(texts) for texts in prompts])
+        tokens = [self.tokenizer(list(texts)) for texts in task.prompts]
         path = cache_dir() / "heads" / f"{self._text_hash(tokens)}.safetensors"
         with suppress(OSError, SafetensorError, KeyError):
             kept: torch.Tensor = load_file(path)["head"]
@@ -118,11 +117,11 @@ class Clip:
             part.write_bytes(save({"head": head.cpu()}))
         return head
 
-    def _text_hash(self, tokens: torch.Tensor) -> str:
+    def _text_hash(self, tokens: list[torch.Tensor]) -> str:
         config = getattr(self.base.architecture, "config", None)
         digest = sha256(json.dumps(config, sort_keys=True, default=str).encode())
         state: dict[str, torch.Tensor] = self.module.state_dict()
-        for name, tensor in (("tokens", tokens), *state.items()):
+        for name, tensor in (*((f"tokens {i}", row) for i, row in enumerate(tokens)), *state.items()):
             if not name.startswith("visual."):
                 digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
                 digest.update(tensor.detach().reshape(-1).cpu().contiguous().view(torch.uint8).numpy().data)

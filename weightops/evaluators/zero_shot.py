@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
 from weightops.checkpoints.checkpoint import CheckpointLike
 from weightops.evaluators.clip import Clip, prompts_id
-from weightops.tasks.table import TASKS
+from weightops.tasks.table import as_tasks as as_tasks
 from weightops.tasks.task import Task
 
 Metrics = dict[str, float]
@@ -48,33 +49,34 @@ def evaluate(
     return {task.name: score(clip, task, split, details=details, batch_size=batch_size) for task in as_tasks(tasks)}
 
 
-def as_tasks(tasks: str | Task | Iterable[str | Task]) -> list[Task]:
-    """Tasks by name or as they are, each once."""
-    listed = [tasks] if isinstance(tasks, (str, Task)) else tasks
-    return list(dict.fromkeys(TASKS[task] if isinstance(task, str) else task for task in listed))
-
-
 def score(clip: Clip, task: Task, split: str, *, details: bool = False, batch_size: int = 256) -> dict[str, Any]:
     """The metrics of one task; see `evaluate`."""
     guesses = predict(clip, task, split, batch_size=batch_size)
     return metrics(guesses, clip.pixels(task, split).labels, len(task.classes), details=details)
 
 
-def predict(clip: Clip, task: Task, split: str, *, batch_size: int = 256) -> torch.Tensor:
-    """The five (or fewer) likeliest classes of each image, the likeliest first, shape ``(n, 5)``."""
-    batches = logits(clip, task, split, batch_size=batch_size)
-    return torch.cat([batch.topk(min(5, len(task.classes)), dim=1).indices.cpu() for batch in batches])
+def predict(
+    clip: Clip, task: Task, split: str, *, batch_size: int = 256, only: npt.NDArray[np.int64] | None = None
+) -> torch.Tensor:
+    """The five (or fewer) likeliest classes of each image (or of ``only`` some), the likeliest first, shape ``(n, 5)``."""
+    few = min(5, len(task.classes))
+    batches = logits(clip, task, split, batch_size=batch_size, only=only)
+    guesses = [batch.topk(few, dim=1).indices.cpu() for batch in batches]
+    return torch.cat([torch.empty((0, few), dtype=torch.int64), *guesses])
 
 
 @torch.no_grad()
-def logits(clip: Clip, task: Task, split: str, *, batch_size: int = 256) -> Iterator[torch.Tensor]:
+def logits(
+    clip: Clip, task: Task, split: str, *, batch_size: int = 256, only: npt.NDArray[np.int64] | None = None
+) -> Iterator[torch.Tensor]:
     """The logits of a split's images in their order, shape ``(batch_size, classes)`` or fewer at a time."""
     clip.module.eval()
     head = clip.zero_shot_head(task)
     pixels = clip.pixels(task, split)
-    with tqdm(total=len(pixels), desc=f"{task.name} {split}", unit="images", delay=1, leave=False) as bar:
-        for start in range(0, len(pixels), batch_size):
-            indices = np.arange(start, min(start + batch_size, len(pixels)))
+    wanted = np.arange(len(pixels)) if only is None else only
+    with tqdm(total=len(wanted), desc=f"{task.name} {split}", unit="images", delay=1, leave=False) as bar:
+        for start in range(0, len(wanted), batch_size):
+            indices = wanted[start : start + batch_size]
             yield clip.encode_image(pixels.batch(indices)) @ head.T
             bar.update(len(indices))
 

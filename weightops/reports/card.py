@@ -12,36 +12,46 @@ import yaml
 from weightops.reports.table import cell
 
 
-def patch_card(summary: Mapping[str, Any]) -> str:
-    """The card of a patched model, from its ``summary.json``."""
+def card(summary: Mapping[str, Any], word: str) -> str:
+    """The card of an edited model, from its ``summary.json``.
+
+    Args:
+        summary: its content.
+        word: what the edited model is called in it.
+    """
     tasks = summary["tasks"]
-    [patching] = [name for name, task in tasks.items() if task["role"] == "patching"]
     front = {
         "library_name": "open_clip",
         "pipeline_tag": "zero-shot-image-classification",
         "tags": ["merge", "task-arithmetic", "weightops"],
     }
+    models = list(dict.fromkeys(which for t in tasks.values() for which, m in t.items() if isinstance(m, Mapping)))
+    models = [*(which for which in models if which != word), word]
+    header = " | ".join(["task", "role", *("fine-tuned" if which == "finetuned" else which for which in models)])
     rows = "\n".join(
         f"| {name} | {task['role']} | "
-        + " | ".join(cell(float(task[which]["acc1"])) for which in ("base", "finetuned", "patched"))
+        + " | ".join(cell(float(task[which]["acc1"])) if which in task else "-" for which in models)
         + " |"
         for name, task in tasks.items()
     )
     sources = "\n".join(f"* {name}: {task['source']}" for name, task in tasks.items())
+    edited = [name for name, task in tasks.items() if task["role"] not in ("supported", "control")]
+    alpha = summary["alpha"]
+    shown = f"{alpha:g}" if isinstance(alpha, float) else ", ".join(f"{a:g} ({name})" for name, a in alpha.items())
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
 
-# {summary["model"]["ref"]}, patched on {patching}
+# {summary["model"]["ref"]}, {word}: {", ".join(edited)}
 
-The weights are `(1 - alpha) * base + alpha * finetuned` with alpha = {summary["alpha"]:g} (PAINT, arXiv 2208.05592).
+{summary["method"]}, with alpha = {shown}.
 The base's fingerprint is `{summary["model"]["fingerprint"]}`.
 
 Alpha was chosen on {summary["chosen_on"]}: {summary["why"]}.
 The test splits were used once, after that choice:
 
-| task | role | base | fine-tuned | patched |
-|---|---|---|---|---|
+| {header} |
+|{"---|" * (len(models) + 2)}
 {rows}
 
 Top-1 accuracy in percent. Where the images come from:

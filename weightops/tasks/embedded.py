@@ -14,6 +14,7 @@ from PIL import Image
 
 from weightops.errors import missing_extra
 from weightops.tasks.hub import hub_task
+from weightops.tasks.split import split_indices
 from weightops.tasks.task import Task
 
 DIGITS = tuple("0123456789")
@@ -64,22 +65,6 @@ def mnist_images() -> ArrayImages:
 def digits_images() -> ArrayImages:
     """The 1,797 digits of 8 x 8 pixels that scikit-learn takes from UCI's optical recognition set."""
     return _read(_package_file("sklearn", "datasets/data/digits.csv.gz", "scikit-learn"), 8, 16)
-
-
-def split_indices(labels: npt.NDArray[np.int64], sizes: Mapping[str, int]) -> dict[str, npt.NDArray[np.int64]]:
-    """Disjoint indices of the given numbers, classes in proportion, the same every time.
-
-    Within each class the order is shuffled with a fixed seed; then position ``(r + 0.5) / n`` of the
-    class's r-th image orders all images, and the splits are cut from that order in turn.
-    """
-    rng = np.random.default_rng(0)
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    order = np.lexsort((labels, place))
-    ends = np.cumsum(list(sizes.values()))
-    return {split: np.sort(order[end - size : end]) for (split, size), end in zip(sizes.items(), ends, strict=True)}
 
 
 def _embedded(

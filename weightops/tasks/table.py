@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
 from weightops.registry import Registry
 from weightops.tasks import embedded, rendered
+from weightops.tasks.derived import DERIVED
+from weightops.tasks.folder import folder_task
 from weightops.tasks.task import Task
 
 TASKS: Registry[Task] = Registry("task", "tasks", {task.name: task for task in (*embedded.TASKS, *rendered.TASKS)})
 
 RENDERED = tuple(task.name for task in rendered.TASKS)
 """The tasks that are drawn on the fly: what a patch must not harm, by default."""
+
+
+@lru_cache(maxsize=256)
+def find_task(name: str) -> Task:
+    """A task by its name, a folder of images by its path, or one derived from either, as ``typographic:shapes``.
+
+    Raises:
+        UnknownNameError: if there is none of that name.
+        TaskError: if a folder isn't one of labelled images.
+    """
+    kind, colon, rest = name.partition(":")
+    if colon and kind in DERIVED:
+        return DERIVED[kind](find_task(rest))
+    if "/" in name or (name not in TASKS and Path(name).is_dir()):
+        return folder_task(Path(name))
+    return TASKS[name]
+
+
+def as_tasks(tasks: str | Task | Iterable[str | Task]) -> list[Task]:
+    """Tasks by name or as they are, each once."""
+    listed = [tasks] if isinstance(tasks, (str, Task)) else tasks
+    return list(dict.fromkeys(find_task(task) if isinstance(task, str) else task for task in listed))

@@ -46,3 +46,8 @@ class Task:
     sizes: Mapping[str, int]
     source: str
     license: str
+
+    @property
+    def prompts(self) -> tuple[tuple[str, ...], ...]:
+        """The texts that stand for each class."""
+        return tuple(tuple(template.replace("{}", name) for template in self.templates) for name in self.classes)

@@ -1,0 +1,223 @@
+"""The main experiments of task arithmetic and PAINT on the embedded model, claim by claim, with several seeds.
+
+    pip install '.[demo]' && python benchmarks/papers.py
+
+Each seed fine-tunes everything anew. Coefficients are chosen on validation data; the numbers are of the test splits, in percent
+or points. A claim's shape holds if it does for the mean over the seeds. results/papers.json is written after each seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from weightops import open_checkpoint
+from weightops.bench import Bench, Measured
+from weightops.editing import Addition, Analogy, Negation
+from weightops.experiments import ANALOGY, STRIPED
+from weightops.finetuning import config_for
+from weightops.patching import Patch
+from weightops.reports.outcome import versions
+from weightops.search import NothingSatisfiesError, difference
+from weightops.tasks.derived import neutral, typographic
+from weightops.tasks.table import find_task
+from weightops.workflow import Found, Workflow, confirm, even
+
+RESULTS = Path(__file__).parent / "results"
+MNIST = find_task("mnist")
+SUPPORTED = ("shapes", "textures", "counting", "words")
+TENTHS = [0.1 * i for i in range(11)]  # where several coefficients are searched
+
+CLAIMS = {
+    "patching gains >= 25 points at <= 1 point of supported loss": lambda r: (
+        r["patch gain"] >= 25 and r["patch supported loss"] <= 1
+    ),
+    "negation forgets more than a random vector does": lambda r: r["negated target"] < r["random target"] - 5,
+    "negation keeps >= 95 % of the control accuracy": lambda r: r["negated control share"] >= 95,
+    "gradient ascent destroys the control tasks": lambda r: r["ascent control share"] < r["negated control share"] - 10,
+    "pairs keep >= 95 % normalized accuracy": lambda r: r["pairs normalized"] >= 95,
+    "an analogy beats zero-shot": lambda r: r["analogy"] > r["analogy zero-shot"],
+    "an analogy beats the style alone and the classes alone": lambda r: (
+        r["analogy"] > max(r["analogy only B"], r["analogy only C"])
+    ),
+    "joint patching >= sequential, within noise": lambda r: r["joint - sequential"] >= -2 * r["strategy noise"],
+    "sequential patching >= parallel, within noise": lambda r: r["sequential - parallel"] >= -2 * r["strategy noise"],
+    "a typographic patch heals >= 20 points": lambda r: r["attack gain"] >= 20,
+    "more than it heals under neutral words": lambda r: r["attack gain"] > r["neutral gain"],
+    "vectors of unlike tasks are nearly orthogonal (cosine < 0.1)": lambda r: r["cosine unlike"] < 0.1,
+    "vectors of kin are not (mnist, digits: twice the unlike)": lambda r: r["cosine kin"] > 2 * r["cosine unlike"],
+}
+
+
+class Remembering(Bench):
+    """A bench that fine-tunes on a task from the base only once."""
+
+    def learn(self, task, *, name=None, start=None, **options):
+        key = name or task.name
+        if start is not None:
+            return super().learn(task, name=name, start=start, **options)
+        self.learned = getattr(self, "learned", {})
+        if key not in self.learned:
+            self.learned[key] = super().learn(task, name=name, **options)
+        return self.learned[key]
+
+
+def run(bench: Bench, workflow: Workflow, also: tuple = ()) -> tuple[Found, dict[str, Measured]]:
+    bench.tasks = list(workflow.tasks)
+    workflow.search = "race"
+    found = workflow.find(bench)
+    bench.tasks += also
+    return found, confirm(bench, found, workflow.word)
+
+
+def mean(measured: Measured, tasks) -> float:
+    return 100 * statistics.mean(measured.scores[t.name]["acc1"] for t in tasks)
+
+
+def patching(bench: Bench) -> dict[str, float]:
+    workflow = Patch(MNIST)
+    found, test = run(bench, workflow)
+    return {
+        "patch zero-shot": mean(test["base"], [MNIST]), "patch fine-tuned": mean(test["finetuned"], [MNIST]),
+        "patched": mean(test["patched"], [MNIST]), "patch alpha": found.alpha[0],
+        "patch gain": mean(test["patched"], [MNIST]) - mean(test["base"], [MNIST]),
+        "patch supported loss": mean(test["base"], workflow.supported) - mean(test["patched"], workflow.supported),
+    }  # fmt: skip
+
+
+def negation(bench: Bench) -> dict[str, float]:
+    workflow = Negation(MNIST, baselines=True, seed=bench.config.seed)
+    workflow.config = bench.config
+    found, test = run(bench, workflow)
+    control = mean(test["base"], workflow.control)
+    result = {"negated zero-shot": mean(test["base"], [MNIST]), "negation alpha": found.alpha[0]}
+    for which, word in (("edited", "negated"), ("random", "random"), ("ascent", "ascent")):
+        if which in test:  # going up may have diverged
+            result[f"{word} target"] = mean(test[which], [MNIST])
+            result[f"{word} control share"] = 100 * mean(test[which], workflow.control) / control
+    return result
+
+
+def addition(bench: Bench) -> dict[str, float]:
+    found, test = run(bench, Addition(["mnist", "digits", "letters"], pairs=True))
+    cosines = found.more["cosines"]
+    shares = [
+        100 * test["edited"].scores[t]["acc1"] / test["finetuned"].scores[t]["acc1"] for t in test["edited"].scores
+    ]
+    return {
+        **{f"pair {' + '.join(g['tasks'])}": 100 * g["normalized"] for g in found.more["subsets"]},
+        "pairs normalized": statistics.mean(100 * g["normalized"] for g in found.more["subsets"]),
+        "all three normalized": statistics.mean(shares),
+        "cosine kin": cosines["mnist, digits"],
+        "cosine unlike": statistics.mean([cosines["mnist, letters"], cosines["digits, letters"]]),
+    }
+
+
+def analogies(bench: Bench) -> dict[str, float]:
+    workflow = Analogy(*ANALOGY, supervised=True, alphas=TENTHS)
+    _, test = run(bench, workflow)
+    names = {"base": "analogy zero-shot", "edited": "analogy", "finetuned": "analogy supervised"}
+    return {names.get(which, f"analogy {which}"): mean(m, [workflow.d]) for which, m in test.items()}
+
+
+def strategies(bench: Bench) -> dict[str, float]:
+    tasks = [MNIST, STRIPED]
+    results = {}
+    for strategy in ("joint", "sequential", "parallel"):
+        workflow = Patch(tasks, supported=SUPPORTED, strategy=strategy, alphas=TENTHS)
+        if strategy == "joint":  # as many steps for each task as the others take
+            joint = workflow.learned[0]
+            bench.learn(joint, config=replace(bench.config, steps=2 * bench.config.steps))
+        results[strategy] = run(bench, workflow)[1]
+    hits = {strategy: test["patched"].hits for strategy, test in results.items()}
+    gaps = {
+        f"{a} - {b}": difference(hits[a], hits[b], even(tasks))
+        for a, b in (("joint", "sequential"), ("sequential", "parallel"))
+    }
+    supported = [find_task(t) for t in SUPPORTED]
+    return {
+        "strategies zero-shot": mean(results["joint"]["base"], tasks),
+        **{strategy: mean(test["patched"], tasks) for strategy, test in results.items()},
+        **{f"{strategy} supported loss": mean(test["base"], supported) - mean(test["patched"], supported) for strategy, test in results.items()},
+        **{name: 100 * gap for name, (gap, _) in gaps.items()},
+        "strategy noise": 100 * max(error for _, error in gaps.values()),
+    }  # fmt: skip
+
+
+def attack(bench: Bench) -> dict[str, float]:
+    attacked, harmless = typographic(MNIST), neutral(MNIST)
+    _, test = run(bench, Patch(attacked, supported=["shapes", "textures", "letters", "words"]), (harmless, MNIST))
+    result = {}
+    for word, task in (("attack", attacked), ("neutral", harmless), ("no words", MNIST)):
+        before, after = mean(test["base"], [task]), mean(test["patched"], [task])
+        result |= {f"{word} before": before, f"{word} after": after, f"{word} gain": after - before}
+    return result
+
+
+def summarize(rows: list[dict[str, float]], config: dict) -> dict:
+    names = dict.fromkeys(name for row in rows for name in row if name != "seed")
+    spread = {}
+    for name in names:
+        values = [row[name] for row in rows if name in row]
+        spread[name] = {
+            "mean": round(statistics.mean(values), 3),
+            "min": round(min(values), 3),
+            "max": round(max(values), 3),
+            "seeds": len(values),
+        }
+    means = {name: value["mean"] for name, value in spread.items()}
+    claims = {}
+    for claim, holds in CLAIMS.items():
+        held = []
+        for row in rows:
+            with suppress(KeyError):  # what a seed hasn't measured
+                held.append(bool(holds(row)))
+        if held:
+            claims[claim] = {"holds": bool(holds(means)), "seeds in which it does": sum(held), "of": len(held)}
+    return {
+        "seeds": len(rows),
+        "claims": claims,
+        "spread": spread,
+        "rows": rows,
+        "training": config,
+        "versions": versions(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=120, help="of each fine-tuning; more change little")
+    parser.add_argument("-o", "--out", type=Path, default=RESULTS / "papers.json")
+    args = parser.parse_args()
+    rows = []
+    for seed in range(args.seeds):
+        config = config_for(open_checkpoint("embedded"), seed=seed, steps=args.steps)
+        bench = Remembering("embedded", [], config=config)
+        row: dict[str, float] = {"seed": seed}
+        for part in (patching, negation, addition, analogies, attack, strategies):
+            began = time.monotonic()
+            try:
+                row |= part(bench)
+            except NothingSatisfiesError as error:
+                print(f"{part.__name__}, seed {seed}: {error}", flush=True)
+            print(f"seed {seed}, {part.__name__}: {time.monotonic() - began:.0f} s", json.dumps(row), flush=True)
+            result = summarize([*rows, row], asdict(config))
+            args.out.parent.mkdir(exist_ok=True)
+            args.out.write_text(json.dumps(result, indent=2) + "\n")
+        rows.append(row)
+    for name, value in result["spread"].items():
+        print(f"{name:32} {value['mean']:8.2f}   ({value['min']:.2f} to {value['max']:.2f})")
+    for claim, verdict in result["claims"].items():
+        print(
+            f"{ {True: 'holds', False: 'does not hold', None: 'not measured'}[verdict['holds']]:14} {claim} {verdict}"
+        )
+
+
+if __name__ == "__main__":
+    main()

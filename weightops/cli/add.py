@@ -1,0 +1,59 @@
+"""``weightops add``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from weightops.cli import options
+from weightops.cli.running import check_training, given, go, running, searching
+
+
+@click.command()
+@click.option("--tasks", required=True, type=options.TaskNames(), help="What to add, two tasks at least.")
+@click.option("--method", default="sum", show_default=True, help="sum, or any of `weightops methods`.")
+@click.option(
+    "--option",
+    "pairs_of_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the method, such as density=0.2.",
+)
+@click.option("--each", is_flag=True, help="An alpha for each task, by coordinate search, instead of a shared one.")
+@click.option(
+    "--objective",
+    type=click.Choice(["normalized", "mean", "worst"]),
+    default="normalized",
+    show_default=True,
+    help="What the coefficients make best on validation data.",
+)
+@click.option("--pairs", is_flag=True, help="Every pair of the tasks, too.")
+@click.option("--subsets", is_flag=True, help="Every subset of the tasks, too.")
+@options.model
+@searching
+@given
+@running("added-TASKS")
+def command(
+    tasks: tuple[str, ...], method: str, pairs_of_options: tuple[str, ...], out: Path | None, resume: bool, dry_run: bool, overwrite: bool,
+    as_json: bool, **settings: Any,
+) -> None:  # fmt: skip
+    """Put several tasks into one model: base + alpha * (the sum of their vectors), or of what a merge method makes of them.
+
+    Normalized accuracy is accuracy over the fine-tuned model's own (task arithmetic, arXiv 2212.04089).
+    """
+    from weightops.editing import Addition
+    from weightops.methods.table import METHODS
+
+    check_training(settings)
+    chosen = METHODS["task_arithmetic" if method == "sum" else method]
+    texts = dict(pair.partition("=")[::2] for pair in pairs_of_options)
+    chosen.check(dict.fromkeys(texts))
+    try:
+        values = {name: chosen.options[name].type(text) for name, text in texts.items()}
+    except ValueError as error:
+        raise click.UsageError(f"--option of {method}: {error}") from None
+    workflow = Addition(tasks, method=method, method_options=values, **settings)
+    out = out or Path("added-" + "-".join(t.name.replace(":", "-") for t in workflow.added))
+    go(workflow, out, resume=resume, dry_run=dry_run, overwrite=overwrite, as_json=as_json)

@@ -1,0 +1,44 @@
+"""``weightops negate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from weightops.cli import options
+from weightops.cli.running import check_training, given, go, running, searching
+
+
+@click.command()
+@click.option("--target", required=True, type=options.OneTask(), help="What to forget.")
+@click.option(
+    "--control", type=options.TaskNames(), default=None, help="What must be kept. Default: all rendered tasks."
+)
+@click.option(
+    "--control-threshold",
+    type=click.FloatRange(0, 1),
+    default=0.95,
+    show_default=True,
+    help="Share of the base's mean control accuracy to keep.",
+)
+@click.option("--baselines", is_flag=True, help="Compare with a random vector of equal norms and with gradient ascent.")
+@options.model
+@searching
+@given
+@running("negated-TASK")
+def command(
+    target: str, out: Path | None, resume: bool, dry_run: bool, overwrite: bool, as_json: bool, **settings: Any
+) -> None:
+    """Make a model forget a task and keep others (task arithmetic, arXiv 2212.04089).
+
+    Fine-tunes on the task, subtracts alpha times the task vector for one alpha after another, and takes the one with the
+    least target accuracy on validation data that keeps the control tasks; ties go to the smaller alpha.
+    """
+    from weightops.editing import Negation
+
+    check_training(settings)
+    workflow = Negation(target, **settings)
+    out = out or Path("negated-" + workflow.target.name.replace(":", "-"))
+    go(workflow, out, resume=resume, dry_run=dry_run, overwrite=overwrite, as_json=as_json)

@@ -1,0 +1,137 @@
+"""What the verbs that run a workflow share: their options, and what they print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from weightops.cli import options
+
+if TYPE_CHECKING:
+    from weightops.bench import Measured
+    from weightops.workflow import Workflow
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def running(default_out: str) -> Callable[[F], F]:
+    """The options of a workflow's run; ``default_out`` is its folder where none is named."""
+
+    def decorate(function: F) -> F:
+        for option in (
+            options.printing,
+            options.writing,
+            click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
+            click.option("--resume", is_flag=True, help="Go on from where a killed or interrupted run stopped."),
+            click.option(
+                "-o",
+                "--out",
+                type=click.Path(path_type=Path),
+                default=None,
+                help=f"Folder for the results. Default: {default_out}.",
+            ),
+            options.device,
+            options.seed,
+            options.training,
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def searching(function: F) -> F:
+    """``--alphas`` and ``--search``."""
+    function = click.option(
+        "--search",
+        type=click.Choice(["grid", "race"]),
+        default="grid",
+        show_default=True,
+        help="race drops hopeless alphas early, on few images: cheaper, and fewer points in the picture.",
+    )(function)
+    return click.option(
+        "--alphas",
+        type=options.Alphas(),
+        default="0:1:0.05",
+        show_default=True,
+        help="Coefficients to try; 0 and 1 are always among them.",
+    )(function)
+
+
+def given(function: F) -> F:
+    """``--finetuned``, ``--vector``."""
+    return click.option(
+        "--finetuned",
+        "--vector",
+        "finetuned",
+        multiple=True,
+        metavar="PATH",
+        help="Weights, or a saved task vector, to use instead of fine-tuning; once for each task, in their order.",
+    )(function)
+
+
+def check_training(settings: Mapping[str, Any]) -> None:
+    """Refuse options of a fine-tuning that won't be."""
+    unused = [f"--{name.replace('_', '-')}" for name in ("steps", "lr", "batch_size") if settings[name] is not None]
+    if settings["finetuned"] and unused:
+        raise click.UsageError(f"{', '.join(unused)}: nothing is fine-tuned with --finetuned")
+
+
+def go(workflow: Workflow, out: Path, *, resume: bool, dry_run: bool, overwrite: bool, as_json: bool) -> None:
+    """Run a workflow, printing what it measures, or say what it would do."""
+    from weightops.reports.table import cell, line
+    from weightops.search import shown
+
+    if dry_run:
+        plan = asdict(workflow.plan(out))
+        if as_json:
+            options.echo_json(plan)
+        else:
+            for name, value in plan.items():
+                click.echo(f"{name.replace('_', ' '):17} {_text(value)}")
+        return
+    names = [task.name for task in workflow.tasks]
+    kept = list(workflow.view.keep)
+    extra = [next(role for task, role in workflow.roles.items() if task.name in kept)] if len(kept) > 1 else []
+    widths = [max(9, 5 * len(workflow.learned)), *(max(len(name), 5) for name in [*names, *extra])]
+
+    def row(first: str, scores: Mapping[str, Mapping[str, Any]]) -> None:
+        cells = [cell(float(scores[name]["acc1"])) if name in scores else "-" for name in names]
+        whole = extra and all(name in scores for name in kept)
+        mean = [cell(sum(float(scores[name]["acc1"]) for name in kept) / len(kept)) if whole else "-" for _ in extra]
+        click.echo(line([first, *cells, *mean], widths))
+
+    def show(measured: Measured) -> None:
+        row(shown(measured.coefficients), measured.scores)
+
+    if not as_json:
+        click.echo("validation accuracy (%)")
+        click.echo(line(["alpha", *names, *extra], widths))
+    summary = workflow.run(out, resume=resume, overwrite=overwrite, **({} if as_json else {"on_measured": show}))
+    if as_json:
+        options.echo_json(summary)
+        return
+    click.echo(f"\nalpha {_text(summary['alpha'])}: {summary['why']}\n\ntest accuracy (%)")
+    click.echo(line(["", *names, *extra], widths))
+    tasks = summary["tasks"]
+    models = dict.fromkeys(which for task in tasks.values() for which, m in task.items() if isinstance(m, Mapping))
+    for which in [*(m for m in models if m != workflow.word), workflow.word]:
+        row(which, {name: task[which] for name, task in tasks.items() if which in task})
+    for text in workflow.remarks(summary):
+        click.echo(f"\n{text}")
+    seconds = summary["seconds"]
+    click.echo(
+        f"\n{out}/ holds the model, report.html and the results ({seconds['total']:.0f} s, of which fine-tuning {seconds['finetune']:.0f})"
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

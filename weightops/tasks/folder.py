@@ -1,0 +1,183 @@
+"""Tasks from a person's own folder of images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from weightops.errors import TaskError
+from weightops.keys import some
+from weightops.tasks.split import split_indices
+from weightops.tasks.task import SPLITS, Task
+
+TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "a {}.")
+PROMPTS = "prompts.txt"
+"""A file in the folder with one prompt a line, ``{}`` for the class, to use instead of the default ones."""
+
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+_LABELLED = re.compile(r"label=(?P<label>.+?)(?:_text=(?P<text>.+?))?(?:_\d+)?$")
+
+File = tuple[Path, str]
+"""A picture and its class."""
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """Pictures in files, opened when they are asked for."""
+
+    files: Sequence[Path]
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        path = self.files[index]
+        try:
+            with Image.open(path) as image:
+                picture: Image.Image = image.convert("RGB")
+                return picture
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise TaskError(f"{path} is not an image that can be read: {error}") from error
+
+
+def folder_task(folder: Path) -> Task:
+    """A task from a folder of images.
+
+    ``folder/{train,val,test}/CLASS/*.png``; or without ``val``, which is then a tenth of the training images (at most 5,000, as in the
+    papers); or ``folder/CLASS/*.png``, of which 70 % are for training, 10 % for validation and 20 % for the test, in proportion,
+    the same every time; or, in place of folders for classes, names ``label=CLASS.png`` or ``label=CLASS_text=WORD.png``,
+    as of PAINT's photographs of typographic attacks, where words are classes too. Underscores in a class's name are blanks.
+
+    Args:
+        folder: the folder; prompts come from ``prompts.txt`` in it, one a line, with ``{}`` for the class, where there is one.
+
+    Raises:
+        TaskError: if it isn't such a folder.
+    """
+    if not folder.is_dir():
+        raise TaskError(
+            f"there is no folder {folder}; a task is one of `weightops tasks` or a folder of images in folders by class"
+        )
+    named = {_SPLIT_NAMES[p.name.lower()]: p for p in _folders(folder) if p.name.lower() in _SPLIT_NAMES}
+    if named and "train" not in named:
+        raise TaskError(f"{folder} has {' and '.join(named)} and no train: the three are train, val and test")
+    found = {split: _files(path) for split, path in (named or {"all": folder}).items()}
+    if named and "test" not in named:
+        raise TaskError(f"{folder} has train and no test to confirm an edit on: add one, or leave all splits out")
+    classes = _classes(found)
+    if len(classes) < 2:
+        raise TaskError(
+            f"{folder} holds {sum(map(len, found.values()))} images of {len(classes)} classes; expected {folder}/CLASS/*.png with two "
+            f"classes at least, {folder}/{{train,val,test}}/CLASS/*.png, or files named label=CLASS_text=WORD.png"
+        )
+    loads = _splits(found, classes)
+    sizes = {split: len(images) for split, images in loads.items()}
+    empty = [split for split in SPLITS if not sizes[split]]
+    if empty:
+        raise TaskError(f"{folder} has too few images: none are left for {' and '.join(empty)} ({sizes})")
+    name = folder.resolve().name
+    return Task(name, classes, _templates(folder), loads.__getitem__, sizes, f"the folder {folder}", "its owner's")
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    Image.init()
+    return frozenset(Image.registered_extensions())
+
+
+def _files(folder: Path) -> list[File]:
+    """The images of a split, by name."""
+
+    def images(place: Path) -> list[Path]:
+        return sorted(
+            p for p in place.iterdir() if p.is_file() and p.suffix.lower() in _suffixes() and not p.name.startswith(".")
+        )
+
+    files = [(path, place.name.replace("_", " ")) for place in _folders(folder) for path in images(place)]
+    loose = images(folder)
+    matches = [(path, _LABELLED.match(path.stem)) for path in loose]
+    odd = [path.name for path, match in matches if not match]
+    if odd:
+        raise TaskError(
+            f"{folder} holds {len(odd)} images outside of any class: {some(odd)}; put them into folders by class, or name them label=CLASS_text=WORD"
+        )
+    if files and loose:
+        raise TaskError(f"{folder} holds images in folders by class and images named label=...: give one of the two")
+    return files or [(path, match["label"].replace("_", " ")) for path, match in matches if match]
+
+
+def _classes(found: Mapping[str, Sequence[File]]) -> tuple[str, ...]:
+    """All classes, those that are only written over pictures included."""
+    texts = {
+        match["text"].replace("_", " ")
+        for files in found.values()
+        for path, _ in files
+        if (match := _LABELLED.match(path.stem)) and match["text"]
+    }
+    return tuple(sorted({label for files in found.values() for _, label in files} | texts))
+
+
+def _splits(found: Mapping[str, list[File]], classes: Sequence[str]) -> dict[str, FolderImages]:
+    """Images by split; what isn't given is cut from what is."""
+    place = {name: i for i, name in enumerate(classes)}
+
+    def images(files: Sequence[File]) -> FolderImages:
+        return FolderImages([path for path, _ in files], np.array([place[label] for _, label in files], dtype=np.int64))
+
+    def parts(files: Sequence[File], shares: Callable[[int], Mapping[str, int]]) -> dict[str, FolderImages]:
+        labels = images(files).labels
+        return {
+            split: images([files[i] for i in chosen])
+            for split, chosen in split_indices(labels, shares(len(files))).items()
+        }
+
+    if "all" in found:
+
+        def three(n: int) -> dict[str, int]:
+            validation, test = round(0.1 * n), round(0.2 * n)
+            return {"train": n - validation - test, "validation": validation, "test": test}
+
+        return parts(found["all"], three)
+    if "validation" in found:
+        return {split: images(files) for split, files in found.items()}
+
+    def two(n: int) -> dict[str, int]:
+        validation = min(n // 10, 5000)
+        return {"train": n - validation, "validation": validation}
+
+    return {**parts(found["train"], two), "test": images(found["test"])}
+
+
+def _templates(folder: Path) -> tuple[str, ...]:
+    path = folder / PROMPTS
+    if not path.is_file():
+        return TEMPLATES
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path} can't be read: {error}") from error
+    odd = [line for line in lines if "{}" not in line]
+    if odd or not lines:
+        raise TaskError(
+            f"{path} needs one prompt a line, each with {{}} for the class" + (f"; not {odd[0]!r}" if odd else "")
+        )
+    return tuple(lines)
