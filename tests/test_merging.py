@@ -159,6 +159,52 @@ def test_mergekits_recipes(family: tuple[str, list[str]], tmp_path: Path) -> Non
     assert torch.equal(merged["embed.weight"], plain["embed.weight"])
 
 
+def test_layers_of_two_models_on_top_of_each_other(family: tuple[str, list[str]], tmp_path: Path) -> None:
+    base, models = family
+    folders = []
+    for i, path in enumerate((base, *models[:2])):
+        folder = tmp_path / f"f{i}"
+        open_checkpoint(path).save(folder)
+        (folder / "config.json").write_text(json.dumps({"num_hidden_layers": 3, "model_type": "x"}))
+        folders.append(str(folder))
+    a, b, c = folders
+    content: dict[str, object] = {
+        "merge_method": "passthrough", "dtype": "float32",
+        "slices": [{"sources": [{"model": a, "layer_range": [0, 2]}]}, {"sources": [{"model": b, "layer_range": [1, 3]}]}],
+    }  # fmt: skip
+    recipe = mergekit(tmp_path, content)
+    assert Recipe.of(recipe.to_dict()) == recipe
+    recipe.merge().save(tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["num_hidden_layers"] == 4
+    out, one, two = open_checkpoint(tmp_path / "out"), open_checkpoint(a), open_checkpoint(b)
+    assert len(out) == len(one) + 2
+    came = {
+        "embed.weight": (one, "embed.weight"),
+        "norm.weight": (two, "norm.weight"),
+        "layers.1.mlp.weight": (one, "layers.1.mlp.weight"),
+    }
+    came["layers.3.attn.weight"] = (two, "layers.2.attn.weight")
+    for name, (source, old) in came.items():
+        assert torch.equal(out[name], source[old]), name
+    sources = [
+        [{"model": m, "layer_range": span, "parameters": {"weight": 0.5}} for m in (b, c)] for span in ([0, 1], [1, 3])
+    ]
+    mixed = mergekit(
+        tmp_path,
+        {"merge_method": "task_arithmetic", "base_model": a, "slices": [{"sources": s} for s in sources]},
+    ).merge()  # fmt: skip
+    plain = merge([b, c], "task_arithmetic", base=a, weights=[0.5, 0.5])
+    assert all(torch.equal(mixed[name], plain[name]) for name in plain)
+    content["slices"] = [
+        {"sources": [{"model": a, "layer_range": [0, 2]}]},
+        {"sources": [{"model": b, "layer_range": [2, 5]}]},
+    ]
+    with pytest.raises(RecipeError, match="has no layer 3, 4"):
+        mergekit(tmp_path, content).merge()
+    with pytest.raises(RecipeError, match="equally many"):
+        Recipe.of({"slices": [{"models": [{"model": a, "layers": [0, 1]}, {"model": b, "layers": [0, 2]}]}]})
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

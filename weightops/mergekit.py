@@ -68,6 +68,8 @@ def translate(content: Mapping[str, Any]) -> dict[str, Any]:
     for key in content:
         if key not in _TOP:
             raise unknown("key of mergekit's that is supported", str(key), _TOP)
+    if len(content.get("slices") or ()) > 1:
+        return _slices(content)
     name = content["merge_method"]
     if name not in _RULES:
         raise unknown("merge method of mergekit's that is supported", str(name), _RULES)
@@ -96,6 +98,22 @@ def translate(content: Mapping[str, Any]) -> dict[str, Any]:
     return _recipe(rule, name, inputs, shared, base, content)
 
 
+def _slices(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Each slice as a recipe of its own, with the layers that it takes."""
+    dtype = content.get("out_dtype") or content.get("dtype")
+    pieces = []
+    for piece in content["slices"]:
+        alone = {**content, "slices": [piece], **({"base_model": piece["base_model"]} if "base_model" in piece else {})}
+        recipe = translate(alone)
+        recipe.pop("dtype", None)
+        ranges = {entry["model"]: entry.get("layer_range") for entry in piece["sources"]}
+        if recipe.get("base") is not None and ranges.get(recipe["base"]) not in (None, *list(ranges.values())[:1]):
+            raise RecipeError("a base_model with other layers than the models of its slice is not supported")
+        recipe["models"] = [{**entry, "layers": ranges[entry["model"]]} for entry in recipe["models"]]
+        pieces.append(recipe)
+    return {"slices": pieces, **({"dtype": dtype} if dtype else {})}
+
+
 def _inputs(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The models with their parameters, and the parameters for all of them."""
     shared = dict(content.get("parameters") or {})
@@ -104,13 +122,9 @@ def _inputs(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str,
     if "models" in content:
         entries, known = content["models"], ["model", "parameters"]
     else:
-        if len(content["slices"]) != 1:
-            raise RecipeError(
-                f"{len(content['slices'])} slices would change the number of layers, which is not supported"
-            )
         [piece] = content["slices"]
         for key in piece:
-            if key not in ("sources", "parameters"):
+            if key not in ("sources", "parameters", "base_model"):
                 raise RecipeError(f"{key} of a slice is not supported")
         entries, known = piece["sources"], ["model", "layer_range", "parameters"]
         shared |= piece.get("parameters") or {}
@@ -118,10 +132,6 @@ def _inputs(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str,
         for key in entry:
             if key not in known:
                 raise unknown("key of a model in mergekit's recipes", str(key), known)
-        if entry.get("layer_range", [0])[0] != 0:
-            raise RecipeError(
-                f"layer_range {entry['layer_range']} of {entry['model']} is not all of its layers, which is not supported"
-            )
     return [dict(entry) for entry in entries], shared
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,21 @@ from typing import Any
 import torch
 import yaml
 
-from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from weightops.errors import RecipeError
+from weightops.expression import LinearForm
 from weightops.keys import Each, Setting
 from weightops.mergekit import looks_like_mergekit, translate
 from weightops.merging import merge
 from weightops.methods.table import METHODS
 from weightops.registry import unknown
 from weightops.reports.card import merge_card
+from weightops.stacking import Layers, stacked
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-_KEYS = ("method", "base", "models", "alpha", "options", "seed", "dtype")
+_KEYS = ("method", "base", "models", "slices", "alpha", "options", "seed", "dtype")
 _EACH = "each"  # an option with one value for each model: {each: [0.2, 0.5]}
-_MODEL_KEYS = ("model", "weight")
+_MODEL_KEYS = ("model", "weight", "layers")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Recipe:
         options: the method's own.
         seed: of methods that draw.
         dtype: to write in; None for the models' own.
+        layers: in a slice, which layers (from, to) of each model; the base's are those of the first.
+        slices: recipes for groups of layers, from the first to the last, instead of all else.
 
     >>> print(Recipe(("a", "b"), "ties", base="pre", options={"density": 0.2}).to_yaml(), end="")
     method: ties
@@ -58,6 +62,8 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     dtype: str | None = None
+    layers: tuple[tuple[int, int], ...] | None = None
+    slices: tuple[Recipe, ...] = ()
 
     def __post_init__(self) -> None:
         METHODS[self.method].check(self.options)
@@ -95,10 +101,12 @@ class Recipe:
         for key in content:
             if key not in _KEYS:
                 raise unknown("recipe key", str(key), _KEYS)
+        if "slices" in content:
+            return cls._stack(content)
         listed = content.get("models")
         if not isinstance(listed, list) or not listed:
             raise RecipeError("a recipe needs models: a list of refs, each alone or as {model: ref, weight: number}")
-        models, weights = [], []
+        models, weights, layers = [], [], []
         for entry in listed:
             entry = entry if isinstance(entry, dict) else {"model": entry}
             for key in entry:
@@ -108,6 +116,9 @@ class Recipe:
                 raise RecipeError(f"{entry} names no model")
             models.append(entry["model"])
             weights.append(_numbers(entry.get("weight", 1.0), "weight"))
+            layers += [_range(entry["layers"])] if "layers" in entry else []
+        if len(layers) not in (0, len(models)):
+            raise RecipeError("either each model of a slice says which layers, or none does")
         options = content.get("options") or {}
         if not isinstance(options, dict):
             raise RecipeError("options is a mapping of the method's options to values")
@@ -124,15 +135,37 @@ class Recipe:
             options,
             int(_numbers(content.get("seed", 0), "seed")),
             content.get("dtype"),
+            tuple(layers) or None,
         )
+
+    @classmethod
+    def _stack(cls, content: Mapping[str, Any]) -> Recipe:
+        """A recipe of slices."""
+        beside = [key for key in content if key not in ("slices", "dtype")]
+        pieces = content["slices"]
+        if beside or not isinstance(pieces, list) or not all(isinstance(piece, dict) for piece in pieces) or not pieces:
+            raise RecipeError(
+                f"slices is a list of recipes, with nothing but dtype beside it; there is {beside or pieces!r}"
+            )
+        slices = tuple(cls.of(piece) for piece in pieces)
+        lengths = [{stop - start for start, stop in piece.layers or ()} for piece in slices]
+        if any(len(length) != 1 for length in lengths):
+            raise RecipeError("each model of a slice says which layers, equally many: {model: ref, layers: [0, 16]}")
+        models = tuple(dict.fromkeys(model for piece in slices for model in piece.models))
+        return cls(models, "passthrough", dtype=content.get("dtype"), slices=slices)
 
     def to_dict(self) -> dict[str, Any]:
         """What `of` reads, without what is as by default."""
-        weights = self.weights or (1.0,) * len(self.models)
-        models = [
-            model if weight == 1.0 else {"model": model, "weight": weight}
-            for model, weight in zip(self.models, weights, strict=True)
-        ]
+        if self.slices:
+            return {
+                "slices": [piece.to_dict() for piece in self.slices],
+                **({"dtype": self.dtype} if self.dtype else {}),
+            }
+        weights, layers = self.weights or (1.0,) * len(self.models), self.layers or (None,) * len(self.models)
+        models = []
+        for model, weight, span in zip(self.models, weights, layers, strict=True):
+            beside = {**({"weight": weight} if weight != 1.0 else {}), **({"layers": list(span)} if span else {})}
+            models.append({"model": model, **beside} if beside else model)
         options = {name: {_EACH: list(v)} if isinstance(v, Each) else v for name, v in self.options.items()}
         content = {"method": self.method, "base": self.base, "models": models, "alpha": self.alpha, "options": options,
                    "seed": self.seed, "dtype": self.dtype}  # fmt: skip
@@ -146,18 +179,47 @@ class Recipe:
 
     def merge(self) -> Checkpoint:
         """The lazy result, which knows its recipe and writes it to its metadata and card."""
-        merged = merge(
-            self.models,
-            self.method,
-            base=self.base,
-            weights=self.weights,
-            alpha=self.alpha,
-            seed=self.seed,
-            **self.options,
-        )
+        merged = self._stacked() if self.slices else self._merged(self.models, self.base)
         merged.recipe = self.to_dict()
         merged.card = merge_card(self.method, self.models, self.base, self.to_yaml())
         return merged.to(getattr(torch, self.dtype)) if self.dtype else merged
+
+    def _merged(self, models: Sequence[CheckpointLike], base: CheckpointLike | None) -> Checkpoint:
+        return merge(
+            models, self.method, base=base, weights=self.weights, alpha=self.alpha, seed=self.seed, **self.options
+        )
+
+    def _stacked(self) -> Checkpoint:
+        parts, first = [], 0
+        for i, piece in enumerate(self.slices):
+            ends = {"first": first, "before": i == 0, "after": i == len(self.slices) - 1}
+
+            def part(ref: str, span: tuple[int, int], ends: Mapping[str, Any] = ends) -> Checkpoint:
+                opened = open_checkpoint(ref)
+                return Checkpoint(LinearForm.of(Layers(opened.source, *span, **ends)), opened.architecture)
+
+            assert piece.layers is not None
+            models = [part(ref, span) for ref, span in zip(piece.models, piece.layers, strict=True)]
+            base = part(piece.base, piece.layers[0]) if piece.base else None
+            parts.append(piece._merged(models, base))
+            first += piece.layers[0][1] - piece.layers[0][0]
+        return stacked(parts, first)
+
+
+def _range(value: Any) -> tuple[int, int]:
+    """A range of layers.
+
+    Raises:
+        RecipeError: if it isn't two whole numbers, the second larger.
+    """
+    if (
+        not isinstance(value, (list, tuple))
+        or len(value) != 2
+        or not all(type(v) is int and v >= 0 for v in value)
+        or value[1] <= value[0]
+    ):
+        raise RecipeError(f"layers are [from, to], counted from 0, without the last; not {value}")
+    return value[0], value[1]
 
 
 def _numbers(value: Any, what: str) -> Setting:

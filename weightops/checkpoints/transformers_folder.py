@@ -12,7 +12,7 @@ from torch import nn
 
 from weightops.checkpoints.open_clip_folder import OpenClipArchitecture
 from weightops.errors import CheckpointError, missing_extra
-from weightops.files import read_json
+from weightops.files import read_json, write_json
 
 CONFIG = "config.json"
 _BESIDE = (
@@ -37,6 +37,7 @@ class TransformersArchitecture:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = read_json(folder / CONFIG)
+        self.layers: int | None = None  # where it is another number than the folder's
 
     def build(self) -> nn.Module:
         """The module, with weights yet to be filled in, in evaluation mode. Code that a folder brings is never run."""
@@ -68,6 +69,8 @@ class TransformersArchitecture:
         """Put all but the weights into ``folder``, which will be known as ``final``."""
         for path in sorted({path for pattern in _BESIDE for path in self.folder.glob(pattern) if path.is_file()}):
             shutil.copyfile(path, folder / path.name)
+        if self.layers is not None:
+            write_json(folder / CONFIG, {**self.config, "num_hidden_layers": self.layers})
 
     def _transformers(self, purpose: str) -> Any:
         try:
