@@ -29,6 +29,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "karcher": {"base": False},
     "model_stock": {},
     "passthrough": {"models": 1, "base": False},
+    "passthrough, slices": {"method": "passthrough", "slices": [(1, 0, 2), (2, 1, 3)]},
     "task_arithmetic": {"weights": [0.3, 0.4, -0.2], "parameters": {"lambda": 0.9}},
     "ties": {"weights": [1, 2, 0.5], "density": [0.5, 0.3, 0.3]},
     "ties, not normalized": {"method": "ties", "weights": [0.4, 0.2, 0.5], "density": [0.5] * 3, "parameters": {"normalize": False}},
@@ -75,6 +76,9 @@ def make(folder: Path, dtype: torch.dtype) -> list[Path]:
 
 def recipe(name: str, settings: dict[str, object], places: list[Path], dtype: str) -> dict[str, object]:
     method = str(settings.get("method", name))
+    if "slices" in settings:
+        slices = [{"sources": [{"model": str(places[i]), "layer_range": [a, b]}]} for i, a, b in settings["slices"]]  # type: ignore[attr-defined]
+        return {"merge_method": method, "slices": slices, "dtype": dtype}
     entries = []
     for i, place in enumerate(places[1 : int(settings.get("models", 3)) + 1]):  # type: ignore[call-overload]
         own = {
@@ -99,6 +103,7 @@ def compare(name: str, ours: Path, theirs: Path, start: Path, dtype: torch.dtype
     a, b, base = load(ours), load(theirs), load(start)
     if a.keys() != b.keys():
         raise SystemExit(f"{name}: the outputs hold different tensors: {sorted(a.keys() ^ b.keys())}")
+    base = {name: base.get(name, torch.zeros_like(tensor)) for name, tensor in a.items()}
     x, y, z = (torch.cat([s[n].double().flatten() for n in sorted(a)]) for s in (a, b, base))
     if name in RANDOM:
         changed = [((v - z).abs() > 0).double().mean().item() for v in (x, y)]
