@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from weightops.methods.select import fraction
+
 Others = Literal["mean", "sum"]
 
 
@@ -89,7 +91,7 @@ def iso_cts(deltas: torch.Tensor, *, common: float = 0.8, others: Others = "mean
     def merge(matrices: torch.Tensor) -> torch.Tensor:
         k = len(matrices)
         u, s, vh = svd(matrices.sum(0))
-        own = int(len(s) * (1 - common) / k)
+        own = round((len(s) - int(len(s) * fraction(common, "common"))) / k)
         shared = len(s) - own * k
         if own == 0:
             return s.mean() * (u @ vh)
