@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from weightops import TaskVector, open_checkpoint
+from weightops import TaskVector, cli, open_checkpoint
 from weightops.cli.main import VERBS, run
 
 
@@ -153,3 +153,14 @@ def test_module_and_debug() -> None:
     assert plain.returncode == 1
     assert plain.stderr.count("\n") == 1
     assert "Traceback" in debug.stderr
+
+
+def test_every_verb_is_listed() -> None:
+    folder = Path(cli.__file__).parent
+    files = {
+        path.stem
+        for path in folder.glob("*.py")
+        if "def command(" in path.read_text() or "def command\n" in path.read_text()
+    }
+    groups = {path.stem for path in folder.glob("*.py") if "@click.group" in path.read_text()} - {"main"}
+    assert set(VERBS) == files | groups

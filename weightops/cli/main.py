@@ -12,23 +12,9 @@ from weightops.errors import WeightopsError
 from weightops.registry import unknown
 
 VERBS = (
-    "patch",
-    "negate",
-    "add",
-    "analogy",
-    "soup",
-    "finetune",
-    "evaluate",
-    "vector",
-    "apply",
-    "merge",
-    "compare",
-    "lofi",
-    "inspect",
-    "tasks",
-    "methods",
-    "completion",
-)
+    "patch", "negate", "add", "analogy", "soup", "lofi", "finetune", "evaluate", "vector", "apply", "merge", "compare", "select", "inspect",
+    "experiment", "tasks", "methods", "completion",
+)  # fmt: skip
 
 
 class Verbs(click.Group):
