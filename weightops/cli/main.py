@@ -12,21 +12,9 @@ from weightops.errors import WeightopsError
 from weightops.registry import unknown
 
 VERBS = (
-    "patch",
-    "negate",
-    "add",
-    "analogy",
-    "soup",
-    "finetune",
-    "evaluate",
-    "vector",
-    "apply",
-    "merge",
-    "inspect",
-    "tasks",
-    "methods",
-    "completion",
-)
+    "patch", "negate", "add", "analogy", "soup", "finetune", "evaluate", "vector", "apply", "merge", "select", "inspect", "experiment",
+    "tasks", "methods", "completion",
+)  # fmt: skip
 
 
 class Verbs(click.Group):
