@@ -288,7 +288,7 @@ def grid(sheet: Sheet, alphas: Iterable[Coefficients]) -> Choice:
     return sheet.choose(alphas)
 
 
-ROUNDS = ((4, 1 / 8, 3), (2, 1 / 4, 2), (1, 1 / 2, 3), (0, 1.0, 0))
+ROUNDS = ((4, 1 / 8, 4), (2, 1 / 4, 3), (1, 1 / 2, 4), (0, 1.0, 0))
 """Of `race`: distance of the new alphas to the survivors (in the first round, to each other), share of images, most survivors."""
 SURE = 2.0
 """Standard errors at which `race` takes a difference for settled."""
@@ -299,8 +299,8 @@ def race(sheet: Sheet, alphas: Sequence[Coefficients]) -> Choice:
 
     Each round looks at the survivors' neighbours at half the distance, on twice the images. An alpha is dropped if it is
     settled that it will not satisfy the constraint, or that another will and has a higher score; differences are
-    paired, and shrink with the share of images that is still to come. Of the others those nearest to the leader
-    stay; the last are measured in full.
+    paired, and shrink with the share of images that is still to come. Of the others those nearest to the likeliest
+    choice stay; the last are measured in full.
     """
     line = list(dict.fromkeys(alphas))
     alive: set[int] = set()
@@ -325,17 +325,21 @@ def _survivors(sheet: Sheet, line: Sequence[Coefficients], alive: set[int], shar
         margins[i] = slack - goal.errors * error * math.sqrt(share)  # the error will be as much smaller on all images
         unsure[i] = SURE * left * error
     hopeful = {i for i in alive if margins[i] + unsure[i] >= 0}
-    certain = [i for i in alive if margins[i] - unsure[i] >= 0]
-    if not certain:
+    likely = [i for i in alive if margins[i] >= 0]
+    if not likely:
         return set(sorted(hopeful or alive, key=lambda i: -margins[i])[:most])
-    leader = max(certain, key=lambda i: goal.value(hits[i]))
+    best = max(likely, key=lambda i: goal.value(hits[i]))
+    certain = [i for i in alive if margins[i] - unsure[i] >= 0]
+    leader = max(certain, key=lambda i: goal.value(hits[i]), default=None)
 
     def beaten(i: int) -> bool:
+        if leader is None:
+            return False
         behind, error = goal.gain(hits[leader], hits[i])
         return behind > max(SURE * left * error, 0.0)
 
     kept = [i for i in hopeful if not beaten(i)]
-    return set(sorted(kept, key=lambda i: (abs(i - leader), i))[:most])
+    return set(sorted(kept, key=lambda i: (abs(i - best), i))[:most])
 
 
 def coordinates(sheet: Sheet, alphas: Sequence[float], start: Iterable[Coefficients], *, sweeps: int = 2) -> Choice:
