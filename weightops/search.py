@@ -66,6 +66,11 @@ class Choice:
     alpha: float | Coefficients
     why: str
 
+    @property
+    def size(self) -> float:
+        """How far from the base; 0 for the base itself."""
+        return math.fsum(map(abs, self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)))
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -311,7 +316,12 @@ def race(sheet: Sheet, alphas: Sequence[Coefficients]) -> Choice:
             sheet.see(alpha, share)
         if share < 1:
             alive = _survivors(sheet, line, alive, share, most)
-    return sheet.choose([sheet.base, *(line[i] for i in sorted(alive))])
+    choice = sheet.choose([sheet.base, *(line[i] for i in sorted(alive))])
+    while line[0] == sheet.base and not choice.size and (lower := min(alive - {0}, default=0) - 1) > 0:
+        alive.add(lower)  # all that looked promising have failed: back towards the base
+        sheet.see(line[lower])
+        choice = sheet.choose([sheet.base, *(line[i] for i in sorted(alive))])
+    return choice
 
 
 def _survivors(sheet: Sheet, line: Sequence[Coefficients], alive: set[int], share: float, most: int) -> set[int]:
