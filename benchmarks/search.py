@@ -71,12 +71,13 @@ def searched(hits: dict, goal: Goal, search, names) -> tuple[tuple[float], int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=120, help="of fine-tuning")
+    parser.add_argument("--tasks", default="mnist,digits")
     parser.add_argument("--orders", type=int, default=20)
     parser.add_argument("-o", "--out", type=Path, default=RESULTS / "search.json")
     args = parser.parse_args()
     rows = []
     config = config_for(open_checkpoint("embedded"), steps=args.steps)
-    for task in as_tasks(["mnist", "digits"]):
+    for task in as_tasks(args.tasks.split(",")):
         bench = Bench("embedded", [task, *SUPPORTED], config=config)
         vector = bench.learn(task)
         recorded = {sign: record(bench, vector, sign) for sign in (1.0, -1.0)}
@@ -98,15 +99,16 @@ def main() -> None:
                 "passes, % of the grid's": round(100 * statistics.mean(shares), 1), "most": round(100 * max(shares), 1),
             })  # fmt: skip
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    mean = {key: round(statistics.mean(row[key] for row in rows), 3) for key in list(rows[0])[3:]}
-    print("mean", mean)
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(
-        json.dumps(
-            {"mean": mean, "rows": rows, "orders": args.orders, "steps": args.steps, "versions": versions()}, indent=2
+        mean = {key: round(statistics.mean(row[key] for row in rows), 3) for key in list(rows[0])[3:]}
+        print("mean", mean)
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(
+            json.dumps(
+                {"mean": mean, "rows": rows, "orders": args.orders, "steps": args.steps, "versions": versions()},
+                indent=2,
+            )
+            + "\n"
         )
-        + "\n"
-    )
 
 
 if __name__ == "__main__":
