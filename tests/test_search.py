@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from weightops import Point, choose
 from weightops.errors import UnknownNameError, WeightopsError
-from weightops.search import NothingSatisfiesError
+from weightops.search import Goal, NothingSatisfiesError, Sheet, coordinates, cut, difference, grid, interval, race
 
 # alpha, MNIST, CIFAR-10: points of the authors' log around the optima
 CURVE = [
@@ -50,3 +52,89 @@ def test_what_cannot_be_chosen() -> None:
         choose(CURVE, rule="best")  # type: ignore[arg-type]
     with pytest.raises(NothingSatisfiesError, match=r"nearest is alpha 0.1 with 90.18%"):
         choose(CURVE, max_supported_drop=-0.01)
+
+
+# ------------------------------------------------------------------ hits
+
+
+def curve_hits(accuracy: dict[str, list[float]], n: int = 400) -> dict[tuple[float, ...], dict[str, torch.Tensor]]:
+    """Hits along alpha, coupled between neighbours: an image is named rightly where its difficulty is below the accuracy."""
+    rng = np.random.default_rng(0)
+    difficulty = {task: torch.from_numpy(rng.permutation((np.arange(n) + 0.5) / n)) for task in accuracy}
+    steps = len(next(iter(accuracy.values())))
+    return {
+        (round(i / (steps - 1), 4),): {task: difficulty[task] < values[i] for task, values in accuracy.items()}
+        for i in range(steps)
+    }
+
+
+def sheet_of(hits: dict[tuple[float, ...], dict[str, torch.Tensor]], goal: Goal) -> tuple[Sheet, list[int]]:
+    passes = [0]
+
+    def measure(alpha: tuple[float, ...], start: float, stop: float) -> dict[str, torch.Tensor]:
+        part = {t: h[cut(len(h), start) : cut(len(h), stop)] for t, h in hits[alpha].items()}
+        passes[0] += sum(map(len, part.values()))
+        return part
+
+    first = next(iter(hits))
+    return Sheet(measure, goal, first, {t: len(h) for t, h in hits[first].items()}), passes
+
+
+XS = np.linspace(0, 1, 21)
+RISE = {"p": list(0.5 + 0.45 * (1 - np.exp(-4 * XS))), "s": list(0.9 - 0.25 * XS**2)}
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [
+        Goal({"p": 1.0}, {"s": 1.0}, drop=0.01), Goal({"p": 1.0}, {"s": 1.0}, drop=0.1), Goal({"p": 0.5, "s": 0.5}), Goal({"p": 1.0}),
+        Goal({"s": -1.0}, {"p": 1.0}, ratio=0.95, drop=0.0, errors=0.0), Goal({"p": 1.0, "s": 1.2}, worst=True),
+        Goal({"p": 1.0}, {"s": 1.0}, drop=0.03, each=True),
+    ],
+)  # fmt: skip
+def test_race_chooses_what_the_grid_does_for_less(goal: Goal) -> None:
+    hits = curve_hits(RISE)
+    (full, all_passes), (fast, few_passes) = sheet_of(hits, goal), sheet_of(hits, goal)
+    chosen, raced = grid(full, list(hits)), race(fast, list(hits))
+    gap, error = goal.gain(hits[(chosen.alpha,)], hits[(raced.alpha,)])
+    assert gap <= 2 * error + 1e-9
+    assert few_passes[0] <= 0.4 * all_passes[0]
+
+
+def test_coordinates_finds_what_no_shared_coefficient_gives() -> None:
+    values = [0.0, 0.25, 0.5, 0.75, 1.0]
+    optimum = (0.25, 1.0)
+    hits = {
+        (a, b): {"t": torch.arange(400) < 400 * (0.9 - (a - optimum[0]) ** 2 - 0.3 * (b - optimum[1]) ** 2)}
+        for a in values
+        for b in values
+    }
+    hits = {
+        alpha: {"t": row["t"][torch.from_numpy(np.random.default_rng(1).permutation(400))]}
+        for alpha, row in hits.items()
+    }
+    sheet, _ = sheet_of(hits, Goal({"t": 1.0}))
+    assert coordinates(sheet, values, [(v, v) for v in values]).alpha == optimum
+
+
+def test_numbers_against_their_formulas() -> None:
+    rng = np.random.default_rng(3)
+    a, b = ({t: torch.from_numpy(rng.random(50) < 0.6) for t in "xy"} for _ in range(2))
+    gap, error = difference(a, b, {"x": 0.25, "y": 0.75})
+    d = {t: a[t].double().numpy() - b[t].double().numpy() for t in "xy"}
+    assert gap == pytest.approx(0.25 * d["x"].mean() + 0.75 * d["y"].mean())
+    assert error == pytest.approx(np.sqrt(0.25**2 * d["x"].var() / 50 + 0.75**2 * d["y"].var() / 50))
+    low, high = interval(torch.arange(100) < 97)
+    assert (low, high) == (pytest.approx(0.9155, abs=1e-4), pytest.approx(0.9897, abs=1e-4))
+    worst = Goal({"x": 1.0, "y": 2.0}, worst=True)
+    assert worst.value(a) == min(a["x"].double().mean(), 2 * a["y"].double().mean())
+
+
+def test_each_task_must_be_kept() -> None:
+    hits = {t: torch.arange(100) < n for t, n in (("p", 90), ("s", 95), ("u", 80))}
+    base = {t: torch.arange(100) < n for t, n in (("p", 50), ("s", 90), ("u", 85))}
+    mean, each = (Goal({"p": 1.0}, {"s": 0.5, "u": 0.5}, drop=0.02, errors=0.0, each=each) for each in (False, True))
+    assert mean.slack(hits, base)[0] == pytest.approx(0.02)
+    assert each.slack(hits, base)[0] == pytest.approx(-0.03)
+    points = [each.point((0.0,), base, base), each.point((1.0,), hits, base)]
+    assert each.choose(points).alpha == 0.0

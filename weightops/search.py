@@ -66,6 +66,11 @@ class Choice:
     alpha: float | Coefficients
     why: str
 
+    @property
+    def size(self) -> float:
+        """How far from the base; 0 for the base itself."""
+        return math.fsum(map(abs, self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)))
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -288,8 +293,8 @@ def grid(sheet: Sheet, alphas: Iterable[Coefficients]) -> Choice:
     return sheet.choose(alphas)
 
 
-ROUNDS = ((4, 1 / 8), (2, 1 / 4), (1, 1 / 2), (1, 1.0))
-"""Of `race`: every so many of the alphas, on this share of the images."""
+ROUNDS = ((4, 1 / 8, 4), (2, 1 / 4, 3), (1, 1 / 2, 4), (0, 1.0, 0))
+"""Of `race`: distance of the new alphas to the survivors (in the first round, to each other), share of images, most survivors."""
 SURE = 2.0
 """Standard errors at which `race` takes a difference for settled."""
 
@@ -299,43 +304,52 @@ def race(sheet: Sheet, alphas: Sequence[Coefficients]) -> Choice:
 
     Each round looks at the survivors' neighbours at half the distance, on twice the images. An alpha is dropped if it is
     settled that it will not satisfy the constraint, or that another will and has a higher score; differences are
-    paired, and shrink with the share of images that is still to come. What is left is measured in full.
+    paired, and shrink with the share of images that is still to come. Of the others those nearest to the likeliest
+    choice stay; the last are measured in full.
     """
     line = list(dict.fromkeys(alphas))
-    places = set(range(len(line)))
     alive: set[int] = set()
-    for number, (stride, share) in enumerate(ROUNDS):
-        near = {i + step for i in alive for step in (-stride, stride)} & places
+    for number, (stride, share, most) in enumerate(ROUNDS):
+        near = {i + step for i in alive for step in (-stride, stride)} & set(range(len(line)))
         alive |= near if number else {*range(0, len(line), stride), len(line) - 1}
-        sheet.see(sheet.base, share)
-        for i in sorted(alive):
-            sheet.see(line[i], share)
+        for alpha in (sheet.base, *(line[i] for i in sorted(alive))):
+            sheet.see(alpha, share)
         if share < 1:
-            alive = _survivors(sheet, line, alive, share)
-    return sheet.choose([sheet.base, *(line[i] for i in sorted(alive))])
+            alive = _survivors(sheet, line, alive, share, most)
+    choice = sheet.choose([sheet.base, *(line[i] for i in sorted(alive))])
+    while line[0] == sheet.base and not choice.size and (lower := min(alive - {0}, default=0) - 1) > 0:
+        alive.add(lower)  # all that looked promising have failed: back towards the base
+        sheet.see(line[lower])
+        choice = sheet.choose([sheet.base, *(line[i] for i in sorted(alive))])
+    return choice
 
 
-def _survivors(sheet: Sheet, line: Sequence[Coefficients], alive: set[int], share: float) -> set[int]:
+def _survivors(sheet: Sheet, line: Sequence[Coefficients], alive: set[int], share: float, most: int) -> set[int]:
     """Those that may still be chosen when all images are counted."""
     goal, left = sheet.goal, math.sqrt(1 - share)
     hits = {i: sheet.first(line[i], share) for i in alive}  # some have been measured on more in another race
     base = sheet.first(sheet.base, share)
-    keeps = {}
+    margins, unsure = {}, {}
     for i in alive:
         slack, error = goal.slack(hits[i], base)
-        demanded = goal.errors * error * math.sqrt(share)  # the error will be as much smaller on all images
-        keeps[i] = (slack - demanded, SURE * left * error)
-    hopeful = {i for i in alive if keeps[i][0] + keeps[i][1] >= 0}
-    certain = [i for i in alive if keeps[i][0] - keeps[i][1] >= 0]
-    if not certain:
-        return hopeful
-    leader = max(certain, key=lambda i: goal.value(hits[i]))
+        margins[i] = slack - goal.errors * error * math.sqrt(share)  # the error will be as much smaller on all images
+        unsure[i] = SURE * left * error
+    hopeful = {i for i in alive if margins[i] + unsure[i] >= 0}
+    likely = [i for i in alive if margins[i] >= 0]
+    if not likely:
+        return set(sorted(hopeful or alive, key=lambda i: -margins[i])[:most])
+    best = max(likely, key=lambda i: goal.value(hits[i]))
+    certain = [i for i in alive if margins[i] - unsure[i] >= 0]
+    leader = max(certain, key=lambda i: goal.value(hits[i]), default=None)
 
     def beaten(i: int) -> bool:
+        if leader is None:
+            return False
         behind, error = goal.gain(hits[leader], hits[i])
-        return behind > SURE * left * error and behind > 0
+        return behind > max(SURE * left * error, 0.0)
 
-    return {i for i in hopeful if i == leader or not beaten(i)}
+    kept = [i for i in hopeful if not beaten(i)]
+    return set(sorted(kept, key=lambda i: (abs(i - best), i))[:most])
 
 
 def coordinates(sheet: Sheet, alphas: Sequence[float], start: Iterable[Coefficients], *, sweeps: int = 2) -> Choice:

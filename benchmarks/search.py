@@ -1,0 +1,115 @@
+"""What `race` saves: its choice and its image passes against the full grid of 21 alphas.
+
+    pip install '.[demo]' && python benchmarks/search.py
+
+Task vectors are fine-tuned, and all alphas measured on all validation images once. Then each goal is searched by `grid` and, with
+the images in 20 orders, by `race`, on the recorded hits. The gap is of the two choices' scores on all validation images; it is
+within the noise if it is at most two standard errors of the paired difference (or nothing at all).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from weightops import open_checkpoint
+from weightops.bench import Bench
+from weightops.finetuning import config_for
+from weightops.reports.outcome import versions
+from weightops.search import Goal, Sheet, cut, grid, race
+from weightops.tasks.table import as_tasks
+from weightops.workflow import ALPHAS, even
+
+RESULTS = Path(__file__).parent / "results"
+SUPPORTED = as_tasks(["shapes", "textures", "counting", "letters", "words"])
+
+
+def goals(task) -> dict[str, tuple[Goal, float]]:
+    """Name -> goal and the sign of its alphas."""
+    kept = even(SUPPORTED)
+    return {
+        "patch, <= 1 point": (Goal(even([task]), kept, drop=0.01), 1),
+        "patch, <= 3 points": (Goal(even([task]), kept, drop=0.03), 1),
+        "patch, mean rule": (Goal({**even([task], 0.5), **even(SUPPORTED, 0.5)}), 1),
+        "patch, each <= 2 points": (Goal(even([task]), kept, drop=0.02, each=True), 1),
+        "negate, control >= 95 %": (Goal(even([task], -1.0), kept, ratio=0.95, drop=0.0, errors=0.0), -1),
+    }
+
+
+def record(bench: Bench, vector, sign: float) -> dict:
+    """Every alpha's hits on all validation images."""
+    trial = bench.trial({"": vector}, Goal(even(bench.tasks)))
+    grid(trial.sheet, [(sign * alpha + 0.0,) for alpha in ALPHAS])
+    return trial.sheet.hits
+
+
+def shuffled(hits: dict, seed: int) -> dict:
+    orders = {t: np.random.default_rng([seed, i]).permutation(len(h)) for i, (t, h) in enumerate(hits[0.0,].items())}
+    return {alpha: {t: h[torch.from_numpy(orders[t])] for t, h in row.items()} for alpha, row in hits.items()}
+
+
+def searched(hits: dict, goal: Goal, search, names) -> tuple[tuple[float], int]:
+    """What a search chooses on recorded hits, and how many image passes it takes."""
+    passes = 0
+
+    def measure(alpha, start, stop):
+        nonlocal passes
+        part = {t: hits[alpha][t][cut(len(hits[alpha][t]), start) : cut(len(hits[alpha][t]), stop)] for t in names}
+        passes += sum(map(len, part.values()))
+        return part
+
+    sheet = Sheet(measure, goal, (0.0,), {t: len(hits[0.0,][t]) for t in names})
+    alpha = search(sheet, sorted(hits, key=lambda a: abs(a[0]))).alpha
+    return (alpha,), passes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=120, help="of fine-tuning")
+    parser.add_argument("--tasks", default="mnist,digits")
+    parser.add_argument("--orders", type=int, default=20)
+    parser.add_argument("-o", "--out", type=Path, default=RESULTS / "search.json")
+    args = parser.parse_args()
+    rows = []
+    config = config_for(open_checkpoint("embedded"), steps=args.steps)
+    for task in as_tasks(args.tasks.split(",")):
+        bench = Bench("embedded", [task, *SUPPORTED], config=config)
+        vector = bench.learn(task)
+        recorded = {sign: record(bench, vector, sign) for sign in (1.0, -1.0)}
+        for name, (goal, sign) in goals(task).items():
+            names = list({**goal.score, **goal.keep})
+            full, cost = searched(recorded[sign], goal, grid, names)
+            found, shares, gaps = [], [], []
+            for order in range(args.orders):
+                hits = shuffled(recorded[sign], order)
+                chosen, passes = searched(hits, goal, race, names)
+                gap, error = goal.gain(hits[full], hits[chosen])
+                found.append(chosen == full)
+                shares.append(passes / cost)
+                gaps.append((gap, abs(gap) <= 2 * error + 1e-9))
+            rows.append({
+                "task": task.name, "goal": name, "grid alpha": full[0], "same alpha": round(statistics.mean(found), 3),
+                "within noise": round(statistics.mean(within for _, within in gaps), 3),
+                "mean gap, points": round(100 * statistics.mean(gap for gap, _ in gaps), 3),
+                "passes, % of the grid's": round(100 * statistics.mean(shares), 1), "most": round(100 * max(shares), 1),
+            })  # fmt: skip
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+        mean = {key: round(statistics.mean(row[key] for row in rows), 3) for key in list(rows[0])[3:]}
+        print("mean", mean)
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(
+            json.dumps(
+                {"mean": mean, "rows": rows, "orders": args.orders, "steps": args.steps, "versions": versions()},
+                indent=2,
+            )
+            + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
