@@ -1,11 +1,15 @@
 """The same recipes, run by weightops and by mergekit: how far apart the results are, and why.
 
-    python benchmarks/parity.py --mergekit VENV/bin
+    python benchmarks/parity.py --mergekit VENV/bin [--fusionbench VENV/bin]
 
 A tiny Llama-like base and three fine-tuned kin, in float32 and in bf16, are merged by mergekit 0.1.5 from YAML files that
-`weightops merge` takes as they are. The table has the largest difference, relative to the largest change that the merge makes
-(0 is equality), and the share of elements that differ by more than rounding: four units in the last place of the output.
-Methods that draw at random are compared by the share of elements that they change and the mean square of the change.
+`weightops merge` takes as they are; FusionBench 0.2.33 merges the float32 ones by its functions for TIES, TSV-M and Iso. The
+table has the largest difference, relative to the largest change that the merge makes (0 is equality), and the share of
+elements that differ by more than rounding: four units in the last place of the output. Methods that draw at random are
+compared by the share of elements that they change and the mean square of the change.
+
+What isn't rounding: FusionBench's threshold of TIES keeps an element more or less; in bf16 mergekit rounds deltas, sums and unit vectors to
+bf16, and its sort keeps any of several equal magnitudes. Singular vectors carry rounding of 1e-5 of the change.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from pathlib import Path
 import torch
 from engine import shapes
 from safetensors.torch import load_file, save_file
+
+from weightops import merge
 
 RECIPES: dict[str, dict[str, object]] = {
     "linear": {"weights": [1, 2, 0.5]},
@@ -119,11 +125,63 @@ def compare(name: str, ours: Path, theirs: Path, start: Path, dtype: torch.dtype
     return {"largest": float(f"{largest:.2g}"), "beyond rounding": float(f"{beyond:.2g}")}
 
 
+FUSIONBENCH = """
+import sys
+from types import SimpleNamespace
+from pathlib import Path
+import torch
+from safetensors.torch import load_file, save_file
+from fusion_bench.method.isotropic_merging.iso_utils import iso_c, iso_cts
+from fusion_bench.method.task_singular_vector.utils.TSVM_utils import compute_svd_dict, sum_svd_dict
+from fusion_bench.method.ties_merging.ties_merging_utils import ties_merging
+
+out, base, *tuned = map(Path, sys.argv[1:])
+base, *tuned = (load_file(path / "model.safetensors") for path in (base, *tuned))
+names = list(base)
+vectors = [{n: t[n] - base[n] for n in names} for t in tuned]
+tasks = SimpleNamespace(DATASETS=[str(i) for i in range(len(vectors))])
+flat = torch.stack([torch.cat([v[n].flatten() for n in names]) for v in vectors])
+merged = ties_merging(flat, reset_thresh=20, merge_func="dis-mean")
+parts = merged.split([base[n].numel() for n in names])
+found = {
+    "ties, global": {n: part.view_as(base[n]) for n, part in zip(names, parts)},
+    "iso_c": iso_c(vectors, accelerator="cpu"),
+    "iso_cts": iso_cts(vectors, 0.8, accelerator="cpu"),
+    "tsv_m": sum_svd_dict(compute_svd_dict([SimpleNamespace(vector=dict(v)) for v in vectors], tasks), tasks),
+}
+for name, vector in found.items():
+    (out / name).mkdir(parents=True)
+    save_file({n: (base[n] + vector[n]).contiguous() for n in names}, out / name / "model.safetensors")
+"""
+OURS = {
+    "ties, global": ("ties", {"density": 0.2, "normalize": "count", "scope": "global"}),
+    "iso_c": ("iso_c", {}),
+    "iso_cts": ("iso_cts", {"common": 0.8}),
+    "tsv_m": ("tsv_m", {}),
+}
+
+
+def against_fusionbench(scripts: Path, places: list[Path], folder: Path) -> dict[str, dict[str, float]]:
+    """The same task vectors, merged by FusionBench's functions in its own environment."""
+    done = subprocess.run(
+        [str(scripts / "python"), "-c", FUSIONBENCH, str(folder), *map(str, places)], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    rows = {}
+    for name, (method, options) in OURS.items():
+        ours = folder / f"{name}.ours"
+        merge(places[1:], method, base=places[0], **options).save(ours)
+        rows[name] = compare(name, ours, folder / name, places[0], torch.float32)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--mergekit", type=Path, required=True, help="the bin folder of an environment with mergekit 0.1.5"
     )
+    parser.add_argument("--fusionbench", type=Path, help="the bin folder of an environment with fusion-bench 0.2.33")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "parity.json")
     args = parser.parse_args()
     report: dict[str, dict[str, object]] = {}
@@ -146,6 +204,12 @@ def main() -> None:
                 row = compare(name, ours, theirs, places[0], dtype)
                 report.setdefault(name, {})[kind] = row
                 print(f"{kind:9} {name:22} {json.dumps(row)}", flush=True)
+        if args.fusionbench:
+            for name, row in against_fusionbench(
+                args.fusionbench, make(Path(temporary) / "fb", torch.float32), Path(temporary) / "fb-out"
+            ).items():
+                report[f"{name} (FusionBench)"] = {"float32": row}
+                print(f"float32   {name:22} {json.dumps(row)}  FusionBench", flush=True)
     args.out.write_text(json.dumps(report, indent=2) + "\n")
 
 
