@@ -159,6 +159,15 @@ def open_like(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
     opened = open_any(source)
     if opened.form.space == "weights":
         return alike(opened, base)
+    made_on = getattr(opened.form.sources[0], "made_from", {}).get("base")
+    if isinstance(made_on, dict) and made_on.get("fingerprint") != base.fingerprint:
+        log.warning(
+            "%s was made from %s (%s), and is taken from %s",
+            opened.ref,
+            made_on.get("ref"),
+            made_on.get("fingerprint"),
+            base.ref,
+        )
     form = base.form.plus(fitted(opened.form, base.form)) if opened.form.specs else base.form
     replaced = getattr(opened.form.sources[0], "replaced", None)
     if replaced is not None:
