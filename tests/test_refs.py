@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -180,6 +182,32 @@ class Hub(BaseHTTPRequestHandler):
         if body:
             self.wfile.write(content)
 
+    uploaded: ClassVar[dict[str, bytes]] = {}
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/models/org/mine/commit") or path == "/api/repos/create":
+            answer = {
+                "url": "https://huggingface.co/org/mine",
+                "commitUrl": f"https://huggingface.co/org/mine/commit/{COMMIT}",
+                "commitOid": COMMIT,
+            }
+            for line in body.splitlines() if "commit" in path else ():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.uploaded[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+        elif "/preupload/" in path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            answer = {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}  # type: ignore[dict-item]
+        else:
+            answer = {}
+        content = json.dumps(answer).encode()
+        self.send_response(200 if answer else 403)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
     def log_message(self, *arguments: object) -> None:
         pass
 
@@ -227,6 +255,54 @@ def test_over_http(endpoint: str, tmp_path: Path) -> None:
     assert fetched == {"model.safetensors", "config.json"}  # and not the weights a second time
     again = python(ONLINE, HF_HOME=str(home), HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1").splitlines()
     assert again[0] == told[0]
+
+
+PUSH = """
+import sys, torch
+from weightops.cli.main import run
+state = {"w": torch.ones(2)}
+from weightops import TaskVector, open_checkpoint
+open_checkpoint(state).save("base")
+TaskVector("base", {"w": torch.zeros(2)}).save("v.safetensors")
+assert run(["apply", "v.safetensors", "--base", "org/tiny:model.safetensors", "-o", "x"]) == 1  # of other tensors
+assert run(["apply", "v.safetensors", "--base", "base", "--alpha", "0.5", "-o", "edited"]) == 0
+assert run(["push", "edited", "org/mine", "--dry-run"]) == 0
+print("---")
+assert run(["push", "edited", "org/mine"]) == 0
+assert run(["push", "base", "other/mine"]) == 1
+"""
+
+
+def test_pushing(endpoint: str, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    code = f"import os; os.chdir({str(tmp_path / 'work')!r})\n" + PUSH
+    settings = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+        "HF_TOKEN": "hf_none",
+    }
+    told, _, done = python(code, HF_HOME=str(tmp_path / "home"), **settings).partition("---")
+    assert "would be pushed to org/mine" in told
+    assert "pushed to http" in done
+    assert set(Hub.uploaded) == {"README.md", "model.safetensors"}
+    assert Hub.uploaded["model.safetensors"] == (tmp_path / "work" / "edited" / "model.safetensors").read_bytes()
+    card = Hub.uploaded["README.md"].decode()
+    assert "| +0.5 | v.safetensors |" in card
+    assert "tags:\n- merge\n- task-arithmetic\n- weightops" in card
+
+
+def test_the_card_names_its_bases() -> None:
+    from weightops import Checkpoint, merge, open_checkpoint
+    from weightops.reports.card import edit_card
+
+    models = [open_checkpoint({"w": torch.ones(2) * i}) for i in range(3)]
+    for i, model in enumerate(models):
+        model.source.ref = f"org/model{i}@{COMMIT}"
+    card = edit_card("mine", Checkpoint(merge(models[1:], "ties", base=models[0]).form))
+    assert "base_model:\n- org/model0\n- org/model1\n- org/model2\nbase_model_relation: merge" in card
+    assert "no data were looked at" in card
 
 
 def test_what_is_fetched() -> None:

@@ -62,8 +62,7 @@ def from_hub(repo: str, revision: str | None, file: str | None, preferred: tuple
         else:
             path = Path(snapshot_download(repo, revision=revision, allow_patterns=_wanted(names, preferred)))
     except Exception as error:  # the library raises whatever its many back ends raise
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CheckpointError(f"{repo} can't be had from the Hugging Face Hub: {reason}") from error
+        raise CheckpointError(f"{repo} can't be had from the Hugging Face Hub: {_reason(error)}") from error
     return Place(path, f"{repo}@{path.name}")
 
 
@@ -143,3 +142,27 @@ SCHEMES: Registry[Callable[[str, tuple[str, ...]], Place]] = Registry(
     "scheme of refs", "refs", {"open_clip": _open_clip, "timm": _timm}
 )
 """What may stand before a colon in a ref."""
+
+
+def push(folder: Path, repo: str, *, private: bool = False) -> str:
+    """Upload a folder to a repository of the Hub, which is made if there is none, in one commit; its address.
+
+    Raises:
+        CheckpointError: if the Hub refuses it, in one line.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=private, exist_ok=True)
+        address: str = api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message="Weights computed by weightops"
+        )
+    except Exception as error:  # the library raises whatever its back ends raise
+        raise CheckpointError(f"{folder} can't be pushed to {repo}: {_reason(error)}") from error
+    return address
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -11,7 +11,19 @@ import click
 from weightops.errors import WeightopsError
 from weightops.registry import unknown
 
-VERBS = ("patch", "finetune", "evaluate", "vector", "apply", "merge", "inspect", "tasks", "methods", "completion")
+VERBS = (
+    "patch",
+    "finetune",
+    "evaluate",
+    "vector",
+    "apply",
+    "merge",
+    "inspect",
+    "push",
+    "tasks",
+    "methods",
+    "completion",
+)
 
 
 class Verbs(click.Group):
