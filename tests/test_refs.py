@@ -88,6 +88,7 @@ facts = {
     "timm_again": all(torch.equal(tensor, timm[name]) for name, tensor in again.state_dict().items()),
     "absent": told("org/absent"),
     "no_file": told("org/tiny:absent.bin"),
+    "mistyped": told("out/model.safetensors"),
     "unknown": told("open_clip:ViT-B-32/opnai"),
     "unknown_timm": told("timm:vit_tiny_patch16_225"),
     "inspect": run(["inspect", "org/tiny", "--no-tensors"]),
@@ -139,8 +140,9 @@ def test_offline_from_the_cache(tmp_path: Path) -> None:
     assert facts["quick_ref"] == "open_clip:ViT-B-32/openai"
     assert facts["timm"] == ["timm:test_vit.r160_in1k", [1, 1000]]
     assert facts["timm_again"]
-    assert facts["absent"].startswith("org/absent can't be had from the Hugging Face Hub: ")
+    assert facts["absent"].startswith("org/absent is nothing here, and can't be had from the Hugging Face Hub: ")
     assert "\n" not in facts["absent"] + facts["no_file"]
+    assert facts["mistyped"].startswith("there is no file or folder out/model.safetensors")
     assert "did you mean ViT-B-32/openai" in facts["unknown"]
     assert "or vit_tiny_patch16_224" in facts["unknown_timm"]
     assert facts["inspect"] == 0
@@ -200,6 +202,8 @@ class Hub(BaseHTTPRequestHandler):
         elif "/preupload/" in path:
             names = [file["path"] for file in json.loads(body)["files"]]
             answer = {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}  # type: ignore[dict-item]
+        elif path == "/api/validate-yaml":
+            answer = {"errors": [], "warnings": []}  # type: ignore[dict-item]
         else:
             answer = {}
         content = json.dumps(answer).encode()
@@ -250,7 +254,7 @@ def test_over_http(endpoint: str, tmp_path: Path) -> None:
         NO_PROXY="127.0.0.1",
     ).splitlines()
     assert told[0] == f"org/tiny@{COMMIT} 2 TransformersArchitecture"
-    assert told[1].startswith("org/absent can't be had from the Hugging Face Hub: ")
+    assert told[1].startswith("org/absent is nothing here, and can't be had from the Hugging Face Hub: ")
     fetched = {path.name for path in (home / "hub").rglob("snapshots/*/*")}
     assert fetched == {"model.safetensors", "config.json"}  # and not the weights a second time
     again = python(ONLINE, HF_HOME=str(home), HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1").splitlines()

@@ -34,7 +34,7 @@ class Renamed(Source):
         self.source, self.ref, self.space, self.passed_over = source, source.ref, source.space, source.passed_over
         self._made = {name: r for name, r in made.items() if any(part in source.specs for part in r.names)}
         self.specs = {name: Spec(specs[name].shape, self._dtype(name)) for name in self._made}
-        self.whole = self.computed = source.whole or any(r.kind in ("stack", "part") for r in self._made.values())
+        self.whole = self.computed = source.whole or any(r.kind != "copy" for r in self._made.values())
         first: dict[str, str] = {}
         copies = {name: r.names[0] for name, r in self._made.items() if r.kind == "copy"}
         owners = {name: first.setdefault(source.ties.get(copied, copied), name) for name, copied in copies.items()}

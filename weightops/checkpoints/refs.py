@@ -15,6 +15,7 @@ from weightops.registry import Registry, unknown
 log = logging.getLogger("weightops")
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _BESIDE = ("*.json", "*.txt", "*.model", "tokenizer*", "vocab*", "merges*")
 
 
@@ -40,6 +41,8 @@ def place(ref: str, preferred: Iterable[str]) -> Place | None:
     if separator and scheme in SCHEMES:
         return SCHEMES[scheme](name, tuple(preferred))
     hub = _HUB.fullmatch(ref)
+    if hub and not hub["file"] and Path(ref).suffix in _SUFFIXES:
+        return None  # a path that was mistyped
     return from_hub(hub["repo"], hub["revision"], hub["file"], tuple(preferred)) if hub else None
 
 
@@ -62,7 +65,9 @@ def from_hub(repo: str, revision: str | None, file: str | None, preferred: tuple
         else:
             path = Path(snapshot_download(repo, revision=revision, allow_patterns=_wanted(names, preferred)))
     except Exception as error:  # the library raises whatever its many back ends raise
-        raise CheckpointError(f"{repo} can't be had from the Hugging Face Hub: {_reason(error)}") from error
+        raise CheckpointError(
+            f"{repo} is nothing here, and can't be had from the Hugging Face Hub: {_reason(error)}"
+        ) from error
     return Place(path, f"{repo}@{path.name}")
 
 
