@@ -262,51 +262,28 @@ def test_over_http(endpoint: str, tmp_path: Path) -> None:
 
 
 PUSH = """
-import sys, torch
+import pathlib, torch
+from weightops import open_checkpoint
 from weightops.cli.main import run
-state = {"w": torch.ones(2)}
-from weightops import TaskVector, open_checkpoint
-open_checkpoint(state).save("base")
-TaskVector("base", {"w": torch.zeros(2)}).save("v.safetensors")
-assert run(["apply", "v.safetensors", "--base", "org/tiny:model.safetensors", "-o", "x"]) == 1  # of other tensors
-assert run(["apply", "v.safetensors", "--base", "base", "--alpha", "0.5", "-o", "edited"]) == 0
+open_checkpoint({"w": torch.ones(2)}).save("edited")
+assert run(["push", "edited", "org/mine"]) == 1  # without a card
+pathlib.Path("edited/README.md").write_text("---\\ntags: [merge]\\n---\\n")
 assert run(["push", "edited", "org/mine", "--dry-run"]) == 0
 print("---")
 assert run(["push", "edited", "org/mine"]) == 0
-assert run(["push", "base", "other/mine"]) == 1
+assert run(["push", "edited", "other/mine"]) == 1
 """
 
 
 def test_pushing(endpoint: str, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     code = f"import os; os.chdir({str(tmp_path / 'work')!r})\n" + PUSH
-    settings = {
-        "HF_ENDPOINT": endpoint,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-        "HF_TOKEN": "hf_none",
-    }
-    told, _, done = python(code, HF_HOME=str(tmp_path / "home"), **settings).partition("---")
+    settings = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    told, _, done = python(code, HF_HOME=str(tmp_path / "home"), HF_TOKEN="hf_none", **settings).partition("---")
     assert "would be pushed to org/mine" in told
     assert "pushed to http" in done
     assert set(Hub.uploaded) == {"README.md", "model.safetensors"}
     assert Hub.uploaded["model.safetensors"] == (tmp_path / "work" / "edited" / "model.safetensors").read_bytes()
-    card = Hub.uploaded["README.md"].decode()
-    assert "| +0.5 | v.safetensors |" in card
-    assert "tags:\n- merge\n- task-arithmetic\n- weightops" in card
-
-
-def test_the_card_names_its_bases() -> None:
-    from weightops import Checkpoint, merge, open_checkpoint
-    from weightops.reports.card import edit_card
-
-    models = [open_checkpoint({"w": torch.ones(2) * i}) for i in range(3)]
-    for i, model in enumerate(models):
-        model.source.ref = f"org/model{i}@{COMMIT}"
-    card = edit_card("mine", Checkpoint(merge(models[1:], "ties", base=models[0]).form))
-    assert "base_model:\n- org/model0\n- org/model1\n- org/model2\nbase_model_relation: merge" in card
-    assert "no data were looked at" in card
 
 
 def test_what_is_fetched() -> None:

@@ -52,7 +52,6 @@ def command(
 
     from weightops.expression import provenance
     from weightops.files import check_free
-    from weightops.reports.card import save_with_card
     from weightops.task_vector import TaskVector
 
     if len(alphas) not in (1, len(vectors)):
@@ -65,7 +64,7 @@ def command(
         for path, alpha in zip(vectors, alphas * len(vectors) if len(alphas) == 1 else alphas, strict=True)
     ]
     edited = sum(scaled[1:], scaled[0]).apply(base, strict=strict)
-    save_with_card(edited, out, overwrite=overwrite, dtype=getattr(torch, out_dtype) if out_dtype else None)
+    edited.save(out, overwrite=overwrite, dtype=getattr(torch, out_dtype) if out_dtype else None)
     if as_json:
         options.echo_json({"output": str(out), **provenance(edited.form)})
     else:

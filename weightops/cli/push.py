@@ -16,25 +16,20 @@ from weightops.cli import options
 @click.option("--dry-run", is_flag=True, help="Only tell what would be uploaded; takes no token.")
 @options.printing
 def command(folder: Path, repo: str, private: bool, dry_run: bool, as_json: bool) -> None:
-    """Upload a FOLDER with weights to the Hugging Face Hub as REPO (org/name), with a model card if it has none."""
-    from weightops.checkpoints.checkpoint import open_checkpoint
+    """Upload a FOLDER with weights and their model card to the Hugging Face Hub as REPO (org/name), in one commit."""
+    from weightops.checkpoints.checkpoint import open_ref
     from weightops.checkpoints.refs import push
-    from weightops.reports.card import edit_card
+    from weightops.errors import CheckpointError
 
-    card = folder / "README.md"
-    checkpoint = open_checkpoint(folder)
-    made = not card.is_file()
+    open_ref(folder)
+    if not (folder / "README.md").is_file():
+        raise CheckpointError(
+            f"{folder} has no model card; write what these weights are, and what was measured, to {folder}/README.md"
+        )
     sizes = {
         path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
     }
-    address = None
-    if made:
-        text = edit_card(repo, checkpoint)
-        sizes["README.md"] = len(text.encode())
-    if not dry_run:
-        if made:
-            card.write_text(text, encoding="utf-8")
-        address = push(folder, repo, private=private)
+    address = None if dry_run else push(folder, repo, private=private)
     if as_json:
         options.echo_json({"repo": repo, "files": sizes, "private": private, "address": address})
         return
