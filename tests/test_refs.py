@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -86,6 +88,7 @@ facts = {
     "timm_again": all(torch.equal(tensor, timm[name]) for name, tensor in again.state_dict().items()),
     "absent": told("org/absent"),
     "no_file": told("org/tiny:absent.bin"),
+    "mistyped": told("out/model.safetensors"),
     "unknown": told("open_clip:ViT-B-32/opnai"),
     "unknown_timm": told("timm:vit_tiny_patch16_225"),
     "inspect": run(["inspect", "org/tiny", "--no-tensors"]),
@@ -137,8 +140,9 @@ def test_offline_from_the_cache(tmp_path: Path) -> None:
     assert facts["quick_ref"] == "open_clip:ViT-B-32/openai"
     assert facts["timm"] == ["timm:test_vit.r160_in1k", [1, 1000]]
     assert facts["timm_again"]
-    assert facts["absent"].startswith("org/absent can't be had from the Hugging Face Hub: ")
+    assert facts["absent"].startswith("org/absent is nothing here, and can't be had from the Hugging Face Hub: ")
     assert "\n" not in facts["absent"] + facts["no_file"]
+    assert facts["mistyped"].startswith("there is no file or folder out/model.safetensors")
     assert "did you mean ViT-B-32/openai" in facts["unknown"]
     assert "or vit_tiny_patch16_224" in facts["unknown_timm"]
     assert facts["inspect"] == 0
@@ -179,6 +183,34 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             self.wfile.write(content)
+
+    uploaded: ClassVar[dict[str, bytes]] = {}
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/models/org/mine/commit") or path == "/api/repos/create":
+            answer = {
+                "url": "https://huggingface.co/org/mine",
+                "commitUrl": f"https://huggingface.co/org/mine/commit/{COMMIT}",
+                "commitOid": COMMIT,
+            }
+            for line in body.splitlines() if "commit" in path else ():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.uploaded[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+        elif "/preupload/" in path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            answer = {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}  # type: ignore[dict-item]
+        elif path == "/api/validate-yaml":
+            answer = {"errors": [], "warnings": []}  # type: ignore[dict-item]
+        else:
+            answer = {}
+        content = json.dumps(answer).encode()
+        self.send_response(200 if answer else 403)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -222,11 +254,36 @@ def test_over_http(endpoint: str, tmp_path: Path) -> None:
         NO_PROXY="127.0.0.1",
     ).splitlines()
     assert told[0] == f"org/tiny@{COMMIT} 2 TransformersArchitecture"
-    assert told[1].startswith("org/absent can't be had from the Hugging Face Hub: ")
+    assert told[1].startswith("org/absent is nothing here, and can't be had from the Hugging Face Hub: ")
     fetched = {path.name for path in (home / "hub").rglob("snapshots/*/*")}
     assert fetched == {"model.safetensors", "config.json"}  # and not the weights a second time
     again = python(ONLINE, HF_HOME=str(home), HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1").splitlines()
     assert again[0] == told[0]
+
+
+PUSH = """
+import pathlib, torch
+from weightops import open_checkpoint
+from weightops.cli.main import run
+open_checkpoint({"w": torch.ones(2)}).save("edited")
+assert run(["push", "edited", "org/mine"]) == 1  # without a card
+pathlib.Path("edited/README.md").write_text("---\\ntags: [merge]\\n---\\n")
+assert run(["push", "edited", "org/mine", "--dry-run"]) == 0
+print("---")
+assert run(["push", "edited", "org/mine"]) == 0
+assert run(["push", "edited", "other/mine"]) == 1
+"""
+
+
+def test_pushing(endpoint: str, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    code = f"import os; os.chdir({str(tmp_path / 'work')!r})\n" + PUSH
+    settings = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    told, _, done = python(code, HF_HOME=str(tmp_path / "home"), HF_TOKEN="hf_none", **settings).partition("---")
+    assert "would be pushed to org/mine" in told
+    assert "pushed to http" in done
+    assert set(Hub.uploaded) == {"README.md", "model.safetensors"}
+    assert Hub.uploaded["model.safetensors"] == (tmp_path / "work" / "edited" / "model.safetensors").read_bytes()
 
 
 def test_what_is_fetched() -> None:

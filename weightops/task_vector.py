@@ -16,6 +16,7 @@ from torch import nn
 
 from weightops.checkpoints.adapters import write_adapter
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, load_into, open_checkpoint, open_ref
+from weightops.checkpoints.compact import coding, write_compact
 from weightops.checkpoints.likeness import alike, fitted, open_like
 from weightops.dtypes import accumulator
 from weightops.engine.reduce import gram
@@ -269,7 +270,14 @@ class TaskVector(Mapping[str, torch.Tensor]):
 
     # --------------------------------------------------------------- file
 
-    def save(self, path: str | Path, *, overwrite: bool = False, dtype: torch.dtype | None = None) -> Path:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        overwrite: bool = False,
+        dtype: torch.dtype | None = None,
+        compress: str | None = None,
+    ) -> Path:
         """Write the deltas to a safetensors file whose metadata name base, expression and fingerprints.
 
         Args:
@@ -277,17 +285,28 @@ class TaskVector(Mapping[str, torch.Tensor]):
             overwrite: replace a file that is there.
             dtype: of the deltas; by default float32 (float64 for float64). A saved delta is rounded to it, so the fine-tuned
                 weights come back to the bit only from a vector that still refers to both checkpoints.
+            compress: ``"bf16"``, ``"int8"`` (a scale for each row), ``"sparse:0.1"`` (the largest tenth of each tensor's entries) or
+                ``"lowrank:16"``. The relative error that it introduces is in the metadata.
 
         Raises:
+            OptionError: if there is no such compression, or a dtype is given beside it.
             OutputError: if the file exists or can't be written.
         """
         path = Path(path)
+        if compress is not None:
+            coding(compress)
+            if dtype is not None:
+                raise OptionError("a compressed task vector has the dtypes of its compression; leave dtype out")
         specs = {n: Spec(s.shape, dtype or accumulator(s.dtype)) for n, s in self.form.specs.items()}
         form = replace(self.form, specs=specs)
         base = {"ref": self.base.ref, "fingerprint": self.base.fingerprint} if self.base else None
-        metadata = {"format": "pt", "weightops": json.dumps({"kind": "task vector", **provenance(form), "base": base})}
+        record = {"kind": "task vector", **provenance(form), "base": base}
+        if compress is not None:
+            with whole(path, overwrite=overwrite) as part:
+                write_compact(form, part, compress, record)
+            return path
         with staged(path, single=True, overwrite=overwrite) as folder:
-            write(form, folder, layout(form, path.name, metadata))
+            write(form, folder, layout(form, path.name, {"format": "pt", "weightops": json.dumps(record)}))
         return path
 
     def save_lora(

@@ -83,7 +83,7 @@ class LoraSource(Source):
         if said != rank or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
             raise CheckpointError(f"{self.ref} has rank {rank} for {module}, and {CONFIG} says {said} (alpha {alpha})")
         shape = (b.shape[0], *a.shape[1:])
-        if math.prod(shape) > 2**40:
+        if math.prod(shape) > 2**33:
             raise CheckpointError(f"{self.ref} claims a delta of shape {shape} for {module}")
         turned = "lora_embedding_" in pair["A"] or (config.get("fan_in_fan_out") is True and len(shape) == 2)
         name = f"{module}.weight"

@@ -34,7 +34,7 @@ class Renamed(Source):
         self.source, self.ref, self.space, self.passed_over = source, source.ref, source.space, source.passed_over
         self._made = {name: r for name, r in made.items() if any(part in source.specs for part in r.names)}
         self.specs = {name: Spec(specs[name].shape, self._dtype(name)) for name in self._made}
-        self.computed = source.computed or any(r.kind in ("stack", "part") for r in self._made.values())
+        self.computed = source.computed or any(r.kind != "copy" for r in self._made.values())
         first: dict[str, str] = {}
         copies = {name: r.names[0] for name, r in self._made.items() if r.kind == "copy"}
         owners = {name: first.setdefault(source.ties.get(copied, copied), name) for name, copied in copies.items()}
@@ -159,6 +159,15 @@ def open_like(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
     opened = open_any(source)
     if opened.form.space == "weights":
         return alike(opened, base)
+    made_on = getattr(opened.form.sources[0], "made_from", {}).get("base")
+    if isinstance(made_on, dict) and made_on.get("fingerprint") != base.fingerprint:
+        log.warning(
+            "%s was made from %s (%s), and is taken from %s",
+            opened.ref,
+            made_on.get("ref"),
+            made_on.get("fingerprint"),
+            base.ref,
+        )
     form = base.form.plus(fitted(opened.form, base.form)) if opened.form.specs else base.form
     replaced = getattr(opened.form.sources[0], "replaced", None)
     if replaced is not None:

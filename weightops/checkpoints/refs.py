@@ -15,6 +15,7 @@ from weightops.registry import Registry, unknown
 log = logging.getLogger("weightops")
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _BESIDE = ("*.json", "*.txt", "*.model", "tokenizer*", "vocab*", "merges*")
 
 
@@ -40,6 +41,8 @@ def place(ref: str, preferred: Iterable[str]) -> Place | None:
     if separator and scheme in SCHEMES:
         return SCHEMES[scheme](name, tuple(preferred))
     hub = _HUB.fullmatch(ref)
+    if hub and not hub["file"] and Path(ref).suffix in _SUFFIXES:
+        return None  # a path that was mistyped
     return from_hub(hub["repo"], hub["revision"], hub["file"], tuple(preferred)) if hub else None
 
 
@@ -62,8 +65,9 @@ def from_hub(repo: str, revision: str | None, file: str | None, preferred: tuple
         else:
             path = Path(snapshot_download(repo, revision=revision, allow_patterns=_wanted(names, preferred)))
     except Exception as error:  # the library raises whatever its many back ends raise
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CheckpointError(f"{repo} can't be had from the Hugging Face Hub: {reason}") from error
+        raise CheckpointError(
+            f"{repo} is nothing here, and can't be had from the Hugging Face Hub: {_reason(error)}"
+        ) from error
     return Place(path, f"{repo}@{path.name}")
 
 
@@ -143,3 +147,27 @@ SCHEMES: Registry[Callable[[str, tuple[str, ...]], Place]] = Registry(
     "scheme of refs", "refs", {"open_clip": _open_clip, "timm": _timm}
 )
 """What may stand before a colon in a ref."""
+
+
+def push(folder: Path, repo: str, *, private: bool = False) -> str:
+    """Upload a folder to a repository of the Hub, which is made if there is none, in one commit; its address.
+
+    Raises:
+        CheckpointError: if the Hub refuses it, in one line.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=private, exist_ok=True)
+        address: str = api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message="Weights computed by weightops"
+        )
+    except Exception as error:  # the library raises whatever its back ends raise
+        raise CheckpointError(f"{folder} can't be pushed to {repo}: {_reason(error)}") from error
+    return address
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from weightops.checkpoints.compact import CompactSource
 from weightops.dtypes import SAFETENSORS
 from weightops.errors import CheckpointError
 from weightops.expression import Source, Spec
@@ -79,5 +80,6 @@ def recognises(path: Path) -> bool:
 
 
 def open_file(path: Path) -> Source:
-    """One file."""
-    return SafetensorsSource(path)
+    """One file; a compressed task vector gives its tensors as they were."""
+    source = SafetensorsSource(path)
+    return CompactSource(source, source.made_from) if "compressed" in source.made_from else source

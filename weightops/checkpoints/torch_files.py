@@ -71,8 +71,10 @@ class TorchSource(Source):
         described = self._tensors[name]
         extent = self._extents[described.storage.key]
         flat = self._data[slice(*_span(extent))]
-        if extent.start % 16:
-            flat = self._copies.setdefault(described.storage.key, flat.clone())
+        if extent.start % 16:  # not aligned for the processor: copied once
+            if described.storage.key not in self._copies:
+                self._copies[described.storage.key] = flat.clone()
+            flat = self._copies[described.storage.key]
         return _made(described, flat)
 
 

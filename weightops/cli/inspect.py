@@ -52,6 +52,9 @@ def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
     click.echo(f"fingerprint  {source.fingerprint}")
     if source.passed_over:
         click.echo("passed over  " + ", ".join(source.passed_over))
+    compressed = made_from.get("compressed")
+    if isinstance(compressed, dict):
+        click.echo(f"compressed   {compressed.get('how')}, relative error {compressed.get('relative_error')}")
     terms = made_from.get("terms")
     for term in terms if isinstance(terms, list) else []:
         what = term.get("method") or f"{term.get('ref')} ({term.get('fingerprint')})"

@@ -13,7 +13,7 @@ from weightops.registry import unknown
 
 VERBS = (
     "patch", "negate", "add", "analogy", "soup", "lofi", "finetune", "evaluate", "vector", "apply", "merge", "compare", "select", "inspect",
-    "experiment", "tasks", "methods", "completion",
+    "experiment", "push", "tasks", "methods", "completion",
 )  # fmt: skip
 
 
