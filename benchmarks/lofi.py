@@ -154,7 +154,7 @@ def draw(results: dict, path: Path) -> None:
         axes.set_xlabel("accuracy in distribution (%)")
         axes.set_ylabel("mean accuracy under shift (%)")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+        axes.legend(frameon=False, fontsize=8.5, loc="best")
     figure.savefig(path, metadata={"Software": None})
 
 

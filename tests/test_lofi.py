@@ -17,7 +17,7 @@ import torch
 
 from weightops import Checkpoint, TaskVector, TrainingConfig, finetune, lofi, open_checkpoint
 from weightops.cli.main import run
-from weightops.errors import MismatchError, NonfiniteError, OptionError
+from weightops.errors import MismatchError, NonfiniteError, OptionError, OutputError
 from weightops.expression import LinearForm
 from weightops.finetuning import batch_indices, config_for
 from weightops.nodes import Node, _pack, _parts, _unpack
@@ -165,6 +165,11 @@ def test_refuses_what_does_not_belong(separate: Path, tmp_path: Path, caplog: py
     assert "of 3 nodes, these are missing: node 1" in caplog.text
     lofi.average([w, {"w": torch.zeros(2)}])
     assert "nothing says how these were made" in caplog.text
+    caplog.clear()
+    assert (
+        len(lofi.average([made(w, samples="many"), made(w, node={"index": None})])) == 1
+    )  # anyone may have written it
+    assert "nothing says how these were made" in caplog.text
 
 
 def test_nan_and_unfinished_nodes_are_left_out(
@@ -186,6 +191,14 @@ def test_nan_and_unfinished_nodes_are_left_out(
     assert json.loads((saved / "lofi.json").read_text()) == average.record()
     with pytest.raises(NonfiniteError, match="no node to average"):
         lofi.average([bad])
+
+
+def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["lofi", *RECIPE, "--steps", "8", "--nodes", "3", "-o", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == {"node0": 40, "node1": 40, "node2": 48}
+    assert not list(tmp_path.iterdir())
+    assert run(["lofi", "--task", "digits"]) == 2
+    assert run(["finetune", "--task", "digits", "--node", "4/4"]) == 2
 
 
 def test_packing() -> None:
@@ -287,6 +300,14 @@ def test_one_process_trains_node_after_node(separate: Path, tmp_path: Path) -> N
     for i in range(3):
         assert equal(open_checkpoint(tmp_path / "run" / f"node{i}"), open_checkpoint(separate / f"node{i}")), i
     assert equal(average.model, lofi.average([separate / f"node{i}" for i in range(3)]))
+    with pytest.raises(OutputError, match="merged exists"):
+        lofi.run("digits", tmp_path / "run", config=config, nodes=3, device="cpu")
+    for done in ("node1/finetuned.safetensors", "merged/lofi.json"):
+        (tmp_path / "run" / done).unlink()
+    again = lofi.run("digits", tmp_path / "run", config=config, nodes=3, device="cpu", resume=True)
+    assert again is not None
+    assert again.record() == average.record()
+    assert equal(open_checkpoint(tmp_path / "run" / "merged"), average.model)
     with pytest.raises(OptionError, match="start the nodes with torchrun"):
         lofi.run("digits", tmp_path / "other", config=config)
     with pytest.raises(OptionError, match="must run at once"):

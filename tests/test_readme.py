@@ -45,3 +45,11 @@ def test_numbers_are_those_of_the_results() -> None:
             f"| {dtype} | {result['over_floor']} | {result['loop_over_weightops']} | {result['in_place_over_floor']} |"
             in README
         ), dtype
+    lofi = json.loads((ROOT / "benchmarks" / "results" / "lofi.json").read_text())
+    for task in lofi["tasks"].values():
+        for method, row in task["spread"].items():
+            cells = [
+                f"{v['mean']:.1f} ({v['min']:.1f} to {v['max']:.1f})"
+                for v in (row["in_distribution"], row["under_shift"])
+            ]
+            assert f"| {cells[0]} | {cells[1]} |" in README, method

@@ -242,9 +242,9 @@ def run(
     out, strategy, like = Path(out), strategy or Single(), like or Node()
     count = strategy.count if isinstance(strategy, Lofi) else nodes
     if count is None or nodes not in (None, count):
-        raise OptionError(f"say how many nodes: --nodes, or start the nodes with torchrun ({nodes} / {count})")
-    if strategy.rank == 0:
-        check_free(out / "merged", overwrite=overwrite or resume)
+        started = f"; torchrun started {count}" if count else ""
+        raise OptionError(f"say how many nodes there are with --nodes, or start the nodes with torchrun{started}")
+    check_free(out / "merged", overwrite=overwrite or resume)
     clip = Clip.open(model, device)
     config = config or config_for(clip.base)
     diverged: dict[int, str] = {}
@@ -339,11 +339,11 @@ def _from_files(out: Path, count: int, diverged: Iterable[int], only: Sequence[s
     """The average of the checkpoints that there are."""
     left_out = {f"node{index}": DIVERGED for index in diverged}
     folders: dict[str, CheckpointLike] = {}
-    for index in range(count):
-        if (out / f"node{index}" / WEIGHTS).exists():
-            folders[f"node{index}"] = out / f"node{index}"
+    for name in (f"node{index}" for index in range(count)):
+        if name not in left_out and (out / name / WEIGHTS).exists():
+            folders[name] = out / name
         else:
-            left_out.setdefault(f"node{index}", GONE)
+            left_out.setdefault(name, GONE)
     return _survey(folders, left_out, only)
 
 

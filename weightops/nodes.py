@@ -319,7 +319,9 @@ def connected(node_size: int | None = None, patience: float = PATIENCE) -> Itera
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         groups = [dist.new_group(list(range(first, first + size))) for first in range(0, world, size)]
-        leaders = dist.new_group(list(range(0, world, size)), backend="gloo", timeout=timedelta(seconds=patience))
+        leaders = dist.new_group(
+            list(range(0, world, size)), backend="gloo", timeout=timedelta(seconds=max(patience, PATIENCE))
+        )
         yield Lofi(groups[dist.get_rank() // size], leaders, patience)
     finally:
         dist.destroy_process_group()

@@ -138,4 +138,13 @@ def training_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
     made_from = {} if others else getattr(source, "made_from", {})
     base = made_from.get("base")
     record = base.get("training") if isinstance(base, dict) else None
-    return record if isinstance(record, dict) and isinstance(record.get("node"), dict) else None
+    return record if isinstance(record, dict) and _sound(record) else None
+
+
+def _sound(record: Mapping[str, Any]) -> bool:
+    """True if a record has what is asked of it: anyone may have written the file."""
+    kinds = {"config": dict, "node": dict, "base": str, "task": str, "source": str, "samples": int}
+    if not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
+        return False
+    numbers = [record["config"].get("seed"), *(record["node"].get(key) for key in ("index", "count"))]
+    return all(isinstance(number, int) for number in numbers) and "data" in record["node"] and record["samples"] > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,14 @@ from weightops.cli import options
 )
 @click.option("--patience", type=float, default=1800.0, show_default=True, help="Seconds to wait for other nodes.")
 @options.checkpoints
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @options.writing
 @options.printing
 @click.pass_context
 def command(
     ctx: click.Context, /, task: str | None, model: str, out: Path | None, nodes: int | None, node_size: int | None, node_data: str,
-    average_every: int, only: tuple[str, ...], compare: bool, patience: float, checkpoint_every: int, resume: bool, overwrite: bool,
-    as_json: bool, device: str, **training: Any,
+    average_every: int, only: tuple[str, ...], compare: bool, patience: float, checkpoint_every: int, resume: bool, dry_run: bool,
+    overwrite: bool,     as_json: bool, device: str, **training: Any,
 ) -> None:  # fmt: skip
     r"""Fine-tune on nodes that don't communicate, and average their weights (arXiv 2210.11948).
 
@@ -58,6 +59,17 @@ def command(
     checkpoint = open_checkpoint(model)
     config = config_for(checkpoint, **training)
     like = Node(data=node_data, every=average_every, only=only or ("*",))  # type: ignore[arg-type]
+    if dry_run:
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        count = nodes or world // (node_size or int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+        samples = {
+            f"node{i}": config.steps * replace(like, index=i, count=count).batch_size(config.batch_size)
+            for i in range(count)
+        }
+        options.echo_json(
+            {"model": checkpoint.ref, "task": task, **asdict(config), "samples": samples, "output": str(out)}
+        )
+        return
     with connected(node_size, patience) as strategy:
         if strategy.rank:
             options.quieten()
