@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -342,3 +344,41 @@ def test_refusals(own: Path) -> None:
         patch("mnist", own / "x", search="fast")
     with pytest.raises(UnknownNameError, match="no recipe 'x'"):
         soup([own / "model", own / "model"], own / "x", recipe="x")
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_page_in_a_browser(own: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    given = own / "swapped.safetensors"
+    patch(
+        str(own / "swapped"),
+        out,
+        supported=[str(own / "plain")],
+        max_supported_drop=1.0,
+        finetuned=given,
+        **options(own),
+    )
+    for width in (1280, 400):
+        command = [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--window-size={width},1600",
+            f"--user-data-dir={tmp_path / 'profile'}",
+        ]
+        shot = tmp_path / f"{width}.png"
+        subprocess.run(
+            [*command, f"--screenshot={shot}", f"file://{out}/report.html"],
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+        pixels = np.asarray(Image.open(shot).convert("L"))
+        assert pixels.shape[1] == width
+        assert pixels.std() > 5  # something is drawn
+    done = subprocess.run(
+        [*command, "--dump-dom", f"file://{out}/report.html"], check=True, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.count('class="bar"') == 2
+    assert "<circle" in done.stdout

@@ -1,8 +1,12 @@
 from weightops.checkpoints.checkpoint import Checkpoint as Checkpoint
 from weightops.checkpoints.checkpoint import open_checkpoint as open_checkpoint
+from weightops.editing import add as add
+from weightops.editing import analogy as analogy
+from weightops.editing import negate as negate
 from weightops.errors import WeightopsError as WeightopsError
 from weightops.evaluators.clip import Clip as Clip
 from weightops.evaluators.zero_shot import evaluate as evaluate
+from weightops.experiments import run_experiment as run_experiment
 from weightops.finetuning import TrainingConfig as TrainingConfig
 from weightops.finetuning import finetune as finetune
 from weightops.geometry import compare as compare
@@ -13,6 +17,8 @@ from weightops.recipe import Recipe as Recipe
 from weightops.search import Choice as Choice
 from weightops.search import Point as Point
 from weightops.search import choose as choose
+from weightops.selecting import select as select
+from weightops.soups import soup as soup
 from weightops.task_vector import TaskVector as TaskVector
 from weightops.task_vector import average as average
 from weightops.task_vector import interpolate as interpolate

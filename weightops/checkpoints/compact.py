@@ -144,7 +144,7 @@ class CompactSource(Source):
     """The tensors of a compressed task vector, restored when they are read."""
 
     space = "delta"
-    whole = computed = True
+    computed = True
 
     def __init__(self, stored: Source, made_from: dict[str, Any]) -> None:
         self.ref, self.passed_over, self._stored, self.made_from = stored.ref, (), stored, made_from
