@@ -70,18 +70,21 @@ def draw_frontier(
     axes.plot(100 * chosen.kept, 100 * chosen.score, **star)
     span = max(max(xs) - min(xs), 1.0)
     axes.set_xlim(min(xs) - 0.09 * span, max(xs) + 0.12 * span)
-    axes.set_ylim(min(ys) - 7, min(max(ys) + 9, 101.5))
+    axes.set_ylim(min(ys) - 0.2 * max(max(ys) - min(ys), 50), min(max(ys) + 9, 101.5))
     label: dict[str, Any] = {"fontsize": 9.5, "color": INK, "textcoords": "offset points"}
     red = label | {"color": CHOSEN, "fontweight": "bold"}
     rises = chosen.score >= base.score
     end = "fine-tuned" if full.alpha == 1 else "all of it"
     left = label | {"xytext": (-11, 0), "ha": "right", "va": "center"}
     beside = red | {"xytext": (-14, -6 if rises else 8), "ha": "right", "va": "top" if rises else "bottom"}
-    for point, text, place in (
+    if 100 * chosen.kept < min(xs) + 0.3 * span:  # there is no room on the left
+        beside = red | {"xytext": (14, -8), "ha": "left", "va": "top"}
+    labels = [
         (base, f"zero-shot (alpha 0)\n{100 * base.score:.1f} %", left),
         (full, f"{end} (alpha {full.alpha:g})  {100 * full.score:.1f} %", label | {"xytext": (0, 10), "ha": "left"}),
         (chosen, f"{word} (alpha {chosen.alpha:g})\n{100 * chosen.score:.1f} %", beside),
-    ):
+    ]
+    for point, text, place in labels if chosen.alpha != full.alpha else [labels[0], labels[2]]:
         axes.annotate(text, (100 * point.kept, 100 * point.score), **place)
     axes.set_xlabel(f"{kept}, validation accuracy (%)", color=INK)
     axes.set_ylabel(f"{score}, validation accuracy (%)", color=INK)
