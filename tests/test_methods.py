@@ -273,7 +273,7 @@ def test_saved_and_described(tmp_path: object) -> None:
     path = merged.save(f"{tmp_path}/merged.safetensors")
     again = open_checkpoint(path)
     assert same(again, merged)
-    assert '"method": "dare_ties"' in again.source.metadata["weightops"]
+    assert again.source.made_from["terms"][1]["method"] == "dare_ties"
     assert (path.read_bytes()) == merge(models, "dare_ties", base=base, alpha=0.5, seed=7).save(
         f"{tmp_path}/again.safetensors"
     ).read_bytes()
