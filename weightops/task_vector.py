@@ -41,7 +41,8 @@ class TaskVector(Mapping[str, torch.Tensor]):
 
     Args:
         pre: the pre-trained weights: a path, a ref, a `Checkpoint`, a ``dict[str, Tensor]`` or an ``nn.Module``.
-        finetuned: the fine-tuned weights, any of the same.
+        finetuned: the fine-tuned weights, any of the same; or a LoRA adapter or saved task vector, applied to ``pre``. Prefixes of wrappers
+            and transformers' or open_clip's names for CLIP don't matter, and an image encoder alone is completed from ``pre``.
         strict: refuse checkpoints of which one has tensors that the other lacks; with False these tensors are
             left out and named in a warning.
 

@@ -314,8 +314,9 @@ def open_checkpoint(source: CheckpointLike) -> Checkpoint:
     A file's format is told by its content, never by its suffix; nothing in it is executed.
 
     Args:
-        source: ``"embedded"``, a file, a folder (one file, shards with an index, or an open_clip directory), a
-            ``dict[str, Tensor]`` or an ``nn.Module``. What is in memory is referred to, not copied.
+        source: ``"embedded"``, a file, a folder (one file, shards with an index, a distributed checkpoint, a directory of open_clip,
+            transformers or timm), a ref (``org/name``, ``open_clip:model/tag``, ``timm:name``), a ``dict[str, Tensor]`` or an ``nn.Module``.
+            What is in memory is referred to, not copied.
 
     Raises:
         CheckpointError: naming the file and what is wrong with it.
