@@ -45,3 +45,9 @@ def test_numbers_are_those_of_the_results() -> None:
             f"| {dtype} | {result['over_floor']} | {result['loop_over_weightops']} | {result['in_place_over_floor']} |"
             in README
         ), dtype
+
+
+def test_the_share_of_passes_is_the_measured_one() -> None:
+    search = json.loads((ROOT / "benchmarks" / "results" / "search.json").read_text())
+    share = search["mean"]["passes, % of the grid's"]
+    assert f"with {share:.0f} % of the image passes" in README
