@@ -53,3 +53,9 @@ def test_numbers_are_those_of_the_results() -> None:
                 for v in (row["in_distribution"], row["under_shift"])
             ]
             assert f"| {cells[0]} | {cells[1]} |" in README, method
+
+
+def test_the_share_of_passes_is_the_measured_one() -> None:
+    search = json.loads((ROOT / "benchmarks" / "results" / "search.json").read_text())
+    share = search["mean"]["passes, % of the grid's"]
+    assert f"with {share:.0f} % of the image passes" in README

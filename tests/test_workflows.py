@@ -342,6 +342,8 @@ def test_refusals(own: Path) -> None:
         patch(["mnist", "digits"], own / "x", strategy="both")
     with pytest.raises(UnknownNameError, match="no search 'fast'"):
         patch("mnist", own / "x", search="fast")
+    with pytest.raises(TaskError, match="two different tasks are called plain"):
+        patch(str(own / "plain"), own / "x", supported=[f"{own}/./plain"])
     with pytest.raises(UnknownNameError, match="no recipe 'x'"):
         soup([own / "model", own / "model"], own / "x", recipe="x")
 

@@ -51,7 +51,7 @@ class Negation(Workflow):
         self, target: TaskLike, *, control: Iterable[TaskLike] | None = None, control_threshold: float = 0.95, baselines: bool = False, **options: Any
     ) -> None:  # fmt: skip
         [self.target] = as_tasks(target)
-        self.control = [t for t in as_tasks(RENDERED if control is None else control) if t.name != self.target.name]
+        self.control = [t for t in as_tasks(RENDERED if control is None else control) if t is not self.target]
         if not self.control:
             raise TaskError("a negation needs at least one control task, to tell what else is forgotten")
         if not 0 <= control_threshold <= 1:

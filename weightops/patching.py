@@ -30,8 +30,7 @@ class Patch(Workflow):
         max_supported_drop: float = 0.01, strategy: Strategy = "joint", **options: Any,
     ) -> None:  # fmt: skip
         self.patching = as_tasks(task)
-        names = {t.name for t in self.patching}
-        self.supported = [t for t in as_tasks(RENDERED if supported is None else supported) if t.name not in names]
+        self.supported = [t for t in as_tasks(RENDERED if supported is None else supported) if t not in self.patching]
         if not self.supported:
             raise TaskError("a patch needs at least one supported task, to tell what it harms")
         for kind, value, known in (("rule", rule, RULES), ("strategy", strategy, STRATEGIES)):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from weightops.bench import Bench, Measured, Trial, Vectors, combined, file_name
 from weightops.checkpoints.checkpoint import CheckpointLike, open_checkpoint
-from weightops.errors import MissingExtraError, OptionError, OutputError, UnknownNameError
+from weightops.errors import MissingExtraError, OptionError, OutputError, TaskError, UnknownNameError
 from weightops.evaluators.zero_shot import record
 from weightops.files import check_free, jsonable, whole, write_json
 from weightops.finetuning import TrainingConfig, config_for
@@ -124,6 +124,10 @@ class Workflow(ABC):
         alphas: Iterable[float] = ALPHAS, search: Search = "grid", device: str = "auto", **training: Any,
     ) -> None:  # fmt: skip
         self.roles = dict(roles)
+        names = [task.name for task in self.roles]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise TaskError(f"two different tasks are called {twice[0]}: rename a folder, results go by names")
         self.checkpoint = open_checkpoint(model)
         self.finetuned: list[Any] = list(finetuned) if isinstance(finetuned, (list, tuple)) else [finetuned]
         if finetuned is None:
