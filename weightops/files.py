@@ -158,7 +158,7 @@ def _replace(part: Path, target: Path) -> None:
         _remove(old)
     else:
         part.replace(target)
-    _sync(target.parent)
+    _flush(target.parent)
 
 
 def _sync(path: Path) -> None:
@@ -167,6 +167,11 @@ def _sync(path: Path) -> None:
         for child in path.iterdir():
             if not child.is_symlink():
                 _sync(child)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """Flush one file to the disk, or the list of names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
