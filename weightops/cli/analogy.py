@@ -41,5 +41,5 @@ def command(
     if any(tasks) and not all(tasks):
         raise click.UsageError("name all of --a, --b, --c and --target, or none for the built-in example")
     workflow = Analogy(*(ANALOGY if target is None else tasks), each=not shared, **settings)
-    out = out or Path("analogy-" + workflow.d.name.replace(":", "-"))
+    out = out or Path("analogy-" + workflow.d.name.replace(":", "-").replace(" ", "-"))
     go(workflow, out, resume=resume, dry_run=dry_run, overwrite=overwrite, as_json=as_json)
