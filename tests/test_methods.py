@@ -134,7 +134,9 @@ def parts_of(*rows: torch.Tensor) -> Parts:
 def kept(parts: Parts, counts: list[int]) -> list[torch.Tensor]:
     """The masks of each count, of the first row."""
     found = limits(parts, [counts] * parts.k)[0]
-    return [torch.cat([limit.mask(c.values[0].abs(), c.start) for c in parts]) for limit in found]
+    return [
+        torch.cat([torch.from_numpy(limit.mask(c.values[0].abs().numpy(), c.start)) for c in parts]) for limit in found
+    ]
 
 
 @settings(max_examples=80, deadline=None)

@@ -73,5 +73,11 @@ def products(
         deltas = [of(delta) for delta in deltas] if of else deltas
         for i, x in enumerate(deltas):
             for j, y in enumerate(deltas[: i + 1]):
-                totals[i, j] += (x * y).sum(dtype=torch.float64)
+                totals[i, j] += _sum(x * y)
     return totals + totals.tril(-1).T
+
+
+def _sum(values: torch.Tensor) -> torch.Tensor:
+    """The sum in float64 of sums over rows of 1,024, which don't depend on threads."""
+    whole = len(values) // 1024 * 1024
+    return values[:whole].view(-1, 1024).sum(1).sum(dtype=torch.float64) + values[whole:].sum(dtype=torch.float64)

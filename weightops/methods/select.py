@@ -26,15 +26,16 @@ class Limit(NamedTuple):
     magnitude: float
     position: int
 
-    def mask(self, magnitudes: torch.Tensor, start: int) -> torch.Tensor:
+    def mask(self, magnitudes: Array, start: int) -> npt.NDArray[np.bool_]:
         """True for the largest; ``magnitudes`` is the flat part of the tensor from ``start``."""
-        stop = start + magnitudes.numel()
+        stop = start + magnitudes.size
         if stop <= self.position:
             return magnitudes >= self.magnitude
         if start >= self.position:
             return magnitudes > self.magnitude
-        before = torch.arange(start, stop) < self.position
-        return (magnitudes > self.magnitude) | ((magnitudes == self.magnitude) & before)
+        before = np.arange(start, stop) < self.position
+        found: npt.NDArray[np.bool_] = (magnitudes > self.magnitude) | ((magnitudes == self.magnitude) & before)
+        return found
 
     def after(self, start: int) -> Limit:
         """The same limit with positions counted from ``start``."""

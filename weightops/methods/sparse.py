@@ -9,9 +9,10 @@ One definition, of which each method is a choice of parts. With sparsified delta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from weightops.methods.method import chunks
@@ -35,13 +36,26 @@ def consensus(deltas: torch.Tensor, weights: torch.Tensor, *, elect: bool, norma
     total = deltas.sum(0)
     if normalize == "none":
         return total
-    divisor = (agree * shaped).sum(0) if normalize == "weights" else agree.sum(0).to(total.dtype)
-    return torch.where(divisor.abs() > 1e-8, total / torch.where(divisor == 0, 1, divisor), 0)
+    divisor = (agree * shaped).sum(0) if normalize == "weights" else agree.sum(0)
+    return total / divisor.add_(_flags(torch.eq, divisor, 0))
+
+
+def _flags(test: Callable[..., Any], values: torch.Tensor, other: float) -> torch.Tensor:
+    """1 where a test of values holds, 0 elsewhere, in their own dtype: far faster than booleans."""
+    flags: torch.Tensor = test(values, other, out=torch.empty_like(values))
+    return flags
+
+
+def _keep(delta: torch.Tensor, mask: npt.NDArray[np.bool_]) -> None:
+    """Make what isn't in a mask 0, in place."""
+    values = delta.numpy()
+    np.multiply(values, mask, out=values)
 
 
 def agreeing(deltas: torch.Tensor) -> torch.Tensor:
-    """True for the elements that have the sign of their sum, shape ``(k, ...)``."""
-    return torch.where(deltas.sum(0) >= 0, deltas, -deltas) > 0
+    """1 for the elements that have the sign of their sum, shape ``(k, ...)``, else 0."""
+    sign = _flags(torch.ge, deltas.sum(0), 0).mul_(2).sub_(1)
+    return _flags(torch.gt, deltas * sign, 0)
 
 
 # ------------------------------------------------------------------ by magnitude
@@ -74,7 +88,7 @@ def largest(parts: Parts, vector: Vector, density: float, scope: Scope) -> list[
 def trim(deltas: torch.Tensor, largest: list[Limit], start: int) -> torch.Tensor:
     """Each delta with only its largest elements."""
     for delta, limit in zip(deltas, largest, strict=True):
-        delta *= limit.mask(delta.abs(), start)
+        _keep(delta, limit.mask(delta.abs().numpy(), start))
     return deltas
 
 
@@ -136,8 +150,8 @@ def outliers(parts: Parts, vector: Vector, density: float, gamma: float, scope: 
 def without_outliers(deltas: torch.Tensor, outliers: list[list[Limit]], start: int) -> torch.Tensor:
     """Each delta without its largest and its smallest elements."""
     for delta, (lower, upper) in zip(deltas, outliers, strict=True):
-        magnitudes = delta.abs()
-        delta *= lower.mask(magnitudes, start) & ~upper.mask(magnitudes, start)
+        magnitudes = delta.abs().numpy()
+        _keep(delta, lower.mask(magnitudes, start) & ~upper.mask(magnitudes, start))
     return deltas
 
 
@@ -186,10 +200,12 @@ def breadcrumbs_ties(
 def _drop(deltas: torch.Tensor, keep: Iterable[torch.Tensor | float], draws: Draws, rescale: Rescale) -> torch.Tensor:
     """Keep elements with given probabilities, the same ones whenever it is asked; divided by these for the "expectation"."""
     for i, (delta, probability) in enumerate(zip(deltas, keep, strict=True)):
-        chance = torch.from_numpy(draws(i).random(delta.shape, dtype=np.float32))
-        delta *= chance < probability
+        raw = draws(i).bit_generator.random_raw(-(-delta.numel() // 4))  # each 64 bits for four elements
+        chance = raw.view(np.uint16)[: delta.numel()].reshape(delta.shape)
+        limit = np.rint(np.asarray(probability, dtype=np.float32) * 65536).astype(np.int32)
+        _keep(delta, chance < limit)
         if rescale == "expectation":
-            delta /= torch.as_tensor(probability).clamp(min=1e-30)
+            delta /= torch.as_tensor(np.maximum(limit, 1), dtype=delta.dtype) / 65536
     return deltas
 
 
@@ -343,7 +359,9 @@ def selected(parts: Parts, select_topk: float) -> Limit:
 
 def _select(deltas: torch.Tensor, selected: Limit, start: int) -> torch.Tensor:
     if selected != ALL:
-        deltas *= selected.mask(_variance(deltas)[0], start)
+        mask = selected.mask(_variance(deltas)[0].numpy(), start)
+        for delta in deltas:
+            _keep(delta, mask)
     return deltas
 
 
@@ -383,5 +401,5 @@ def tall_consensus(deltas: torch.Tensor, *, mask_scale: float = 0.4, agreement: 
         agreement: how many inputs must need an element for it to be kept.
     """
     total = deltas.sum(0)
-    votes = (deltas.abs() >= mask_scale * (total - deltas).abs()).sum(0)
-    return torch.where(votes >= agreement, total, 0)
+    needs = deltas.abs() - mask_scale * (total - deltas).abs()
+    return total * _flags(torch.ge, _flags(torch.ge, needs, 0).sum(0), agreement)
