@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,17 @@ from torch import nn
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEIGHTOPS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the attacks tried, where they ran."""
+    if {"gadgets", "test_mutants"} <= sys.modules.keys():
+        gadgets, mutants = sys.modules["gadgets"].GADGETS, sys.modules["test_mutants"]
+        kinds = [*mutants.FORMS.values(), *mutants.INSIDE.values()]
+        damaged = sum(count for count, *_ in kinds)
+        terminalreporter.write_line(
+            f"attacks: {len(gadgets)} gadgets in 4 containers, {damaged:,} damaged files of {len(kinds)} kinds"
+        )
 
 
 class Net(nn.Module):
