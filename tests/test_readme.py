@@ -59,3 +59,11 @@ def test_the_share_of_passes_is_the_measured_one() -> None:
     search = json.loads((ROOT / "benchmarks" / "results" / "search.json").read_text())
     share = search["mean"]["passes, % of the grid's"]
     assert f"with {share:.0f} % of the image passes" in README
+
+
+def test_merges_are_as_fast_as_measured() -> None:
+    engine = json.loads((ROOT / "benchmarks" / "results" / "engine.json").read_text())
+    for method, row in engine["methods"].items():
+        ours, theirs = row["weightops"], row["mergekit"]
+        cells = [method, ours["seconds"], theirs["seconds"], row["ratio"], ours["gigabytes"], theirs["gigabytes"]]
+        assert f"| {' | '.join(map(str, cells))} |" in README, method
