@@ -18,8 +18,7 @@ from weightops.cli import options
 )
 @click.option("--per-tensor", is_flag=True, help="Norms and cosines of each tensor, not only of each layer.")
 @click.option("--spectra", is_flag=True, help="Singular values and principal angles, too: slower.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help="A PNG file for the picture.")
-@options.writing
+@options.folder("A PNG file for the picture.")
 @options.printing
 def command(
     models: tuple[str, ...],

@@ -34,14 +34,7 @@ from weightops.cli import options
 @click.option("--details", is_flag=True, help="Recall of each class and the confusion matrix, in the JSON.")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at a time.")
 @options.device
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="A folder for a JSON file a model and task.",
-)
-@options.writing
+@options.folder("A folder for a JSON file a model and task.")
 @options.printing
 def command(
     models: tuple[str, ...], tasks: tuple[str, ...] | None, split: str, base: str | None, shift: bool, references: tuple[str, ...],

@@ -17,14 +17,7 @@ from weightops.cli import options
 @options.training
 @options.seed
 @options.device
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Folder for the results. Default: experiment-NAME.",
-)
-@options.writing
+@options.folder("Folder for the results. Default: experiment-NAME.")
 @options.printing
 def command(name: str | None, out: Path | None, overwrite: bool, as_json: bool, **settings: Any) -> None:
     """Run an experiment of the papers and write its table and picture; without a name, list them."""

@@ -17,13 +17,7 @@ from weightops.cli import options
 @options.training
 @options.seed
 @options.device
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Folder for the weights and the log. Default: finetuned-TASK.",
-)
+@options.folder("Folder for the weights and the log. Default: finetuned-TASK.")
 @click.option(
     "--node",
     type=options.NodeOf(),
@@ -39,7 +33,6 @@ from weightops.cli import options
 )
 @options.checkpoints
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-@options.writing
 @options.printing
 def command(
     task: str,

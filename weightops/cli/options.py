@@ -245,6 +245,15 @@ def save(
         click.echo(f"{out}: {what}, {len(merged)} tensors")
 
 
+def folder(text: str) -> Callable[[F], F]:
+    """``--out`` for what isn't a checkpoint, and ``--overwrite``."""
+
+    def decorate(function: F) -> F:
+        return click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help=text)(writing(function))
+
+    return decorate
+
+
 def writing(function: F) -> F:
     """``--overwrite``."""
     return click.option(

@@ -24,16 +24,9 @@ def running(default_out: str) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         for option in (
             options.printing,
-            options.writing,
             click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
             click.option("--resume", is_flag=True, help="Go on from where a killed or interrupted run stopped."),
-            click.option(
-                "-o",
-                "--out",
-                type=click.Path(path_type=Path),
-                default=None,
-                help=f"Folder for the results. Default: {default_out}.",
-            ),
+            options.folder(f"Folder for the results. Default: {default_out}."),
             options.device,
             options.seed,
             options.training,

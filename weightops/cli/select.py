@@ -31,10 +31,7 @@ from weightops.cli import options
 )
 @options.seed
 @options.device
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), default=None, help="Folder for table, picture and results."
-)
-@options.writing
+@options.folder("Folder for table, picture and results.")
 @options.printing
 def command(
     vectors: tuple[str, ...], target: str, model: str, labels: int | None, steps: int, truth: bool, seed: int, device: str, out: Path | None,

@@ -12,13 +12,7 @@ from weightops.cli import options
 @click.command()
 @click.argument("base")
 @click.argument("finetuned")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="A safetensors file for the task vector, or a folder for --lora; without it, only numbers are printed.",
-)
+@options.folder("A safetensors file for the task vector, or a folder for --lora; without it, only numbers are printed.")
 @click.option(
     "--compress",
     metavar="bf16|int8|sparse:DENSITY|lowrank:RANK",
@@ -32,7 +26,6 @@ from weightops.cli import options
 @click.option("--select", multiple=True, metavar="PATTERN", help="Only tensors whose names match, such as 'visual.*'.")
 @click.option("--allow-missing", is_flag=True, help="Leave out tensors that only one of the checkpoints has.")
 @click.option("--per-tensor", is_flag=True, help="The norm of each tensor, too.")
-@options.writing
 @options.printing
 def command(
     base: str,
