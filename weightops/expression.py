@@ -111,6 +111,19 @@ class Source(ABC):
         return f"{type(self).__name__}({self.ref!r}, {len(self.specs)} tensors)"
 
 
+class ComputedSource(Source):
+    """A source whose tensors are computed when they are opened."""
+
+    computed = True
+
+    @abstractmethod
+    def open(self, name: str) -> Callable[[int, int], torch.Tensor]: ...
+
+    def read(self, name: str) -> torch.Tensor:
+        spec = self.specs[name]
+        return self.open(name)(0, spec.numel).reshape(spec.shape)
+
+
 def same_weights(a: Source, b: Source) -> bool:
     """True if both hold the same names, shapes, dtypes and bits. Cheap where they differ."""
     if a is b or (a.identity is not None and a.identity == b.identity):
@@ -181,6 +194,11 @@ class LinearForm:
         """The distinct sources, the base first."""
         found = ([self.base] if self.base else []) + [factor.source for factor in self.terms]
         return list(dict.fromkeys(found))
+
+    @property
+    def leaves(self) -> list[Source]:
+        """The distinct places that are read from."""
+        return list(dict.fromkeys(leaf for source in self.sources for leaf in source.leaves))
 
     def coefficients(self, name: str) -> dict[Source, float]:
         """Source -> coefficient at one tensor, without zeros."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from weightops.checkpoints.checkpoint import CheckpointLike, open_ref
 from weightops.engine.reduce import gram
 from weightops.errors import WeightopsError
+from weightops.keys import layer_of
 from weightops.task_vector import TaskVector
 
 _SHOWN = 64  # singular values of a spectrum; matrices with fewer are left out
@@ -56,8 +56,8 @@ class Comparison:
         """Inner products by layer: the part of a name up to its first number, or its first two parts."""
         found: dict[str, torch.Tensor] = {}
         for name, g in self.grams.items():
-            layer = re.match(r"(.*?(?:^|\.)\d+)(?:\.|$)", name)
-            key = layer[1] if layer else ".".join(name.split(".")[:2])
+            layer = layer_of(name)
+            key = f"{layer.before}{layer.number}" if layer else ".".join(name.split(".")[:2])
             found[key] = found[key] + g if key in found else g
         return found
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from weightops.errors import MismatchError, OptionError
 from weightops.registry import unknown
@@ -90,6 +90,24 @@ class Each(tuple[Any, ...]):
     """A setting for each input of a merge, where one for all won't do."""
 
 
+class Layer(NamedTuple):
+    """A name cut at its first number: what comes before, the number, what comes after; dots included."""
+
+    before: str
+    number: int
+    after: str
+
+
+def layer_of(name: str) -> Layer | None:
+    """Where in a tower of layers a tensor is; None if its name has no number.
+
+    >>> layer_of("visual.blocks.3.mlp.weight")
+    Layer(before='visual.blocks.', number=3, after='.mlp.weight')
+    """
+    found = re.fullmatch(r"(.*?(?:^|\.))(\d+)(\..*|$)", name)
+    return Layer(found[1], int(found[2]), found[3]) if found else None
+
+
 _FIRST = re.compile(r"embed|conv1|patch|ln_pre|pre_layrnorm|cls_token|wte|wpe")
 
 
@@ -101,14 +119,13 @@ def depths(names: Iterable[str]) -> dict[str, float]:
     >>> depths(["embed.weight", "layers.0.w", "layers.1.w", "layers.2.w", "head.weight"])
     {'embed.weight': 0.0, 'layers.0.w': 0.0, 'layers.1.w': 0.5, 'layers.2.w': 1.0, 'head.weight': 1.0}
     """
-    found = {name: re.match(r"(.*?)(?:^|\.)(\d+)(?:\.|$)", name) for name in names}
+    found = {name: layer_of(name) for name in names}
     last: dict[str, int] = {}
-    for place in found.values():
-        if place:
-            last[place[1]] = max(last.get(place[1], 0), int(place[2]))
+    for place in filter(None, found.values()):
+        last[place.before] = max(last.get(place.before, 0), place.number)
     return {
-        name: int(place[2]) / last[place[1]]
-        if place and last[place[1]]
+        name: place.number / last[place.before]
+        if place and last[place.before]
         else float(not place and not _FIRST.search(name))
         for name, place in found.items()
     }

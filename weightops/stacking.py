@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.transformers_folder import TransformersArchitecture
-from weightops.engine.run import plan, reader
+from weightops.engine.run import plan, reader, through
 from weightops.errors import RecipeError
-from weightops.expression import LinearForm, Source, provenance
+from weightops.expression import ComputedSource, LinearForm, Source, provenance
 from weightops.kernels import Scratch
-from weightops.keys import depths, some
-
-_LAYER = re.compile(r"(.*?(?:^|\.))(\d+)(\..*|$)")
+from weightops.keys import depths, layer_of, some
 
 
 class Layers(Source):
@@ -38,13 +35,13 @@ class Layers(Source):
         self._names: dict[str, str] = {}
         found = set()
         for name, depth in depths(source.specs).items():
-            layer = _LAYER.fullmatch(name)
+            layer = layer_of(name)
             if layer is None:
                 if (before and depth == 0) or (after and depth == 1):
                     self._names[name] = name
-            elif start <= int(layer[2]) < stop:
-                found.add(int(layer[2]))
-                self._names[f"{layer[1]}{int(layer[2]) - start + first}{layer[3]}"] = name
+            elif start <= layer.number < stop:
+                found.add(layer.number)
+                self._names[f"{layer.before}{layer.number - start + first}{layer.after}"] = name
         missing = [str(i) for i in range(start, stop) if i not in found]
         if missing or stop <= start:
             raise RecipeError(f"{source.ref} has no layer {some(missing) or f'from {start} to {stop}'}")
@@ -66,10 +63,8 @@ class Layers(Source):
         return {**self._source.describe(), "ref": self.ref}
 
 
-class Stack(Source):
+class Stack(ComputedSource):
     """Weights of which each part comes from another form."""
-
-    computed = True
 
     def __init__(self, parts: Sequence[LinearForm]) -> None:
         self._owner: Mapping[str, LinearForm] = {name: form for form in parts for name in form.specs}
@@ -77,22 +72,13 @@ class Stack(Source):
         self.ref = " / ".join(source.ref for form in parts for source in form.sources)
         self.specs, self.ties = {name: form.specs[name] for name, form in self._owner.items()}, {}
 
-    def read(self, name: str) -> torch.Tensor:
-        return self.open(name)(0, self.specs[name].numel).reshape(self.specs[name].shape)
-
     def open(self, name: str) -> Callable[[int, int], torch.Tensor]:
-        read = reader(plan(self._owner[name], [name])[0], Scratch())
-
-        def part(start: int, stop: int) -> torch.Tensor:
-            out = torch.empty(stop - start, dtype=self.specs[name].dtype)
-            read(start, stop, out)
-            return out
-
-        return part
+        [step] = plan(self._owner[name], [name])
+        return through(reader(step, Scratch()), self.specs[name].dtype)
 
     @property
     def leaves(self) -> list[Source]:
-        return list(dict.fromkeys(leaf for form in self._parts for source in form.sources for leaf in source.leaves))
+        return list(dict.fromkeys(leaf for form in self._parts for leaf in form.leaves))
 
     def describe(self) -> dict[str, object]:
         """Its parts, from the first layer to the last."""

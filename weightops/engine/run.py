@@ -120,6 +120,17 @@ def reader(step: Step, scratch: Scratch) -> Reader:
     return write
 
 
+def through(read: Reader, dtype: torch.dtype) -> Callable[[int, int], torch.Tensor]:
+    """What a reader writes, as tensors of their own, on CPU."""
+
+    def part(start: int, stop: int) -> torch.Tensor:
+        out = torch.empty(stop - start, dtype=dtype)
+        read(start, stop, out)
+        return out
+
+    return part
+
+
 def evaluate(
     unit: Iterable[Segment], target: Callable[[Segment], torch.Tensor], scratch: Scratch
 ) -> Iterator[tuple[Segment, torch.Tensor]]:

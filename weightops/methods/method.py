@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, reduce
+from functools import cache, cached_property, lru_cache, reduce
 from hashlib import sha256
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -15,9 +15,9 @@ import torch
 
 from weightops.dtypes import accumulator, is_editable
 from weightops.engine.reduce import products
-from weightops.engine.run import Reader, Segment, Step, alone, combined, plan, reader
+from weightops.engine.run import Reader, Segment, Step, alone, combined, plan, reader, through
 from weightops.errors import SpaceError, UnknownNameError, WeightopsError
-from weightops.expression import LinearForm, Source, Space, provenance
+from weightops.expression import ComputedSource, LinearForm, Source, Space, provenance
 from weightops.kernels import CHUNK, Scratch, has_nonfinite
 from weightops.keys import Setting, check_setting, depths, setting_at
 from weightops.methods.parts import Parts, Vector
@@ -138,10 +138,15 @@ class Method:
 
 def call(function: Callable[..., Any], available: Mapping[str, Any]) -> Any:
     """Call a function with those of the available arguments that it has parameters for."""
-    return function(**{name: available[name] for name in inspect.signature(function).parameters})
+    return function(**{name: available[name] for name in _parameters_of(function)})
 
 
-class MethodSource(Source):
+@cache
+def _parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
+
+
+class MethodSource(ComputedSource):
     """The result of a method on several forms, computed when it is read, in the working precision.
 
     Args:
@@ -151,8 +156,6 @@ class MethodSource(Source):
         seed: of what is random.
         options: the method's; each may be a `Setting`.
     """
-
-    computed = True
 
     def __init__(
         self, method: Method, inputs: Sequence[LinearForm], *, weights: Sequence[Setting] | None = None, seed: int = 0,
@@ -177,6 +180,11 @@ class MethodSource(Source):
         for name, setting in [("weight", weight) for weight in self.weights] + list(self.options.items()):
             check_setting(setting, self.specs, name)
         self._depths = depths(self.specs)
+        self._vector = Vector(
+            lambda name: self._parts(name, self._readers(self._steps(name), Scratch())),
+            {n: s.numel for n, s in self.specs.items() if is_editable(s.dtype) and s.numel},
+            len(self.inputs),
+        )
 
     def _at(self, name: str) -> dict[str, Any]:
         """Options at a tensor, and weights as a list."""
@@ -205,40 +213,45 @@ class MethodSource(Source):
         ]
         return reduce(LinearForm.plus, shifts, first)
 
-    def read(self, name: str) -> torch.Tensor:
-        spec = self.specs[name]
-        return self.open(name)(0, spec.numel).reshape(spec.shape)
-
     def open(self, name: str) -> Callable[[int, int], torch.Tensor]:
         spec = self.specs[name]
-        steps = [plan(form, [name])[0] for form in self.inputs]
+        steps, scratch = self._steps(name), Scratch()
         if not is_editable(spec.dtype) or not spec.numel:
-            return _through(reader(steps[0], Scratch()), spec.dtype)
+            return through(reader(steps[0], scratch), spec.dtype)
         working = accumulator(spec.dtype)
         available = self._at(name)
         weights = available["weights"] = torch.tensor(available["weights"], dtype=torch.float64)
         if self.method.kind != "combination":
             available["weights"] = weights.to(working)
-        readers = [reader(step, Scratch()) for step in steps]
+        readers = self._readers(steps, scratch)
         try:
             if self.method.kind == "combination":
-                return _through(self._combination(steps, readers, available), working)
+                return through(self._combination(steps, readers, available, scratch), working)
             if self.method.kind == "chunks":
                 return self._chunks(name, readers, available, working)
             return self._whole(name, readers, available, working)
         except WeightopsError as error:
             raise type(error)(f"{self.method.name} at {name}: {error}") from error
 
-    def _combination(self, steps: list[Step], readers: list[Reader], available: dict[str, Any]) -> Reader:
+    def _steps(self, name: str) -> list[Step]:
+        return [plan(form, [name])[0] for form in self.inputs]
+
+    def _readers(self, steps: list[Step], scratch: Scratch) -> list[Reader]:
+        """Readers of the inputs, which share buffers: one thread uses them in turn."""
+        return [reader(step, scratch) for step in steps]
+
+    def _combination(
+        self, steps: list[Step], readers: list[Reader], available: dict[str, Any], scratch: Scratch
+    ) -> Reader:
         if not self.method.fixed:
-            available["gram"] = products(Segment(steps[0], 0, steps[0].numel), readers, Scratch())
+            available["gram"] = products(Segment(steps[0], 0, steps[0].numel), readers, scratch)
         coefficients = call(self.method.function, available).tolist()
-        return reader(combined(steps, coefficients), Scratch())
+        return reader(combined(steps, coefficients), scratch)
 
     def _chunks(
         self, name: str, readers: list[Reader], available: dict[str, Any], working: torch.dtype
     ) -> Callable[[int, int], torch.Tensor]:
-        parts = self._parts(name, readers, working)
+        parts = self._parts(name, readers)
         available = {**available, "parts": parts, "vector": self._vector}
         for statistic in self.method.function.__dict__["statistics"]:
             available[statistic.__name__] = call(statistic, available)
@@ -262,19 +275,9 @@ class MethodSource(Source):
 
         return part
 
-    def _parts(self, name: str, readers: list[Reader], working: torch.dtype) -> Parts:
-        by_rows = self.method.function.__dict__["by_rows"]
-        return Parts(readers, self.specs[name].shape, working, by_rows=by_rows, seed=self.seed, name=name)
-
-    @cached_property
-    def _vector(self) -> Vector:
-        sizes = {n: s.numel for n, s in self.specs.items() if is_editable(s.dtype) and s.numel}
-
-        def parts(name: str) -> Parts:
-            readers = [reader(plan(form, [name])[0], Scratch()) for form in self.inputs]
-            return self._parts(name, readers, accumulator(self.specs[name].dtype))
-
-        return Vector(parts, sizes)
+    def _parts(self, name: str, readers: list[Reader]) -> Parts:
+        spec, by_rows = self.specs[name], self.method.function.__dict__["by_rows"]
+        return Parts(readers, spec.shape, accumulator(spec.dtype), by_rows=by_rows, seed=self.seed, name=name)
 
     def _whole(
         self, name: str, readers: list[Reader], available: dict[str, Any], working: torch.dtype
@@ -293,7 +296,7 @@ class MethodSource(Source):
 
     @property
     def leaves(self) -> list[Source]:
-        return list(dict.fromkeys(leaf for form in self.inputs for source in form.sources for leaf in source.leaves))
+        return list(dict.fromkeys(leaf for form in self.inputs for leaf in form.leaves))
 
     def working_bytes(self, name: str) -> int:
         spec, k = self.specs[name], len(self.inputs)
@@ -315,14 +318,3 @@ class MethodSource(Source):
     def fingerprint(self) -> str:
         """Of what it is computed from: the result itself isn't known until it is computed."""
         return sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _through(read: Reader, dtype: torch.dtype) -> Callable[[int, int], torch.Tensor]:
-    """What a reader writes, as a tensor of its own."""
-
-    def part(start: int, stop: int) -> torch.Tensor:
-        out = torch.empty(stop - start, dtype=dtype)
-        read(start, stop, out)
-        return out
-
-    return part

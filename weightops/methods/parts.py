@@ -102,14 +102,15 @@ class Vector:
     Args:
         parts: of each tensor, opened anew.
         sizes: elements of each tensor.
+        k: how many inputs.
     """
 
-    def __init__(self, parts: Callable[[str], Parts], sizes: Mapping[str, int]) -> None:
+    def __init__(self, parts: Callable[[str], Parts], sizes: Mapping[str, int], k: int) -> None:
         self._parts = parts
         ends = list(accumulate(sizes.values()))
         self.starts = dict(zip(sizes, [0, *ends], strict=False))
         self.numel = ends[-1] if ends else 0
-        self.k = parts(next(iter(sizes))).k if sizes else 0
+        self.k = k
         self._lock, self._kept = RLock(), {}
 
     _kept: dict[Hashable, Any]
