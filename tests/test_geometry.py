@@ -68,6 +68,8 @@ def test_the_verb(states: list[dict[str, torch.Tensor]], tmp_path: Path, capsys:
     np.testing.assert_allclose(again["cosines"], result["cosines"], atol=1e-5)
     assert run(["compare", *saved, "--spectra", "--per-tensor"]) == 0
     assert "overlap of subspaces" in capsys.readouterr().out
+    assert run(["compare", paths[0], paths[1]]) == 0
+    assert "m1" in capsys.readouterr().out
     assert run(["compare", saved[0]]) == 1
     assert "at least two task vectors" in capsys.readouterr().err
     with pytest.raises(WeightopsError, match="say which base"):

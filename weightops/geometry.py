@@ -79,7 +79,7 @@ def compare(
         spectra: also decompose every matrix into singular values, which takes far longer.
 
     Raises:
-        WeightopsError: for weights without a base, or fewer than two vectors.
+        WeightopsError: for weights without a base, or fewer than two vectors without one.
 
     >>> base, a, b = ({"w": torch.tensor(x)} for x in ([0.0, 0.0], [3.0, 4.0], [4.0, -3.0]))
     >>> found = compare([a, b], base=base)
@@ -87,8 +87,8 @@ def compare(
     ([5.0, 5.0], 0.0, 0.5)
     """
     vectors = [_vector(model, base) for model in models]
-    if len(vectors) < 2:
-        raise WeightopsError("a comparison needs at least two task vectors")
+    if len(vectors) < (2 if base is None else 1):
+        raise WeightopsError("a comparison needs at least two task vectors, or a base and what it is compared with")
     forms = [vector.form for vector in vectors]
     total = torch.zeros(len(forms), len(forms), dtype=torch.float64)
     signed = sum(gram(forms, torch.sign).values(), total)

@@ -14,7 +14,7 @@ from weightops.cli import options
 @click.option(
     "--base",
     default=None,
-    help="What the weights are fine-tuned from; without it, task vectors are compared, or A is the base.",
+    help="What the weights are fine-tuned from; without it, A is the base, unless task vectors are compared.",
 )
 @click.option("--per-tensor", is_flag=True, help="Norms and cosines of each tensor, not only of each layer.")
 @click.option("--spectra", is_flag=True, help="Singular values and principal angles, too: slower.")
