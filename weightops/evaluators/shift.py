@@ -20,7 +20,7 @@ from weightops.evaluators.clip import Clip
 from weightops.evaluators.zero_shot import as_tasks, score
 from weightops.registry import Registry
 from weightops.tasks.rendered import seed
-from weightops.tasks.task import Images, Task
+from weightops.tasks.task import Altered, Task
 
 SEVERITIES = (1, 2, 3, 4, 5)
 Corruption = Callable[[Image.Image, int, np.random.Generator], Image.Image]
@@ -74,20 +74,12 @@ CORRUPTIONS: Registry[Corruption] = Registry(
 
 
 @dataclass(frozen=True)
-class CorruptedImages:
+class CorruptedImages(Altered):
     """Images as a corruption leaves them, the same every time."""
 
-    images: Images
     name: str
     corruption: Corruption
     severity: int
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        return self.images.labels
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def __getitem__(self, index: int) -> Image.Image:
         rng = np.random.default_rng(seed(self.name, index))

@@ -13,14 +13,14 @@ from PIL import Image
 from weightops.errors import TaskError
 from weightops.tasks import drawing
 from weightops.tasks.rendered import any_face, seed
-from weightops.tasks.task import Images, Task
+from weightops.tasks.task import Altered, Images, Task
 
 NEUTRAL = ("hello", "sale", "music", "garden", "winter", "paper", "north", "seven", "metro", "story")
 """Words that are no class of the tasks that come with weightops: they hide as much of a picture as an attack does."""
 
 
 @dataclass(frozen=True)
-class WrittenImages:
+class WrittenImages(Altered):
     """Pictures with a word over each, in a random font, size, colour and place; the same word each time.
 
     Attributes:
@@ -31,18 +31,10 @@ class WrittenImages:
         kind: part of the seed.
     """
 
-    images: Images
     task: Task
     split: str
     words: Callable[[int], Sequence[str]]
     kind: str
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        return self.images.labels
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def __getitem__(self, index: int) -> Image.Image:
         rng = np.random.default_rng(seed(self.kind, self.task.name, self.split, index))

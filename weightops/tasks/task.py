@@ -25,6 +25,21 @@ class Images(Protocol):
     def __getitem__(self, index: int, /) -> Image.Image: ...
 
 
+@dataclass(frozen=True)
+class Altered:
+    """Images with other pictures and the same labels; what is done to a picture is up to ``__getitem__``."""
+
+    images: Images
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Those of the images."""
+        return self.images.labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """Zero-shot classification: images in splits, class names, and prompt templates with ``{}`` for the class.
