@@ -40,6 +40,16 @@ class Spec(NamedTuple):
         return self.numel * self.dtype.itemsize
 
 
+def flattened(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without gradient and with one dimension; the same memory, if it is contiguous."""
+    return tensor.detach().reshape(-1) if tensor.requires_grad or tensor.dim() != 1 else tensor
+
+
+def cut(flat: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Elements ``start`` to ``stop`` of a flat tensor, which is a slice only if they aren't all."""
+    return flat if stop - start == flat.numel() else flat[start:stop]
+
+
 class Source(ABC):
     """Named tensors from one place: their specs at once, their data when asked for. Read-only.
 
@@ -67,8 +77,8 @@ class Source(ABC):
 
     def open(self, name: str) -> Callable[[int, int], torch.Tensor]:
         """A function that gives elements ``start`` to ``stop`` of the flat tensor, to be called in rising order."""
-        flat = self.read(name).detach().reshape(-1)
-        return lambda start, stop: flat[start:stop]
+        flat = flattened(self.read(name))
+        return lambda start, stop: cut(flat, start, stop)
 
     @property
     def leaves(self) -> list[Source]:

@@ -26,7 +26,11 @@ class MemorySource(Source):
         passed_over: tuple[str, ...] = (),
         identity: object = None,
     ) -> None:
-        for name, tensor in tensors.items():
+        self._tensors = dict(tensors)
+        self.ref = ref
+        self.specs: dict[str, Spec] = {}
+        places: dict[str, tuple[Any, ...]] = {}
+        for name, tensor in self._tensors.items():
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
                 raise CheckpointError(
                     f"{ref} holds {type(tensor).__name__} at {name!r}; a state dict maps names to tensors"
@@ -34,11 +38,10 @@ class MemorySource(Source):
             kind = _unusable(tensor)
             if kind:
                 raise CheckpointError(f"{ref} holds a {kind} tensor at {name}; make it dense and put it in memory")
-        self._tensors = dict(tensors)
-        self.ref = ref
-        self.specs = {name: Spec(tuple(t.shape), t.dtype) for name, t in self._tensors.items()}
-        places = {name: (t.data_ptr(), t.device, t.shape, t.stride(), t.dtype) for name, t in self._tensors.items()}
-        self.ties = _ties({name: place for name, place in places.items() if self.specs[name].numel})
+            shape, dtype = tensor.shape, tensor.dtype
+            self.specs[name] = Spec(tuple(shape), dtype)
+            places[name] = (tensor.data_ptr(), tensor.device, shape, tensor.stride(), dtype)
+        self.ties = _ties(places)
         self.passed_over = passed_over
         self.identity = identity or tuple(places.items())
 
@@ -58,7 +61,7 @@ class MemorySource(Source):
 
 def _unusable(tensor: torch.Tensor) -> str | None:
     """What keeps a tensor's elements from being read in place, if anything does."""
-    if tensor.device.type == "meta":
+    if tensor.is_meta:
         return "meta"
     if tensor.is_quantized:
         return "quantised"
@@ -71,6 +74,8 @@ def _ties(places: Mapping[str, tuple[Any, ...]]) -> dict[str, str]:
     first: dict[tuple[Any, ...], str] = {}
     ties = {}
     for name, place in places.items():
+        if not place[2].numel():
+            continue
         owner = first.setdefault(place, name)
         if owner != name:
             ties[name] = owner

@@ -7,15 +7,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from threading import RLock, local
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from weightops.errors import MismatchError, NonfiniteError
-from weightops.expression import LinearForm, Source, describe, ties
+from weightops.expression import LinearForm, Source, cut, describe, flattened, ties
 from weightops.kernels import Scratch, Term, combine, has_nonfinite
 from weightops.keys import some
 
@@ -24,13 +23,15 @@ log = logging.getLogger("weightops")
 SEGMENT = 1 << 20
 """Elements that one thread takes at a time. A fixed partition: results don't depend on the number of threads."""
 
+ALONE = 1 << 24
+"""Elements at a time where torch's own threads share them."""
+
 OnNonfinite = Literal["ignore", "warn", "error"]
 T = TypeVar("T")
 Reader = Callable[[int, int, torch.Tensor], None]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What to compute at one tensor: the anchor, and each source's coefficient."""
 
     name: str
@@ -40,8 +41,7 @@ class Step:
     keep_anchor: bool
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """Elements ``start`` to ``stop`` of one tensor."""
 
     step: Step
@@ -78,20 +78,21 @@ def _anchored(name: str, numel: int, coefficients: Mapping[Source, float], base:
     return Step(name, numel, used, anchor, whole)
 
 
-def units(steps: Iterable[Step]) -> list[list[Segment]]:
+def units(steps: Iterable[Step], segment: int | None = None) -> list[list[Segment]]:
     """Work for one thread at a time, the largest first: a part of a large tensor, several small ones, or one that is computed."""
+    segment = segment or SEGMENT
     done: list[list[Segment]] = []
     batch: list[Segment] = []
     held = 0
     for step in steps:
-        parts = [Segment(step, a, min(a + SEGMENT, step.numel)) for a in range(0, max(step.numel, 1), SEGMENT)]
+        parts = [Segment(step, a, min(a + segment, step.numel)) for a in range(0, max(step.numel, 1), segment)]
         if any(source.computed for source in step.coefficients):
             done.append(parts)
             continue
         done += [[part] for part in parts[:-1]]
         batch.append(parts[-1])
         held += parts[-1].stop - parts[-1].start
-        if held >= SEGMENT:
+        if held >= segment:
             done.append(batch)
             batch, held = [], 0
     return sorted([*done, batch] if batch else done, key=size, reverse=True)
@@ -104,20 +105,23 @@ def size(unit: Iterable[Segment]) -> int:
 
 def reader(step: Step, scratch: Scratch) -> Reader:
     """A function that writes elements ``start`` to ``stop`` of a step to a flat tensor, on that tensor's device."""
-    opened = {source: source.open(step.name) for source in step.coefficients}
+    anchor = None if step.anchor is None else step.anchor.open(step.name)
     others = [
-        (source, c, source.space == "weights") for source, c in step.coefficients.items() if source is not step.anchor
+        (c, source.open(step.name), source.space == "weights")
+        for source, c in step.coefficients.items()
+        if source is not step.anchor
     ]
 
     def write(start: int, stop: int, out: torch.Tensor) -> None:
-        def part(source: Source) -> torch.Tensor:
-            return opened[source](start, stop).to(out.device, non_blocking=out.device.type != "cpu")
-
-        anchor = None if step.anchor is None else part(step.anchor)
-        terms = [Term(coefficient, part(source), relative) for source, coefficient, relative in others]
-        combine(out, anchor, terms, step.keep_anchor, scratch)
+        origin = None if anchor is None else _beside(anchor(start, stop), out)
+        terms = [Term(c, _beside(part(start, stop), out), relative) for c, part, relative in others]
+        combine(out, origin, terms, step.keep_anchor, scratch)
 
     return write
+
+
+def _beside(tensor: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.device == out.device else tensor.to(out.device, non_blocking=True)
 
 
 def through(read: Reader, dtype: torch.dtype) -> Callable[[int, int], torch.Tensor]:
@@ -214,23 +218,27 @@ def materialize(
     """
     steps = plan(form, _distinct(form, out))
     staged = {
-        s.name: out[s.name]
-        if out[s.name].is_contiguous()
-        else torch.empty_like(out[s.name], memory_format=torch.contiguous_format)
+        s.name: torch.empty_like(out[s.name], memory_format=torch.contiguous_format)
         for s in steps
+        if not out[s.name].is_contiguous()
     }
-    flat = {name: tensor.detach().view(-1) for name, tensor in staged.items()}
+
+    def target(segment: Segment) -> torch.Tensor:
+        name = segment.step.name
+        return cut(flattened(staged.get(name, out[name])), segment.start, segment.stop)
 
     def do(unit: list[Segment], scratch: Scratch) -> list[str]:
-        filled = evaluate(unit, lambda segment: flat[segment.step.name][segment.start : segment.stop], scratch)
+        filled = evaluate(unit, target, scratch)
         return [s.step.name for s, out in filled if on_nonfinite != "ignore" and has_nonfinite(out)]
 
     # Plain arithmetic is best left to torch's own threads; what is computed by methods is not, nor what waits for a disk.
-    alone = not any(source.computed for step in steps for source in step.coefficients)
-    found = [name for bad in parallel(units(steps), do, threads=threads or (1 if alone else None)) for name in bad]
+    if threads is None and not any(source.computed for step in steps for source in step.coefficients):
+        work, threads = units(steps, ALONE), 1
+    else:
+        work = units(steps)
+    found = [name for bad in parallel(work, do, threads=threads) for name in bad]
     for name, tensor in staged.items():
-        if tensor is not out[name]:
-            out[name].detach().copy_(tensor)
+        out[name].detach().copy_(tensor)
     report_nonfinite(found, on_nonfinite)
 
 
@@ -272,9 +280,10 @@ def allocate(form: LinearForm, like: Mapping[str, torch.Tensor] | None = None) -
     """Tensors to fill for all of a form's names, on the devices of ``like`` or on CPU; tied names share one."""
     tied = ties(form)
     out: dict[str, torch.Tensor] = {}
-    for name, spec in form.specs.items():
-        if name not in tied:
-            device = like[name].device if like is not None and name in like else torch.device("cpu")
-            with torch.inference_mode(False):
+    cpu = torch.device("cpu")
+    with torch.inference_mode(False):
+        for name, spec in form.specs.items():
+            if name not in tied:
+                device = like[name].device if like is not None and name in like else cpu
                 out[name] = torch.empty(spec.shape, dtype=spec.dtype, device=device)
     return {name: out[tied.get(name, name)] for name in form.specs}
