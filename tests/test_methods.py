@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -125,18 +125,23 @@ def test_every_density(method: str, density: float) -> None:
 
 
 def parts_of(*rows: torch.Tensor) -> Parts:
-    def read(row: torch.Tensor) -> Any:
-        return lambda start, stop, out: out.copy_(row[start:stop])
+    def read(start: int, stop: int, out: Sequence[torch.Tensor]) -> None:
+        for row, part in zip(rows, out, strict=True):
+            part.copy_(row[start:stop])
 
-    return Parts([read(row) for row in rows], tuple(rows[0].shape), rows[0].dtype, by_rows=False, seed=0, name="")
+    return Parts(read, len(rows), tuple(rows[0].shape), rows[0].dtype, by_rows=False, seed=0, name="")
 
 
-def kept(parts: Parts, counts: list[int]) -> list[torch.Tensor]:
+def kept(parts: Parts, counts: list[int], of_nonzero: bool = False) -> list[torch.Tensor]:
     """The masks of each count, of the first row."""
-    found = limits(parts, [counts] * parts.k)[0]
-    return [
-        torch.cat([torch.from_numpy(limit.mask(c.values[0].abs().numpy(), c.start)) for c in parts]) for limit in found
-    ]
+    found = limits(parts, lambda row, n: counts, of_nonzero=of_nonzero)[0]
+    masks = []
+    for limit in found:
+        flags = torch.cat([limit.flags(c.values[0].abs(), c.start) for c in parts])
+        trimmed = torch.cat([limit.keep(c.values[0].clone(), c.start) for c in parts])
+        assert torch.equal(trimmed, flags * torch.cat([c.values[0].clone() for c in parts]))
+        masks.append(flags.bool())
+    return masks
 
 
 @settings(max_examples=80, deadline=None)
@@ -168,7 +173,10 @@ def test_the_largest_of_many_chunks(kind: str) -> None:
             tensor[start : start + 1024] *= 100
     order = tensor.abs().sort(descending=True, stable=True).indices
     counts = [1, n // 100, n // 5, n // 2, n - 5, n]
-    for count, mask in zip(counts, kept(parts_of(tensor, tensor), counts), strict=True):
+    parts = parts_of(tensor, tensor)
+    both = zip(kept(parts, counts), kept(parts, counts, of_nonzero=True), strict=True)
+    for count, (mask, again) in zip(counts, both, strict=True):
+        assert torch.equal(mask, again)
         expected = torch.zeros(n, dtype=torch.bool)
         expected[order[:count]] = True
         assert torch.equal(mask, expected), count

@@ -16,6 +16,11 @@ CHUNK = 1 << 18
 """Elements of a chunk on CPU, where a result takes several passes: few enough to stay in the cache, enough to keep threads busy."""
 
 
+def span(k: int) -> int:
+    """Elements of each of ``k`` tensors that are worked on together."""
+    return max(CHUNK // (1 << (k - 1).bit_length()), 1 << 12)
+
+
 class Scratch:
     """Buffers of one thread, reused from chunk to chunk."""
 
@@ -72,14 +77,15 @@ def _accumulate(
 ) -> None:
     working = torch.float64 if any(t.tensor.dtype == torch.float64 for t in terms) else accumulator(out.dtype)
     total = out if out.dtype == working else scratch.get(0, out.numel(), working, out.device)
-    origin = _widen(anchor, working, 1, scratch) if anchor is not None else None
+    origin = widen(anchor, working, 1, scratch) if anchor is not None else None
     for i, (coefficient, tensor, relative) in enumerate(terms):
-        term = _widen(tensor, working, 2, scratch)
+        term = widen(tensor, working, 2, scratch)
         if relative and origin is not None:
-            term = torch.sub(term, origin, out=scratch.get(2, out.numel(), working, out.device))
+            alone = not i and coefficient == 1
+            term = torch.sub(term, origin, out=total if alone else scratch.get(2, out.numel(), working, out.device))
         if i:
             total.add_(term, alpha=coefficient)
-        else:
+        elif term is not total:
             torch.mul(term, coefficient, out=total)
     if not terms:
         total.zero_()
@@ -89,7 +95,8 @@ def _accumulate(
         out.copy_(total)
 
 
-def _widen(tensor: torch.Tensor, dtype: torch.dtype, slot: int, scratch: Scratch) -> torch.Tensor:
+def widen(tensor: torch.Tensor, dtype: torch.dtype, slot: int, scratch: Scratch) -> torch.Tensor:
+    """A tensor in a dtype: itself, or in a buffer."""
     return tensor if tensor.dtype == dtype else scratch.get(slot, tensor.numel(), dtype, tensor.device).copy_(tensor)
 
 

@@ -74,7 +74,7 @@ class Stack(ComputedSource):
 
     def open(self, name: str) -> Callable[[int, int], torch.Tensor]:
         [step] = plan(self._owner[name], [name])
-        return through(reader(step, Scratch()), self.specs[name].dtype)
+        return through(reader([step], Scratch()), self.specs[name].dtype)
 
     @property
     def leaves(self) -> list[Source]:

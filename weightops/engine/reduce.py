@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 
 from weightops.engine.run import Reader, Segment, parallel, plan, reader, units
 from weightops.errors import MismatchError
 from weightops.expression import LinearForm, ties
-from weightops.kernels import CHUNK, Scratch
+from weightops.kernels import Scratch, span
 
 
 def gram(
@@ -41,12 +40,12 @@ def gram(
     plans = dict(zip(names, zip(*(plan(form, names) for form in forms), strict=True), strict=True))
 
     def do(unit: list[Segment], scratch: Scratch) -> list[tuple[str, torch.Tensor]]:
-        readers = {segment.step.name: [reader(step, scratch) for step in plans[segment.step.name]] for segment in unit}
-        return [(s.step.name, products(s, readers[s.step.name], scratch, of)) for s in unit]
+        readers = {segment.step.name: reader(plans[segment.step.name], scratch) for segment in unit}
+        return [(s.step.name, products(s, len(forms), readers[s.step.name], scratch, of)) for s in unit]
 
     totals = {name: torch.zeros(len(forms), len(forms), dtype=torch.float64) for name in names}
     every = [
-        replace(steps[0], coefficients={s: 1.0 for step in steps for s in step.coefficients})
+        steps[0]._replace(coefficients={s: 1.0 for step in steps for s in step.coefficients})
         for steps in plans.values()
     ]
     for results in parallel(units(every), do):
@@ -56,28 +55,25 @@ def gram(
 
 
 def products(
-    segment: Segment,
-    readers: Sequence[Reader],
-    scratch: Scratch,
-    of: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    segment: Segment, k: int, read: Reader, scratch: Scratch, of: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> torch.Tensor:
-    """The inner products of one segment of what the readers give, float64, shape ``(k, k)``."""
+    """The inner products of one segment of the ``k`` rows that a reader gives, float64, shape ``(k, k)``."""
     wide = any(s.specs[segment.step.name].dtype == torch.float64 for s in segment.step.coefficients)
     dtype = torch.float64 if wide else torch.float32
-    totals = torch.zeros(len(readers), len(readers), dtype=torch.float64)
-    for start in range(segment.start, segment.stop, CHUNK):
-        stop = min(start + CHUNK, segment.stop)
-        deltas = [scratch.get(4 + i, stop - start, dtype) for i in range(len(readers))]
-        for read, delta in zip(readers, deltas, strict=True):
-            read(start, stop, delta)
-        deltas = [of(delta) for delta in deltas] if of else deltas
-        for i, x in enumerate(deltas):
-            for j, y in enumerate(deltas[: i + 1]):
-                totals[i, j] += _sum(x * y)
+    totals = torch.zeros(k, k, dtype=torch.float64)
+    for start in range(segment.start, segment.stop, span(k)):
+        stop = min(start + span(k), segment.stop)
+        rows = scratch.get(4, k * (stop - start), dtype).view(k, -1)
+        read(start, stop, rows.unbind())
+        rows = of(rows) if of else rows
+        held = scratch.get(5, k * (stop - start), dtype).view(k, -1)
+        for i, row in enumerate(rows):
+            totals[i, : i + 1] += sums(torch.mul(rows[: i + 1], row, out=held[: i + 1]))
     return totals + totals.tril(-1).T
 
 
-def _sum(values: torch.Tensor) -> torch.Tensor:
-    """The sum in float64 of sums over rows of 1,024, which don't depend on threads."""
-    whole = len(values) // 1024 * 1024
-    return values[:whole].view(-1, 1024).sum(1).sum(dtype=torch.float64) + values[whole:].sum(dtype=torch.float64)
+def sums(rows: torch.Tensor) -> torch.Tensor:
+    """The sum of each row in float64, of sums over 1,024 elements, which don't depend on threads."""
+    whole = rows.shape[1] // 1024 * 1024
+    ends = rows[:, whole:].sum(1, dtype=torch.float64)
+    return rows[:, :whole].view(len(rows), -1, 1024).sum(2).sum(1, dtype=torch.float64) + ends

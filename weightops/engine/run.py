@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,9 +14,10 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from tqdm import tqdm
 
+from weightops.dtypes import accumulator
 from weightops.errors import MismatchError, NonfiniteError
 from weightops.expression import LinearForm, Source, cut, describe, flattened, ties
-from weightops.kernels import Scratch, Term, combine, has_nonfinite
+from weightops.kernels import Scratch, Term, combine, has_nonfinite, widen
 from weightops.keys import some
 
 log = logging.getLogger("weightops")
@@ -28,7 +30,8 @@ ALONE = 1 << 24
 
 OnNonfinite = Literal["ignore", "warn", "error"]
 T = TypeVar("T")
-Reader = Callable[[int, int, torch.Tensor], None]
+Reader = Callable[[int, int, Sequence[torch.Tensor]], None]
+"""Writes elements ``start`` to ``stop`` of steps of one tensor to flat tensors, one for each step, on these tensors' device."""
 
 
 class Step(NamedTuple):
@@ -103,19 +106,23 @@ def size(unit: Iterable[Segment]) -> int:
     return sum(segment.stop - segment.start for segment in unit)
 
 
-def reader(step: Step, scratch: Scratch) -> Reader:
-    """A function that writes elements ``start`` to ``stop`` of a step to a flat tensor, on that tensor's device."""
-    anchor = None if step.anchor is None else step.anchor.open(step.name)
+def reader(steps: Sequence[Step], scratch: Scratch) -> Reader:
+    """A reader of some steps of one tensor, which opens and widens what several of them take part in once."""
+    used = Counter(source for step in steps for source in step.coefficients)
+    opened = {source: source.open(steps[0].name) for source in used}
+    shared = [] if any(step.keep_anchor for step in steps) else [source for source, n in used.items() if n > 1]
     others = [
-        (c, source.open(step.name), source.space == "weights")
-        for source, c in step.coefficients.items()
-        if source is not step.anchor
+        [(c, source, source.space == "weights") for source, c in step.coefficients.items() if source is not step.anchor]
+        for step in steps
     ]
 
-    def write(start: int, stop: int, out: torch.Tensor) -> None:
-        origin = None if anchor is None else _beside(anchor(start, stop), out)
-        terms = [Term(c, _beside(part(start, stop), out), relative) for c, part, relative in others]
-        combine(out, origin, terms, step.keep_anchor, scratch)
+    def write(start: int, stop: int, rows: Sequence[torch.Tensor]) -> None:
+        parts = {source: _beside(part(start, stop), rows[0]) for source, part in opened.items()}
+        for i, source in enumerate(shared):
+            parts[source] = widen(parts[source], accumulator(rows[0].dtype), -1 - i, scratch)
+        for step, terms, row in zip(steps, others, rows, strict=True):
+            anchor = None if step.anchor is None else parts[step.anchor]
+            combine(row, anchor, [Term(c, parts[s], relative) for c, s, relative in terms], step.keep_anchor, scratch)
 
     return write
 
@@ -129,7 +136,7 @@ def through(read: Reader, dtype: torch.dtype) -> Callable[[int, int], torch.Tens
 
     def part(start: int, stop: int) -> torch.Tensor:
         out = torch.empty(stop - start, dtype=dtype)
-        read(start, stop, out)
+        read(start, stop, [out])
         return out
 
     return part
@@ -142,9 +149,9 @@ def evaluate(
     step = read = None
     for segment in unit:
         if read is None or segment.step is not step:
-            step, read = segment.step, reader(segment.step, scratch)
+            step, read = segment.step, reader([segment.step], scratch)
         out = target(segment)
-        read(segment.start, segment.stop, out)
+        read(segment.start, segment.stop, [out])
         yield segment, out
 
 

@@ -181,7 +181,7 @@ class MethodSource(ComputedSource):
             check_setting(setting, self.specs, name)
         self._depths = depths(self.specs)
         self._vector = Vector(
-            lambda name: self._parts(name, self._readers(self._steps(name), Scratch())),
+            lambda name: self._parts(name, reader(self._steps(name), Scratch())),
             {n: s.numel for n, s in self.specs.items() if is_editable(s.dtype) and s.numel},
             len(self.inputs),
         )
@@ -217,41 +217,35 @@ class MethodSource(ComputedSource):
         spec = self.specs[name]
         steps, scratch = self._steps(name), Scratch()
         if not is_editable(spec.dtype) or not spec.numel:
-            return through(reader(steps[0], scratch), spec.dtype)
+            return through(reader(steps[:1], scratch), spec.dtype)
         working = accumulator(spec.dtype)
         available = self._at(name)
         weights = available["weights"] = torch.tensor(available["weights"], dtype=torch.float64)
         if self.method.kind != "combination":
             available["weights"] = weights.to(working)
-        readers = self._readers(steps, scratch)
+        read = reader(steps, scratch)
         try:
             if self.method.kind == "combination":
-                return through(self._combination(steps, readers, available, scratch), working)
+                return through(self._combination(steps, read, available, scratch), working)
             if self.method.kind == "chunks":
-                return self._chunks(name, readers, available, working)
-            return self._whole(name, readers, available, working)
+                return self._chunks(name, read, available, working)
+            return self._whole(name, read, available, working)
         except WeightopsError as error:
             raise type(error)(f"{self.method.name} at {name}: {error}") from error
 
     def _steps(self, name: str) -> list[Step]:
         return [plan(form, [name])[0] for form in self.inputs]
 
-    def _readers(self, steps: list[Step], scratch: Scratch) -> list[Reader]:
-        """Readers of the inputs, which share buffers: one thread uses them in turn."""
-        return [reader(step, scratch) for step in steps]
-
-    def _combination(
-        self, steps: list[Step], readers: list[Reader], available: dict[str, Any], scratch: Scratch
-    ) -> Reader:
+    def _combination(self, steps: list[Step], read: Reader, available: dict[str, Any], scratch: Scratch) -> Reader:
         if not self.method.fixed:
-            available["gram"] = products(Segment(steps[0], 0, steps[0].numel), readers, scratch)
+            available["gram"] = products(Segment(steps[0], 0, steps[0].numel), len(steps), read, scratch)
         coefficients = call(self.method.function, available).tolist()
-        return reader(combined(steps, coefficients), scratch)
+        return reader([combined(steps, coefficients)], scratch)
 
     def _chunks(
-        self, name: str, readers: list[Reader], available: dict[str, Any], working: torch.dtype
+        self, name: str, read: Reader, available: dict[str, Any], working: torch.dtype
     ) -> Callable[[int, int], torch.Tensor]:
-        parts = self._parts(name, readers)
+        parts = self._parts(name, read)
         available = {**available, "parts": parts, "vector": self._vector}
         for statistic in self.method.function.__dict__["statistics"]:
             available[statistic.__name__] = call(statistic, available)
@@ -275,18 +269,22 @@ class MethodSource(ComputedSource):
 
         return part
 
-    def _parts(self, name: str, readers: list[Reader]) -> Parts:
+    def _parts(self, name: str, read: Reader) -> Parts:
         spec, by_rows = self.specs[name], self.method.function.__dict__["by_rows"]
-        return Parts(readers, spec.shape, accumulator(spec.dtype), by_rows=by_rows, seed=self.seed, name=name)
+        return Parts(
+            read, len(self.inputs), spec.shape, accumulator(spec.dtype), by_rows=by_rows, seed=self.seed, name=name
+        )
 
     def _whole(
-        self, name: str, readers: list[Reader], available: dict[str, Any], working: torch.dtype
+        self, name: str, read: Reader, available: dict[str, Any], working: torch.dtype
     ) -> Callable[[int, int], torch.Tensor]:
         shape = self.specs[name].shape
         with alone():
-            stack = torch.empty((len(readers), *shape), dtype=working)
-            for read, row in zip(readers, stack, strict=True):
-                read(0, row.numel(), row.view(-1))
+            stack = torch.empty((len(self.inputs), *shape), dtype=working)
+            rows = stack.view(len(stack), -1)
+            for start in range(0, rows.shape[1], CHUNK):
+                stop = min(start + CHUNK, rows.shape[1])
+                read(start, stop, rows[:, start:stop].unbind())
             available["deltas" if self.space == "delta" else "models"] = stack
             made: torch.Tensor = call(self.method.function, available)
         if tuple(made.shape) != shape:

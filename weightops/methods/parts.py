@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from hashlib import sha256
 from itertools import accumulate
 from threading import RLock
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from weightops.engine.run import Reader
-from weightops.kernels import CHUNK
+from weightops.kernels import span
 
 Draws = Callable[[int], np.random.Generator]
 """Gives the random generator of an input by its index; seeded from (seed, tensor name, index, place of the chunk)."""
@@ -34,7 +34,8 @@ class Parts:
     """The inputs at one tensor, as an iterable of chunks that can be gone through again. A chunk is overwritten by the next.
 
     Args:
-        readers: of the inputs.
+        read: a reader of the inputs.
+        k: how many inputs.
         shape: of the tensor.
         dtype: to read in.
         by_rows: don't cut rows (of a matrix with the first dimension as its height).
@@ -44,7 +45,8 @@ class Parts:
 
     def __init__(
         self,
-        readers: Sequence[Reader],
+        read: Reader,
+        k: int,
         shape: tuple[int, ...],
         dtype: torch.dtype,
         *,
@@ -52,14 +54,12 @@ class Parts:
         seed: int,
         name: str,
     ) -> None:
-        self.readers, self.shape, self.dtype, self.seed, self.name = readers, shape, dtype, seed, name
-        self.k = len(readers)
+        self._read, self.k, self.shape, self.dtype, self.seed, self.name = read, k, shape, dtype, seed, name
         self.numel = torch.Size(shape).numel()
         self.width = self.numel // shape[0] if by_rows and len(shape) > 1 and self.numel else max(self.numel, 1)
         self.by_rows = by_rows
-        fit = max(CHUNK // (1 << (len(readers) - 1).bit_length()), 1 << 12)
-        self.length = max(fit // self.width, 1) * self.width if by_rows else fit
-        self._buffer = torch.empty(len(readers) * min(self.length, self.numel), dtype=dtype)
+        self.length = max(span(k) // self.width, 1) * self.width if by_rows else span(k)
+        self._buffer = torch.empty(k * min(self.length, self.numel), dtype=dtype)
 
     def __len__(self) -> int:
         return -(-self.numel // self.length)
@@ -82,17 +82,16 @@ class Parts:
 
     def read(self, start: int, stop: int, buffer: torch.Tensor) -> torch.Tensor:
         """Elements of all inputs, shape ``(k, n)``, in a buffer."""
-        rows = buffer[: len(self.readers) * (stop - start)].view(len(self.readers), stop - start)
-        for read, row in zip(self.readers, rows, strict=True):
-            read(start, stop, row)
+        rows = buffer[: self.k * (stop - start)].view(self.k, stop - start)
+        self._read(start, stop, rows.unbind())
         return rows
 
     def sample(self) -> torch.Tensor:
         """Evenly spaced blocks of all inputs, shape ``(k, m)``; everything where that isn't more."""
         if self.numel <= _BLOCKS * _BLOCK:
-            return self.read(0, self.numel, torch.empty(len(self.readers) * self.numel, dtype=self.dtype))
+            return self.read(0, self.numel, torch.empty(self.k * self.numel, dtype=self.dtype))
         starts = np.linspace(0, self.numel - _BLOCK, _BLOCKS).astype(int).tolist()
-        blocks = torch.empty(_BLOCKS, len(self.readers) * _BLOCK, dtype=self.dtype)
+        blocks = torch.empty(_BLOCKS, self.k * _BLOCK, dtype=self.dtype)
         return torch.cat([self.read(a, a + _BLOCK, b) for a, b in zip(starts, blocks, strict=True)], dim=1)
 
 

@@ -16,8 +16,9 @@ from weightops.keys import Each
 from weightops.methods.parts import Parts, Vector
 
 Array = npt.NDArray[np.floating]
+Places = npt.NDArray[np.intp]
 
-_MARGIN = 0.02  # share of a sample by which a threshold is bracketed to either side
+_MARGIN = 0.0125  # share of a sample by which a threshold is bracketed to either side
 
 
 class Limit(NamedTuple):
@@ -26,16 +27,22 @@ class Limit(NamedTuple):
     magnitude: float
     position: int
 
-    def mask(self, magnitudes: Array, start: int) -> npt.NDArray[np.bool_]:
-        """True for the largest; ``magnitudes`` is the flat part of the tensor from ``start``."""
-        stop = start + magnitudes.size
-        if stop <= self.position:
-            return magnitudes >= self.magnitude
-        if start >= self.position:
-            return magnitudes > self.magnitude
-        before = np.arange(start, stop) < self.position
-        found: npt.NDArray[np.bool_] = (magnitudes > self.magnitude) | ((magnitudes == self.magnitude) & before)
+    def flags(self, magnitudes: torch.Tensor, start: int) -> torch.Tensor:
+        """1 for the largest, 0 for the rest; ``magnitudes`` is the flat part of the tensor from ``start``."""
+        found = torch.empty_like(magnitudes)
+        cut = min(max(self.position - start, 0), len(magnitudes))
+        torch.ge(magnitudes[:cut], self.magnitude, out=found[:cut])
+        torch.gt(magnitudes[cut:], self.magnitude, out=found[cut:])
         return found
+
+    def keep(self, delta: torch.Tensor, start: int) -> torch.Tensor:
+        """Make what isn't among the largest 0, in place; ``delta`` is the flat part of the tensor from ``start``."""
+        cut = min(max(self.position - start, 0), len(delta))
+        below = torch.nextafter(torch.tensor(self.magnitude, dtype=delta.dtype), delta.new_tensor(-math.inf))
+        for part, limit in ((delta[:cut], float(below)), (delta[cut:], self.magnitude)):
+            if len(part) and limit >= 0:
+                torch.hardshrink(part, limit, out=part)  # keeps what is strictly larger
+        return delta
 
     def after(self, start: int) -> Limit:
         """The same limit with positions counted from ``start``."""
@@ -46,28 +53,36 @@ ALL, NONE = Limit(-1.0, 0), Limit(math.inf, 0)
 
 
 def limits(
-    parts: Parts | Vector, counts: Sequence[Sequence[int]], measure: Callable[[torch.Tensor], torch.Tensor] = torch.abs
+    parts: Parts | Vector,
+    counts: Callable[[int, int], Sequence[int]],
+    measure: Callable[[torch.Tensor], torch.Tensor] = torch.abs_,
+    *,
+    of_nonzero: bool = False,
 ) -> list[list[Limit]]:
-    """The limit of the ``count`` largest elements, exactly so many, for each row and each of some counts; among equals the first.
+    """The limits of each row's largest elements, exactly as many as are wanted; among equals the first.
 
     A sample brackets each threshold; one pass counts what is above the bracket and collects what is inside; the k-th
     largest of the latter is the threshold (Floyd and Rivest, 1975). A bracket that misses is widened to everything.
 
     Args:
         parts: the tensors.
-        counts: how many to keep, for each row.
-        measure: values ``(k, n)`` -> magnitudes ``(rows, n)``, not negative.
+        counts: how many are wanted, once or several times, from the row and how many elements there are to choose from.
+        measure: values ``(k, n)``, which it may overwrite, -> magnitudes ``(rows, n)``, not negative.
+        of_nonzero: choose from the elements that aren't 0.
     """
     sample = np.sort(measure(parts.sample()).numpy(), axis=1)
     brackets = [
-        [_Bracket.around(row, count, parts.numel) for count in wanted]
-        for row, wanted in zip(sample, counts, strict=True)
+        [
+            _Bracket.around(row, parts.numel, lambda n, i=i, j=j: counts(i, n)[j], of_nonzero)  # type: ignore[misc]
+            for j in range(len(counts(i, parts.numel)))
+        ]
+        for i, row in enumerate(sample)
     ]
     while todo := [(i, b) for i, row in enumerate(brackets) for b in row if b.limit is None]:
         for chunk in parts:
             magnitudes = measure(chunk.values).numpy()
             for i, bracket in todo:
-                bracket.scan(magnitudes[i])
+                bracket.scan(magnitudes[i], chunk.start)
         for _, bracket in todo:
             bracket.resolve()
     if ties := [(i, b) for i, row in enumerate(brackets) for b in row if b.spare]:
@@ -84,52 +99,65 @@ def limits(
 class _Bracket:
     """The search for one threshold: what has been counted above, at and below the ends of an interval."""
 
-    count: int
     numel: int
-    low: float
-    high: float
+    wanted: Callable[[int], int]
+    of_nonzero: bool
+    low: float = -1.0
+    high: float = math.inf
     above: int = 0
     at_high: int = 0
     at_low: int = 0
-    inside: list[Array] = field(default_factory=list)
+    nonzero: int = 0
+    inside: list[tuple[Array, Places]] = field(default_factory=list)
     limit: Limit | None = None
     spare: int = 0  # of the elements that equal the threshold, how many are still to be kept
 
     @classmethod
-    def around(cls, sample: Array, count: int, numel: int) -> _Bracket:
-        if count >= numel or count <= 0:
-            return cls(count, numel, 0, 0, limit=ALL if count > 0 or not numel else NONE)
-        place = len(sample) - count * len(sample) / numel
-        low, high = (int(place + margin * len(sample)) for margin in (-_MARGIN, _MARGIN))
-        everything = len(sample) == numel
-        return cls(
-            count,
-            numel,
-            -1.0 if low < 0 or everything else float(sample[low]),
-            math.inf if high >= len(sample) or everything else float(sample[high]),
-        )
+    def around(cls, sample: Array, numel: int, wanted: Callable[[int], int], of_nonzero: bool) -> _Bracket:
+        bracket = cls(numel, wanted, of_nonzero)
+        share = float(np.count_nonzero(sample) / len(sample)) if of_nonzero else 1.0
+        count = wanted(round(share * numel))
+        if not of_nonzero and not 0 < count < numel:
+            bracket.limit = ALL if count else NONE
+        elif len(sample) < numel:
+            place = len(sample) * (1 - count / numel)
+            low, high = (int(place + margin * len(sample)) for margin in (-_MARGIN, _MARGIN))
+            if low >= 0:
+                bracket.low = float(sample[low])
+            if high < len(sample):
+                bracket.high = float(sample[high])
+        return bracket
 
-    def scan(self, x: Array) -> None:
-        self.above += int(np.count_nonzero(x > self.high))
-        self.at_high += int(np.count_nonzero(x == self.high))
+    def scan(self, x: Array, start: int) -> None:
+        over, from_high = x > self.low, x >= self.high
+        above = int(np.count_nonzero(x > self.high))
+        self.above += above
+        self.nonzero += int(np.count_nonzero(x > 0)) if self.of_nonzero else 0
+        self.at_high += int(np.count_nonzero(from_high)) - above
         self.at_low += int(np.count_nonzero(x == self.low))
         if self.high > self.low:
-            self.inside.append(x[(x > self.low) & (x < self.high)])
+            places = np.flatnonzero(over ^ from_high)
+            self.inside.append((x[places], places + start))
 
     def resolve(self) -> None:
-        inside = np.concatenate(self.inside) if self.inside else np.empty(0, dtype=np.float32)
-        left = self.count - self.above - self.at_high
-        if self.above < self.count <= self.above + self.at_high:
-            self._found(self.high, self.count - self.above, self.at_high)
+        inside = np.concatenate([values for values, _ in self.inside] or [np.empty(0, dtype=np.float32)])
+        count = self.wanted(self.nonzero if self.of_nonzero else self.numel)
+        left = count - self.above - self.at_high
+        if not 0 < count < self.numel:
+            self.limit = ALL if count else NONE
+        elif self.above < count <= self.above + self.at_high:
+            self._found(self.high, count - self.above, self.at_high)
         elif 0 < left <= len(inside):
             kth = np.partition(inside, len(inside) - left)[len(inside) - left]
-            self._found(float(kth), left - int(np.count_nonzero(inside > kth)), int(np.count_nonzero(inside == kth)))
+            kept = left - int(np.count_nonzero(inside > kth))
+            equal = np.concatenate([places[values == kth] for values, places in self.inside])
+            self.limit = Limit(float(kth), self.numel if kept == len(equal) else int(equal[kept - 1]) + 1)
         elif 0 < left - len(inside) <= self.at_low:
             self._found(self.low, left - len(inside), self.at_low)
         elif self.low < 0 and self.high == math.inf:
             self.limit = ALL  # fewer comparable numbers than asked for: there are NaNs
         else:
-            self.low, self.high, self.above, self.at_high, self.at_low = -1.0, math.inf, 0, 0, 0
+            self.low, self.high, self.above, self.at_high, self.at_low, self.nonzero = -1.0, math.inf, 0, 0, 0, 0
         self.inside = []
 
     def _found(self, magnitude: float, kept: int, equal: int) -> None:

@@ -8,54 +8,61 @@ One definition, of which each method is a choice of parts. With sparsified delta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from weightops.engine.reduce import sums
 from weightops.methods.method import chunks
-from weightops.methods.parts import Draws, Parts, Vector
-from weightops.methods.select import ALL, Limit, count, each, fraction, limits
+from weightops.methods.parts import Chunk, Draws, Parts, Vector
+from weightops.methods.select import ALL, NONE, Limit, count, each, fraction, limits
 
 Normalize = Literal["weights", "count", "none"]
 Scope = Literal["tensor", "global"]
 Rescale = Literal["expectation", "l1", "none"]
 
 
-def consensus(deltas: torch.Tensor, weights: torch.Tensor, *, elect: bool, normalize: Normalize) -> torch.Tensor:
-    """Combine sparsified deltas of shape ``(k, ...)``, which it overwrites; without an election all agree."""
-    shaped = weights.view(-1, *[1] * (deltas.ndim - 1))
-    if not bool((weights == 1).all()):
-        deltas *= shaped
+def consensus(
+    deltas: torch.Tensor, weights: torch.Tensor, *, elect: bool, normalize: Normalize, scale: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Combine sparsified deltas of shape ``(k, ...)``, which it overwrites, multiplied by a scale each; without an election all agree."""
+    _times(deltas, weights if scale is None else weights * scale)
     if not elect:
         return deltas.sum(0)
-    agree = agreeing(deltas)
-    deltas *= agree
-    total = deltas.sum(0)
+    sign = _elected(deltas)
+    total = deltas.sum(0).mul_(sign)
     if normalize == "none":
         return total
-    divisor = (agree * shaped).sum(0) if normalize == "weights" else agree.sum(0)
-    return total / divisor.add_(_flags(torch.eq, divisor, 0))
+    agree = _flags(torch.gt, deltas, 0, out=deltas)
+    return _over(total, _times(agree, weights) if normalize == "weights" else agree)
 
 
-def _flags(test: Callable[..., Any], values: torch.Tensor, other: float) -> torch.Tensor:
-    """1 where a test of values holds, 0 elsewhere, in their own dtype: far faster than booleans."""
-    flags: torch.Tensor = test(values, other, out=torch.empty_like(values))
-    return flags
+def _times(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Each of the values, shape ``(k, ...)``, multiplied by its weight in place."""
+    return values if bool((weights == 1).all()) else values.mul_(weights.view(-1, *[1] * (values.ndim - 1)))
 
 
-def _keep(delta: torch.Tensor, mask: npt.NDArray[np.bool_]) -> None:
-    """Make what isn't in a mask 0, in place."""
-    values = delta.numpy()
-    np.multiply(values, mask, out=values)
-
-
-def agreeing(deltas: torch.Tensor) -> torch.Tensor:
-    """1 for the elements that have the sign of their sum, shape ``(k, ...)``, else 0."""
+def _elected(deltas: torch.Tensor) -> torch.Tensor:
+    """The sign of the deltas' sum; makes the deltas the magnitudes of those elements that agree with it, and 0."""
     sign = _flags(torch.ge, deltas.sum(0), 0).mul_(2).sub_(1)
-    return _flags(torch.gt, deltas * sign, 0)
+    deltas.mul_(sign).relu_()
+    return sign
+
+
+def _over(total: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """A total divided by the sum of shares of shape ``(k, ...)``, where that isn't 0."""
+    divisor = shares.sum(0)
+    return total.div_(divisor.add_(_flags(torch.eq, divisor, 0)))
+
+
+def _flags(
+    test: Callable[..., Any], values: torch.Tensor, other: float, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """1 where a test of values holds, 0 elsewhere, in their own dtype: far faster than booleans."""
+    found: torch.Tensor = test(values, other, out=torch.empty_like(values) if out is None else out)
+    return found
 
 
 # ------------------------------------------------------------------ by magnitude
@@ -69,14 +76,10 @@ def _limits(
     ``counts`` gives the counts of an input from its index and how many elements there are to choose from.
     """
     if scope == "tensor":
-        return limits(parts, [counts(i, parts.numel) for i in range(parts.k)])
-
-    def over_all() -> list[list[Limit]]:
-        changed = sum((chunk.values.count_nonzero(1) for chunk in vector), torch.zeros(vector.k, dtype=torch.int64))
-        return limits(vector, [counts(i, n) for i, n in enumerate(changed.tolist())])
-
+        return limits(parts, counts)
     start = vector.starts[parts.name]
-    return [[limit.after(start) for limit in row] for row in vector.once(tuple(counts(0, 10**6)), over_all)]
+    every = vector.once(tuple(counts(0, 10**6)), lambda: limits(vector, counts, of_nonzero=True))
+    return [[limit.after(start) for limit in row] for row in every]
 
 
 def largest(parts: Parts, vector: Vector, density: float, scope: Scope) -> list[Limit]:
@@ -88,7 +91,7 @@ def largest(parts: Parts, vector: Vector, density: float, scope: Scope) -> list[
 def trim(deltas: torch.Tensor, largest: list[Limit], start: int) -> torch.Tensor:
     """Each delta with only its largest elements."""
     for delta, limit in zip(deltas, largest, strict=True):
-        _keep(delta, limit.mask(delta.abs().numpy(), start))
+        limit.keep(delta, start)
     return deltas
 
 
@@ -150,8 +153,9 @@ def outliers(parts: Parts, vector: Vector, density: float, gamma: float, scope: 
 def without_outliers(deltas: torch.Tensor, outliers: list[list[Limit]], start: int) -> torch.Tensor:
     """Each delta without its largest and its smallest elements."""
     for delta, (lower, upper) in zip(deltas, outliers, strict=True):
-        magnitudes = delta.abs().numpy()
-        _keep(delta, lower.mask(magnitudes, start) & ~upper.mask(magnitudes, start))
+        if upper != NONE:
+            delta -= upper.keep(delta.clone(), start)
+        lower.keep(delta, start)
     return deltas
 
 
@@ -197,34 +201,35 @@ def breadcrumbs_ties(
 # --------------------------------------------------------------------- at random
 
 
-def _drop(deltas: torch.Tensor, keep: Iterable[torch.Tensor | float], draws: Draws, rescale: Rescale) -> torch.Tensor:
-    """Keep elements with given probabilities, the same ones whenever it is asked; divided by these for the "expectation"."""
-    for i, (delta, probability) in enumerate(zip(deltas, keep, strict=True)):
+def _drop(deltas: torch.Tensor, odds: Sequence[Any], draws: Draws) -> torch.Tensor:
+    """Keep elements with probabilities in 65,536ths, the same ones whenever it is asked; in place."""
+    for i, (delta, limit) in enumerate(zip(deltas, odds, strict=True)):
         raw = draws(i).bit_generator.random_raw(-(-delta.numel() // 4))  # each 64 bits for four elements
         chance = raw.view(np.uint16)[: delta.numel()].reshape(delta.shape)
-        limit = np.rint(np.asarray(probability, dtype=np.float32) * 65536).astype(np.int32)
-        _keep(delta, chance < limit)
-        if rescale == "expectation":
-            delta /= torch.as_tensor(np.maximum(limit, 1), dtype=delta.dtype) / 65536
+        values = delta.numpy()
+        np.multiply(values, chance < limit, out=values)
     return deltas
 
 
-def _dare(deltas: torch.Tensor, density: float, draws: Draws, rescale: Rescale) -> torch.Tensor:
-    return _drop(deltas, map(fraction, each(density, len(deltas))), draws, rescale)
+def _odds(density: float, k: int) -> list[int]:
+    return [round(fraction(value) * 65536) for value in each(density, k)]
 
 
-def _restored(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """What brings sums of magnitudes back to what they were; 1 where nothing is left."""
-    return torch.where(after > 0, before / after, 1.0).float()
+def _restored(parts: Parts, sparsify: Callable[[Chunk], torch.Tensor]) -> torch.Tensor:
+    """What brings each input's sum of magnitudes back to what it was; 1 where nothing is left. Shape ``(k,)``."""
+    before, after = torch.zeros(2, parts.k, dtype=torch.float64)
+    for chunk in parts:
+        before += sums(chunk.values.flatten(1).abs())
+        after += sums(sparsify(chunk).flatten(1).abs_())
+    return torch.where(after > 0, before / after, 1.0).to(parts.dtype)
 
 
 def dare_scale(parts: Parts, density: float, rescale: Rescale) -> torch.Tensor:
-    """What restores each delta's sum of magnitudes, where that is asked for: shape ``(k,)``."""
-    sums = torch.zeros(2, parts.k, dtype=torch.float64)
-    for chunk in parts if rescale == "l1" else ():
-        sums[0] += chunk.values.abs().sum(1, dtype=torch.float64)
-        sums[1] += _dare(chunk.values, density, chunk.draws, rescale).abs().sum(1, dtype=torch.float64)
-    return _restored(*sums)
+    """What each delta is multiplied by when most of it is dropped: shape ``(k,)``."""
+    odds = _odds(density, parts.k)
+    if rescale == "l1":
+        return _restored(parts, lambda chunk: _drop(chunk.values, odds, chunk.draws))
+    return torch.tensor([65536 / max(n, 1) if rescale == "expectation" else 1.0 for n in odds], dtype=parts.dtype)
 
 
 @chunks(dare_scale)
@@ -242,8 +247,8 @@ def dare_linear(
         density: the probability that an element is kept.
         rescale: "expectation" divides by the density, as the paper does; "l1" restores the sum of magnitudes, as mergekit does.
     """
-    kept = _dare(deltas, density, draws, rescale)
-    return consensus(kept, weights * dare_scale, elect=False, normalize="none")
+    kept = _drop(deltas, _odds(density, len(deltas)), draws)
+    return consensus(kept, weights, scale=dare_scale, elect=False, normalize="none")
 
 
 @chunks(dare_scale)
@@ -262,8 +267,8 @@ def dare_ties(
         rescale: as in `dare_linear`.
         normalize: as in `ties`.
     """
-    kept = _dare(deltas, density, draws, rescale) * dare_scale[:, None]
-    return consensus(kept, weights, elect=True, normalize=normalize)
+    kept = _drop(deltas, _odds(density, len(deltas)), draws)
+    return consensus(kept, weights, scale=dare_scale, elect=True, normalize=normalize)
 
 
 def _ranks(rows: torch.Tensor) -> torch.Tensor:
@@ -284,19 +289,18 @@ def _ranks(rows: torch.Tensor) -> torch.Tensor:
 def _magprune(deltas: torch.Tensor, density: float, epsilon: float, draws: Draws, rescale: Rescale) -> torch.Tensor:
     """Keep elements with probabilities that rise with the rank of their magnitude in their row, from density - epsilon to + epsilon."""
     width = deltas.shape[-1]
-    middle = _ranks(deltas) * (2 / (width - 1)) - 1 if width > 1 else torch.zeros_like(deltas)
-    ranges = zip(each(density, len(deltas)), each(epsilon, len(deltas)), middle, strict=True)
-    return _drop(deltas, [(fraction(d) + e * m).clamp(0, 1) for d, e, m in ranges], draws, rescale)
+    middle = _ranks(deltas).mul_(2 / (width - 1)).sub_(1) if width > 1 else torch.zeros_like(deltas)
+    for row, d, e in zip(middle, each(density, len(deltas)), each(epsilon, len(deltas)), strict=True):
+        row.mul_(e).add_(fraction(d)).clamp_(0, 1).mul_(65536).round_()
+    _drop(deltas, [row.to(torch.int32).numpy() for row in middle], draws)
+    return deltas.div_(middle.clamp_(min=1).div_(65536)) if rescale == "expectation" else deltas
 
 
 def della_scale(parts: Parts, density: float, epsilon: float, rescale: Rescale) -> torch.Tensor:
     """What restores each delta's sum of magnitudes, where that is asked for: shape ``(k,)``."""
-    sums = torch.zeros(2, parts.k, dtype=torch.float64)
-    for chunk in parts if rescale == "l1" else ():
-        sums[0] += chunk.values.abs().sum((1, 2), dtype=torch.float64)
-        kept = _magprune(chunk.values, density, epsilon, chunk.draws, rescale)
-        sums[1] += kept.abs().sum((1, 2), dtype=torch.float64)
-    return _restored(*sums)
+    if rescale != "l1":
+        return torch.ones(parts.k, dtype=parts.dtype)
+    return _restored(parts, lambda chunk: _magprune(chunk.values, density, epsilon, chunk.draws, rescale))
 
 
 @chunks(della_scale, by_rows=True)
@@ -316,7 +320,7 @@ def della_linear(
         rescale: as in `dare_linear`.
     """
     kept = _magprune(deltas, density, epsilon, draws, rescale)
-    return consensus(kept, weights * della_scale, elect=False, normalize="none")
+    return consensus(kept, weights, scale=della_scale, elect=False, normalize="none")
 
 
 @chunks(della_scale, by_rows=True)
@@ -336,40 +340,34 @@ def della(
         rescale: as in `dare_linear`.
         normalize: as in `ties`.
     """
-    kept = _magprune(deltas, density, epsilon, draws, rescale) * della_scale[:, None, None]
-    return consensus(kept, weights, elect=True, normalize=normalize)
+    kept = _magprune(deltas, density, epsilon, draws, rescale)
+    return consensus(kept, weights, scale=della_scale, elect=True, normalize=normalize)
 
 
 # ------------------------------------------------------------ by what all inputs do
 
 
 def _variance(values: torch.Tensor) -> torch.Tensor:
-    centred = values - values.sum(0) / len(values)
-    return centred.square_().sum(0, keepdim=True) / len(values)
+    centred = values - values.sum(0).div_(len(values))
+    return centred.square_().sum(0, keepdim=True).div_(len(values))
 
 
 def selected(parts: Parts, select_topk: float) -> Limit:
     """The limit of the elements whose variance over the inputs is largest, a fraction of those that vary at all."""
-    if fraction(select_topk, "select_topk") == 1:
-        return ALL
-    varying = sum(int(_variance(chunk.values).count_nonzero()) for chunk in parts)
-    [[limit]] = limits(parts, [[int(select_topk * varying)]], _variance)
+    share = fraction(select_topk, "select_topk")
+    [[limit]] = [[ALL]] if share == 1 else limits(parts, lambda _, n: [int(share * n)], _variance, of_nonzero=True)
     return limit
 
 
 def _select(deltas: torch.Tensor, selected: Limit, start: int) -> torch.Tensor:
-    if selected != ALL:
-        mask = selected.mask(_variance(deltas)[0].numpy(), start)
-        for delta in deltas:
-            _keep(delta, mask)
-    return deltas
+    return deltas if selected == ALL else deltas.mul_(selected.flags(_variance(deltas)[0], start))
 
 
 def energy(parts: Parts, selected: Limit) -> torch.Tensor:
     """Each input's share of the squares of what is selected; equal shares where all are zero. Shape ``(k,)``."""
     squares = torch.zeros(parts.k, dtype=torch.float64)
     for chunk in parts:
-        squares += _select(chunk.values, selected, chunk.start).square().sum(1, dtype=torch.float64)
+        squares += sums(_select(chunk.values, selected, chunk.start).square_())
     total = squares.sum()
     return (squares / total if total > 0 else torch.full_like(squares, 1 / len(squares))).to(parts.dtype)
 
@@ -388,7 +386,9 @@ def sce(
         select_topk: fraction kept of the elements that vary over the inputs, by their variance.
     """
     kept = _select(deltas, selected, start)
-    return consensus(kept * agreeing(kept), energy, elect=True, normalize="weights")
+    sign = _elected(kept)
+    shares = _times(_flags(torch.gt, kept, 0), energy)
+    return _over(_times(kept, energy).sum(0).mul_(sign), shares)
 
 
 @chunks()
