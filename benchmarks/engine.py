@@ -4,7 +4,7 @@
 
 A base and four fine-tuned checkpoints of a Llama-like model are made in a temporary folder: random weights, bf16, three
 shards each. For each method the two programs run in turn as processes of their own on a warm cache; the table has
-medians of seconds and the peak of anonymous memory, which a thread reads from /proc every 5 ms. The floor reads every
+medians of seconds (mergekit runs once) and the peak of anonymous memory, which a thread reads from /proc every 5 ms. The floor reads every
 input byte and writes (and syncs) an output of the right size; the loop is what `Checkpoint.save` takes, imports and headers aside.
 """
 
@@ -158,13 +158,9 @@ def clean(out: Path) -> None:
 
 def floor(places: list[Path], folder: Path, models: int = 4) -> float:
     """Read every byte of the inputs and write one output of their size, synced; seconds."""
-    buffer = bytearray(1 << 24)
+    buffer = bytes(1 << 24)
     start = time.perf_counter()
-    for place in places[: models + 1]:
-        for file in place.glob("*.safetensors"):
-            with open(file, "rb", buffering=0) as stream:
-                while stream.readinto(buffer):
-                    pass
+    warm(places[: models + 1])
     size = sum(file.stat().st_size for file in places[0].glob("*.safetensors"))
     with open(folder / "floor", "wb", buffering=0) as stream:
         for _ in range(0, size, len(buffer)):
@@ -189,15 +185,27 @@ print(time.perf_counter() - start)
 def loop(method: str, places: list[Path], out: Path) -> float:
     """Seconds of `Checkpoint.save` alone."""
     base = "" if method in ON_WEIGHTS else str(places[0])
+    warm(places)
     command = [sys.executable, "-c", LOOP, *map(str, places[1:5]), method, base, str(out)]
     seconds = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     clean(out)
     return seconds
 
 
-def measured(command: list[str], out: Path, repeats: int) -> dict[str, float]:
+def warm(places: list[Path]) -> None:
+    """Bring the inputs into the system's cache."""
+    buffer = bytearray(1 << 24)
+    for place in places:
+        for file in place.glob("*.safetensors"):
+            with open(file, "rb", buffering=0) as stream:
+                while stream.readinto(buffer):
+                    pass
+
+
+def measured(command: list[str], out: Path, repeats: int, places: list[Path]) -> dict[str, float]:
     results = []
     for _ in range(repeats):
+        warm(places)
         results.append(run(command))
         clean(out)
     return {
@@ -232,7 +240,7 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     places = [models / n for n in ("base", "ft1", "ft2", "ft3", "ft4")] if models.exists() else make(models, args.size)
     out = folder / "merged"
     clean(out)
-    imports = measured([sys.executable, "-c", "import torch"], out, args.repeats)
+    imports = measured([sys.executable, "-c", "import torch"], out, args.repeats, [])
     floor(places, folder)  # from here on, the inputs are in the system's cache
     floors = statistics.median(floor(places, folder) for _ in range(args.repeats))
     report: dict[str, object] = {
@@ -243,9 +251,9 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
         f"{args.size} B parameters; import torch {imports['seconds']} s, {imports['gigabytes']} GB; floor {floors:.2f} s"
     )
     for method in args.methods.split(","):
-        row: dict[str, object] = {"weightops": measured(ours(method, places, out), out, args.repeats)}
+        row: dict[str, object] = {"weightops": measured(ours(method, places, out), out, args.repeats, places)}
         if args.mergekit:
-            row["mergekit"] = measured(theirs(method, places, out, args.mergekit), out, 1)
+            row["mergekit"] = measured(theirs(method, places, out, args.mergekit), out, 1, places)
             row["ratio"] = round(row["mergekit"]["seconds"] / row["weightops"]["seconds"], 1)  # type: ignore[index]
             row["asked"] = ASKED[method]
         report["methods"][method] = row  # type: ignore[index]
@@ -261,7 +269,7 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
             for method in ("linear", "ties"):
                 for ranks in (1, 2, 4) if size == 0.5 else (1,):
                     row = {"billions": size, "method": method, "ranks": ranks}
-                    row |= measured(ours(method, made, out, ranks), out, 1)
+                    row |= measured(ours(method, made, out, ranks), out, 1, made)
                     report["scale"].append(row)  # type: ignore[attr-defined]
                     print(f"  {json.dumps(row)}", flush=True)
             if size != args.size:

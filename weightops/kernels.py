@@ -12,7 +12,7 @@ import torch
 
 from weightops.dtypes import accumulator
 
-CHUNK = 1 << 18
+CHUNK = 1 << 19
 """Elements of a chunk on CPU, where a result takes several passes: few enough to stay in the cache, enough to keep threads busy."""
 
 

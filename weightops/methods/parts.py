@@ -19,7 +19,7 @@ Draws = Callable[[int], np.random.Generator]
 
 T = TypeVar("T")
 
-_BLOCKS, _BLOCK = 32, 1024  # a sample is so many blocks of so many elements
+_BLOCK = 1024  # a sample is blocks of so many elements: at least 32, and of large tensors a 256th
 
 
 class Chunk(NamedTuple):
@@ -88,11 +88,12 @@ class Parts:
 
     def sample(self) -> torch.Tensor:
         """Evenly spaced blocks of all inputs, shape ``(k, m)``; everything where that isn't more."""
-        if self.numel <= _BLOCKS * _BLOCK:
+        blocks = max(32, self.numel // (256 * _BLOCK))
+        if self.numel <= blocks * _BLOCK:
             return self.read(0, self.numel, torch.empty(self.k * self.numel, dtype=self.dtype))
-        starts = np.linspace(0, self.numel - _BLOCK, _BLOCKS).astype(int).tolist()
-        blocks = torch.empty(_BLOCKS, self.k * _BLOCK, dtype=self.dtype)
-        return torch.cat([self.read(a, a + _BLOCK, b) for a, b in zip(starts, blocks, strict=True)], dim=1)
+        starts = np.linspace(0, self.numel - _BLOCK, blocks).astype(int).tolist()
+        buffers = torch.empty(blocks, self.k * _BLOCK, dtype=self.dtype)
+        return torch.cat([self.read(a, a + _BLOCK, b) for a, b in zip(starts, buffers, strict=True)], dim=1)
 
 
 class Vector:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +16,9 @@ from weightops.keys import Each
 from weightops.methods.parts import Parts, Vector
 
 Array = npt.NDArray[np.floating]
-Places = npt.NDArray[np.intp]
+Places = npt.NDArray[np.int32]
 
-_MARGIN = 0.0125  # share of a sample by which a threshold is bracketed to either side
+_ERRORS = 4  # standard errors of a sample's quantile by which a threshold is bracketed to either side
 
 
 class Limit(NamedTuple):
@@ -62,7 +62,7 @@ def limits(
     """The limits of each row's largest elements, exactly as many as are wanted; among equals the first.
 
     A sample brackets each threshold; one pass counts what is above the bracket and collects what is inside; the k-th
-    largest of the latter is the threshold (Floyd and Rivest, 1975). A bracket that misses is widened to everything.
+    largest of the latter is the threshold (Floyd and Rivest, 1975). A bracket that misses is widened, in the end to everything.
 
     Args:
         parts: the tensors.
@@ -73,7 +73,7 @@ def limits(
     sample = np.sort(measure(parts.sample()).numpy(), axis=1)
     brackets = [
         [
-            _Bracket.around(row, parts.numel, lambda n, i=i, j=j: counts(i, n)[j], of_nonzero)  # type: ignore[misc]
+            _Bracket(row, parts.numel, lambda n, i=i, j=j: counts(i, n)[j], of_nonzero)  # type: ignore[misc]
             for j in range(len(counts(i, parts.numel)))
         ]
         for i, row in enumerate(sample)
@@ -99,34 +99,33 @@ def limits(
 class _Bracket:
     """The search for one threshold: what has been counted above, at and below the ends of an interval."""
 
+    sample: Array
     numel: int
     wanted: Callable[[int], int]
     of_nonzero: bool
-    low: float = -1.0
-    high: float = math.inf
-    above: int = 0
-    at_high: int = 0
-    at_low: int = 0
-    nonzero: int = 0
-    inside: list[tuple[Array, Places]] = field(default_factory=list)
+    errors: float = _ERRORS
     limit: Limit | None = None
     spare: int = 0  # of the elements that equal the threshold, how many are still to be kept
 
-    @classmethod
-    def around(cls, sample: Array, numel: int, wanted: Callable[[int], int], of_nonzero: bool) -> _Bracket:
-        bracket = cls(numel, wanted, of_nonzero)
-        share = float(np.count_nonzero(sample) / len(sample)) if of_nonzero else 1.0
-        count = wanted(round(share * numel))
-        if not of_nonzero and not 0 < count < numel:
-            bracket.limit = ALL if count else NONE
-        elif len(sample) < numel:
-            place = len(sample) * (1 - count / numel)
-            low, high = (int(place + margin * len(sample)) for margin in (-_MARGIN, _MARGIN))
-            if low >= 0:
-                bracket.low = float(sample[low])
-            if high < len(sample):
-                bracket.high = float(sample[high])
-        return bracket
+    def __post_init__(self) -> None:
+        if not self.of_nonzero and not 0 < self.wanted(self.numel) < self.numel:
+            self.limit = ALL if self.wanted(self.numel) else NONE
+        self._aim()
+
+    def _aim(self) -> None:
+        """Put the ends where the sample says that the threshold is."""
+        self.low, self.high = -1.0, math.inf
+        self.above = self.at_high = self.at_low = self.nonzero = 0
+        self.inside: list[tuple[Array, Places, int]] = []
+        m = len(self.sample)
+        if m < self.numel:
+            share = np.count_nonzero(self.sample) / m if self.of_nonzero else 1.0
+            place = m * (1 - self.wanted(round(share * self.numel)) / self.numel)
+            margin = self.errors * 0.5 * math.sqrt(m)
+            if place >= margin:
+                self.low = float(self.sample[int(place - margin)])
+            if place + margin < m:
+                self.high = float(self.sample[int(place + margin)])
 
     def scan(self, x: Array, start: int) -> None:
         over, from_high = x > self.low, x >= self.high
@@ -137,10 +136,10 @@ class _Bracket:
         self.at_low += int(np.count_nonzero(x == self.low))
         if self.high > self.low:
             places = np.flatnonzero(over ^ from_high)
-            self.inside.append((x[places], places + start))
+            self.inside.append((x[places], places.astype(np.int32), start))
 
     def resolve(self) -> None:
-        inside = np.concatenate([values for values, _ in self.inside] or [np.empty(0, dtype=np.float32)])
+        inside = np.concatenate([values for values, _, _ in self.inside] or [np.empty(0, dtype=np.float32)])
         count = self.wanted(self.nonzero if self.of_nonzero else self.numel)
         left = count - self.above - self.at_high
         if not 0 < count < self.numel:
@@ -150,14 +149,15 @@ class _Bracket:
         elif 0 < left <= len(inside):
             kth = np.partition(inside, len(inside) - left)[len(inside) - left]
             kept = left - int(np.count_nonzero(inside > kth))
-            equal = np.concatenate([places[values == kth] for values, places in self.inside])
+            equal = np.concatenate([places[values == kth] + start for values, places, start in self.inside])
             self.limit = Limit(float(kth), self.numel if kept == len(equal) else int(equal[kept - 1]) + 1)
         elif 0 < left - len(inside) <= self.at_low:
             self._found(self.low, left - len(inside), self.at_low)
         elif self.low < 0 and self.high == math.inf:
             self.limit = ALL  # fewer comparable numbers than asked for: there are NaNs
         else:
-            self.low, self.high, self.above, self.at_high, self.at_low, self.nonzero = -1.0, math.inf, 0, 0, 0, 0
+            self.errors *= 8
+            self._aim()
         self.inside = []
 
     def _found(self, magnitude: float, kept: int, equal: int) -> None:

@@ -273,17 +273,16 @@ def dare_ties(
 
 def _ranks(rows: torch.Tensor) -> torch.Tensor:
     """The rank of each element's magnitude in its row, 0 for the smallest; among equals the first is smaller."""
-    magnitudes = rows.abs().numpy()
-    if magnitudes.dtype == np.float64:
-        order = magnitudes.argsort(axis=-1, kind="stable")
+    magnitudes, width = rows.abs(), rows.shape[-1]
+    if rows.dtype == torch.float64:
+        order = magnitudes.argsort(dim=-1, stable=True)
     else:  # one integer of magnitude and place sorts faster than places by magnitude
-        keys = magnitudes.view(np.uint32).astype(np.uint64) << np.uint64(32)
-        keys |= np.arange(rows.shape[-1], dtype=np.uint64)
+        keys = magnitudes.numpy().view(np.uint32).astype(np.uint64)
+        keys <<= np.uint64(32)
+        keys |= np.arange(width, dtype=np.uint64)
         keys.sort(axis=-1)
-        order = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    ranks = np.empty(order.shape, dtype=magnitudes.dtype)
-    np.put_along_axis(ranks, order, np.arange(rows.shape[-1], dtype=magnitudes.dtype), axis=-1)
-    return torch.from_numpy(ranks)
+        order = torch.from_numpy(keys.view(np.int64)).bitwise_and_(0xFFFFFFFF)
+    return magnitudes.scatter_(-1, order, torch.arange(width, dtype=rows.dtype).expand_as(rows))
 
 
 def _magprune(deltas: torch.Tensor, density: float, epsilon: float, draws: Draws, rescale: Rescale) -> torch.Tensor:
