@@ -12,9 +12,13 @@ import argparse
 import json
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
+
+import torch
 
 from weightops import open_checkpoint
 from weightops.bench import Bench, Measured
@@ -189,34 +193,43 @@ def summarize(rows: list[dict[str, float]], config: dict) -> dict:
     }
 
 
+def measure(seed: int, steps: int, threads: int | None) -> dict[str, float]:
+    """All parts with one seed."""
+    if threads:
+        torch.set_num_threads(threads)
+    bench = Remembering("embedded", [], config=config_for(open_checkpoint("embedded"), seed=seed, steps=steps))
+    row: dict[str, float] = {"seed": seed}
+    for part in (patching, negation, addition, analogies, attack, strategies):
+        began = time.monotonic()
+        try:
+            row |= part(bench)
+        except NothingSatisfiesError as error:
+            print(f"{part.__name__}, seed {seed}: {error}", flush=True)
+        print(f"seed {seed}, {part.__name__}: {time.monotonic() - began:.0f} s", json.dumps(row), flush=True)
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120, help="of each fine-tuning; more change little")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time; of several each computes on one core")
     parser.add_argument("-o", "--out", type=Path, default=RESULTS / "papers.json")
     args = parser.parse_args()
+    config = asdict(config_for(open_checkpoint("embedded"), steps=args.steps))
     rows = []
-    for seed in range(args.seeds):
-        config = config_for(open_checkpoint("embedded"), seed=seed, steps=args.steps)
-        bench = Remembering("embedded", [], config=config)
-        row: dict[str, float] = {"seed": seed}
-        for part in (patching, negation, addition, analogies, attack, strategies):
-            began = time.monotonic()
-            try:
-                row |= part(bench)
-            except NothingSatisfiesError as error:
-                print(f"{part.__name__}, seed {seed}: {error}", flush=True)
-            print(f"seed {seed}, {part.__name__}: {time.monotonic() - began:.0f} s", json.dumps(row), flush=True)
-            result = summarize([*rows, row], asdict(config))
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        threads = 1 if args.jobs > 1 else None
+        for done in as_completed([pool.submit(measure, seed, args.steps, threads) for seed in range(args.seeds)]):
+            rows.append(done.result())
+            rows.sort(key=lambda row: row["seed"])
+            result = summarize(rows, config)
             args.out.parent.mkdir(exist_ok=True)
             args.out.write_text(json.dumps(result, indent=2) + "\n")
-        rows.append(row)
     for name, value in result["spread"].items():
         print(f"{name:32} {value['mean']:8.2f}   ({value['min']:.2f} to {value['max']:.2f})")
     for claim, verdict in result["claims"].items():
-        print(
-            f"{ {True: 'holds', False: 'does not hold', None: 'not measured'}[verdict['holds']]:14} {claim} {verdict}"
-        )
+        print(f"{'holds' if verdict['holds'] else 'does not hold':14} {claim} {verdict}")
 
 
 if __name__ == "__main__":

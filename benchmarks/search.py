@@ -37,7 +37,7 @@ def goals(task) -> dict[str, tuple[Goal, float]]:
         "patch, <= 3 points": (Goal(even([task]), kept, drop=0.03), 1),
         "patch, mean rule": (Goal({**even([task], 0.5), **even(SUPPORTED, 0.5)}), 1),
         "patch, each <= 2 points": (Goal(even([task]), kept, drop=0.02, each=True), 1),
-        "negate, control >= 95 %": (Goal(even([task], -1.0), kept, ratio=0.95, drop=0.0, errors=0.0), -1),
+        "negate, control >= 95 %": (Goal(even([task], -1.0), kept, ratio=0.95, drop=0.0), -1),
     }
 
 

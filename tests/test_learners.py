@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from weightops import TASKS, TrainingConfig, lofi, open_checkpoint
+from weightops.cli.main import run
 from weightops.errors import OptionError
 from weightops.evaluators.perplexity import perplexity, token_loss
 from weightops.evaluators.shift import shift
@@ -74,6 +76,58 @@ def test_a_language_model_and_its_perplexity(tmp_path: Path) -> None:
     assert perplexity(merged, tokens) < 0.3 * before
     assert merged.lm_head.weight is merged.transformer.wte.weight
     assert open_checkpoint(tmp_path / "node0").source.ties  # stored once
+
+
+def test_a_timm_folder_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its head is for 7 classes: it gets a new one for the task, the same on every node."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=7, **sizes)
+    folder = open_checkpoint(model).save(tmp_path / "timm")
+    config = {
+        "architecture": "vit_tiny_patch16_224", "num_classes": 7, "model_args": sizes,
+        "pretrained_cfg": {"input_size": [3, 16, 16], "crop_pct": 1.0, "num_classes": 7},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    training = ["--task", "digits", "--model", str(folder), "--steps", "60", "--lr", "3e-3", "--batch-size", "64"]
+    assert run(["lofi", *training, "--nodes", "2", "-o", str(tmp_path / "lofi")]) == 0
+    assert run(["finetune", *training, "--node", "1/2", "-o", str(tmp_path / "node1")]) == 0
+    node = open_checkpoint(tmp_path / "lofi" / "node1")
+    assert all(torch.equal(node[name], tensor) for name, tensor in open_checkpoint(tmp_path / "node1").items())
+    with torch.no_grad():
+        assert timm.create_model(f"local-dir:{tmp_path / 'lofi' / 'merged'}", pretrained=True).num_classes == 10
+    capsys.readouterr()
+    assert run(["evaluate", str(tmp_path / "lofi" / "merged"), "--tasks", "digits", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["metrics"]["acc1"] > 0.5
+    assert run(["evaluate", str(folder), "--tasks", "digits"]) == 1
+    assert "has a head for 7 classes, and digits has 10" in capsys.readouterr().err
+
+
+def test_a_language_model_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    torch.manual_seed(0)
+    letters = {chr(i): i for i in range(128)}
+    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="?"))  # type: ignore[arg-type]
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path / "gpt2")
+    config = transformers.GPT2Config(vocab_size=128, n_positions=32, n_embd=32, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    start, out = str(tmp_path / "gpt2"), str(tmp_path / "lofi")
+    training = ["--text", __file__, "--model", start, "--steps", "60", "--lr", "1e-2", "--batch-size", "16"]
+    assert run(["lofi", *training, "--nodes", "2", "-o", out]) == 0
+    assert run(["finetune", *training, "-o", str(tmp_path / "alone")]) == 0
+    capsys.readouterr()
+    assert run(["evaluate", start, f"{out}/merged", "--text", __file__, "--json"]) == 0
+    before, after = (row["perplexity"] for row in json.loads(capsys.readouterr().out))
+    assert before == pytest.approx(128, rel=0.1)
+    assert after < 0.3 * before
+    transformers.AutoModelForCausalLM.from_pretrained(f"{out}/merged")
+    assert run(["finetune", "-o", str(tmp_path / "x")]) == 2
+    assert run(["finetune", "--text", __file__, "--model", "embedded", "-o", str(tmp_path / "x")]) == 1
+    assert "isn't a folder of transformers" in capsys.readouterr().err
 
 
 def test_no_data() -> None:

@@ -287,7 +287,6 @@ from weightops.merging import merge
 from pathlib import Path
 
 torch.set_num_threads(2)
-write.SYNC_SECONDS = 0.0
 engine.SEGMENT = 1 << 14
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
 models = [str(folder / f"m{i}.safetensors") for i in range(3)]

@@ -272,6 +272,8 @@ assert run(["push", "edited", "org/mine", "--dry-run"]) == 0
 print("---")
 assert run(["push", "edited", "org/mine"]) == 0
 assert run(["push", "edited", "other/mine"]) == 1
+assert run(["merge", "edited", "edited", "-o", "merged", "--push", "org/mine"]) == 0
+assert run(["merge", "edited", "edited", "-o", "merged.safetensors", "--push", "org/mine"]) == 2
 """
 
 
@@ -283,7 +285,8 @@ def test_pushing(endpoint: str, tmp_path: Path) -> None:
     assert "would be pushed to org/mine" in told
     assert "pushed to http" in done
     assert set(Hub.uploaded) == {"README.md", "model.safetensors"}
-    assert Hub.uploaded["model.safetensors"] == (tmp_path / "work" / "edited" / "model.safetensors").read_bytes()
+    assert Hub.uploaded["model.safetensors"] == (tmp_path / "work" / "merged" / "model.safetensors").read_bytes()
+    assert b"# linear of 2 checkpoints" in Hub.uploaded["README.md"]
 
 
 def test_what_is_fetched() -> None:

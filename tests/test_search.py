@@ -8,7 +8,18 @@ import torch
 
 from weightops import Point, choose
 from weightops.errors import UnknownNameError, WeightopsError
-from weightops.search import Goal, NothingSatisfiesError, Sheet, coordinates, cut, difference, grid, interval, race
+from weightops.search import (
+    Goal,
+    NothingSatisfiesError,
+    Sheet,
+    coordinates,
+    cut,
+    difference,
+    evolve,
+    grid,
+    interval,
+    race,
+)
 
 # alpha, MNIST, CIFAR-10: points of the authors' log around the optima
 CURVE = [
@@ -115,6 +126,33 @@ def test_coordinates_finds_what_no_shared_coefficient_gives() -> None:
     }
     sheet, _ = sheet_of(hits, Goal({"t": 1.0}))
     assert coordinates(sheet, values, [(v, v) for v in values]).alpha == optimum
+
+
+def test_evolution_along_a_ridge() -> None:
+    """Two coefficients must change together, and a third costs what is kept: coordinate by coordinate is slow here."""
+    n = 2000
+    luck = torch.rand(2, n, generator=torch.Generator().manual_seed(0))
+    seen: list[float] = []
+
+    def measure(alpha: tuple[float, ...], start: float, stop: float) -> dict[str, torch.Tensor]:
+        a, b, c = alpha
+        score = 0.95 - 0.1 * (a + b - 1.4) ** 2 - 1.5 * (a - b - 0.4) ** 2 - 0.2 * (c - 0.6) ** 2
+        kept = 0.9 - 0.2 * max(c - 0.3, 0.0)
+        seen.append(stop - start)
+        part = slice(cut(n, start), cut(n, stop))
+        return {"t": luck[0, part] < score, "k": luck[1, part] < kept}
+
+    def found() -> tuple[tuple[float, ...], str]:
+        sheet = Sheet(measure, Goal({"t": 1.0}, {"k": 1.0}), (0.0, 0.0, 0.0), {"t": n, "k": n})
+        choice = evolve(sheet, [0.0, 1.0], [(v, v, v) for v in (0.0, 0.25, 0.5, 0.75, 1.0)])
+        assert isinstance(choice.alpha, tuple)
+        return choice.alpha, choice.why
+
+    alpha, why = found()
+    assert alpha == pytest.approx((0.9, 0.5, 0.3), abs=0.12)
+    assert "95 % confidence" in why
+    assert sum(seen) < 45  # passes over all images; the grid of 21 has 9,261
+    assert found() == (alpha, why)
 
 
 def test_numbers_against_their_formulas() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from weightops import TaskVector, evaluate, merge, open_checkpoint
-from weightops.checkpoints.likeness import for_open_clip
+from weightops.checkpoints.likeness import for_open_clip, in_format
 from weightops.cli.main import run
 from weightops.errors import CheckpointError
 from weightops.evaluators.clip import Clip
@@ -121,6 +121,45 @@ def test_evaluated_by_open_clip_with_the_same_features(folders: tuple[Path, Path
     )
     with pytest.raises(CheckpointError, match="has no image and text encoder"):
         Clip.open(str(tuned))
+
+
+def test_written_for_the_other_library(tmp_path: Path) -> None:
+    """The embedded model, for transformers and back: the same weights, tokens, pictures and features."""
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+    there, back = tmp_path / "transformers", tmp_path / "open_clip"
+    assert run(["merge", "embedded", "--format", "transformers", "-o", str(there)]) == 0
+    ours, theirs = Clip.open("embedded", "cpu"), CLIPModel.from_pretrained(there).eval()
+    prompts = ["a photo of the digit: 7", "Two RED triangles!", "don't"]
+    tokens = AutoTokenizer.from_pretrained(there)(prompts, padding="max_length", return_tensors="pt")["input_ids"]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    pixels = AutoImageProcessor.from_pretrained(there)(image, return_tensors="pt")["pixel_values"]
+    assert torch.allclose(pixels[0], ours.preprocess(image), atol=1e-5)
+    with torch.no_grad():
+        text, seen = theirs.get_text_features(input_ids=tokens), theirs.get_image_features(pixel_values=pixels)
+        text, seen = (getattr(features, "pooler_output", features) for features in (text, seen))
+        assert torch.allclose(text, ours.module.encode_text(ours.tokenizer(prompts)), atol=1e-5)
+        assert torch.allclose(seen, ours.module.encode_image(pixels), atol=1e-5)
+    assert run(["merge", str(there), "--format", "open_clip", "-o", str(back)]) == 0
+    start, again = open_checkpoint("embedded"), open_checkpoint(back)
+    assert set(start) == set(again)
+    assert all(torch.equal(start[name], again[name]) for name in start)
+    assert torch.equal(again.tokenizer()(prompts), start.tokenizer()(prompts))
+    assert evaluate(there, "counting", split="validation")["counting"]["acc1"] == pytest.approx(
+        evaluate("embedded", "counting", split="validation")["counting"]["acc1"], abs=0.005
+    )
+    assert run(["merge", str(there), "--format", "timm", "-o", str(tmp_path / "x")]) == 1
+    assert run(["merge", str(there), "--format", "safetensors", "-o", str(tmp_path / "plain")]) == 0
+    assert {path.name for path in (tmp_path / "plain").iterdir()} == {"README.md", "model.safetensors"}
+
+
+def test_what_transformers_lacks(tmp_path: Path) -> None:
+    folder = open_checkpoint("embedded").save(tmp_path / "odd")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["no_ln_pre"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"settings that transformers' CLIP lacks: vision_cfg\.no_ln_pre"):
+        in_format(open_checkpoint(folder), "transformers")
 
 
 def test_an_activation_that_open_clip_lacks(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from weightops.evaluators.shift import effective_robustness, shift
 from weightops.evaluators.zero_shot import as_tasks, logits
 from weightops.files import whole, write_json
 from weightops.finetuning import TrainingConfig, config_for, finetune
+from weightops.learners import ClipLearner
 from weightops.nodes import Node, Single
 from weightops.runs import EMA, LOG, RECORD
 from weightops.tasks.task import Task
@@ -59,13 +60,13 @@ def compare(
         training took, and those of them in communication. None in other processes.
     """
     out, strategy, [task] = Path(out), strategy or Single(), as_tasks(task)
-    clip = Clip.open(model, device)
+    clip = Clip.open(model, device, learning=task)
     config = config or config_for(clip.base)
     config = replace(config, ema=config.ema or EMA_DECAY)
     everyone = strategy.everyone()
     finetune(clip, task, config, out=out / "baseline", strategy=everyone, **options)
     average = lofi.run(
-        task, out, model=clip.base, config=config, strategy=strategy, nodes=nodes, like=like, device=device, **options
+        ClipLearner(clip, task), out, config=config, strategy=strategy, nodes=nodes, like=like, **options
     )
     if average is None:
         return None

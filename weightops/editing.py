@@ -67,7 +67,7 @@ class Negation(Workflow):
     def goal(self) -> Goal:
         """The least target accuracy that keeps the control's."""
         return Goal(
-            even([self.target], -1.0), even(self.control), ratio=self.threshold, drop=0.0, errors=0.0,
+            even([self.target], -1.0), even(self.control), ratio=self.threshold, drop=0.0,
             what=f"lowest {self.target.name} accuracy", kept="mean control accuracy",
         )  # fmt: skip
 
@@ -109,7 +109,7 @@ def negate(
 ) -> dict[str, Any]:  # fmt: skip
     r"""Make a model forget a task: :math:`\theta = \theta_0 - \alpha\tau` (arXiv 2212.04089).
 
-    Alpha has the least validation accuracy on the target among those whose mean control accuracy is at least
+    Alpha has the least validation accuracy on the target among those whose mean control accuracy is, with 95 % confidence, at least
     ``control_threshold`` of the base's; ties go to the smaller alpha. The test splits are used once, after that.
 
     Args:

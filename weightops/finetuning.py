@@ -84,7 +84,7 @@ def finetune(
     strategy: Single | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Checkpoint:
-    """Fine-tune the image encoder on a task; the text encoder, and so the head, stays as it is.
+    """Fine-tune the image encoder on a task; the text encoder, and so the head, stays as it is. Of timm's classifiers all is fine-tuned.
 
     Args:
         model: what to start from: anything with a known architecture, or a `Clip`, whose module is then trained in place.
@@ -108,8 +108,8 @@ def finetune(
         CheckpointError: if what is to be resumed is of another run.
         NonfiniteError: if weights have become NaN or infinite and were to be written to ``out``.
     """
-    clip = Clip.open(model, device)
     [task] = as_tasks(task)
+    clip = Clip.open(model, device, learning=task)
     return fit(
         ClipLearner(clip, task), config or config_for(clip.base), out=out, checkpoint_every=checkpoint_every, resume=resume,
         overwrite=overwrite, node=node, strategy=strategy, on_step=on_step,

@@ -16,6 +16,10 @@ CHUNK = 1 << 19
 """Elements of a chunk on CPU, where a result takes several passes: few enough to stay in the cache, enough to keep threads busy."""
 
 
+PINNED = 4
+"""Buffers of a thread by which tensors go to CUDA."""
+
+
 def span(k: int) -> int:
     """Elements of each of ``k`` tensors that are worked on together."""
     return max(CHUNK // (1 << (k - 1).bit_length()), 1 << 12)
@@ -26,6 +30,8 @@ class Scratch:
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[int, torch.dtype, torch.device], torch.Tensor] = {}
+        self._pinned: list[tuple[torch.Tensor, torch.cuda.Event]] = []
+        self._turn = 0
 
     def get(self, slot: int, numel: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
         """A flat buffer; the same memory for the same slot, dtype and device."""
@@ -34,6 +40,24 @@ class Scratch:
         if buffer is None or buffer.numel() < numel:
             buffer = self._buffers[key] = torch.empty(max(numel, CHUNK), dtype=dtype, device=device)
         return buffer[:numel]
+
+    def sent(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """A flat tensor on a device. To CUDA it goes by pinned buffers in turn: while one is copied and computed with, the next is read."""
+        if tensor.device == device:
+            return tensor
+        if device.type != "cuda" or tensor.device.type != "cpu":
+            return tensor.to(device)
+        if len(self._pinned) < PINNED:
+            self._pinned.append((torch.empty(0, dtype=torch.uint8), torch.cuda.Event()))  # type: ignore[no-untyped-call]
+        self._turn = (self._turn + 1) % len(self._pinned)
+        buffer, arrived = self._pinned[self._turn]
+        arrived.synchronize()  # what it held before
+        if len(buffer) < tensor.nbytes:
+            buffer = torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=True)
+            self._pinned[self._turn] = buffer, arrived
+        there = buffer[: tensor.nbytes].view(tensor.dtype).copy_(tensor).to(device, non_blocking=True)
+        arrived.record(torch.cuda.current_stream(device))
+        return there
 
 
 class Term(NamedTuple):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from weightops.checkpoints.memory import MemorySource
 from weightops.errors import OptionError, TaskError
-from weightops.evaluators.clip import Clip, Pixels
+from weightops.evaluators.clip import Clip, Pixels, pick_device
+from weightops.evaluators.perplexity import token_blocks, token_loss
 from weightops.expression import LinearForm
 from weightops.tasks.task import Task
 
@@ -69,7 +71,7 @@ class Learner(nn.Module):
 
 
 class ClipLearner(Learner):
-    """The image encoder of a CLIP model, under the frozen head of a task.
+    """The image encoder of a CLIP model, under the frozen head of a task; or a classifier with its own head.
 
     Args:
         clip: the model.
@@ -80,7 +82,7 @@ class ClipLearner(Learner):
     _pixels: Pixels
 
     def __init__(self, clip: Clip, task: Task) -> None:
-        super().__init__(clip.base, clip.module, "visual.", name=task.name, source=task.source, device=clip.device)
+        super().__init__(clip.base, clip.module, clip.learns, name=task.name, source=task.source, device=clip.device)
         self._clip, self._task = clip, task
 
     def prepare(self) -> None:
@@ -115,6 +117,7 @@ class ModuleLearner(Learner):
         loss: gives the mean loss of a batch from the module, inputs and labels, as `classification` does for timm's models, and
             `weightops.evaluators.perplexity.token_loss` for language models.
         name: of the task.
+        base: what the module is made from; by default its weights as they are.
 
     Raises:
         OptionError: if there are no samples, or other numbers of inputs and labels.
@@ -132,12 +135,13 @@ class ModuleLearner(Learner):
         loss: Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor],
         *,
         name: str,
+        base: Checkpoint | None = None,
     ) -> None:
         if not len(inputs) or len(inputs) != len(labels):
             raise OptionError(f"{name} has {len(inputs)} inputs and {len(labels)} labels")
         device = next(module.parameters()).device
-        start = Checkpoint(LinearForm.of(MemorySource(copies(module.state_dict()), type(module).__name__)))
-        super().__init__(start, module, "", name=name, source="tensors", device=device)
+        base = base or Checkpoint(LinearForm.of(MemorySource(copies(module.state_dict()), type(module).__name__)))
+        super().__init__(base, module, "", name=name, source="tensors", device=device)
         self._data, self._loss = (inputs, labels), loss
 
     def __len__(self) -> int:
@@ -150,6 +154,29 @@ class ModuleLearner(Learner):
     def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with self.autocast():
             return self._loss(self.module, inputs, labels)
+
+
+class TextLearner(ModuleLearner):
+    """A causal language model of transformers, all of which learns from a text.
+
+    Args:
+        model: its folder or ref.
+        text: a file of UTF-8.
+        device: "auto", "cpu", "cuda", ...
+        length: tokens a block; by default as many as the model takes, at most 1,024.
+
+    Raises:
+        CheckpointError: if it isn't a model of transformers with a tokenizer.
+        TaskError: if the text has not even one block of tokens.
+    """
+
+    def __init__(
+        self, model: CheckpointLike, text: str | Path, *, device: str = "auto", length: int | None = None
+    ) -> None:
+        base = open_checkpoint(model)
+        blocks = token_blocks(base, text, length)
+        module = base.model().to(pick_device(device))
+        super().__init__(module, blocks, blocks, token_loss, name=Path(text).name, base=base)
 
 
 def classification(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

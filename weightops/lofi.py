@@ -14,11 +14,13 @@ from weightops.checkpoints.checkpoint import Architecture, Checkpoint, Checkpoin
 from weightops.checkpoints.memory import MemorySource
 from weightops.errors import MismatchError, NonfiniteError, OptionError
 from weightops.evaluators.clip import Clip
+from weightops.evaluators.zero_shot import as_tasks
 from weightops.expression import LinearForm, check_match
 from weightops.files import check_free, whole, write_json
-from weightops.finetuning import TrainingConfig, config_for, finetune
+from weightops.finetuning import TrainingConfig, config_for, fit
 from weightops.kernels import has_nonfinite
 from weightops.keys import Rules, some
+from weightops.learners import ClipLearner, Learner
 from weightops.nodes import Lofi, Node, Single
 from weightops.runs import WEIGHTS, RecordedSource, training_record
 from weightops.task_vector import TaskVector
@@ -200,7 +202,7 @@ def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run(
-    task: str | Task,
+    task: str | Task | Learner,
     out: str | Path,
     *,
     model: CheckpointLike = "embedded",
@@ -220,9 +222,9 @@ def run(
     checkpoints are averaged, where they can all be seen. Without torchrun, one node is trained after another.
 
     Args:
-        task: what to learn.
+        task: what to learn; or a learner, which has its model and data.
         out: the folder.
-        model: what all nodes start from.
+        model: what all nodes start from, if not the learner's.
         config: how; by default `config_for` the model. The batch size is that of all nodes together.
         strategy: this process's part, from `connected`; by default this process alone.
         nodes: how many, where that isn't said by the strategy.
@@ -245,26 +247,30 @@ def run(
         started = f"; torchrun started {count}" if count else ""
         raise OptionError(f"say how many nodes there are with --nodes, or start the nodes with torchrun{started}")
     check_free(out / "merged", overwrite=overwrite or resume)
-    clip = Clip.open(model, device)
-    config = config or config_for(clip.base)
+    if isinstance(task, Learner):
+        learner = task
+    else:
+        [task] = as_tasks(task)
+        learner = ClipLearner(Clip.open(model, device, learning=task), task)
+    config = config or config_for(learner.base)
     diverged: dict[int, str] = {}
     mine = [strategy.index] if isinstance(strategy, Lofi) else range(count)
     for index in mine:
-        clip.base.load_into(clip.module)
+        learner.base.load_into(learner.module)
         try:
-            tuned = finetune(
-                clip, task, config, out=out / f"node{index}", checkpoint_every=checkpoint_every, resume=resume,
+            tuned = fit(
+                learner, config, out=out / f"node{index}", checkpoint_every=checkpoint_every, resume=resume,
                 overwrite=overwrite, node=replace(like, index=index, count=count), strategy=strategy,
             )  # fmt: skip
             state = tuned.state_dict()
         except NonfiniteError as error:
-            diverged[index], state = str(error), clip.module.state_dict()
+            diverged[index], state = str(error), learner.module.state_dict()
     if strategy.rank:
         return None
     if isinstance(strategy, Lofi):
         samples = config.steps * replace(like, index=strategy.index, count=count).batch_size(config.batch_size)
         meeting = _Meeting(out, strategy, 0 if diverged else samples, config.steps, like.only)
-        return meeting.average(state, clip.base.architecture)
+        return meeting.average(state, learner.base.architecture)
     merged = _from_files(out, count, diverged, like.only)
     merged.save(out / "merged", overwrite=True)
     return merged

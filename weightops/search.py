@@ -1,6 +1,6 @@
 """Choose coefficients on held-out data, under constraints, and say why.
 
-A `Goal` says what is wanted. `grid`, `race` and `coordinates` decide which coefficients are measured on how many images;
+A `Goal` says what is wanted. `grid`, `race`, `coordinates` and `evolve` decide which coefficients are measured on how many images;
 all of them end with `Goal.choose` on what was measured in full.
 """
 
@@ -374,3 +374,72 @@ def coordinates(sheet: Sheet, alphas: Sequence[float], start: Iterable[Coefficie
         if best == before:
             break
     return sheet.choose()
+
+
+def evolve(
+    sheet: Sheet, alphas: Sequence[float], start: Iterable[Coefficients], *, rounds: int = 12, seed: int = 0
+) -> Choice:
+    """Choose several coefficients that depend on each other, by CMA-ES (Hansen, arXiv 1604.00772), from the best of ``start``.
+
+    Candidates are drawn from a Gaussian whose mean, width and covariance follow the better half; they are clipped to the range of ``alphas``,
+    rounded to hundredths, and seen on a quarter of the images. Of what satisfies the constraint more is better; what doesn't is
+    worse, the more it lacks. The best of all rounds are measured in full.
+
+    Args:
+        sheet: what measures.
+        alphas: their least and largest bound each coefficient.
+        start: where to begin, such as one shared coefficient at every value.
+        rounds: how many.
+        seed: of the draws.
+    """
+    best = race(sheet, list(start)).alpha
+    n, low, high = len(sheet.base), min(alphas), max(alphas)
+    drawn = torch.Generator().manual_seed(seed)
+    size = 4 + int(3 * math.log(n))
+    shares = math.log((size + 1) / 2) - torch.arange(1, size // 2 + 1, dtype=torch.float64).log()
+    shares /= shares.sum()
+    effective = 1 / float(shares.square().sum())
+    # the rates at which paths and covariance are learnt, and the step is damped: equations 55 to 58
+    rate_path, rate_step = (4 + effective / n) / (n + 4 + 2 * effective / n), (effective + 2) / (n + effective + 5)
+    rate_one = 2 / ((n + 1.3) ** 2 + effective)
+    rate_all = min(1 - rate_one, 2 * (effective - 2 + 1 / effective) / ((n + 2) ** 2 + effective))
+    damping = 1 + 2 * max(0.0, math.sqrt((effective - 1) / (n + 1)) - 1) + rate_step
+    usual = math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))
+    mean = torch.tensor(best if isinstance(best, tuple) else (best,), dtype=torch.float64)
+    step, covariance = 0.2 * (high - low), torch.eye(n, dtype=torch.float64)
+    path, path_of_step = torch.zeros(2, n, dtype=torch.float64)
+    worth: dict[Coefficients, tuple[bool, float]] = {}
+    for turn in range(rounds):
+        squares, axes = torch.linalg.eigh(covariance)
+        lengths = squares.clamp(min=1e-12).sqrt()
+        normal = torch.randn(size, n, generator=drawn, dtype=torch.float64)
+        points = (mean + step * (normal * lengths) @ axes.T).clamp(low, high)
+        seen = [tuple(round(value, 2) + 0.0 for value in point) for point in points.tolist()]
+        for alpha in seen:
+            worth[alpha] = _worth(sheet, alpha, 1 / 4)
+        order = sorted(range(size), key=lambda i: worth[seen[i]], reverse=True)[: len(shares)]
+        moves = (points[order] - mean) / step
+        move = shares @ moves
+        mean = mean + step * move
+        path_of_step = (1 - rate_step) * path_of_step + math.sqrt(rate_step * (2 - rate_step) * effective) * (
+            axes @ ((axes.T @ move) / lengths)
+        )
+        length = float(path_of_step.norm())
+        short = length / math.sqrt(1 - (1 - rate_step) ** (2 * turn + 2)) < (1.4 + 2 / (n + 1)) * usual
+        path = (1 - rate_path) * path + short * math.sqrt(rate_path * (2 - rate_path) * effective) * move
+        covariance = (1 - rate_one - rate_all) * covariance + rate_one * torch.outer(path, path)
+        covariance = covariance + rate_all * (moves.T * shares) @ moves
+        step *= math.exp(rate_step / damping * (length / usual - 1))
+    for alpha in sorted(worth, key=lambda a: worth[a], reverse=True)[:size]:
+        sheet.see(alpha)
+    return sheet.choose()
+
+
+def _worth(sheet: Sheet, alpha: Coefficients, share: float) -> tuple[bool, float]:
+    """Whether coefficients satisfy the constraint on a share of the images, and their score, or by how much they don't."""
+    for coefficients in (alpha, sheet.base):
+        sheet.see(coefficients, share)
+    hits, base = sheet.first(alpha, share), sheet.first(sheet.base, share)
+    slack, error = sheet.goal.slack(hits, base)
+    margin = slack - sheet.goal.errors * error * math.sqrt(share)  # as in `race`
+    return margin >= 0, sheet.goal.value(hits) if margin >= 0 else margin

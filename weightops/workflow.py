@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from weightops.bench import Bench, Measured, Trial, Vectors, combined, file_name
 from weightops.checkpoints.checkpoint import CheckpointLike, open_checkpoint
@@ -30,6 +30,7 @@ from weightops.search import (
     Point,
     coordinates,
     difference,
+    evolve,
     grid,
     interval,
     race,
@@ -41,8 +42,8 @@ from weightops.tasks.task import Task
 log = logging.getLogger("weightops")
 
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
-Search = Literal["grid", "race"]
-SEARCHES: tuple[Search, ...] = ("grid", "race")
+Search = Literal["grid", "race", "cma"]
+SEARCHES: tuple[Search, ...] = get_args(Search)
 OnMeasured = Callable[[Measured], None]
 
 
@@ -103,7 +104,8 @@ class Workflow(ABC):
         model: what is edited.
         finetuned: weights or vectors to use instead of fine-tuning, one for each task that is learned.
         alphas: values to try for each coefficient.
-        search: "grid" measures all of them on all validation images; "race" drops the hopeless early.
+        search: "grid" measures all of them on all validation images; "race" drops the hopeless early; "cma" is for several
+            coefficients that depend on each other. Of several, the others look at each in turn.
         device: "auto", "cpu", "cuda", ...
         training: fields of `TrainingConfig`.
     """
@@ -187,8 +189,12 @@ class Workflow(ABC):
         values = [self.sign * alpha + 0.0 for alpha in (self.alphas if alphas is None else alphas)]
         k = len(trial.vectors)
         shared = [(value,) * k for value in values]
-        along = race if self.search == "race" else grid
-        choice = coordinates(trial.sheet, values, shared) if k > 1 else along(trial.sheet, shared)
+        if k == 1:
+            choice = (grid if self.search == "grid" else race)(trial.sheet, shared)
+        elif self.search == "cma":
+            choice = evolve(trial.sheet, values, shared, seed=self.config.seed)
+        else:
+            choice = coordinates(trial.sheet, values, shared)
         alpha = choice.alpha if isinstance(choice.alpha, tuple) else (choice.alpha,)
         if not any(alpha):
             best = max((p for p in self.points(trial.sweep) if p.size[0]), key=lambda p: (p.kept, p.score))

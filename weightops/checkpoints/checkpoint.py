@@ -169,9 +169,13 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def to(self, dtype: torch.dtype) -> Checkpoint:
         """The same weights with floating-point tensors in another dtype, cast when they are read."""
-        cast = Checkpoint(self.form.to(dtype), self.architecture)
-        cast.recipe, cast.card = self.recipe, self.card
-        return cast
+        return self.as_of(self.form.to(dtype), self.architecture)
+
+    def as_of(self, form: LinearForm, architecture: Architecture | None) -> Checkpoint:
+        """What this is made of and says, with another form or of another architecture."""
+        other = Checkpoint(form, architecture)
+        other.recipe, other.card = self.recipe, self.card
+        return other
 
     def state_dict(
         self, *, like: Mapping[str, torch.Tensor] | None = None, on_nonfinite: OnNonfinite = "ignore"

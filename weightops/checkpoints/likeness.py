@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import torch
 
-from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_any, open_checkpoint
+from weightops.checkpoints.checkpoint import Architecture, Checkpoint, CheckpointLike, open_any, open_checkpoint
 from weightops.checkpoints.clip_names import Recipe, is_clip, outside_image_tower, recipes, unwrapped
+from weightops.checkpoints.open_clip_folder import OpenClipArchitecture
+from weightops.checkpoints.timm_folder import TimmArchitecture
 from weightops.checkpoints.transformers_folder import TransformersArchitecture
-from weightops.errors import MismatchError
+from weightops.errors import CheckpointError, MismatchError
 from weightops.expression import Factor, LinearForm, Source, Spec, ties
 from weightops.keys import Rules, escape, some
 
@@ -142,7 +144,7 @@ def alike(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
             log.info("%s is an image encoder: %s come from %s", checkpoint.ref, some(missing), base.ref)
         delta, _ = LinearForm.difference(form, base.form, strict=False)
         form = base.form.plus(delta)
-    return checkpoint if form is checkpoint.form else Checkpoint(form, checkpoint.architecture)
+    return checkpoint if form is checkpoint.form else checkpoint.as_of(form, checkpoint.architecture)
 
 
 def _tells_a_size(name: str) -> bool:
@@ -183,6 +185,42 @@ def for_open_clip(checkpoint: Checkpoint) -> Checkpoint:
     """A CLIP model of transformers as open_clip has it; any other checkpoint as it is."""
     architecture = checkpoint.architecture
     converted = architecture.open_clip() if isinstance(architecture, TransformersArchitecture) else None
-    if converted is None:
+    return _built_as(converted, checkpoint) if converted else checkpoint
+
+
+FORMATS = ("open_clip", "transformers", "timm", "safetensors")
+"""What a checkpoint can be written for."""
+
+
+def in_format(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """A checkpoint as one of the `FORMATS` has it: the folder that it is saved to loads in that library.
+
+    CLIP models go from open_clip to transformers and back; "safetensors" leaves all but the weights away.
+
+    Raises:
+        CheckpointError: if that library hasn't such a model, or it isn't known of what model the weights are.
+    """
+    architecture = checkpoint.architecture
+    if name == "safetensors":
+        return checkpoint.as_of(checkpoint.form, None)
+    if name == _library(architecture):
         return checkpoint
-    return Checkpoint(fitted(checkpoint.form, open_checkpoint(converted.build()).form), converted)
+    if name == "open_clip" and isinstance(architecture, TransformersArchitecture):
+        converted = for_open_clip(checkpoint)
+        if converted is not checkpoint:
+            return converted
+    if name == "transformers" and isinstance(architecture, OpenClipArchitecture):
+        return _built_as(TransformersArchitecture.of_open_clip(architecture), checkpoint)
+    known = _library(architecture)
+    what = f"a model of {known}" if known else "of no model that is known"
+    raise CheckpointError(f"{checkpoint.ref} is {what}, and can't be written for {name}")
+
+
+def _library(architecture: Architecture | None) -> str | None:
+    kinds = {"open_clip": OpenClipArchitecture, "transformers": TransformersArchitecture, "timm": TimmArchitecture}
+    return next((name for name, kind in kinds.items() if isinstance(architecture, kind)), None)
+
+
+def _built_as(architecture: Architecture, checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint in the names of the model that an architecture builds."""
+    return checkpoint.as_of(fitted(checkpoint.form, open_checkpoint(architecture.build()).form), architecture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import shutil
@@ -19,6 +20,7 @@ from weightops.files import cache_dir, whole, write_json
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
+MERGES = "merges.txt.gz"
 _TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*", "*.model")
 """Files of a tokenizer, which go wherever the weights go."""
 
@@ -46,13 +48,16 @@ class OpenClipArchitecture:
             raise CheckpointError(f"{path} is not an open_clip configuration with model_cfg, vision_cfg and text_cfg")
 
     @classmethod
-    def of_config(cls, config: Mapping[str, Any]) -> OpenClipArchitecture:
-        """The architecture of a configuration that is in no folder: it is put into one in the cache."""
-        folder = cache_dir() / "open_clip" / sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    def of_config(cls, config: Mapping[str, Any], merges: str | None = None) -> OpenClipArchitecture:
+        """The architecture of a configuration that is in no folder, and of a tokenizer's merges: they are put into one in the cache."""
+        key = sha256(json.dumps([config, merges], sort_keys=True).encode()).hexdigest()[:16]
+        folder = cache_dir() / "open_clip" / key
         if not (folder / CONFIG).is_file():
             with whole(folder, overwrite=True) as part:
                 part.mkdir()
                 write_json(part / CONFIG, config)
+                if merges is not None:
+                    (part / MERGES).write_bytes(gzip.compress(merges.encode(), mtime=0))
         return cls(folder)
 
     def build(self) -> nn.Module:
@@ -87,6 +92,17 @@ class OpenClipArchitecture:
                 f"local-dir:{self.folder}", **self._local_merges(self.folder)
             )
         return tokenizer
+
+    def vocabulary(self) -> tuple[list[str], list[str]]:
+        """The tokens in the order of their ids, and the merges of byte pairs that make them.
+
+        Raises:
+            CheckpointError: if the tokenizer isn't open_clip's own.
+        """
+        tokenizer: Any = self.tokenizer()
+        if not hasattr(tokenizer, "bpe_ranks"):
+            raise CheckpointError(f"the tokenizer of {self.folder} isn't open_clip's own")
+        return list(tokenizer.encoder), [" ".join(pair) for pair in tokenizer.bpe_ranks]
 
     def _local_merges(self, folder: Path) -> dict[str, str]:
         """The tokenizer's merges where they lie in the folder: open_clip takes their path from the working directory."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from weightops.errors import CheckpointError
-from weightops.files import read_json
+from weightops.files import read_json, write_json
 
 CONFIG = "config.json"
 
@@ -30,13 +30,15 @@ class TimmArchitecture:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = read_json(folder / CONFIG)
+        self.classes: int | None = None  # where it is another number than the folder's
 
     def build(self) -> nn.Module:
         """The module, with weights yet to be filled in, in evaluation mode."""
         import timm
 
         try:
-            module: nn.Module = timm.create_model(f"local-dir:{self.folder}", pretrained=False)
+            heads: dict[str, Any] = {} if self.classes is None else {"num_classes": self.classes}
+            module: nn.Module = timm.create_model(f"local-dir:{self.folder}", pretrained=False, **heads)
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
             raise CheckpointError(f"timm can't build the model of {self.folder / CONFIG}: {error}") from error
         return module.eval()
@@ -59,4 +61,7 @@ class TimmArchitecture:
 
     def write(self, folder: Path, final: Path) -> None:
         """Put all but the weights into ``folder``, which will be known as ``final``."""
-        shutil.copyfile(self.folder / CONFIG, folder / CONFIG)
+        if self.classes is None:
+            shutil.copyfile(self.folder / CONFIG, folder / CONFIG)
+        else:
+            write_json(folder / CONFIG, {**self.config, "num_classes": self.classes})

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from weightops.checkpoints.open_clip_folder import OpenClipArchitecture
+from weightops.checkpoints.open_clip_folder import CONFIG as OPEN_CLIP_CONFIG
+from weightops.checkpoints.open_clip_folder import MERGES, OpenClipArchitecture
 from weightops.errors import CheckpointError, missing_extra
-from weightops.files import read_json, write_json
+from weightops.files import cache_dir, read_json, whole, write_json
+from weightops.keys import some
 
 CONFIG = "config.json"
 _BESIDE = (
@@ -39,6 +43,24 @@ class TransformersArchitecture:
         self.config = read_json(folder / CONFIG)
         self.layers: int | None = None  # where it is another number than the folder's
 
+    @classmethod
+    def of_open_clip(cls, architecture: OpenClipArchitecture) -> TransformersArchitecture:
+        """A CLIP model of open_clip as transformers has it, with its tokenizer; in a folder of the cache.
+
+        Raises:
+            CheckpointError: if transformers' CLIP can't compute what this model computes.
+        """
+        files = _for_transformers(architecture)
+        digest = sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+        folder = cache_dir() / "transformers" / digest
+        if not (folder / CONFIG).is_file():
+            with whole(folder, overwrite=True) as part:
+                part.mkdir()
+                for name, content in files.items():
+                    text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False)
+                    (part / name).write_text(text + "\n", encoding="utf-8")
+        return cls(folder)
+
     def build(self) -> nn.Module:
         """The module, with weights yet to be filled in, in evaluation mode. Code that a folder brings is never run."""
         transformers = self._transformers("to build the model")
@@ -59,6 +81,25 @@ class TransformersArchitecture:
         """PIL image -> tensor of shape ``(3, height, width)``."""
         processor = self._transformers("to prepare images").AutoImageProcessor.from_pretrained(self.folder)
         return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
+
+    @property
+    def context(self) -> int:
+        """How many tokens the model takes."""
+        names = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+        return next((int(self.config[name]) for name in names if self.config.get(name)), 1024)
+
+    def tokens(self, text: str) -> torch.Tensor:
+        """The ids of a whole text, shape ``(n,)``.
+
+        Raises:
+            CheckpointError: if the folder has no tokenizer that can be loaded.
+        """
+        library = self._transformers("to tokenise")
+        try:
+            tokenizer = library.AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise CheckpointError(f"{self.folder} has no tokenizer that transformers loads: {error}") from error
+        return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
         """Texts -> token ids of shape ``(n, context_length)``."""
@@ -110,7 +151,7 @@ class TransformersArchitecture:
             or not last
         ):
             raise CheckpointError(f"{self.folder / CONFIG} is a CLIP model with settings that open_clip doesn't have")
-        model_cfg = {
+        model_cfg: dict[str, Any] = {
             "embed_dim": self.config.get("projection_dim", 512),
             "quick_gelu": acts == {"quick_gelu"},
             "vision_cfg": {
@@ -133,9 +174,13 @@ class TransformersArchitecture:
             "mean": processor.get("image_mean", _OPENAI_MEAN),
             "std": processor.get("image_std", _OPENAI_STD),
             "interpolation": _INTERPOLATIONS.get(processor.get("resample", 3), "bicubic"),
-            "resize_mode": "shortest",
+            "resize_mode": "shortest" if "shortest_edge" in processor.get("size", {"shortest_edge": 0}) else "squash",
         }
-        return OpenClipArchitecture.of_config({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})
+        merges = None
+        if text["vocab_size"] != _DEFAULTS["vocab_size"] and (self.folder / "merges.txt").is_file():
+            merges = (self.folder / "merges.txt").read_text(encoding="utf-8").rstrip("\n")
+            model_cfg["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": MERGES}
+        return OpenClipArchitecture.of_config({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}, merges)
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -143,3 +188,68 @@ _DEFAULTS: dict[str, Any] = {
     "vocab_size": 49408, "max_position_embeddings": 77,
 }  # fmt: skip
 """What transformers takes for what a configuration of CLIP doesn't say."""
+
+_KNOWN = {
+    "model_cfg": {"embed_dim", "quick_gelu", "init_logit_scale", "vision_cfg", "text_cfg"},
+    "vision_cfg": {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "patch_dropout"},
+    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "tokenizer_kwargs"},
+}
+"""Settings of open_clip that transformers' CLIP has too, or that change nothing after training."""
+
+
+def _for_transformers(architecture: OpenClipArchitecture) -> dict[str, Any]:
+    """Name -> content of the files that say the same of a model to transformers."""
+    model = architecture.config["model_cfg"]
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    prepare = architecture.config.get("preprocess_cfg", {})
+    other = [
+        f"{place}.{name}"
+        for place, settings in (("model_cfg", model), ("vision_cfg", vision), ("text_cfg", text))
+        for name in settings.keys() - _KNOWN[place]
+    ]
+    mode = prepare.get("resize_mode", "shortest")
+    other += [] if mode in ("shortest", "squash") else ["preprocess_cfg.resize_mode"]
+    other += [] if isinstance(vision.get("layers", 12), int) else ["vision_cfg.layers"]
+    if other:
+        raise CheckpointError(
+            f"{architecture.folder / OPEN_CLIP_CONFIG} has settings that transformers' CLIP lacks: {some(sorted(other))}"
+        )
+    act = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
+    common = {"hidden_act": act, "layer_norm_eps": 1e-5, "projection_dim": model["embed_dim"]}
+    width, size, last = vision.get("width", 768), vision.get("image_size", 224), text.get("vocab_size", 49408) - 1
+    pixels = {"height": size, "width": size}
+    context = text.get("context_length", 77)
+    marks = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END}
+    ids, merges = architecture.vocabulary()
+    config = {
+        "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": model["embed_dim"],
+        "vision_config": {
+            **common, "model_type": "clip_vision_model", "image_size": size, "patch_size": vision.get("patch_size", 16), "hidden_size": width,
+            "num_hidden_layers": vision.get("layers", 12), "num_attention_heads": width // vision.get("head_width", 64),
+            "intermediate_size": round(width * vision.get("mlp_ratio", 4.0)),
+        },
+        "text_config": {
+            **common, "model_type": "clip_text_model", "max_position_embeddings": context, "vocab_size": last + 1,
+            "hidden_size": text.get("width", 512), "num_hidden_layers": text.get("layers", 12), "num_attention_heads": text.get("heads", 8),
+            "intermediate_size": round(text.get("width", 512) * text.get("mlp_ratio", 4.0)),
+            "bos_token_id": last - 1, "eos_token_id": last, "pad_token_id": last,
+        },
+    }  # fmt: skip
+    processor = {
+        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": mode == "shortest", "do_rescale": True,
+        "do_normalize": True, "do_convert_rgb": True, "rescale_factor": 1 / 255, "crop_size": pixels,
+        "size": {"shortest_edge": size} if mode == "shortest" else pixels,
+        "image_mean": prepare.get("mean", _OPENAI_MEAN), "image_std": prepare.get("std", _OPENAI_STD),
+        "resample": {name: number for number, name in _INTERPOLATIONS.items()}.get(prepare.get("interpolation", "bicubic"), 3),
+    }  # fmt: skip
+    return {
+        CONFIG: config,
+        "preprocessor_config.json": processor,
+        "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": context, **marks},
+        "special_tokens_map.json": marks,
+        "vocab.json": {token: i for i, token in enumerate([*ids[:-2], _START, _END])},
+        "merges.txt": "\n".join(["#version: 0.2", *merges]),
+    }
+
+
+_START, _END = "<|startoftext|>", "<|endoftext|>"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from weightops.cli import options
-from weightops.cli.running import check_training, given, go, running, searching
+from weightops.cli.running import Run, check_training, given, go, running, searching
 
 
 @click.command()
@@ -35,10 +34,7 @@ from weightops.cli.running import check_training, given, go, running, searching
 @searching
 @given
 @running("added-TASKS")
-def command(
-    tasks: tuple[str, ...], method: str, pairs_of_options: tuple[str, ...], out: Path | None, resume: bool, dry_run: bool, overwrite: bool,
-    as_json: bool, **settings: Any,
-) -> None:  # fmt: skip
+def command(tasks: tuple[str, ...], method: str, pairs_of_options: tuple[str, ...], run: Run, **settings: Any) -> None:
     """Put several tasks into one model: base + alpha * (the sum of their vectors), or of what a merge method makes of them.
 
     Normalized accuracy is accuracy over the fine-tuned model's own (task arithmetic, arXiv 2212.04089).
@@ -55,5 +51,4 @@ def command(
     except ValueError as error:
         raise click.UsageError(f"--option of {method}: {error}") from None
     workflow = Addition(tasks, method=method, method_options=values, **settings)
-    out = out or Path("added-" + "-".join(t.name.replace(":", "-") for t in workflow.added))
-    go(workflow, out, resume=resume, dry_run=dry_run, overwrite=overwrite, as_json=as_json)
+    go(workflow, run, "-".join(["added", *(t.name for t in workflow.added)]))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from weightops.cli import options
-from weightops.cli.running import check_training, given, go, running, searching
+from weightops.cli.running import Run, check_training, given, go, running, searching
 
 
 @click.command()
@@ -25,9 +24,8 @@ from weightops.cli.running import check_training, given, go, running, searching
 @given
 @running("analogy-TARGET")
 def command(
-    a: str | None, b: str | None, c: str | None, target: str | None, shared: bool, out: Path | None, resume: bool, dry_run: bool, overwrite: bool,
-    as_json: bool, **settings: Any,
-) -> None:  # fmt: skip
+    a: str | None, b: str | None, c: str | None, target: str | None, shared: bool, run: Run, **settings: Any
+) -> None:
     """Make a model for a task without training data: C + B - A (task analogies, arXiv 2212.04089).
 
     Without tasks, the built-in example: letters of two halves of the alphabet, in two styles. Trained on both styles of the first half
@@ -41,5 +39,4 @@ def command(
     if any(tasks) and not all(tasks):
         raise click.UsageError("name all of --a, --b, --c and --target, or none for the built-in example")
     workflow = Analogy(*(ANALOGY if target is None else tasks), each=not shared, **settings)
-    out = out or Path("analogy-" + workflow.d.name.replace(":", "-").replace(" ", "-"))
-    go(workflow, out, resume=resume, dry_run=dry_run, overwrite=overwrite, as_json=as_json)
+    go(workflow, run, f"analogy-{workflow.d.name}")

@@ -29,6 +29,7 @@ def command(
 ) -> None:
     """Write BASE + alpha * VECTOR (+ alpha * VECTOR ...), with vectors that `weightops vector` saved."""
     from weightops.files import check_free
+    from weightops.reports.card import edit_card
     from weightops.task_vector import TaskVector
 
     if len(alphas) not in (1, len(vectors)):
@@ -36,9 +37,8 @@ def command(
             f"there are {len(vectors)} vectors and {len(alphas)} alphas: give one alpha, or one for each vector"
         )
     check_free(output["out"], overwrite=output["overwrite"])
-    scaled = [
-        TaskVector.load(path) * alpha
-        for path, alpha in zip(vectors, alphas * len(vectors) if len(alphas) == 1 else alphas, strict=True)
-    ]
+    alphas = alphas * len(vectors) if len(alphas) == 1 else alphas
+    scaled = [TaskVector.load(path) * alpha for path, alpha in zip(vectors, alphas, strict=True)]
     edited = sum(scaled[1:], scaled[0]).apply(base, strict=strict)
+    edited.card = edit_card(base, list(zip(vectors, alphas, strict=True)))
     options.save(edited, " + ".join([base, *vectors]), as_json, **output)

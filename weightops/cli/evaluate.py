@@ -13,6 +13,11 @@ from weightops.cli import options
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--tasks", type=options.TaskNames(), default=None, help="Default: all that weightops has.")
 @click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Perplexity of language models on a text, instead of tasks.",
+)
+@click.option(
     "--split",
     type=click.Choice(["test", "validation", "train"]),
     default="test",
@@ -37,10 +42,10 @@ from weightops.cli import options
 @options.folder("A folder for a JSON file a model and task.")
 @options.printing
 def command(
-    models: tuple[str, ...], tasks: tuple[str, ...] | None, split: str, base: str | None, shift: bool, references: tuple[str, ...],
+    models: tuple[str, ...], tasks: tuple[str, ...] | None, text: Path | None, split: str, base: str | None, shift: bool, references: tuple[str, ...],
     details: bool, batch_size: int,    device: str, out: Path | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Score models on tasks, zero-shot; the embedded model if none is named.
+    """Score models on tasks, zero-shot or with their own head; the embedded model if none is named.
 
     The files of --out are a superset of CLIP_benchmark's: `clip_benchmark build FOLDER/*.json` makes one table of them.
     """
@@ -54,6 +59,11 @@ def command(
     from weightops.reports.table import table
     from weightops.tasks.table import TASKS
 
+    if text is not None:
+        if tasks or shift or out or base:
+            raise click.UsageError("--text takes no tasks, no --base, no --shift and no --out")
+        _perplexity(models, text, device, as_json)
+        return
     if references and not shift:
         raise click.UsageError("--reference is for --shift")
     if out is not None:
@@ -100,3 +110,26 @@ def command(
         for r in results
     ]
     click.echo(table(["task", *(["model"] if len(opened) > 1 else []), *columns, "images", "source"], rows))
+
+
+def _perplexity(models: tuple[str, ...], text: Path, device: str, as_json: bool) -> None:
+    from weightops.checkpoints.checkpoint import open_checkpoint
+    from weightops.evaluators.clip import pick_device
+    from weightops.evaluators.perplexity import perplexity, token_blocks
+    from weightops.reports.table import table
+
+    results = []
+    for name in models:
+        checkpoint = open_checkpoint(name)
+        blocks = token_blocks(checkpoint, text)
+        value = perplexity(checkpoint.model().to(pick_device(device)), blocks)
+        results.append({"model": name, "text": str(text), "perplexity": value, "tokens": blocks.numel()})
+    if as_json:
+        options.echo_json(results)
+    else:
+        click.echo(
+            table(
+                ["model", "perplexity", "tokens"],
+                [[r["model"], f"{r['perplexity']:.4g}", r["tokens"]] for r in results],
+            )
+        )

@@ -12,7 +12,7 @@ from weightops.cli import options
 
 
 @click.command()
-@click.option("--task", required=True, type=options.OneTask(), help="What to learn.")
+@options.learning
 @options.model
 @options.training
 @options.seed
@@ -35,7 +35,8 @@ from weightops.cli import options
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @options.printing
 def command(
-    task: str,
+    task: str | None,
+    text: Path | None,
     model: str,
     out: Path | None,
     node: tuple[int, int] | None,
@@ -48,19 +49,22 @@ def command(
     device: str,
     **training: Any,
 ) -> None:
-    """Fine-tune the image encoder on a task, under the frozen zero-shot head."""
+    """Fine-tune the image encoder of a CLIP model under the frozen zero-shot head, a classifier of timm, or a language model."""
     from weightops.checkpoints.checkpoint import open_checkpoint
-    from weightops.finetuning import config_for, finetune
+    from weightops.finetuning import config_for, finetune, fit
+    from weightops.learners import TextLearner
     from weightops.nodes import Node
     from weightops.runs import WEIGHTS
     from weightops.tasks.table import find_task
 
+    options.one_of(task, text)
     index, count = node or (0, 1)
-    out = out or Path(f"node{index}" if node else f"finetuned-{find_task(task).name.replace(':', '-')}")
+    name = text.stem if text else find_task(task or "").name.replace(":", "-")
+    out = out or Path(f"node{index}" if node else f"finetuned-{name}")
     checkpoint = open_checkpoint(model)
     config = config_for(checkpoint, **training)
     share = Node(index, count, node_data)  # type: ignore[arg-type]
-    plan = {"model": checkpoint.ref, "task": task, **asdict(config), "output": str(out / WEIGHTS)}
+    plan = {"model": checkpoint.ref, "task": task or str(text), **asdict(config), "output": str(out / WEIGHTS)}
     if node:
         plan |= {
             "node": f"{index}/{count}",
@@ -68,17 +72,13 @@ def command(
             "samples": config.steps * share.batch_size(config.batch_size),
         }
     if not dry_run:
-        finetuned = finetune(
-            checkpoint,
-            task,
-            config,
-            out=out,
-            checkpoint_every=checkpoint_every,
-            resume=resume,
-            overwrite=overwrite,
-            device=device,
-            node=share,
-        )
+        run: dict[str, Any] = {
+            "out": out, "checkpoint_every": checkpoint_every, "resume": resume, "overwrite": overwrite, "node": share,
+        }  # fmt: skip
+        if task is not None:
+            finetuned = finetune(checkpoint, task, config, device=device, **run)
+        else:
+            finetuned = fit(TextLearner(checkpoint, text, device=device), config, **run)  # type: ignore[arg-type]
         plan["fingerprint"] = finetuned.source.fingerprint
     if as_json:
         options.echo_json(plan)

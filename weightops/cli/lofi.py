@@ -12,7 +12,7 @@ from weightops.cli import options
 
 
 @click.group(invoke_without_command=True)
-@click.option("--task", type=options.OneTask(), help="What to learn.")
+@options.learning
 @options.model
 @options.training
 @options.seed
@@ -33,9 +33,9 @@ from weightops.cli import options
 @options.printing
 @click.pass_context
 def command(
-    ctx: click.Context, /, task: str | None, model: str, out: Path | None, nodes: int | None, node_size: int | None, node_data: str,
-    average_every: int, only: tuple[str, ...], compare: bool, patience: float, checkpoint_every: int, resume: bool, dry_run: bool,
-    overwrite: bool,     as_json: bool, device: str, **training: Any,
+    ctx: click.Context, /, task: str | None, text: Path | None, model: str, out: Path | None, nodes: int | None, node_size: int | None,
+    node_data: str, average_every: int, only: tuple[str, ...], compare: bool, patience: float, checkpoint_every: int, resume: bool,
+    dry_run: bool, overwrite: bool, as_json: bool, device: str, **training: Any,
 ) -> None:  # fmt: skip
     r"""Fine-tune on nodes that don't communicate, and average their weights (arXiv 2210.11948).
 
@@ -45,14 +45,18 @@ def command(
     """
     if ctx.invoked_subcommand:
         return
-    if task is None or out is None:
-        raise click.UsageError("lofi needs --task and --out, or the verb merge")
+    if out is None:
+        raise click.UsageError("lofi needs --task (or --text) and --out, or the verb merge")
+    options.one_of(task, text)
+    if compare and task is None:
+        raise click.UsageError("--compare scores images under shift, and takes a --task")
     import os
 
     if int(os.environ.get("RANK", 0)):
         os.environ["TQDM_DISABLE"] = "1"  # one bar is enough
     from weightops.checkpoints.checkpoint import open_checkpoint
     from weightops.finetuning import config_for
+    from weightops.learners import TextLearner
     from weightops.lofi import run
     from weightops.nodes import Node, connected
 
@@ -67,7 +71,13 @@ def command(
             for i in range(count)
         }
         options.echo_json(
-            {"model": checkpoint.ref, "task": task, **asdict(config), "samples": samples, "output": str(out)}
+            {
+                "model": checkpoint.ref,
+                "task": task or str(text),
+                **asdict(config),
+                "samples": samples,
+                "output": str(out),
+            }
         )
         return
     with connected(node_size, patience) as strategy:
@@ -80,11 +90,13 @@ def command(
         if compare:
             from weightops.comparison import compare as comparison
 
+            assert task is not None
             compared = comparison(task, out, **given)
             if compared is not None:
                 _tell_comparison(compared, as_json)
             return
-        merged = run(task, out, **given)
+        what = task or TextLearner(checkpoint, text, device=device)  # type: ignore[arg-type]
+        merged = run(what, out, **given)
     if merged is not None:
         _tell(out / "merged", {**merged.record(), "communication_seconds": strategy.seconds}, as_json)
 

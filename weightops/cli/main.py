@@ -46,7 +46,9 @@ def weightops() -> None:
 
 def main() -> None:
     """The console script."""
-    gc.set_threshold(100_000)  # what torch's import makes lives on: looking it through again and again takes a fifth as long
+    gc.set_threshold(
+        100_000
+    )  # what torch's import makes lives on: looking it through again and again takes a fifth as long
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     handler = logging.StreamHandler()

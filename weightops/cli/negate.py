@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from weightops.cli import options
-from weightops.cli.running import check_training, given, go, running, searching
+from weightops.cli.running import Run, check_training, given, go, running, searching
 
 
 @click.command()
@@ -28,9 +27,7 @@ from weightops.cli.running import check_training, given, go, running, searching
 @searching
 @given
 @running("negated-TASK")
-def command(
-    target: str, out: Path | None, resume: bool, dry_run: bool, overwrite: bool, as_json: bool, **settings: Any
-) -> None:
+def command(target: str, run: Run, **settings: Any) -> None:
     """Make a model forget a task and keep others (task arithmetic, arXiv 2212.04089).
 
     Fine-tunes on the task, subtracts alpha times the task vector for one alpha after another, and takes the one with the
@@ -40,5 +37,4 @@ def command(
 
     check_training(settings)
     workflow = Negation(target, **settings)
-    out = out or Path("negated-" + workflow.target.name.replace(":", "-"))
-    go(workflow, out, resume=resume, dry_run=dry_run, overwrite=overwrite, as_json=as_json)
+    go(workflow, run, f"negated-{workflow.target.name}")

@@ -120,6 +120,21 @@ def training(function: F) -> F:
     return function
 
 
+def learning(function: F) -> F:
+    """``--task`` or ``--text``."""
+    text = click.Path(exists=True, dir_okay=False, path_type=Path)
+    function = click.option("--text", type=text, help="What a language model of transformers is to learn: UTF-8.")(
+        function
+    )
+    return click.option("--task", type=OneTask(), help="What to learn: a task or a folder of images.")(function)
+
+
+def one_of(task: str | None, text: Path | None) -> None:
+    """Refuse neither and both."""
+    if (task is None) == (text is None):
+        raise click.UsageError("name what to learn: --task, or --text for a language model")
+
+
 def device(function: F) -> F:
     """``--device``."""
     return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")(function)
@@ -199,11 +214,14 @@ def output(function: F) -> F:
     for decorate in (
         click.option("--dry-run", is_flag=True, help="Say what it would read, write and take, and do nothing."),
         click.option("--resume", is_flag=True, help="Go on from where a killed run stopped; keep what an interrupted one did."),
+        pushing,
         click.option("--on-nonfinite", type=click.Choice(["ignore", "warn", "error"]), default="warn", show_default=True,
                      help="What to do about NaN and Inf in the result."),
         click.option("--max-shard-size", type=Size(), default=None, help="Split the weights into files of at most this size, such as 5GB."),
         click.option("--out-dtype", type=click.Choice(["float64", "float32", "bfloat16", "float16"]), default=None,
                      help="Default: the first model's or base's."),
+        click.option("--format", "library", type=click.Choice(["open_clip", "transformers", "timm", "safetensors"]), default=None,
+                     help="What the output is to load in. Default: what the first model or base loads in."),
         click.option("-o", "--out", callback=_needed, type=click.Path(path_type=Path),
                      help="A .safetensors file, or a folder that loads where the first model or base did."),
         writing,
@@ -214,14 +232,18 @@ def output(function: F) -> F:
 
 def save(
     merged: Checkpoint, what: str, as_json: bool, *, out: Path, out_dtype: str | None, max_shard_size: int | None, overwrite: bool,
-    on_nonfinite: OnNonfinite, resume: bool, dry_run: bool,
+    on_nonfinite: OnNonfinite, resume: bool, dry_run: bool, library: str | None, push: str | None,
 ) -> None:  # fmt: skip
     """Write a checkpoint as the options of `output` say, in all processes that torchrun started, and say so."""
     import torch
 
+    from weightops.checkpoints.likeness import in_format
     from weightops.engine.ranks import torchrun
     from weightops.expression import provenance
 
+    if push and out.suffix == ".safetensors":
+        raise click.UsageError(f"{out} is one file; --push takes a folder, with its model card")
+    merged = in_format(merged, library) if library else merged
     dtype = getattr(torch, out_dtype) if out_dtype else None
     if dry_run:
         takes = asdict(merged.estimate(out, dtype=dtype, max_shard_size=max_shard_size))
@@ -238,11 +260,23 @@ def save(
         )  # fmt: skip
         if not ranks.first:
             return
+    address = pushed(out, push)
     if as_json:
         recipe = {"recipe": merged.recipe} if merged.recipe else {}
-        echo_json({"output": str(out), **recipe, **provenance(merged.form)})
+        echo_json({"output": str(out), **recipe, **provenance(merged.form), **address})
     else:
         click.echo(f"{out}: {what}, {len(merged)} tensors")
+
+
+def pushed(folder: Path, repo: str | None) -> dict[str, str]:
+    """Upload a folder where that is asked for, and say where it is."""
+    from weightops.checkpoints.refs import push
+
+    if repo is None:
+        return {}
+    address = push(folder, repo)
+    click.echo(f"pushed to {address}", err=True)
+    return {"pushed": address}
 
 
 def folder(text: str) -> Callable[[F], F]:
@@ -252,6 +286,13 @@ def folder(text: str) -> Callable[[F], F]:
         return click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help=text)(writing(function))
 
     return decorate
+
+
+def pushing(function: F) -> F:
+    """``--push``."""
+    return click.option(
+        "--push", metavar="ORG/NAME", default=None, help="Then upload the folder to the Hugging Face Hub."
+    )(function)
 
 
 def writing(function: F) -> F:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from weightops.cli import options
-from weightops.cli.running import check_training, given, go, running, searching
+from weightops.cli.running import Run, check_training, given, go, running, searching
 
 
 @click.command()
@@ -43,15 +42,7 @@ from weightops.cli.running import check_training, given, go, running, searching
 )
 @given
 @running("patched-TASK")
-def command(
-    task: tuple[str, ...],
-    out: Path | None,
-    resume: bool,
-    dry_run: bool,
-    overwrite: bool,
-    as_json: bool,
-    **settings: Any,
-) -> None:
+def command(task: tuple[str, ...], run: Run, **settings: Any) -> None:
     r"""Make a model better at one task, or several, without making it worse at others (PAINT, arXiv 2208.05592).
 
     Fine-tunes on the task under the frozen zero-shot head, tries (1 - alpha) base + alpha finetuned for one alpha after
@@ -67,5 +58,4 @@ def command(
 
     check_training(settings)
     workflow = Patch(task, **settings)
-    out = out or Path("patched-" + "-".join(t.name.replace(":", "-") for t in workflow.patching))
-    go(workflow, out, resume=resume, dry_run=dry_run, overwrite=overwrite, as_json=as_json)
+    go(workflow, run, "-".join(["patched", *(t.name for t in workflow.patching)]))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -18,15 +19,47 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def running(default_out: str) -> Callable[[F], F]:
-    """The options of a workflow's run; ``default_out`` is its folder where none is named."""
+@dataclass(frozen=True)
+class Run:
+    """Where a workflow's results go, and how it is run."""
+
+    out: Path | None
+    dry_run: bool
+    overwrite: bool
+    push: str | None
+    as_json: bool
+    resume: bool = False
+
+
+def run_options(default_out: str) -> Callable[[F], F]:
+    """The options of a `Run`, which the verb gets as ``run``; ``default_out`` is its folder where none is named."""
 
     def decorate(function: F) -> F:
+        @wraps(function)
+        def gathered(**given: Any) -> Any:
+            own = {field.name: given.pop(field.name) for field in fields(Run) if field.name in given}
+            return function(run=Run(**own), **given)
+
+        decorated: Any = gathered
         for option in (
             options.printing,
             click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
-            click.option("--resume", is_flag=True, help="Go on from where a killed or interrupted run stopped."),
+            options.pushing,
             options.folder(f"Folder for the results. Default: {default_out}."),
+        ):
+            decorated = option(decorated)
+        return cast(F, decorated)
+
+    return decorate
+
+
+def running(default_out: str) -> Callable[[F], F]:
+    """The options of a run that fine-tunes."""
+
+    def decorate(function: F) -> F:
+        function = run_options(default_out)(function)
+        for option in (
+            click.option("--resume", is_flag=True, help="Go on from where a killed or interrupted run stopped."),
             options.device,
             options.seed,
             options.training,
@@ -41,10 +74,11 @@ def searching(function: F) -> F:
     """``--alphas`` and ``--search``."""
     function = click.option(
         "--search",
-        type=click.Choice(["grid", "race"]),
+        type=click.Choice(["grid", "race", "cma"]),
         default="grid",
         show_default=True,
-        help="race drops hopeless alphas early, on few images: cheaper, and fewer points in the picture.",
+        help="race drops hopeless alphas early, on few images: cheaper, and fewer points in the picture; "
+        "cma is for several alphas that depend on each other.",
     )(function)
     return click.option(
         "--alphas",
@@ -74,14 +108,15 @@ def check_training(settings: Mapping[str, Any]) -> None:
         raise click.UsageError(f"{', '.join(unused)}: nothing is fine-tuned with --finetuned")
 
 
-def go(workflow: Workflow, out: Path, *, resume: bool, dry_run: bool, overwrite: bool, as_json: bool) -> None:
+def go(workflow: Workflow, run: Run, default_out: str) -> None:
     """Run a workflow, printing what it measures, or say what it would do."""
     from weightops.reports.table import cell, line
     from weightops.search import shown
 
-    if dry_run:
+    out = run.out or Path(default_out.replace(":", "-").replace(" ", "-"))
+    if run.dry_run:
         plan = asdict(workflow.plan(out))
-        if as_json:
+        if run.as_json:
             options.echo_json(plan)
         else:
             for name, value in plan.items():
@@ -101,12 +136,14 @@ def go(workflow: Workflow, out: Path, *, resume: bool, dry_run: bool, overwrite:
     def show(measured: Measured) -> None:
         row(shown(measured.coefficients), measured.scores)
 
-    if not as_json:
+    if not run.as_json:
         click.echo("validation accuracy (%)")
         click.echo(line(["alpha", *names, *extra], widths))
-    summary = workflow.run(out, resume=resume, overwrite=overwrite, **({} if as_json else {"on_measured": show}))
-    if as_json:
-        options.echo_json(summary)
+    shows = {} if run.as_json else {"on_measured": show}
+    summary = workflow.run(out, resume=run.resume, overwrite=run.overwrite, **shows)
+    address = options.pushed(out, run.push)
+    if run.as_json:
+        options.echo_json({**summary, **address})
         return
     click.echo(f"\nalpha {_text(summary['alpha'])}: {summary['why']}\n\ntest accuracy (%)")
     click.echo(line(["", *names, *extra], widths))

@@ -117,7 +117,7 @@ def reader(steps: Sequence[Step], scratch: Scratch) -> Reader:
     ]
 
     def write(start: int, stop: int, rows: Sequence[torch.Tensor]) -> None:
-        parts = {source: _beside(part(start, stop), rows[0]) for source, part in opened.items()}
+        parts = {source: scratch.sent(part(start, stop), rows[0].device) for source, part in opened.items()}
         for i, source in enumerate(shared):
             parts[source] = widen(parts[source], accumulator(rows[0].dtype), -1 - i, scratch)
         for step, terms, row in zip(steps, others, rows, strict=True):
@@ -125,10 +125,6 @@ def reader(steps: Sequence[Step], scratch: Scratch) -> Reader:
             combine(row, anchor, [Term(c, parts[s], relative) for c, s, relative in terms], step.keep_anchor, scratch)
 
     return write
-
-
-def _beside(tensor: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.device == out.device else tensor.to(out.device, non_blocking=True)
 
 
 def through(read: Reader, dtype: torch.dtype) -> Callable[[int, int], torch.Tensor]:
@@ -238,8 +234,9 @@ def materialize(
         filled = evaluate(unit, target, scratch)
         return [s.step.name for s, out in filled if on_nonfinite != "ignore" and has_nonfinite(out)]
 
-    # Plain arithmetic is best left to torch's own threads; what is computed by methods is not, nor what waits for a disk.
-    if threads is None and not any(source.computed for step in steps for source in step.coefficients):
+    # Plain arithmetic is best left to torch's own threads; what is computed by methods is not, nor what is sent elsewhere.
+    computed = any(source.computed for step in steps for source in step.coefficients)
+    if threads is None and not computed and all(out[step.name].device.type == "cpu" for step in steps):
         work, threads = units(steps, ALONE), 1
     else:
         work = units(steps)

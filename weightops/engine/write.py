@@ -6,8 +6,8 @@ import json
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,9 +21,6 @@ from weightops.engine.run import SEGMENT, OnNonfinite, Segment, evaluate, parall
 from weightops.errors import OptionError, OutputError
 from weightops.expression import LinearForm, Spec, ties
 from weightops.kernels import CHUNK, Scratch, has_nonfinite
-
-SYNC_SECONDS = 2.0
-"""How often what is done is brought to the disk and noted in the journal."""
 
 ALONE = Ranks()
 _JOURNAL = "journal."
@@ -172,21 +169,28 @@ def write(
     def target(segment: Segment) -> torch.Tensor:
         return torch.empty(segment.stop - segment.start, dtype=form.specs[segment.step.name].dtype)
 
+    mine = [i for i in ranks.share(work) if i not in finished]
     try:
-        mine = [i for i in ranks.share(work) if i not in finished]
         with open(folder / f"{_JOURNAL}{ranks.index}.{secrets.token_hex(4)}", "w", encoding="utf-8") as journal:
+
+            def sync(lines: list[str]) -> None:
+                for handle in handles.values():
+                    os.fsync(handle)  # data before the line that says it is there
+                journal.writelines(lines)
+                journal.flush()
+                os.fsync(journal.fileno())
+
             journal.write(key + "\n")
-            last = time.monotonic()
-            lines = []
-            for i, bad in zip(mine, parallel([work[i] for i in mine], do), strict=True):
-                lines.append(json.dumps({"unit": i, "nonfinite": bad}) + "\n")
-                if time.monotonic() - last > SYNC_SECONDS or i == mine[-1]:
-                    for handle in handles.values():
-                        os.fsync(handle)  # data before the line that says it is there
-                    journal.writelines(lines)
-                    journal.flush()
-                    os.fsync(journal.fileno())
-                    lines, last = [], time.monotonic()
+            lines: list[str] = []
+            with ThreadPoolExecutor(1) as beside:  # the disk works while the processor does
+                syncing = beside.submit(sync, [])
+                for i, bad in zip(mine, parallel([work[i] for i in mine], do), strict=True):
+                    lines.append(json.dumps({"unit": i, "nonfinite": bad}) + "\n")
+                    if syncing.done():
+                        syncing.result()
+                        syncing, lines = beside.submit(sync, lines), []
+                syncing.result()
+            sync(lines)
     finally:
         for handle in handles.values():
             os.close(handle)

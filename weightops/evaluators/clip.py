@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,10 @@ from tqdm import tqdm
 
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from weightops.checkpoints.likeness import for_open_clip
-from weightops.errors import CheckpointError, OptionError, OutputError
+from weightops.checkpoints.memory import MemorySource
+from weightops.checkpoints.timm_folder import TimmArchitecture
+from weightops.errors import CheckpointError, OptionError, OutputError, TaskError
+from weightops.expression import LinearForm
 from weightops.files import cache_dir, whole
 from weightops.tasks.task import Images, Task
 
@@ -62,17 +65,28 @@ class Clip:
     base: Checkpoint
     _pixels: dict[tuple[Task, str], Pixels] = field(default_factory=dict)
 
+    learns: ClassVar[str] = "visual."
+    """What the names of the part that is fine-tuned begin with."""
+
     @classmethod
-    def open(cls, model: CheckpointLike | Clip, device: str = "auto") -> Clip:
+    def open(cls, model: CheckpointLike | Clip, device: str = "auto", *, learning: Task | None = None) -> Clip:
         """Build the model of a checkpoint that knows its architecture.
 
+        Args:
+            model: a CLIP model, or a classifier of timm.
+            device: "auto", "cpu", "cuda", ...
+            learning: what a classifier is to be fine-tuned on: if its head is for another number of classes, it gets a new one, the
+                same whenever it is asked for.
+
         Raises:
-            CheckpointError: if it doesn't, or the model has no image and text encoder.
+            CheckpointError: if nothing says what model it is, or it has neither an image and text encoder nor a head.
         """
         if isinstance(model, Clip):
             return model
         checkpoint = for_open_clip(open_checkpoint(model))
         place = pick_device(device)
+        if isinstance(checkpoint.architecture, TimmArchitecture):
+            return Classifier.of(checkpoint, place, learning)
         module = checkpoint.model().to(place)
         if not hasattr(module, "encode_image") or not hasattr(module, "encode_text"):
             raise CheckpointError(
@@ -126,6 +140,50 @@ class Clip:
                 digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
                 digest.update(tensor.detach().reshape(-1).cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+class Classifier(Clip):
+    """A classifier of images with a head of its own, of timm; what it gives are logits."""
+
+    learns: ClassVar[str] = ""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, place: torch.device, learning: Task | None) -> Classifier:
+        """Build it; with a new head if the task has another number of classes than its own."""
+        module: Any = checkpoint.model()
+        if learning is not None and module.num_classes != len(learning.classes):
+            architecture = TimmArchitecture(checkpoint.architecture.folder)  # type: ignore[union-attr]
+            architecture.classes = len(learning.classes)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                fresh = architecture.build().state_dict()
+            kept = {n: checkpoint[n] for n in fresh if n in checkpoint and checkpoint.specs[n].shape == fresh[n].shape}
+            source = MemorySource({**fresh, **kept}, f"{checkpoint.ref} with a new head")
+            checkpoint = Checkpoint(LinearForm.of(source), architecture)
+            module = checkpoint.model()
+
+        def no_tokenizer(texts: list[str]) -> torch.Tensor:
+            raise CheckpointError(f"{checkpoint.ref} is a classifier, which takes no text")
+
+        return cls(module.to(place), checkpoint.preprocess(), no_tokenizer, place, checkpoint)
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits of shape ``(n, classes)`` in float32."""
+        logits: torch.Tensor = self.module(images.to(self.device)).float()
+        return logits
+
+    def zero_shot_head(self, task: Task) -> torch.Tensor:
+        """The head is in the model: what comes after it changes nothing.
+
+        Raises:
+            TaskError: if it is for another number of classes.
+        """
+        if self.module.num_classes != len(task.classes):
+            raise TaskError(
+                f"{self.base.ref} has a head for {self.module.num_classes} classes, and {task.name} has {len(task.classes)}; "
+                "fine-tune it on that task first (weightops finetune gives it a new head)"
+            )
+        return torch.eye(len(task.classes), device=self.device)
 
 
 def prompts_id(task: Task) -> str:

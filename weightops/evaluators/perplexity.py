@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
+
+from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.transformers_folder import TransformersArchitecture
+from weightops.errors import CheckpointError, TaskError
+
+
+def token_blocks(model: Checkpoint, text: str | Path, length: int | None = None) -> torch.Tensor:
+    """The tokens of a text in blocks, shape ``(n, length)``; what is left at its end is left out.
+
+    Args:
+        model: a causal language model of transformers.
+        text: a file of UTF-8.
+        length: by default as many tokens as the model takes, at most 1,024, or all of a shorter text.
+
+    Raises:
+        CheckpointError: if it is no model of transformers with a tokenizer.
+        TaskError: if the file can't be read, or has fewer than ``length`` tokens, or fewer than two.
+    """
+    if not isinstance(model.architecture, TransformersArchitecture):
+        raise CheckpointError(f"{model.ref} isn't a folder of transformers, whose tokenizer a text needs")
+    try:
+        content = Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{text} can't be read as a text of UTF-8: {error}") from error
+    tokens = model.architecture.tokens(content)
+    length = length or min(model.architecture.context, 1024, len(tokens))
+    if length < 2 or len(tokens) < length:
+        raise TaskError(f"{text} has {len(tokens)} tokens; a block takes {max(length, 2)}")
+    return tokens[: len(tokens) // length * length].view(-1, length)
 
 
 def token_loss(module: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

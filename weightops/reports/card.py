@@ -20,10 +20,22 @@ def card(summary: Mapping[str, Any], word: str) -> str:
         word: what the edited model is called in it.
     """
     tasks = summary["tasks"]
+    results = [
+        {
+            "task": {"type": "zero-shot-image-classification"},
+            "dataset": {"name": name, "type": name, "split": "test"},
+            "metrics": [{"type": "accuracy", "value": round(float(task[word]["acc1"]), 6)}],
+        }
+        for name, task in tasks.items()
+        if word in task
+    ]
+    name = Path(str(summary["output"])).name
     front = {
         "library_name": "open_clip",
         "pipeline_tag": "zero-shot-image-classification",
+        **_base_model([summary["model"]["ref"]]),
         "tags": ["merge", "task-arithmetic", "weightops"],
+        "model-index": [{"name": name, "results": results}],
     }
     models = list(dict.fromkeys(which for t in tasks.values() for which, m in t.items() if isinstance(m, Mapping)))
     models = [*(which for which in models if which != word), word]
@@ -77,23 +89,38 @@ What isn't in the table wasn't measured: other abilities of the base may have ch
 
 def merge_card(method: str, models: Sequence[str], base: str | None, recipe: str) -> str:
     """The card of a merge: what it was made from, and the recipe that makes it again."""
-    refs = [*([base] if base else []), *models]
-    named = [ref for ref in refs if re.fullmatch(r"[\w.-]+/[\w.-]+", ref) and not Path(ref).exists()]
-    front = {**({"base_model": named} if named else {}), "tags": ["merge", "weightops"]}
+    how = f"`weightops merge` with this recipe gives the same bytes:\n\n```yaml\n{recipe.strip()}\n```"
+    return _made_card(f"{method} of {len(models)} checkpoints", [*([base] if base else []), *models], how)
+
+
+def edit_card(base: str, vectors: Sequence[tuple[str, float]]) -> str:
+    """The card of a base edited by task vectors, from their refs and coefficients."""
+    title = " ".join([base, *(f"{alpha:+g} x {ref}" for ref, alpha in vectors)])
+    alphas = "".join(f" --alpha {alpha:g}" for _, alpha in vectors)
+    command = f"weightops apply {' '.join(ref for ref, _ in vectors)} --base {base}{alphas}"
+    how = f"```sh\n{command}\n```\n\nThe coefficients were given, not chosen on data."
+    return _made_card(title, [base, *(ref for ref, _ in vectors)], how)
+
+
+def _made_card(title: str, refs: Sequence[str], how: str) -> str:
+    front = {**_base_model(refs), "tags": ["merge", "weightops"]}
     sources = "\n".join(f"* `{ref}`" for ref in dict.fromkeys(refs))
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
 
-# {method} of {len(models)} checkpoints
+# {title}
 
 {sources}
 
-`weightops merge` with this recipe gives the same bytes:
-
-```yaml
-{recipe.strip()}
-```
+{how}
 
 Nothing was measured on it.
 """
+
+
+def _base_model(refs: Sequence[str]) -> dict[str, Any]:
+    """What the Hub calls the models that these refs name, if they name any there."""
+    found = (re.fullmatch(r"([\w.-]+/[\w.-]+)(@[^:]+)?(:.+)?", ref) for ref in refs if not Path(ref).exists())
+    named = list(dict.fromkeys(match[1] for match in found if match))
+    return {"base_model": named, "base_model_relation": "merge"} if named else {}
