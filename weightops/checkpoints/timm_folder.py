@@ -46,9 +46,14 @@ class TimmArchitecture:
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
         """PIL image -> tensor, for evaluation."""
         import timm
+        from torchvision.transforms import Compose
 
         data: Any = timm.data
-        transform: Callable[[Any], torch.Tensor] = data.create_transform(**data.resolve_data_config(model=self.build()))
+        settings = data.resolve_data_config(model=self.build())
+        mode = "L" if settings["input_size"][0] == 1 else "RGB"
+        transform: Callable[[Any], torch.Tensor] = Compose(
+            [lambda image: image.convert(mode), *data.create_transform(**settings).transforms]
+        )
         return transform
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:

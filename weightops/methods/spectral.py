@@ -15,13 +15,14 @@ Others = Literal["mean", "sum"]
 def _by_matrix(
     deltas: torch.Tensor, others: Others, stacked: int, merge: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    """Apply ``merge`` to deltas of matrices; ``stacked`` matrices of equal height lie above each other in one tensor."""
+    """Apply ``merge``, ``(batch, k, height, width)`` to ``(batch, height, width)``, to deltas of matrices.
+
+    Of ``stacked`` matrices of equal height that lie above each other in one tensor, each is one of the batch.
+    """
     if deltas.ndim != 3 or 0 in deltas.shape or len(deltas) == 1:
         return deltas.mean(0) if others == "mean" and deltas.ndim != 3 else deltas.sum(0)
-    height = deltas.shape[1]
-    if stacked > 1 and height % stacked == 0:
-        return torch.cat([merge(part) for part in deltas.chunk(stacked, dim=1)])
-    return merge(deltas)
+    count = stacked if deltas.shape[1] % stacked == 0 else 1
+    return merge(deltas.reshape(len(deltas), count, -1, deltas.shape[2]).transpose(0, 1)).flatten(0, 1)
 
 
 def svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -34,6 +35,15 @@ def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """The nearest matrix with orthonormal columns (or rows): the polar factor."""
     u, _, vh = svd(matrix)
     return u @ vh
+
+
+def _beside(matrices: torch.Tensor) -> torch.Tensor:
+    """``(batch, k, height, width)`` side by side: ``(batch, height, k * width)``."""
+    return matrices.transpose(1, 2).flatten(2)
+
+
+def _mean(values: torch.Tensor) -> torch.Tensor:
+    return values.mean(1)[:, None, None]
 
 
 def tsv_m(deltas: torch.Tensor, *, others: Others = "mean", stacked: int = 1) -> torch.Tensor:
@@ -49,12 +59,10 @@ def tsv_m(deltas: torch.Tensor, *, others: Others = "mean", stacked: int = 1) ->
     """
 
     def merge(matrices: torch.Tensor) -> torch.Tensor:
-        k = len(matrices)
         u, s, vh = svd(matrices)
-        rank = max(1, s.shape[1] // k)
-        left = _orthogonal(torch.cat(list(u[:, :, :rank]), dim=1))
-        right = _orthogonal(torch.cat(list(vh[:, :rank]), dim=0))
-        return (left * s[:, :rank].reshape(-1)) @ right
+        rank = max(1, s.shape[-1] // matrices.shape[1])
+        left, right = _orthogonal(_beside(u[..., :rank])), _orthogonal(vh[..., :rank, :].flatten(1, 2))
+        return (left * s[..., :rank].flatten(1)[:, None]) @ right
 
     return _by_matrix(deltas, others, stacked, merge)
 
@@ -69,8 +77,8 @@ def iso_c(deltas: torch.Tensor, *, others: Others = "mean", stacked: int = 1) ->
     """
 
     def merge(matrices: torch.Tensor) -> torch.Tensor:
-        u, s, vh = svd(matrices.sum(0))
-        return s.mean() * (u @ vh)
+        u, s, vh = svd(matrices.sum(1))
+        return _mean(s) * (u @ vh)
 
     return _by_matrix(deltas, others, stacked, merge)
 
@@ -89,17 +97,18 @@ def iso_cts(deltas: torch.Tensor, *, common: float = 0.8, others: Others = "mean
     """
 
     def merge(matrices: torch.Tensor) -> torch.Tensor:
-        k = len(matrices)
-        u, s, vh = svd(matrices.sum(0))
-        own = round((len(s) - int(len(s) * fraction(common, "common"))) / k)
-        shared = len(s) - own * k
+        k = matrices.shape[1]
+        u, s, vh = svd(matrices.sum(1))
+        count = s.shape[-1]
+        own = round((count - int(count * fraction(common, "common"))) / k)
+        shared = count - own * k
         if own == 0:
-            return s.mean() * (u @ vh)
-        basis = u[:, :shared]
-        rest = matrices - basis @ (basis.T @ matrices)
+            return _mean(s) * (u @ vh)
+        basis = u[..., :shared]
+        rest = matrices - basis[:, None] @ (basis.mT[:, None] @ matrices)
         ru, rs, rvh = svd(rest)
-        left = _orthogonal(torch.cat([basis, *ru[:, :, :own]], dim=1))
-        right = _orthogonal(torch.cat([vh[:shared], *rvh[:, :own]], dim=0))
-        return torch.cat([s[:shared], rs[:, :own].reshape(-1)]).mean() * (left @ right)
+        left = _orthogonal(torch.cat([basis, _beside(ru[..., :own])], dim=-1))
+        right = _orthogonal(torch.cat([vh[:, :shared], rvh[..., :own, :].flatten(1, 2)], dim=1))
+        return _mean(torch.cat([s[:, :shared], rs[..., :own].flatten(1)], dim=1)) * (left @ right)
 
     return _by_matrix(deltas, others, stacked, merge)
