@@ -9,13 +9,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import nn
 
-from weightops import Checkpoint, TaskVector, evaluate, finetune, merge, open_checkpoint, patch
+from weightops import TASKS, Checkpoint, TaskVector, evaluate, finetune, merge, open_checkpoint, patch
 from weightops.checkpoints.likeness import fitted
 from weightops.cli.main import run
 from weightops.finetuning import config_for
@@ -166,10 +167,28 @@ def test_evaluation(
         assert result["metrics"] == expected
 
 
-def test_patching_with_a_pickled_encoder(forms: dict[str, Path], tmp_path: Path) -> None:
-    options = {"supported": ["digits"], "alphas": [0.5], "max_supported_drop": 1.0, "device": "cpu"}
-    summary = patch("mnist", tmp_path / "out", finetuned=forms["pickled encoder"], **options)
-    assert summary["finetuned"].endswith("encoder.pt")
-    patched = TaskVector("embedded", forms["safetensors"]).apply("embedded", summary["alpha"])
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A few images of two tasks, as a person's own folders."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for task in (TASKS["mnist"], TASKS["digits"]):
+        for split, (first, last) in {"train": (0, 2), "val": (0, 6), "test": (6, 12)}.items():
+            images = task.load("validation")
+            for label, name in enumerate(task.classes):
+                place = folder / task.name / split / name
+                place.mkdir(parents=True)
+                for i in np.flatnonzero(np.asarray(images.labels) == label)[first:last]:
+                    images[int(i)].save(place / f"{i}.png")
+        (folder / task.name / "prompts.txt").write_text("\n".join(task.templates), encoding="utf-8")
+    return folder / "mnist", folder / "digits"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_patching(forms: dict[str, Path], name: str, pictures: tuple[Path, Path], tmp_path: Path) -> None:
+    patching, supported = map(str, pictures)
+    options = {"supported": [supported], "alphas": [0.5], "max_supported_drop": 1.0, "device": "cpu"}
+    summary = patch(patching, tmp_path / "out", finetuned=forms[name], **options)
+    assert summary["finetuned"].endswith(forms[name].name)
+    patched = TaskVector("embedded", forms[name]).apply("embedded", summary["alpha"])
     written = open_checkpoint(tmp_path / "out")
     assert all(torch.equal(written[name], patched[name]) for name in patched)

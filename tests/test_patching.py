@@ -103,7 +103,7 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
         time.sleep(0.01)
     victim.send_signal(signal.SIGINT)
     _, errors = victim.communicate()
-    assert victim.returncode == 1
+    assert victim.returncode == 1, errors
     assert len(errors.split("\n")) <= 3  # the terminal's own ^C, and one line
     assert "interrupted" in errors
     assert not (tmp_path / "out").exists()
