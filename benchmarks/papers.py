@@ -155,8 +155,10 @@ def strategies(bench: Bench) -> dict[str, float]:
 
 def attack(bench: Bench) -> dict[str, float]:
     attacked, harmless = typographic(MNIST), neutral(MNIST)
-    _, test = run(bench, Patch(attacked, supported=["shapes", "textures", "letters", "words"]), (harmless, MNIST))
-    result = {}
+    found, test = run(bench, Patch(attacked, supported=["shapes", "textures", "letters", "words"]), (harmless, MNIST))
+    tuned = test["finetuned"]
+    result = {"attack alpha": found.alpha[0], "attack fine-tuned": mean(tuned, [attacked])}
+    result |= {f"{name} fine-tuned under attack": 100 * tuned.scores[name]["acc1"] for name in ("letters", "words")}
     for word, task in (("attack", attacked), ("neutral", harmless), ("no words", MNIST)):
         before, after = mean(test["base"], [task]), mean(test["patched"], [task])
         result |= {f"{word} before": before, f"{word} after": after, f"{word} gain": after - before}

@@ -97,7 +97,10 @@ def test_plan(tmp_path: Path) -> None:
 def test_interrupted_and_resumed(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "weightops", "patch", "--task", "mnist", "--supported", "digits", "--alphas", "0.5", "--steps", "8",
                "--batch-size", "16", "--device", "cpu", "--max-supported-drop", "1", "-o", str(tmp_path / "out"), "-q"]  # fmt: skip
-    victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    victim = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
+    )  # fmt: skip
     work = tmp_path / ".out.run"
     while not (work / "mnist" / "finetuned.safetensors").exists() and victim.poll() is None:
         time.sleep(0.01)

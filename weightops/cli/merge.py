@@ -53,7 +53,12 @@ def command(arguments: tuple[str, ...], print_recipe: bool, as_json: bool, **giv
         return
     if not given["dry_run"]:
         check_free(given["out"], overwrite=given["overwrite"])
-    options.save(recipe.merge(), f"{recipe.method} of {len(recipe.models)} models", as_json, **given)
+    options.save(
+        recipe.merge(),
+        f"{recipe.method} of {len(recipe.models)} model{'s' * (len(recipe.models) > 1)}",
+        as_json,
+        **given,
+    )
 
 
 def _recipe(

@@ -89,8 +89,10 @@ What isn't in the table wasn't measured: other abilities of the base may have ch
 
 def merge_card(method: str, models: Sequence[str], base: str | None, recipe: str) -> str:
     """The card of a merge: what it was made from, and the recipe that makes it again."""
-    how = f"`weightops merge` with this recipe gives the same bytes:\n\n```yaml\n{recipe.strip()}\n```"
-    return _made_card(f"{method} of {len(models)} checkpoints", [*([base] if base else []), *models], how)
+    how = f"`weightops merge` with this recipe, and the same options for the output, gives the same bytes:\n\n```yaml\n{recipe.strip()}\n```"
+    return _made_card(
+        f"{method} of {len(models)} checkpoint{'s' * (len(models) > 1)}", [*([base] if base else []), *models], how
+    )
 
 
 def edit_card(base: str, vectors: Sequence[tuple[str, float]]) -> str:
