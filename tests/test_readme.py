@@ -67,3 +67,13 @@ def test_merges_are_as_fast_as_measured() -> None:
         ours, theirs = row["weightops"], row["mergekit"]
         cells = [method, ours["seconds"], theirs["seconds"], row["ratio"], ours["gigabytes"], theirs["gigabytes"]]
         assert f"| {' | '.join(map(str, cells))} |" in README, method
+
+
+def test_the_papers_claims_are_as_measured() -> None:
+    papers = json.loads((ROOT / "benchmarks" / "results" / "papers.json").read_text())
+    for claim, verdict in papers["claims"].items():
+        held, of = verdict["seeds in which it does"], verdict["of"]
+        assert f"| {claim} | {'yes' if verdict['holds'] else 'no'}, in {held} of {of} seeds |" in README, claim
+    for name in ("patch gain", "negated control share", "pairs normalized", "analogy", "attack gain", "sequential", "parallel"):
+        value = papers["spread"][name]
+        assert f"{value['mean']:.1f} ({value['min']:.1f} to {value['max']:.1f})" in README, name
