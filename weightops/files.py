@@ -7,9 +7,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
+from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -222,6 +223,24 @@ def beside(path: Path, name: str) -> Path:
     if file.resolve().parent not in (path.parent.resolve(), path.resolve().parent):
         raise CheckpointError(f"{path} points to {name}, a link to {file.resolve()}, outside its folder")
     return file
+
+
+def cached_folder(kind: str, files: Mapping[str, Any]) -> Path:
+    """A folder of the cache, named by its content, with files of these names: bytes as they are, all else as JSON."""
+    digest = sha256(kind.encode())
+    for name, content in files.items():
+        digest.update(f"\0{name}\0".encode())
+        digest.update(content if isinstance(content, bytes) else json.dumps(content, sort_keys=True).encode())
+    folder = cache_dir() / kind / digest.hexdigest()[:16]
+    if not folder.is_dir():
+        with whole(folder, overwrite=True) as part:
+            part.mkdir()
+            for name, content in files.items():
+                if isinstance(content, bytes):
+                    (part / name).write_bytes(content)
+                else:
+                    write_json(part / name, content)
+    return folder
 
 
 def read_json(path: Path) -> dict[str, Any]:

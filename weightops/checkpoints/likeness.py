@@ -188,12 +188,8 @@ def for_open_clip(checkpoint: Checkpoint) -> Checkpoint:
     return _built_as(converted, checkpoint) if converted else checkpoint
 
 
-FORMATS = ("open_clip", "transformers", "timm", "safetensors")
-"""What a checkpoint can be written for."""
-
-
 def in_format(checkpoint: Checkpoint, name: str) -> Checkpoint:
-    """A checkpoint as one of the `FORMATS` has it: the folder that it is saved to loads in that library.
+    """A checkpoint as "open_clip", "transformers" or "timm" has it: the folder that it is saved to loads in that library.
 
     CLIP models go from open_clip to transformers and back; "safetensors" leaves all but the weights away.
 

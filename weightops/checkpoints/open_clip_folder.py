@@ -8,7 +8,6 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from weightops.errors import CheckpointError
-from weightops.files import cache_dir, whole, write_json
+from weightops.files import cached_folder, write_json
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -50,15 +49,10 @@ class OpenClipArchitecture:
     @classmethod
     def of_config(cls, config: Mapping[str, Any], merges: str | None = None) -> OpenClipArchitecture:
         """The architecture of a configuration that is in no folder, and of a tokenizer's merges: they are put into one in the cache."""
-        key = sha256(json.dumps([config, merges], sort_keys=True).encode()).hexdigest()[:16]
-        folder = cache_dir() / "open_clip" / key
-        if not (folder / CONFIG).is_file():
-            with whole(folder, overwrite=True) as part:
-                part.mkdir()
-                write_json(part / CONFIG, config)
-                if merges is not None:
-                    (part / MERGES).write_bytes(gzip.compress(merges.encode(), mtime=0))
-        return cls(folder)
+        files: dict[str, Any] = {CONFIG: config}
+        if merges is not None:
+            files[MERGES] = gzip.compress(merges.encode(), mtime=0)
+        return cls(cached_folder("open_clip", files))
 
     def build(self) -> nn.Module:
         """The module, with weights yet to be filled in, in evaluation mode."""

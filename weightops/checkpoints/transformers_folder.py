@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch import nn
 from weightops.checkpoints.open_clip_folder import CONFIG as OPEN_CLIP_CONFIG
 from weightops.checkpoints.open_clip_folder import MERGES, OpenClipArchitecture
 from weightops.errors import CheckpointError, missing_extra
-from weightops.files import cache_dir, read_json, whole, write_json
+from weightops.files import cached_folder, read_json, write_json
 from weightops.keys import some
 
 CONFIG = "config.json"
@@ -50,16 +48,7 @@ class TransformersArchitecture:
         Raises:
             CheckpointError: if transformers' CLIP can't compute what this model computes.
         """
-        files = _for_transformers(architecture)
-        digest = sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
-        folder = cache_dir() / "transformers" / digest
-        if not (folder / CONFIG).is_file():
-            with whole(folder, overwrite=True) as part:
-                part.mkdir()
-                for name, content in files.items():
-                    text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False)
-                    (part / name).write_text(text + "\n", encoding="utf-8")
-        return cls(folder)
+        return cls(cached_folder("transformers", _for_transformers(architecture)))
 
     def build(self) -> nn.Module:
         """The module, with weights yet to be filled in, in evaluation mode. Code that a folder brings is never run."""
@@ -94,7 +83,7 @@ class TransformersArchitecture:
         Raises:
             CheckpointError: if the folder has no tokenizer that can be loaded.
         """
-        library = self._transformers("to tokenise")
+        library = self._transformers("for the tokenizer")
         try:
             tokenizer = library.AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
@@ -103,7 +92,7 @@ class TransformersArchitecture:
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
         """Texts -> token ids of shape ``(n, context_length)``."""
-        tokenizer = self._transformers("to tokenise").AutoTokenizer.from_pretrained(self.folder)
+        tokenizer = self._transformers("for the tokenizer").AutoTokenizer.from_pretrained(self.folder)
         return lambda texts: tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
 
     def write(self, folder: Path, final: Path) -> None:
@@ -248,7 +237,7 @@ def _for_transformers(architecture: OpenClipArchitecture) -> dict[str, Any]:
         "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": context, **marks},
         "special_tokens_map.json": marks,
         "vocab.json": {token: i for i, token in enumerate([*ids[:-2], _START, _END])},
-        "merges.txt": "\n".join(["#version: 0.2", *merges]),
+        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode(),
     }
 
 
