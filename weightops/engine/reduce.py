@@ -11,6 +11,9 @@ from weightops.errors import MismatchError
 from weightops.expression import LinearForm, ties
 from weightops.kernels import Scratch, span
 
+BLOCK = 1024
+"""Elements that are added up in float32; the sums of blocks are added up in float64."""
+
 
 def gram(
     forms: Sequence[LinearForm], of: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -22,8 +25,8 @@ def gram(
         of: a function of the elements to take the products of, such as ``torch.sign``.
 
     Returns:
-        name -> float64 tensor of shape ``(k, k)`` for ``k`` forms. Products are rounded in float32 (float64 for float64),
-        sums are float64, in an order that depends on nothing but the shapes.
+        name -> float64 tensor of shape ``(k, k)`` for ``k`` forms. Blocks of 1,024 elements are multiplied in float32 (float64
+            for float64), and added up in float64, in an order that depends on nothing but the shapes.
     """
     tied = [ties(form) for form in forms]
     names = [
@@ -66,14 +69,15 @@ def products(
         rows = scratch.get(4, k * (stop - start), dtype).view(k, -1)
         read(start, stop, rows.unbind())
         rows = of(rows) if of else rows
-        held = scratch.get(5, k * (stop - start), dtype).view(k, -1)
-        for i, row in enumerate(rows):
-            totals[i, : i + 1] += sums(torch.mul(rows[: i + 1], row, out=held[: i + 1]))
-    return totals + totals.tril(-1).T
+        whole = (stop - start) // BLOCK * BLOCK
+        blocks = rows[:, :whole].view(k, -1, BLOCK).transpose(0, 1)
+        rest = rows[:, whole:].double()
+        totals += (torch.bmm(blocks, blocks.mT).sum(0, dtype=torch.float64) + rest @ rest.mT).cpu()
+    return totals.tril() + totals.tril(-1).mT
 
 
 def sums(rows: torch.Tensor) -> torch.Tensor:
-    """The sum of each row in float64, of sums over 1,024 elements, which don't depend on threads."""
-    whole = rows.shape[1] // 1024 * 1024
+    """The sum of each row in float64, of sums over `BLOCK` elements, which don't depend on threads."""
+    whole = rows.shape[1] // BLOCK * BLOCK
     ends = rows[:, whole:].sum(1, dtype=torch.float64)
-    return rows[:, :whole].view(len(rows), -1, 1024).sum(2).sum(1, dtype=torch.float64) + ends
+    return rows[:, :whole].view(len(rows), -1, BLOCK).sum(2).sum(1, dtype=torch.float64) + ends

@@ -43,20 +43,24 @@ def write_page(
         Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     )
     curve, chosen = _curve(summary, sweep, points, view)
+    alpha = summary["alpha"]
     axes = {
         "score": view.what,
         "kept": view.kept if view.keep else "",
+        "alpha": "alpha" if isinstance(alpha, float) else f"alpha of {next(iter(alpha))}",
         "line": len(points) > 1 and not isinstance(points[0].alpha, tuple),
     }
     pictures = _pictures(bench.tasks, test["base"], test[word], set(view.keep))
     models = [which for which in test if which != word]
     data = json.dumps({"points": curve, "chosen": chosen, "axes": axes}).replace("<", "\\u003c")
-    alpha = summary["alpha"]
+    sources: dict[str, list[str]] = {}
+    for name, task in summary["tasks"].items():
+        sources.setdefault(task["source"], []).append(name)
     provenance = [
         ("command", f"weightops {summary['verb']}"), ("model", f"{summary['model']['ref']} ({summary['model']['fingerprint']})"),
-        ("method", summary["method"]), *((f"images of {name}", task["source"]) for name, task in summary["tasks"].items()),
-        ("fine-tuned", json.dumps(summary["training"]) if summary["training"] else summary["finetuned"]),
-        ("images measured", f"{summary['images']:,}"), ("seconds", json.dumps(summary["seconds"])), ("versions", json.dumps(summary["versions"])),
+        ("method", summary["method"]), ("images", "; ".join(f"{source} ({', '.join(names)})" for source, names in sources.items())),
+        ("fine-tuned", _listed(summary["training"]) if summary["training"] else summary["finetuned"]),
+        ("images measured", f"{summary['images']:,}"), ("seconds", _listed(summary["seconds"])), ("versions", _listed(summary["versions"])),
     ]  # fmt: skip
     path.write_text(
         template.render(
@@ -66,6 +70,10 @@ def write_page(
         ),
         encoding="utf-8",
     )  # fmt: skip
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
 
 def _curve(
