@@ -14,6 +14,7 @@ import torch
 
 from weightops.dtypes import is_editable, is_unfit, name_of
 from weightops.errors import MismatchError, OptionError, SpaceError
+from weightops.kernels import Scratch
 from weightops.keys import Rules, check_setting, depths, escape, finite, mismatch, setting_at, some
 
 Space = Literal["weights", "delta"]
@@ -75,8 +76,11 @@ class Source(ABC):
     def read(self, name: str) -> torch.Tensor:
         """The tensor, mapped from its file or shared with its owner: never write to it."""
 
-    def open(self, name: str) -> Callable[[int, int], torch.Tensor]:
-        """A function that gives elements ``start`` to ``stop`` of the flat tensor, to be called in rising order."""
+    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+        """A function that gives elements ``start`` to ``stop`` of the flat tensor, to be called in rising order.
+
+        What it gives may be in buffers of ``scratch``, and holds until the next call.
+        """
         flat = flattened(self.read(name))
         return lambda start, stop: cut(flat, start, stop)
 
@@ -127,11 +131,11 @@ class ComputedSource(Source):
     computed = True
 
     @abstractmethod
-    def open(self, name: str) -> Callable[[int, int], torch.Tensor]: ...
+    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]: ...
 
     def read(self, name: str) -> torch.Tensor:
         spec = self.specs[name]
-        return self.open(name)(0, spec.numel).reshape(spec.shape)
+        return self.open(name, Scratch())(0, spec.numel).reshape(spec.shape)
 
 
 def same_weights(a: Source, b: Source) -> bool:

@@ -30,15 +30,20 @@ class Scratch:
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[int, torch.dtype, torch.device], torch.Tensor] = {}
+        self._within: dict[object, Scratch] = {}
         self._pinned: list[tuple[torch.Tensor, torch.cuda.Event]] = []
         self._turn = 0
+
+    def within(self, owner: object) -> Scratch:
+        """Other buffers, for what is computed on the way; the same for the same owner."""
+        return self._within.setdefault(owner, Scratch())
 
     def get(self, slot: int, numel: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
         """A flat buffer; the same memory for the same slot, dtype and device."""
         key = (slot, dtype, torch.device(device))
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < numel:
-            buffer = self._buffers[key] = torch.empty(max(numel, CHUNK), dtype=dtype, device=device)
+            buffer = self._buffers[key] = torch.empty(1 << max(numel - 1, 0).bit_length(), dtype=dtype, device=device)
         return buffer[:numel]
 
     def sent(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -55,8 +55,8 @@ class Layers(Source):
     def read(self, name: str) -> torch.Tensor:
         return self._source.read(self._names[name])
 
-    def open(self, name: str) -> Callable[[int, int], torch.Tensor]:
-        return self._source.open(self._names[name])
+    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+        return self._source.open(self._names[name], scratch)
 
     def describe(self) -> dict[str, object]:
         """The source, and which of its layers."""
@@ -72,9 +72,9 @@ class Stack(ComputedSource):
         self.ref = " / ".join(source.ref for form in parts for source in form.sources)
         self.specs, self.ties = {name: form.specs[name] for name, form in self._owner.items()}, {}
 
-    def open(self, name: str) -> Callable[[int, int], torch.Tensor]:
+    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
         [step] = plan(self._owner[name], [name])
-        return through(reader([step], Scratch()), self.specs[name].dtype)
+        return through(reader([step], scratch), self.specs[name].dtype, scratch)
 
     @property
     def leaves(self) -> list[Source]:

@@ -109,7 +109,7 @@ def size(unit: Iterable[Segment]) -> int:
 def reader(steps: Sequence[Step], scratch: Scratch) -> Reader:
     """A reader of some steps of one tensor, which opens and widens what several of them take part in once."""
     used = Counter(source for step in steps for source in step.coefficients)
-    opened = {source: source.open(steps[0].name) for source in used}
+    opened = {source: source.open(steps[0].name, scratch.within(source)) for source in used}
     shared = [] if any(step.keep_anchor for step in steps) else [source for source, n in used.items() if n > 1]
     others = [
         [(c, source, source.space == "weights") for source, c in step.coefficients.items() if source is not step.anchor]
@@ -127,11 +127,11 @@ def reader(steps: Sequence[Step], scratch: Scratch) -> Reader:
     return write
 
 
-def through(read: Reader, dtype: torch.dtype) -> Callable[[int, int], torch.Tensor]:
-    """What a reader writes, as tensors of their own, on CPU."""
+def through(read: Reader, dtype: torch.dtype, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+    """What a reader writes, in a buffer, on CPU."""
 
     def part(start: int, stop: int) -> torch.Tensor:
-        out = torch.empty(stop - start, dtype=dtype)
+        out = scratch.get(3, stop - start, dtype)
         read(start, stop, [out])
         return out
 

@@ -157,6 +157,9 @@ def write(
     place = {name: (handles[file.name], offset) for file in files for name, offset in file.offsets.items()}
 
     def do(unit: list[Segment], scratch: Scratch) -> list[str]:
+        def target(segment: Segment) -> torch.Tensor:
+            return scratch.get(3, segment.stop - segment.start, form.specs[segment.step.name].dtype)
+
         bad = []
         for segment, out in evaluate(unit, target, scratch):
             name = segment.step.name
@@ -165,9 +168,6 @@ def write(
             handle, offset = place[name]
             _pwrite(handle, out.view(torch.uint8).numpy().data, offset + segment.start * out.element_size())
         return bad
-
-    def target(segment: Segment) -> torch.Tensor:
-        return torch.empty(segment.stop - segment.start, dtype=form.specs[segment.step.name].dtype)
 
     mine = [i for i in ranks.share(work) if i not in finished]
     try:

@@ -181,7 +181,7 @@ class MethodSource(ComputedSource):
             check_setting(setting, self.specs, name)
         self._depths = depths(self.specs)
         self._vector = Vector(
-            lambda name: self._parts(name, reader(self._steps(name), Scratch())),
+            lambda name: self._parts(name, Scratch()),
             {n: s.numel for n, s in self.specs.items() if is_editable(s.dtype) and s.numel},
             len(self.inputs),
         )
@@ -213,39 +213,38 @@ class MethodSource(ComputedSource):
         ]
         return reduce(LinearForm.plus, shifts, first)
 
-    def open(self, name: str) -> Callable[[int, int], torch.Tensor]:
-        spec = self.specs[name]
-        steps, scratch = self._steps(name), Scratch()
+    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+        spec, steps = self.specs[name], self._steps(name)
         if not is_editable(spec.dtype) or not spec.numel:
-            return through(reader(steps[:1], scratch), spec.dtype)
+            return through(reader(steps[:1], scratch), spec.dtype, scratch)
         working = accumulator(spec.dtype)
         available = self._at(name)
         weights = available["weights"] = torch.tensor(available["weights"], dtype=torch.float64)
         if self.method.kind != "combination":
             available["weights"] = weights.to(working)
-        read = reader(steps, scratch)
         try:
             if self.method.kind == "combination":
-                return through(self._combination(steps, read, available, scratch), working)
+                return through(self._combination(steps, available, scratch), working, scratch)
             if self.method.kind == "chunks":
-                return self._chunks(name, read, available, working)
-            return self._whole(name, read, available, working)
+                return self._chunks(name, available, working, scratch)
+            return self._whole(name, available, working, scratch)
         except WeightopsError as error:
             raise type(error)(f"{self.method.name} at {name}: {error}") from error
 
     def _steps(self, name: str) -> list[Step]:
         return [plan(form, [name])[0] for form in self.inputs]
 
-    def _combination(self, steps: list[Step], read: Reader, available: dict[str, Any], scratch: Scratch) -> Reader:
+    def _combination(self, steps: list[Step], available: dict[str, Any], scratch: Scratch) -> Reader:
         if not self.method.fixed:
-            available["gram"] = products(Segment(steps[0], 0, steps[0].numel), len(steps), read, scratch)
+            whole = Segment(steps[0], 0, steps[0].numel)
+            available["gram"] = products(whole, len(steps), reader(steps, scratch), scratch)
         coefficients = call(self.method.function, available).tolist()
         return reader([combined(steps, coefficients)], scratch)
 
     def _chunks(
-        self, name: str, read: Reader, available: dict[str, Any], working: torch.dtype
+        self, name: str, available: dict[str, Any], working: torch.dtype, scratch: Scratch
     ) -> Callable[[int, int], torch.Tensor]:
-        parts = self._parts(name, read)
+        parts = self._parts(name, scratch)
         available = {**available, "parts": parts, "vector": self._vector}
         for statistic in self.method.function.__dict__["statistics"]:
             available[statistic.__name__] = call(statistic, available)
@@ -260,7 +259,7 @@ class MethodSource(ComputedSource):
             return (made if unsound is None else made + unsound).reshape(-1)
 
         def part(start: int, stop: int) -> torch.Tensor:
-            out = torch.empty(stop - start, dtype=working)
+            out = scratch.get(3, stop - start, working)
             for index in range(start // parts.length, -(-stop // parts.length)):
                 first = index * parts.length
                 a, b = max(start, first), min(stop, first + parts.length)
@@ -269,16 +268,15 @@ class MethodSource(ComputedSource):
 
         return part
 
-    def _parts(self, name: str, read: Reader) -> Parts:
+    def _parts(self, name: str, scratch: Scratch) -> Parts:
         spec, by_rows = self.specs[name], self.method.function.__dict__["by_rows"]
-        return Parts(
-            read, len(self.inputs), spec.shape, accumulator(spec.dtype), by_rows=by_rows, seed=self.seed, name=name
-        )
+        read, working = reader(self._steps(name), scratch), accumulator(spec.dtype)
+        return Parts(read, len(self.inputs), spec.shape, working, scratch, by_rows=by_rows, seed=self.seed, name=name)
 
     def _whole(
-        self, name: str, read: Reader, available: dict[str, Any], working: torch.dtype
+        self, name: str, available: dict[str, Any], working: torch.dtype, scratch: Scratch
     ) -> Callable[[int, int], torch.Tensor]:
-        shape = self.specs[name].shape
+        shape, read = self.specs[name].shape, reader(self._steps(name), scratch)
         with alone():
             stack = torch.empty((len(self.inputs), *shape), dtype=working)
             rows = stack.view(len(stack), -1)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from weightops.engine.run import Reader
-from weightops.kernels import span
+from weightops.kernels import Scratch, span
 
 Draws = Callable[[int], np.random.Generator]
 """Gives the random generator of an input by its index; seeded from (seed, tensor name, index, place of the chunk)."""
@@ -38,6 +38,7 @@ class Parts:
         k: how many inputs.
         shape: of the tensor.
         dtype: to read in.
+        scratch: whose buffers to use.
         by_rows: don't cut rows (of a matrix with the first dimension as its height).
         seed: what draws depend on beside name, index and place.
         name: of the tensor.
@@ -49,6 +50,7 @@ class Parts:
         k: int,
         shape: tuple[int, ...],
         dtype: torch.dtype,
+        scratch: Scratch,
         *,
         by_rows: bool,
         seed: int,
@@ -59,7 +61,7 @@ class Parts:
         self.width = self.numel // shape[0] if by_rows and len(shape) > 1 and self.numel else max(self.numel, 1)
         self.by_rows = by_rows
         self.length = max(span(k) // self.width, 1) * self.width if by_rows else span(k)
-        self._buffer = torch.empty(k * min(self.length, self.numel), dtype=dtype)
+        self._buffer = scratch.get(4, k * min(self.length, self.numel), dtype)
 
     def __len__(self) -> int:
         return -(-self.numel // self.length)
