@@ -239,6 +239,49 @@ def test_torchrun_two_nodes_of_two(tmp_path: Path) -> None:
     assert not equal(open_checkpoint(nodes[0]), open_checkpoint(nodes[1]))
 
 
+SHARDED = """
+import os, sys
+from dataclasses import replace
+from weightops import finetuning, nodes, runs
+from weightops.cli import main
+parallel, keep, config_for = nodes.Ddp.parallel, runs.Folder.keep, finetuning.config_for
+def checked(node, module):
+    module = parallel(node, module)
+    held = sum(p.to_local().numel() for p in module.parameters())
+    assert held < 0.6 * sum(p.numel() for p in module.parameters())
+    return module
+def last(folder, states, step):
+    keep(folder, states, step)
+    if step == 4:
+        os._exit(9)
+if "--fsdp" in sys.argv:
+    nodes.Ddp.parallel = checked
+if "killed" in sys.argv[-1] and "--resume" not in sys.argv:
+    runs.Folder.keep = last
+finetuning.config_for = lambda *a, **k: replace(config_for(*a, **k), ema=0.5)
+main.main()
+"""
+
+
+def test_sharded_nodes_make_the_same_steps_and_go_on(tmp_path: Path) -> None:
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    options = [*RECIPE, "--steps", "6", "--node-size", "2", "--average-every", "3", "--checkpoint-every", "2"]
+    for name, how, status in (
+        ("copied", [], 0),
+        ("sharded", ["--fsdp"], 0),
+        ("killed", ["--fsdp"], 1),
+        ("killed", ["--fsdp", "--resume"], 0),
+    ):
+        [agent] = torchrun(1, 4, tmp_path / "sharded.py", "lofi", *options, *how, "-o", tmp_path / name)
+        printed = agent.communicate(timeout=300)
+        assert agent.returncode == status, printed
+    for part in ("node0", "node1", "merged", "node0/ema"):
+        copied, sharded, killed = (open_checkpoint(tmp_path / name / part) for name in ("copied", "sharded", "killed"))
+        assert equal(sharded, killed)
+        assert TaskVector(copied, sharded).norm() < 0.01 * TaskVector(open_checkpoint("embedded"), copied).norm()
+    assert equal(open_checkpoint(tmp_path / "sharded" / "node0"), open_checkpoint(tmp_path / "sharded" / "node1"))
+
+
 def children(process: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 

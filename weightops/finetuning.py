@@ -22,9 +22,10 @@ from weightops.evaluators.clip import Clip
 from weightops.evaluators.zero_shot import as_tasks
 from weightops.expression import LinearForm
 from weightops.keys import Rules
-from weightops.learners import ClipLearner, Learner, copies
+from weightops.learners import ClipLearner, Learner
 from weightops.nodes import Node, Single
 from weightops.runs import Folder, Stateful
+from weightops.sharded import Learning, part, whole
 from weightops.tasks.task import Task
 
 
@@ -159,23 +160,22 @@ def _train(
     on_step: Callable[[int], None] | None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:  # fmt: skip
     """The loop; the module's whole state at its end, and with the moving average in it if there is one, on CPU."""
-    parameters = [p for p in learner.trained.parameters() if p.is_floating_point()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    ema = _Ema(learner, config.ema)
-    parts: dict[str, Stateful] = {"trained": learner.trained, "optimizer": optimizer, "ema": ema}
-    first = folder.restore(parts) if folder is not None else 0
-    lines = folder.lines if folder is not None else []
-    before = lines[-1]["seconds"] if lines else 0.0
     count, mine = node.batch_size(config.batch_size), strategy.part(node.batch_size(config.batch_size))
     share = (mine.stop - mine.start) * strategy.size / count  # so that the mean of means is the batch's mean
     averaged = Rules.of(dict.fromkeys(node.only, 1.0))
     averaged.check(learner.module.state_dict())
-    started = time.monotonic()
-    bar = tqdm(
-        total=config.steps, initial=first, desc=f"fine-tuning on {learner.name}", unit="step", delay=1, leave=False
-    )
-    with _training(learner), bar:
+    what = f"fine-tuning on {learner.name}"
+    with _training(learner), tqdm(total=config.steps, desc=what, unit="step", delay=1, leave=False) as bar:
         parallel = strategy.parallel(learner)
+        parameters = [p for p in learner.trained.parameters() if p.is_floating_point()]
+        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        ema = _Ema(learner, config.ema)
+        parts: dict[str, Stateful] = {"learning": Learning(learner.trained, optimizer), "ema": ema}
+        first = folder.restore(parts) if folder is not None else 0
+        bar.update(first)
+        lines = folder.lines if folder is not None else []
+        before = lines[-1]["seconds"] if lines else 0.0
+        started = time.monotonic()
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate(step)
@@ -201,9 +201,11 @@ def _train(
                     {"step": step + 1, "loss": loss.item(), "lr": config.learning_rate(step), "seconds": seconds,
                      "communication": strategy.seconds}
                 )  # fmt: skip
-            if folder is not None and strategy.rank == 0 and (step + 1) % every == 0 and step + 1 < config.steps:
-                folder.keep(parts, step + 1)
-    weights = copies(learner.module.state_dict())
+            if folder is not None and (step + 1) % every == 0 and step + 1 < config.steps:
+                states = {name: part.state_dict() for name, part in parts.items()}
+                if strategy.rank == 0:
+                    folder.keep(states, step + 1)
+    weights = learner.weights()
     return weights, ema.within(weights)
 
 
@@ -230,11 +232,11 @@ class _Ema:
         return {n: means.get(ties.get(n, n), weights[n]) for n in weights} if means else {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: mean.cpu() for name, mean in self._mean.items()}
+        return {name: whole(mean) for name, mean in self._mean.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         for name, mean in self._mean.items():
-            mean.copy_(state_dict[name])
+            mean.copy_(part(state_dict[name], mean))
 
 
 @contextmanager

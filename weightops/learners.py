@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from weightops.errors import OptionError, TaskError
 from weightops.evaluators.clip import Clip, Pixels, pick_device
 from weightops.evaluators.perplexity import token_blocks, token_loss
 from weightops.expression import LinearForm
+from weightops.sharded import whole
 from weightops.tasks.task import Task
 
 
@@ -38,6 +39,7 @@ class Learner(nn.Module):
         self._whole = (module,)  # in a tuple, as what doesn't learn is no part of this module
         self.trained = module.get_submodule(prefix.removesuffix("."))
         self.base, self.prefix, self.name, self.source, self.device = base, prefix, name, source, device
+        self._ties = MemorySource(module.state_dict(), name).ties  # which sharded tensors don't show
 
     @property
     def module(self) -> nn.Module:
@@ -47,8 +49,11 @@ class Learner(nn.Module):
     def state(self) -> dict[str, torch.Tensor]:
         """The tensors of the part that learns, by their names in the whole; shared with it. Of tied ones, the first."""
         own = {f"{self.prefix}{name}": tensor for name, tensor in self.trained.state_dict().items()}
-        tied = MemorySource(own, self.name).ties
-        return {name: tensor for name, tensor in own.items() if name not in tied}
+        return {name: tensor for name, tensor in own.items() if self._ties.get(name) not in own}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The whole model's tensors, copied to CPU; those that share memory still do. All processes of a node ask for them at once."""
+        return copies(self.module.state_dict(), self._ties)
 
     def prepare(self) -> None:
         """Get what training needs, once it is sure that there will be any."""
@@ -140,7 +145,8 @@ class ModuleLearner(Learner):
         if not len(inputs) or len(inputs) != len(labels):
             raise OptionError(f"{name} has {len(inputs)} inputs and {len(labels)} labels")
         device = next(module.parameters()).device
-        base = base or Checkpoint(LinearForm.of(MemorySource(copies(module.state_dict()), type(module).__name__)))
+        own = {} if base else copies(module.state_dict(), MemorySource(module.state_dict(), name).ties)
+        base = base or Checkpoint(LinearForm.of(MemorySource(own, type(module).__name__)))
         super().__init__(base, module, "", name=name, source="tensors", device=device)
         self._data, self._loss = (inputs, labels), loss
 
@@ -184,8 +190,7 @@ def classification(module: nn.Module, images: torch.Tensor, labels: torch.Tensor
     return F.cross_entropy(module(images).float(), labels)
 
 
-def copies(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def copies(state: Mapping[str, torch.Tensor], ties: Mapping[str, str]) -> dict[str, torch.Tensor]:
     """Tensors copied to CPU; those that share memory still do."""
-    ties = MemorySource(state, "").ties
-    own = {name: tensor.detach().cpu().clone() for name, tensor in state.items() if name not in ties}
+    own = {name: whole(tensor).clone() for name, tensor in state.items() if name not in ties}
     return {name: own[ties.get(name, name)] for name in state}

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from weightops.errors import CheckpointError, NonfiniteError, OptionError
 from weightops.keys import Rules
+from weightops.sharded import part, shard_, whole
 from weightops.task_vector import average
 
 T = TypeVar("T")
@@ -105,7 +106,7 @@ class Single:
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The module, whose gradients are averaged over the node's processes in every backward pass."""
+        """The module, whose gradients are averaged over the node's processes in every backward pass. Make optimizers after it."""
         return module
 
     def tell(self, value: T) -> T:
@@ -118,16 +119,25 @@ class Single:
 
 
 class Ddp(Single):
-    """A node of several processes, each with its part of a batch."""
+    """A node of several processes, each with its part of a batch.
 
-    def __init__(self, group: Any) -> None:
-        self.group = group
+    Args:
+        group: the processes.
+        fsdp: parameters, gradients and the optimizer's state are sharded over them (FSDP2), not copied; the
+            module stays sharded.
+    """
+
+    def __init__(self, group: Any, *, fsdp: bool = False) -> None:
+        self.group, self.fsdp = group, fsdp
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._first = dist.get_global_rank(group, 0)
         self._until = 0.0
 
     def parallel(self, module: nn.Module) -> nn.Module:
         if self.size == 1:
+            return module
+        if self.fsdp:
+            shard_(module, self.group)
             return module
         wrapped = DistributedDataParallel(module, process_group=self.group)
         wrapped.register_comm_hook(self, lambda node, bucket: _all_reduce(node, bucket.buffer()))
@@ -161,17 +171,18 @@ class Lofi(Ddp):
         group: this node's processes.
         leaders: the first processes of all nodes, over gloo.
         patience: seconds to wait for another node.
+        fsdp: as of `Ddp`.
     """
 
-    def __init__(self, group: Any, leaders: Any, patience: float = PATIENCE) -> None:
-        super().__init__(group)
+    def __init__(self, group: Any, leaders: Any, patience: float = PATIENCE, *, fsdp: bool = False) -> None:
+        super().__init__(group, fsdp=fsdp)
         self._leaders = leaders
         self._patience = timedelta(seconds=patience)
         self.index = dist.get_rank() // self.size
         self.count = dist.get_world_size() // self.size
 
     def everyone(self) -> Single:
-        return Ddp(dist.group.WORLD)
+        return Ddp(dist.group.WORLD, fsdp=self.fsdp)
 
     def reports(self, samples: int, step: int) -> dict[int, int]:
         """The samples that every node which answers has seen, 0 from one with nothing to give. For first processes.
@@ -226,14 +237,15 @@ class Lofi(Ddp):
         return {name: t for node, part in parts.items() for name, t in _unpack(means[node], state, part).items()}
 
     def average_(self, state: Mapping[str, torch.Tensor], samples: int, step: int) -> None:
+        here = {name: whole(tensor) for name, tensor in state.items()}
         if self.rank == 0:
-            here = {name: tensor.detach().cpu() for name, tensor in state.items()}
             finite = all(bool(torch.isfinite(tensor).all()) for tensor in here.values())
-            for name, tensor in self.exchange(here, self.reports(samples if finite else 0, step)).items():
-                state[name].detach().copy_(tensor)
-        if self.size > 1:
-            for tensor in state.values():
-                dist.broadcast(tensor.detach(), self._first, group=self.group)
+            here = self.exchange(here, self.reports(samples if finite else 0, step))
+        for name, tensor in state.items():
+            mean = here[name].to(tensor.device)
+            if self.size > 1:
+                dist.broadcast(mean, self._first, group=self.group)
+            tensor.detach().copy_(part(mean, tensor))
 
     def _swap(self, outgoing: Mapping[int, torch.Tensor], sizes: Mapping[int, int]) -> dict[int, torch.Tensor]:
         """Send a tensor to each node and receive one of its size (and my dtype) from each; those that answer, and my own."""
@@ -297,17 +309,20 @@ def _unpack(content: torch.Tensor, like: Mapping[str, torch.Tensor], names: Sequ
 
 
 @contextmanager
-def connected(node_size: int | None = None, patience: float = PATIENCE) -> Iterator[Single]:
+def connected(node_size: int | None = None, patience: float = PATIENCE, *, fsdp: bool = False) -> Iterator[Single]:
     """This process's node, in a job that torchrun started; without torchrun, a node of one process.
 
     Args:
         node_size: processes in a node; by default those of a machine.
         patience: seconds that a node which is done waits for the others.
+        fsdp: shard what is trained over the processes of a node, for models that are too large to train on each.
 
     Raises:
         OptionError: if the processes can't be divided so.
     """
     if "RANK" not in os.environ:
+        if fsdp:
+            raise OptionError("fsdp shards a model over the processes of a node: start them with torchrun")
         yield Single()
         return
     world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
@@ -322,6 +337,6 @@ def connected(node_size: int | None = None, patience: float = PATIENCE) -> Itera
         leaders = dist.new_group(
             list(range(0, world, size)), backend="gloo", timeout=timedelta(seconds=max(patience, PATIENCE))
         )
-        yield Lofi(groups[dist.get_rank() // size], leaders, patience)
+        yield Lofi(groups[dist.get_rank() // size], leaders, patience, fsdp=fsdp)
     finally:
         dist.destroy_process_group()

@@ -84,12 +84,11 @@ class Folder:
         log.info("going on from step %d", state["step"])
         return int(state["step"])
 
-    def keep(self, parts: Mapping[str, Stateful], step: int) -> None:
+    def keep(self, states: Mapping[str, Any], step: int) -> None:
         """Write the state to go on from, whole or not at all."""
         content = io.BytesIO()  # torch.save to a file tells of a full disk in its own way
-        named = {name: part.state_dict() for name, part in parts.items()}
         torch.save(
-            {"identity": json.dumps(self.identity), "step": step, "lines": json.dumps(self.lines), **named}, content
+            {"identity": json.dumps(self.identity), "step": step, "lines": json.dumps(self.lines), **states}, content
         )
         with whole(self.path / STATE, overwrite=True) as part:
             part.write_bytes(content.getbuffer())

@@ -20,6 +20,7 @@ from weightops.cli import options
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for node0, node1, ..., and merged.")
 @click.option("--nodes", type=click.IntRange(1), help="How many, one after another; only without torchrun.")
 @click.option("--node-size", type=click.IntRange(1), help="Processes in a node. Default: those of a machine.")
+@click.option("--fsdp", is_flag=True, help="Shard what is trained over the processes of a node (FSDP2), not copy it.")
 @options.node_data
 @click.option("--average-every", type=click.IntRange(0), default=0, help="Also average every so many steps.")
 @click.option("--only", multiple=True, help="Average only tensors of these names (*, ?); others are the first node's.")
@@ -33,7 +34,7 @@ from weightops.cli import options
 @options.printing
 @click.pass_context
 def command(
-    ctx: click.Context, /, task: str | None, text: Path | None, model: str, out: Path | None, nodes: int | None, node_size: int | None,
+    ctx: click.Context, /, task: str | None, text: Path | None, model: str, out: Path | None, nodes: int | None, node_size: int | None, fsdp: bool,
     node_data: str, average_every: int, only: tuple[str, ...], compare: bool, patience: float, checkpoint_every: int, resume: bool,
     dry_run: bool, overwrite: bool, as_json: bool, device: str, **training: Any,
 ) -> None:  # fmt: skip
@@ -50,6 +51,8 @@ def command(
     options.one_of(task, text)
     if compare and task is None:
         raise click.UsageError("--compare scores images under shift, and takes a --task")
+    if compare and fsdp:
+        raise click.UsageError("--compare trains the model several times, and with --fsdp it stays sharded")
     import os
 
     if int(os.environ.get("RANK", 0)):
@@ -80,7 +83,7 @@ def command(
             }
         )
         return
-    with connected(node_size, patience) as strategy:
+    with connected(node_size, patience, fsdp=fsdp) as strategy:
         if strategy.rank:
             options.quieten()
         given: dict[str, Any] = {
