@@ -13,9 +13,13 @@ import torch.nn.functional as F
 
 from weightops import TASKS, Checkpoint, Clip, Task, evaluate, open_checkpoint
 from weightops.checkpoints.open_clip_folder import OpenClipArchitecture
+from weightops.cli.main import run
 from weightops.errors import CheckpointError, OptionError
 from weightops.evaluators.batchnorm import recompute_batchnorm
 from weightops.evaluators.zero_shot import metrics, score
+from weightops.expression import same_weights
+from weightops.merging import merge
+from weightops.soups import soup
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +140,7 @@ def resnet(tmp_path: Path) -> Path:
     return folder
 
 
-def test_batch_statistics_made_anew(resnet: Path) -> None:
+def test_batch_statistics_made_anew(resnet: Path, tmp_path: Path) -> None:
     before = open_checkpoint(resnet)
     after = recompute_batchnorm(resnet, "digits", images=256, batch_size=64, device="cpu")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -151,5 +155,19 @@ def test_batch_statistics_made_anew(resnet: Path) -> None:
     assert torch.allclose(after["visual.bn1.running_mean"], first.mean((0, 2, 3)), atol=1e-5)
     variances = torch.stack([part.var((0, 2, 3)) for part in first.split(64)]).mean(0)
     assert torch.allclose(after["visual.bn1.running_var"], variances, atol=1e-5)
+    # An average of two has statistics of neither, however it is made.
+    state = before.state_dict()
+    torch.manual_seed(1)
+    other = {n: t + 0.02 * torch.randn_like(t) if t.is_floating_point() else t for n, t in state.items()}
+    Checkpoint(open_checkpoint(other).form, before.architecture).save(tmp_path / "other")
+    models = [str(resnet), str(tmp_path / "other")]
+    mean = recompute_batchnorm(merge(models, "linear"), "digits", device="cpu")
+    soup(models, tmp_path / "soup", tasks=["digits"], recipe="uniform", batchnorm="digits", device="cpu")
+    assert run(["merge", *models, "--batchnorm", "digits", "-o", str(tmp_path / "merged")]) == 0
+    for out in ("soup", "merged"):
+        assert same_weights(open_checkpoint(tmp_path / out).source, mean.source)
+    described = open_checkpoint(tmp_path / "merged").source.made_from["base"]
+    assert described["batchnorm"] == "digits"
+    assert described["model"]["terms"]
     with pytest.raises(OptionError, match="nothing to recompute"):
         recompute_batchnorm("embedded", "digits")

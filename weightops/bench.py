@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from weightops.checkpoints.checkpoint import CheckpointLike, open_checkpoint, open_ref
+from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint, open_ref
 from weightops.checkpoints.likeness import open_like
 from weightops.checkpoints.memory import MemorySource
+from weightops.evaluators.batchnorm import recompute_batchnorm
 from weightops.evaluators.clip import Clip
 from weightops.evaluators.zero_shot import metrics, predict
 from weightops.expression import LinearForm
@@ -36,7 +37,7 @@ class Measured:
         scores: task -> metrics; their ``n`` tells on how many images.
         hits: task -> boolean tensor of shape ``(n,)``, in one order for all edits.
         guesses: task -> the classes named, in the same order.
-        fingerprint: of the weights.
+        fingerprint: of the weights, before batch statistics are made anew.
     """
 
     coefficients: Coefficients
@@ -60,6 +61,7 @@ class Bench:
         tasks: what it is measured on.
         config: how it is fine-tuned; by default `config_for` the model.
         device: "auto", "cpu", "cuda", ...
+        batchnorm: a task on whose images averages of weights get batch statistics of their own, see `recompute_batchnorm`.
         work: a folder for what fine-tuning leaves; without it, vectors stay in memory.
         resume: go on from what is in ``work``.
         on_measured: called with each edit that a search measured on all validation images.
@@ -71,7 +73,7 @@ class Bench:
 
     def __init__(
         self, model: CheckpointLike, tasks: Iterable[Task], *, config: TrainingConfig | None = None, device: str = "auto",
-        work: Path | None = None, resume: bool = False, on_measured: Callable[[Measured], None] = lambda _: None,
+        batchnorm: Task | None = None, work: Path | None = None, resume: bool = False, on_measured: Callable[[Measured], None] = lambda _: None,
     ) -> None:  # fmt: skip
         checkpoint = open_checkpoint(model)
         self.clip = Clip.open(checkpoint, device)
@@ -79,6 +81,7 @@ class Bench:
         self.base = self.clip.base.to(self.dtype)
         self.tasks = list(tasks)
         self.config = config or config_for(checkpoint)
+        self.batchnorm = batchnorm
         self.work, self.resume, self.on_measured = work, resume, on_measured
         self.passes = 0
         self.seconds = 0.0
@@ -127,12 +130,17 @@ class Bench:
         self, vector: TaskVector, split: str, tasks: Iterable[Task] | None = None, coefficients: Coefficients = ()
     ) -> Measured:
         """The base edited by a vector, on whole splits."""
-        self._set(vector)
+        self.edit(vector)
         guesses = {task.name: self._predict(task, split) for task in (self.tasks if tasks is None else tasks)}
         return self._measured(vector, guesses, {name: None for name in guesses}, split, coefficients)
 
-    def _set(self, vector: TaskVector) -> None:
+    def edit(self, vector: TaskVector) -> Checkpoint:
+        """Set the model to the base edited by a vector; the weights that it then has."""
         vector.apply_(self.clip.module, base=self.base)
+        edited = vector.apply(self.base)
+        if self.batchnorm is None or len(edited.form.sources) == 1:  # one model as it is
+            return edited
+        return recompute_batchnorm(replace(self.clip, base=edited), self.batchnorm)
 
     def _predict(self, task: Task, split: str, only: npt.NDArray[np.int64] | None = None) -> torch.Tensor:
         guesses = predict(self.clip, task, split, only=only)
@@ -186,7 +194,7 @@ class Trial:
 
     def _measure(self, alpha: Coefficients, start: float, stop: float) -> Hits:
         bench = self.bench
-        bench._set(self.vector(alpha))
+        bench.edit(self.vector(alpha))
         kept, hits = self._guesses.setdefault(alpha, {}), {}
         for task in self.tasks:
             order = bench._order(task)

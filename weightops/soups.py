@@ -30,6 +30,7 @@ class Soup(Workflow):
         *,
         tasks: Iterable[str | Task] | None = None,
         recipe: Recipe = "greedy",
+        batchnorm: str | Task | None = None,
         device: str = "auto",
     ) -> None:
         if len(models) < 2:
@@ -42,6 +43,8 @@ class Soup(Workflow):
             dict.fromkeys(as_tasks(RENDERED if tasks is None else tasks), "target"), model=self.models[0], device=device
         )
         self.finetuned = list(self.models)
+        if batchnorm is not None:
+            [self.batchnorm] = as_tasks(batchnorm)
 
     @property
     def learned(self) -> list[Task]:
@@ -116,7 +119,8 @@ def soup(
         out: the folder for the soup and the results; it appears whole.
         overwrite: replace ``out``.
         on_measured: called with the validation scores of each soup.
-        options: ``tasks`` to measure on (default all rendered ones), ``recipe`` ("greedy" or "uniform") and ``device``.
+        options: ``tasks`` to measure on (default all rendered ones), ``recipe`` ("greedy" or "uniform"), ``batchnorm`` (a task on whose
+            images each soup's running statistics are made anew) and ``device``.
 
     Returns:
         The content of ``summary.json``; its ``steps`` say why each model was taken or left.

@@ -118,6 +118,8 @@ class Workflow(ABC):
     """How the weights are made, for the model card."""
     sign = 1.0
     """What the values of alpha are multiplied by."""
+    batchnorm: Task | None = None
+    """On whose images averages of weights get batch statistics of their own."""
     keeps_vectors = True
     """Whether the vectors are among its results."""
 
@@ -236,7 +238,8 @@ class Workflow(ABC):
         started = time.monotonic()
         try:
             bench = Bench(
-                self.checkpoint, self.tasks, config=self.config, device=self.device, work=work, resume=resume, on_measured=on_measured
+                self.checkpoint, self.tasks, config=self.config, device=self.device, batchnorm=self.batchnorm, work=work, resume=resume,
+                on_measured=on_measured,
             )  # fmt: skip
             found = self.find(bench)
             searched = time.monotonic() - started - bench.seconds
@@ -300,7 +303,7 @@ class Workflow(ABC):
     def _write(
         self, folder: Path, bench: Bench, found: Found, test: Mapping[str, Measured], summary: Mapping[str, Any]
     ) -> None:
-        edited = found.edit.apply(bench.base)
+        edited = bench.edit(found.edit)
         edited.save_into(folder, final=Path(summary["output"]))
         names = list(found.vectors)
         rows = [

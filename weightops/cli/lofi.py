@@ -108,7 +108,7 @@ def command(
 @click.argument("nodes", nargs=-1, required=True, metavar="NODE...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="A folder for the average.")
 @click.option("--only", multiple=True, help="Average only tensors of these names (*, ?); others are the first node's.")
-@click.option("--batchnorm", type=options.OneTask(), help="Recompute running statistics on the images of a task.")
+@options.batchnorm
 @options.writing
 @options.printing
 def merge(

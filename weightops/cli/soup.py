@@ -21,10 +21,17 @@ from weightops.cli.running import Run, go, run_options
     help="See the text above.",
 )
 @click.option("--base", default=None, help="A model whose configuration to use for weights that come without one.")
+@options.batchnorm
 @options.device
 @run_options("soup")
 def command(
-    models: tuple[str, ...], tasks: tuple[str, ...] | None, recipe: str, base: str | None, device: str, run: Run
+    models: tuple[str, ...],
+    tasks: tuple[str, ...] | None,
+    recipe: str,
+    base: str | None,
+    batchnorm: str | None,
+    device: str,
+    run: Run,
 ) -> None:
     """Average models (model soups, arXiv 2203.05482).
 
@@ -36,5 +43,5 @@ def command(
     opened = [open_checkpoint(model) for model in models]
     if opened[0].architecture is None and base is not None:
         opened[0] = Checkpoint(opened[0].form, open_checkpoint(base).architecture)
-    workflow = Soup(opened, tasks=tasks, recipe=recipe, device=device)  # type: ignore[arg-type]
+    workflow = Soup(opened, tasks=tasks, recipe=recipe, batchnorm=batchnorm, device=device)  # type: ignore[arg-type]
     go(workflow, run, "soup")

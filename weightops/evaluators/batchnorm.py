@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from weightops.checkpoints.memory import MemorySource
 from weightops.errors import OptionError
 from weightops.evaluators.clip import Clip
 from weightops.evaluators.zero_shot import as_tasks
-from weightops.expression import LinearForm
+from weightops.expression import LinearForm, provenance
 from weightops.tasks.task import Task
 
 
@@ -26,7 +26,7 @@ def recompute_batchnorm(
     batch_size: int = 128,
     device: str = "auto",
 ) -> Checkpoint:
-    """The same weights with the image encoder's running means and variances made anew on training images (arXiv 1803.05407).
+    """The same weights with the image encoder's, or classifier's, running means and variances made anew (arXiv 1803.05407).
 
     Args:
         model: anything with a known architecture; a `Clip`'s module is changed in place.
@@ -43,7 +43,7 @@ def recompute_batchnorm(
     """
     clip = Clip.open(model, device)
     [task] = as_tasks(task)
-    visual = clip.module.visual
+    visual = clip.module.get_submodule(clip.learns.removesuffix("."))
     if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in visual.modules()):
         raise OptionError(f"{clip.base.ref} has no batch normalisation: there is nothing to recompute")
     pixels = clip.pixels(task, "train")
@@ -58,5 +58,15 @@ def recompute_batchnorm(
 
     update_bn(batches(), visual)
     state = {name: tensor.detach().cpu().clone() for name, tensor in clip.module.state_dict().items()}
-    source = MemorySource(state, f"{clip.base.ref} with batch statistics of {task.name}")
-    return Checkpoint(LinearForm.of(source), clip.base.architecture)
+    return Checkpoint(LinearForm.of(_Restated(state, clip.base, task)), clip.base.architecture)
+
+
+class _Restated(MemorySource):
+    """Weights with batch statistics of their own, which tell what else they are."""
+
+    def __init__(self, state: Mapping[str, torch.Tensor], model: Checkpoint, task: Task) -> None:
+        super().__init__(state, f"{model.ref} with batch statistics of {task.name}")
+        self._from = {"batchnorm": task.name, "model": provenance(model.form)}
+
+    def describe(self) -> dict[str, object]:
+        return {**super().describe(), **self._from}
