@@ -379,8 +379,14 @@ def test_page_in_a_browser(own: Path, tmp_path: Path) -> None:
         pixels = np.asarray(Image.open(shot).convert("L"))
         assert pixels.shape[1] == width
         assert pixels.std() > 5  # something is drawn
-    done = subprocess.run(
-        [*command, "--dump-dom", f"file://{out}/report.html"], check=True, capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout.count('class="bar"') == 2
-    assert "<circle" in done.stdout
+    moved = tmp_path / "moved.html"  # the slider, as a hand moves it
+    move = "slider.value = 0; slider.dispatchEvent(new Event('input'));"
+    moved.write_text((out / "report.html").read_text().replace("</body>", f"<script>{move}</script></body>"))
+    summary = json.loads((out / "summary.json").read_text())
+    for page, alpha in ((out / "report.html", f"{summary['alpha']:g} (chosen)"), (moved, "0")):
+        done = subprocess.run(
+            [*command, "--dump-dom", f"file://{page}"], check=True, capture_output=True, text=True, timeout=120
+        )
+        assert done.stdout.count('class="bar"') == 2
+        assert done.stdout.count("<circle") > 2
+        assert f'<b id="alpha">{alpha}</b>' in done.stdout
