@@ -25,7 +25,9 @@ from weightops.cli import options
     help="Which images.",
 )
 @click.option(
-    "--base", default=None, help="A model whose configuration, and whatever they lack, weights are completed from."
+    "--base",
+    default=None,
+    help="What weights are completed from, configuration included, and task vectors and adapters are applied to.",
 )
 @click.option(
     "--shift", is_flag=True, help="Also under noise, blur, contrast, rotation and inversion, 5 severities each."
@@ -50,7 +52,7 @@ def command(
     The files of --out are a superset of CLIP_benchmark's: `clip_benchmark build FOLDER/*.json` makes one table of them.
     """
     from weightops.checkpoints.checkpoint import Checkpoint, open_checkpoint
-    from weightops.checkpoints.likeness import alike, for_open_clip
+    from weightops.checkpoints.likeness import for_open_clip, open_like
     from weightops.evaluators.clip import Clip
     from weightops.evaluators.shift import effective_robustness
     from weightops.evaluators.shift import shift as under_shift
@@ -71,11 +73,13 @@ def command(
     results = []
     lines: dict[str, list[tuple[float, float]]] = {}
     named = models or ("embedded",)
-    opened = [open_checkpoint(name) for name in named]
-    for i, checkpoint in enumerate([*map(open_checkpoint, references), *opened], -len(references)):
-        if base is not None:
-            start = for_open_clip(open_checkpoint(base))
-            checkpoint = Checkpoint(alike(checkpoint, start).form, start.architecture)
+    start = for_open_clip(open_checkpoint(base)) if base is not None else None
+
+    def completed(name: str) -> Checkpoint:
+        return open_checkpoint(name) if start is None else Checkpoint(open_like(name, start).form, start.architecture)
+
+    opened = [completed(name) for name in named]
+    for i, checkpoint in enumerate([*map(completed, references), *opened], -len(references)):
         clip = Clip.open(checkpoint, device)
         for task in as_tasks(tasks or list(TASKS)):
             scores = score(clip, task, split, details=details, batch_size=batch_size)
