@@ -30,6 +30,7 @@ def test_help_of_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         code, out, _ = weightops(capsys, verb, "--help")
         assert code == 0
         assert out.startswith("Usage: weightops ")
+        assert "\\b" not in out
 
 
 def test_vector_apply_inspect(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from weightops import TASKS, TrainingConfig, lofi, open_checkpoint
+from weightops import TASKS, Checkpoint, TaskVector, TrainingConfig, lofi, open_checkpoint
 from weightops.cli.main import run
 from weightops.errors import OptionError
 from weightops.evaluators.perplexity import perplexity, token_loss
@@ -100,6 +100,20 @@ def test_a_timm_folder_on_the_command_line(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert run(["evaluate", str(tmp_path / "lofi" / "merged"), "--tasks", "digits", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["metrics"]["acc1"] > 0.25  # of ten
+    # And what one does with CLIP models one does with classifiers.
+    headless = open_checkpoint({**node, "head.weight": torch.zeros_like(node["head.weight"])})
+    base = Checkpoint(headless.form, node.architecture).save(tmp_path / "base")
+    arguments = ["--task", "digits", "--supported", "mnist", "--max-supported-drop", "1", "--alphas", "0.5"]
+    tuned = ["--model", str(base), "--finetuned", str(tmp_path / "node1")]
+    assert run(["patch", *arguments, *tuned, "-o", str(tmp_path / "patched")]) == 0
+    alpha = json.loads((tmp_path / "patched" / "summary.json").read_text())["alpha"]
+    patched = TaskVector(base, tmp_path / "node1").apply(base, alpha)
+    written = timm.create_model(f"local-dir:{tmp_path / 'patched'}", pretrained=True).state_dict()
+    assert all(torch.equal(written[name], tensor) for name, tensor in patched.items())
+    models = [str(tmp_path / "lofi" / f"node{i}") for i in range(2)]
+    assert run(["merge", *models, "--method", "ties", "--base", str(base), "-o", str(tmp_path / "ties")]) == 0
+    timm.create_model(f"local-dir:{tmp_path / 'ties'}", pretrained=True)
+    capsys.readouterr()
     assert run(["evaluate", str(folder), "--tasks", "digits"]) == 1
     assert "has a head for 7 classes, and digits has 10" in capsys.readouterr().err
 

@@ -38,7 +38,7 @@ def command(
     node_data: str, average_every: int, only: tuple[str, ...], compare: bool, patience: float, checkpoint_every: int, resume: bool,
     dry_run: bool, overwrite: bool, as_json: bool, device: str, **training: Any,
 ) -> None:  # fmt: skip
-    r"""Fine-tune on nodes that don't communicate, and average their weights (arXiv 2210.11948).
+    """Fine-tune on nodes that don't communicate, and average their weights (arXiv 2210.11948).
 
     \b
     torchrun --nnodes 4 --nproc-per-node 8 -m weightops lofi --task mnist -o DIR

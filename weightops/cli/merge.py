@@ -25,7 +25,7 @@ from weightops.cli import options
 @options.output
 @options.printing
 def command(arguments: tuple[str, ...], print_recipe: bool, as_json: bool, **given: Any) -> None:
-    r"""Merge models into one, by any method; the method's own options go by their names.
+    """Merge models into one, by any method; the method's own options go by their names.
 
     \b
     weightops merge node0 node1 node2 node3 -o merged

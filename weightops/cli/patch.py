@@ -43,7 +43,7 @@ from weightops.cli.running import Run, check_training, given, go, running, searc
 @given
 @running("patched-TASK")
 def command(task: tuple[str, ...], run: Run, **settings: Any) -> None:
-    r"""Make a model better at one task, or several, without making it worse at others (PAINT, arXiv 2208.05592).
+    """Make a model better at one task, or several, without making it worse at others (PAINT, arXiv 2208.05592).
 
     Fine-tunes on the task under the frozen zero-shot head, tries (1 - alpha) base + alpha finetuned for one alpha after
     another on validation data, chooses one, confirms it once on test data, and writes the patched model, results.jsonl,
