@@ -70,6 +70,12 @@ def test_the_error_is_the_one_that_is_told(pair: tuple[dict[str, torch.Tensor], 
     assert edited["tied"] is edited["w"]
 
 
+def test_others_may_read_it(pair: tuple[dict[str, torch.Tensor], ...], tmp_path: Path) -> None:
+    plain = TaskVector(*pair).save(tmp_path / "plain.safetensors")
+    small = TaskVector(*pair).save(tmp_path / "small.safetensors", compress="int8")
+    assert small.stat().st_mode == plain.stat().st_mode
+
+
 def test_sizes_and_what_is_kept(tmp_path: Path) -> None:
     torch.manual_seed(0)
     pre, ft = ({"w": torch.randn(256, 256)} for _ in range(2))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from weightops.checkpoints.compact import write_file
 from weightops.engine.run import allocate, materialize
 from weightops.errors import CheckpointError, OptionError
 from weightops.expression import LinearForm, Source, Spec
@@ -208,11 +208,7 @@ def write_adapter(
     if not modules:
         raise OptionError("no matrix of the task vector changed: there is nothing for a LoRA to hold")
     error = {"relative_error": math.sqrt(lost / total), "left_out": left_out}
-    save_file(
-        tensors,
-        folder / "adapter_model.safetensors",
-        metadata={"format": "pt", "weightops": json.dumps({"lora": error})},
-    )
+    write_file(folder / "adapter_model.safetensors", tensors, {"lora": error})
     config = {
         "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base, "r": rank, "lora_alpha": rank, "lora_dropout": 0.0,
         "target_modules": modules, "bias": "none", "fan_in_fan_out": fan_in_fan_out, "inference_mode": True, "modules_to_save": None,

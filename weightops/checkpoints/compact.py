@@ -136,8 +136,16 @@ def write_compact(form: LinearForm, path: Path, how: str, metadata: Mapping[str,
     error = math.sqrt(lost / total) if total else 0.0
     shapes = {name: list(spec.shape) for name, spec in form.specs.items()}
     record = {**metadata, "compressed": {"how": how, "relative_error": error, "shapes": shapes, "ties": tied}}
-    save_file(tensors, path, metadata={"format": "pt", "weightops": json.dumps(record)})
+    write_file(path, tensors, record)
     return error
+
+
+def write_file(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
+    """Write tensors that are in memory, and what is to be known of them; who may read the file is for the system to say."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt", "weightops": json.dumps(record)})
+    path.chmod(mode)  # which the library makes the owner's alone
 
 
 class CompactSource(Source):
