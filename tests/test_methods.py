@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from elsewhere import THERE, Device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -369,6 +370,32 @@ def test_chunks_files_and_memory_agree_to_the_bit(method: str, tmp_path: Path) -
             for start in range(0, whole["a"].numel(), 12_345)
         ]
         assert torch.equal(torch.cat(parts).bfloat16(), whole["a"].flatten())
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].fixed])
+def test_all_of_a_method_is_computed_on_the_device(method: str) -> None:
+    """Nothing of it mixes tensors of two devices. What it gives is what it gives on CPU, as this device is a CPU in disguise."""
+    generator = torch.Generator().manual_seed(1)
+    base = {"matrix": torch.randn(24, 50, generator=generator), "long": torch.randn(70_000, generator=generator)}
+    models = [{n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in base.items()} for _ in range(2)]
+    [source] = [s for s in apply(method, base, models).form.sources if isinstance(s, MethodSource)]
+    for name in base:
+        here = source.read(name).flatten()
+        with Device():
+            there = source.open(name, Scratch(THERE))(0, len(here))
+        assert there.device == THERE
+        assert torch.equal(there.inner, here)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_files_computed_on_cuda(method: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    base = {"matrix": torch.randn(24, 50, generator=generator), "long": torch.randn(70_000, generator=generator)}
+    models = [{n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in base.items()} for _ in range(2)]
+    merged = apply(method, base, models)
+    saved = open_checkpoint(merged.save(tmp_path / "merged.safetensors", device="cuda"))
+    assert all(torch.allclose(saved[name], merged[name], rtol=1e-4, atol=1e-5) for name in base)
 
 
 def test_settings_by_pattern_and_depth() -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from weightops.dtypes import accumulator
+from weightops.errors import OptionError
 
 CHUNK = 1 << 19
 """Elements of a chunk on CPU, where a result takes several passes: few enough to stay in the cache, enough to keep threads busy."""
@@ -25,10 +26,30 @@ def span(k: int) -> int:
     return max(CHUNK // (1 << (k - 1).bit_length()), 1 << 12)
 
 
-class Scratch:
-    """Buffers of one thread, reused from chunk to chunk."""
+def pick_device(device: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else CPU.
 
-    def __init__(self) -> None:
+    Raises:
+        OptionError: if there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"there is no device {device!r} here: {str(error).splitlines()[0]}") from error
+    return torch.device(device)
+
+
+class Scratch:
+    """Buffers of one thread, reused from chunk to chunk.
+
+    Args:
+        device: where to compute.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
         self._buffers: dict[tuple[int, torch.dtype, torch.device], torch.Tensor] = {}
         self._within: dict[object, Scratch] = {}
         self._pinned: list[tuple[torch.Tensor, torch.cuda.Event]] = []
@@ -36,14 +57,14 @@ class Scratch:
 
     def within(self, owner: object) -> Scratch:
         """Other buffers, for what is computed on the way; the same for the same owner."""
-        return self._within.setdefault(owner, Scratch())
+        return self._within.setdefault(owner, Scratch(self.device))
 
-    def get(self, slot: int, numel: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
+    def get(self, slot: int, numel: int, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
         """A flat buffer; the same memory for the same slot, dtype and device."""
-        key = (slot, dtype, torch.device(device))
+        key = (slot, dtype, device or self.device)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < numel:
-            buffer = self._buffers[key] = torch.empty(1 << max(numel - 1, 0).bit_length(), dtype=dtype, device=device)
+            buffer = self._buffers[key] = torch.empty(1 << max(numel - 1, 0).bit_length(), dtype=dtype, device=key[2])
         return buffer[:numel]
 
     def sent(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -13,9 +13,10 @@ from torch import nn
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from weightops.checkpoints.memory import MemorySource
 from weightops.errors import OptionError, TaskError
-from weightops.evaluators.clip import Clip, Pixels, pick_device
+from weightops.evaluators.clip import Clip, Pixels
 from weightops.evaluators.perplexity import token_blocks, token_loss
 from weightops.expression import LinearForm
+from weightops.kernels import pick_device
 from weightops.sharded import whole
 from weightops.tasks.task import Task
 

@@ -23,6 +23,7 @@ from weightops.engine.write import ALONE, Estimate, FileLayout, estimate, layout
 from weightops.errors import CheckpointError, OptionError, SpaceError
 from weightops.expression import LinearForm, Source, Spec, describe, fingerprint, provenance
 from weightops.files import read_json, stage_of, staged
+from weightops.kernels import pick_device
 from weightops.keys import mismatch, some
 from weightops.registry import Registry
 
@@ -89,6 +90,7 @@ class _Write(TypedDict, total=False):
     max_shard_size: int | None
     on_nonfinite: OnNonfinite
     ranks: Ranks
+    device: str
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
@@ -231,6 +233,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         on_nonfinite: OnNonfinite = "warn",
         resume: bool = False,
         ranks: Ranks = ALONE,
+        device: str = "cpu",
     ) -> Path:
         """Write it out: one safetensors file if ``path`` ends so, else a folder that loads where the base did.
 
@@ -244,6 +247,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             on_nonfinite: what to do about NaN and Inf in the result: "ignore", "warn" or "error".
             resume: go on from where a killed process of the same job stopped; the result is the same to the byte.
             ranks: the processes that share the work and a file system; each must call this.
+            device: where to compute: "cpu", "cuda", ... The tensors go there chunk by chunk.
 
         Raises:
             OutputError: if ``path`` exists, or can't be written.
@@ -260,7 +264,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         stage = staged(path, single=single, overwrite=overwrite, resume=resume)
         with stage if ranks.first else nullcontext(stage_of(path)) as folder:
             if single:
-                self._write(folder, path.name, dtype=dtype, on_nonfinite=on_nonfinite, ranks=ranks)
+                self._write(folder, path.name, dtype=dtype, on_nonfinite=on_nonfinite, ranks=ranks, device=device)
             else:
                 self.save_into(
                     folder,
@@ -269,6 +273,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                     max_shard_size=max_shard_size,
                     on_nonfinite=on_nonfinite,
                     ranks=ranks,
+                    device=device,
                 )
         return path
 
@@ -307,9 +312,11 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         max_shard_size: int | None = None,
         on_nonfinite: OnNonfinite = "warn",
         ranks: Ranks = ALONE,
+        device: str = "cpu",
     ) -> None:
         cast = self.to(dtype) if dtype else self
-        write(cast.form, folder, cast._layout(filename, max_shard_size), on_nonfinite=on_nonfinite, ranks=ranks)
+        files = cast._layout(filename, max_shard_size)
+        write(cast.form, folder, files, on_nonfinite=on_nonfinite, ranks=ranks, device=pick_device(device))
 
 
 def open_checkpoint(source: CheckpointLike) -> Checkpoint:

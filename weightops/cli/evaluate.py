@@ -118,8 +118,8 @@ def command(
 
 def _perplexity(models: tuple[str, ...], text: Path, device: str, as_json: bool) -> None:
     from weightops.checkpoints.checkpoint import open_checkpoint
-    from weightops.evaluators.clip import pick_device
     from weightops.evaluators.perplexity import perplexity, token_blocks
+    from weightops.kernels import pick_device
     from weightops.reports.table import table
 
     results = []

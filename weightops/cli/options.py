@@ -223,6 +223,7 @@ def output(function: F) -> F:
         click.option("--resume", is_flag=True, help="Go on from where a killed run stopped; keep what an interrupted one did."),
         pushing,
         batchnorm,
+        click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, ..., or auto."),
         click.option("--on-nonfinite", type=click.Choice(["ignore", "warn", "error"]), default="warn", show_default=True,
                      help="What to do about NaN and Inf in the result."),
         click.option("--max-shard-size", type=Size(), default=None, help="Split the weights into files of at most this size, such as 5GB."),
@@ -240,7 +241,7 @@ def output(function: F) -> F:
 
 def save(
     merged: Checkpoint, what: str, as_json: bool, *, out: Path, out_dtype: str | None, max_shard_size: int | None, overwrite: bool,
-    on_nonfinite: OnNonfinite, resume: bool, dry_run: bool, library: str | None, push: str | None, batchnorm: str | None,
+    on_nonfinite: OnNonfinite, resume: bool, dry_run: bool, library: str | None, push: str | None, batchnorm: str | None, device: str,
 ) -> None:  # fmt: skip
     """Write a checkpoint as the options of `output` say, in all processes that torchrun started, and say so."""
     import torch
@@ -268,7 +269,8 @@ def save(
         merged = recompute_batchnorm(merged, batchnorm)
     with torchrun() as ranks:
         merged.save(
-            out, overwrite=overwrite, dtype=dtype, max_shard_size=max_shard_size, on_nonfinite=on_nonfinite, resume=resume, ranks=ranks
+            out, overwrite=overwrite, dtype=dtype, max_shard_size=max_shard_size, on_nonfinite=on_nonfinite, resume=resume, ranks=ranks,
+            device=device,
         )  # fmt: skip
         if not ranks.first:
             return

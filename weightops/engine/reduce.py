@@ -77,7 +77,7 @@ def products(
 
 
 def sums(rows: torch.Tensor) -> torch.Tensor:
-    """The sum of each row in float64, of sums over `BLOCK` elements, which don't depend on threads."""
+    """The sum of each row in float64, on CPU, of sums over `BLOCK` elements, which don't depend on threads."""
     whole = rows.shape[1] // BLOCK * BLOCK
     ends = rows[:, whole:].sum(1, dtype=torch.float64)
-    return rows[:, :whole].view(len(rows), -1, BLOCK).sum(2).sum(1, dtype=torch.float64) + ends
+    return rows[:, :whole].view(len(rows), -1, BLOCK).sum(2).sum(1, dtype=torch.float64).add_(ends).cpu()

@@ -128,7 +128,7 @@ def reader(steps: Sequence[Step], scratch: Scratch) -> Reader:
 
 
 def through(read: Reader, dtype: torch.dtype, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
-    """What a reader writes, in a buffer, on CPU."""
+    """What a reader writes, in a buffer on the device of ``scratch``."""
 
     def part(start: int, stop: int) -> torch.Tensor:
         out = scratch.get(3, stop - start, dtype)
@@ -157,8 +157,9 @@ def parallel(
     *,
     threads: int | None = None,
     width: int = 4,
+    device: torch.device | None = None,
 ) -> Iterator[T]:
-    """``do`` over units, in order, with a progress bar (``width`` bytes an element) once it has taken a second.
+    """``do`` over units, in order, on a device, with a progress bar (``width`` bytes an element) once it has taken a second.
 
     With one thread it runs in the caller's, where torch may use its own; of several each computes alone.
     """
@@ -168,7 +169,7 @@ def parallel(
 
     def one(unit: list[Segment]) -> T:
         if not hasattr(buffers, "scratch"):
-            buffers.scratch = Scratch()
+            buffers.scratch = Scratch(device or "cpu")
         with torch.inference_mode(inference):
             return do(unit, buffers.scratch)
 
@@ -236,11 +237,16 @@ def materialize(
 
     # Plain arithmetic is best left to torch's own threads; what is computed by methods is not, nor what is sent elsewhere.
     computed = any(source.computed for step in steps for source in step.coefficients)
-    if threads is None and not computed and all(out[step.name].device.type == "cpu" for step in steps):
+    devices = {out[step.name].device for step in steps}
+    if threads is None and not computed and all(device.type == "cpu" for device in devices):
         work, threads = units(steps, ALONE), 1
     else:
         work = units(steps)
-    found = [name for bad in parallel(work, do, threads=threads) for name in bad]
+    found = [
+        name
+        for bad in parallel(work, do, threads=threads, device=devices.pop() if len(devices) == 1 else None)
+        for name in bad
+    ]
     for name, tensor in staged.items():
         out[name].detach().copy_(tensor)
     report_nonfinite(found, on_nonfinite)

@@ -131,6 +131,7 @@ def write(
     *,
     on_nonfinite: OnNonfinite = "warn",
     ranks: Ranks = ALONE,
+    device: torch.device | None = None,
 ) -> None:
     """Fill the files of a layout, in ``folder``, from a form; what a journal there says is done isn't done again.
 
@@ -140,6 +141,7 @@ def write(
         files: the layout.
         on_nonfinite: what to do about NaN and Inf in the result.
         ranks: the processes that share the work, each with the same form, folder and files.
+        device: where to compute; on CPU by default.
 
     Raises:
         OSError: if the disk is full, before any data is written where the system can tell.
@@ -148,7 +150,7 @@ def write(
     """
     steps = plan(form, [name for file in files for name in file.offsets])
     work = units(steps)
-    key = _key(files)
+    key = _key(files, device)
     if ranks.first:
         _prepare(folder, files, key)
     ranks.wait()
@@ -166,7 +168,7 @@ def write(
             if on_nonfinite != "ignore" and has_nonfinite(out):
                 bad.append(name)
             handle, offset = place[name]
-            _pwrite(handle, out.view(torch.uint8).numpy().data, offset + segment.start * out.element_size())
+            _pwrite(handle, out.cpu().view(torch.uint8).numpy().data, offset + segment.start * out.element_size())
         return bad
 
     mine = [i for i in ranks.share(work) if i not in finished]
@@ -184,7 +186,7 @@ def write(
             lines: list[str] = []
             with ThreadPoolExecutor(1) as beside:  # the disk works while the processor does
                 syncing = beside.submit(sync, [])
-                for i, bad in zip(mine, parallel([work[i] for i in mine], do), strict=True):
+                for i, bad in zip(mine, parallel([work[i] for i in mine], do, device=device), strict=True):
                     lines.append(json.dumps({"unit": i, "nonfinite": bad}) + "\n")
                     if syncing.done():
                         syncing.result()
@@ -205,9 +207,9 @@ def write(
             path.unlink()
 
 
-def _key(files: list[FileLayout]) -> str:
-    """What a job is told by: the headers, which hold the layout, and in their metadata the expression and its inputs."""
-    digest = sha256()
+def _key(files: list[FileLayout], device: torch.device | None) -> str:
+    """What a job is told by: the headers, which hold the layout, and in their metadata the expression and its inputs; and the device."""
+    digest = sha256(device.type.encode() if device else b"cpu")
     for file in files:
         digest.update(file.name.encode() + file.header)
     return digest.hexdigest()

@@ -22,28 +22,14 @@ from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_ch
 from weightops.checkpoints.likeness import for_open_clip
 from weightops.checkpoints.memory import MemorySource
 from weightops.checkpoints.timm_folder import TimmArchitecture
-from weightops.errors import CheckpointError, OptionError, OutputError, TaskError
+from weightops.errors import CheckpointError, OutputError, TaskError
 from weightops.expression import LinearForm
 from weightops.files import cache_dir, whole
+from weightops.kernels import pick_device
 from weightops.tasks.task import Images, Task
 
 PIXEL_BUDGET = 4 << 30
 """Bytes of preprocessed images that a model keeps between passes."""
-
-
-def pick_device(device: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else CPU.
-
-    Raises:
-        OptionError: if there is no such device.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"there is no device {device!r} here: {str(error).splitlines()[0]}") from error
-    return torch.device(device)
 
 
 @dataclass(eq=False)

@@ -221,7 +221,7 @@ class MethodSource(ComputedSource):
         available = self._at(name)
         weights = available["weights"] = torch.tensor(available["weights"], dtype=torch.float64)
         if self.method.kind != "combination":
-            available["weights"] = weights.to(working)
+            available["weights"] = weights.to(scratch.device, working)
         try:
             if self.method.kind == "combination":
                 return through(self._combination(steps, available, scratch), working, scratch)
@@ -278,7 +278,7 @@ class MethodSource(ComputedSource):
     ) -> Callable[[int, int], torch.Tensor]:
         shape, read = self.specs[name].shape, reader(self._steps(name), scratch)
         with alone():
-            stack = torch.empty((len(self.inputs), *shape), dtype=working)
+            stack = torch.empty((len(self.inputs), *shape), dtype=working, device=scratch.device)
             rows = stack.view(len(stack), -1)
             for start in range(0, rows.shape[1], CHUNK):
                 stop = min(start + CHUNK, rows.shape[1])

@@ -57,6 +57,7 @@ class Parts:
         name: str,
     ) -> None:
         self._read, self.k, self.shape, self.dtype, self.seed, self.name = read, k, shape, dtype, seed, name
+        self.device = scratch.device
         self.numel = torch.Size(shape).numel()
         self.width = self.numel // shape[0] if by_rows and len(shape) > 1 and self.numel else max(self.numel, 1)
         self.by_rows = by_rows
@@ -92,9 +93,9 @@ class Parts:
         """Evenly spaced blocks of all inputs, shape ``(k, m)``; everything where that isn't more."""
         blocks = max(32, self.numel // (256 * _BLOCK))
         if self.numel <= blocks * _BLOCK:
-            return self.read(0, self.numel, torch.empty(self.k * self.numel, dtype=self.dtype))
+            return self.read(0, self.numel, torch.empty(self.k * self.numel, dtype=self.dtype, device=self.device))
         starts = np.linspace(0, self.numel - _BLOCK, blocks).astype(int).tolist()
-        buffers = torch.empty(blocks, self.k * _BLOCK, dtype=self.dtype)
+        buffers = torch.empty(blocks, self.k * _BLOCK, dtype=self.dtype, device=self.device)
         return torch.cat([self.read(a, a + _BLOCK, b) for a, b in zip(starts, buffers, strict=True)], dim=1)
 
 

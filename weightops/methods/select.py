@@ -38,7 +38,7 @@ class Limit(NamedTuple):
     def keep(self, delta: torch.Tensor, start: int) -> torch.Tensor:
         """Make what isn't among the largest 0, in place; ``delta`` is the flat part of the tensor from ``start``."""
         cut = min(max(self.position - start, 0), len(delta))
-        below = torch.nextafter(torch.tensor(self.magnitude, dtype=delta.dtype), delta.new_tensor(-math.inf))
+        below = torch.nextafter(*torch.tensor([self.magnitude, -math.inf], dtype=delta.dtype))
         for part, limit in ((delta[:cut], float(below)), (delta[cut:], self.magnitude)):
             if len(part) and limit >= 0:
                 torch.hardshrink(part, limit, out=part)  # keeps what is strictly larger
@@ -70,7 +70,7 @@ def limits(
         measure: values ``(k, n)``, which it may overwrite, -> magnitudes ``(rows, n)``, not negative.
         of_nonzero: choose from the elements that aren't 0.
     """
-    sample = np.sort(measure(parts.sample()).numpy(), axis=1)
+    sample = np.sort(measure(parts.sample()).cpu().numpy(), axis=1)
     brackets = [
         [
             _Bracket(row, parts.numel, lambda n, i=i, j=j: counts(i, n)[j], of_nonzero)  # type: ignore[misc]
@@ -80,14 +80,14 @@ def limits(
     ]
     while todo := [(i, b) for i, row in enumerate(brackets) for b in row if b.limit is None]:
         for chunk in parts:
-            magnitudes = measure(chunk.values).numpy()
+            magnitudes = measure(chunk.values).cpu().numpy()
             for i, bracket in todo:
                 bracket.scan(magnitudes[i], chunk.start)
         for _, bracket in todo:
             bracket.resolve()
     if ties := [(i, b) for i, row in enumerate(brackets) for b in row if b.spare]:
         for chunk in parts:
-            magnitudes = measure(chunk.values).numpy()
+            magnitudes = measure(chunk.values).cpu().numpy()
             for i, bracket in ties:
                 bracket.place(magnitudes[i], chunk.start)
             if not any(bracket.spare for _, bracket in ties):

@@ -206,8 +206,7 @@ def _drop(deltas: torch.Tensor, odds: Sequence[Any], draws: Draws) -> torch.Tens
     for i, (delta, limit) in enumerate(zip(deltas, odds, strict=True)):
         raw = draws(i).bit_generator.random_raw(-(-delta.numel() // 4))  # each 64 bits for four elements
         chance = raw.view(np.uint16)[: delta.numel()].reshape(delta.shape)
-        values = delta.numpy()
-        np.multiply(values, chance < limit, out=values)
+        delta.mul_(torch.from_numpy((chance < limit).view(np.uint8)).to(delta.device))  # booleans take twice as long
     return deltas
 
 
@@ -221,7 +220,7 @@ def _restored(parts: Parts, sparsify: Callable[[Chunk], torch.Tensor]) -> torch.
     for chunk in parts:
         before += sums(chunk.values.flatten(1).abs())
         after += sums(sparsify(chunk).flatten(1).abs_())
-    return torch.where(after > 0, before / after, 1.0).to(parts.dtype)
+    return torch.where(after > 0, before / after, 1.0).to(parts.device, parts.dtype)
 
 
 def dare_scale(parts: Parts, density: float, rescale: Rescale) -> torch.Tensor:
@@ -229,7 +228,8 @@ def dare_scale(parts: Parts, density: float, rescale: Rescale) -> torch.Tensor:
     odds = _odds(density, parts.k)
     if rescale == "l1":
         return _restored(parts, lambda chunk: _drop(chunk.values, odds, chunk.draws))
-    return torch.tensor([65536 / max(n, 1) if rescale == "expectation" else 1.0 for n in odds], dtype=parts.dtype)
+    scale = [65536 / max(n, 1) if rescale == "expectation" else 1.0 for n in odds]
+    return torch.tensor(scale, dtype=parts.dtype).to(parts.device)
 
 
 @chunks(dare_scale)
@@ -274,7 +274,7 @@ def dare_ties(
 def _ranks(rows: torch.Tensor) -> torch.Tensor:
     """The rank of each element's magnitude in its row, 0 for the smallest; among equals the first is smaller."""
     magnitudes, width = rows.abs(), rows.shape[-1]
-    if rows.dtype == torch.float64:
+    if rows.dtype == torch.float64 or rows.device.type != "cpu":
         order = magnitudes.argsort(dim=-1, stable=True)
     else:  # one integer of magnitude and place sorts faster than places by magnitude
         keys = magnitudes.numpy().view(np.uint32).astype(np.uint64)
@@ -282,7 +282,7 @@ def _ranks(rows: torch.Tensor) -> torch.Tensor:
         keys |= np.arange(width, dtype=np.uint64)
         keys.sort(axis=-1)
         order = torch.from_numpy(keys.view(np.int64)).bitwise_and_(0xFFFFFFFF)
-    return magnitudes.scatter_(-1, order, torch.arange(width, dtype=rows.dtype).expand_as(rows))
+    return magnitudes.scatter_(-1, order, torch.arange(width, dtype=rows.dtype, device=rows.device).expand_as(rows))
 
 
 def _magprune(deltas: torch.Tensor, density: float, epsilon: float, draws: Draws, rescale: Rescale) -> torch.Tensor:
@@ -291,14 +291,14 @@ def _magprune(deltas: torch.Tensor, density: float, epsilon: float, draws: Draws
     middle = _ranks(deltas).mul_(2 / (width - 1)).sub_(1) if width > 1 else torch.zeros_like(deltas)
     for row, d, e in zip(middle, each(density, len(deltas)), each(epsilon, len(deltas)), strict=True):
         row.mul_(e).add_(fraction(d)).clamp_(0, 1).mul_(65536).round_()
-    _drop(deltas, [row.to(torch.int32).numpy() for row in middle], draws)
+    _drop(deltas, [row.to(torch.int32).cpu().numpy() for row in middle], draws)
     return deltas.div_(middle.clamp_(min=1).div_(65536)) if rescale == "expectation" else deltas
 
 
 def della_scale(parts: Parts, density: float, epsilon: float, rescale: Rescale) -> torch.Tensor:
     """What restores each delta's sum of magnitudes, where that is asked for: shape ``(k,)``."""
     if rescale != "l1":
-        return torch.ones(parts.k, dtype=parts.dtype)
+        return torch.ones(parts.k, dtype=parts.dtype, device=parts.device)
     return _restored(parts, lambda chunk: _magprune(chunk.values, density, epsilon, chunk.draws, rescale))
 
 
@@ -368,7 +368,8 @@ def energy(parts: Parts, selected: Limit) -> torch.Tensor:
     for chunk in parts:
         squares += sums(_select(chunk.values, selected, chunk.start).square_())
     total = squares.sum()
-    return (squares / total if total > 0 else torch.full_like(squares, 1 / len(squares))).to(parts.dtype)
+    shares = squares / total if total > 0 else torch.full_like(squares, 1 / len(squares))
+    return shares.to(parts.device, parts.dtype)
 
 
 @chunks(selected, energy)
