@@ -133,12 +133,13 @@ def go(workflow: Workflow, run: Run, default_out: str) -> None:
         mean = [cell(sum(float(scores[name]["acc1"]) for name in kept) / len(kept)) if whole else "-" for _ in extra]
         click.echo(line([first, *cells, *mean], widths))
 
+    headings = ["validation accuracy (%)", line(["alpha", *names, *extra], widths)]
+
     def show(measured: Measured) -> None:
+        while headings:  # not before there is something to show
+            click.echo(headings.pop(0))
         row(shown(measured.coefficients), measured.scores)
 
-    if not run.as_json:
-        click.echo("validation accuracy (%)")
-        click.echo(line(["alpha", *names, *extra], widths))
     shows = {} if run.as_json else {"on_measured": show}
     summary = workflow.run(out, resume=run.resume, overwrite=run.overwrite, **shows)
     address = options.pushed(out, run.push)
