@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from weightops import TASKS, Checkpoint, Clip, Task, evaluate, open_checkpoint
+from weightops import TASKS, Checkpoint, Clip, Task, TaskVector, evaluate, open_checkpoint
 from weightops.checkpoints.open_clip_folder import OpenClipArchitecture
 from weightops.cli.main import run
 from weightops.errors import CheckpointError, OptionError
@@ -19,6 +19,7 @@ from weightops.evaluators.batchnorm import recompute_batchnorm
 from weightops.evaluators.zero_shot import metrics, score
 from weightops.expression import same_weights
 from weightops.merging import merge
+from weightops.recipe import Recipe
 from weightops.soups import soup
 
 
@@ -164,10 +165,20 @@ def test_batch_statistics_made_anew(resnet: Path, tmp_path: Path) -> None:
     mean = recompute_batchnorm(merge(models, "linear"), "digits", device="cpu")
     soup(models, tmp_path / "soup", tasks=["digits"], recipe="uniform", batchnorm="digits", device="cpu")
     assert run(["merge", *models, "--batchnorm", "digits", "-o", str(tmp_path / "merged")]) == 0
+    vector = TaskVector(*models).save(tmp_path / "vector.safetensors")
+    half = ["--base", models[0], "--alpha", "0.5", "--batchnorm", "digits"]
+    assert run(["apply", str(vector), *half, "-o", str(tmp_path / "applied")]) == 0
     for out in ("soup", "merged"):
         assert same_weights(open_checkpoint(tmp_path / out).source, mean.source)
     described = open_checkpoint(tmp_path / "merged").source.made_from["base"]
     assert described["batchnorm"] == "digits"
     assert described["model"]["terms"]
+    applied = open_checkpoint(tmp_path / "applied")
+    assert all(torch.allclose(applied[n], mean[n], atol=1e-4) for n in mean if mean[n].is_floating_point())
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "batchnorm: digits" in card
+    halves = Recipe(tuple(models), dtype="float16", batchnorm="digits").merge()
+    assert {spec.dtype for spec in halves.specs.values()} == {torch.float16, torch.int64}
+    assert "batch statistics of the training images of digits" in (tmp_path / "soup" / "README.md").read_text()
     with pytest.raises(OptionError, match="nothing to recompute"):
         recompute_batchnorm("embedded", "digits")

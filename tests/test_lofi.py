@@ -282,6 +282,23 @@ def test_sharded_nodes_make_the_same_steps_and_go_on(tmp_path: Path) -> None:
     assert equal(open_checkpoint(tmp_path / "sharded" / "node0"), open_checkpoint(tmp_path / "sharded" / "node1"))
 
 
+STRIDED = """
+import torch
+from weightops.nodes import connected
+with connected(2) as node:
+    tensor = torch.arange(24.0).reshape(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    node.average_({"w": tensor}, 1, 1)
+    assert torch.equal(tensor, torch.arange(24.0).reshape(2, 3, 2, 2))
+"""
+
+
+def test_averages_on_the_way_of_strided_tensors(tmp_path: Path) -> None:
+    (tmp_path / "strided.py").write_text(STRIDED)
+    [agent] = torchrun(1, 2, tmp_path / "strided.py")
+    printed = agent.communicate(timeout=120)
+    assert agent.returncode == 0, printed
+
+
 def children(process: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
@@ -324,9 +341,11 @@ main.main()
 
 
 def test_a_diverged_node_is_left_out(tmp_path: Path) -> None:
+    """Of a model that is stored in half precision: what a node sends has the dtypes that it trains in."""
     (tmp_path / "poisoned.py").write_text(POISONED)
     out = tmp_path / "run"
-    options = [*RECIPE, "--steps", "2", "--average-every", "0", "--node-size", "1"]
+    half = open_checkpoint("embedded").save(tmp_path / "half", dtype=torch.float16)
+    options = [*RECIPE, "--model", half, "--steps", "2", "--average-every", "0", "--node-size", "1"]
     [agent] = torchrun(1, 2, tmp_path / "poisoned.py", "lofi", *options, "-o", out)
     printed = agent.communicate(timeout=300)
     assert agent.returncode == 0, printed

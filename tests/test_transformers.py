@@ -18,6 +18,8 @@ from weightops.checkpoints.likeness import for_open_clip, in_format
 from weightops.cli.main import run
 from weightops.errors import CheckpointError
 from weightops.evaluators.clip import Clip
+from weightops.mergekit import translate
+from weightops.recipe import Recipe
 
 
 def clip_model(seed: int, **settings: Any) -> Any:
@@ -186,6 +188,23 @@ def test_language_models_with_tied_weights(tmp_path: Path) -> None:
     assert torch.equal(model(tokens).logits, ft(tokens).logits)
     assert TaskVector(pre, tmp_path / "ft").norm() == pytest.approx(TaskVector(pre, ft).norm())
     assert TaskVector(tmp_path / "pre", ft).norm() == pytest.approx(TaskVector(pre, ft).norm())
+
+
+def test_a_stack_of_layers_is_a_model_before_it_is_saved(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+    )  # fmt: skip
+    folder = str(save(LlamaForCausalLM(config), tmp_path / "a"))
+    sources = [{"sources": [{"model": folder, "layer_range": range_}]} for range_ in ([0, 2], [1, 2])]
+    stack = Recipe.of(translate({"merge_method": "passthrough", "slices": sources})).merge()
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        ours = stack.model()(tokens).logits
+        saved = AutoModelForCausalLM.from_pretrained(stack.save(tmp_path / "stack")).eval()
+        assert saved.config.num_hidden_layers == 3
+        assert torch.equal(ours, saved(tokens).logits)
 
 
 def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:

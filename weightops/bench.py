@@ -15,7 +15,7 @@ import torch
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint, open_ref
 from weightops.checkpoints.likeness import open_like
 from weightops.checkpoints.memory import MemorySource
-from weightops.evaluators.batchnorm import recompute_batchnorm
+from weightops.evaluators.batchnorm import recompute_batchnorm, recompute_batchnorm_
 from weightops.evaluators.clip import Clip
 from weightops.evaluators.zero_shot import metrics, predict
 from weightops.expression import LinearForm
@@ -130,17 +130,28 @@ class Bench:
         self, vector: TaskVector, split: str, tasks: Iterable[Task] | None = None, coefficients: Coefficients = ()
     ) -> Measured:
         """The base edited by a vector, on whole splits."""
-        self.edit(vector)
+        self._set(vector)
         guesses = {task.name: self._predict(task, split) for task in (self.tasks if tasks is None else tasks)}
         return self._measured(vector, guesses, {name: None for name in guesses}, split, coefficients)
 
-    def edit(self, vector: TaskVector) -> Checkpoint:
-        """Set the model to the base edited by a vector; the weights that it then has."""
-        vector.apply_(self.clip.module, base=self.base)
+    def edited(self, vector: TaskVector) -> Checkpoint:
+        """The base edited by a vector, as it is measured."""
         edited = vector.apply(self.base)
-        if self.batchnorm is None or len(edited.form.sources) == 1:  # one model as it is
+        statistics = self._statistics(edited)
+        if statistics is None:
             return edited
-        return recompute_batchnorm(replace(self.clip, base=edited), self.batchnorm)
+        vector.apply_(self.clip.module, base=self.base)
+        return recompute_batchnorm(replace(self.clip, base=edited), statistics)
+
+    def _set(self, vector: TaskVector) -> None:
+        vector.apply_(self.clip.module, base=self.base)
+        statistics = self._statistics(vector.apply(self.base))
+        if statistics is not None:
+            recompute_batchnorm_(self.clip, statistics)
+
+    def _statistics(self, edited: Checkpoint) -> Task | None:
+        """What batch statistics are made anew on, unless it is one of the models as it is."""
+        return self.batchnorm if len(edited.form.sources) > 1 else None
 
     def _predict(self, task: Task, split: str, only: npt.NDArray[np.int64] | None = None) -> torch.Tensor:
         guesses = predict(self.clip, task, split, only=only)
@@ -194,7 +205,7 @@ class Trial:
 
     def _measure(self, alpha: Coefficients, start: float, stop: float) -> Hits:
         bench = self.bench
-        bench.edit(self.vector(alpha))
+        bench._set(self.vector(alpha))
         kept, hits = self._guesses.setdefault(alpha, {}), {}
         for task in self.tasks:
             order = bench._order(task)

@@ -242,7 +242,7 @@ class _Ema:
 @contextmanager
 def _training(learner: Learner) -> Iterator[None]:
     """Only what is to learn learns; the module's flags and the caller's random numbers are put back at the end."""
-    flags = [(parameter, parameter.requires_grad) for parameter in learner.module.parameters()]
+    flags = {name: parameter.requires_grad for name, parameter in learner.module.named_parameters()}
     was_training = learner.module.training
     learner.module.requires_grad_(False)
     learner.trained.requires_grad_(True)
@@ -251,8 +251,8 @@ def _training(learner: Learner) -> Iterator[None]:
         with torch.random.fork_rng(devices=[learner.device] if learner.device.type == "cuda" else []):
             yield
     finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for name, parameter in learner.module.named_parameters():  # sharded ones are others than before
+            parameter.requires_grad_(flags[name])
             parameter.grad = None
         learner.module.train(was_training)
 

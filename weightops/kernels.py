@@ -57,14 +57,17 @@ class Scratch:
 
     def within(self, owner: object) -> Scratch:
         """Other buffers, for what is computed on the way; the same for the same owner."""
-        return self._within.setdefault(owner, Scratch(self.device))
+        if owner not in self._within:
+            self._within[owner] = Scratch(self.device)
+        return self._within[owner]
 
     def get(self, slot: int, numel: int, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
         """A flat buffer; the same memory for the same slot, dtype and device."""
         key = (slot, dtype, device or self.device)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < numel:
-            buffer = self._buffers[key] = torch.empty(1 << max(numel - 1, 0).bit_length(), dtype=dtype, device=key[2])
+            room = numel if buffer is None else 1 << (numel - 1).bit_length()  # once it grows, it is used again
+            buffer = self._buffers[key] = torch.empty(room, dtype=dtype, device=key[2])
         return buffer[:numel]
 
     def sent(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

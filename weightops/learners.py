@@ -56,6 +56,12 @@ class Learner(nn.Module):
         """The whole model's tensors, copied to CPU; those that share memory still do. All processes of a node ask for them at once."""
         return copies(self.module.state_dict(), self._ties)
 
+    def blank(self) -> dict[str, torch.Tensor]:
+        """Zeros in the place of `weights`."""
+        state = self.module.state_dict()
+        own = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items() if name not in self._ties}
+        return {name: own[self._ties.get(name, name)] for name in state}
+
     def prepare(self) -> None:
         """Get what training needs, once it is sure that there will be any."""
 

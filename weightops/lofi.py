@@ -264,7 +264,7 @@ def run(
             )  # fmt: skip
             state = tuned.state_dict()
         except NonfiniteError as error:
-            diverged[index], state = str(error), learner.base.state_dict()
+            diverged[index], state = str(error), learner.blank()
     if strategy.rank:
         return None
     if isinstance(strategy, Lofi):

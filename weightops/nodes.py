@@ -84,7 +84,8 @@ class Single:
     Attributes:
         rank: of this process in its node.
         size: processes in the node.
-        seconds: spent in communication by this process, waiting included. On CUDA, until it was launched.
+        seconds: spent in communication by this process, waiting included, but for what FSDP sends within a node. On CUDA, until
+            it was launched.
     """
 
     rank = 0
@@ -182,7 +183,9 @@ class Lofi(Ddp):
         self.count = dist.get_world_size() // self.size
 
     def everyone(self) -> Single:
-        return Ddp(dist.group.WORLD, fsdp=self.fsdp)
+        if self.fsdp:
+            raise OptionError("a model that is sharded stays so, and can't be trained once more: compare without fsdp")
+        return Ddp(dist.group.WORLD)
 
     def reports(self, samples: int, step: int) -> dict[int, int]:
         """The samples that every node which answers has seen, 0 from one with nothing to give. For first processes.
@@ -242,7 +245,7 @@ class Lofi(Ddp):
             finite = all(bool(torch.isfinite(tensor).all()) for tensor in here.values())
             here = self.exchange(here, self.reports(samples if finite else 0, step))
         for name, tensor in state.items():
-            mean = here[name].to(tensor.device)
+            mean = here[name].to(tensor.device).contiguous()
             if self.size > 1:
                 dist.broadcast(mean, self._first, group=self.group)
             tensor.detach().copy_(part(mean, tensor))
@@ -327,6 +330,8 @@ def connected(node_size: int | None = None, patience: float = PATIENCE, *, fsdp:
         return
     world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
     size = node_size or int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if fsdp and size == 1:
+        raise OptionError("fsdp shards a model over the processes of a node, and these nodes are one process each")
     if world % size:
         raise OptionError(f"{world} processes can't be divided into nodes of {size}")
     if torch.cuda.is_available():

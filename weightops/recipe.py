@@ -23,7 +23,7 @@ from weightops.reports.card import merge_card
 from weightops.stacking import Layers, stacked
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-_KEYS = ("method", "base", "models", "slices", "alpha", "options", "seed", "dtype")
+_KEYS = ("method", "base", "models", "slices", "alpha", "options", "seed", "dtype", "batchnorm")
 _EACH = "each"  # an option with one value for each model: {each: [0.2, 0.5]}
 _MODEL_KEYS = ("model", "weight", "layers")
 
@@ -41,6 +41,7 @@ class Recipe:
         options: the method's own.
         seed: of methods that draw.
         dtype: to write in; None for the models' own.
+        batchnorm: a task on whose images running statistics are made anew, or None.
         layers: in a slice, which layers (from, to) of each model; the base's are those of the first.
         slices: recipes for groups of layers, from the first to the last, instead of all else.
 
@@ -64,6 +65,7 @@ class Recipe:
     dtype: str | None = None
     layers: tuple[tuple[int, int], ...] | None = None
     slices: tuple[Recipe, ...] = ()
+    batchnorm: str | None = None
 
     def __post_init__(self) -> None:
         METHODS[self.method].check(self.options)
@@ -136,6 +138,7 @@ class Recipe:
             int(_numbers(content.get("seed", 0), "seed")),
             content.get("dtype"),
             tuple(layers) or None,
+            batchnorm=content.get("batchnorm"),
         )
 
     @classmethod
@@ -168,8 +171,8 @@ class Recipe:
             models.append({"model": model, **beside} if beside else model)
         options = {name: {_EACH: list(v)} if isinstance(v, Each) else v for name, v in self.options.items()}
         content = {"method": self.method, "base": self.base, "models": models, "alpha": self.alpha, "options": options,
-                   "seed": self.seed, "dtype": self.dtype}  # fmt: skip
-        plain: dict[str, Any] = {"base": None, "alpha": 1.0, "options": {}, "seed": 0, "dtype": None}
+                   "seed": self.seed, "dtype": self.dtype, "batchnorm": self.batchnorm}  # fmt: skip
+        plain: dict[str, Any] = {"base": None, "alpha": 1.0, "options": {}, "seed": 0, "dtype": None, "batchnorm": None}
         return {key: value for key, value in content.items() if key not in plain or value != plain[key]}
 
     def to_yaml(self) -> str:
@@ -178,11 +181,16 @@ class Recipe:
         return text
 
     def merge(self) -> Checkpoint:
-        """The lazy result, which knows its recipe and writes it to its metadata and card."""
+        """The result, which knows its recipe and writes it to its metadata and card; lazy, if it needs no images."""
         merged = self._stacked() if self.slices else self._merged(self.models, self.base)
         merged.recipe = self.to_dict()
         merged.card = merge_card(self.method, self.models, self.base, self.to_yaml())
-        return merged.to(getattr(torch, self.dtype)) if self.dtype else merged
+        merged = merged.to(getattr(torch, self.dtype)) if self.dtype else merged
+        if self.batchnorm is None:
+            return merged
+        from weightops.evaluators.batchnorm import recompute_batchnorm
+
+        return recompute_batchnorm(merged, self.batchnorm, device="cpu")
 
     def _merged(self, models: Sequence[CheckpointLike], base: CheckpointLike | None) -> Checkpoint:
         return merge(

@@ -18,15 +18,16 @@ def shard_(module: nn.Module, group: Any) -> None:
     """Leave each process of a group its part of a module's parameters; block by block they are gathered when they are used.
 
     Raises:
-        OptionError: if a parameter has no dimension to cut.
+        OptionError: if torch can't: a parameter is a single number or empty, or shared by blocks.
     """
-    scalars = [name for name, parameter in module.named_parameters() if not parameter.dim()]
-    if scalars:
-        raise OptionError(f"{scalars[0]} is a single number, which can't be sharded; train without fsdp")
     mesh = DeviceMesh.from_group(group, next(module.parameters()).device.type)
-    for block in _blocks(module):
-        fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+    try:
+        for block in dict.fromkeys(_blocks(module)):
+            fully_shard(block, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise OptionError(f"the model can't be sharded: {reason}; train it without fsdp") from error
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -45,6 +45,7 @@ class Soup(Workflow):
         self.finetuned = list(self.models)
         if batchnorm is not None:
             [self.batchnorm] = as_tasks(batchnorm)
+            self.method = f"{self.method}, with batch statistics of the training images of {self.batchnorm.name}"
 
     @property
     def learned(self) -> list[Task]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -91,9 +90,9 @@ def stacked(parts: Sequence[Checkpoint], layers: int) -> Checkpoint:
     Raises:
         RecipeError: if the architecture is one whose configuration weightops can't change.
     """
-    architecture = copy.copy(parts[0].architecture)
+    architecture = parts[0].architecture
     if isinstance(architecture, TransformersArchitecture):
-        architecture.layers = layers
+        architecture = TransformersArchitecture(architecture.folder, num_hidden_layers=layers)
     elif architecture is not None:
         raise RecipeError(f"the number of layers of {parts[0].ref} can't be changed: it isn't a transformers folder")
     return Checkpoint(LinearForm.of(Stack([part.form for part in parts])), architecture)

@@ -303,7 +303,7 @@ class Workflow(ABC):
     def _write(
         self, folder: Path, bench: Bench, found: Found, test: Mapping[str, Measured], summary: Mapping[str, Any]
     ) -> None:
-        edited = bench.edit(found.edit)
+        edited = bench.edited(found.edit)
         edited.save_into(folder, final=Path(summary["output"]))
         names = list(found.vectors)
         rows = [

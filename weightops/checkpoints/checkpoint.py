@@ -251,6 +251,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
         Raises:
             OutputError: if ``path`` exists, or can't be written.
+            OptionError: if there is no such device, or ``path`` isn't what weightops writes.
             NonfiniteError: naming the tensors, if asked for.
         """
         path = Path(path)

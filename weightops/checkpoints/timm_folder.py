@@ -19,26 +19,27 @@ CONFIG = "config.json"
 class TimmArchitecture:
     """What a folder of timm says of its model.
 
-    Attributes:
+    Args:
         folder: the folder.
-        config: the content of ``config.json``.
+        changes: what the model has otherwise than the folder's configuration, such as ``num_classes``.
+
+    Attributes:
+        config: the content of ``config.json``, changed so.
         weights_file: the name that timm looks for.
     """
 
     weights_file = "model.safetensors"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = read_json(folder / CONFIG)
-        self.classes: int | None = None  # where it is another number than the folder's
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.folder, self._changes = folder, changes
+        self.config = {**read_json(folder / CONFIG), **changes}
 
     def build(self) -> nn.Module:
         """The module, with weights yet to be filled in, in evaluation mode."""
         import timm
 
         try:
-            heads: dict[str, Any] = {} if self.classes is None else {"num_classes": self.classes}
-            module: nn.Module = timm.create_model(f"local-dir:{self.folder}", pretrained=False, **heads)
+            module: nn.Module = timm.create_model(f"local-dir:{self.folder}", pretrained=False, **self._changes)
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
             raise CheckpointError(f"timm can't build the model of {self.folder / CONFIG}: {error}") from error
         return module.eval()
@@ -66,7 +67,6 @@ class TimmArchitecture:
 
     def write(self, folder: Path, final: Path) -> None:
         """Put all but the weights into ``folder``, which will be known as ``final``."""
-        if self.classes is None:
-            shutil.copyfile(self.folder / CONFIG, folder / CONFIG)
-        else:
-            write_json(folder / CONFIG, {**self.config, "num_classes": self.classes})
+        shutil.copyfile(self.folder / CONFIG, folder / CONFIG)
+        if self._changes:
+            write_json(folder / CONFIG, self.config)

@@ -28,18 +28,20 @@ _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 class TransformersArchitecture:
     """What a folder of transformers says of its model.
 
-    Attributes:
+    Args:
         folder: the folder.
-        config: the content of ``config.json``.
+        changes: what the model has otherwise than the folder's configuration, such as ``num_hidden_layers``.
+
+    Attributes:
+        config: the content of ``config.json``, changed so.
         weights_file: the name that transformers looks for.
     """
 
     weights_file = "model.safetensors"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = read_json(folder / CONFIG)
-        self.layers: int | None = None  # where it is another number than the folder's
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.folder, self._changes = folder, changes
+        self.config = {**read_json(folder / CONFIG), **changes}
 
     @classmethod
     def of_open_clip(cls, architecture: OpenClipArchitecture) -> TransformersArchitecture:
@@ -60,7 +62,9 @@ class TransformersArchitecture:
                 f"{self.folder / CONFIG} names the architecture {name}, which transformers doesn't have"
             )
         try:
-            module: nn.Module = kind(transformers.AutoConfig.from_pretrained(self.folder, trust_remote_code=False))
+            module: nn.Module = kind(
+                transformers.AutoConfig.from_pretrained(self.folder, trust_remote_code=False, **self._changes)
+            )
         except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"the model of {self.folder / CONFIG} can't be built: {reason}") from error
@@ -99,8 +103,8 @@ class TransformersArchitecture:
         """Put all but the weights into ``folder``, which will be known as ``final``."""
         for path in sorted({path for pattern in _BESIDE for path in self.folder.glob(pattern) if path.is_file()}):
             shutil.copyfile(path, folder / path.name)
-        if self.layers is not None:
-            write_json(folder / CONFIG, {**self.config, "num_hidden_layers": self.layers})
+        if self._changes:
+            write_json(folder / CONFIG, self.config)
 
     def _transformers(self, purpose: str) -> Any:
         try:

@@ -22,10 +22,17 @@ from weightops.cli import options
     help="One coefficient for all vectors, or one for each; negative to forget.",
 )
 @click.option("--strict", is_flag=True, help="Refuse a vector that was made from another base, instead of warning.")
+@options.batchnorm
 @options.output
 @options.printing
 def command(
-    vectors: tuple[str, ...], base: str, alphas: tuple[float, ...], strict: bool, as_json: bool, **output: Any
+    vectors: tuple[str, ...],
+    base: str,
+    alphas: tuple[float, ...],
+    strict: bool,
+    batchnorm: str | None,
+    as_json: bool,
+    **output: Any,
 ) -> None:
     """Write BASE + alpha * VECTOR (+ alpha * VECTOR ...), with vectors that `weightops vector` saved."""
     from weightops.files import check_free
@@ -41,4 +48,8 @@ def command(
     scaled = [TaskVector.load(path) * alpha for path, alpha in zip(vectors, alphas, strict=True)]
     edited = sum(scaled[1:], scaled[0]).apply(base, strict=strict)
     edited.card = edit_card(base, list(zip(vectors, alphas, strict=True)))
+    if batchnorm and not output["dry_run"]:
+        from weightops.evaluators.batchnorm import recompute_batchnorm
+
+        edited = recompute_batchnorm(edited, batchnorm, device=output["device"])
     options.save(edited, " + ".join([base, *vectors]), as_json, **output)

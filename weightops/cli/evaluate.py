@@ -52,7 +52,7 @@ def command(
     The files of --out are a superset of CLIP_benchmark's: `clip_benchmark build FOLDER/*.json` makes one table of them.
     """
     from weightops.checkpoints.checkpoint import Checkpoint, open_checkpoint
-    from weightops.checkpoints.likeness import for_open_clip, open_like
+    from weightops.checkpoints.likeness import open_like
     from weightops.evaluators.clip import Clip
     from weightops.evaluators.shift import effective_robustness
     from weightops.evaluators.shift import shift as under_shift
@@ -73,7 +73,7 @@ def command(
     results = []
     lines: dict[str, list[tuple[float, float]]] = {}
     named = models or ("embedded",)
-    start = for_open_clip(open_checkpoint(base)) if base is not None else None
+    start = open_checkpoint(base) if base is not None else None
 
     def completed(name: str) -> Checkpoint:
         return open_checkpoint(name) if start is None else Checkpoint(open_like(name, start).form, start.architecture)

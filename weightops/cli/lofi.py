@@ -51,8 +51,6 @@ def command(
     options.one_of(task, text)
     if compare and task is None:
         raise click.UsageError("--compare scores images under shift, and takes a --task")
-    if compare and fsdp:
-        raise click.UsageError("--compare trains the model several times, and with --fsdp it stays sharded")
     import os
 
     if int(os.environ.get("RANK", 0)):

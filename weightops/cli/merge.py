@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ from weightops.cli import options
     help="Of the merged task vector; several are spread over depth. Default: 1.",
 )
 @options.seed
+@options.batchnorm
 @click.option("--print-recipe", is_flag=True, is_eager=True, help="Print the recipe that this is, and do nothing.")
 @options.output
 @options.printing
@@ -38,7 +40,7 @@ def command(arguments: tuple[str, ...], print_recipe: bool, as_json: bool, **giv
     from weightops.files import check_free
     from weightops.recipe import Recipe
 
-    stated = {name: given.pop(name) for name in ("method", "base", "weights", "alpha", "seed")}
+    stated = {name: given.pop(name) for name in ("method", "base", "weights", "alpha", "seed", "batchnorm")}
     models, settings = _split(arguments)
     if len(models) == 1 and models[0].endswith((".yaml", ".yml")):
         context = click.get_current_context()
@@ -51,7 +53,9 @@ def command(arguments: tuple[str, ...], print_recipe: bool, as_json: bool, **giv
     if print_recipe:
         click.echo(recipe.to_yaml(), nl=False)
         return
-    if not given["dry_run"]:
+    if given["dry_run"]:
+        recipe = replace(recipe, batchnorm=None)
+    else:
         check_free(given["out"], overwrite=given["overwrite"])
     options.save(
         recipe.merge(),

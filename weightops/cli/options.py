@@ -222,7 +222,6 @@ def output(function: F) -> F:
         click.option("--dry-run", is_flag=True, help="Say what it would read, write and take, and do nothing."),
         click.option("--resume", is_flag=True, help="Go on from where a killed run stopped; keep what an interrupted one did."),
         pushing,
-        batchnorm,
         click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, ..., or auto."),
         click.option("--on-nonfinite", type=click.Choice(["ignore", "warn", "error"]), default="warn", show_default=True,
                      help="What to do about NaN and Inf in the result."),
@@ -241,7 +240,7 @@ def output(function: F) -> F:
 
 def save(
     merged: Checkpoint, what: str, as_json: bool, *, out: Path, out_dtype: str | None, max_shard_size: int | None, overwrite: bool,
-    on_nonfinite: OnNonfinite, resume: bool, dry_run: bool, library: str | None, push: str | None, batchnorm: str | None, device: str,
+    on_nonfinite: OnNonfinite, resume: bool, dry_run: bool, library: str | None, push: str | None, device: str,
 ) -> None:  # fmt: skip
     """Write a checkpoint as the options of `output` say, in all processes that torchrun started, and say so."""
     import torch
@@ -263,10 +262,6 @@ def save(
                 amount = f"{value / 1e6:,.1f} MB" if key not in ("tensors", "files") else value
                 click.echo(f"{key.replace('_', ' '):14} {amount}")
         return
-    if batchnorm:
-        from weightops.evaluators.batchnorm import recompute_batchnorm
-
-        merged = recompute_batchnorm(merged, batchnorm)
     with torchrun() as ranks:
         merged.save(
             out, overwrite=overwrite, dtype=dtype, max_shard_size=max_shard_size, on_nonfinite=on_nonfinite, resume=resume, ranks=ranks,

@@ -109,7 +109,9 @@ def size(unit: Iterable[Segment]) -> int:
 def reader(steps: Sequence[Step], scratch: Scratch) -> Reader:
     """A reader of some steps of one tensor, which opens and widens what several of them take part in once."""
     used = Counter(source for step in steps for source in step.coefficients)
-    opened = {source: source.open(steps[0].name, scratch.within(source)) for source in used}
+    opened = {
+        source: source.open(steps[0].name, scratch.within(source) if source.computed else scratch) for source in used
+    }
     shared = [] if any(step.keep_anchor for step in steps) else [source for source, n in used.items() if n > 1]
     others = [
         [(c, source, source.space == "weights") for source, c in step.coefficients.items() if source is not step.anchor]

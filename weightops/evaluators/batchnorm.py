@@ -26,10 +26,10 @@ def recompute_batchnorm(
     batch_size: int = 128,
     device: str = "auto",
 ) -> Checkpoint:
-    """The same weights with the image encoder's, or classifier's, running means and variances made anew (arXiv 1803.05407).
+    """Weights with the image encoder's, or classifier's, running means and variances made anew (arXiv 1803.05407).
 
     Args:
-        model: anything with a known architecture; a `Clip`'s module is changed in place.
+        model: anything with a known architecture; a `Clip`'s module is changed.
         task: a name or a `Task`; images of its training split, in an order of their own, are used.
         images: how many at most.
         batch_size: images at a time. All batches are full, and count alike.
@@ -39,10 +39,17 @@ def recompute_batchnorm(
         The weights, in memory, of the model's architecture.
 
     Raises:
-        OptionError: if the image encoder has no batch normalisation with running statistics, or there are no images for a batch.
+        OptionError: if what is to see images has no batch normalisation with running statistics, or there are no images for a batch.
     """
     clip = Clip.open(model, device)
     [task] = as_tasks(task)
+    recompute_batchnorm_(clip, task, images=images, batch_size=batch_size)
+    state = {n: t.detach().to("cpu", clip.base.specs[n].dtype, copy=True) for n, t in clip.module.state_dict().items()}
+    return clip.base.as_of(LinearForm.of(_Restated(state, clip.base, task)), clip.base.architecture)
+
+
+def recompute_batchnorm_(clip: Clip, task: Task, *, images: int = 10_000, batch_size: int = 128) -> None:
+    """The same in place, in the module."""
     visual = clip.module.get_submodule(clip.learns.removesuffix("."))
     if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in visual.modules()):
         raise OptionError(f"{clip.base.ref} has no batch normalisation: there is nothing to recompute")
@@ -57,8 +64,6 @@ def recompute_batchnorm(
             yield pixels.batch(order[start : start + size]).to(clip.device)
 
     update_bn(batches(), visual)
-    state = {name: tensor.detach().cpu().clone() for name, tensor in clip.module.state_dict().items()}
-    return Checkpoint(LinearForm.of(_Restated(state, clip.base, task)), clip.base.architecture)
 
 
 class _Restated(MemorySource):

@@ -138,8 +138,8 @@ class Classifier(Clip):
         """Build it; with a new head if the task has another number of classes than its own."""
         module: Any = checkpoint.model()
         if learning is not None and module.num_classes != len(learning.classes):
-            architecture = TimmArchitecture(checkpoint.architecture.folder)  # type: ignore[union-attr]
-            architecture.classes = len(learning.classes)
+            folder = checkpoint.architecture.folder  # type: ignore[union-attr]
+            architecture = TimmArchitecture(folder, num_classes=len(learning.classes))
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 fresh = architecture.build().state_dict()

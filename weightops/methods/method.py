@@ -181,7 +181,7 @@ class MethodSource(ComputedSource):
             check_setting(setting, self.specs, name)
         self._depths = depths(self.specs)
         self._vector = Vector(
-            lambda name: self._parts(name, Scratch()),
+            self._parts,
             {n: s.numel for n, s in self.specs.items() if is_editable(s.dtype) and s.numel},
             len(self.inputs),
         )

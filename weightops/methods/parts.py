@@ -103,12 +103,12 @@ class Vector:
     """The inputs' tensors end to end, as `Parts` of one long tensor.
 
     Args:
-        parts: of each tensor, opened anew.
+        parts: of each tensor, opened anew, in given buffers.
         sizes: elements of each tensor.
         k: how many inputs.
     """
 
-    def __init__(self, parts: Callable[[str], Parts], sizes: Mapping[str, int], k: int) -> None:
+    def __init__(self, parts: Callable[[str, Scratch], Parts], sizes: Mapping[str, int], k: int) -> None:
         self._parts = parts
         ends = list(accumulate(sizes.values()))
         self.starts = dict(zip(sizes, [0, *ends], strict=False))
@@ -127,15 +127,16 @@ class Vector:
             return kept
 
     def __iter__(self) -> Iterator[Chunk]:
+        scratch = Scratch()
         for name, start in self.starts.items():
-            for chunk in self._parts(name):
+            for chunk in self._parts(name, scratch):
                 yield chunk._replace(values=chunk.values.flatten(1), start=start + chunk.start)
 
     def sample(self) -> torch.Tensor:
         """About 65,536 elements of all inputs, from each tensor by its size; shape ``(k, m)``."""
         found = []
         for name in self.starts:
-            part = self._parts(name)
+            part = self._parts(name, Scratch())
             few = part.sample()
             share = max(round(65_536 * part.numel / self.numel), 8)
             found.append(few[:, np.linspace(0, few.shape[1] - 1, min(share, few.shape[1])).astype(int)])
