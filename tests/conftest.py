@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEIGHTOPS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    logging.getLogger("weightops").setLevel(logging.NOTSET)  # which --quiet raises for its process
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,8 +70,8 @@ def test_merge_and_methods(
     assert json.loads(out)["terms"][1]["options"] == {"density": 1.0, "normalize": "weights", "scope": "tensor"}
     assert torch.allclose(open_checkpoint(tmp_path / "t.safetensors")["scale"], tuned.scale)
     for extra, code, message in (
-        (["--densty", "1"], 1, "did you mean density"), (["--density", "much"], 2, "is float, not 'much'"), (["--density"], 2, "needs a value"),
-        (["--normalize", "mean"], 1, "not 'mean'"), (["--density", "2"], 1, "density is a fraction"),
+        (["--densty", "1"], 2, "did you mean density"), (["--density", "much"], 2, "is float, not 'much'"), (["--density"], 2, "needs a value"),
+        (["--normalize", "mean"], 2, "not 'mean'"), (["--density", "2"], 2, "density is a fraction"),
     ):  # fmt: skip
         got, _, err = weightops(capsys, *ties, *extra, "--overwrite")
         assert (got, message in err) == (code, True), err
@@ -101,7 +102,7 @@ def test_tasks(capsys: pytest.CaptureFixture[str]) -> None:
         (["patch", "--task", "mnist", "--alphas", "nan"], 2, "neither numbers"),
         (["patch", "--task", "mnist", "--finetuned", "x", "--steps", "3"], 2, "nothing is fine-tuned"),
         (["evaluate", "--tasks", ""], 2, "at least one task"),
-        (["evaluate", "--tasks", "digits", "--device", "foo"], 1, "no device 'foo'"),
+        (["evaluate", "--tasks", "digits", "--device", "foo"], 2, "no device 'foo'"),
         (["inspect", "{odd}"], 0, ""),
         (["evaluate", "{delta}"], 1, "holds a task vector, not weights"),
         (["patch", "--task", "mnist", "--alphas", "a:b"], 2, "neither numbers"),
@@ -112,12 +113,36 @@ def test_tasks(capsys: pytest.CaptureFixture[str]) -> None:
         (["apply", "{a}", "--base", "{a}", "-o", "{new}"], 1, "holds weights, not a task vector"),
         (["evaluate", "{a}", "--tasks", "digits"], 1, "doesn't say of what model"),
         (["apply", "x", "--base", "y", "--alpha", "1", "--alpha", "2", "-o", "{new}"], 2, "1 vectors and 2 alphas"),
+        (["inspect", "{here}/nowhere"], 1, "there is no file or folder"),
+        (["inspect", "{cut}"], 1, "is cut short: its header says"),
+        (["inspect", "{zip}"], 1, "a zip archive that is cut short"),
+        (
+            ["vector", "{a}", "{a}", "-o", "{here}", "--overwrite"],
+            1,
+            "is a folder, and what was to replace it is a file",
+        ),
+        (["vector", "{a}", "{a}", "-o", "x.pt"], 2, "--out is a .safetensors file"),
+        (["vector", "{a}", "{a}", "-o", "{new}", "--fan-in-fan-out"], 2, "is for --lora"),
+        (["merge", "{a}", "{a}", "-o", "{here}/m", "--push", "name"], 2, "it is ORG/NAME"),
+        (["merge", "{a}", "{a}", "-o", "{here}/m", "--push", "org/name"], 2, "nobody is logged in"),
+        (["lofi", "merge", "{a}", "{a}", "-o", "{here}/m"], 1, "is given twice"),
+        (
+            ["lofi", "--task", "digits", "--nodes", "2", "--node-size", "2", "-o", "{here}/m"],
+            2,
+            "--node-size for torchrun",
+        ),
     ],
 )
 def test_misuse_is_told_in_a_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     places = {name: str(tmp_path / f"{name}.safetensors") for name in ("text", "a", "b", "new", "odd", "delta")}
+    (tmp_path / "here").mkdir()
+    places |= {"here": str(tmp_path / "here"), "cut": str(tmp_path / "cut"), "zip": str(tmp_path / "zip")}
+    save_file({"w": torch.zeros(2)}, places["cut"])
+    torch.save({"w": torch.zeros(2)}, places["zip"])
+    for name in ("cut", "zip"):
+        os.truncate(places[name], 40)
     save_file({"w": torch.zeros(2)}, places["odd"], {"weightops": "junk"})
     TaskVector({"w": torch.zeros(2)}, {"w": torch.ones(2)}).save(places["delta"])
     Path(places["text"]).write_text("this is not a checkpoint")

@@ -106,6 +106,18 @@ def test_a_node_checkpoint_says_how_it_was_made(separate: Path) -> None:
     assert training_record(open_checkpoint("embedded")) is None
 
 
+def test_an_interrupted_run_is_not_thrown_away(separate: Path, tmp_path: Path) -> None:
+    out = tmp_path / "node"
+    out.mkdir()
+    (out / "training.pt").write_bytes(b"state")
+    config = config_for(open_checkpoint("embedded"), steps=1, batch_size=8)
+    with pytest.raises(OutputError, match="holds a run that was interrupted; --resume goes on"):
+        finetune("embedded", "digits", config, out=out, device="cpu")
+    assert (out / "training.pt").read_bytes() == b"state"
+    with pytest.raises(MismatchError, match="say that they are nodes, and embedded doesn't"):
+        lofi.average([separate / "node0", "embedded"])
+
+
 def test_averages_by_samples(separate: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nodes = [separate / f"node{i}" for i in range(3)]
     states = [open_checkpoint(node).state_dict() for node in nodes]

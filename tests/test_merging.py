@@ -258,7 +258,7 @@ def test_nothing_stale_is_left_by_overwriting(family: tuple[str, list[str]], tmp
     merged, out = merge(models), tmp_path / "out"
     merged.save(out, max_shard_size=1000)
     assert len(list(out.glob("*.safetensors"))) > 2
-    with pytest.raises(OutputError, match=r"exists; overwrite=True \(--overwrite\) replaces it"):
+    with pytest.raises(OutputError, match=r"exists; --overwrite \(overwrite=True\) replaces it"):
         merged.save(out)
     merged.save(out, overwrite=True)
     assert [p.name for p in out.iterdir()] == ["model.safetensors"]

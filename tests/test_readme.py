@@ -55,6 +55,20 @@ def test_numbers_are_those_of_the_results() -> None:
             assert f"| {cells[0]} | {cells[1]} |" in README, method
 
 
+def test_why_a_claim_does_not_hold() -> None:
+    spread = json.loads((ROOT / "benchmarks" / "results" / "papers.json").read_text())["spread"]
+    words = " ".join(README.split())
+    tuned, before, letters, alpha = (
+        spread[name]["mean"]
+        for name in ("attack fine-tuned", "attack before", "letters fine-tuned under attack", "attack alpha")
+    )
+    assert (
+        f"right on {tuned:.0f} % of the attacked digits ({before:.1f} % before), but on {letters:.0f} % of the letters"
+        in words
+    )
+    assert f"alpha stops at {alpha:.2f}" in words
+
+
 def test_the_share_of_passes_is_the_measured_one() -> None:
     search = json.loads((ROOT / "benchmarks" / "results" / "search.json").read_text())
     share, noise = search["mean"]["passes, % of the grid's"], 100 * search["mean"]["within noise"]

@@ -271,13 +271,13 @@ def test_verbs_on_ones_own(own: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert run(["experiment", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == set(EXPERIMENTS)
     for arguments, code, message in (
-        (["add", "--tasks", tasks, "--method", "tise", *vectors], 1, "did you mean ties"),
-        (["add", "--tasks", tasks, "--method", "ties", "--option", "densty=1"], 1, "did you mean density"),
-        (["add", "--tasks", tasks, *vectors[:2], *common], 1, "learns 2 tasks"),
+        (["add", "--tasks", tasks, "--method", "tise", *vectors], 2, "did you mean ties"),
+        (["add", "--tasks", tasks, "--method", "ties", "--option", "densty=1"], 2, "did you mean density"),
+        (["add", "--tasks", tasks, *vectors[:2], *common], 2, "learns 2 tasks"),
         (["analogy", "--a", "mnist", "-q"], 2, "name all of --a"),
         (["negate", "--target", "mnist", "--control", "mnist"], 1, "at least one control"),
-        (["soup", str(own / "model")], 1, "two models at least"),
-        (["experiment", "intermediat"], 1, "did you mean intermediate"),
+        (["soup", str(own / "model")], 2, "two models at least"),
+        (["experiment", "intermediat"], 2, "did you mean intermediate"),
     ):
         assert run([*arguments, *(["-o", str(tmp_path / "x")] if "-o" not in arguments else [])]) == code, arguments
         assert message in capsys.readouterr().err

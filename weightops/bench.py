@@ -15,7 +15,7 @@ import torch
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint, open_ref
 from weightops.checkpoints.likeness import open_like
 from weightops.checkpoints.memory import MemorySource
-from weightops.evaluators.batchnorm import recompute_batchnorm, recompute_batchnorm_
+from weightops.evaluators.batchnorm import normalised, recompute_batchnorm, recompute_batchnorm_
 from weightops.evaluators.clip import Clip
 from weightops.evaluators.zero_shot import metrics, predict
 from weightops.expression import LinearForm
@@ -82,6 +82,8 @@ class Bench:
         self.tasks = list(tasks)
         self.config = config or config_for(checkpoint)
         self.batchnorm = batchnorm
+        if batchnorm is not None:
+            normalised(self.clip)
         self.work, self.resume, self.on_measured = work, resume, on_measured
         self.passes = 0
         self.seconds = 0.0

@@ -125,7 +125,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     if not path.exists():
         return
     if not overwrite:
-        raise OutputError(f"{path} exists; overwrite=True (--overwrite) replaces it")
+        raise OutputError(f"{path} exists; --overwrite (overwrite=True) replaces it")
     if path.is_dir() and any(path.iterdir()):
         ours = any((path / name).is_file() for name in ("summary.json", "open_clip_config.json", "config.json"))
         weights = any(child.name.endswith((".safetensors", ".json", ".jsonl")) for child in path.iterdir())
@@ -148,6 +148,10 @@ def _clear_dead_parts(target: Path) -> None:
 
 
 def _replace(part: Path, target: Path) -> None:
+    if target.is_dir() and part.is_file():
+        raise OutputError(
+            f"{target} is a folder, and what was to replace it is a file; name a file in it, or remove it"
+        )
     if target.is_dir() and not target.is_symlink():
         old = part.with_suffix(".old")
         target.rename(old)

@@ -110,7 +110,7 @@ def _vector(model: CheckpointLike | TaskVector, base: CheckpointLike | None) -> 
     if isinstance(model, (str, Path)) and open_ref(model).form.space == "delta":
         return TaskVector.load(model)
     if base is None:
-        raise WeightopsError(f"{_name(model, 0)} holds weights: say which base they are fine-tuned from")
+        raise WeightopsError(f"{_name(model, 0)} holds weights: say which base they are fine-tuned from (--base)")
     return TaskVector(base, model)
 
 

@@ -99,6 +99,10 @@ def survey(nodes: Sequence[CheckpointLike], *, only: str | Sequence[str] = "*") 
     See `average` for arguments and errors. Nodes without a record of how they were made count as having
     seen equally many samples, and only their names and shapes are checked.
     """
+    given = [str(node) for node in nodes if isinstance(node, (str, Path))]
+    twice = [name for name in given if given.count(name) > 1]
+    if twice:
+        raise MismatchError(f"{twice[0]} is given twice")
     named = {str(node) if isinstance(node, (str, Path)) else f"number {i}": node for i, node in enumerate(nodes)}
     unfinished = [name for name, node in named.items() if isinstance(node, (str, Path)) and _unfinished(Path(node))]
     left_out = dict.fromkeys(unfinished, "it isn't finished (--resume goes on with it)")
@@ -159,6 +163,10 @@ def _check_kin(nodes: Mapping[str, Checkpoint]) -> dict[str, float]:
     found = {name: training_record(checkpoint) for name, checkpoint in nodes.items()}
     records = {name: record for name, record in found.items() if record}
     silent = [name for name in found if name not in records]
+    if silent and records:
+        raise MismatchError(
+            f"{some(records)} say that they are nodes, and {some(silent)} doesn't; `weightops merge` averages any models"
+        )
     if silent:
         log.warning("nothing says how these were made, so only their names and shapes are checked: %s", some(silent))
     for name, checkpoint in nodes.items():

@@ -49,9 +49,9 @@ def merge(
         raise WeightopsError("there is nothing to merge")
     if base is None:
         if chosen.space == "delta":
-            raise WeightopsError(f"{method} works on task vectors: say which base they are taken from")
+            raise WeightopsError(f"{method} works on task vectors: say which base they are taken from (--base)")
         if alpha != 1.0:
-            raise WeightopsError("alpha is the coefficient of a task vector: say which base it is taken from")
+            raise WeightopsError("alpha is the coefficient of a task vector: say which base it is taken from (--base)")
         first = open_checkpoint(models[0])
         opened = [first, *(open_like(model, first) for model in models[1:])]
         for other in opened[1:]:

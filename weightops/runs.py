@@ -13,9 +13,10 @@ import torch
 
 from weightops.checkpoints.checkpoint import Architecture, Checkpoint, open_checkpoint
 from weightops.checkpoints.memory import MemorySource
-from weightops.errors import CheckpointError
+from weightops.errors import CheckpointError, OutputError
 from weightops.expression import LinearForm
 from weightops.files import check_free, whole
+from weightops.keys import some
 
 log = logging.getLogger("weightops")
 
@@ -50,7 +51,7 @@ class Folder:
         """Make the folder ready; True if the run in it is finished already.
 
         Raises:
-            OutputError: if it is, and is neither to be resumed nor overwritten.
+            OutputError: if it is, or was interrupted, and is neither to be resumed nor overwritten.
             CheckpointError: if it is to be resumed, and is of another run.
         """
         if resume and not (self.path / STATE).is_file() and (self.path / WEIGHTS).is_file():
@@ -61,15 +62,25 @@ class Folder:
             return True
         if not resume:
             check_free(self.path / WEIGHTS, overwrite=overwrite)
+            if (self.path / STATE).is_file() and not overwrite:
+                raise OutputError(
+                    f"{self.path} holds a run that was interrupted; --resume goes on with it, --overwrite starts anew"
+                )
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
             (self.path / STATE).unlink(missing_ok=True)
         return False
 
     def _same(self, identity: Mapping[str, Any]) -> None:
-        if {name: identity.get(name) for name in self.identity} != self.identity:
+        theirs, mine = ({**run.get("config", {}), **run} for run in (identity, self.identity))
+        odd = [
+            f"{key} {theirs.get(key)!r}, not {mine[key]!r}"
+            for key in mine
+            if key != "config" and theirs.get(key) != mine[key]
+        ]
+        if odd:
             raise CheckpointError(
-                f"{self.path} holds another run ({json.dumps(identity)}); give the same options, or start again without resume"
+                f"{self.path} holds another run: {some(odd)}; give the same options, or start again without resume"
             )
 
     def restore(self, parts: Mapping[str, Stateful]) -> int:

@@ -342,7 +342,7 @@ class TaskVector(Mapping[str, torch.Tensor]):
         """
         source = open_ref(path).form.sources[0]
         if source.space != "delta":
-            raise SpaceError(f"{path} holds weights, not a task vector; make one with TaskVector(pre, {str(path)!r})")
+            raise SpaceError(f"{path} holds weights, not a task vector; make one with `weightops vector BASE {path}`")
         if getattr(source, "replaced", None) is not None:
             raise SpaceError(f"{path} replaces whole modules, and so needs its base: TaskVector(base, {str(path)!r})")
         record = getattr(source, "made_from", {}).get("base")

@@ -219,7 +219,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def _architecture(self) -> Architecture:
         if self.architecture is None:
             raise CheckpointError(
-                f"{self.ref} holds weights but doesn't say of what model; use load_into(module), or a folder with {CONFIG}"
+                f"{self.ref} holds weights but doesn't say of what model; name a folder with {CONFIG}, or their base "
+                "with --base where there is one; in Python, load_into(module)"
             )
         return self.architecture
 
@@ -335,7 +336,10 @@ def open_checkpoint(source: CheckpointLike) -> Checkpoint:
     """
     opened = open_any(source)
     if opened.form.space == "delta":
-        raise SpaceError(f"{source} holds a task vector, not weights; open it with TaskVector.load (weightops apply)")
+        raise SpaceError(
+            f"{source} holds a task vector, not weights; `weightops apply`, or --base where there is one, applies it; "
+            "in Python, TaskVector.load"
+        )
     return opened
 
 
@@ -368,7 +372,9 @@ def open_ref(ref: str | Path) -> Checkpoint:
     if not path.exists():
         named = refs.place(str(ref), _KNOWN)
         if named is None:
-            hint = f"{EMBEDDED!r} is the model that comes with weightops"
+            hint = (
+                f"{EMBEDDED!r} is the model that comes with weightops, {ref}@main would be one of the Hugging Face Hub"
+            )
             raise CheckpointError(f"there is no file or folder {path} (and no ref of that name; {hint})")
         path = named.path
     try:
@@ -399,6 +405,15 @@ def _open_file(file: Path) -> Source:
     if found is None:
         with open(file, "rb") as stream:
             head = stream.read(16)
+        size, length = file.stat().st_size, int.from_bytes(head[:8], "little")
+        if head[8:9] == b"{" and length < 1 << 30:
+            raise CheckpointError(
+                f"{file} is cut short: its header says that it has {length:,} bytes, and the file has {size:,}"
+            )
+        if head[:4] == b"PK\3\4":
+            raise CheckpointError(
+                f"{file} is a zip archive that is cut short, or without weights: it has {size:,} bytes"
+            )
         raise CheckpointError(
             f"{file} is not a checkpoint: it is none of {', '.join(FORMATS)}, and begins with {head!r}"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from weightops.checkpoints.open_clip_folder import OpenClipArchitecture
-from weightops.errors import CheckpointError
+from weightops.errors import CheckpointError, OptionError
 from weightops.registry import Registry, unknown
 
 log = logging.getLogger("weightops")
@@ -31,7 +31,7 @@ def place(ref: str, preferred: Iterable[str]) -> Place | None:
     """Fetch what a ref names; None if it is no ref.
 
     Args:
-        ref: ``org/name``, ``org/name@revision``, ``org/name:file``, or ``scheme:name`` with a scheme of `SCHEMES`.
+        ref: ``org/name`` (where there is no folder ``org``), ``org/name@revision``, ``org/name:file``, or ``scheme:name`` with a scheme of `SCHEMES`.
         preferred: the names of files of weights, the preferred first.
 
     Raises:
@@ -41,8 +41,9 @@ def place(ref: str, preferred: Iterable[str]) -> Place | None:
     if separator and scheme in SCHEMES:
         return SCHEMES[scheme](name, tuple(preferred))
     hub = _HUB.fullmatch(ref)
-    if hub and not hub["file"] and Path(ref).suffix in _SUFFIXES:
-        return None  # a path that was mistyped
+    mistyped = Path(ref).suffix in _SUFFIXES or (Path(ref).parent.is_dir() and "@" not in ref)
+    if hub and not hub["file"] and mistyped:
+        return None  # a path
     return from_hub(hub["repo"], hub["revision"], hub["file"], tuple(preferred)) if hub else None
 
 
@@ -50,7 +51,9 @@ def from_hub(repo: str, revision: str | None, file: str | None, preferred: tuple
     """A file, or the weights and all that describes them, of a repository on the Hugging Face Hub, through its cache."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils import logging as hub_logging
 
+    hub_logging.get_logger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries is a warning
     try:
         if file is not None:
             path = Path(hf_hub_download(repo, file, revision=revision))
@@ -60,8 +63,10 @@ def from_hub(repo: str, revision: str | None, file: str | None, preferred: tuple
         except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
             raise
         except Exception as error:  # no network, or not to be used
-            log.debug("%s isn't asked for: %s", repo, error)
-            path = _cached(repo, revision, preferred)
+            try:
+                path = _cached(repo, revision, preferred)
+            except Exception:
+                raise error from None
         else:
             path = Path(snapshot_download(repo, revision=revision, allow_patterns=_wanted(names, preferred)))
     except Exception as error:  # the library raises whatever its many back ends raise
@@ -164,8 +169,24 @@ def push(folder: Path, repo: str, *, private: bool = False) -> str:
             repo_id=repo, folder_path=folder, commit_message="Weights computed by weightops"
         )
     except Exception as error:  # the library raises whatever its back ends raise
-        raise CheckpointError(f"{folder} can't be pushed to {repo}: {_reason(error)}") from error
+        raise CheckpointError(
+            f"{folder} can't be pushed to {repo}: {_reason(error)}; it is complete, and `weightops push {folder} {repo}` tries again"
+        ) from error
     return address
+
+
+def check_push(repo: str) -> None:
+    """See that there is something to push to, before the work is done.
+
+    Raises:
+        OptionError: if it isn't the name of a repository, or nobody is logged in.
+    """
+    from huggingface_hub import get_token
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise OptionError(f"{repo} is not the name of a repository: it is ORG/NAME")
+    if get_token() is None:
+        raise OptionError("nobody is logged in to the Hugging Face Hub: `hf auth login` does that, or set HF_TOKEN")
 
 
 def _reason(error: Exception) -> str:

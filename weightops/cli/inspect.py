@@ -24,7 +24,7 @@ def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
     for spec in stored.values():
         dtypes[name_of(spec.dtype)] = dtypes.get(name_of(spec.dtype), 0) + spec.numel
     made_from = getattr(source, "made_from", {})
-    result = {
+    result: dict[str, object] = {
         "checkpoint": checkpoint,
         "fingerprint": source.fingerprint,
         "parameters": sum(dtypes.values()),
@@ -33,10 +33,9 @@ def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
         "ties": dict(source.ties),
         "passed_over": list(source.passed_over),
         "made_from": made_from,
-        "tensors": {
-            name: {"shape": list(spec.shape), "dtype": name_of(spec.dtype)} for name, spec in source.specs.items()
-        },
     }
+    if tensors:
+        result["tensors"] = {n: {"shape": list(s.shape), "dtype": name_of(s.dtype)} for n, s in source.specs.items()}
     if as_json:
         options.echo_json(result)
         return

@@ -49,6 +49,8 @@ def command(
     if out is None:
         raise click.UsageError("lofi needs --task (or --text) and --out, or the verb merge")
     options.one_of(task, text)
+    if nodes and node_size:
+        raise click.UsageError("--nodes is for one process, which trains them in turn, and --node-size for torchrun")
     if compare and task is None:
         raise click.UsageError("--compare scores images under shift, and takes a --task")
     import os

@@ -11,7 +11,7 @@ from importlib import import_module
 
 import click
 
-from weightops.errors import WeightopsError
+from weightops.errors import OptionError, UnknownNameError, WeightopsError
 from weightops.registry import unknown
 
 VERBS = (
@@ -87,5 +87,5 @@ def run(arguments: list[str], *, debug: bool = False) -> int:
         text = str(error) if isinstance(error, WeightopsError) else f"{type(error).__name__}: {error}"
         hint = "" if isinstance(error, WeightopsError) else " (--debug shows where)"
         click.echo(f"weightops: {text}{hint}", err=True)
-        return 1
+        return 2 if isinstance(error, (OptionError, UnknownNameError)) else 1  # misused, or failed
     return 0

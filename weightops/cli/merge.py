@@ -51,7 +51,10 @@ def command(arguments: tuple[str, ...], print_recipe: bool, as_json: bool, **giv
     else:
         recipe = _recipe(models, settings, **stated)
     if print_recipe:
-        click.echo(recipe.to_yaml(), nl=False)
+        if as_json:
+            options.echo_json(recipe.to_dict())
+        else:
+            click.echo(recipe.to_yaml(), nl=False)
         return
     if given["dry_run"]:
         recipe = replace(recipe, batchnorm=None)

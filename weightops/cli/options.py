@@ -246,9 +246,12 @@ def save(
     import torch
 
     from weightops.checkpoints.likeness import in_format
+    from weightops.checkpoints.refs import check_push
     from weightops.engine.ranks import torchrun
     from weightops.expression import provenance
 
+    if push and not dry_run:
+        check_push(push)
     if push and out.suffix == ".safetensors":
         raise click.UsageError(f"{out} is one file; --push takes a folder, with its model card")
     merged = in_format(merged, library) if library else merged

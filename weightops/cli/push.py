@@ -18,9 +18,11 @@ from weightops.cli import options
 def command(folder: Path, repo: str, private: bool, dry_run: bool, as_json: bool) -> None:
     """Upload a FOLDER with weights and their model card to the Hugging Face Hub as REPO (org/name), in one commit."""
     from weightops.checkpoints.checkpoint import open_ref
-    from weightops.checkpoints.refs import push
+    from weightops.checkpoints.refs import check_push, push
     from weightops.errors import CheckpointError
 
+    if not dry_run:
+        check_push(repo)
     open_ref(folder)
     if not (folder / "README.md").is_file():
         raise CheckpointError(

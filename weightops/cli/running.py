@@ -110,6 +110,7 @@ def check_training(settings: Mapping[str, Any]) -> None:
 
 def go(workflow: Workflow, run: Run, default_out: str) -> None:
     """Run a workflow, printing what it measures, or say what it would do."""
+    from weightops.checkpoints.refs import check_push
     from weightops.reports.table import cell, line
     from weightops.search import shown
 
@@ -122,6 +123,8 @@ def go(workflow: Workflow, run: Run, default_out: str) -> None:
             for name, value in plan.items():
                 click.echo(f"{name.replace('_', ' '):17} {_text(value)}")
         return
+    if run.push:
+        check_push(run.push)
     names = [task.name for task in workflow.tasks]
     kept = list(workflow.view.keep)
     extra = [next(role for task, role in workflow.roles.items() if task.name in kept)] if len(kept) > 1 else []
@@ -142,9 +145,8 @@ def go(workflow: Workflow, run: Run, default_out: str) -> None:
 
     shows = {} if run.as_json else {"on_measured": show}
     summary = workflow.run(out, resume=run.resume, overwrite=run.overwrite, **shows)
-    address = options.pushed(out, run.push)
     if run.as_json:
-        options.echo_json({**summary, **address})
+        options.echo_json({**summary, **options.pushed(out, run.push)})
         return
     click.echo(f"\nalpha {_text(summary['alpha'])}: {summary['why']}\n\ntest accuracy (%)")
     click.echo(line(["", *names, *extra], widths))
@@ -158,6 +160,7 @@ def go(workflow: Workflow, run: Run, default_out: str) -> None:
     click.echo(
         f"\n{out}/ holds the model, report.html and the results ({seconds['total']:.0f} s, of which fine-tuning {seconds['finetune']:.0f})"
     )
+    options.pushed(out, run.push)
 
 
 def _text(value: Any) -> str:

@@ -50,6 +50,10 @@ def command(
         raise click.UsageError("--compress and --lora say how to write: give --out, too")
     if compress and lora:
         raise click.UsageError("--lora writes an adapter, --compress a task vector: give one of them")
+    if fan_in_fan_out and not lora:
+        raise click.UsageError("--fan-in-fan-out is for --lora")
+    if out is not None and (out.suffix in (".pt", ".pth", ".bin", ".ckpt") or (lora and out.suffix == ".safetensors")):
+        raise click.UsageError(f"{out}: --out is {'a folder' if lora else 'a .safetensors file'}")
     vector = TaskVector(base, finetuned, strict=not allow_missing)
     if select:
         vector = vector.select(select)

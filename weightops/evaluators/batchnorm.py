@@ -50,9 +50,7 @@ def recompute_batchnorm(
 
 def recompute_batchnorm_(clip: Clip, task: Task, *, images: int = 10_000, batch_size: int = 128) -> None:
     """The same in place, in the module."""
-    visual = clip.module.get_submodule(clip.learns.removesuffix("."))
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in visual.modules()):
-        raise OptionError(f"{clip.base.ref} has no batch normalisation: there is nothing to recompute")
+    visual = normalised(clip)
     pixels = clip.pixels(task, "train")
     order = np.random.default_rng(0).permutation(len(pixels))[:images]
     size = min(batch_size, len(order))
@@ -64,6 +62,18 @@ def recompute_batchnorm_(clip: Clip, task: Task, *, images: int = 10_000, batch_
             yield pixels.batch(order[start : start + size]).to(clip.device)
 
     update_bn(batches(), visual)
+
+
+def normalised(clip: Clip) -> nn.Module:
+    """The part of a model that sees images.
+
+    Raises:
+        OptionError: if it has no running statistics.
+    """
+    visual: nn.Module = clip.module.get_submodule(clip.learns.removesuffix("."))
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in visual.modules()):
+        raise OptionError(f"{clip.base.ref} has no batch normalisation: there is nothing to recompute")
+    return visual
 
 
 class _Restated(MemorySource):

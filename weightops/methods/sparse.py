@@ -125,6 +125,9 @@ def ties(
 ) -> torch.Tensor:  # fmt: skip
     r"""TIES: trim, elect sign, disjoint merge (arXiv 2306.01708).
 
+    With trimmed deltas :math:`\hat\tau_i` and the elected sign :math:`\gamma = \mathrm{sgn} \sum_i w_i \hat\tau_i`, the result
+    is :math:`\sum_{i:\,\hat\tau_i \gamma > 0} w_i \hat\tau_i / n`.
+
     Args:
         deltas: shape ``(k, n)``.
         weights: shape ``(k,)``.
@@ -166,6 +169,9 @@ def breadcrumbs(
 ) -> torch.Tensor:  # fmt: skip
     r"""Model breadcrumbs: drop the largest and the smallest elements, and add (arXiv 2312.06795).
 
+    :math:`\sum_i w_i m_i \tau_i`, where :math:`m_i` is 0 for the largest ``gamma`` of the elements and for all that come after
+    the next ``density``.
+
     Args:
         deltas: shape ``(k, n)``.
         weights: shape ``(k,)``.
@@ -184,6 +190,8 @@ def breadcrumbs_ties(
     gamma: float = 0.01, normalize: Normalize = "none", scope: Scope = "tensor",
 ) -> torch.Tensor:  # fmt: skip
     r"""Model breadcrumbs with TIES' election of signs (arXiv 2312.06795, 2306.01708).
+
+    As `ties`, of deltas without their largest and smallest elements.
 
     Args:
         deltas: shape ``(k, n)``.
@@ -239,6 +247,8 @@ def dare_linear(
 ) -> torch.Tensor:  # fmt: skip
     r"""DARE: drop elements at random and rescale the rest, then add (arXiv 2311.03099).
 
+    :math:`\sum_i w_i m_i \tau_i / p` with :math:`m_i \sim \mathrm{Bernoulli}(p)` and :math:`p` the density.
+
     Args:
         deltas: shape ``(k, n)``.
         weights: shape ``(k,)``.
@@ -257,6 +267,8 @@ def dare_ties(
     rescale: Rescale = "expectation", normalize: Normalize = "none",
 ) -> torch.Tensor:  # fmt: skip
     r"""DARE, then TIES' election of signs (arXiv 2311.03099, 2306.01708).
+
+    As `ties`, of :math:`m_i \tau_i / p` with :math:`m_i \sim \mathrm{Bernoulli}(p)` and :math:`p` the density.
 
     Args:
         deltas: shape ``(k, n)``.
@@ -309,6 +321,9 @@ def della_linear(
 ) -> torch.Tensor:  # fmt: skip
     r"""DELLA without election: drop at random, the small ones rather than the large, and add (arXiv 2406.11617).
 
+    :math:`\sum_i w_i m_i \tau_i / p_i` with :math:`m_i \sim \mathrm{Bernoulli}(p_i)` and
+    :math:`p_i = \mathrm{density} + \epsilon (2 r_i / (n - 1) - 1)`, :math:`r_i` the rank of the magnitude in its row of n.
+
     Args:
         deltas: shape ``(k, rows, width)``.
         weights: shape ``(k,)``.
@@ -328,6 +343,8 @@ def della(
     epsilon: float = 0.1, rescale: Rescale = "expectation", normalize: Normalize = "none",
 ) -> torch.Tensor:  # fmt: skip
     r"""DELLA: drop by magnitude at random, elect sign, fuse (arXiv 2406.11617).
+
+    As `ties`, of :math:`m_i \tau_i / p_i` as in `della_linear`.
 
     Args:
         deltas: shape ``(k, rows, width)``.
