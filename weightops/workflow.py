@@ -233,7 +233,8 @@ class Workflow(ABC):
             for split in ("validation", "test"):
                 task.load(split)[0]  # what can't be had is better told now than after the fine-tuning
         work = out.with_name(f".{out.name}.run")
-        if not resume:
+        if not resume and work.exists():
+            log.warning("an earlier run that was interrupted is started anew; --resume would have gone on with it")
             shutil.rmtree(work, ignore_errors=True)
         started = time.monotonic()
         try:
