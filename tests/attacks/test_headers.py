@@ -73,7 +73,7 @@ def test_safetensors_headers(tmp_path: Path, lie: str) -> None:
 @pytest.mark.parametrize("length", [2**60, 2**63 - 1, 2**64 - 1, 10**8, 0, 1])
 def test_safetensors_lengths(tmp_path: Path, length: int) -> None:
     path = safetensors(tmp_path / "x.safetensors", {"w": entry([2], 0, 8)}, length=length)
-    with pytest.raises(CheckpointError, match=r"is not a (sound safetensors file|checkpoint)"):
+    with pytest.raises(CheckpointError, match=r"(is not a (sound safetensors file|checkpoint)|is cut short)"):
         open_checkpoint(path)
 
 
