@@ -138,8 +138,7 @@ class Bench:
 
     def edited(self, vector: TaskVector) -> Checkpoint:
         """The base edited by a vector, as it is measured."""
-        edited = vector.apply(self.base)
-        statistics = self._statistics(edited)
+        edited, statistics = vector.apply(self.base), self._statistics(vector)
         if statistics is None:
             return edited
         vector.apply_(self.clip.module, base=self.base)
@@ -147,13 +146,13 @@ class Bench:
 
     def _set(self, vector: TaskVector) -> None:
         vector.apply_(self.clip.module, base=self.base)
-        statistics = self._statistics(vector.apply(self.base))
+        statistics = self._statistics(vector)
         if statistics is not None:
             recompute_batchnorm_(self.clip, statistics)
 
-    def _statistics(self, edited: Checkpoint) -> Task | None:
-        """What batch statistics are made anew on, unless it is one of the models as it is."""
-        return self.batchnorm if len(edited.form.sources) > 1 else None
+    def _statistics(self, vector: TaskVector) -> Task | None:
+        """What the edited base's batch statistics are made anew on, if they are: not where it is one of the models as it is."""
+        return self.batchnorm if self.batchnorm and len(vector.apply(self.base).form.sources) > 1 else None
 
     def _predict(self, task: Task, split: str, only: npt.NDArray[np.int64] | None = None) -> torch.Tensor:
         guesses = predict(self.clip, task, split, only=only)

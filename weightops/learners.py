@@ -58,9 +58,8 @@ class Learner(nn.Module):
 
     def blank(self) -> dict[str, torch.Tensor]:
         """Zeros in the place of `weights`."""
-        state = self.module.state_dict()
-        own = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items() if name not in self._ties}
-        return {name: own[self._ties.get(name, name)] for name in state}
+        zeros = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in self.module.state_dict().items()}
+        return copies(zeros, self._ties)
 
     def prepare(self) -> None:
         """Get what training needs, once it is sure that there will be any."""

@@ -14,7 +14,8 @@ from weightops.registry import Registry, unknown
 
 log = logging.getLogger("weightops")
 
-_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
+_REPO = r"[\w.-]+/[\w.-]+"
+_HUB = re.compile(rf"(?P<repo>{_REPO})(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _BESIDE = ("*.json", "*.txt", "*.model", "tokenizer*", "vocab*", "merges*")
 
@@ -183,7 +184,7 @@ def check_push(repo: str) -> None:
     """
     from huggingface_hub import get_token
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+    if not re.fullmatch(_REPO, repo):
         raise OptionError(f"{repo} is not the name of a repository: it is ORG/NAME")
     if get_token() is None:
         raise OptionError("nobody is logged in to the Hugging Face Hub: `hf auth login` does that, or set HF_TOKEN")
