@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -190,3 +191,21 @@ def test_every_verb_is_listed() -> None:
     }
     groups = {path.stem for path in folder.glob("*.py") if "@click.group" in path.read_text()} - {"main"}
     assert set(VERBS) == files | groups
+
+
+def test_an_interrupt_is_told_as_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def native() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("what native code makes of a pending exception") from None
+
+    monkeypatch.setattr("weightops.cli.tasks.command.callback", lambda **_: native())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, _, err = weightops(capsys, "tasks")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 1
+    assert err.startswith("weightops: interrupted;")

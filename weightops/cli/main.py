@@ -6,8 +6,12 @@ import atexit
 import gc
 import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 
 import click
 
@@ -65,8 +69,33 @@ def main() -> None:
     os._exit(code)  # taking torch's modules apart one by one would need another half second
 
 
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """The interrupts that came, also those that native code below turned into errors of other kinds."""
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored, as in a shell's background, or somebody else's
+        yield came
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run(arguments: list[str], *, debug: bool = False) -> int:
     """Run one command line; its exit code."""
+    with interrupts() as came:
+        return _run(arguments, came, debug)
+
+
+def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
     try:
         weightops.main(arguments, prog_name="weightops", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -76,14 +105,14 @@ def run(arguments: list[str], *, debug: bool = False) -> int:
         hint = f" (see {context.command_path} --help)" if context else ""
         click.echo(f"weightops: {error.format_message()}{hint}", err=True)
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, Exception) as error:
         if debug:
             raise
-        click.echo("weightops: interrupted; nothing is half written (--resume goes on where a verb has it)", err=True)
-        return 1
-    except Exception as error:
-        if debug:
-            raise
+        if interrupted or isinstance(error, (KeyboardInterrupt, click.Abort)):
+            click.echo(
+                "weightops: interrupted; nothing is half written (--resume goes on where a verb has it)", err=True
+            )
+            return 1
         text = str(error) if isinstance(error, WeightopsError) else f"{type(error).__name__}: {error}"
         hint = "" if isinstance(error, WeightopsError) else " (--debug shows where)"
         click.echo(f"weightops: {text}{hint}", err=True)
