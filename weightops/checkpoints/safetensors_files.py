@@ -28,6 +28,7 @@ class SafetensorsSource(Source):
         stat = path.stat()
         self.identity = ("file", stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         self._file, header = _open(path)
+        self._mapped: dict[str, torch.Tensor] = {}
         metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         stored = {}
         for name, entry in header.items():
@@ -44,8 +45,11 @@ class SafetensorsSource(Source):
         self.space = "delta" if self.made_from.get("space") == "delta" else "weights"
 
     def read(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._file.get_tensor(self.ties.get(name, name))
-        return tensor
+        name = self.ties.get(name, name)
+        if name not in self._mapped:  # a view of the mapped file, which costs more to make than to keep
+            with torch.inference_mode(False):
+                self._mapped[name] = self._file.get_tensor(name)
+        return self._mapped[name]
 
 
 def _record(metadata: Mapping[str, str]) -> dict[str, Any]:
