@@ -13,9 +13,9 @@ from weightops import Clip, Task, evaluate
 from weightops.cli.main import run
 from weightops.errors import TaskError, UnknownNameError
 from weightops.tasks.derived import neutral, part_of, typographic, union
-from weightops.tasks.folder import TEMPLATES, folder_task
+from weightops.tasks.folder import folder_task
 from weightops.tasks.table import as_tasks, find_task
-from weightops.tasks.task import SPLITS
+from weightops.tasks.task import PROMPTS, SPLITS
 
 
 def paint(path: Path, value: int) -> None:
@@ -34,7 +34,7 @@ def test_without_splits(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("not an image")
     task = folder_task(tmp_path)
     assert task.classes == ("bike", "red car")
-    assert task.templates == TEMPLATES
+    assert task.templates == PROMPTS
     assert task.name == tmp_path.name
     assert dict(task.sizes) == {"train": 42, "validation": 6, "test": 12}
     parts = [contents(task, split) for split in SPLITS]

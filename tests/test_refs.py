@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,41 +13,16 @@ from typing import ClassVar
 
 import pytest
 import torch
+from hub_cache import COMMIT, python, repository
 from safetensors.torch import save_file
 from torch import nn
 
 from weightops.checkpoints.refs import _wanted
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def repository(hub: Path, repo: str, files: dict[str, bytes]) -> None:
-    """A repository in a cache of the Hub, as huggingface_hub lays it out."""
-    root = hub / f"models--{repo.replace('/', '--')}"
-    (root / "refs").mkdir(parents=True)
-    (root / "refs" / "main").write_text(COMMIT)
-    (root / "blobs").mkdir()
-    for name, content in files.items():
-        blob = root / "blobs" / hashlib.sha256(content).hexdigest()
-        blob.write_bytes(content)
-        link = root / "snapshots" / COMMIT / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(blob, link.parent))
-
 
 def weights(state: dict[str, torch.Tensor], folder: Path) -> bytes:
     save_file({n: t.clone().contiguous() for n, t in state.items()}, folder / "w.safetensors")
     return (folder / "w.safetensors").read_bytes()
-
-
-def python(code: str, **environment: str) -> str:
-    """Run a script in a process of its own: huggingface_hub reads the environment when it is imported."""
-    command = [sys.executable, "-c", code]
-    run = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    return run.stdout
 
 
 OFFLINE = """

@@ -20,9 +20,8 @@ from weightops.reports.frontier import COLORS, INK
 from weightops.reports.outcome import Outcome
 from weightops.search import Goal, race
 from weightops.task_vector import TaskVector
-from weightops.tasks.derived import SomeImages
 from weightops.tasks.table import as_tasks
-from weightops.tasks.task import Images, Task
+from weightops.tasks.task import Images, SomeImages, Task
 from weightops.workflow import even
 
 PROBE = 0.3

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from weightops.checkpoints.open_clip_folder import OpenClipArchitecture
 from weightops.errors import CheckpointError, OptionError
+from weightops.hub import REPO, fetch, reason
 from weightops.registry import Registry, unknown
 
 log = logging.getLogger("weightops")
 
-_REPO = r"[\w.-]+/[\w.-]+"
-_HUB = re.compile(rf"(?P<repo>{_REPO})(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
+_HUB = re.compile(rf"(?P<repo>{REPO})(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _BESIDE = ("*.json", "*.txt", "*.model", "tokenizer*", "vocab*", "merges*")
 
@@ -50,42 +50,18 @@ def place(ref: str, preferred: Iterable[str]) -> Place | None:
 
 def from_hub(repo: str, revision: str | None, file: str | None, preferred: tuple[str, ...]) -> Place:
     """A file, or the weights and all that describes them, of a repository on the Hugging Face Hub, through its cache."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-    from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub import hf_hub_download
 
-    hub_logging.get_logger("huggingface_hub").setLevel(logging.ERROR)  # each of its retries is a warning
     try:
         if file is not None:
             path = Path(hf_hub_download(repo, file, revision=revision))
             return Place(path, f"{repo}@{_commit(path)}:{file}")
-        try:
-            names = HfApi().list_repo_files(repo, revision=revision)
-        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
-            raise
-        except Exception as error:  # no network, or not to be used
-            try:
-                path = _cached(repo, revision, preferred)
-            except Exception:
-                raise error from None
-        else:
-            path = Path(snapshot_download(repo, revision=revision, allow_patterns=_wanted(names, preferred)))
+        path = fetch(repo, lambda names: _wanted(names, preferred), revision=revision, known=preferred)
     except Exception as error:  # the library raises whatever its many back ends raise
         raise CheckpointError(
-            f"{repo} is nothing here, and can't be had from the Hugging Face Hub: {_reason(error)}"
+            f"{repo} is nothing here, and can't be had from the Hugging Face Hub: {reason(error)}"
         ) from error
     return Place(path, f"{repo}@{path.name}")
-
-
-def _cached(repo: str, revision: str | None, preferred: tuple[str, ...]) -> Path:
-    """The folder that the cache has of a repository, with whatever of it was fetched."""
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
-
-    for name in preferred:
-        found = try_to_load_from_cache(repo, name, revision=revision)
-        if isinstance(found, str):
-            return Path(found).parent
-    return Path(snapshot_download(repo, revision=revision, local_files_only=True))
 
 
 def _commit(path: Path) -> str:
@@ -171,7 +147,7 @@ def push(folder: Path, repo: str, *, private: bool = False) -> str:
         )
     except Exception as error:  # the library raises whatever its back ends raise
         raise CheckpointError(
-            f"{folder} can't be pushed to {repo}: {_reason(error)}; it is complete, and `weightops push {folder} {repo}` tries again"
+            f"{folder} can't be pushed to {repo}: {reason(error)}; it is complete, and `weightops push {folder} {repo}` tries again"
         ) from error
     return address
 
@@ -184,12 +160,7 @@ def check_push(repo: str) -> None:
     """
     from huggingface_hub import get_token
 
-    if not re.fullmatch(_REPO, repo):
+    if not re.fullmatch(REPO, repo):
         raise OptionError(f"{repo} is not the name of a repository: it is ORG/NAME")
     if get_token() is None:
         raise OptionError("nobody is logged in to the Hugging Face Hub: `hf auth login` does that, or set HF_TOKEN")
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what a library says."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

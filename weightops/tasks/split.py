@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from weightops.tasks.task import Images, SomeImages
+
 
 def split_indices(labels: npt.NDArray[np.int64], sizes: Mapping[str, int]) -> dict[str, npt.NDArray[np.int64]]:
     """Disjoint indices of the given numbers, classes in proportion, the same every time.
@@ -22,3 +24,15 @@ def split_indices(labels: npt.NDArray[np.int64], sizes: Mapping[str, int]) -> di
     order = np.lexsort((labels, place))
     ends = np.cumsum(list(sizes.values()))
     return {split: np.sort(order[end - size : end]) for (split, size), end in zip(sizes.items(), ends, strict=True)}
+
+
+def cut(images: Images, sizes: Mapping[str, int]) -> dict[str, Images]:
+    """The images of each part; see `split_indices`."""
+    parts = split_indices(images.labels, sizes)
+    return {split: SomeImages(images, indices, images.labels[indices]) for split, indices in parts.items()}
+
+
+def held_out(images: Images) -> dict[str, Images]:
+    """Training images in two: a tenth of them, at most 5,000, are for validation, as in the papers."""
+    validation = min(len(images) // 10, 5000)
+    return cut(images, {"train": len(images) - validation, "validation": validation})

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from weightops.registry import Registry
 from weightops.tasks import embedded, rendered
+from weightops.tasks.archives import archive_task, is_archive
 from weightops.tasks.derived import DERIVED
 from weightops.tasks.folder import folder_task
+from weightops.tasks.hub import NAME, hub_task
 from weightops.tasks.task import Task
 
 TASKS: Registry[Task] = Registry("task", "tasks", {task.name: task for task in (*embedded.TASKS, *rendered.TASKS)})
@@ -20,17 +22,21 @@ RENDERED = tuple(task.name for task in rendered.TASKS)
 
 @lru_cache(maxsize=256)
 def find_task(name: str) -> Task:
-    """A task by its name, a folder of images by its path, or one derived from either, as ``typographic:shapes``.
+    """A task by its name, a folder of images by its path, a data set on the Hub, or one derived from these, as ``typographic:shapes``.
 
     Raises:
         UnknownNameError: if there is none of that name.
-        TaskError: if a folder isn't one of labelled images.
+        TaskError: if a folder isn't one of labelled images, or a data set can't be had.
     """
     kind, colon, rest = name.partition(":")
     if colon and kind in DERIVED:
         return DERIVED[kind](find_task(rest))
-    if "/" in name or (name not in TASKS and Path(name).is_dir()):
-        return folder_task(Path(name))
+    folder = Path(name)
+    if "/" in name or (name not in TASKS and folder.is_dir()):
+        if is_archive(folder):
+            return archive_task(folder.resolve().name.removeprefix("wds_"), lambda _: folder, f"the folder {folder}")
+        elsewhere = not folder.exists() and not folder.parent.exists() and NAME.fullmatch(name)
+        return hub_task(name) if elsewhere else folder_task(folder)
     return TASKS[name]
 
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import IO, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from weightops.errors import TaskError
 
 SPLITS = ("train", "validation", "test")
+PROMPTS = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "a {}.")
+"""Templates for classes that come without any."""
+
+Captions = Sequence[tuple[str, ...]]
+"""The texts that are true of each image."""
 
 
 class Images(Protocol):
-    """Labelled images: a sequence of pictures and an array of class indices, equally long."""
+    """Labelled images: a sequence of pictures and an array of class indices, equally long. Some also have `captions_of`."""
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -36,8 +44,65 @@ class Altered:
         """Those of the images."""
         return self.images.labels
 
+    @property
+    def captions(self) -> Captions | None:
+        """Those of the images."""
+        return captions_of(self.images)
+
     def __len__(self) -> int:
         return len(self.images)
+
+
+@dataclass(frozen=True)
+class SomeImages:
+    """Some of a split's pictures, with labels of their own."""
+
+    images: Images
+    indices: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+
+    @property
+    def captions(self) -> Captions | None:
+        """Those of the images."""
+        every = captions_of(self.images)
+        return None if every is None else [every[int(i)] for i in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return self.images[int(self.indices[index])]
+
+
+def captions_of(images: Images) -> Captions | None:
+    """The texts that are true of each image, where these have any."""
+    captions: Captions | None = getattr(images, "captions", None)
+    return captions
+
+
+def read_picture(file: Path | IO[bytes], name: str) -> Image.Image:
+    """A picture in RGB.
+
+    Raises:
+        TaskError: naming it, if it isn't one.
+    """
+    try:
+        with Image.open(file) as image:
+            picture: Image.Image = image.convert("RGB")
+            return picture
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise TaskError(f"{name} is not an image that can be read: {error}") from error
+
+
+class Sizes(dict[str, int]):
+    """Sizes of splits that are known only when the pictures are."""
+
+    def __init__(self, load: Callable[[str], Images]) -> None:
+        super().__init__()
+        self._load = load
+
+    def __missing__(self, split: str) -> int:
+        return self.setdefault(split, len(self._load(split)))
 
 
 @dataclass(frozen=True, eq=False)
