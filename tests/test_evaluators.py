@@ -16,7 +16,7 @@ from weightops.checkpoints.open_clip_folder import OpenClipArchitecture
 from weightops.cli.main import run
 from weightops.errors import CheckpointError, OptionError
 from weightops.evaluators.batchnorm import recompute_batchnorm
-from weightops.evaluators.zero_shot import metrics, score
+from weightops.evaluators.zero_shot import metrics, zero_shot
 from weightops.expression import same_weights
 from weightops.merging import merge
 from weightops.recipe import Recipe
@@ -101,8 +101,8 @@ def test_tasks_of_one_name_keep_their_own_pixels(clip: Clip) -> None:
     few = Task(
         "digits", digits.classes, digits.templates, lambda split: digits.load("validation"), digits.sizes, "", ""
     )
-    assert score(clip, few, "test")["n"] == 300
-    assert score(clip, digits, "test")["n"] == 500
+    assert zero_shot(clip, few, "test")["n"] == 300
+    assert zero_shot(clip, digits, "test")["n"] == 500
 
 
 def test_models_that_cannot_be_scored() -> None:

@@ -12,8 +12,8 @@ import weightops
 
 ROOT = Path(__file__).parent.parent
 SURFACE = [
-    "Checkpoint", "Choice", "Clip", "METHODS", "Point", "Recipe", "TASKS", "Task", "TaskVector", "TrainingConfig", "WeightopsError", "add", "analogy",
-    "average", "choose", "compare", "evaluate", "finetune", "interpolate", "merge", "negate",
+    "Checkpoint", "Choice", "Clip", "EVALUATORS", "METHODS", "Point", "Recipe", "TASKS", "Task", "TaskVector", "TrainingConfig", "WeightopsError",
+    "add", "analogy", "average", "choose", "compare", "evaluate", "finetune", "interpolate", "merge", "negate",
     "open_checkpoint", "patch", "run_experiment", "select", "soup",
 ]  # fmt: skip
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from weightops import TASKS, Clip, Task, evaluate
+from weightops import TASKS, Clip, Task, TaskVector, evaluate, open_checkpoint
 from weightops.cli.main import run
 from weightops.errors import OptionError, UnknownNameError
 from weightops.evaluators.shift import CORRUPTIONS, SEVERITIES, corrupted, effective_robustness, shift
@@ -91,12 +92,32 @@ def test_effective_robustness() -> None:
     assert math.isnan(effective_robustness((0.5, 0.5), line[:1]))
 
 
-def test_evaluate_shift(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_shift(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(TASKS, "_table", {**TASKS._table, "few": few()})
-    assert run(["evaluate", "--tasks", "few", "--shift", "--json"]) == 0
+    assert run(["evaluate", "--tasks", "few", "--evaluator", "shift", "--json"]) == 0
     [result] = json.loads(capsys.readouterr().out)
     expected = shift("embedded", few())
     assert result["metrics"]["acc1_under_shift"] == expected["under_shift"]
     assert result["metrics"]["acc1_under_corruption"] == expected["corruptions"]
-    assert result["metrics"]["effective_robustness"] is None
+    for name, drift in (("a", 0.2), ("b", 0.5)):
+        vector = (
+            0.1 * drift * TaskVector("embedded", {n: -t for n, t in open_checkpoint("embedded").state_dict().items()})
+        )
+        vector.apply(open_checkpoint("embedded")).save(tmp_path / name)
+    shifted = [
+        "evaluate",
+        "--tasks",
+        "few",
+        "--evaluator",
+        "shift",
+        "--reference",
+        str(tmp_path / "a"),
+        "--reference",
+        str(tmp_path / "b"),
+    ]
+    assert run([*shifted, "--json"]) == 0
+    [result] = json.loads(capsys.readouterr().out)
+    assert np.isfinite(result["metrics"]["effective_robustness"])
+    assert run(shifted) == 0
+    assert "effective_robustness" in capsys.readouterr().out
     assert run(["evaluate", "--tasks", "few", "--reference", "embedded"]) == 2

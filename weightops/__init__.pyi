@@ -5,7 +5,8 @@ from weightops.editing import analogy as analogy
 from weightops.editing import negate as negate
 from weightops.errors import WeightopsError as WeightopsError
 from weightops.evaluators.clip import Clip as Clip
-from weightops.evaluators.zero_shot import evaluate as evaluate
+from weightops.evaluators.table import EVALUATORS as EVALUATORS
+from weightops.evaluators.table import evaluate as evaluate
 from weightops.experiments import run_experiment as run_experiment
 from weightops.finetuning import TrainingConfig as TrainingConfig
 from weightops.finetuning import finetune as finetune

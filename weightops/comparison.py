@@ -16,12 +16,13 @@ from weightops import lofi
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from weightops.evaluators.clip import Clip
 from weightops.evaluators.shift import effective_robustness, shift
-from weightops.evaluators.zero_shot import as_tasks, logits
+from weightops.evaluators.zero_shot import logits
 from weightops.files import whole, write_json
 from weightops.finetuning import TrainingConfig, config_for, finetune
 from weightops.learners import ClipLearner
 from weightops.nodes import Node, Single
 from weightops.runs import EMA, LOG, RECORD
+from weightops.tasks.table import as_tasks
 from weightops.tasks.task import Task
 
 EMA_DECAY = 0.99

@@ -19,13 +19,13 @@ from tqdm import tqdm
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike
 from weightops.checkpoints.memory import MemorySource
 from weightops.evaluators.clip import Clip
-from weightops.evaluators.zero_shot import as_tasks
 from weightops.expression import LinearForm
 from weightops.keys import Rules
 from weightops.learners import ClipLearner, Learner
 from weightops.nodes import Node, Single
 from weightops.runs import Folder, Stateful
 from weightops.sharded import Learning, part, whole
+from weightops.tasks.table import as_tasks
 from weightops.tasks.task import Task
 
 

@@ -14,7 +14,6 @@ from weightops.checkpoints.checkpoint import Architecture, Checkpoint, Checkpoin
 from weightops.checkpoints.memory import MemorySource
 from weightops.errors import MismatchError, NonfiniteError, OptionError
 from weightops.evaluators.clip import Clip
-from weightops.evaluators.zero_shot import as_tasks
 from weightops.expression import LinearForm, check_match
 from weightops.files import check_free, whole, write_json
 from weightops.finetuning import TrainingConfig, config_for, fit
@@ -25,6 +24,7 @@ from weightops.nodes import Lofi, Node, Single
 from weightops.runs import WEIGHTS, RecordedSource, training_record
 from weightops.task_vector import TaskVector
 from weightops.task_vector import average as mean_of
+from weightops.tasks.table import as_tasks
 from weightops.tasks.task import Task
 
 log = logging.getLogger("weightops")

@@ -30,13 +30,13 @@ from weightops.cli import options
     help="What weights are completed from, configuration included, and task vectors and adapters are applied to.",
 )
 @click.option(
-    "--shift", is_flag=True, help="Also under noise, blur, contrast, rotation and inversion, 5 severities each."
+    "--evaluator", default="zero_shot", show_default=True, help="zero_shot, shift, linear_probe or retrieval."
 )
 @click.option(
     "--reference",
     "references",
     multiple=True,
-    help="With --shift: models whose line tells effective robustness; two or more.",
+    help="With --evaluator shift: models whose line tells effective robustness; two or more.",
 )
 @click.option("--details", is_flag=True, help="Recall of each class and the confusion matrix, in the JSON.")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at a time.")
@@ -44,56 +44,57 @@ from weightops.cli import options
 @options.folder("A folder for a JSON file a model and task.")
 @options.printing
 def command(
-    models: tuple[str, ...], tasks: tuple[str, ...] | None, text: Path | None, split: str, base: str | None, shift: bool, references: tuple[str, ...],
-    details: bool, batch_size: int,    device: str, out: Path | None, overwrite: bool, as_json: bool,
+    models: tuple[str, ...], tasks: tuple[str, ...] | None, text: Path | None, split: str, base: str | None, evaluator: str,
+    references: tuple[str, ...], details: bool, batch_size: int, device: str, out: Path | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Score models on tasks, zero-shot or with their own head; the embedded model if none is named.
+    """Score models on tasks; the embedded model if none is named.
+
+    \b
+    zero_shot     accuracy with the head that class names and prompts make, or with a classifier's own
+    shift         also under noise, blur, contrast, rotation and inversion, 5 severities each
+    linear_probe  accuracy of a linear classifier trained on the model's features
+    retrieval     images found by their captions, and captions by their images
 
     The files of --out are a superset of CLIP_benchmark's: `clip_benchmark build FOLDER/*.json` makes one table of them.
     """
     from weightops.checkpoints.checkpoint import Checkpoint, open_checkpoint
     from weightops.checkpoints.likeness import open_like
     from weightops.evaluators.clip import Clip
-    from weightops.evaluators.shift import effective_robustness
-    from weightops.evaluators.shift import shift as under_shift
-    from weightops.evaluators.zero_shot import as_tasks, record, score
+    from weightops.evaluators.shift import add_robustness
+    from weightops.evaluators.table import EVALUATORS
+    from weightops.evaluators.zero_shot import record
     from weightops.files import check_free, whole, write_json
     from weightops.reports.table import table
-    from weightops.tasks.table import TASKS
+    from weightops.tasks.table import TASKS, as_tasks
 
     if text is not None:
-        if tasks or shift or out or base:
-            raise click.UsageError("--text takes no tasks, no --base, no --shift and no --out")
+        if tasks or out or base or evaluator != "zero_shot":
+            raise click.UsageError("--text takes no tasks, no --base, no --evaluator and no --out")
         _perplexity(models, text, device, as_json)
         return
-    if references and not shift:
-        raise click.UsageError("--reference is for --shift")
+    chosen = EVALUATORS[evaluator]
+    if references and evaluator != "shift":
+        raise click.UsageError("--reference is for --evaluator shift")
     if out is not None:
         check_free(out, overwrite=overwrite)
-    results = []
-    lines: dict[str, list[tuple[float, float]]] = {}
-    named = models or ("embedded",)
     start = open_checkpoint(base) if base is not None else None
 
     def completed(name: str) -> Checkpoint:
         return open_checkpoint(name) if start is None else Checkpoint(open_like(name, start).form, start.architecture)
 
-    opened = [completed(name) for name in named]
-    for i, checkpoint in enumerate([*map(completed, references), *opened], -len(references)):
+    results = []
+    opened = [completed(name) for name in (*references, *(models or ("embedded",)))]
+    for checkpoint in opened:
         clip = Clip.open(checkpoint, device)
         for task in as_tasks(tasks or list(TASKS)):
-            scores = score(clip, task, split, details=details, batch_size=batch_size)
-            if shift:
-                shifted = under_shift(clip, task, split=split)
-                point = (shifted["in_distribution"], shifted["under_shift"])
-                if i < 0:
-                    lines.setdefault(task.name, []).append(point)
-                    continue
-                scores["acc1_under_shift"] = shifted["under_shift"]
-                scores["effective_robustness"] = effective_robustness(point, lines.get(task.name, []))
-                scores["acc1_under_corruption"] = shifted["corruptions"]
-            results.append(record(clip, task, split, scores))
-            clip.forget(task, split)
+            scores = chosen.score(clip, task, split, batch_size=batch_size, details=details)
+            results.append(record(clip, task, split, scores, kind=chosen.kind))
+            clip.forget(task)
+    columns = list(chosen.columns)
+    if references:
+        known = len(results) // len(opened) * len(references)
+        results = add_robustness(results[known:], results[:known])
+        columns.append("effective_robustness")
     if out is not None:
         with whole(out, overwrite=overwrite) as part:
             part.mkdir()
@@ -102,18 +103,12 @@ def command(
     if as_json:
         options.echo_json(results)
         return
-    columns = ("acc1", *(("acc1_under_shift", "effective_robustness") if shift else ("acc5", "mean_per_class_recall")))
+    several = len(opened) - len(references) > 1
     rows = [
-        [
-            r["dataset"],
-            *([r["model"]] if len(opened) > 1 else []),
-            *(float(r["metrics"][c]) for c in columns),
-            r["metrics"]["n"],
-            r["source"],
-        ]
+        [r["dataset"], *([r["model"]] if several else []), *(r["metrics"][c] for c in columns), r["metrics"]["n"], r["source"]]
         for r in results
-    ]
-    click.echo(table(["task", *(["model"] if len(opened) > 1 else []), *columns, "images", "source"], rows))
+    ]  # fmt: skip
+    click.echo(table(["task", *(["model"] if several else []), *columns, "images", "source"], rows))
 
 
 def _perplexity(models: tuple[str, ...], text: Path, device: str, as_json: bool) -> None:

@@ -13,8 +13,8 @@ from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike
 from weightops.checkpoints.memory import MemorySource
 from weightops.errors import OptionError
 from weightops.evaluators.clip import Clip
-from weightops.evaluators.zero_shot import as_tasks
 from weightops.expression import LinearForm, provenance
+from weightops.tasks.table import as_tasks
 from weightops.tasks.task import Task
 
 

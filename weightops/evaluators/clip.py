@@ -87,13 +87,21 @@ class Clip:
             self._pixels[task, split] = Pixels(task.load(split), self.preprocess, PIXEL_BUDGET - spent)
         return self._pixels[task, split]
 
-    def forget(self, task: Task, split: str) -> None:
-        """Let go of the pixels of a split."""
-        self._pixels.pop((task, split), None)
+    def forget(self, task: Task) -> None:
+        """Let go of a task's pixels."""
+        self._pixels = {key: pixels for key, pixels in self._pixels.items() if key[0] is not task}
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Unit features of shape ``(n, dim)`` in float32."""
         return F.normalize(self.module.encode_image(images.to(self.device)).float(), dim=-1)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What a linear probe is put on, shape ``(n, dim)`` in float32."""
+        return self.encode_image(images)
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Unit features of shape ``(n, dim)`` in float32, of what the tokenizer makes of texts."""
+        return F.normalize(self.module.encode_text(tokens.to(self.device)).float(), dim=-1)
 
     @torch.no_grad()
     def zero_shot_head(self, task: Task) -> torch.Tensor:
@@ -101,7 +109,12 @@ class Clip:
 
         For each class the mean over templates of unit text embeddings, made unit again, times ``exp(logit_scale)``.
         Kept on disk under a hash of the text encoder's weights, the model's configuration and the prompts' tokens.
+
+        Raises:
+            TaskError: for a task without classes.
         """
+        if not task.classes:
+            raise TaskError(f"{task.name} has no classes, only captions: that is for `evaluate --evaluator retrieval`")
         tokens = [self.tokenizer(list(texts)) for texts in task.prompts]
         path = cache_dir() / "heads" / f"{self._text_hash(tokens)}.safetensors"
         with suppress(OSError, SafetensorError, KeyError):
@@ -110,8 +123,7 @@ class Clip:
         self.module.eval()
         rows = []
         for row in tqdm(tokens, desc=f"prompts of {task.name}", delay=1, leave=False):
-            texts = F.normalize(self.module.encode_text(row.to(self.device)).float(), dim=-1)
-            rows.append(F.normalize(texts.mean(0), dim=0))
+            rows.append(F.normalize(self.encode_text(row).mean(0), dim=0))
         head: torch.Tensor = torch.stack(rows) * self.module.logit_scale.float().exp()
         with suppress(OSError, OutputError), whole(path, overwrite=True) as part:  # a cache may fail
             part.write_bytes(save({"head": head.cpu()}))
@@ -157,6 +169,12 @@ class Classifier(Clip):
         """Logits of shape ``(n, classes)`` in float32."""
         logits: torch.Tensor = self.module(images.to(self.device)).float()
         return logits
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the head takes, shape ``(n, dim)`` in float32."""
+        seen = self.module.forward_features(images.to(self.device))
+        features: torch.Tensor = self.module.forward_head(seen, pre_logits=True).float()
+        return features
 
     def zero_shot_head(self, task: Task) -> torch.Tensor:
         """The head is in the model: what comes after it changes nothing.

@@ -17,9 +17,10 @@ from torch import nn
 from weightops.checkpoints.checkpoint import CheckpointLike
 from weightops.errors import OptionError
 from weightops.evaluators.clip import Clip
-from weightops.evaluators.zero_shot import as_tasks, score
+from weightops.evaluators.zero_shot import zero_shot
 from weightops.registry import Registry
 from weightops.tasks.rendered import seed
+from weightops.tasks.table import as_tasks
 from weightops.tasks.task import Altered, Task
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -148,7 +149,14 @@ def _accuracy_of(
     if not isinstance(model, (str, Path, Mapping, nn.Module, Clip)):
         return model
     clip = Clip.open(model, device)
-    return lambda task, split: float(score(clip, task, split)["acc1"])
+    return lambda task, split: float(zero_shot(clip, task, split)["acc1"])
+
+
+def under_shift(clip: Clip, task: Task, split: str, *, batch_size: int = 256, details: bool = False) -> dict[str, Any]:
+    """What `zero_shot` gives, and ``acc1_under_shift``, the mean over corruptions, and ``acc1_under_corruption``, each: see `shift`."""
+    scores = zero_shot(clip, task, split, batch_size=batch_size, details=details)
+    found = shift(clip, task, split=split)
+    return {**scores, "acc1_under_shift": found["under_shift"], "acc1_under_corruption": found["corruptions"]}
 
 
 def effective_robustness(point: tuple[float, float], references: Sequence[tuple[float, float]]) -> float:
@@ -171,6 +179,20 @@ def effective_robustness(point: tuple[float, float], references: Sequence[tuple[
         return math.nan
     slope, intercept = np.polyfit(_logit(x), _logit(y), 1)
     return float(point[1] - 1 / (1 + np.exp(-(slope * _logit(np.array(point[0])) + intercept))))
+
+
+def add_robustness(
+    results: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Results of `under_shift`, as `record` writes them, with ``effective_robustness`` beyond those of other models on the same task."""
+
+    def point(result: Mapping[str, Any]) -> tuple[float, float]:
+        return result["metrics"]["acc1"], result["metrics"]["acc1_under_shift"]
+
+    def robustness(result: Mapping[str, Any]) -> float:
+        return effective_robustness(point(result), [point(r) for r in references if r["dataset"] == result["dataset"]])
+
+    return [{**r, "metrics": {**r["metrics"], "effective_robustness": robustness(r)}} for r in results]
 
 
 def _logit(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,46 +11,25 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from weightops.checkpoints.checkpoint import CheckpointLike
 from weightops.evaluators.clip import Clip, prompts_id
-from weightops.tasks.table import as_tasks as as_tasks
 from weightops.tasks.task import Task
 
 Metrics = dict[str, float]
 
 
-def evaluate(
-    model: CheckpointLike | Clip,
-    tasks: str | Task | Iterable[str | Task],
-    *,
-    split: str = "test",
-    details: bool = False,
-    batch_size: int = 256,
-    device: str = "auto",
-) -> dict[str, dict[str, Any]]:
-    """Score a model on tasks, zero-shot.
+def zero_shot(clip: Clip, task: Task, split: str, *, batch_size: int = 256, details: bool = False) -> dict[str, Any]:
+    """Accuracy with the frozen head that the class names and prompts make, or with a classifier's own.
 
     Args:
-        model: anything with a known architecture (see `open_checkpoint`), or a `Clip`, which keeps pixels between calls.
-        tasks: names or `Task`s.
+        clip: the model.
+        task: the task.
         split: "test", "validation" or "train".
-        details: add ``per_class_recall`` and ``confusion`` (rows: truth, columns: guess).
         batch_size: images at a time.
-        device: "auto", "cpu", "cuda", ...
+        details: add ``per_class_recall`` and ``confusion`` (rows: truth, columns: guess).
 
     Returns:
-        task -> ``acc1``, ``acc5`` (NaN under five classes), ``mean_per_class_recall``, each in [0, 1], and ``n``.
-
-    Raises:
-        UnknownNameError: for a task that isn't known.
-        TaskError: if its images can't be had.
+        ``acc1``, ``acc5`` (NaN under five classes), ``mean_per_class_recall``, each in [0, 1], and ``n``.
     """
-    clip = Clip.open(model, device)
-    return {task.name: score(clip, task, split, details=details, batch_size=batch_size) for task in as_tasks(tasks)}
-
-
-def score(clip: Clip, task: Task, split: str, *, details: bool = False, batch_size: int = 256) -> dict[str, Any]:
-    """The metrics of one task; see `evaluate`."""
     guesses = predict(clip, task, split, batch_size=batch_size)
     return metrics(guesses, clip.pixels(task, split).labels, len(task.classes), details=details)
 
@@ -70,14 +49,29 @@ def logits(
     clip: Clip, task: Task, split: str, *, batch_size: int = 256, only: npt.NDArray[np.int64] | None = None
 ) -> Iterator[torch.Tensor]:
     """The logits of a split's images in their order, shape ``(batch_size, classes)`` or fewer at a time."""
-    clip.module.eval()
     head = clip.zero_shot_head(task)
+    for images in batches(clip, task, split, batch_size=batch_size, only=only):
+        yield clip.encode_image(images) @ head.T
+
+
+@torch.no_grad()
+def encoded(clip: Clip, task: Task, split: str, *, batch_size: int = 256, features: bool = False) -> torch.Tensor:
+    """What an image encoder makes of a split's images: unit vectors, or with ``features`` what a head is put on; shape ``(n, dim)``."""
+    encode = clip.features if features else clip.encode_image
+    return torch.cat([encode(images) for images in batches(clip, task, split, batch_size=batch_size)])
+
+
+def batches(
+    clip: Clip, task: Task, split: str, *, batch_size: int, only: npt.NDArray[np.int64] | None = None
+) -> Iterator[torch.Tensor]:
+    """A split's images in their order, ready for the model, which is put into its mode for inference."""
+    clip.module.eval()
     pixels = clip.pixels(task, split)
     wanted = np.arange(len(pixels)) if only is None else only
     with tqdm(total=len(wanted), desc=f"{task.name} {split}", unit="images", delay=1, leave=False) as bar:
         for start in range(0, len(wanted), batch_size):
             indices = wanted[start : start + batch_size]
-            yield clip.encode_image(pixels.batch(indices)) @ head.T
+            yield pixels.batch(indices)
             bar.update(len(indices))
 
 
@@ -102,22 +96,24 @@ def metrics(guesses: torch.Tensor, labels: torch.Tensor, classes: int, *, detail
 
 
 def record(
-    clip: Clip, task: Task, split: str, scores: Mapping[str, Any], fingerprint: str | None = None
-) -> dict[str, Any]:
+    clip: Clip, task: Task, split: str, scores: Mapping[str, Any], fingerprint: str | None = None,
+    kind: str = "zeroshot_classification",
+) -> dict[str, Any]:  # fmt: skip
     """A result as CLIP_benchmark writes it, and what it leaves out: the split, the source of the images, the prompts.
 
     Args:
         clip: the model.
         task: the task.
         split: its split.
-        scores: what `score` gave.
+        scores: what an evaluator gave.
         fingerprint: of the weights that were scored; by default those that the model was made from.
+        kind: what CLIP_benchmark calls the evaluator.
     """
     return {
         "dataset": task.name,
         "model": clip.base.ref,
         "pretrained": fingerprint or clip.base.fingerprint,
-        "task": "zeroshot_classification",
+        "task": kind,
         "metrics": dict(scores),
         "language": "en",
         "split": split,

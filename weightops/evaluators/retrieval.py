@@ -1,0 +1,63 @@
+"""Retrieval: images by text, and texts by image."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Set
+
+import torch
+from tqdm import tqdm
+
+from weightops.evaluators.clip import Clip
+from weightops.evaluators.zero_shot import encoded
+from weightops.tasks.task import Captions, Task, captions_of
+
+DEPTHS = (1, 5, 10)
+_ROWS = 1024  # queries at a time
+
+
+@torch.no_grad()
+def retrieval(clip: Clip, task: Task, split: str, *, batch_size: int = 256) -> dict[str, float]:
+    r"""Recall of retrieval by cosine similarity, as CLIP_benchmark defines it: something that belongs to the query is among the k nearest.
+
+    Args:
+        clip: a model with image and text encoders.
+        task: its images' captions are the texts; where they have none, the first prompt of each class is.
+        split: "test", "validation" or "train".
+        batch_size: images or texts at a time.
+
+    Returns:
+        For k of 1, 5 and 10: ``image_retrieval_recall@k``, the share of texts that find an image of theirs; ``text_retrieval_recall@k``, the
+        share of images that find a text of theirs; each in [0, 1]; and how many images (``n``) and ``texts`` there are.
+
+    Raises:
+        CheckpointError: if the model takes no text.
+    """
+    images = task.load(split)
+    captions: Captions = captions_of(images) or [(task.prompts[label][0],) for label in images.labels]
+    place = {text: i for i, text in enumerate(dict.fromkeys(text for texts in captions for text in texts))}
+    of_image = {i: {place[text] for text in texts} for i, texts in enumerate(captions)}
+    of_text = defaultdict(set)
+    for image, texts in of_image.items():
+        for text in texts:
+            of_text[text].add(image)
+    pictures = encoded(clip, task, split, batch_size=batch_size)
+    listed = list(place)
+    starts = tqdm(range(0, len(listed), batch_size), desc=f"texts of {task.name}", delay=1, leave=False)
+    words = torch.cat([clip.encode_text(clip.tokenizer(listed[start : start + batch_size])) for start in starts])
+    found = {"image": _recall(words, pictures, of_text), "text": _recall(pictures, words, of_image)}
+    scores = {f"{kind}_retrieval_recall@{k}": recall[k] for kind, recall in found.items() for k in DEPTHS}
+    return {**scores, "n": len(images), "texts": len(listed)}
+
+
+def _recall(queries: torch.Tensor, keys: torch.Tensor, own: Mapping[int, Set[int]]) -> dict[int, float]:
+    """Depth -> share of queries with one of their own among the nearest keys."""
+    hits = dict.fromkeys(DEPTHS, 0)
+    depth = min(DEPTHS[-1], len(keys))
+    for start in range(0, len(queries), _ROWS):
+        nearest = (queries[start : start + _ROWS] @ keys.T).topk(depth, dim=1).indices.tolist()
+        for i, row in enumerate(nearest, start):
+            first = next((rank for rank, key in enumerate(row) if key in own[i]), DEPTHS[-1])
+            for k in DEPTHS:
+                hits[k] += first < k
+    return {k: count / len(queries) for k, count in hits.items()}
