@@ -98,7 +98,9 @@ def test_fan_in_fan_out(tmp_path: Path) -> None:
         assert torch.allclose(edited(tokens).logits, model(tokens).logits, atol=1e-5)
 
 
-def test_arithmetic_and_merging_with_full_checkpoints(base: nn.Module, tmp_path: Path) -> None:
+def test_arithmetic_and_merging_with_full_checkpoints(
+    base: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, folder = adapted(tmp_path / "adapter", base)
     full = {name: tensor + 0.1 if tensor.ndim == 2 else tensor for name, tensor in base.state_dict().items()}
     pre = open_checkpoint(base).save(tmp_path / "pre.safetensors")
@@ -115,7 +117,9 @@ def test_arithmetic_and_merging_with_full_checkpoints(base: nn.Module, tmp_path:
     assert run(["vector", str(pre), str(folder), "-o", str(tmp_path / "v.safetensors")]) == 0
     assert torch.allclose(TaskVector.load(tmp_path / "v.safetensors")["first.weight"], vector["first.weight"])
     assert run(["apply", str(folder), "--base", str(pre), "--alpha", "-1", "-o", str(tmp_path / "e.safetensors")]) == 0
+    capsys.readouterr()
     assert run(["inspect", str(folder)]) == 0
+    assert "LoRA of rank " in capsys.readouterr().out
     assert (
         run(
             [

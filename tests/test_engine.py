@@ -43,6 +43,46 @@ def test_threads_and_files_agree_to_the_bit(
         assert all(torch.equal(tensor.view(torch.uint8), other[name].view(torch.uint8)) for other in results)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("alphas", [(0.3, 0.3, 0.3), (0.4, -0.7, 1.5), (-0.2, -0.3, -1.0), (1.0, -1.0, 0.5)])
+def test_several_terms_of_both_signs(
+    large: tuple[dict[str, torch.Tensor], ...], dtype: torch.dtype, alphas: tuple[float, ...], tmp_path: Path
+) -> None:
+    pre, ft = ({n: t.to(dtype) for n, t in state.items()} for state in large)
+    tuned = [{n: (t.float() * (1 + 0.01 * i)).to(dtype) for n, t in ft.items()} for i in range(3)]
+    for model in tuned:
+        for name, tensor in model.items():
+            tensor[::3] = pre[name][::3]  # what is equal in all
+    vector = sum(alpha * TaskVector(pre, model) for alpha, model in zip(alphas, tuned, strict=True))
+    assert isinstance(vector, TaskVector)
+    edited = vector.apply(open_checkpoint(pre))
+    out = edited.state_dict()
+    again = open_checkpoint(edited.save(tmp_path / "x.safetensors")).state_dict()
+    ulp = torch.finfo(dtype).eps
+    for name, tensor in out.items():
+        assert torch.equal(tensor, again[name])
+        assert torch.equal(tensor[::3], pre[name][::3])
+        shifts = [alpha * (m[name].double() - pre[name].double()) for alpha, m in zip(alphas, tuned, strict=True)]
+        plain = pre[name].double() + sum(shifts)
+        assert bool(((tensor.double() - plain).abs() <= plain.abs() * ulp / 2 + 1e-6).all())
+        delta = sum(shifts)
+        assert torch.allclose(vector[name].double(), delta, rtol=2 * ulp, atol=1e-6)
+
+
+def test_the_callers_precision_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    plain = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *a: seen.append(torch.get_float32_matmul_precision()) or plain(*a))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        gram([open_checkpoint({"w": torch.ones(5000)}).form])
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {"highest"}
+
+
 def test_an_element_does_not_depend_on_its_neighbours(large: tuple[dict[str, torch.Tensor], ...]) -> None:
     x, y, z = (state[f"w{CHUNK - 1}"] for state in (*large, large[1]))
     form = TaskVector({"w": x}, {"w": y}) + TaskVector({"w": x}, {"w": z * 1.5})

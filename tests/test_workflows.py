@@ -300,7 +300,13 @@ def test_select_and_its_agreement(own: Path, tmp_path: Path) -> None:
         select({}, "mnist")
 
 
-def test_an_experiment(own: Path, tmp_path: Path) -> None:
+def test_an_experiment(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run(["experiment", "intermediate", "--model", str(own / "model"), "--steps", "8", "--dry-run", "--json"]) == 0
+    )
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["steps"] == 8
+    assert plan["about"].startswith("Intermediate task vectors")
     outcome = run_experiment(
         "intermediate", tmp_path / "out", model=own / "model", task=str(own / "swapped"), **TRAINING
     )

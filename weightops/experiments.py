@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,20 @@ def run_experiment(name: str, out: str | Path, *, overwrite: bool = False, **opt
         out, {"experiment": name, "model": setting.model.ref, "training": asdict(setting.config)}, overwrite=overwrite
     )
     return outcome
+
+
+def plan_experiment(name: str, out: str | Path, **options: Any) -> dict[str, Any]:
+    """What `run_experiment` would do with the same arguments, for ``--dry-run``."""
+    about = (getdoc(EXPERIMENTS[name]) or "").partition("\n")[0]
+    setting = Setting.of(**options)
+    return {
+        "experiment": name,
+        "about": about,
+        "model": setting.model.ref,
+        "task": setting.task or "the experiment's own",
+        **asdict(setting.config),
+        "output": str(out),
+    }
 
 
 # -------------------------------------------------- the built-in analogy: a style by a half of the classes

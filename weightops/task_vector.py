@@ -20,7 +20,8 @@ from weightops.checkpoints.compact import coding, write_compact
 from weightops.checkpoints.likeness import alike, fitted, open_like
 from weightops.dtypes import accumulator
 from weightops.engine.reduce import gram
-from weightops.engine.run import OnNonfinite, allocate, materialize
+from weightops.engine.run import OnNonfinite, materialize
+from weightops.engine.tensors import Tensors
 from weightops.engine.write import layout, write
 from weightops.errors import CheckpointError, MismatchError, OptionError, SpaceError
 from weightops.expression import Alpha, LinearForm, Spec, provenance, same_weights
@@ -33,7 +34,7 @@ M = TypeVar("M", nn.Module, dict[str, torch.Tensor], Checkpoint)
 """Kinds that come back as they went in; a path or ref comes back as a `Checkpoint`."""
 
 
-class TaskVector(Mapping[str, torch.Tensor]):
+class TaskVector(Tensors):
     r"""What fine-tuning changed: :math:`\tau = \theta_{ft} - \theta_{pre}`, tensor by tensor (arXiv 2212.04089).
 
     Nothing is computed or copied here. ``+ - * /``, negation and ``sum()`` give further lazy vectors, and
@@ -73,35 +74,6 @@ class TaskVector(Mapping[str, torch.Tensor]):
         vector = cls.__new__(cls)
         vector.form, vector.base = form, base
         return vector
-
-    # ------------------------------------------------------------ mapping
-
-    @property
-    def specs(self) -> Mapping[str, Spec]:
-        """Name -> shape and dtype of the tensors that the vector has."""
-        return self.form.specs
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self.form.specs:
-            raise KeyError(name)
-        part = self.form.part([name])
-        out = allocate(part)
-        materialize(part, out)
-        return out[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.form.specs
-
-    def __iter__(self) -> Any:
-        return iter(self.form.specs)
-
-    def __len__(self) -> int:
-        return len(self.form.specs)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         terms = [f"{coefficient:+g} {factor.source.ref}" for factor, coefficient in self.form.terms.items()]

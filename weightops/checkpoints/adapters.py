@@ -60,6 +60,16 @@ class LoraSource(Source):
         for module, pair in pairs.items():
             self._add(config, module, pair)
         self.replaced = _Kept(stored, kept, ref) if kept else None
+        ranks = sorted({stored.specs[a].shape[0] for a, *_ in self._pairs.values()})
+        self.made_from = {
+            "adapter": {
+                "kind": "LoRA",
+                "base": config.get("base_model_name_or_path"),
+                "ranks": ranks,
+                "modules": len(pairs),
+                "whole": sorted(kept.values()),
+            }
+        }
 
     specs: dict[str, Spec]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict
@@ -19,9 +19,10 @@ from weightops.checkpoints.timm_folder import TimmArchitecture
 from weightops.checkpoints.transformers_folder import TransformersArchitecture
 from weightops.engine.ranks import Ranks
 from weightops.engine.run import OnNonfinite, allocate, materialize
+from weightops.engine.tensors import Tensors
 from weightops.engine.write import ALONE, Estimate, FileLayout, estimate, layout, write
 from weightops.errors import CheckpointError, OptionError, SpaceError
-from weightops.expression import LinearForm, Source, Spec, describe, fingerprint, provenance
+from weightops.expression import LinearForm, Source, describe, fingerprint, provenance
 from weightops.files import read_json, stage_of, staged
 from weightops.kernels import pick_device
 from weightops.keys import mismatch, some
@@ -93,7 +94,7 @@ class _Write(TypedDict, total=False):
     device: str
 
 
-class Checkpoint(Mapping[str, torch.Tensor]):
+class Checkpoint(Tensors):
     """Named tensors, read when asked for. Opening one reads headers only.
 
     Attributes:
@@ -114,11 +115,6 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self.architecture = architecture
         self.recipe: dict[str, Any] | None = None
         self.card: str | None = None
-
-    @property
-    def specs(self) -> Mapping[str, Spec]:
-        """Name -> shape and dtype."""
-        return self.form.specs
 
     @property
     def source(self) -> Source:
@@ -143,31 +139,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """16 hex digits that identify the weights, or the expression that gives them; see `Source.fingerprint`."""
         return fingerprint(self.form)
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self.form.specs:
-            raise KeyError(name)
-        part = self.form.part([name])
-        out = allocate(part)
-        materialize(part, out)
-        return out[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.form.specs
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.form.specs)
-
-    def __len__(self) -> int:
-        return len(self.form.specs)
-
     def __repr__(self) -> str:
         size = sum(spec.nbytes for spec in self.specs.values())
         return f"Checkpoint({self.ref!r}, {len(self)} tensors, {size / 1e6:.1f} MB)"
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    __hash__ = object.__hash__
 
     def to(self, dtype: torch.dtype) -> Checkpoint:
         """The same weights with floating-point tensors in another dtype, cast when they are read."""

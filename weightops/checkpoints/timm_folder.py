@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from weightops.checkpoints.configured_folder import CONFIG, ConfiguredFolder
 from weightops.errors import CheckpointError
-from weightops.files import read_json, write_json
-
-CONFIG = "config.json"
 
 
-class TimmArchitecture:
-    """What a folder of timm says of its model.
-
-    Args:
-        folder: the folder.
-        changes: what the model has otherwise than the folder's configuration, such as ``num_classes``.
-
-    Attributes:
-        config: the content of ``config.json``, changed so.
-        weights_file: the name that timm looks for.
-    """
-
-    weights_file = "model.safetensors"
-
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        self.folder, self._changes = folder, changes
-        self.config = {**read_json(folder / CONFIG), **changes}
+class TimmArchitecture(ConfiguredFolder):
+    """What a folder of timm says of its model; see `ConfiguredFolder`."""
 
     def build(self) -> nn.Module:
         """The module, with weights yet to be filled in, in evaluation mode."""
@@ -64,9 +45,3 @@ class TimmArchitecture:
             CheckpointError: always: these models take images.
         """
         raise CheckpointError(f"{self.folder} is a model of images: it has no tokenizer")
-
-    def write(self, folder: Path, final: Path) -> None:
-        """Put all but the weights into ``folder``, which will be known as ``final``."""
-        shutil.copyfile(self.folder / CONFIG, folder / CONFIG)
-        if self._changes:
-            write_json(folder / CONFIG, self.config)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from weightops.checkpoints.configured_folder import CONFIG, ConfiguredFolder
 from weightops.checkpoints.open_clip_folder import CONFIG as OPEN_CLIP_CONFIG
 from weightops.checkpoints.open_clip_folder import MERGES, OpenClipArchitecture
 from weightops.errors import CheckpointError, missing_extra
-from weightops.files import cached_folder, read_json, write_json
+from weightops.files import cached_folder, read_json
 from weightops.keys import some
 
-CONFIG = "config.json"
 _BESIDE = (
     "*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*", "*.model", "chat_template*", "LICENSE*",
 )  # fmt: skip
@@ -25,23 +23,10 @@ _OPENAI_MEAN, _OPENAI_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 
 
-class TransformersArchitecture:
-    """What a folder of transformers says of its model.
+class TransformersArchitecture(ConfiguredFolder):
+    """What a folder of transformers says of its model; see `ConfiguredFolder`."""
 
-    Args:
-        folder: the folder.
-        changes: what the model has otherwise than the folder's configuration, such as ``num_hidden_layers``.
-
-    Attributes:
-        config: the content of ``config.json``, changed so.
-        weights_file: the name that transformers looks for.
-    """
-
-    weights_file = "model.safetensors"
-
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        self.folder, self._changes = folder, changes
-        self.config = {**read_json(folder / CONFIG), **changes}
+    beside = _BESIDE
 
     @classmethod
     def of_open_clip(cls, architecture: OpenClipArchitecture) -> TransformersArchitecture:
@@ -98,13 +83,6 @@ class TransformersArchitecture:
         """Texts -> token ids of shape ``(n, context_length)``."""
         tokenizer = self._transformers("for the tokenizer").AutoTokenizer.from_pretrained(self.folder)
         return lambda texts: tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
-
-    def write(self, folder: Path, final: Path) -> None:
-        """Put all but the weights into ``folder``, which will be known as ``final``."""
-        for path in sorted({path for pattern in _BESIDE for path in self.folder.glob(pattern) if path.is_file()}):
-            shutil.copyfile(path, folder / path.name)
-        if self._changes:
-            write_json(folder / CONFIG, self.config)
 
     def _transformers(self, purpose: str) -> Any:
         try:

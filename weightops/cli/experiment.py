@@ -17,13 +17,14 @@ from weightops.cli import options
 @options.training
 @options.seed
 @options.device
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @options.folder("Folder for the results. Default: experiment-NAME.")
 @options.printing
-def command(name: str | None, out: Path | None, overwrite: bool, as_json: bool, **settings: Any) -> None:
+def command(name: str | None, out: Path | None, dry_run: bool, overwrite: bool, as_json: bool, **settings: Any) -> None:
     """Run an experiment of the papers and write its table and picture; without a name, list them."""
     from inspect import getdoc
 
-    from weightops.experiments import EXPERIMENTS, run_experiment
+    from weightops.experiments import EXPERIMENTS, plan_experiment, run_experiment
 
     if name is None:
         listed = {key: (getdoc(function) or "").partition("\n")[0] for key, function in EXPERIMENTS.items()}
@@ -32,6 +33,9 @@ def command(name: str | None, out: Path | None, overwrite: bool, as_json: bool, 
         )
         return
     out = out or Path(f"experiment-{name}")
+    if dry_run:
+        options.echo_plan(plan_experiment(name, out, **settings), as_json)
+        return
     outcome = run_experiment(name, out, overwrite=overwrite, **settings)
     if as_json:
         options.echo_json(outcome.record)

@@ -80,7 +80,4 @@ def command(
         else:
             finetuned = fit(TextLearner(checkpoint, text, device=device), config, **run)  # type: ignore[arg-type]
         plan["fingerprint"] = finetuned.source.fingerprint
-    if as_json:
-        options.echo_json(plan)
-    else:
-        click.echo("\n".join(f"{name.replace('_', ' '):17} {value}" for name, value in plan.items()))
+    options.echo_plan(plan, as_json)

@@ -54,6 +54,13 @@ def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
     compressed = made_from.get("compressed")
     if isinstance(compressed, dict):
         click.echo(f"compressed   {compressed.get('how')}, relative error {compressed.get('relative_error')}")
+    adapter = made_from.get("adapter")
+    if isinstance(adapter, dict):
+        ranks = ", ".join(map(str, adapter["ranks"]))
+        whole = f", and {len(adapter['whole'])} whole tensors" if adapter["whole"] else ""
+        click.echo(
+            f"adapter      {adapter['kind']} of rank {ranks} on {adapter['modules']} modules of {adapter['base'] or 'a base it does not name'}{whole}"
+        )
     terms = made_from.get("terms")
     for term in terms if isinstance(terms, list) else []:
         what = term.get("method") or f"{term.get('ref')} ({term.get('fingerprint')})"

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -258,12 +258,7 @@ def save(
     dtype = getattr(torch, out_dtype) if out_dtype else None
     if dry_run:
         takes = asdict(merged.estimate(out, dtype=dtype, max_shard_size=max_shard_size))
-        if as_json:
-            echo_json({"output": str(out), **takes})
-        else:
-            for key, value in takes.items():
-                amount = f"{value / 1e6:,.1f} MB" if key not in ("tensors", "files") else value
-                click.echo(f"{key.replace('_', ' '):14} {amount}")
+        echo_plan({"output": str(out), **takes}, as_json)
         return
     with torchrun() as ranks:
         merged.save(
@@ -319,3 +314,22 @@ def echo_json(value: Any) -> None:
     from weightops.files import jsonable
 
     click.echo(json.dumps(jsonable(value), indent=2, ensure_ascii=False))
+
+
+def echo_plan(plan: Mapping[str, Any], as_json: bool) -> None:
+    """Print what is or would be done: JSON, or a line for each thing."""
+    if as_json:
+        echo_json(dict(plan))
+    else:
+        for name, value in plan.items():
+            size = any(word in name for word in ("bytes", "memory", "disk"))
+            click.echo(f"{name.replace('_', ' '):17} {f'{value / 1e6:,.1f} MB' if size else shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value for people at a terminal."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {shown(item)}" for name, item in value.items())
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

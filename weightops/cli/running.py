@@ -116,12 +116,7 @@ def go(workflow: Workflow, run: Run, default_out: str) -> None:
 
     out = run.out or Path(default_out.replace(":", "-").replace(" ", "-"))
     if run.dry_run:
-        plan = asdict(workflow.plan(out))
-        if run.as_json:
-            options.echo_json(plan)
-        else:
-            for name, value in plan.items():
-                click.echo(f"{name.replace('_', ' '):17} {_text(value)}")
+        options.echo_plan(asdict(workflow.plan(out)), run.as_json)
         return
     if run.push:
         check_push(run.push)
@@ -148,7 +143,7 @@ def go(workflow: Workflow, run: Run, default_out: str) -> None:
     if run.as_json:
         options.echo_json({**summary, **options.pushed(out, run.push)})
         return
-    click.echo(f"\nalpha {_text(summary['alpha'])}: {summary['why']}\n\ntest accuracy (%)")
+    click.echo(f"\nalpha {options.shown(summary['alpha'])}: {summary['why']}\n\ntest accuracy (%)")
     click.echo(line(["", *names, *extra], widths))
     tasks = summary["tasks"]
     models = dict.fromkeys(which for task in tasks.values() for which, m in task.items() if isinstance(m, Mapping))
@@ -161,11 +156,3 @@ def go(workflow: Workflow, run: Run, default_out: str) -> None:
         f"\n{out}/ holds the model, report.html and the results ({seconds['total']:.0f} s, of which fine-tuning {seconds['finetune']:.0f})"
     )
     options.pushed(out, run.push)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
-    if isinstance(value, (tuple, list)):
-        return ", ".join(map(_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -166,6 +166,7 @@ def parallel(
     With one thread it runs in the caller's, where torch may use its own; of several each computes alone.
     """
     inference = torch.is_inference_mode_enabled()  # which threads don't inherit
+    precision = torch.get_float32_matmul_precision()
     before = torch.get_num_threads()
     buffers = local()
 
@@ -178,12 +179,14 @@ def parallel(
     threads = min(threads or before, len(work))
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) if threads > 1 else None
     total = width * sum(map(size, work))
+    torch.set_float32_matmul_precision("highest")  # whatever suits the training of the caller's models
     try:
         with tqdm(total=total, unit="B", unit_scale=True, delay=1, leave=False) as bar:
             for unit, result in zip(work, pool.map(one, work) if pool else map(one, work), strict=True):
                 bar.update(width * size(unit))
                 yield result
     finally:
+        torch.set_float32_matmul_precision(precision)
         if pool:
             pool.shutdown(cancel_futures=True)  # on an error or ^C, what hasn't begun isn't begun
             torch.set_num_threads(before)

@@ -1,0 +1,39 @@
+"""Folders in which ``config.json`` says what model the weights beside it are of."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+from weightops.files import read_json, write_json
+
+CONFIG = "config.json"
+
+
+class ConfiguredFolder:
+    """What such a folder says of its model.
+
+    Args:
+        folder: the folder.
+        changes: what the model has otherwise than the folder's configuration, such as ``num_classes``.
+
+    Attributes:
+        config: the content of ``config.json``, changed so.
+        weights_file: the name that the library looks for.
+        beside: patterns of files that go wherever the weights go.
+    """
+
+    weights_file = "model.safetensors"
+    beside: ClassVar[tuple[str, ...]] = (CONFIG,)
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.folder, self._changes = folder, changes
+        self.config = {**read_json(folder / CONFIG), **changes}
+
+    def write(self, folder: Path, final: Path) -> None:
+        """Put all but the weights into ``folder``, which will be known as ``final``."""
+        for path in sorted({path for pattern in self.beside for path in self.folder.glob(pattern) if path.is_file()}):
+            shutil.copyfile(path, folder / path.name)
+        if self._changes:
+            write_json(folder / CONFIG, self.config)

@@ -1,0 +1,44 @@
+"""The tensors of a form, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from weightops.engine.run import allocate, materialize
+from weightops.expression import LinearForm, Spec
+
+
+class Tensors(Mapping[str, torch.Tensor]):
+    """A read-only mapping from names to tensors, each computed when it is asked for."""
+
+    __slots__ = ()
+    form: LinearForm
+
+    @property
+    def specs(self) -> Mapping[str, Spec]:
+        """Name -> shape and dtype of the tensors that there are."""
+        return self.form.specs
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.form.specs:
+            raise KeyError(name)
+        part = self.form.part([name])
+        out = allocate(part)
+        materialize(part, out)
+        return out[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.form.specs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.form.specs)
+
+    def __len__(self) -> int:
+        return len(self.form.specs)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
