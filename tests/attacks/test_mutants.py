@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import resource
 import signal
+import tarfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +17,14 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from bytewise import archive, mapping, module, stream, tar, tensor
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from weightops import TaskVector
 from weightops.checkpoints.checkpoint import Checkpoint, open_ref
 from weightops.errors import WeightopsError
+from weightops.tasks.archives import read_archives
 
 MUTANTS = 10_000
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(3).half(), "n": torch.tensor(3)}
@@ -76,6 +80,29 @@ def _distributed(folder: Path) -> Path:
     return folder / "dcp" / ".metadata"
 
 
+def _pictures(folder: Path) -> Path:
+    picture, file = io.BytesIO(), folder / "x"
+    Image.new("RGB", (8, 8), (9, 90, 200)).save(picture, "PNG")
+    with tarfile.open(file, "w") as tar_file:
+        for name, content in (
+            ("a.png", picture.getvalue()),
+            ("a.cls", b"1"),
+            ("b.png", picture.getvalue()),
+            ("b.cls", b"0"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar_file.addfile(info, io.BytesIO(content))
+    return file
+
+
+def look(path: Path) -> None:
+    """All that a task asks of an archive of pictures."""
+    images = read_archives([path], 2)
+    assert len(images.labels) == len(images)
+    assert all(images[i].mode == "RGB" for i in range(len(images)))
+
+
 def _compact(how: str) -> Callable[[Path], Path]:
     return lambda folder: TaskVector(STATE, {n: t + 1 for n, t in STATE.items()}).save(folder / "x", compress=how)
 
@@ -95,6 +122,7 @@ FORMS: dict[str, tuple[int, Callable[[Path], Path]]] = {
     "int8": (250, _compact("int8")),
     "sparse": (250, _compact("sparse:0.5")),
     "low rank": (250, _compact("lowrank:1")),
+    "pictures": (1000, _pictures),
 }
 """How many mutants of what."""
 
@@ -175,15 +203,22 @@ def test_there_are_ten_thousand() -> None:
     assert sum(count for count, *_ in (*FORMS.values(), *INSIDE.values())) >= MUTANTS
 
 
-def fuzz(label: str, count: int, data: bytes, write: Callable[[bytes], Path]) -> None:
+def use(path: Path) -> None:
+    """Open a file, and ask all of it."""
+    consume(open_ref(path))
+
+
+def fuzz(
+    label: str, count: int, data: bytes, write: Callable[[bytes], Path], use: Callable[[Path], None] = use
+) -> None:
     """Open ``count`` mutants of ``data``; some are as good as the original."""
     draws, opened = random.Random(label), 0
-    consume(open_ref(write(data)))
+    use(write(data))
     for i in range(count):
         path = write(mutate(data, draws))
         signal.alarm(10)
         try:
-            consume(open_ref(path))
+            use(path)
             opened += 1
         except WeightopsError:
             continue
@@ -202,7 +237,7 @@ def test_mutants(form: str, tmp_path: Path) -> None:
         path.write_bytes(data)
         return path
 
-    fuzz(form, count, path.read_bytes(), write)
+    fuzz(form, count, path.read_bytes(), write, look if form == "pictures" else use)
 
 
 @pytest.mark.parametrize("form", INSIDE)

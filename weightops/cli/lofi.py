@@ -73,8 +73,8 @@ def command(
             f"node{i}": config.steps * replace(like, index=i, count=count).batch_size(config.batch_size)
             for i in range(count)
         }
-        what = {"model": checkpoint.ref, "task": task or str(text), **asdict(config)}
-        options.echo_plan({**what, "samples": samples, "output": str(out)}, as_json)
+        recipe = {"model": checkpoint.ref, "task": task or str(text), **asdict(config)}
+        options.echo_plan({**recipe, "samples": samples, "output": str(out)}, as_json)
         return
     with connected(node_size, patience, fsdp=fsdp) as strategy:
         if strategy.rank:

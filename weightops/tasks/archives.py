@@ -93,7 +93,7 @@ def archive_task(name: str, place: Callable[[Iterable[str]], Path], source: str)
         missing = [shard for shard in names if not (there / shard).is_file()]
         if missing:
             raise TaskError(f"{source} lacks {missing[0]} ({len(missing)} of {len(names)} archives)")
-        return _images([there / shard for shard in names], len(classes))
+        return read_archives([there / shard for shard in names], len(classes))
 
     @cache
     def load(split: str) -> Images:
@@ -106,7 +106,16 @@ def archive_task(name: str, place: Callable[[Iterable[str]], Path], source: str)
     return Task(name, classes, templates, load, Sizes(load), source, "see the data set's page")
 
 
-def _images(archives: Sequence[Path], classes: int) -> ArchiveImages:
+def read_archives(archives: Sequence[Path], classes: int) -> ArchiveImages:
+    """The pictures of some archives, in their order.
+
+    Args:
+        archives: tar files.
+        classes: how many classes there are: their numbers are smaller.
+
+    Raises:
+        TaskError: naming the archive, or the file in it, that isn't as it should be.
+    """
     pictures, labels, captions = [], [], []
     for archive in tqdm(archives, desc="archives", delay=1, leave=False):
         for key, parts in _samples(archive):
