@@ -206,8 +206,12 @@ def test_nan_and_unfinished_nodes_are_left_out(
 
 
 def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["lofi", *RECIPE, "--steps", "8", "--nodes", "3", "-o", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert (
+        run(["lofi", *RECIPE, "--steps", "8", "--nodes", "3", "-o", str(tmp_path / "out"), "--dry-run", "--json"]) == 0
+    )
     assert json.loads(capsys.readouterr().out)["samples"] == {"node0": 40, "node1": 40, "node2": 48}
+    assert run(["lofi", *RECIPE, "--steps", "8", "--nodes", "3", "-o", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert "samples           node0 40, node1 40, node2 48" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     assert run(["lofi", "--task", "digits"]) == 2
     assert run(["finetune", "--task", "digits", "--node", "4/4"]) == 2
