@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from weightops import TaskVector, open_checkpoint
+from weightops.dtypes import SAFETENSORS
 from weightops.engine.reduce import gram
 from weightops.engine.run import SEGMENT, allocate, materialize, plan, units
-from weightops.kernels import CHUNK
+from weightops.kernels import CHUNK, has_nonfinite
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,31 @@ def test_several_terms_of_both_signs(
         assert bool(((tensor.double() - plain).abs() <= plain.abs() * ulp / 2 + 1e-6).all())
         delta = sum(shifts)
         assert torch.allclose(vector[name].double(), delta, rtol=2 * ulp, atol=1e-6)
+
+
+def test_what_cancels_is_nothing(large: tuple[dict[str, torch.Tensor], ...]) -> None:
+    pre, ft = large
+    other = {n: t + 1.0 for n, t in pre.items()}
+    frozen = TaskVector(pre, pre) + TaskVector(other, other)
+    for name in pre:
+        assert not frozen[name].any()
+        assert torch.equal(frozen.apply(ft, 1.0)[name], ft[name])
+        assert torch.equal((TaskVector(pre, ft) - TaskVector(pre, ft)).apply(other)[name], other[name])
+
+
+def test_a_sum_of_vectors_is_as_precise_as_its_terms() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(10_000, generator=generator)
+    models = [base + 2e-5 * torch.randn(10_000, generator=generator) for _ in range(8)]
+    total = sum(0.3 * TaskVector({"w": base}, {"w": model}) for model in models)
+    assert isinstance(total, TaskVector)
+    plain = 0.3 * sum(model.double() - base.double() for model in models)
+    assert float((total["w"].double() - plain).norm() / plain.norm()) < 1e-6
+    applied = total.apply({"w": base})["w"].double()
+    assert (
+        float((applied - (base.double() + plain)).abs().max())
+        <= torch.finfo(torch.float32).eps * float(base.abs().max()) / 2 * 1.01
+    )
 
 
 def test_the_callers_precision_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,3 +153,16 @@ def test_noncontiguous_and_half_precision_targets(large: tuple[dict[str, torch.T
 def test_many_segments_of_one_tensor() -> None:
     ones = {"w": torch.ones(3 * SEGMENT + 5), "v": torch.ones(3)}
     assert all(bool((t == 1).all()) for t in open_checkpoint(ones).state_dict().values())
+
+
+@pytest.mark.parametrize("dtype", sorted(set(SAFETENSORS.values()), key=str))
+def test_nonfinite_in_every_dtype(dtype: torch.dtype) -> None:
+    chunk = torch.ones(100).to(dtype)
+    assert not has_nonfinite(chunk)
+    assert not has_nonfinite(chunk[:0])
+    if dtype.is_floating_point and dtype.itemsize > 1:
+        for value in (math.nan, math.inf, -math.inf):
+            chunk[50] = value
+            assert has_nonfinite(chunk)
+    elif dtype.is_floating_point and str(dtype) != "torch.float8_e8m0fnu":
+        assert has_nonfinite(torch.full((9,), math.nan).to(dtype))

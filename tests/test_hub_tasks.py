@@ -17,7 +17,7 @@ from PIL import Image
 from weightops.cli.main import run
 from weightops.errors import TaskError
 from weightops.tasks.hub import hub_task
-from weightops.tasks.table import find_task
+from weightops.tasks.table import as_tasks, find_task
 from weightops.tasks.task import captions_of
 
 COLORS = ("red", "blue", "green")
@@ -95,13 +95,19 @@ def test_archives_of_captions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"test/0.tar": samples(100, 6)[:2000]}, "can't be read: unexpected end of data"),
+        ({"test/0.tar": samples(100, 6)[:2000]}, "can be read: unexpected end of data"),
         ({"test/0.tar": b"not a tar at all"}, "not an archive that can be read"),
         ({"test/0.tar": archive({"a.png": picture(1), "a.cls": b"7"})}, "is b'7', not the number of one of 3 classes"),
         ({"test/0.tar": archive({"a.png": picture(1), "a.json": b"{}"})}, r"has no class \(.cls\) and no captions"),
         ({"test/0.tar": archive({"a.cls": b"1"})}, "has no picture"),
         ({"test/nshards.txt": b"3"}, r"lacks test/1.tar \(2 of 3 archives\)"),
         ({"test/nshards.txt": b"many"}, "should hold the number of archives, not 'many'"),
+        ({"test/nshards.txt": b"1\n1"}, "should hold the number of archives"),
+        ({"test/nshards.txt": b"9" * 5000}, "should hold the number of archives"),
+        ({"test/0.tar": samples(100, 6)[:1024]}, "0.tar is cut short"),
+        ({"test/0.tar": archive({"a.png": picture(1), "a.txt": b" "})}, "a.txt in .*0.tar is empty"),
+        ({"zeroshot_classification_templates.txt": b"a {classname}."}, "each with {c} for the class; not 'a {classname}.'"),
+        ({"classnames.txt": b"red\n\ngreen\n"}, "has no name for class 1"),
         ({"dataset_type.txt": b"multilabel"}, "several labels an image"),
     ],
 )  # fmt: skip
@@ -117,15 +123,19 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
         find_task(str(tmp_path / "set")).load("test")[0]
 
 
-def parquet(folder: Path, start: int, count: int) -> bytes:
+def parquet(
+    folder: Path, start: int, count: int, labels: list[int | None] | None = None, damaged: bool = False
+) -> bytes:
     features = datasets.Features(
         {"image": datasets.Image(), "fine": datasets.ClassLabel(names=["a_b", "c"]), "coarse": datasets.ClassLabel(names=["x"])}
     )  # fmt: skip
     rows = {
         "image": [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(start, start + count)],
-        "fine": [i % 2 for i in range(count)],
+        "fine": labels or [i % 2 for i in range(count)],
         "coarse": [0] * count,
     }
+    if damaged:
+        rows["image"] = [{"bytes": b"no picture", "path": None}, *rows["image"][1:]]
     datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "rows.parquet")
     return (folder / "rows.parquet").read_bytes()
 
@@ -133,11 +143,13 @@ def parquet(folder: Path, start: int, count: int) -> bytes:
 SCRIPT = """
 import json
 from weightops.errors import WeightopsError
-from weightops.tasks.table import find_task
+from weightops.tasks.table import as_tasks, find_task
 
-def told(name):
+def told(name, split=None):
     try:
-        find_task(name)
+        task = find_task(name)
+        if split:
+            task.load(split)[0]
     except WeightopsError as error:
         return str(error)
 
@@ -152,6 +164,10 @@ def facts(task):
 
 print(json.dumps({
     "archives": facts(find_task("org/wds_things")),
+    "whole": facts(find_task("org/whole@main:fine")),
+    "unlabelled": told("org/odd:fine", "test"),
+    "damaged": told("org/odd:fine", "train"),
+    "archives_config": told("org/wds_things/one"),
     "columns": facts(find_task("org/rows/one:fine")),
     "attacked": find_task("typographic:org/wds_things").name,
     "which": told("org/rows/one"),
@@ -174,6 +190,21 @@ def test_from_the_hub_through_its_cache(tmp_path: Path) -> None:
         "two/test-00000-of-00001.parquet": parquet(tmp_path, 100, 4),
     }
     repository(hub, "org/rows", rows, kind="datasets")
+    whole = {
+        f"data/{split}-0.parquet": parquet(tmp_path, start, 4)
+        for split, start in (("train", 0), ("validation", 50), ("test", 100))
+    }
+    repository(hub, "org/whole", {"README.md": b"#", **whole}, kind="datasets")
+    odd = {
+        "default/train/0000.parquet": parquet(tmp_path, 0, 4, damaged=True),
+        "default/test/0000.parquet": parquet(tmp_path, 0, 2, [0, None]),
+    }
+    repository(
+        hub,
+        "org/odd",
+        {"README.md": b"#", **odd, "default/validation/0000.parquet": odd["default/test/0000.parquet"]},
+        kind="datasets",
+    )
     repository(hub, "org/other", {"README.md": b"#", "images.zip": b""}, kind="datasets")
     told = json.loads(
         python(
@@ -185,6 +216,13 @@ def test_from_the_hub_through_its_cache(tmp_path: Path) -> None:
     assert archives["source"] == f"org/wds_things@{COMMIT} on the Hugging Face Hub"
     assert archives["sizes"] == {"train": 27, "validation": 3, "test": 6}
     assert archives["values"] == [*range(30), *range(100, 106)]
+    assert told["whole"]["sizes"] == {"train": 4, "validation": 4, "test": 4}
+    assert "1 rows of test of org/odd@" in told["unlabelled"]
+    assert "have no label in fine, row 1 the first" in told["unlabelled"]
+    assert "image of row 0 of org/odd@" in told["damaged"]
+    assert "is not an image that can be read" in told["damaged"]
+    assert "a set of archives, which has no configurations" in told["archives_config"]
+    assert columns["name"] == "rows-one-fine"
     assert columns["classes"] == ["a b", "c"]
     assert columns["sizes"] == {"train": 18, "validation": 2, "test": 4}
     assert columns["values"] == [*range(20), *range(50, 54)]
@@ -200,9 +238,13 @@ def test_from_the_hub_through_its_cache(tmp_path: Path) -> None:
 
 def test_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TaskError, match="is not the name of a data set"):
-        hub_task("org/name/config/more")
+        hub_task("org")
     with pytest.raises(TaskError, match="there is no folder nowhere/pets"):
         find_task("./nowhere/pets")
+    for parent in ("a", "b"):
+        lay(tmp_path / parent / "wds_things", wds())
+    with pytest.raises(TaskError, match="two different tasks are called things"):
+        as_tasks([str(tmp_path / parent / "wds_things") for parent in ("a", "b")])
     lay(tmp_path / "wds_things", wds())
     assert run(["evaluate", "--tasks", str(tmp_path / "wds_things"), "--json"]) == 0
     [result] = json.loads(capsys.readouterr().out)

@@ -95,6 +95,19 @@ def test_shape_dtype_and_finiteness_are_kept(method: str, dtype: torch.dtype) ->
     assert same(merged, apply(method, base, models))
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_not_lost(
+    method: str, value: float, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    base, models = family(2)
+    models[0]["matrix"][1, 2] = value
+    merged = apply(method, base, models)
+    assert not torch.isfinite(merged["matrix"]).all()
+    merged.save(tmp_path / "x.safetensors")
+    assert "NaN or Inf in 1 tensor: matrix" in caplog.text
+
+
 @pytest.mark.parametrize("method", ON_DELTAS)
 def test_alpha_zero_gives_the_base(method: str) -> None:
     base, models = family(3)

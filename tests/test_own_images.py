@@ -93,7 +93,7 @@ def test_wrong_folders(tmp_path: Path, files: list[str], message: str, capsys: p
 
 def test_more_that_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="there is no folder"):
-        find_task("no/such/folder")
+        find_task("./no/such/folder")
     with pytest.raises(UnknownNameError, match="did you mean mnist"):
         find_task("typographic:mnits")
     for i in range(30):

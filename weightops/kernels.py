@@ -23,7 +23,7 @@ PINNED = 4
 
 def span(k: int) -> int:
     """Elements of each of ``k`` tensors that are worked on together."""
-    return max(min(2 * CHUNK >> (k - 1).bit_length(), CHUNK), 1 << 12)
+    return max(CHUNK >> (k - 1).bit_length(), 1 << 12)
 
 
 def pick_device(device: str) -> torch.device:
@@ -128,52 +128,39 @@ def combine(
 def _accumulate(
     out: torch.Tensor, anchor: torch.Tensor | None, terms: Sequence[Term], keep_anchor: bool, scratch: Scratch
 ) -> None:
-    """Relative terms of one sign are averaged first: their difference from the anchor is then taken once, not for each."""
     working = torch.float64 if any(t.tensor.dtype == torch.float64 for t in terms) else accumulator(out.dtype)
     total = out if out.dtype == working else scratch.get(0, out.numel(), working, out.device)
-    begun = False
-    if anchor is not None:
-        origin = widen(anchor, working, 1, scratch)
-        relative = [term for term in terms if term.relative]
-        for group in ([t for t in relative if t.coefficient > 0], [t for t in relative if t.coefficient <= 0]):
-            if not group:
-                continue
-            into = scratch.get(5, out.numel(), working, out.device) if begun else total
-            weight, mean = _mean(group, into, scratch)
-            if begun:
-                total.add_(torch.sub(mean, origin, out=into), alpha=weight)
-            elif keep_anchor:
-                torch.lerp(origin, mean, weight, out=total)
-            else:
-                torch.sub(mean, origin, out=total)
-                if weight != 1:
-                    total.mul_(weight)
-            begun = True
-        if keep_anchor and not begun:
-            total.copy_(origin)
-            begun = True
-        terms = [term for term in terms if not term.relative]
-    for coefficient, tensor, _ in terms:
+    origin = widen(anchor, working, 1, scratch) if anchor is not None else None
+    if keep_anchor and origin is not None and total is not out and all(t.relative and t.coefficient > 0 for t in terms):
+        out.copy_(_towards_mean(origin, terms, total, scratch))
+        return
+    for i, (coefficient, tensor, relative) in enumerate(terms):
         term = widen(tensor, working, 2, scratch)
-        if begun:
+        if relative and origin is not None:
+            alone = not i and coefficient == 1
+            term = torch.sub(term, origin, out=total if alone else scratch.get(2, out.numel(), working, out.device))
+        if i:
             total.add_(term, alpha=coefficient)
-        else:
+        elif term is not total:
             torch.mul(term, coefficient, out=total)
-        begun = True
-    if not begun:
+    if not terms:
         total.zero_()
+    if keep_anchor and origin is not None:
+        total.add_(origin)
     if total is not out:
         out.copy_(total)
 
 
-def _mean(group: Sequence[Term], into: torch.Tensor, scratch: Scratch) -> tuple[float, torch.Tensor]:
-    """The sum of coefficients of one sign, and the mean they weigh: exactly what the tensors are where all are equal."""
-    (weight, first, _), *rest = group
-    mean = first if first.dtype == into.dtype else into.copy_(first)
-    for coefficient, tensor, _ in rest:
+def _towards_mean(origin: torch.Tensor, terms: Sequence[Term], total: torch.Tensor, scratch: Scratch) -> torch.Tensor:
+    """The same in fewer passes, from the origin towards the terms' mean; precise to the size of the weights, for results that are narrower."""
+    mean, weight = origin, 0.0
+    for coefficient, tensor, _ in terms:
         weight += coefficient
-        mean = torch.lerp(mean, widen(tensor, into.dtype, 2, scratch), coefficient / weight, out=into)
-    return weight, mean
+        if mean is origin:
+            mean = total.copy_(tensor)
+        else:
+            mean.lerp_(widen(tensor, total.dtype, 2, scratch), coefficient / weight)
+    return torch.lerp(origin, mean, weight, out=total)
 
 
 def widen(tensor: torch.Tensor, dtype: torch.dtype, slot: int, scratch: Scratch) -> torch.Tensor:
@@ -185,4 +172,5 @@ def has_nonfinite(chunk: torch.Tensor) -> bool:
     """True if any element is NaN or infinite."""
     if not chunk.dtype.is_floating_point or not chunk.numel():
         return False
-    return not bool(torch.isfinite(torch.stack(torch.aminmax(chunk))).all())  # NaN is both, where there is one
+    extremes = torch.aminmax(chunk if chunk.dtype.itemsize > 1 else chunk.float())  # NaN is both, where there is one
+    return not bool(torch.isfinite(torch.stack(extremes)).all())

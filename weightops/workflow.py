@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from weightops.bench import Bench, Measured, Trial, Vectors, combined, file_name
 from weightops.checkpoints.checkpoint import CheckpointLike, open_checkpoint
-from weightops.errors import MissingExtraError, OptionError, OutputError, TaskError, UnknownNameError, WeightopsError
+from weightops.errors import MissingExtraError, OptionError, OutputError, TaskError, UnknownNameError
 from weightops.evaluators.zero_shot import record
 from weightops.files import check_free, jsonable, whole, write_json
 from weightops.finetuning import TrainingConfig, config_for
@@ -250,11 +250,9 @@ class Workflow(ABC):
             with whole(out, overwrite=overwrite) as part:
                 part.mkdir()
                 self._write(part, bench, found, test, summary)
-        except OutputError:
-            raise  # what was learned is kept, to go on from, as after an interrupt or whatever else comes in between
-        except WeightopsError:
+        except (NothingSatisfiesError, OptionError):
             shutil.rmtree(work, ignore_errors=True)
-            raise
+            raise  # after all else, an interrupt or a full disk, what was learned is kept, to go on from
         shutil.rmtree(work, ignore_errors=True)
         return summary
 

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -79,7 +80,8 @@ def interrupts() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # ignored, as in a shell's background, or somebody else's
+    ours = before is signal.default_int_handler  # and not ignored, as in a shell's background, or somebody else's
+    if not ours or threading.current_thread() is not threading.main_thread():
         yield came
         return
     signal.signal(signal.SIGINT, interrupt)
@@ -108,6 +110,8 @@ def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
     except (KeyboardInterrupt, Exception) as error:
         if debug:
             raise
+        if isinstance(error, click.Abort) and isinstance(error.__cause__, EOFError):
+            error = error.__cause__  # which click takes for the end of what is typed
         if interrupted or isinstance(error, (KeyboardInterrupt, click.Abort)):
             click.echo(
                 "weightops: interrupted; nothing is half written (--resume goes on where a verb has it)", err=True

@@ -64,8 +64,9 @@ def products(
     wide = any(s.specs[segment.step.name].dtype == torch.float64 for s in segment.step.coefficients)
     dtype = torch.float64 if wide else torch.float32
     totals = torch.zeros(k, k, dtype=torch.float64)
-    for start in range(segment.start, segment.stop, span(k)):
-        stop = min(start + span(k), segment.stop)
+    step = 2 * span(k)
+    for start in range(segment.start, segment.stop, step):
+        stop = min(start + step, segment.stop)
         rows = scratch.get(4, k * (stop - start), dtype).view(k, -1)
         read(start, stop, rows.unbind())
         rows = of(rows) if of else rows

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from weightops.errors import OptionError
+from weightops.errors import OptionError, TaskError
 from weightops.evaluators.clip import Clip
 from weightops.evaluators.zero_shot import encoded, metrics
 from weightops.tasks.split import split_indices
@@ -16,6 +16,7 @@ from weightops.tasks.task import Task
 DECAYS = tuple(10.0**-power for power in range(7))
 
 
+@torch.inference_mode(False)
 def linear_probe(clip: Clip, task: Task, split: str, *, batch_size: int = 256) -> dict[str, Any]:
     r"""Accuracy of multinomial logistic regression on the image encoder's features, fitted on the training images (arXiv 2103.00020).
 
@@ -35,10 +36,15 @@ def linear_probe(clip: Clip, task: Task, split: str, *, batch_size: int = 256) -
 
     Raises:
         OptionError: for the training split.
+        TaskError: if there are no classes, or too few images to fit to.
     """
     if split == "train":
         raise OptionError("a linear probe is fitted on the training images: score it on test or validation")
     truth = clip.pixels(task, "train").labels
+    if not task.classes or len(truth) < 2:
+        raise TaskError(
+            f"{task.name} has {len(task.classes)} classes and {len(truth)} training images: a probe needs some of each"
+        )
     train = encoded(clip, task, "train", batch_size=batch_size, features=True)
     mean, deviation = train.mean(0), train.std(0).clamp(min=1e-6)
     train = (train - mean) / deviation

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from weightops.evaluators.clip import Clip
 from weightops.evaluators.zero_shot import encoded
-from weightops.tasks.task import Captions, Task, captions_of
+from weightops.tasks.task import Task, captions_of
 
 DEPTHS = (1, 5, 10)
 _ROWS = 1024  # queries at a time
@@ -22,7 +22,8 @@ def retrieval(clip: Clip, task: Task, split: str, *, batch_size: int = 256) -> d
 
     Args:
         clip: a model with image and text encoders.
-        task: its images' captions are the texts; where they have none, the first prompt of each class is.
+        task: its images' captions are the texts, each its own image's alone; where they have none, the first prompt of each class is,
+            and belongs to all images of the class.
         split: "test", "validation" or "train".
         batch_size: images or texts at a time.
 
@@ -34,20 +35,27 @@ def retrieval(clip: Clip, task: Task, split: str, *, batch_size: int = 256) -> d
         CheckpointError: if the model takes no text.
     """
     images = task.load(split)
-    captions: Captions = captions_of(images) or [(task.prompts[label][0],) for label in images.labels]
-    place = {text: i for i, text in enumerate(dict.fromkeys(text for texts in captions for text in texts))}
-    of_image = {i: {place[text] for text in texts} for i, texts in enumerate(captions)}
+    captions = captions_of(images)
     of_text = defaultdict(set)
-    for image, texts in of_image.items():
-        for text in texts:
+    if captions is None:
+        texts = [prompts[0] for prompts in task.prompts]
+        for image, label in enumerate(images.labels.tolist()):
+            of_text[label].add(image)
+    else:
+        texts = [text for several in captions for text in several]
+        owners = [image for image, several in enumerate(captions) for _ in several]
+        for text, image in enumerate(owners):
             of_text[text].add(image)
+    of_image = defaultdict(set)
+    for text, owned in of_text.items():
+        for image in owned:
+            of_image[image].add(text)
     pictures = encoded(clip, task, split, batch_size=batch_size)
-    listed = list(place)
-    starts = tqdm(range(0, len(listed), batch_size), desc=f"texts of {task.name}", delay=1, leave=False)
-    words = torch.cat([clip.encode_text(clip.tokenizer(listed[start : start + batch_size])) for start in starts])
+    starts = tqdm(range(0, len(texts), batch_size), desc=f"texts of {task.name}", delay=1, leave=False)
+    words = torch.cat([clip.encode_text(clip.tokenizer(texts[start : start + batch_size])) for start in starts])
     found = {"image": _recall(words, pictures, of_text), "text": _recall(pictures, words, of_image)}
     scores = {f"{kind}_retrieval_recall@{k}": recall[k] for kind, recall in found.items() for k in DEPTHS}
-    return {**scores, "n": len(images), "texts": len(listed)}
+    return {**scores, "n": len(images), "texts": len(texts)}
 
 
 def _recall(queries: torch.Tensor, keys: torch.Tensor, own: Mapping[int, Set[int]]) -> dict[int, float]:

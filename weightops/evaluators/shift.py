@@ -115,6 +115,7 @@ def shift(
     split: str = "test",
     corruptions: Iterable[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
+    batch_size: int = 256,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Accuracy on a task as it is, and under corruptions of its images.
@@ -125,6 +126,7 @@ def shift(
         split: "test", "validation" or "train".
         corruptions: names in `CORRUPTIONS`; all by default.
         severities: from 1 to 5.
+        batch_size: images at a time.
         device: "auto", "cpu", "cuda", ...
 
     Returns:
@@ -132,7 +134,7 @@ def shift(
         each in [0, 1].
     """
     [task] = as_tasks(task)
-    accuracy = _accuracy_of(model, device)
+    accuracy = _accuracy_of(model, device, batch_size)
     names = list(CORRUPTIONS) if corruptions is None else list(corruptions)
     table = {
         name: {str(severity): accuracy(corrupted(task, name, severity), split) for severity in severities}
@@ -144,18 +146,18 @@ def shift(
 
 
 def _accuracy_of(
-    model: CheckpointLike | Clip | Callable[[Task, str], float], device: str
+    model: CheckpointLike | Clip | Callable[[Task, str], float], device: str, batch_size: int
 ) -> Callable[[Task, str], float]:
     if not isinstance(model, (str, Path, Mapping, nn.Module, Clip)):
         return model
     clip = Clip.open(model, device)
-    return lambda task, split: float(zero_shot(clip, task, split)["acc1"])
+    return lambda task, split: float(zero_shot(clip, task, split, batch_size=batch_size)["acc1"])
 
 
 def under_shift(clip: Clip, task: Task, split: str, *, batch_size: int = 256, details: bool = False) -> dict[str, Any]:
     """What `zero_shot` gives, and ``acc1_under_shift``, the mean over corruptions, and ``acc1_under_corruption``, each: see `shift`."""
     scores = zero_shot(clip, task, split, batch_size=batch_size, details=details)
-    found = shift(clip, task, split=split)
+    found = shift(clip, task, split=split, batch_size=batch_size)
     return {**scores, "acc1_under_shift": found["under_shift"], "acc1_under_corruption": found["corruptions"]}
 
 

@@ -25,9 +25,9 @@ class Evaluator:
 
     Attributes:
         function: called with a `Clip`, a `Task` and a split's name, and with those of ``batch_size`` and ``details`` that it has parameters
-            for, it gives metrics by name.
+            for, it gives metrics by name, among them ``n``, how many images there were.
         kind: what CLIP_benchmark calls it in its files.
-        columns: the metrics that a table shows.
+        columns: which of the metrics a table shows.
     """
 
     function: Callable[..., dict[str, Any]]
@@ -44,7 +44,7 @@ class Evaluator:
         """
         taken = inspect.signature(self.function).parameters
         if details and "details" not in taken:
-            raise OptionError(f"{self.function.__name__} has no details to tell")
+            raise OptionError(f"{self.kind} has no details to tell")
         given = {"batch_size": batch_size, "details": details}
         return self.function(clip, task, split, **{name: value for name, value in given.items() if name in taken})
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from weightops.errors import TaskError
 from weightops.evaluators.clip import Clip, prompts_id
 from weightops.tasks.task import Task
 
@@ -67,6 +68,8 @@ def batches(
     """A split's images in their order, ready for the model, which is put into its mode for inference."""
     clip.module.eval()
     pixels = clip.pixels(task, split)
+    if not len(pixels):
+        raise TaskError(f"{task.name} has no images for {split}")
     wanted = np.arange(len(pixels)) if only is None else only
     with tqdm(total=len(wanted), desc=f"{task.name} {split}", unit="images", delay=1, leave=False) as bar:
         for start in range(0, len(wanted), batch_size):

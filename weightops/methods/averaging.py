@@ -92,5 +92,5 @@ def model_stock(gram: torch.Tensor) -> torch.Tensor:
     cosines = gram / (norms[:, None] * norms).clamp(min=torch.finfo(gram.dtype).tiny)
     cosine = float((cosines.sum() - cosines.diagonal().sum()) / (k * (k - 1)))
     denominator = 1 + (k - 1) * cosine
-    ratio = k * cosine / denominator if abs(denominator) > 1e-6 else 0.0
+    ratio = 0.0 if abs(denominator) <= 1e-6 else k * cosine / denominator
     return torch.full((k,), ratio / k, dtype=gram.dtype)

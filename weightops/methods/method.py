@@ -284,7 +284,8 @@ class MethodSource(ComputedSource):
                 stop = min(start + CHUNK, rows.shape[1])
                 read(start, stop, rows[:, start:stop].unbind())
             available["deltas" if self.space == "delta" else "models"] = stack
-            made: torch.Tensor = call(self.method.function, available)
+            unsound = has_nonfinite(rows)  # of which no method need know
+            made: torch.Tensor = stack[0].fill_(math.nan) if unsound else call(self.method.function, available)
         if tuple(made.shape) != shape:
             raise WeightopsError(f"the result has shape {tuple(made.shape)}, not {shape}")
         flat = made.reshape(-1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from weightops.errors import TaskError
-from weightops.tasks.split import held_out
-from weightops.tasks.task import PROMPTS, SPLITS, Captions, Images, Sizes, Task, read_picture
+from weightops.tasks.split import three_splits
+from weightops.tasks.task import PROMPTS, SPLITS, Captions, Images, Sizes, Task, read_lines, read_picture, read_prompts
 
 CLASSES, TEMPLATES, KIND, COUNT = (
     "classnames.txt",
@@ -69,7 +69,7 @@ def archive_task(name: str, place: Callable[[Iterable[str]], Path], source: str)
     """A task from ``{split}/{i}.tar``, ``{split}/nshards.txt``, ``classnames.txt`` and ``zeroshot_classification_templates.txt``.
 
     In an archive ``KEY.png`` (or ``jpg``, ``webp``) is a picture, ``KEY.cls`` the number of its class, ``KEY.txt`` its captions, one a
-    line. Without a validation split a tenth of the training images are for it; a set that is only for tests can only be measured on.
+    line. For the splits that a set lacks, see `three_splits`.
 
     Args:
         name: of the task.
@@ -80,13 +80,12 @@ def archive_task(name: str, place: Callable[[Iterable[str]], Path], source: str)
         TaskError: if it isn't laid out so, or is of a kind that can't be scored.
     """
     folder = place(TEXTS)
-    classes = tuple(_lines(folder / CLASSES))
-    templates = tuple(line.replace("{c}", "{}") for line in _lines(folder / TEMPLATES)) or PROMPTS
-    if "multilabel" in _lines(folder / KIND):
+    classes = _classes(folder / CLASSES)
+    templates = read_prompts(folder / TEMPLATES, "{c}") if (folder / TEMPLATES).is_file() else PROMPTS
+    if (folder / KIND).is_file() and "multilabel" in read_lines(folder / KIND):
         raise TaskError(f"{source} has several labels an image, which weightops can't score")
     shards = {split: _count(folder / split / COUNT) for split in SPLITS if (folder / split / COUNT).is_file()}
 
-    @cache
     def read(split: str) -> Images:
         names = [f"{split}/{i}.tar" for i in range(shards[split])]
         there = place(names)
@@ -95,14 +94,7 @@ def archive_task(name: str, place: Callable[[Iterable[str]], Path], source: str)
             raise TaskError(f"{source} lacks {missing[0]} ({len(missing)} of {len(names)} archives)")
         return read_archives([there / shard for shard in names], len(classes))
 
-    @cache
-    def load(split: str) -> Images:
-        if split in shards and (split == "test" or "validation" in shards):
-            return read(split)
-        if split == "test" or "train" not in shards:
-            raise TaskError(f"{source} has no images for {split}, only for {' and '.join(shards)}")
-        return held_out(read("train"))[split]
-
+    load = three_splits(read, shards, source)
     return Task(name, classes, templates, load, Sizes(load), source, "see the data set's page")
 
 
@@ -130,6 +122,8 @@ def read_archives(archives: Sequence[Path], classes: int) -> ArchiveImages:
             if "txt" in parts:
                 text = parts["txt"].read().decode(errors="replace")
                 captions.append(tuple(line.strip() for line in text.splitlines() if line.strip()))
+                if not captions[-1]:
+                    raise TaskError(f"{parts['txt'].name} in {archive} is empty")
     for kind, found in (("classes", labels), ("captions", captions)):
         if found and len(found) < len(pictures):
             raise TaskError(
@@ -146,16 +140,18 @@ def _samples(archive: Path) -> Iterator[tuple[str, dict[str, Member]]]:
     try:
         with tarfile.open(archive, "r:") as tar:
             for info in tar:
-                if not info.isreg() or info.issparse():
+                file = info.name.rpartition("/")[2]
+                if not info.isreg() or info.issparse() or file.startswith("."):
                     continue
-                folder, _, file = info.name.rpartition("/")
                 stem, _, suffix = file.partition(".")
-                key = f"{folder}/{stem}"
+                key = info.name.removesuffix(file) + stem
                 if key != last and held:
                     yield str(last), held
                     held = {}
                 last = key
                 held[suffix.lower()] = Member(archive, info.name, info.offset_data, info.size)
+            if tar.offset >= archive.stat().st_size:  # an empty block ends it
+                raise TaskError(f"{archive} is cut short: the download or copy is incomplete")
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise TaskError(f"{archive} is not an archive that can be read: {error}") from error
     if held:
@@ -171,18 +167,20 @@ def _label(member: Member, classes: int) -> int:
     return int(text)
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a small file; none where there is none."""
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path} can't be read: {error}") from error
+def _classes(path: Path) -> tuple[str, ...]:
+    """The names of classes, one a line, by their numbers; none where there is no such file."""
+    if not path.is_file():
+        return ()
+    read_lines(path)
+    names = path.read_text(encoding="utf-8").rstrip().splitlines()
+    blank = [i for i, name in enumerate(names) if not name.strip()]
+    if blank:
+        raise TaskError(f"{path} has no name for class {blank[0]}")
+    return tuple(name.strip() for name in names)
 
 
 def _count(path: Path) -> int:
-    [text] = _lines(path) or [""]
-    if not text.isdigit():
+    text = " ".join(read_lines(path))
+    if not re.fullmatch(r"[1-9]\d{0,5}", text):
         raise TaskError(f"{path} should hold the number of archives, not {text[:20]!r}")
     return int(text)

@@ -13,7 +13,7 @@ from PIL import Image
 from weightops.errors import TaskError
 from weightops.tasks import drawing
 from weightops.tasks.rendered import any_face, seed
-from weightops.tasks.task import Altered, Images, Sizes, SomeImages, Task
+from weightops.tasks.task import Altered, Captions, Images, Sizes, SomeImages, Task, captions_of
 
 NEUTRAL = ("hello", "sale", "music", "garden", "winter", "paper", "north", "seven", "metro", "story")
 """Words that are no class of the tasks that come with weightops: they hide as much of a picture as an attack does."""
@@ -61,7 +61,13 @@ def written(image: Image.Image, word: str, rng: np.random.Generator, split: str)
 
 
 def typographic(task: Task) -> Task:
-    """A task under typographic attack: the name of a wrong class is written over each picture (arXiv 2208.05592)."""
+    """A task under typographic attack: the name of a wrong class is written over each picture (arXiv 2208.05592).
+
+    Raises:
+        TaskError: if it has no two classes.
+    """
+    if len(task.classes) < 2:
+        raise TaskError(f"{task.name} has no two classes, so there is no wrong one to write over a picture")
 
     def wrong(label: int) -> Sequence[str]:
         return [name for i, name in enumerate(task.classes) if i != label]
@@ -141,6 +147,12 @@ class UnionImages:
 
     parts: Sequence[Images]
     labels: npt.NDArray[np.int64]
+
+    @property
+    def captions(self) -> Captions | None:
+        """Those of the images, where all have any."""
+        several = [captions_of(part) for part in self.parts]
+        return None if None in several else [texts for captions in several for texts in captions or ()]
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -78,9 +78,12 @@ def _embedded(
     return Task(name, DIGITS, TEMPLATES, load, sizes, source, license)
 
 
+_on_hub = cache(hub_task)
+
+
 def _mnist_of_the_hub(split: str) -> Images:
     try:
-        return hub_task("ylecun/mnist").load(split)
+        return _on_hub("ylecun/mnist").load(split)
     except TaskError as error:
         raise TaskError(f"{error}; mnist also comes with: pip install 'weightops[demo]'") from error
 

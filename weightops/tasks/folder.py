@@ -15,7 +15,7 @@ from PIL import Image
 from weightops.errors import TaskError
 from weightops.keys import some
 from weightops.tasks.split import cut, held_out
-from weightops.tasks.task import PROMPTS, SPLITS, Captions, Images, Task, read_picture
+from weightops.tasks.task import PROMPTS, SPLITS, Captions, Images, Task, read_lines, read_picture, read_prompts
 
 PROMPTS_FILE = "prompts.txt"
 """A file in the folder with one prompt a line, ``{}`` for the class, to use instead of the default ones."""
@@ -61,7 +61,7 @@ class FolderImages:
             raise TaskError(
                 f"{missing[0]} is missing: {len(texts) - len(missing)} other pictures have captions beside them"
             )
-        return None if missing else [_lines(text, "a caption") for text in texts]
+        return None if missing else [read_lines(text) for text in texts]
 
 
 def folder_task(folder: Path) -> Task:
@@ -100,7 +100,8 @@ def folder_task(folder: Path) -> Task:
     if empty:
         raise TaskError(f"{folder} has too few images: none are left for {' and '.join(empty)} ({sizes})")
     name = folder.resolve().name
-    return Task(name, classes, _templates(folder), loads.__getitem__, sizes, f"the folder {folder}", "its owner's")
+    prompts = read_prompts(folder / PROMPTS_FILE) if (folder / PROMPTS_FILE).is_file() else PROMPTS
+    return Task(name, classes, prompts, loads.__getitem__, sizes, f"the folder {folder}", "its owner's")
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -159,25 +160,3 @@ def _splits(found: Mapping[str, list[File]], classes: Sequence[str]) -> Mapping[
     if "validation" in found:
         return {split: images(files) for split, files in found.items()}
     return {**held_out(images(found["train"])), "test": images(found["test"])}
-
-
-def _templates(folder: Path) -> tuple[str, ...]:
-    path = folder / PROMPTS_FILE
-    if not path.is_file():
-        return PROMPTS
-    lines = _lines(path, "one prompt a line, each with {} for the class")
-    odd = [line for line in lines if "{}" not in line]
-    if odd:
-        raise TaskError(f"{path} needs one prompt a line, each with {{}} for the class; not {odd[0]!r}")
-    return lines
-
-
-def _lines(path: Path, what: str) -> tuple[str, ...]:
-    """The lines of a text that aren't blank."""
-    try:
-        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path} can't be read: {error}") from error
-    if not lines:
-        raise TaskError(f"{path} needs {what}")
-    return lines

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +17,36 @@ from PIL import Image
 from weightops.errors import TaskError
 from weightops.hub import REPO, fetch, reason
 from weightops.tasks.archives import TEXTS, archive_task, is_archive
-from weightops.tasks.split import held_out
-from weightops.tasks.task import PROMPTS, Images, Sizes, Task
+from weightops.tasks.split import three_splits
+from weightops.tasks.task import PROMPTS, Images, Sizes, Task, read_picture
 
-NAME = re.compile(rf"(?P<repo>{REPO})(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[^:@/]+))?(?::(?P<label>\w+))?")
+NAME = re.compile(rf"(?P<repo>{REPO})(?:/(?P<config>\w[\w./-]*))?(?:@(?P<revision>[^:@]+))?(?::(?P<label>\w+))?")
 """How a data set is named: ``org/name``, ``org/name/config``, ``org/name@revision``, ``org/name:label_column``."""
 
-_PARQUET = re.compile(r"(?:(?P<config>.+)/)?(?P<split>train|validation|valid|val|test)-[^/]*\.parquet")
+_PARQUET = re.compile(r"(?:(?P<config>.+)/)?(?P<split>train|validation|valid|val|test)[-/][^/]*\.parquet")
 
 
 @dataclass(frozen=True)
 class HubImages:
-    """Rows of a data set with an image and a label column."""
+    """Rows of a data set with an image and a label column; images are as the files hold them."""
 
     rows: Any
     image: str
-    label: str
-
-    @cached_property
-    def labels(self) -> npt.NDArray[np.int64]:
-        return np.asarray(self.rows[self.label], dtype=np.int64)
+    labels: npt.NDArray[np.int64]
+    source: str
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Image.Image:
-        image: Image.Image = self.rows[index][self.image]
-        return image.convert("RGB")
+        cell = self.rows[int(index)][self.image] or {}
+        return read_picture(io.BytesIO(cell.get("bytes") or b""), f"{self.image} of row {index} of {self.source}")
 
 
 def hub_task(name: str) -> Task:
     """A task over a data set on the Hub; its images are fetched when they are needed.
 
-    Without a validation split a tenth of the training images, at most 5,000, are for it; without a test split the validation
-    split is the test.
+    For the splits that a set lacks, see `three_splits`.
 
     Args:
         name: ``org/name``, of archives as CLIP_benchmark's (see `archive_task`), or of Parquet files with a column of images and one of
@@ -84,11 +80,14 @@ def hub_task(name: str) -> Task:
         return folder
 
     folder = place([*TEXTS, "README.md"])
+    revision = folder.name  # one state of the set, whatever is pushed meanwhile
     source = f"{repo}@{folder.name} on the Hugging Face Hub"
-    called = repo.partition("/")[2].removeprefix("wds_")
-    if is_archive(folder):
-        return archive_task(called, place, source)
-    return _parquet_task(called, place, _parquet_files(names, repo, config), label, source)
+    called = "-".join([repo.partition("/")[2].removeprefix("wds_"), *filter(None, (config, label))]).replace("/", "-")
+    if not is_archive(folder):
+        return _parquet_task(called, place, _parquet_files(names, repo, config), label, source)
+    if config or label:
+        raise TaskError(f"{repo} is a set of archives, which has no configurations and no columns: name it alone")
+    return archive_task(called, place, source)
 
 
 def _parquet_files(names: Iterable[str], repo: str, config: str | None) -> Mapping[str, list[str]]:
@@ -115,53 +114,42 @@ def _parquet_files(names: Iterable[str], repo: str, config: str | None) -> Mappi
 def _parquet_task(
     name: str, place: Callable[[Iterable[str]], Path], files: Mapping[str, list[str]], label: str | None, source: str
 ) -> Task:
-    import datasets
+    from datasets import ClassLabel, Features, Image, load_dataset
     from pyarrow import ArrowException
     from pyarrow.parquet import read_schema
 
-    test = "test" if "test" in files else "validation"
-    if test not in files:
-        raise TaskError(f"{source} has no images to test on, only for {' and '.join(files)}")
-
-    def there(split: str) -> list[str]:
-        folder = place(files[split])
-        missing = [file for file in files[split] if not (folder / file).is_file()]
+    def there(wanted: list[str]) -> list[str]:
+        folder = place(wanted)
+        missing = [file for file in wanted if not (folder / file).is_file()]
         if missing:
-            raise TaskError(f"{source} lacks {missing[0]} ({len(missing)} of {len(files[split])} files)")
-        return [str(folder / file) for file in files[split]]
+            raise TaskError(f"{source} lacks {missing[0]} ({len(missing)} of {len(wanted)} files)")
+        return [str(folder / file) for file in wanted]
 
     try:
-        features = datasets.Features.from_arrow_schema(read_schema(there(test)[0]))
+        features = Features.from_arrow_schema(read_schema(there(next(iter(files.values()))[:1])[0]))
     except (ArrowException, OSError, ValueError) as error:
         raise TaskError(f"{source} has a Parquet file that can't be read: {reason(error)}") from error
-    image = next((column for column, feature in features.items() if isinstance(feature, datasets.Image)), None)
-    labels = {column: feature for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
+    image = next((column for column, feature in features.items() if isinstance(feature, Image)), None)
+    labels = {column: feature for column, feature in features.items() if isinstance(feature, ClassLabel)}
     if image is None or not labels:
         raise TaskError(f"{source} needs a column of images and one of class labels; it has {', '.join(features)}")
     if label not in labels and (label or len(labels) > 1):
         what = "no column of class labels called " + label if label else "several columns of class labels"
         raise TaskError(f"{source} has {what}: name one behind a colon, of {', '.join(labels)}")
     label = label or next(iter(labels))
+    classes = tuple(str(c).replace("_", " ") for c in labels[label].names)
 
-    @cache
     def read(split: str) -> Images:
+        paths = there(files[split])
         try:
-            rows = datasets.load_dataset("parquet", data_files=there(split), split="train")
-        except TaskError:
-            raise
+            rows = load_dataset("parquet", data_files=paths, split="train").cast_column(image, Image(decode=False))
         except Exception as error:  # the library raises whatever its many back ends raise
             raise TaskError(f"{source} can't be read: {reason(error)}") from error
-        return HubImages(rows, image, label)
+        found = [-1 if value is None else int(value) for value in rows[label]]
+        odd = [i for i, value in enumerate(found) if not 0 <= value < len(classes)]
+        if odd:
+            raise TaskError(f"{len(odd)} rows of {split} of {source} have no label in {label}, row {odd[0]} the first")
+        return HubImages(rows, image, np.array(found, dtype=np.int64), source)
 
-    @cache
-    def load(split: str) -> Images:
-        if split == "test":
-            return read(test)
-        if split == "validation" and test == "test" and "validation" in files:
-            return read("validation")
-        if "train" not in files:
-            raise TaskError(f"{source} has no images for {split}, only for {' and '.join(files)}")
-        return read("train") if test == "test" and "validation" in files else held_out(read("train"))[split]
-
-    classes = tuple(str(c).replace("_", " ") for c in labels[label].names)
+    load = three_splits(read, files, source)
     return Task(name, classes, PROMPTS, load, Sizes(load), source, "see the data set's page")

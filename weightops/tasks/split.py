@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
+from weightops.errors import TaskError
 from weightops.tasks.task import Images, SomeImages
 
 
@@ -36,3 +38,34 @@ def held_out(images: Images) -> dict[str, Images]:
     """Training images in two: a tenth of them, at most 5,000, are for validation, as in the papers."""
     validation = min(len(images) // 10, 5000)
     return cut(images, {"train": len(images) - validation, "validation": validation})
+
+
+def three_splits(read: Callable[[str], Images], have: Collection[str], source: str) -> Callable[[str], Images]:
+    """The images of a split, from those that a data set has.
+
+    Without one for validation, part of the training images is for it; without one for the test, the validation split is the test.
+
+    Args:
+        read: gives the images of one of the set's own splits.
+        have: these splits, of "train", "validation" and "test".
+        source: what the set is called in messages.
+
+    Returns:
+        A function of a split's name, which keeps what it has read, and raises `TaskError` for a split that can't be had.
+    """
+    test = "test" if "test" in have else "validation"
+
+    @cache
+    def load(split: str) -> Images:
+        own = test if split == "test" else split
+        if own in have and (split == "test" or (split, test) == ("validation", "test")):
+            return read(own)
+        if "train" not in have or split == "test":
+            raise TaskError(f"{source} has no images for {split}, only for {' and '.join(have)}")
+        return read("train") if {"validation", "test"} <= set(have) else training()[split]
+
+    @cache
+    def training() -> Mapping[str, Images]:
+        return held_out(read("train"))
+
+    return load

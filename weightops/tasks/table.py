@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from weightops.errors import TaskError
 from weightops.registry import Registry
 from weightops.tasks import embedded, rendered
 from weightops.tasks.archives import archive_task, is_archive
@@ -41,6 +42,15 @@ def find_task(name: str) -> Task:
 
 
 def as_tasks(tasks: str | Task | Iterable[str | Task]) -> list[Task]:
-    """Tasks by name or as they are, each once."""
+    """Tasks by name or as they are, each once.
+
+    Raises:
+        TaskError: if two are called the same: results go by names.
+    """
     listed = [tasks] if isinstance(tasks, (str, Task)) else tasks
-    return list(dict.fromkeys(find_task(task) if isinstance(task, str) else task for task in listed))
+    found = list(dict.fromkeys(find_task(task) if isinstance(task, str) else task for task in listed))
+    names = [task.name for task in found]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise TaskError(f"two different tasks are called {twice[0]}: rename a folder, results go by names")
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -94,15 +94,54 @@ def read_picture(file: Path | IO[bytes], name: str) -> Image.Image:
         raise TaskError(f"{name} is not an image that can be read: {error}") from error
 
 
-class Sizes(dict[str, int]):
+def read_lines(path: Path) -> tuple[str, ...]:
+    """The lines of a text that aren't blank.
+
+    Raises:
+        TaskError: if it can't be read, or there are none.
+    """
+    try:
+        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path} can't be read: {error}") from error
+    if not lines:
+        raise TaskError(f"{path} is empty")
+    return lines
+
+
+def read_prompts(path: Path, blank: str = "{}") -> tuple[str, ...]:
+    """Templates, one a line, with ``{}`` for the class.
+
+    Args:
+        path: the text.
+        blank: what stands for the class in it.
+
+    Raises:
+        TaskError: as from `read_lines`, and if a line has no place for the class.
+    """
+    lines = read_lines(path)
+    odd = [line for line in lines if blank not in line]
+    if odd:
+        raise TaskError(f"{path} needs one prompt a line, each with {blank} for the class; not {odd[0]!r}")
+    return tuple(line.replace(blank, "{}") for line in lines)
+
+
+class Sizes(Mapping[str, int]):
     """Sizes of splits that are known only when the pictures are."""
 
     def __init__(self, load: Callable[[str], Images]) -> None:
-        super().__init__()
         self._load = load
 
-    def __missing__(self, split: str) -> int:
-        return self.setdefault(split, len(self._load(split)))
+    def __getitem__(self, split: str) -> int:
+        if split not in SPLITS:
+            raise KeyError(split)
+        return len(self._load(split))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SPLITS)
+
+    def __len__(self) -> int:
+        return len(SPLITS)
 
 
 @dataclass(frozen=True, eq=False)
