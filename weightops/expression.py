@@ -84,6 +84,10 @@ class Source(ABC):
         flat = flattened(self.read(name))
         return lambda start, stop: cut(flat, start, stop)
 
+    def combination(self, name: str, scratch: Scratch) -> Mapping[Source, float] | None:
+        """The sources and coefficients that a tensor is a sum of, where it is one: it is then computed in one pass with what it takes part in."""
+        return None
+
     @property
     def leaves(self) -> list[Source]:
         """The places that it reads from: itself, unless it is computed."""

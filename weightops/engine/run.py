@@ -61,16 +61,29 @@ def _step(form: LinearForm, name: str) -> Step:
     return _anchored(name, form.specs[name].numel, form.coefficients(name), form.base, form.space == "weights")
 
 
-def combined(steps: Sequence[Step], coefficients: Sequence[float]) -> Step:
-    """The step that gives a linear combination of what others of one tensor give."""
+def combined(steps: Sequence[Step], coefficients: Sequence[float]) -> dict[Source, float]:
+    """The sources of a linear combination of what steps of one tensor give, and their coefficients."""
     totals: dict[Source, float] = {}
     for step, coefficient in zip(steps, coefficients, strict=True):
         for source, value in step.coefficients.items():
             totals[source] = totals.get(source, 0.0) + coefficient * value
-    whole = steps[0].keep_anchor
-    if whole and abs(math.fsum(coefficients) - 1) > 1e-12:  # not an average: there is nothing to be relative to
-        return Step(steps[0].name, steps[0].numel, totals, None, False)
-    return _anchored(steps[0].name, steps[0].numel, totals, steps[0].anchor, whole)
+    return totals
+
+
+def _expanded(step: Step, scratch: Scratch) -> Step:
+    """The step with sources that are combinations of others replaced by these."""
+    parts = {s: s.combination(step.name, scratch.within(s)) if s.computed else None for s in step.coefficients}
+    if not any(part is not None for part in parts.values()):
+        return step
+    totals: dict[Source, float] = {}
+    for source, coefficient in step.coefficients.items():
+        part = parts[source]
+        for inner, value in ({source: 1.0} if part is None else part).items():
+            totals[inner] = totals.get(inner, 0.0) + coefficient * value
+    whole = math.fsum(value for source, value in totals.items() if source.space == "weights")
+    if step.keep_anchor and abs(whole - 1) > 1e-12:  # not an average: there is nothing to be relative to
+        return Step(step.name, step.numel, totals, None, False)
+    return _anchored(step.name, step.numel, totals, step.anchor, step.keep_anchor)
 
 
 def _anchored(name: str, numel: int, coefficients: Mapping[Source, float], base: Source | None, whole: bool) -> Step:
@@ -108,6 +121,7 @@ def size(unit: Iterable[Segment]) -> int:
 
 def reader(steps: Sequence[Step], scratch: Scratch) -> Reader:
     """A reader of some steps of one tensor, which opens and widens what several of them take part in once."""
+    steps = [_expanded(step, scratch) for step in steps]
     used = Counter(source for step in steps for source in step.coefficients)
     opened = {
         source: source.open(steps[0].name, scratch.within(source) if source.computed else scratch) for source in used

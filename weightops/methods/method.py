@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, reduce
 from hashlib import sha256
@@ -15,7 +16,7 @@ import torch
 
 from weightops.dtypes import accumulator, is_editable
 from weightops.engine.reduce import products
-from weightops.engine.run import Reader, Segment, Step, alone, combined, plan, reader, through
+from weightops.engine.run import Segment, Step, alone, combined, plan, reader, through
 from weightops.errors import SpaceError, UnknownNameError, WeightopsError
 from weightops.expression import ComputedSource, LinearForm, Source, Space, provenance
 from weightops.kernels import CHUNK, Scratch, has_nonfinite
@@ -213,33 +214,41 @@ class MethodSource(ComputedSource):
         ]
         return reduce(LinearForm.plus, shifts, first)
 
-    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+    def combination(self, name: str, scratch: Scratch) -> Mapping[Source, float] | None:
         spec, steps = self.specs[name], self._steps(name)
         if not is_editable(spec.dtype) or not spec.numel:
-            return through(reader(steps[:1], scratch), spec.dtype, scratch)
-        working = accumulator(spec.dtype)
-        available = self._at(name)
-        weights = available["weights"] = torch.tensor(available["weights"], dtype=torch.float64)
+            return steps[0].coefficients
         if self.method.kind != "combination":
-            available["weights"] = weights.to(scratch.device, working)
-        try:
-            if self.method.kind == "combination":
-                return through(self._combination(steps, available, scratch), working, scratch)
-            if self.method.kind == "chunks":
-                return self._chunks(name, available, working, scratch)
-            return self._whole(name, available, working, scratch)
-        except WeightopsError as error:
-            raise type(error)(f"{self.method.name} at {name}: {error}") from error
+            return None
+        available = self._at(name)
+        available["weights"] = torch.tensor(available["weights"], dtype=torch.float64)
+        with self._at_fault(name):
+            if not self.method.fixed:
+                whole = Segment(steps[0], 0, steps[0].numel)
+                available["gram"] = products(whole, len(steps), reader(steps, scratch), scratch)
+            return combined(steps, call(self.method.function, available).tolist())
+
+    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+        spec = self.specs[name]
+        working = accumulator(spec.dtype) if is_editable(spec.dtype) else spec.dtype
+        if self.method.kind == "combination" or not is_editable(spec.dtype) or not spec.numel:
+            return through(reader(plan(LinearForm.of(self), [name]), scratch), working, scratch)
+        available = self._at(name)
+        available["weights"] = torch.tensor(available["weights"], dtype=torch.float64).to(scratch.device, working)
+        with self._at_fault(name):
+            made = self._chunks if self.method.kind == "chunks" else self._whole
+            return made(name, available, working, scratch)
 
     def _steps(self, name: str) -> list[Step]:
         return [plan(form, [name])[0] for form in self.inputs]
 
-    def _combination(self, steps: list[Step], available: dict[str, Any], scratch: Scratch) -> Reader:
-        if not self.method.fixed:
-            whole = Segment(steps[0], 0, steps[0].numel)
-            available["gram"] = products(whole, len(steps), reader(steps, scratch), scratch)
-        coefficients = call(self.method.function, available).tolist()
-        return reader([combined(steps, coefficients)], scratch)
+    @contextmanager
+    def _at_fault(self, name: str) -> Iterator[None]:
+        """Errors say in which method and at which tensor."""
+        try:
+            yield
+        except WeightopsError as error:
+            raise type(error)(f"{self.method.name} at {name}: {error}") from error
 
     def _chunks(
         self, name: str, available: dict[str, Any], working: torch.dtype, scratch: Scratch
