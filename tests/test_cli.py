@@ -209,3 +209,12 @@ def test_an_interrupt_is_told_as_one(capsys: pytest.CaptureFixture[str], monkeyp
         signal.signal(signal.SIGINT, before)
     assert code == 1
     assert err.startswith("weightops: interrupted;")
+
+
+def test_quiet_whatever_was_imported_before(tmp_path: Path) -> None:
+    script = (
+        "import time, tqdm; from weightops.cli.options import quieten; quieten();\n"
+        "for _ in tqdm.tqdm(range(3)): time.sleep(0.2)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stderr == ""

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -187,7 +188,10 @@ def quieten() -> None:
     """No progress bars and no warnings from here on."""
     import os
 
-    os.environ["TQDM_DISABLE"] = "1"
+    from tqdm import tqdm
+
+    os.environ["TQDM_DISABLE"] = "1"  # for processes that are started; in this one tqdm has looked when it was imported
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
     logging.getLogger("weightops").setLevel(logging.ERROR)
 
 
