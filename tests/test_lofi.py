@@ -256,7 +256,7 @@ def test_torchrun_two_nodes_of_two(tmp_path: Path) -> None:
 
 
 SHARDED = """
-import os, sys
+import os, sys, time
 from dataclasses import replace
 from weightops import finetuning, nodes, runs
 from weightops.cli import main
@@ -268,7 +268,10 @@ def checked(node, module):
     return module
 def last(folder, states, step):
     keep(folder, states, step)
-    if step == 4:
+    if step == 4:  # a death when both nodes have kept their state of the same step
+        open(sys.argv[-1] + ".kept" + str(int(os.environ["RANK"]) // 2), "w").close()
+        while not all(os.path.exists(sys.argv[-1] + ".kept" + node) for node in "01"):
+            time.sleep(0.05)
         os._exit(9)
 if "--fsdp" in sys.argv:
     nodes.Ddp.parallel = checked
