@@ -18,6 +18,7 @@ import torch
 from weightops import Clip, TrainingConfig, finetune, open_checkpoint
 from weightops.errors import CheckpointError, OutputError
 from weightops.finetuning import batch_indices, config_for
+from weightops.runs import states_in
 
 CONFIG = TrainingConfig(steps=6, batch_size=16, lr=1e-3, warmup=2, shift=0.1, seed=3)
 
@@ -115,13 +116,17 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT.replace("{config}", repr(config))]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     victim = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
-    state = tmp_path / "killed" / "training.pt"
-    while not state.exists() and victim.poll() is None:
+    while not states_in(tmp_path / "killed") and victim.poll() is None:
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "finetuned.safetensors").exists()
     with pytest.raises(CheckpointError, match="holds another run"):
         finetune("embedded", "mnist", CONFIG, out=tmp_path / "killed", resume=True)
+    damaged = tmp_path / "killed" / "training.1.pt"
+    damaged.write_bytes(b"PK\3\4")
+    with pytest.raises(CheckpointError, match=r"training.1.pt isn't a state to go on from; delete it"):
+        finetune("embedded", "mnist", CONFIG, out=tmp_path / "killed", resume=True)
+    damaged.unlink()
     subprocess.run([*command, str(tmp_path / "killed"), "resume"], check=True, capture_output=True)
     assert same(tmp_path / "whole" / "finetuned.safetensors", tmp_path / "killed" / "finetuned.safetensors")

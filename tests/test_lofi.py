@@ -8,20 +8,23 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from weightops import Checkpoint, TaskVector, TrainingConfig, finetune, lofi, open_checkpoint
 from weightops.cli.main import run
 from weightops.errors import MismatchError, NonfiniteError, OptionError, OutputError
 from weightops.expression import LinearForm
 from weightops.finetuning import batch_indices, config_for
-from weightops.nodes import Node, _pack, _parts, _unpack
-from weightops.runs import RecordedSource, training_record
+from weightops.nodes import Node, _pack, _parts, _unpack, going_on
+from weightops.runs import Folder, RecordedSource, states_in, training_record
 
 RECIPE = ["--task", "digits", "--batch-size", "16", "--seed", "5", "--model", "embedded"]
 
@@ -109,11 +112,11 @@ def test_a_node_checkpoint_says_how_it_was_made(separate: Path) -> None:
 def test_an_interrupted_run_is_not_thrown_away(separate: Path, tmp_path: Path) -> None:
     out = tmp_path / "node"
     out.mkdir()
-    (out / "training.pt").write_bytes(b"state")
+    (out / "training.4.pt").write_bytes(b"state")
     config = config_for(open_checkpoint("embedded"), steps=1, batch_size=8)
     with pytest.raises(OutputError, match="holds a run that was interrupted; --resume goes on"):
         finetune("embedded", "digits", config, out=out, device="cpu")
-    assert (out / "training.pt").read_bytes() == b"state"
+    assert (out / "training.4.pt").read_bytes() == b"state"
     with pytest.raises(MismatchError, match="say that they are nodes, and embedded doesn't"):
         lofi.average([separate / "node0", "embedded"])
 
@@ -189,7 +192,7 @@ def test_nan_and_unfinished_nodes_are_left_out(
 ) -> None:
     unfinished = tmp_path / "node3"
     unfinished.mkdir()
-    (unfinished / "training.pt").write_bytes(b"")
+    (unfinished / "training.4.pt").write_bytes(b"")
     w = {"w": torch.ones(2)}
     bad = made({"w": torch.tensor([1.0, torch.nan])}, node={"index": 1})
     average = lofi.survey([made(w), bad, made(w, config={"seed": 1}), unfinished])
@@ -215,6 +218,30 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not list(tmp_path.iterdir())
     assert run(["lofi", "--task", "digits"]) == 2
     assert run(["finetune", "--task", "digits", "--node", "4/4"]) == 2
+
+
+@given(st.integers(0, 5), st.integers(1, 7), st.lists(st.integers(0, 2), max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_killed_nodes_have_states_to_go_on_from_together(every: int, often: int, turns: list[int]) -> None:
+    """Whatever their speed: of each node, one of the last two states is between the same averages as the others'."""
+    node, steps, at = Node(0, 3, every=every), 20, [0, 0, 0]
+    with tempfile.TemporaryDirectory() as place:
+        folders = [Folder(Path(place) / f"node{i}", {}, None, steps, node.stretch) for i in range(3)]
+        for folder in folders:
+            folder.begin(resume=False, overwrite=False)
+        for i in turns:
+            step = at[i] + 1
+            meets = node.stretch(step) > node.stretch(at[i])
+            if step < steps and (not meets or min(at) + 1 >= step):  # an average ends when all have come to it
+                at[i] = step
+                if step % often == 0:
+                    folders[i].keep({}, step)
+        held = {i: folder.begin(resume=True, overwrite=False) for i, folder in enumerate(folders)}
+        plan = going_on(held, steps, node.stretch)
+        assert all(len(states_in(folder.path)) <= 2 for folder in folders)
+        assert len({node.stretch(step) for step in plan.values()}) == 1
+        assert all(step in held[i] for i, step in plan.items())
+        assert every or [*plan.values()] == [max(row) for row in held.values()]
 
 
 def test_packing() -> None:
@@ -255,50 +282,82 @@ def test_torchrun_two_nodes_of_two(tmp_path: Path) -> None:
     assert not equal(open_checkpoint(nodes[0]), open_checkpoint(nodes[1]))
 
 
-SHARDED = """
-import os, sys, time
+DYING = """
+import os, shutil, sys, time
 from dataclasses import replace
+from pathlib import Path
 from weightops import finetuning, nodes, runs
 from weightops.cli import main
-parallel, keep, config_for = nodes.Ddp.parallel, runs.Folder.keep, finetuning.config_for
+out, parallel, config_for, keep, finish = (
+    Path(sys.argv[-1]), nodes.Ddp.parallel, finetuning.config_for, runs.Folder.keep, runs.Folder.finish,
+)
+def die_after(file):
+    while not (out / "node0" / file).exists():
+        time.sleep(0.02)
+    os._exit(9)
+def kept(folder, states, step):
+    if folder.path.name == "node1" and step == 4:
+        die_after("training.4.pt")
+    keep(folder, states, step)
+def finished(folder, *args, **kwargs):
+    if folder.path.name == "node1":
+        die_after("training.json")
+    finish(folder, *args, **kwargs)
 def checked(node, module):
     module = parallel(node, module)
     held = sum(p.to_local().numel() for p in module.parameters())
     assert held < 0.6 * sum(p.numel() for p in module.parameters())
     return module
-def last(folder, states, step):
-    keep(folder, states, step)
-    if step == 4:  # a death when both nodes have kept their state of the same step
-        open(sys.argv[-1] + ".kept" + str(int(os.environ["RANK"]) // 2), "w").close()
-        while not all(os.path.exists(sys.argv[-1] + ".kept" + node) for node in "01"):
-            time.sleep(0.05)
-        os._exit(9)
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if out.name.startswith(("dies", "loses")):
+        runs.Folder.keep = kept
+    if out.name.startswith("ends"):
+        runs.Folder.finish = finished
+elif out.name.startswith("loses") and os.environ["RANK"] == "1":
+    shutil.rmtree(out / "node1")
 if "--fsdp" in sys.argv:
     nodes.Ddp.parallel = checked
-if "killed" in sys.argv[-1] and "--resume" not in sys.argv:
-    runs.Folder.keep = last
 finetuning.config_for = lambda *a, **k: replace(config_for(*a, **k), ema=0.5)
 main.main()
 """
 
 
+def run_and_restart(script: Path, ranks: int, out: Path, *options: object) -> str:
+    """What a job says, which torchrun starts again when one of its processes has died."""
+    script.write_text(DYING)
+    [agent] = torchrun(1, ranks, "--max-restarts", 1, script, "lofi", *RECIPE, *options, "-o", out)
+    told = agent.communicate(timeout=300)[1]
+    assert agent.returncode == 0, told
+    assert not [*states_in(out / "node0"), *states_in(out / "node1")]
+    return told
+
+
+def test_nodes_that_average_on_the_way_go_on_together(tmp_path: Path) -> None:
+    """One dies when another has kept a later state, or has ended, or loses its disk as well."""
+    options = ["--steps", "6", "--node-size", "1", "--average-every", "2", "--checkpoint-every", "2"]
+    whole, dies, ends, loses = (tmp_path / name for name in ("whole", "dies", "ends", "loses"))
+    told = [run_and_restart(tmp_path / "dying.py", 2, out, *options) for out in (whole, dies, ends, loses)]
+    for node in ("node0", "node1", "node0/ema", "node1/ema", "merged"):
+        assert equal(open_checkpoint(whole / node), open_checkpoint(dies / node))
+        assert equal(open_checkpoint(whole / node), open_checkpoint(ends / node))
+    assert "going on from step 2" in told[1]
+    assert "going on from step 4" in told[2]
+    assert "node 1 missed averages" in told[3]
+    assert "from step 4 of node 0" in told[3]
+    assert equal(open_checkpoint(loses / "node0"), open_checkpoint(loses / "node1"))
+
+
 def test_sharded_nodes_make_the_same_steps_and_go_on(tmp_path: Path) -> None:
-    (tmp_path / "sharded.py").write_text(SHARDED)
-    options = [*RECIPE, "--steps", "6", "--node-size", "2", "--average-every", "3", "--checkpoint-every", "2"]
-    for name, how, status in (
-        ("copied", [], 0),
-        ("sharded", ["--fsdp"], 0),
-        ("killed", ["--fsdp"], 1),
-        ("killed", ["--fsdp", "--resume"], 0),
-    ):
-        [agent] = torchrun(1, 4, tmp_path / "sharded.py", "lofi", *options, *how, "-o", tmp_path / name)
-        printed = agent.communicate(timeout=300)
-        assert agent.returncode == status, printed
+    options = ["--steps", "6", "--node-size", "2", "--average-every", "3", "--checkpoint-every", "2"]
+    copied, sharded, dies = (tmp_path / name for name in ("copied", "sharded", "dies"))
+    run_and_restart(tmp_path / "dying.py", 4, copied, *options)
+    run_and_restart(tmp_path / "dying.py", 4, sharded, *options, "--fsdp")
+    assert "going on from step 2" in run_and_restart(tmp_path / "dying.py", 4, dies, *options, "--fsdp")
     for part in ("node0", "node1", "merged", "node0/ema"):
-        copied, sharded, killed = (open_checkpoint(tmp_path / name / part) for name in ("copied", "sharded", "killed"))
-        assert equal(sharded, killed)
-        assert TaskVector(copied, sharded).norm() < 0.01 * TaskVector(open_checkpoint("embedded"), copied).norm()
-    assert equal(open_checkpoint(tmp_path / "sharded" / "node0"), open_checkpoint(tmp_path / "sharded" / "node1"))
+        a, b, c = (open_checkpoint(out / part) for out in (copied, sharded, dies))
+        assert equal(b, c)
+        assert TaskVector(a, b).norm() < 0.01 * TaskVector(open_checkpoint("embedded"), a).norm()
+    assert equal(open_checkpoint(sharded / "node0"), open_checkpoint(sharded / "node1"))
 
 
 STRIDED = """
@@ -327,8 +386,7 @@ def test_a_killed_node_is_left_out_and_may_come_late(separate: Path, tmp_path: P
     out = tmp_path / "run"
     options = [*RECIPE, "--steps", "8", "--checkpoint-every", "1", "--device", "cpu"]
     agents = torchrun(3, 1, "-m", "weightops", "lofi", *options, "-o", out, "--patience", "120")
-    state = out / "node0" / "training.pt"
-    while not state.exists() and agents[0].poll() is None:
+    while not states_in(out / "node0") and agents[0].poll() is None:
         time.sleep(0.01)
     os.kill(children(agents[0].pid)[0], signal.SIGKILL)
     printed = [agent.communicate(timeout=300) for agent in agents]

@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike
 from weightops.checkpoints.memory import MemorySource
+from weightops.errors import OptionError
 from weightops.evaluators.clip import Clip
 from weightops.expression import LinearForm
 from weightops.keys import Rules
 from weightops.learners import ClipLearner, Learner
-from weightops.nodes import Node, Single
+from weightops.nodes import Lofi, Node, Single
 from weightops.runs import Folder, Stateful
 from weightops.sharded import Learning, part, whole
 from weightops.tasks.table import as_tasks
@@ -131,17 +132,23 @@ def fit(
 ) -> Checkpoint:
     """Fine-tune any learner, in place; see `finetune` for arguments, result and errors."""
     node, strategy = node or Node(), strategy or Single()
+    if node.every and not isinstance(strategy, Lofi):
+        raise OptionError("nodes that average on the way must run at once: start them with torchrun")
     base, first = learner.base, strategy.rank == 0
     identity = {
         "config": asdict(config), "base": base.fingerprint, "task": learner.name, "source": learner.source, "node": asdict(node),
     }  # fmt: skip
-    folder = Folder(Path(out), identity, base.architecture) if out is not None else None
-    if strategy.tell(first and folder is not None and folder.begin(resume=resume, overwrite=overwrite)):
-        assert folder is not None
-        return folder.weights()
+    folder = Folder(Path(out), identity, base.architecture, config.steps, node.stretch) if out is not None else None
+    begun = 0
     try:
+        if first and folder is not None:
+            begun = strategy.agree(folder.begin(resume=resume, overwrite=overwrite), node, folder)
+            folder.go_back(begun)
+        begun = strategy.tell(begun)
+        if folder is not None and begun == config.steps:
+            return folder.weights()
         learner.prepare()
-        weights, ema = _train(learner, config, node, strategy, folder, checkpoint_every, on_step)
+        weights, ema = _train(learner, config, node, strategy, folder, begun, checkpoint_every, on_step)
         if folder is None or not first:
             source = MemorySource(weights, f"{base.ref} fine-tuned on {learner.name}")
             return Checkpoint(LinearForm.of(source), base.architecture)
@@ -156,7 +163,7 @@ def fit(
 
 
 def _train(
-    learner: Learner, config: TrainingConfig, node: Node, strategy: Single, folder: Folder | None, every: int,
+    learner: Learner, config: TrainingConfig, node: Node, strategy: Single, folder: Folder | None, begun: int, every: int,
     on_step: Callable[[int], None] | None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:  # fmt: skip
     """The loop; the module's whole state at its end, and with the moving average in it if there is one, on CPU."""
@@ -171,12 +178,14 @@ def _train(
         optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
         ema = _Ema(learner, config.ema)
         parts: dict[str, Stateful] = {"learning": Learning(learner.trained, optimizer), "ema": ema}
-        first = folder.restore(parts) if folder is not None else 0
-        bar.update(first)
-        lines = folder.lines if folder is not None else []
+        lines: list[dict[str, float]] = []
+        if folder is not None:
+            folder.restore(parts, begun)
+            lines = folder.lines
+        bar.update(begun)
         before = lines[-1]["seconds"] if lines else 0.0
         started = time.monotonic()
-        for step in range(first, config.steps):
+        for step in range(begun, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate(step)
             indices = batch_indices(len(learner), config.batch_size, step, config.seed, node)

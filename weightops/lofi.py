@@ -21,7 +21,7 @@ from weightops.kernels import has_nonfinite
 from weightops.keys import Rules, some
 from weightops.learners import ClipLearner, Learner
 from weightops.nodes import Lofi, Node, Single
-from weightops.runs import WEIGHTS, RecordedSource, training_record
+from weightops.runs import WEIGHTS, RecordedSource, states_in, training_record
 from weightops.task_vector import TaskVector
 from weightops.task_vector import average as mean_of
 from weightops.tasks.table import as_tasks
@@ -151,7 +151,7 @@ def _warn(left_out: Mapping[str, str]) -> None:
 
 def _unfinished(path: Path) -> bool:
     """True for the folder of a run that has not come to its end."""
-    return path.is_dir() and not (path / WEIGHTS).exists() and any(path.glob("training.*"))
+    return path.is_dir() and not (path / WEIGHTS).exists() and bool(states_in(path))
 
 
 def _check_kin(nodes: Mapping[str, Checkpoint]) -> dict[str, float]:
@@ -305,6 +305,9 @@ class _Meeting:
     def average(self, state: Mapping[str, torch.Tensor], architecture: Architecture | None) -> Average | None:
         """By one all-reduce, or from files if a node is gone and all checkpoints can be seen; in the first node, what was written."""
         weights = self.nodes.reports(self.samples, self.steps)
+        if len(weights) == self.nodes.count and all(weights.values()):
+            for path in states_in(self.out / f"node{self.nodes.index}").values():
+                path.unlink()  # as no node will go back
         writer = self.nodes.index == min((i for i in weights if weights[i]), default=-1)
         merged = None
         try:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from weightops.errors import CheckpointError, NonfiniteError, OptionError
-from weightops.keys import Rules
+from weightops.keys import Rules, some
 from weightops.sharded import part, shard_, whole
 from weightops.task_vector import average
+
+log = logging.getLogger("weightops")
 
 T = TypeVar("T")
 NodeData = Literal["shuffle", "shard"]
 
 PATIENCE = 1800.0
 """Seconds that a node which is done waits for the others."""
+
+
+HELD = 8
+"""More states than a run keeps."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +80,24 @@ class Node:
         """The seed of something random, this node's own."""
         return [*numbers, self.index + 1] if self.count > 1 else [*numbers]
 
+    def stretch(self, step: int) -> int:
+        """How many averages over the nodes come before the end of a step."""
+        return step // self.every if self.every else 0
+
     def images(self, total: int, seed: int) -> npt.NDArray[np.int64]:
         """The indices that this node draws from: shards are disjoint, and together all images."""
         if self.data == "shuffle" or self.count == 1:
             return np.arange(total)
         return np.random.default_rng([seed, total]).permutation(total)[self.index :: self.count]
+
+
+class Resumable(Protocol):
+    """A run whose states go from node to node."""
+
+    steps: int
+
+    def give(self, step: int) -> bytes: ...
+    def take(self, content: bytes, step: int) -> None: ...
 
 
 class Single:
@@ -114,9 +136,13 @@ class Single:
         """What the node's first process has, in all of them."""
         return value
 
+    def agree(self, held: Sequence[int], node: Node, run: Resumable) -> int:
+        """Which of the steps that a run can go on from it goes on from. For first processes."""
+        return max(held)
+
     def average_(self, state: Mapping[str, torch.Tensor], samples: int, step: int) -> None:
         """Make the tensors the mean over nodes, weighted by samples, in place."""
-        raise OptionError("nodes that average on the way must run at once: start them with torchrun")
+        raise NotImplementedError
 
 
 class Ddp(Single):
@@ -186,6 +212,37 @@ class Lofi(Ddp):
         if self.fsdp:
             raise OptionError("a model that is sharded stays so, and can't be trained once more: compare without fsdp")
         return Ddp(dist.group.WORLD)
+
+    def agree(self, held: Sequence[int], node: Node, run: Resumable) -> int:
+        """As every node's: the last step between the same two averages as the others', or one whose state another node gives."""
+        if not node.every:
+            return max(held)
+        mine = torch.tensor([-1] * HELD + sorted(held))[-HELD:].contiguous()
+        found = self._swap(dict.fromkeys(range(self.count), mine), dict.fromkeys(range(self.count), HELD))
+        steps = {index: [step for step in row.tolist() if step >= 0] for index, row in sorted(found.items())}
+        plan = going_on(steps, run.steps, node.stretch)
+        lost = [index for index, step in plan.items() if step not in steps[index]]
+        if lost:
+            step = plan[lost[0]]
+            self._hand_over(run, step, next(index for index in steps if step in steps[index]), lost)
+        return plan[self.index]
+
+    def _hand_over(self, run: Resumable, step: int, giver: int, lost: Sequence[int]) -> None:
+        """Send a node's state to those that the others went on without."""
+        size = torch.zeros(1, dtype=torch.int64)
+        if self.index == giver:
+            names = some(f"node {index}" for index in lost)
+            log.warning("%s missed averages, and go on from step %d of node %d", names, step, giver)
+            content = torch.frombuffer(bytearray(run.give(step)), dtype=torch.uint8)
+            for other in (dist.get_global_rank(self._leaders, index) for index in lost):
+                dist.send(size + len(content), other, group=self._leaders)
+                dist.send(content, other, group=self._leaders)
+        elif self.index in lost:
+            other = dist.get_global_rank(self._leaders, giver)
+            dist.recv(size, other, group=self._leaders)
+            content = torch.empty(int(size), dtype=torch.uint8)
+            dist.recv(content, other, group=self._leaders)
+            run.take(content.numpy().tobytes(), step)
 
     def reports(self, samples: int, step: int) -> dict[int, int]:
         """The samples that every node which answers has seen, 0 from one with nothing to give. For first processes.
@@ -276,6 +333,27 @@ class Lofi(Ddp):
         return received
 
 
+def going_on(held: Mapping[int, Sequence[int]], steps: int, stretch: Callable[[int], int]) -> dict[int, int]:
+    """Node -> the step that it goes on from: all between the same two averages, as late as can be.
+
+    Nodes that the others went on without may hold no such step. Theirs is one of which another holds the state.
+
+    Args:
+        held: node -> steps that it can go on from.
+        steps: of the whole run; of this one there is no state.
+        stretch: step -> how many averages came before it.
+
+    >>> going_on({0: [0, 5, 9], 1: [0, 3]}, 20, lambda step: step // 4)
+    {0: 0, 1: 3}
+    >>> going_on({0: [5, 9], 1: [0, 3]}, 20, lambda step: step // 4)
+    {0: 9, 1: 9}
+    """
+    common = set.intersection(*({stretch(step) for step in row} for row in held.values()))
+    last = max(step for row in held.values() for step in row if step < steps)
+    goal = max(common, default=stretch(last))
+    return {index: max((s for s in row if stretch(s) == goal), default=last) for index, row in held.items()}
+
+
 def _mean(
     pieces: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float], only: Sequence[str]
 ) -> dict[str, torch.Tensor]:
@@ -311,6 +389,11 @@ def _unpack(content: torch.Tensor, like: Mapping[str, torch.Tensor], names: Sequ
     }
 
 
+def restarts() -> int:
+    """How many times torchrun has started this job again (its ``--max-restarts``)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
 @contextmanager
 def connected(node_size: int | None = None, patience: float = PATIENCE, *, fsdp: bool = False) -> Iterator[Single]:
     """This process's node, in a job that torchrun started; without torchrun, a node of one process.
@@ -336,7 +419,10 @@ def connected(node_size: int | None = None, patience: float = PATIENCE, *, fsdp:
         raise OptionError(f"{world} processes can't be divided into nodes of {size}")
     if torch.cuda.is_available():
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    store, rank, _ = next(rendezvous("env://"))
+    here = PrefixStore(f"restart{restarts()}", store)  # torchrun's store still holds the addresses of the dead
+    dist.init_process_group(backend, store=here, rank=rank, world_size=world)
     try:
         groups = [dist.new_group(list(range(first, first + size))) for first in range(0, world, size)]
         leaders = dist.new_group(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from weightops.keys import some
 
 log = logging.getLogger("weightops")
 
-WEIGHTS, LOG, RECORD, STATE = "finetuned.safetensors", "log.jsonl", "training.json", "training.pt"
+WEIGHTS, LOG, RECORD, STATE = "finetuned.safetensors", "log.jsonl", "training.json", "training."
 EMA = "ema"
 """The folder, inside the run's, of the moving average of the weights."""
 
@@ -35,41 +36,63 @@ class Stateful(Protocol):
 class Folder:
     """A run's folder. It opens as a model when the run is finished.
 
+    Of a run that averages with others on the way, two states are kept: the last one, and the last one from before the average
+    that came before it. Another node may not have come any further.
+
     Args:
         path: the folder.
         identity: what makes it this run; nothing of another is resumed.
         architecture: of the weights.
+        steps: of the whole run.
+        stretch: step -> how many averages came before it.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], architecture: Architecture | None) -> None:
+    def __init__(
+        self, path: Path, identity: Mapping[str, Any], architecture: Architecture | None, steps: int, stretch: Callable[[int], int]
+    ) -> None:  # fmt: skip
         self.path = path
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
         self.architecture = architecture
+        self.steps = steps
         self.lines: list[dict[str, float]] = []
+        self._stretch = stretch
 
-    def begin(self, *, resume: bool, overwrite: bool) -> bool:
-        """Make the folder ready; True if the run in it is finished already.
+    def begin(self, *, resume: bool, overwrite: bool) -> list[int]:
+        """Make the folder ready; the steps that the run can go on from, the last of all if it is finished.
 
         Raises:
             OutputError: if it is, or was interrupted, and is neither to be resumed nor overwritten.
             CheckpointError: if it is to be resumed, and is of another run.
         """
-        if resume and not (self.path / STATE).is_file() and (self.path / WEIGHTS).is_file():
-            try:
-                self._same(json.loads((self.path / RECORD).read_text(encoding="utf-8")))
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"{self.path} holds weights and no record of how they were made") from error
-            return True
         if not resume:
             check_free(self.path / WEIGHTS, overwrite=overwrite)
-            if (self.path / STATE).is_file() and not overwrite:
+            if states_in(self.path) and not overwrite:
                 raise OutputError(
                     f"{self.path} holds a run that was interrupted; --resume goes on with it, --overwrite starts anew"
                 )
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
-            (self.path / STATE).unlink(missing_ok=True)
-        return False
+            self.go_back(0)
+        steps = list(states_in(self.path))
+        for step in steps:
+            self._same(self._load(step)["identity"])
+        if (self.path / WEIGHTS).is_file() and ((resume and not steps) or (self.path / RECORD).is_file()):
+            try:
+                self._same(json.loads((self.path / RECORD).read_text(encoding="utf-8")))
+            except (OSError, ValueError) as error:
+                raise CheckpointError(
+                    f"{self.path} holds weights and no record of how they were made; --overwrite starts anew"
+                ) from error
+            steps.append(self.steps)
+        return steps if len({self._stretch(step) for step in steps}) > 1 else [0, *steps]
+
+    def go_back(self, step: int) -> None:
+        """Forget what came after a step; finished weights stay until they are replaced."""
+        if step < self.steps:
+            (self.path / RECORD).unlink(missing_ok=True)
+        for later, path in states_in(self.path).items():
+            if later > step:
+                path.unlink()
 
     def _same(self, identity: Mapping[str, Any]) -> None:
         theirs, mine = ({**run.get("config", {}), **run} for run in (identity, self.identity))
@@ -83,39 +106,64 @@ class Folder:
                 f"{self.path} holds another run: {some(odd)}; give the same options, or start again without resume"
             )
 
-    def restore(self, parts: Mapping[str, Stateful]) -> int:
-        """Load the state, if there is one; the step to go on from."""
-        if not (self.path / STATE).is_file():
-            return 0
-        state = torch.load(self.path / STATE, map_location="cpu", weights_only=True)
-        self._same(json.loads(state["identity"]))
+    def restore(self, parts: Mapping[str, Stateful], step: int) -> None:
+        """Load the state of a step, counted from 1; at 0 there is none."""
+        if not step:
+            return
+        state = self._load(step)
         for name, part in parts.items():
             part.load_state_dict(state[name])
         self.lines = json.loads(state["lines"])
-        log.info("going on from step %d", state["step"])
-        return int(state["step"])
+        log.info("going on from step %d", step)
+
+    def _load(self, step: int) -> dict[str, Any]:
+        path = states_in(self.path)[step]
+        try:
+            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            return {**state, "identity": json.loads(state["identity"])}
+        except (RuntimeError, UnpicklingError, TypeError, LookupError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} isn't a state to go on from; delete it, or start anew with --overwrite"
+            ) from error
 
     def keep(self, states: Mapping[str, Any], step: int) -> None:
         """Write the state to go on from, whole or not at all."""
-        content = io.BytesIO()  # torch.save to a file tells of a full disk in its own way
-        torch.save(
-            {"identity": json.dumps(self.identity), "step": step, "lines": json.dumps(self.lines), **states}, content
-        )
-        with whole(self.path / STATE, overwrite=True) as part:
-            part.write_bytes(content.getbuffer())
+        self._keep({"lines": json.dumps(self.lines), **states}, step)
         self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
+        self._forget_before(step)
+
+    def _keep(self, state: Mapping[str, Any], step: int) -> None:
+        content = io.BytesIO()  # torch.save to a file tells of a full disk in its own way
+        torch.save({**state, "identity": json.dumps(self.identity)}, content)
+        with whole(self.path / f"{STATE}{step}.pt", overwrite=True) as part:
+            part.write_bytes(content.getbuffer())
+
+    def _forget_before(self, step: int) -> None:
+        """Delete the states that no node needs once this one has come to a step."""
+        states = states_in(self.path)
+        earlier = [kept for kept in states if self._stretch(kept) < self._stretch(step)]
+        for kept in {*states} - {step, max(earlier, default=step)}:
+            states[kept].unlink()
+
+    def give(self, step: int) -> bytes:
+        """The state of a step, for another node."""
+        return states_in(self.path)[step].read_bytes()
+
+    def take(self, content: bytes, step: int) -> None:
+        """Have the state that another node gave as one's own."""
+        self._keep(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), step)
 
     def finish(self, weights: Mapping[str, torch.Tensor], ema: Mapping[str, torch.Tensor], **facts: Any) -> None:
-        """Write what is left of the run: the weights, and their moving average if there is one."""
+        """Write what is left of the run: the weights, and their moving average if there is one; the record last."""
         record = {**self.identity, **facts}
         self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
-        self._write(RECORD, json.dumps(record, indent=2) + "\n")
         if self.architecture:
             self.architecture.write(self.path, self.path)
         if ema:
             self._checkpoint(ema, record).save(self.path / EMA, overwrite=True, on_nonfinite="error")
         self._checkpoint(weights, record).save(self.path / WEIGHTS, overwrite=True, on_nonfinite="error")
-        (self.path / STATE).unlink(missing_ok=True)
+        self._write(RECORD, json.dumps(record, indent=2) + "\n")
+        self._forget_before(self.steps)
 
     def _checkpoint(self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Checkpoint:
         source = RecordedSource(tensors, f"a run in {self.path}", training=dict(record))
@@ -128,6 +176,12 @@ class Folder:
     def weights(self) -> Checkpoint:
         """The finished run's weights."""
         return Checkpoint(open_checkpoint(self.path / WEIGHTS).form, self.architecture)
+
+
+def states_in(path: Path) -> dict[int, Path]:
+    """Step -> the state of it that an unfinished run in a folder can go on from."""
+    files = ((file.name[len(STATE) : -len(".pt")], file) for file in path.glob(f"{STATE}*.pt"))
+    return {int(step): file for step, file in files if step.isdecimal()}
 
 
 class RecordedSource(MemorySource):
