@@ -197,6 +197,7 @@ def test_the_nearest_lora_of_a_task_vector(base: nn.Module, tmp_path: Path) -> N
     _, folder = adapted(tmp_path / "adapter", base)
     exact = TaskVector.load(folder)
     error = exact.save_lora(tmp_path / "same", 3)
+    assert "The LoRA of rank 3" in (tmp_path / "same" / "README.md").read_text()
     assert error["relative_error"] < 1e-5
     assert all(torch.allclose(TaskVector.load(tmp_path / "same")[name], exact[name], atol=1e-6) for name in exact)
     torch.manual_seed(2)

@@ -132,6 +132,10 @@ def test_averages_by_samples(separate: Path, tmp_path: Path, capsys: pytest.Capt
     assert run(["lofi", "merge", *map(str, nodes), "-o", str(tmp_path / "merged"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["nodes"][str(nodes[2])] == {"weight": 48.0, "coefficient": 0.375}
+    for folder, said in ((tmp_path / "merged", f"* {nodes[2]}: 0.375"), (nodes[0], "# embedded fine-tuned on digits")):
+        assert said in (folder / "README.md").read_text()
+        assert run(["push", str(folder), "org/name", "--dry-run"]) == 0
+    capsys.readouterr()
     assert equal(open_checkpoint(tmp_path / "merged"), mean)
     assert open_checkpoint(tmp_path / "merged").architecture is not None
     assert run(["merge", *map(str, nodes), "-o", str(tmp_path / "plain"), "--weights", "40,40,48"]) == 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from weightops.cards import average_card
 from weightops.checkpoints.checkpoint import Architecture, Checkpoint, CheckpointLike, open_checkpoint
 from weightops.checkpoints.memory import MemorySource
 from weightops.errors import MismatchError, NonfiniteError, OptionError
@@ -63,15 +64,20 @@ class Average:
         path = Path(path)
         with whole(path, overwrite=overwrite) as part:
             part.mkdir()
+            self.model.card = average_card(_shares(self.weights), self.left_out)
             self.model.save_into(part, final=path, on_nonfinite="error")
             write_json(part / RECORD, self.record())
         return path
 
 
 def _record(weights: Mapping[str, float], left_out: Mapping[str, str], means: str) -> dict[str, Any]:
-    total = sum(weights.values())
-    nodes = {name: {"weight": weight, "coefficient": weight / total} for name, weight in weights.items()}
+    shares = _shares(weights)
+    nodes = {name: {"weight": weight, "coefficient": shares[name]} for name, weight in weights.items()}
     return {"nodes": nodes, "left_out": dict(left_out), "means": means}
+
+
+def _shares(weights: Mapping[str, float]) -> dict[str, float]:
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 
 def average(nodes: Sequence[CheckpointLike], *, only: str | Sequence[str] = "*") -> Checkpoint:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from weightops.cards import merge_card
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from weightops.errors import RecipeError
 from weightops.expression import LinearForm
@@ -19,7 +20,6 @@ from weightops.mergekit import looks_like_mergekit, translate
 from weightops.merging import merge
 from weightops.methods.table import METHODS
 from weightops.registry import unknown
-from weightops.reports.card import merge_card
 from weightops.stacking import Layers, stacked
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")

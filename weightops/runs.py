@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from weightops.cards import training_card
 from weightops.checkpoints.checkpoint import Architecture, Checkpoint, open_checkpoint
 from weightops.checkpoints.memory import MemorySource
 from weightops.errors import CheckpointError, OutputError
@@ -161,6 +162,7 @@ class Folder:
             self.architecture.write(self.path, self.path)
         if ema:
             self._checkpoint(ema, record).save(self.path / EMA, overwrite=True, on_nonfinite="error")
+        self._write("README.md", training_card(record))
         self._checkpoint(weights, record).save(self.path / WEIGHTS, overwrite=True, on_nonfinite="error")
         self._write(RECORD, json.dumps(record, indent=2) + "\n")
         self._forget_before(self.steps)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import nn
 
+from weightops.cards import adapter_card
 from weightops.checkpoints.adapters import write_adapter
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, load_into, open_checkpoint, open_ref
 from weightops.checkpoints.compact import coding, write_compact
@@ -303,7 +304,9 @@ class TaskVector(Tensors):
         base = self.base.ref if self.base else None
         with whole(folder, overwrite=overwrite) as part:
             part.mkdir()
-            return write_adapter(self.form, part, rank, fan_in_fan_out=fan_in_fan_out, base=base)
+            lost = write_adapter(self.form, part, rank, fan_in_fan_out=fan_in_fan_out, base=base)
+            (part / "README.md").write_text(adapter_card(base, rank, lost["relative_error"]), encoding="utf-8")
+            return lost
 
     @classmethod
     def load(cls, path: str | Path) -> TaskVector:

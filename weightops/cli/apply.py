@@ -35,8 +35,8 @@ def command(
     **output: Any,
 ) -> None:
     """Write BASE + alpha * VECTOR (+ alpha * VECTOR ...), with vectors that `weightops vector` saved."""
+    from weightops.cards import edit_card
     from weightops.files import check_free
-    from weightops.reports.card import edit_card
     from weightops.task_vector import TaskVector
 
     if len(alphas) not in (1, len(vectors)):

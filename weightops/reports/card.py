@@ -1,14 +1,14 @@
-"""Model cards, as the Hub expects them."""
+"""The model card of an edited model and its scores."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from weightops.cards import base_model
 from weightops.reports.table import cell
 
 
@@ -33,7 +33,7 @@ def card(summary: Mapping[str, Any], word: str) -> str:
     front = {
         "library_name": "open_clip",
         "pipeline_tag": "zero-shot-image-classification",
-        **_base_model([summary["model"]["ref"]]),
+        **base_model([summary["model"]["ref"]], "merge"),
         "tags": ["merge", "task-arithmetic", "weightops"],
         "model-index": [{"name": name, "results": results}],
     }
@@ -85,44 +85,3 @@ If the folder is moved and its configuration names a `bpe_path`, set that path t
 
 What isn't in the table wasn't measured: other abilities of the base may have changed more than the supported tasks show.
 """
-
-
-def merge_card(method: str, models: Sequence[str], base: str | None, recipe: str) -> str:
-    """The card of a merge: what it was made from, and the recipe that makes it again."""
-    how = f"`weightops merge` with this recipe, and the same options for the output, gives the same bytes:\n\n```yaml\n{recipe.strip()}\n```"
-    return _made_card(
-        f"{method} of {len(models)} checkpoint{'s' * (len(models) > 1)}", [*([base] if base else []), *models], how
-    )
-
-
-def edit_card(base: str, vectors: Sequence[tuple[str, float]]) -> str:
-    """The card of a base edited by task vectors, from their refs and coefficients."""
-    title = " ".join([base, *(f"{alpha:+g} x {ref}" for ref, alpha in vectors)])
-    alphas = "".join(f" --alpha {alpha:g}" for _, alpha in vectors)
-    command = f"weightops apply {' '.join(ref for ref, _ in vectors)} --base {base}{alphas}"
-    how = f"```sh\n{command}\n```\n\nThe coefficients were given, not chosen on data."
-    return _made_card(title, [base, *(ref for ref, _ in vectors)], how)
-
-
-def _made_card(title: str, refs: Sequence[str], how: str) -> str:
-    front = {**_base_model(refs), "tags": ["merge", "weightops"]}
-    sources = "\n".join(f"* `{ref}`" for ref in dict.fromkeys(refs))
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
----
-
-# {title}
-
-{sources}
-
-{how}
-
-Nothing was measured on it.
-"""
-
-
-def _base_model(refs: Sequence[str]) -> dict[str, Any]:
-    """What the Hub calls the models that these refs name, if they name any there."""
-    found = (re.fullmatch(r"([\w.-]+/[\w.-]+)(@[^:]+)?(:.+)?", ref) for ref in refs if not Path(ref).exists())
-    named = list(dict.fromkeys(match[1] for match in found if match))
-    return {"base_model": named, "base_model_relation": "merge"} if named else {}
