@@ -67,6 +67,7 @@ def test_only_the_image_encoder_changes(tmp_path: Path) -> None:
     assert all(n.startswith("visual.") for n in changed)
     assert torch.equal(random, torch.random.get_rng_state())
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "README.md",
         "finetuned.safetensors",
         "log.jsonl",
         "merges.txt.gz",

@@ -305,7 +305,7 @@ def kept(folder, states, step):
     keep(folder, states, step)
 def finished(folder, *args, **kwargs):
     if folder.path.name == "node1":
-        die_after("training.json")
+        die_after("finetuned.safetensors")
     finish(folder, *args, **kwargs)
 def checked(node, module):
     module = parallel(node, module)

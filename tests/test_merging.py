@@ -205,6 +205,52 @@ def test_layers_of_two_models_on_top_of_each_other(family: tuple[str, list[str]]
         Recipe.of({"slices": [{"models": [{"model": a, "layers": [0, 1]}, {"model": b, "layers": [0, 2]}]}]})
 
 
+def test_mergekits_scopes_and_slices(family: tuple[str, list[str]], tmp_path: Path) -> None:
+    base, models = family
+    entries = [
+        {"model": models[0], "parameters": {"weight": 1.0, "density": [{"filter": "mlp", "value": 0.5}]}},
+        {"model": models[1], "parameters": {"weight": [{"filter": "mlp", "value": 0.5}]}},
+    ]
+    content: dict[str, object] = {"merge_method": "ties", "base_model": base, "models": entries}
+    with pytest.raises(RecipeError, match=r"m2.safetensors has no weight, which ties needs"):
+        mergekit(tmp_path, content)
+    content["parameters"] = {"density": 0.3, "weight": 0.2, "lambda": [{"filter": "attn", "value": 2.0}]}
+    recipe = mergekit(tmp_path, content)
+    assert [*recipe.options["density"]] == [{"*mlp*": 0.5, "*": 0.3}, 0.3]
+    assert recipe.weights == (1.0, {"*mlp*": 0.5, "*": 0.2})
+    assert recipe.alpha == {"*attn*": 2.0, "*": 1.0}
+    sources = [{"model": m, "layer_range": [0, 2], "parameters": {"weight": 0.5}} for m in models[:2]]
+    few = mergekit(tmp_path, {"merge_method": "linear", "slices": [{"sources": sources}]}).merge()
+    assert [name for name in few if "layers.2" in name] == []
+    assert len(few) == len(open_checkpoint(base)) - 2
+    with pytest.raises(RecipeError, match="layers are of a slice"):
+        Recipe.of({"models": [{"model": models[0], "layers": [0, 2]}]})
+    with pytest.raises(RecipeError, match="dtype is for the whole recipe"):
+        Recipe.of({"slices": [{"models": [{"model": models[0], "layers": [0, 2]}], "dtype": "float16"}]})
+
+
+def test_dtypes_are_brought_together_where_one_is_asked_for(family: tuple[str, list[str]], tmp_path: Path) -> None:
+    base, [one, two, _] = family
+    half = str(open_checkpoint(one).save(tmp_path / "half.safetensors", dtype=torch.float16))
+    merged = Recipe((half, two), "ties", base=base, options={"density": 0.5}, dtype="bfloat16").merge()
+    widened = merge([open_checkpoint(half).to(torch.float32), two], "ties", base=base, density=0.5).to(torch.bfloat16)
+    assert all(torch.equal(merged[name], widened[name]) for name in widened)
+
+
+def test_what_a_configuration_says_of_each_layer_is_stacked(family: tuple[str, list[str]], tmp_path: Path) -> None:
+    folders = []
+    for i, path in enumerate(family[1][:2]):
+        folder = open_checkpoint(path).save(tmp_path / f"f{i}")
+        kinds = [f"{'ab'[i]}{layer}" for layer in range(3)]
+        (folder / "config.json").write_text(json.dumps({"n_layer": 3, "model_type": "x", "layer_types": kinds}))
+        folders.append(str(folder))
+    spans = zip(folders, ([0, 2], [1, 3]), strict=True)
+    pieces = [{"method": "passthrough", "models": [{"model": folder, "layers": span}]} for folder, span in spans]
+    Recipe.of({"slices": pieces}).merge().save(tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config == {"n_layer": 4, "model_type": "x", "layer_types": ["a0", "a1", "b1", "b2"]}
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from weightops import Checkpoint, open_checkpoint
+from weightops import Checkpoint, TaskVector, open_checkpoint
 from weightops.errors import MismatchError, OptionError, SpaceError, UnknownNameError, WeightopsError
 from weightops.kernels import CHUNK, Scratch
-from weightops.keys import Each
+from weightops.keys import Each, depths
 from weightops.merging import merge
 from weightops.methods.method import MethodSource
 from weightops.methods.parts import Parts
@@ -337,7 +338,7 @@ def test_schema_and_refusals(net: nn.Module) -> None:
         merge(models, "linear", alpha=0.5)
     with pytest.raises(UnknownNameError, match="no tensor that matches 'matrxi'"):
         merge(models, "ties", base=base, density={"matrxi": 0.5})
-    with pytest.raises(OptionError, match="a list of numbers"):
+    with pytest.raises(OptionError, match="density of ties is a finite number, not 'a'"):
         merge(models, "ties", base=base, density=["a"])
     with pytest.raises(MismatchError, match="don't match"):
         merge([models[0], net], "linear")
@@ -425,6 +426,52 @@ def test_settings_by_pattern_and_depth() -> None:
         merge(models, "magnitude", base=base, density=Each((0.25, 1.0)))["embed.weight"]
     some = merge(models, "magnitude", base=base, density={"layers.1.w": 0.5, "*": 1.0})
     assert [int(some[n].sum()) for n in names] == [4, 4, 2, 4, 4]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_tied_weights_stay_tied(method: str, tmp_path: Path) -> None:
+    def model(seed: int) -> State:
+        shared = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
+        return {"head.weight": shared, "inside.weight": shared, "w": shared + 1}
+
+    merged = apply(method, model(0), [model(1), model(2)])
+    state = merged.state_dict()
+    assert state["head.weight"].data_ptr() == state["inside.weight"].data_ptr()
+    saved = open_checkpoint(merged.save(tmp_path / "x.safetensors"))
+    assert all(torch.equal(saved[name], state[name]) for name in state)
+
+
+def test_what_a_method_cannot_take() -> None:
+    base, models = family(2)
+    for method, options, error, match in (
+        ("tsv_m", {"weights": [1, 2]}, OptionError, "tsv_m takes no weights"),
+        ("ties", {"density": "0.2"}, OptionError, "density of ties is a finite number, not '0.2'"),
+        ("ties", {"density": None}, OptionError, "not None"),
+        ("ties", {"normalize": {"*": "weigths"}}, UnknownNameError, "not 'weigths'"),
+        ("linear", {"normalize": "no"}, OptionError, "true or false, not 'no'"),
+        ("della", {"density": 0.95, "epsilon": 0.1}, OptionError, "outside of 0 to 1"),
+        ("dare_linear", {"density": 1e-6}, OptionError, "keeps nothing"),
+    ):
+        with pytest.raises(error, match=match):
+            merge(models, method, base=None if method == "linear" else base, **options)["matrix"]
+    kept = merge(models, "ties", base=base, density=np.float32(0.5))
+    assert json.dumps(kept.form.sources[1].describe())
+    one, two = (TaskVector(base, model).select(names) for model, names in zip(models, ("matrix", "*"), strict=True))
+    with pytest.raises(MismatchError, match="ties takes inputs with the same tensors"):
+        MethodSource(METHODS["ties"], [one.form, two.form])
+    with pytest.raises(MismatchError, match="float8_e4m3fn tensors, which can't be edited: w"):
+        TaskVector({"w": torch.zeros(4)}, {"w": torch.ones(4)}).apply({"w": torch.ones(4).to(torch.float8_e4m3fn)}, 0.5)
+
+
+def test_della_keeps_all_at_density_one() -> None:
+    base, models = family(2)
+    merged = apply("della_linear", base, models, density=1.0)
+    added = apply("task_arithmetic", base, models)
+    assert all(torch.allclose(merged[name], added[name]) for name in added)
+
+
+def test_depth_is_within_the_layers_that_there_are() -> None:
+    assert depths([f"layers.{i}.w" for i in (2, 3, 4)]) == {"layers.2.w": 0.0, "layers.3.w": 0.5, "layers.4.w": 1.0}
 
 
 def test_arcs_between_task_vectors() -> None:

@@ -15,7 +15,7 @@ from weightops.errors import TaskError, UnknownNameError
 from weightops.tasks.derived import neutral, part_of, typographic, union
 from weightops.tasks.folder import folder_task
 from weightops.tasks.table import as_tasks, find_task
-from weightops.tasks.task import PROMPTS, SPLITS
+from weightops.tasks.task import PROMPTS, SPLITS, read_picture
 
 
 def paint(path: Path, value: int) -> None:
@@ -58,6 +58,28 @@ def test_with_splits_and_prompts(tmp_path: Path) -> None:
         folder.rmdir()
     (tmp_path / "val").rmdir()
     assert dict(folder_task(tmp_path).sizes) == {"train": 18, "validation": 2, "test": 6}
+
+
+def test_folders_as_others_lay_them_out(tmp_path: Path) -> None:
+    for i in range(40):
+        paint(tmp_path / "deep" / "ab"[i % 2] / str(i % 3) / f"{i}.png", i)
+        paint(tmp_path / "imagenet" / ("val" if i < 10 else "train") / "ab"[i % 2] / f"{i}.png", i)
+        paint(tmp_path / "cifar" / ("train" if i % 2 else "truck") / f"{i}.png", i)
+    assert sum(folder_task(tmp_path / "deep").sizes.values()) == 40
+    assert dict(folder_task(tmp_path / "imagenet").sizes) == {"train": 27, "validation": 3, "test": 10}
+    assert folder_task(tmp_path / "cifar").classes == ("train", "truck")
+    paint(tmp_path / "imagenet" / "valid" / "a" / "1.png", 1)
+    with pytest.raises(TaskError, match="has two folders for validation: val and valid"):
+        folder_task(tmp_path / "imagenet")
+    for name in ("boeing_737", "boeing_747"):
+        paint(tmp_path / "planes" / f"label={name}.png", 1)
+    with pytest.raises(TaskError, match="too few images"):
+        folder_task(tmp_path / "planes")
+    wide = Image.fromarray(np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16))
+    wide.save(tmp_path / "wide.png")
+    assert np.asarray(read_picture(tmp_path / "wide.png", "wide"))[..., 0].ravel().tolist() == [
+        int(v / 256) for v in np.linspace(0, 65535, 64).astype(np.uint16)
+    ]
 
 
 def test_names_with_label_and_text(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_refusals(patched: Path, tmp_path: Path) -> None:
 
 def test_plan(tmp_path: Path) -> None:
     plan = Patch("mnist", **QUICK).plan(tmp_path / "x" / "y")
-    assert plan.alphas == (0.0, 0.5, 1.0)
+    assert plan.alphas == (0.0, 0.5)
     assert plan.training_images == 8 * 64
     assert plan.free_bytes > plan.output_bytes > 0
 

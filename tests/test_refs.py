@@ -268,4 +268,5 @@ def test_what_is_fetched() -> None:
         _wanted(["model.safetensors.index.json", "model-00001-of-2.safetensors", "pytorch_model.bin"], known)[-1]
         == "model-*.safetensors"
     )
+    assert "adapter_model.*" in _wanted(["adapter_config.json", "adapter_model.bin"], (*known, "adapter_config.json"))
     assert _wanted(["a.pt", "b.onnx"], known)[-4:] == ["*.bin", "*.pt", "*.pth", "*.ckpt"]

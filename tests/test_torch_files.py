@@ -186,6 +186,19 @@ def test_the_oldest_format(tmp_path: Path) -> None:
     assert TaskVector(tmp_path / "old.pth", state).norm() == 0
 
 
+def test_what_holds_more_than_one_mapping_of_weights(tmp_path: Path) -> None:
+    torch.save({"epoch": torch.tensor(3.0), "net": {"w": torch.ones(2)}}, tmp_path / "two.pt")
+    with pytest.raises(CheckpointError, match=r"tensors at the top \(epoch\) and under net"):
+        open_checkpoint(tmp_path / "two.pt")
+    around: dict[str, object] = {}
+    around["model"] = around
+    torch.save(around, tmp_path / "around.pt")
+    with pytest.raises(CheckpointError, match="a mapping with keys model"):
+        open_checkpoint(tmp_path / "around.pt")
+    torch.save({"module": {"w": torch.ones(2)}, "global_steps": 3}, tmp_path / "deepspeed.pt")
+    assert set(open_checkpoint(tmp_path / "deepspeed.pt")) == {"w"}
+
+
 def test_quantised_tensors_are_refused_by_name(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from weightops import TaskVector, evaluate, merge, open_checkpoint
 from weightops.checkpoints.likeness import for_open_clip, in_format
+from weightops.checkpoints.transformers_folder import TransformersArchitecture
 from weightops.cli.main import run
 from weightops.errors import CheckpointError
 from weightops.evaluators.clip import Clip
@@ -190,6 +191,59 @@ def test_language_models_with_tied_weights(tmp_path: Path) -> None:
     assert TaskVector(tmp_path / "pre", ft).norm() == pytest.approx(TaskVector(pre, ft).norm())
 
 
+def test_names_of_the_inside_of_a_model(tmp_path: Path) -> None:
+    """As the Hub has GPT-2: without the head, its names without what the whole model puts before them, and with masks."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=20, n_positions=8, bos_token_id=0, eos_token_id=0)
+    pre, ft = (GPT2LMHeadModel(config).eval() for _ in range(2))
+    save(ft, tmp_path / "ft")
+    hub = save(pre, tmp_path / "hub")
+    inside = {name.removeprefix("transformer."): t for name, t in load_file(hub / "model.safetensors").items()}
+    for i in range(2):
+        inside |= {
+            f"h.{i}.attn.bias": torch.ones(1, 1, 8, 8).tril().bool(),
+            f"h.{i}.attn.masked_bias": torch.tensor(-1e4),
+        }
+    save_file(inside, hub / "model.safetensors", {"format": "pt", "title": "wte.weight"})
+    assert "title" not in open_checkpoint(hub)
+    tokens = torch.tensor([[1, 2, 3]])
+    assert torch.equal(open_checkpoint(hub).model()(tokens).logits, pre(tokens).logits)
+    for a, b in ((hub, tmp_path / "ft"), (pre, tmp_path / "ft"), (hub, ft)):
+        assert TaskVector(a, b).norm() == pytest.approx(TaskVector(pre, ft).norm())
+    edited = TaskVector(hub, tmp_path / "ft").apply(hub, 1.0)
+    assert torch.equal(edited.model()(tokens).logits, ft(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "mode"),
+    [
+        ("preprocessor_config.json", {"size": 32}, "shortest"),
+        ("preprocessor_config.json", {"size": None, "image_std": None}, "shortest"),
+        ("processor_config.json", {"image_processor": {"size": {"height": 32, "width": 32}}}, "squash"),
+    ],
+)
+def test_where_the_preparation_of_images_is_told(
+    name: str, settings: dict[str, Any], mode: str, tmp_path: Path
+) -> None:
+    folder = save(clip_model(0), tmp_path / "x")
+    inner = settings.get("image_processor", settings)
+    inner["image_mean"] = [0.1, 0.2, 0.3]
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    (folder / name).write_text(json.dumps(settings))
+    told = TransformersArchitecture(folder).open_clip()
+    assert told is not None
+    assert told.config["preprocess_cfg"]["mean"] == [0.1, 0.2, 0.3]
+    assert told.config["preprocess_cfg"]["resize_mode"] == mode
+
+
+def test_the_configuration_names_the_dtype_that_is_written(tmp_path: Path) -> None:
+    folder = save(clip_model(0), tmp_path / "x")
+    open_checkpoint(folder).save(tmp_path / "half", dtype=torch.bfloat16)
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
+
+
 def test_a_stack_of_layers_is_a_model_before_it_is_saved(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -223,4 +277,33 @@ def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["CLIPModel"]}))
     with pytest.raises(CheckpointError, match="can't be built"):
         open_checkpoint(folder).model()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Model", None]}}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"auto_map": {"AutoImageProcessor": "evil.Model"}}))
+    for part in (checkpoint.tokenizer, checkpoint.preprocess):
+        with pytest.raises(CheckpointError, match="that transformers loads"):
+            part()
+    clip = open_checkpoint("embedded").save(tmp_path / "clip")
+    content = json.loads((clip / "open_clip_config.json").read_text())
+    for name in ("tokenizer_config.json", "evil.py"):
+        (clip / name).write_bytes((folder / name).read_bytes())
+    for settings, message in (
+        ({"trust_remote_code": True}, "trust_remote_code of the tokenizer, which isn't allowed"),
+        ({}, "can't make the tokenizer"),
+    ):
+        content["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": settings}
+        (clip / "open_clip_config.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(clip).tokenizer()
     assert not (tmp_path / "SENTINEL").exists()
+
+
+def test_a_link_to_elsewhere_is_not_copied(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    for folder, name in (
+        (save(clip_model(0), tmp_path / "x"), "vocab_more.txt"),
+        (open_checkpoint("embedded").save(tmp_path / "y"), "vocab_more.txt"),
+    ):
+        (folder / name).symlink_to(tmp_path / "secret")
+        with pytest.raises(CheckpointError, match=r"vocab_more.txt, a link to .*secret, outside its folder"):
+            open_checkpoint(folder).save(tmp_path / "out")
+        assert not (tmp_path / "out").exists()

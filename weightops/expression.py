@@ -248,6 +248,12 @@ class LinearForm:
             if self.specs[n].shape != other.specs[n].shape
         ]
         extra = [n for n in other.specs if n not in self.specs] if self.space == "weights" else []
+        fixed = [n for n in both if not is_editable(self.specs[n].dtype) and other.coefficients(n)]
+        if fixed:
+            raise MismatchError(
+                f"{describe(self)} holds {len(fixed)} {name_of(self.specs[fixed[0]].dtype)} tensors, which can't be edited: "
+                f"{some(fixed)}; convert them to bfloat16 or wider first"
+            )
         if shapes or extra:
             what = f"{describe(self)} and {describe(other)}"
             raise mismatch(

@@ -6,8 +6,9 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from hashlib import sha256
@@ -16,6 +17,11 @@ from secrets import token_hex
 from typing import Any
 
 from weightops.errors import CheckpointError, OutputError
+
+_OURS = re.compile(
+    r".+\.(safetensors|json|jsonl|html|md|txt|gz|model|jinja)|(frontier|accuracy|figure|geometry)\.(png|svg)|LICENSE.*|(vocab|merges)[^.]*"
+)
+"""What outputs are made of, and so what may be replaced."""
 
 
 @contextmanager
@@ -127,11 +133,10 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(f"{path} exists; --overwrite (overwrite=True) replaces it")
     if path.is_dir() and any(path.iterdir()):
-        ours = any((path / name).is_file() for name in ("summary.json", "open_clip_config.json", "config.json"))
-        weights = any(child.name.endswith((".safetensors", ".json", ".jsonl")) for child in path.iterdir())
-        if any(child.is_dir() for child in path.iterdir()) or not (ours or weights):
+        other = [child.name for child in sorted(path.iterdir()) if child.is_dir() or not _OURS.fullmatch(child.name)]
+        if other:
             raise OutputError(
-                f"{path} is a folder that holds other things than a model or results; it is left as it is"
+                f"{path} is a folder that holds other things than a model or results ({other[0]}); it is left as it is"
             )
 
 
@@ -227,6 +232,16 @@ def beside(path: Path, name: str) -> Path:
     if file.resolve().parent not in (path.parent.resolve(), path.resolve().parent):
         raise CheckpointError(f"{path} points to {name}, a link to {file.resolve()}, outside its folder")
     return file
+
+
+def copy_described(config: Path, patterns: Iterable[str], folder: Path) -> None:
+    """Copy the files beside a configuration that match patterns into a folder.
+
+    Raises:
+        CheckpointError: if one is a link to elsewhere.
+    """
+    for name in sorted({path.name for pattern in patterns for path in config.parent.glob(pattern) if path.is_file()}):
+        shutil.copyfile(beside(config, name), folder / name)
 
 
 def cached_folder(kind: str, files: Mapping[str, Any]) -> Path:

@@ -136,7 +136,7 @@ def fit(
         raise OptionError("nodes that average on the way must run at once: start them with torchrun")
     base, first = learner.base, strategy.rank == 0
     identity = {
-        "config": asdict(config), "base": base.fingerprint, "task": learner.name, "source": learner.source, "node": asdict(node),
+        "config": asdict(config), "base": base.fingerprint, "task": learner.name, "digest": learner.digest, "node": asdict(node),
     }  # fmt: skip
     folder = Folder(Path(out), identity, base.architecture, config.steps, node.stretch) if out is not None else None
     begun = 0
@@ -153,7 +153,13 @@ def fit(
             source = MemorySource(weights, f"{base.ref} fine-tuned on {learner.name}")
             return Checkpoint(LinearForm.of(source), base.architecture)
         samples = config.steps * node.batch_size(config.batch_size)
-        folder.finish(weights, ema, model=base.ref, samples=samples, communication_seconds=strategy.seconds)
+        facts = {
+            "model": base.ref,
+            "source": learner.source,
+            "samples": samples,
+            "communication_seconds": strategy.seconds,
+        }
+        folder.finish(weights, ema, **facts)
     except BaseException:
         if folder is not None and first:
             with suppress(OSError):

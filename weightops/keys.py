@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
@@ -112,7 +113,7 @@ _FIRST = re.compile(r"embed|conv1|patch|ln_pre|pre_layrnorm|cls_token|wte|wpe")
 
 
 def depths(names: Iterable[str]) -> dict[str, float]:
-    """How deep in its tower each tensor lies, from 0 to 1: by the first number in its name.
+    """How deep in its tower each tensor lies, from 0 in its first layer to 1 in its last: by the first number in its name.
 
     Of those without a number, embeddings are at 0 and all else, such as a head, at 1.
 
@@ -120,15 +121,18 @@ def depths(names: Iterable[str]) -> dict[str, float]:
     {'embed.weight': 0.0, 'layers.0.w': 0.0, 'layers.1.w': 0.5, 'layers.2.w': 1.0, 'head.weight': 1.0}
     """
     found = {name: layer_of(name) for name in names}
-    last: dict[str, int] = {}
+    towers: dict[str, list[int]] = defaultdict(list)
     for place in filter(None, found.values()):
-        last[place.before] = max(last.get(place.before, 0), place.number)
-    return {
-        name: place.number / last[place.before]
-        if place and last[place.before]
-        else float(not place and not _FIRST.search(name))
-        for name, place in found.items()
-    }
+        towers[place.before].append(place.number)
+    first, last = ({tower: end(numbers) for tower, numbers in towers.items()} for end in (min, max))
+
+    def depth(name: str, place: Layer | None) -> float:
+        if place is None:
+            return float(not _FIRST.search(name))
+        length = last[place.before] - first[place.before]
+        return (place.number - first[place.before]) / length if length else 1.0
+
+    return {name: depth(name, place) for name, place in found.items()}
 
 
 def setting_at(setting: Setting, name: str, depth: float, default: Any) -> Any:

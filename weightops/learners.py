@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,7 +15,7 @@ from torch import nn
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from weightops.checkpoints.memory import MemorySource
 from weightops.errors import OptionError, TaskError
-from weightops.evaluators.clip import Clip, Pixels
+from weightops.evaluators.clip import Clip, Pixels, prompts_id
 from weightops.evaluators.perplexity import token_blocks, token_loss
 from weightops.expression import LinearForm
 from weightops.kernels import pick_device
@@ -64,6 +66,11 @@ class Learner(nn.Module):
     def prepare(self) -> None:
         """Get what training needs, once it is sure that there will be any."""
 
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Eight hex digits that other data to learn from don't share."""
+
     @abstractmethod
     def __len__(self) -> int:
         """How many samples there are to learn from."""
@@ -105,6 +112,11 @@ class ClipLearner(Learner):
         self._head, self._pixels = self._clip.zero_shot_head(self._task), self._clip.pixels(self._task, "train")
         if not len(self._pixels):
             raise TaskError(f"{self.name} has no training images")
+
+    @property
+    def digest(self) -> str:
+        labels = np.asarray(self._task.load("train").labels)
+        return _digest(prompts_id(self._task), labels.tobytes())
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -156,6 +168,10 @@ class ModuleLearner(Learner):
         super().__init__(base, module, "", name=name, source="tensors", device=device)
         self._data, self._loss = (inputs, labels), loss
 
+    @property
+    def digest(self) -> str:
+        return _digest(str(self._data[0].shape), self._data[1].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+
     def __len__(self) -> int:
         return len(self._data[0])
 
@@ -189,6 +205,10 @@ class TextLearner(ModuleLearner):
         blocks = token_blocks(base, text, length)
         module = base.model().to(pick_device(device))
         super().__init__(module, blocks, blocks, token_loss, name=Path(text).name, base=base)
+
+
+def _digest(text: str, content: bytes) -> str:
+    return sha256(text.encode() + content).hexdigest()[:8]
 
 
 def classification(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -212,7 +212,7 @@ def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
     del node["index"]
     seed = config.pop("seed")
     shards = {"seed": seed} if node["data"] == "shard" else {}  # with other seeds, shards overlap
-    return {"task": record["task"], "source": record["source"], **config, **node, **shards}
+    return {"task": record["task"], "digest of the data": record.get("digest"), **config, **node, **shards}
 
 
 def run(

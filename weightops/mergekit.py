@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from weightops.errors import RecipeError
@@ -34,7 +35,7 @@ def _sparse(method: str, *options: str, normalize: bool = False, elects: bool = 
 
 _RULES = {
     "linear": _Rule("linear", {"normalize": "normalize"}, on_base=False),
-    "slerp": _Rule("slerp", {"t": "t"}, weight=False, on_base=False),
+    "slerp": _Rule("slerp", {"t": "t"}, {"parallel": 0.9995}, weight=False, on_base=False),
     "nuslerp": _Rule("nuslerp", on_base=None),
     "karcher": _Rule("karcher", {"max_iter": "steps", "tol": "tolerance"}, {"steps": 10, "tolerance": 1e-5}, weight=False, on_base=False),
     "passthrough": _Rule("passthrough", {"scale": "scale"}, weight=False, on_base=False),
@@ -68,8 +69,13 @@ def translate(content: Mapping[str, Any]) -> dict[str, Any]:
     for key in content:
         if key not in _TOP:
             raise unknown("key of mergekit's that is supported", str(key), _TOP)
-    if len(content.get("slices") or ()) > 1:
-        return _slices(content)
+    slices = content.get("slices") or ()
+    ranged = any("layer_range" in source for piece in slices for source in piece.get("sources") or ())
+    return _slices(content) if len(slices) > 1 or ranged else _one(content)
+
+
+def _one(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without slices, or with one."""
     name = content["merge_method"]
     if name not in _RULES:
         raise unknown("merge method of mergekit's that is supported", str(name), _RULES)
@@ -104,7 +110,7 @@ def _slices(content: Mapping[str, Any]) -> dict[str, Any]:
     pieces = []
     for piece in content["slices"]:
         alone = {**content, "slices": [piece], **({"base_model": piece["base_model"]} if "base_model" in piece else {})}
-        recipe = translate(alone)
+        recipe = _one(alone)
         recipe.pop("dtype", None)
         ranges = {entry["model"]: entry.get("layer_range") for entry in piece["sources"]}
         if recipe.get("base") is not None and ranges.get(recipe["base"]) not in (None, *list(ranges.values())[:1]):
@@ -150,7 +156,7 @@ def _recipe(
             raise RecipeError(f"{key}: {shared[key]} is not supported")
     options: dict[str, Any] = dict(rule.fixed)
     for key, option in rule.shared.items():
-        values = [_setting((e.get("parameters") or {}).get(key, shared.get(key, _DEFAULTS.get(key)))) for e in inputs]
+        values = [_scoped((e.get("parameters") or {}).get(key), shared.get(key), _DEFAULTS.get(key)) for e in inputs]
         if any(value != values[0] for value in values):
             options[option] = {"each": values}
         elif values[0] is not None:
@@ -160,8 +166,8 @@ def _recipe(
     weights: list[Setting] = [1.0] * len(inputs)
     if rule.weight:
         for i, entry in enumerate(inputs):
-            value = _setting((entry.get("parameters") or {}).get("weight", shared.get("weight")))
-            if value is None:
+            value = _scoped((entry.get("parameters") or {}).get("weight"), shared.get("weight"))
+            if value is None or (isinstance(value, Mapping) and "*" not in value):
                 raise RecipeError(f"{entry['model']} has no weight, which {name} needs")
             weights[i] = value
     if rule.normalize is not None and shared.get("normalize", rule.normalize):
@@ -181,9 +187,24 @@ def _recipe(
         "options": options,
     }
     if base is not None:
-        recipe |= {"base": base, "alpha": _setting(shared.get("lambda", 1.0))}
+        recipe |= {"base": base, "alpha": _scoped(shared.get("lambda"), 1.0)}
     dtype = content.get("out_dtype") or content.get("dtype")
     return recipe | ({"dtype": dtype} if dtype else {})
+
+
+def _scoped(*scopes: Any) -> Setting:
+    """The first of some values; where it is for filters that don't match, the next."""
+    found: dict[str, Setting] = {}
+    for value in scopes:
+        setting = None if value is None else _setting(value)
+        if setting is None:
+            continue
+        if not isinstance(setting, Mapping):
+            return {**found, "*": setting} if found else setting
+        found = {**found, **{pattern: inner for pattern, inner in setting.items() if pattern not in found}}
+        if "*" in found:
+            break
+    return found or None
 
 
 def _setting(value: Any) -> Setting:
@@ -206,6 +227,9 @@ def _setting(value: Any) -> Setting:
         return found
     if isinstance(value, list):
         return {"*.[0-9]*.*": [float(v) for v in value], "*": float(value[0])}
+    if isinstance(value, str):  # as YAML reads 1e-5
+        with suppress(ValueError):
+            value = float(value)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 

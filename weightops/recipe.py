@@ -13,6 +13,7 @@ import yaml
 
 from weightops.cards import merge_card
 from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
+from weightops.dtypes import is_editable
 from weightops.errors import RecipeError
 from weightops.expression import LinearForm
 from weightops.keys import Each, Setting
@@ -105,6 +106,17 @@ class Recipe:
                 raise unknown("recipe key", str(key), _KEYS)
         if "slices" in content:
             return cls._stack(content)
+        recipe = cls._of(content)
+        if recipe.layers:
+            raise RecipeError("layers are of a slice: write slices: with this recipe in it")
+        return recipe
+
+    @classmethod
+    def _of(cls, content: Mapping[str, Any]) -> Recipe:
+        """A recipe without slices, or one of them."""
+        for key in content:
+            if key not in _KEYS:
+                raise unknown("recipe key", str(key), _KEYS)
         listed = content.get("models")
         if not isinstance(listed, list) or not listed:
             raise RecipeError("a recipe needs models: a list of refs, each alone or as {model: ref, weight: number}")
@@ -150,7 +162,10 @@ class Recipe:
             raise RecipeError(
                 f"slices is a list of recipes, with nothing but dtype beside it; there is {beside or pieces!r}"
             )
-        slices = tuple(cls.of(piece) for piece in pieces)
+        for key in ("dtype", "batchnorm", "slices"):
+            if any(key in piece for piece in pieces):
+                raise RecipeError(f"{key} is for the whole recipe, not for one of its slices")
+        slices = tuple(cls._of(piece) for piece in pieces)
         lengths = [{stop - start for start, stop in piece.layers or ()} for piece in slices]
         if any(len(length) != 1 for length in lengths):
             raise RecipeError("each model of a slice says which layers, equally many: {model: ref, layers: [0, 16]}")
@@ -193,6 +208,11 @@ class Recipe:
         return recompute_batchnorm(merged, self.batchnorm, device="cpu")
 
     def _merged(self, models: Sequence[CheckpointLike], base: CheckpointLike | None) -> Checkpoint:
+        if self.dtype:  # which may bring together what isn't of one dtype
+            opened = [open_checkpoint(model) for model in ([*models] if base is None else [*models, base])]
+            if len({spec.dtype for model in opened for spec in model.specs.values() if is_editable(spec.dtype)}) > 1:
+                models = [model.to(torch.float32) for model in opened[: len(models)]]
+                base = None if base is None else opened[-1].to(torch.float32)
         return merge(
             models, self.method, base=base, weights=self.weights, alpha=self.alpha, seed=self.seed, **self.options
         )
@@ -211,7 +231,7 @@ class Recipe:
             base = part(piece.base, piece.layers[0]) if piece.base else None
             parts.append(piece._merged(models, base))
             first += piece.layers[0][1] - piece.layers[0][0]
-        return stacked(parts, first)
+        return stacked(parts, [piece.layers[0] for piece in self.slices if piece.layers])
 
 
 def _range(value: Any) -> tuple[int, int]:

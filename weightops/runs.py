@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol
@@ -56,6 +56,7 @@ class Folder:
         self.architecture = architecture
         self.steps = steps
         self.lines: list[dict[str, float]] = []
+        self._finished = False
         self._stretch = stretch
 
     def begin(self, *, resume: bool, overwrite: bool) -> list[int]:
@@ -73,35 +74,46 @@ class Folder:
                 )
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
-            self.go_back(0)
+            self._forget(states_in(self.path))
+            return [0]
         steps = list(states_in(self.path))
         for step in steps:
             self._same(self._load(step)["identity"])
-        if (self.path / WEIGHTS).is_file() and ((resume and not steps) or (self.path / RECORD).is_file()):
-            try:
-                self._same(json.loads((self.path / RECORD).read_text(encoding="utf-8")))
-            except (OSError, ValueError) as error:
+        if (self.path / WEIGHTS).is_file():
+            record = training_record(open_checkpoint(self.path / WEIGHTS)) or {}
+            self._finished = not self._odd(record)
+            if not steps and not record:
                 raise CheckpointError(
                     f"{self.path} holds weights and no record of how they were made; --overwrite starts anew"
-                ) from error
-            steps.append(self.steps)
+                )
+            if not steps:
+                self._same(record)
+        steps += [self.steps] if self._finished else []
         return steps if len({self._stretch(step) for step in steps}) > 1 else [0, *steps]
 
     def go_back(self, step: int) -> None:
-        """Forget what came after a step; finished weights stay until they are replaced."""
-        if step < self.steps:
-            (self.path / RECORD).unlink(missing_ok=True)
-        for later, path in states_in(self.path).items():
-            if later > step:
-                path.unlink()
+        """Forget what came after a step, the end included, and what isn't needed any more before it."""
+        self._forget(later for later in states_in(self.path) if later > step)
+        self._forget_before(step)
+        if self._finished and step < self.steps:
+            (self.path / WEIGHTS).unlink()
 
-    def _same(self, identity: Mapping[str, Any]) -> None:
+    def _forget(self, steps: Iterable[int]) -> None:
+        states = states_in(self.path)
+        for step in steps:
+            states[step].unlink()
+
+    def _odd(self, identity: Mapping[str, Any]) -> list[str]:
+        """What another identity has otherwise."""
         theirs, mine = ({**run.get("config", {}), **run} for run in (identity, self.identity))
-        odd = [
+        return [
             f"{key} {theirs.get(key)!r}, not {mine[key]!r}"
             for key in mine
             if key != "config" and theirs.get(key) != mine[key]
         ]
+
+    def _same(self, identity: Mapping[str, Any]) -> None:
+        odd = self._odd(identity)
         if odd:
             raise CheckpointError(
                 f"{self.path} holds another run: {some(odd)}; give the same options, or start again without resume"
@@ -143,8 +155,7 @@ class Folder:
         """Delete the states that no node needs once this one has come to a step."""
         states = states_in(self.path)
         earlier = [kept for kept in states if self._stretch(kept) < self._stretch(step)]
-        for kept in {*states} - {step, max(earlier, default=step)}:
-            states[kept].unlink()
+        self._forget({*states} - {step, max(earlier, default=step)})
 
     def give(self, step: int) -> bytes:
         """The state of a step, for another node."""
@@ -155,16 +166,16 @@ class Folder:
         self._keep(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), step)
 
     def finish(self, weights: Mapping[str, torch.Tensor], ema: Mapping[str, torch.Tensor], **facts: Any) -> None:
-        """Write what is left of the run: the weights, and their moving average if there is one; the record last."""
+        """Write what is left of the run: the weights, and their moving average if there is one."""
         record = {**self.identity, **facts}
         self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
         if self.architecture:
             self.architecture.write(self.path, self.path)
         if ema:
             self._checkpoint(ema, record).save(self.path / EMA, overwrite=True, on_nonfinite="error")
+        self._write(RECORD, json.dumps(record, indent=2) + "\n")
         self._write("README.md", training_card(record))
         self._checkpoint(weights, record).save(self.path / WEIGHTS, overwrite=True, on_nonfinite="error")
-        self._write(RECORD, json.dumps(record, indent=2) + "\n")
         self._forget_before(self.steps)
 
     def _checkpoint(self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Checkpoint:

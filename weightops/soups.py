@@ -94,7 +94,10 @@ class Soup(Workflow):
             why = f"of {k} models, best first, those {len(members)} were kept with which mean validation accuracy strictly rose (to {best:.2%})"
         single = vectors[names[order[0]]]
         rivals = {"best single": [(single, self.tasks)], "uniform": [(combined(vectors, mixed(range(k))), self.tasks)]}
-        return Found(vectors, mixed(members), why, trial.sweep, rivals, {"recipe": self.recipe, "steps": steps})
+        chosen = {"chosen_on": "no data"} if self.recipe == "uniform" else {}
+        return Found(
+            vectors, mixed(members), why, trial.sweep, rivals, {"recipe": self.recipe, "steps": steps, **chosen}
+        )
 
     def remarks(self, summary: Any) -> list[str]:
         return ["\n".join(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.transformers_folder import TransformersArchitecture
+from weightops.dtypes import accumulator, is_editable
 from weightops.engine.run import plan, reader, through
 from weightops.errors import RecipeError
-from weightops.expression import ComputedSource, LinearForm, Source, provenance
+from weightops.expression import ComputedSource, LinearForm, Source, provenance, ties
 from weightops.kernels import Scratch
 from weightops.keys import depths, layer_of, some
+
+_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""What configurations call the number of layers."""
 
 
 class Layers(Source):
@@ -69,11 +74,13 @@ class Stack(ComputedSource):
         self._owner: Mapping[str, LinearForm] = {name: form for form in parts for name in form.specs}
         self._parts = parts
         self.ref = " / ".join(source.ref for form in parts for source in form.sources)
-        self.specs, self.ties = {name: form.specs[name] for name, form in self._owner.items()}, {}
+        self.specs = {name: form.specs[name] for name, form in self._owner.items()}
+        self.ties = {a: b for form in parts for a, b in ties(form).items() if self._owner[a] is self._owner[b] is form}
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
         [step] = plan(self._owner[name], [name])
-        return through(reader([step], scratch), self.specs[name].dtype, scratch)
+        dtype = self.specs[name].dtype
+        return through(reader([step], scratch), accumulator(dtype) if is_editable(dtype) else dtype, scratch)
 
     @property
     def leaves(self) -> list[Source]:
@@ -84,15 +91,26 @@ class Stack(ComputedSource):
         return {"stack": [provenance(form) for form in self._parts]}
 
 
-def stacked(parts: Sequence[Checkpoint], layers: int) -> Checkpoint:
-    """One model of parts with different layers, whose configuration says how many there are.
+def stacked(parts: Sequence[Checkpoint], spans: Sequence[tuple[int, int]]) -> Checkpoint:
+    """One model of parts with different layers, whose configuration says how many there are, and what it says of each layer.
+
+    Args:
+        parts: from the first layers to the last.
+        spans: where each part's layers begin and end in the model that it is of.
 
     Raises:
         RecipeError: if the architecture is one whose configuration weightops can't change.
     """
     architecture = parts[0].architecture
     if isinstance(architecture, TransformersArchitecture):
-        architecture = TransformersArchitecture(architecture.folder, num_hidden_layers=layers)
+        config = architecture.config
+        count = next((key for key in _COUNTS if key in config), _COUNTS[0])
+        changes: dict[str, Any] = {count: sum(stop - start for start, stop in spans)}
+        for key, value in config.items():
+            if isinstance(value, list) and len(value) == config.get(count):
+                own = [part.architecture.config.get(key, value) for part in parts]  # type: ignore[union-attr]
+                changes[key] = [entry for row, span in zip(own, spans, strict=True) for entry in row[slice(*span)]]
+        architecture = TransformersArchitecture(architecture.folder, **changes)
     elif architecture is not None:
         raise RecipeError(f"the number of layers of {parts[0].ref} can't be changed: it isn't a transformers folder")
     return Checkpoint(LinearForm.of(Stack([part.form for part in parts])), architecture)

@@ -103,7 +103,7 @@ class Workflow(ABC):
         roles: what each task is for.
         model: what is edited.
         finetuned: weights or vectors to use instead of fine-tuning, one for each task that is learned.
-        alphas: values to try for each coefficient.
+        alphas: values to try for each coefficient, beside 0.
         search: "grid" measures all of them on all validation images; "race" drops the hopeless early; "cma" is for several
             coefficients that depend on each other. Of several, the others look at each in turn.
         device: "auto", "cpu", "cuda", ...
@@ -136,7 +136,7 @@ class Workflow(ABC):
         self.finetuned: list[Any] = list(finetuned) if isinstance(finetuned, (list, tuple)) else [finetuned]
         if finetuned is None:
             self.finetuned = []
-        self.alphas = tuple(sorted({0.0, 1.0, *map(finite, alphas)}))
+        self.alphas = tuple(sorted({0.0, *map(finite, alphas)}))
         if search not in SEARCHES:
             raise UnknownNameError(f"there is no search {search!r}; known: {', '.join(SEARCHES)}")
         self.search: Search = search
@@ -321,7 +321,7 @@ class Workflow(ABC):
         (folder / "results.jsonl").write_text(
             "".join(json.dumps(jsonable(row)) + "\n" for row in rows), encoding="utf-8"
         )
-        (folder / "README.md").write_text(card(summary, self.word), encoding="utf-8")
+        (folder / "README.md").write_text(card(summary, self.word, edited.architecture), encoding="utf-8")
         for name, vector in found.vectors.items() if self.keeps_vectors else ():
             vector.save(
                 folder

@@ -49,6 +49,9 @@ class Architecture(Protocol):
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
         """Texts -> token ids."""
 
+    def in_dtype(self, dtype: torch.dtype) -> Architecture:
+        """The same for weights in another dtype."""
+
     def write(self, folder: Path, final: Path) -> None:
         """Put all but the weights into ``folder``, which will be known as ``final``."""
 
@@ -76,8 +79,8 @@ FORMATS: Registry[Format] = Registry(
 
 
 _KNOWN = (
-    "open_clip_model.safetensors", "model.safetensors.index.json", "model.safetensors", "diffusion_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.bin", adapters.CONFIG, ".metadata",
+    "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", adapters.CONFIG, ".metadata",
 )  # fmt: skip
 """What the files of weights in a folder are usually called, the preferred first."""
 
@@ -145,7 +148,7 @@ class Checkpoint(Tensors):
 
     def to(self, dtype: torch.dtype) -> Checkpoint:
         """The same weights with floating-point tensors in another dtype, cast when they are read."""
-        return self.as_of(self.form.to(dtype), self.architecture)
+        return self.as_of(self.form.to(dtype), self.architecture.in_dtype(dtype) if self.architecture else None)
 
     def as_of(self, form: LinearForm, architecture: Architecture | None) -> Checkpoint:
         """What this is made of and says, with another form or of another architecture."""
@@ -180,7 +183,12 @@ class Checkpoint(Tensors):
         Raises:
             CheckpointError: if nothing says what its architecture is.
         """
-        return self.load_into(self._architecture().build())
+        from weightops.checkpoints.likeness import fitted  # which knows checkpoints
+
+        module = self._architecture().build()
+        names = LinearForm.of(memory.MemorySource(module.state_dict(), self.ref))
+        load_into(fitted(self.form, names), module)
+        return module
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
         """What turns a PIL image into the model's input."""
@@ -255,6 +263,10 @@ class Checkpoint(Tensors):
 
     def save_into(self, folder: Path, *, final: Path, **options: Unpack[_Write]) -> None:
         """Write into a folder that is being made and will be known as ``final``; see `save`."""
+        dtype = options.pop("dtype", None)
+        if dtype:
+            self.to(dtype).save_into(folder, final=final, **options)
+            return
         if options.get("ranks", ALONE).first:
             if self.architecture:
                 self.architecture.write(folder, final)

@@ -65,6 +65,23 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def _nested(mine: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str]:
+    """Names with the first part put before or taken away that brings most of them to others': a model's inside has it not.
+
+    >>> _nested({"h.0.w": "h.0.w"}, {"transformer.h.0.w": "", "head.w": ""})
+    {'transformer.h.0.w': 'h.0.w'}
+    """
+    choices = [dict(mine)]
+    for part in sorted({name.partition(".")[0] + "." for name in theirs}):
+        choices.append({part + name if part + name in theirs else name: original for name, original in mine.items()})
+    for part in sorted({name.partition(".")[0] + "." for name in mine}):
+        shorter = {
+            name.removeprefix(part) if name.removeprefix(part) in theirs else name: o for name, o in mine.items()
+        }
+        choices.append(shorter)
+    return max(choices, key=lambda names: (len(names) == len(mine), sum(name in theirs for name in names)))
+
+
 def of_transformers(name: str) -> Recipe | None:
     """How a tensor of open_clip is made of transformers'.
 
@@ -96,7 +113,8 @@ def recipes(have: Iterable[str], want: Iterable[str], *, partly: bool = False) -
         want: the names that are wanted.
         partly: a stack may lack some of its parts (in a delta, these are zero).
     """
-    mine, theirs = unwrapped(have), unwrapped(want)
+    theirs = unwrapped(want)
+    mine = _nested(unwrapped(have), theirs)
     made: dict[str, Recipe] = {}
     split = {
         part: Recipe("part" if recipe.kind == "stack" else recipe.kind, (name,), i)

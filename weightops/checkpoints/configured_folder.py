@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
-from weightops.files import read_json, write_json
+from weightops.files import copy_described, read_json, write_json
 
 CONFIG = "config.json"
 
@@ -33,7 +32,6 @@ class ConfiguredFolder:
 
     def write(self, folder: Path, final: Path) -> None:
         """Put all but the weights into ``folder``, which will be known as ``final``."""
-        for path in sorted({path for pattern in self.beside for path in self.folder.glob(pattern) if path.is_file()}):
-            shutil.copyfile(path, folder / path.name)
+        copy_described(self.folder / CONFIG, self.beside, folder)
         if self._changes:
             write_json(folder / CONFIG, self.config)

@@ -8,7 +8,7 @@ from typing import Any
 from weightops.checkpoints.pickles import Global, StandIn, Storage, StoredTensor
 from weightops.errors import CheckpointError
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which training scripts keep the weights."""
 
 _MOST = 200_000
@@ -17,21 +17,26 @@ _MOST = 200_000
 _DEEP = 200
 
 
-def named_tensors(content: Any) -> tuple[dict[str, StoredTensor], list[str]]:
+def named_tensors(content: Any, depth: int = 0) -> tuple[dict[str, StoredTensor], list[str]]:
     """The tensors of an object by name, and what else lies beside them.
 
     Raises:
-        CheckpointError: if there are none, or one of them is what a call would make that isn't answered.
+        CheckpointError: if there are none, more than one mapping of them, or one is what a call would make that isn't answered.
     """
     mapping = _mapping(content)
-    if mapping is not None:
+    if mapping is not None and depth < _DEEP:
         for key in WRAPPERS:
             if _holds_weights(mapping.get(key)):
-                tensors, beside = named_tensors(mapping[key])
+                tensors, beside = named_tensors(mapping[key], depth + 1)
                 return tensors, [*beside, *(_name(other) for other in mapping if other != key)]
         tensors = {_name(key): value for key, value in mapping.items() if isinstance(value, StoredTensor)}
         for key, value in mapping.items():
             _check_made(_name(key), value)
+        inner = [_name(key) for key, value in mapping.items() if _holds_weights(value)]
+        if tensors and inner:
+            raise CheckpointError(
+                f"it holds tensors at the top ({next(iter(tensors))[:80]}) and under {inner[0][:80]}: save those alone that are the weights"
+            )
         if tensors:
             return tensors, [_name(key) for key, value in mapping.items() if not isinstance(value, StoredTensor)]
     elif _is_module(content):

@@ -11,7 +11,7 @@ import torch
 
 from weightops.checkpoints.content import WRAPPERS
 from weightops.checkpoints.pickles import NAMED_DTYPES, Global, StandIn, Unpickler
-from weightops.checkpoints.torch_files import read_one
+from weightops.checkpoints.torch_files import EXPANSION, read_one
 from weightops.errors import CheckpointError
 from weightops.expression import Source, Spec
 from weightops.files import beside
@@ -53,6 +53,10 @@ class DcpSource(Source):
             _check_boxes(name, self.specs[name], self._chunks[name])
         files = {chunk.file for chunks in self._chunks.values() for chunk in chunks}
         stats = [file.stat() for file in (path, *sorted(files))]
+        claimed = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in self.specs.values())
+        there = sum(s.st_size for s in stats)
+        if claimed > EXPANSION * there + 65536:
+            raise CheckpointError(f"its tensors claim {claimed:,} bytes, out of files of {there:,}")
         self.identity = ("dcp", *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
 
     specs: dict[str, Spec]
@@ -60,7 +64,7 @@ class DcpSource(Source):
 
     def read(self, name: str) -> torch.Tensor:
         spec = self.specs[name]
-        whole = torch.empty(spec.shape, dtype=spec.dtype)
+        whole = torch.zeros(spec.shape, dtype=spec.dtype)
         for chunk in self._chunks[name]:
             with open(chunk.file, "rb") as stream:
                 stream.seek(chunk.start)
@@ -118,7 +122,8 @@ def _check_boxes(name: str, spec: Spec, chunks: list[_Chunk]) -> None:
         and math.prod(c.sizes) * spec.dtype.itemsize <= c.length
         for c in chunks
     )
-    if not sound or sum(math.prod(c.sizes) for c in chunks) != math.prod(spec.shape):
+    apart = len({c.offsets for c in chunks}) == len(chunks)
+    if not sound or not apart or sum(math.prod(c.sizes) for c in chunks) != math.prod(spec.shape):
         raise CheckpointError(
             f"the parts of {name[:200]} don't make up its shape {spec.shape}: files are missing, or damaged"
         )

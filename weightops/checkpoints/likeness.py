@@ -19,8 +19,8 @@ from weightops.keys import Rules, escape, some
 
 log = logging.getLogger("weightops")
 
-_DROPPED = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size")
-"""Buffers that tell a model's sizes, which only one of two libraries keeps."""
+_DROPPED = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size", "masked_bias", "inv_freq")
+"""Buffers that tell a model's sizes, which only one of two libraries keeps, or one version of one."""
 
 
 class Renamed(Source):
@@ -82,7 +82,9 @@ def fitted(form: LinearForm, base: LinearForm) -> LinearForm:
         used = {part for recipe in made.values() for part in recipe.names}
         tied = ties(form)
         lost = [
-            name for name in form.specs if name not in used and tied.get(name) not in used and not _tells_a_size(name)
+            name
+            for name, spec in form.specs.items()
+            if name not in used and tied.get(name) not in used and not _tells_a_size(name, spec)
         ]
         if made and not lost:
             form = _made(form, made)
@@ -137,8 +139,8 @@ def alike(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     missing = [name for name in base.specs if name not in form.specs]
     extra = [name for name in form.specs if name not in base.specs]
     short = {original: name for name, original in unwrapped(base.specs).items()}
-    outside = outside_image_tower(short[name] for name in missing if not _tells_a_size(name))
-    sizes = [name for name in missing if _tells_a_size(name)]
+    outside = outside_image_tower(short[name] for name in missing if not _tells_a_size(name, base.specs[name]))
+    sizes = [name for name in missing if _tells_a_size(name, base.specs[name])]
     if missing and not extra and (len(sizes) == len(missing) or (outside and is_clip(short.values()))):
         if len(sizes) < len(missing):
             log.info("%s is an image encoder: %s come from %s", checkpoint.ref, some(missing), base.ref)
@@ -147,8 +149,9 @@ def alike(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     return checkpoint if form is checkpoint.form else checkpoint.as_of(form, checkpoint.architecture)
 
 
-def _tells_a_size(name: str) -> bool:
-    return name.rpartition(".")[2] in _DROPPED
+def _tells_a_size(name: str, spec: Spec) -> bool:
+    leaf = name.rpartition(".")[2]
+    return leaf in _DROPPED or (leaf == "bias" and len(spec.shape) == 4 and spec.shape[:2] == (1, 1))  # GPT-2's mask
 
 
 def open_like(source: CheckpointLike, base: Checkpoint) -> Checkpoint:

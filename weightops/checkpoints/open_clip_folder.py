@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +13,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from weightops.errors import CheckpointError
-from weightops.files import cached_folder, write_json
+from weightops.errors import CheckpointError, missing_extra
+from weightops.files import cached_folder, copy_described, write_json
+from weightops.keys import some
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 MERGES = "merges.txt.gz"
 _TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*", "*.model")
 """Files of a tokenizer, which go wherever the weights go."""
+_TOKENIZER_SETTINGS = {
+    "bpe_path",
+    "clean",
+    "strip_sep_token",
+    "language",
+    "additional_special_tokens",
+    "reduction_mask",
+}
+"""What a configuration may set of a tokenizer. Others reach transformers, which some of them make run code of the folder."""
 
 
 class OpenClipArchitecture:
@@ -72,19 +81,42 @@ class OpenClipArchitecture:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
         size = self.config["model_cfg"]["vision_cfg"].get("image_size", 224)
-        transform: Callable[[Any], torch.Tensor] = image_transform_v2(
-            PreprocessCfg(**{**self.config.get("preprocess_cfg", {}), "size": size}), is_train=False
-        )
+        try:
+            settings = PreprocessCfg(**{**self.config.get("preprocess_cfg", {}), "size": size})
+            transform: Callable[[Any], torch.Tensor] = image_transform_v2(settings, is_train=False)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise CheckpointError(
+                f"open_clip can't use the preprocess_cfg of {self.folder / CONFIG}: {error}"
+            ) from error
         return transform
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
-        """Texts -> token ids of shape ``(n, context_length)``."""
+        """Texts -> token ids of shape ``(n, context_length)``.
+
+        Raises:
+            CheckpointError: if open_clip can't make it of the folder.
+        """
         import open_clip
 
-        with _quiet():
-            tokenizer: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(
-                f"local-dir:{self.folder}", **self._local_merges(self.folder)
+        settings = self.config["model_cfg"]["text_cfg"]
+        odd = set(settings.get("tokenizer_kwargs") or {}) - _TOKENIZER_SETTINGS
+        if odd:
+            raise CheckpointError(
+                f"{self.folder / CONFIG} sets {some(sorted(odd))} of the tokenizer, which isn't allowed"
             )
+        given: dict[str, Any] = self._local_merges(self.folder)
+        if settings.get("hf_tokenizer_name"):
+            given["trust_remote_code"] = False
+        try:
+            with _quiet():
+                tokenizer: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(
+                    f"local-dir:{self.folder}", **given
+                )
+        except ImportError:
+            raise missing_extra("transformers", "hf", f"for the tokenizer of {self.folder}") from None
+        except (OSError, TypeError, ValueError, LookupError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"open_clip can't make the tokenizer of {self.folder}: {reason}") from error
         return tokenizer
 
     def vocabulary(self) -> tuple[list[str], list[str]]:
@@ -100,14 +132,17 @@ class OpenClipArchitecture:
 
     def _local_merges(self, folder: Path) -> dict[str, str]:
         """The tokenizer's merges where they lie in the folder: open_clip takes their path from the working directory."""
-        kwargs = self.config["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {})
+        kwargs = self.config["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {}
         name = Path(kwargs.get("bpe_path", "")).name
         return {"bpe_path": str((folder / name).resolve())} if name and (self.folder / name).is_file() else {}
 
+    def in_dtype(self, dtype: torch.dtype) -> OpenClipArchitecture:
+        """The same: a configuration of open_clip names no dtype."""
+        return self
+
     def write(self, folder: Path, final: Path) -> None:
         """Put all but the weights into ``folder``, which will be known as ``final``."""
-        for path in sorted({path for pattern in _TOKENIZER for path in self.folder.glob(pattern)}):
-            shutil.copyfile(path, folder / path.name)
+        copy_described(self.folder / CONFIG, _TOKENIZER, folder)
         config = json.loads(json.dumps(self.config))
         merges = self._local_merges(final.resolve())
         if merges:

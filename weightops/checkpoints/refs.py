@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from weightops.checkpoints.open_clip_folder import OpenClipArchitecture
+from weightops.checkpoints.open_clip_folder import CONFIG, OpenClipArchitecture
 from weightops.errors import CheckpointError, OptionError
 from weightops.hub import REPO, fetch, reason
 from weightops.registry import Registry, unknown
@@ -17,7 +17,9 @@ log = logging.getLogger("weightops")
 
 _HUB = re.compile(rf"(?P<repo>{REPO})(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_BESIDE = ("*.json", "*.txt", "*.model", "tokenizer*", "vocab*", "merges*")
+_BESIDE = ("*.json", "*.txt", "*.model", "vocab*", "merges*")
+_WITH = {".metadata": (".metadata", "*.distcp"), "adapter_config.json": ("adapter_model.*",)}
+"""What belongs to a file that tells of weights."""
 
 
 class Place(NamedTuple):
@@ -82,7 +84,7 @@ def _wanted(names: list[str], preferred: tuple[str, ...]) -> list[str]:
         return [*_BESIDE, *(f"*{suffix}" for suffix in suffixes)]
     stem, index, _ = chosen.partition(".index.json")
     shards = f"{Path(stem).stem}-*{Path(stem).suffix}"
-    return [*_BESIDE, shards if index else chosen, *([".metadata", "*.distcp"] if chosen == ".metadata" else [])]
+    return [*_BESIDE, shards if index else chosen, *_WITH.get(chosen, ())]
 
 
 def _open_clip(name: str, preferred: tuple[str, ...]) -> Place:
@@ -96,16 +98,16 @@ def _open_clip(name: str, preferred: tuple[str, ...]) -> Place:
         raise unknown("pretrained model of open_clip", name, known)
     pretrained = get_pretrained_cfg(model, tag)
     config = open_clip.get_model_config(model)
-    quick = bool(pretrained.get("quick_gelu", False))
-    if quick != bool(config.get("quick_gelu", False)):
-        log.info("%s was trained with %s: its configuration says so", name, "QuickGELU" if quick else "GELU")
-    config["quick_gelu"] = quick
+    if pretrained.get("quick_gelu") and not config.get("quick_gelu"):
+        log.info("%s was trained with QuickGELU: its configuration says so", name)
+        config["quick_gelu"] = True
     preprocess = {key: pretrained[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in pretrained}
     architecture = OpenClipArchitecture.of_config({"model_cfg": config, "preprocess_cfg": preprocess})
     repo, _, file = pretrained.get("hf_hub", "").rpartition("/")
     if repo:
         found = from_hub(repo, None, file or None, preferred)
-        return Place(found.path, f"open_clip:{name}", architecture)
+        own = "hf_tokenizer_name" in config["text_cfg"] and (found.path / CONFIG).is_file()  # beside its tokenizer
+        return Place(found.path, f"open_clip:{name}", None if own else architecture)
     try:
         path = Path(download_pretrained(pretrained))
     except Exception as error:  # the library raises whatever its downloads raise

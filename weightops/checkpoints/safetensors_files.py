@@ -38,7 +38,9 @@ class SafetensorsSource(Source):
         self.ties = {
             alias: name
             for alias, name in metadata.items()
-            if name in stored and alias not in stored and alias not in ("format", RECORD)
+            if name in stored
+            and alias not in stored
+            and ("." in alias or alias.rpartition(".")[2] == name.rpartition(".")[2])
         }
         self.specs = {**stored, **{alias: stored[name] for alias, name in self.ties.items()}}
         self.made_from = _record(metadata)

@@ -25,6 +25,10 @@ class TimmArchitecture(ConfiguredFolder):
             raise CheckpointError(f"timm can't build the model of {self.folder / CONFIG}: {error}") from error
         return module.eval()
 
+    def in_dtype(self, dtype: torch.dtype) -> TimmArchitecture:
+        """The same: a configuration of timm names no dtype."""
+        return self
+
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
         """PIL image -> tensor, for evaluation."""
         import timm

@@ -25,7 +25,7 @@ from weightops.expression import Source, Spec
 _MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
 _TAR = ("storages", "tensors", "pickle")
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, ValueError, struct.error, NotImplementedError, EOFError)
-_EXPANSION = 8
+EXPANSION = 8
 """Tensors may take so many times the file's bytes when they are made dense; files that claim more are traps."""
 
 
@@ -56,7 +56,7 @@ class TorchSource(Source):
         self._extents, self._data = extents, torch.frombuffer(data, dtype=torch.uint8)
         self._copies: dict[str, torch.Tensor] = {}
         total = sum(described.nbytes for described in set(self._tensors.values()))
-        if total > _EXPANSION * len(self._data) + 65536:
+        if total > EXPANSION * len(self._data) + 65536:
             raise CheckpointError(f"its tensors claim {total:,} bytes, out of a file of {len(self._data):,}")
         for name, described in self._tensors.items():
             _check_room(name, described.storage, extents)
@@ -140,7 +140,7 @@ def read_one(data: bytearray, place: str) -> torch.Tensor:
         if not isinstance(content, StoredTensor):
             raise CheckpointError("it isn't a tensor")
         _check_room("the tensor", content.storage, extents)
-        if content.nbytes > _EXPANSION * len(data):
+        if content.nbytes > EXPANSION * len(data):
             raise CheckpointError("it claims more bytes than there are")
     except (CheckpointError, *_DAMAGE) as error:
         raise CheckpointError(f"{place} can't be read as a torch file: {error}") from error

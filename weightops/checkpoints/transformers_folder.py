@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,15 @@ from torch import nn
 from weightops.checkpoints.configured_folder import CONFIG, ConfiguredFolder
 from weightops.checkpoints.open_clip_folder import CONFIG as OPEN_CLIP_CONFIG
 from weightops.checkpoints.open_clip_folder import MERGES, OpenClipArchitecture
+from weightops.dtypes import name_of
 from weightops.errors import CheckpointError, missing_extra
 from weightops.files import cached_folder, read_json
 from weightops.keys import some
 
+log = logging.getLogger("weightops")
+
 _BESIDE = (
-    "*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*", "*.model", "chat_template*", "LICENSE*",
+    "*config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*", "*.model", "chat_template*", "LICENSE*",
 )  # fmt: skip
 """What goes wherever the weights go."""
 _OPENAI_MEAN, _OPENAI_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -55,9 +59,14 @@ class TransformersArchitecture(ConfiguredFolder):
             raise CheckpointError(f"the model of {self.folder / CONFIG} can't be built: {reason}") from error
         return module.eval()
 
+    def in_dtype(self, dtype: torch.dtype) -> TransformersArchitecture:
+        """The same for weights in another dtype, which the configuration names if it named one."""
+        named: dict[str, Any] = {key: name_of(dtype) for key in ("dtype", "torch_dtype") if key in self.config}
+        return TransformersArchitecture(self.folder, **self._changes | named)
+
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
         """PIL image -> tensor of shape ``(3, height, width)``."""
-        processor = self._transformers("to prepare images").AutoImageProcessor.from_pretrained(self.folder)
+        processor = self._load("to prepare images", "AutoImageProcessor")
         return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
 
     @property
@@ -72,16 +81,12 @@ class TransformersArchitecture(ConfiguredFolder):
         Raises:
             CheckpointError: if the folder has no tokenizer that can be loaded.
         """
-        library = self._transformers("for the tokenizer")
-        try:
-            tokenizer = library.AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            raise CheckpointError(f"{self.folder} has no tokenizer that transformers loads: {error}") from error
+        tokenizer = self._load("for the tokenizer", "AutoTokenizer")
         return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
         """Texts -> token ids of shape ``(n, context_length)``."""
-        tokenizer = self._transformers("for the tokenizer").AutoTokenizer.from_pretrained(self.folder)
+        tokenizer = self._load("for the tokenizer", "AutoTokenizer")
         return lambda texts: tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
 
     def _transformers(self, purpose: str) -> Any:
@@ -90,6 +95,26 @@ class TransformersArchitecture(ConfiguredFolder):
         except ImportError:
             raise missing_extra("transformers", "hf", f"{purpose} of {self.folder}") from None
         return transformers
+
+    def _load(self, purpose: str, kind: str) -> Any:
+        """One of transformers' parts of a model, from the folder, whose code is never run."""
+        library = self._transformers(purpose)
+        try:
+            return getattr(library, kind).from_pretrained(self.folder, trust_remote_code=False)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{self.folder} has nothing {purpose} that transformers loads: {reason}") from error
+
+    def _image_settings(self) -> dict[str, Any]:
+        """What the folder says of the preparation of images; transformers has kept it in one file and in another."""
+        for name, key in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
+            if (self.folder / name).is_file():
+                content = read_json(self.folder / name)
+                found = content if key is None else content.get(key)
+                if isinstance(found, dict):
+                    return found
+        log.warning("%s doesn't say how images are prepared: they are as for OpenAI's CLIP", self.folder)
+        return {}
 
     def open_clip(self) -> OpenClipArchitecture | None:
         """The same CLIP model for open_clip, or None if it isn't a whole CLIP model.
@@ -136,16 +161,14 @@ class TransformersArchitecture(ConfiguredFolder):
                 "mlp_ratio": text["intermediate_size"] / text["hidden_size"],
             },
         }  # fmt: skip
-        processor = (
-            read_json(self.folder / "preprocessor_config.json")
-            if (self.folder / "preprocessor_config.json").is_file()
-            else {}
-        )
+        processor = self._image_settings()
+        size = processor.get("size") or {"shortest_edge": 0}
+        shortest = isinstance(size, int) or "shortest_edge" in size
         preprocess_cfg = {
-            "mean": processor.get("image_mean", _OPENAI_MEAN),
-            "std": processor.get("image_std", _OPENAI_STD),
+            "mean": processor.get("image_mean") or _OPENAI_MEAN,
+            "std": processor.get("image_std") or _OPENAI_STD,
             "interpolation": _INTERPOLATIONS.get(processor.get("resample", 3), "bicubic"),
-            "resize_mode": "shortest" if "shortest_edge" in processor.get("size", {"shortest_edge": 0}) else "squash",
+            "resize_mode": "shortest" if shortest else "squash",
         }
         merges = None
         if text["vocab_size"] != _DEFAULTS["vocab_size"] and (self.folder / "merges.txt").is_file():

@@ -76,7 +76,7 @@ def _recipe(
     from weightops.recipe import Recipe
 
     chosen = METHODS[method]
-    chosen.check(dict.fromkeys(settings))
+    chosen.check({name: text for name, text in settings.items() if name not in chosen.options})
     values = {}
     for name, text in settings.items():
         kind = chosen.options[name].type

@@ -27,6 +27,8 @@ def retrieval(clip: Clip, task: Task, split: str, *, batch_size: int = 256) -> d
         split: "test", "validation" or "train".
         batch_size: images or texts at a time.
 
+    Texts that no image is of are among those to be found, and aren't looked up.
+
     Returns:
         For k of 1, 5 and 10: ``image_retrieval_recall@k``, the share of texts that find an image of theirs; ``text_retrieval_recall@k``, the
         share of images that find a text of theirs; each in [0, 1]; and how many images (``n``) and ``texts`` there are.
@@ -65,7 +67,10 @@ def _recall(queries: torch.Tensor, keys: torch.Tensor, own: Mapping[int, Set[int
     for start in range(0, len(queries), _ROWS):
         nearest = (queries[start : start + _ROWS] @ keys.T).topk(depth, dim=1).indices.tolist()
         for i, row in enumerate(nearest, start):
+            if not own[i]:
+                continue
             first = next((rank for rank, key in enumerate(row) if key in own[i]), DEPTHS[-1])
             for k in DEPTHS:
                 hits[k] += first < k
-    return {k: count / len(queries) for k, count in hits.items()}
+    asked = sum(bool(own[i]) for i in range(len(queries)))
+    return {k: count / asked for k, count in hits.items()}

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, reduce
 from hashlib import sha256
+from numbers import Real
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import torch
@@ -17,10 +18,10 @@ import torch
 from weightops.dtypes import accumulator, is_editable
 from weightops.engine.reduce import products
 from weightops.engine.run import Segment, Step, alone, combined, plan, reader, through
-from weightops.errors import SpaceError, UnknownNameError, WeightopsError
-from weightops.expression import ComputedSource, LinearForm, Source, Space, provenance
+from weightops.errors import MismatchError, OptionError, SpaceError, UnknownNameError, WeightopsError
+from weightops.expression import ComputedSource, LinearForm, Source, Space, provenance, ties
 from weightops.kernels import CHUNK, Scratch, has_nonfinite
-from weightops.keys import Setting, check_setting, depths, setting_at
+from weightops.keys import Each, Setting, check_setting, depths, setting_at, some
 from weightops.methods.parts import Parts, Vector
 from weightops.registry import unknown
 
@@ -106,6 +107,11 @@ class Method:
         """True for combinations whose coefficients don't depend on the tensors."""
         return self.kind == "combination" and "gram" not in self._parameters
 
+    def takes(self, argument: str) -> bool:
+        """True if the function, or a statistic that it asks for, has a parameter of this name."""
+        asked = [self.function, *self.function.__dict__.get("statistics", ())]
+        return any(argument in inspect.signature(function).parameters for function in asked)
+
     @cached_property
     def options(self) -> dict[str, Option]:
         """Name -> type, default and choices."""
@@ -127,14 +133,40 @@ class Method:
 
         Raises:
             UnknownNameError: for an option that it hasn't, or a choice that isn't one, with the nearest.
+            OptionError: for a value of another type.
         """
-        for name, value in options.items():
+        for name in options:
             if name not in self.options:
                 raise unknown(f"option of {self.name}", name, self.options)
-            choices = self.options[name].choices
-            if choices and value is not None and not isinstance(value, Mapping) and value not in choices:
-                raise UnknownNameError(f"{name} of {self.name} is {' or '.join(map(repr, choices))}, not {value!r}")
-        return {name: options.get(name, option.default) for name, option in self.options.items()}
+        checked = {name: self._checked(name, value) for name, value in options.items()}
+        return {name: checked.get(name, option.default) for name, option in self.options.items()}
+
+    def _checked(self, name: str, value: Setting) -> Setting:
+        """An option's value, or each within a setting, as a number of its type."""
+        option = self.options[name]
+        if isinstance(value, Mapping):
+            return {pattern: self._checked(name, inner) for pattern, inner in value.items()}
+        if isinstance(value, Each):
+            return Each(self._checked(name, inner) for inner in value)
+        if isinstance(value, (list, tuple)) and option.type is float:
+            return [self._checked(name, inner) for inner in value]
+        if option.choices:
+            if value not in option.choices:
+                raise UnknownNameError(
+                    f"{name} of {self.name} is {' or '.join(map(repr, option.choices))}, not {value!r}"
+                )
+            return value
+        if option.type not in (bool, int, float):
+            return value
+        if option.type is bool:
+            sound = isinstance(value, bool)
+        else:
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            sound = number and math.isfinite(value) and (option.type is float or value == int(value))
+        if not sound:
+            kind = {bool: "true or false", int: "a whole number", float: "a finite number"}[option.type]
+            raise OptionError(f"{name} of {self.name} is {kind}, not {value!r}")
+        return option.type(value)
 
 
 def call(function: Callable[..., Any], available: Mapping[str, Any]) -> Any:
@@ -175,17 +207,29 @@ class MethodSource(ComputedSource):
             raise SpaceError(
                 f"{method.name} merges {'task vectors' if method.space == 'delta' else 'weights'}, and was given the other"
             )
+        other = next((form for form in self.inputs if form.specs.keys() != first.specs.keys()), None)
+        if other is not None and not method.fixed:
+            odd = sorted(first.specs.keys() ^ other.specs.keys())
+            raise MismatchError(f"{method.name} takes inputs with the same tensors; only some have {some(odd)}")
+        if any(weight != 1.0 for weight in self.weights) and not method.takes("weights"):
+            raise OptionError(f"{method.name} takes no weights: it finds them itself")
         self.specs = {n: s for n, s in first.specs.items() if all(n in form.specs for form in self.inputs)}
-        self.ties = {}
         self.ref = f"{method.name}({', '.join(source.ref for form in self.inputs for source in form.sources)})"
         for name, setting in [("weight", weight) for weight in self.weights] + list(self.options.items()):
             check_setting(setting, self.specs, name)
         self._depths = depths(self.specs)
-        self._vector = Vector(
-            self._parts,
-            {n: s.numel for n, s in self.specs.items() if is_editable(s.dtype) and s.numel},
-            len(self.inputs),
-        )
+        self.ties = self._common_ties()
+        chosen = {n: s for n, s in self.specs.items() if n not in self.ties and is_editable(s.dtype) and s.numel}
+        self._vector = Vector(self._parts, {n: s.numel for n, s in chosen.items()}, len(self.inputs))
+
+    def _common_ties(self) -> dict[str, str]:
+        """Alias -> owner, of what is tied in all inputs and has the same settings: these are one tensor of the result, too."""
+        tied = [ties(form) for form in self.inputs]
+        return {
+            alias: owner
+            for alias, owner in tied[0].items()
+            if all(other.get(alias) == owner for other in tied) and self._at(alias) == self._at(owner)
+        }
 
     def _at(self, name: str) -> dict[str, Any]:
         """Options at a tensor, and weights as a list."""
@@ -215,6 +259,7 @@ class MethodSource(ComputedSource):
         return reduce(LinearForm.plus, shifts, first)
 
     def combination(self, name: str, scratch: Scratch) -> Mapping[Source, float] | None:
+        name = self.ties.get(name, name)
         spec, steps = self.specs[name], self._steps(name)
         if not is_editable(spec.dtype) or not spec.numel:
             return steps[0].coefficients
@@ -229,6 +274,7 @@ class MethodSource(ComputedSource):
             return combined(steps, call(self.method.function, available).tolist())
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+        name = self.ties.get(name, name)
         spec = self.specs[name]
         working = accumulator(spec.dtype) if is_editable(spec.dtype) else spec.dtype
         if self.method.kind == "combination" or not is_editable(spec.dtype) or not spec.numel:

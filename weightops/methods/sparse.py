@@ -2,7 +2,7 @@ r"""Sparsify, elect a sign, combine: TIES, DARE, Breadcrumbs, DELLA, magnitude t
 
 One definition, of which each method is a choice of parts. With sparsified deltas :math:`\hat\tau_i` and weights
 :math:`w_i`, the elected sign is :math:`\gamma = \mathrm{sgn} \sum_i w_i \hat\tau_i` (that of zero is +), those that agree are
-:math:`a_i = [\hat\tau_i \gamma > 0]`, and the result is :math:`\sum_i a_i w_i \hat\tau_i / n` with
+:math:`a_i = [w_i \hat\tau_i \gamma > 0]`, and the result is :math:`\sum_i a_i w_i \hat\tau_i / n` with
 :math:`n = \sum_i a_i w_i` ("weights"), :math:`\sum_i a_i` ("count") or 1 ("none").
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from weightops.engine.reduce import sums
+from weightops.errors import OptionError
 from weightops.methods.method import chunks
 from weightops.methods.parts import Chunk, Draws, Parts, Vector
 from weightops.methods.select import ALL, NONE, Limit, count, each, fraction, limits
@@ -78,7 +79,8 @@ def _limits(
     if scope == "tensor":
         return limits(parts, counts)
     start = vector.starts[parts.name]
-    every = vector.once(tuple(counts(0, 10**6)), lambda: limits(vector, counts, of_nonzero=True))
+    key = tuple(tuple(counts(i, 10**9)) for i in range(vector.k))
+    every = vector.once(key, lambda: limits(vector, counts, of_nonzero=True))
     return [[limit.after(start) for limit in row] for row in every]
 
 
@@ -126,7 +128,7 @@ def ties(
     r"""TIES: trim, elect sign, disjoint merge (arXiv 2306.01708).
 
     With trimmed deltas :math:`\hat\tau_i` and the elected sign :math:`\gamma = \mathrm{sgn} \sum_i w_i \hat\tau_i`, the result
-    is :math:`\sum_{i:\,\hat\tau_i \gamma > 0} w_i \hat\tau_i / n`.
+    is :math:`\sum_{i:\,w_i \hat\tau_i \gamma > 0} w_i \hat\tau_i / n`.
 
     Args:
         deltas: shape ``(k, n)``.
@@ -220,7 +222,10 @@ def _drop(deltas: torch.Tensor, odds: Sequence[Any], draws: Draws) -> torch.Tens
 
 
 def _odds(density: float, k: int) -> list[int]:
-    return [round(fraction(value) * 65536) for value in each(density, k)]
+    odds = [round(fraction(value) * 65536) for value in each(density, k)]
+    if any(n == 0 < value for n, value in zip(odds, each(density, k), strict=True)):
+        raise OptionError(f"a density of {min(each(density, k)):g} keeps nothing: the least is 1/65536")
+    return odds
 
 
 def _restored(parts: Parts, sparsify: Callable[[Chunk], torch.Tensor]) -> torch.Tensor:
@@ -303,7 +308,10 @@ def _magprune(deltas: torch.Tensor, density: float, epsilon: float, draws: Draws
     width = deltas.shape[-1]
     middle = _ranks(deltas).mul_(2 / (width - 1)).sub_(1) if width > 1 else torch.zeros_like(deltas)
     for row, d, e in zip(middle, each(density, len(deltas)), each(epsilon, len(deltas)), strict=True):
-        row.mul_(e).add_(fraction(d)).clamp_(0, 1).mul_(65536).round_()
+        reach = e if 0 < fraction(d) < 1 else 0.0  # all are kept, or none
+        if not 0 <= d - reach <= d + reach <= 1:
+            raise OptionError(f"density {d:g} with epsilon {e:g} gives probabilities outside of 0 to 1")
+        row.mul_(reach).add_(d).clamp_(0, 1).mul_(65536).round_()
     _drop(deltas, [row.to(torch.int32).cpu().numpy() for row in middle], draws)
     return deltas.div_(middle.clamp_(min=1).div_(65536)) if rescale == "expectation" else deltas
 

@@ -100,7 +100,7 @@ def iso_cts(deltas: torch.Tensor, *, common: float = 0.8, others: Others = "mean
         k = matrices.shape[1]
         u, s, vh = svd(matrices.sum(1))
         count = s.shape[-1]
-        own = round((count - int(count * fraction(common, "common"))) / k)
+        own = (count - int(count * fraction(common, "common"))) // k
         shared = count - own * k
         if own == 0:
             return _mean(s) * (u @ vh)

@@ -24,7 +24,7 @@ def _arc(gram: torch.Tensor, start: torch.Tensor, end: torch.Tensor, t: float) -
 
 
 @combination("weights")
-def slerp(gram: torch.Tensor, *, t: float = 0.5) -> torch.Tensor:
+def slerp(gram: torch.Tensor, *, t: float = 0.5, parallel: float = 1.0) -> torch.Tensor:
     r"""Spherical interpolation of two models: :math:`\frac{\sin((1-t)\theta)}{\sin\theta} x + \frac{\sin(t\theta)}{\sin\theta} y`.
 
     :math:`\theta` is the angle between the two tensors; where they are parallel it is linear (Shoemake, 1985).
@@ -32,6 +32,7 @@ def slerp(gram: torch.Tensor, *, t: float = 0.5) -> torch.Tensor:
     Args:
         gram: inner products of the two, shape ``(2, 2)``.
         t: 0 gives the first, 1 the second.
+        parallel: tensors whose cosine is more than this are interpolated linearly.
 
     Raises:
         OptionError: for other than two models.
@@ -39,6 +40,9 @@ def slerp(gram: torch.Tensor, *, t: float = 0.5) -> torch.Tensor:
     if len(gram) != 2:
         raise OptionError(f"slerp goes from one model to another; there are {len(gram)}: nuslerp and karcher take more")
     first, second = torch.eye(2, dtype=gram.dtype)
+    norms = math.sqrt(float(gram[0, 0] * gram[1, 1]))
+    if abs(float(gram[0, 1])) > parallel * norms:
+        return torch.lerp(first, second, t)
     return _arc(gram, first, second, t)
 
 

@@ -9,20 +9,43 @@ from typing import Any
 import yaml
 
 from weightops.cards import base_model
+from weightops.checkpoints.checkpoint import Architecture
+from weightops.checkpoints.timm_folder import TimmArchitecture
 from weightops.reports.table import cell
 
+_OPEN_CLIP = (
+    "open_clip",
+    "zero-shot-image-classification",
+    """```python
+import open_clip
 
-def card(summary: Mapping[str, Any], word: str) -> str:
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
+tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
+```
+
+If the folder is moved and its configuration names a `bpe_path`, set that path to where `merges.txt.gz` now is; weightops finds it by itself.""",
+)
+_TIMM = ("timm", "image-classification", """```python
+import timm
+
+model = timm.create_model("local-dir:{folder}", pretrained=True)
+```""")  # fmt: skip
+"""Library, pipeline and use of a model, as its card says them."""
+
+
+def card(summary: Mapping[str, Any], word: str, architecture: Architecture | None = None) -> str:
     """The card of an edited model, from its ``summary.json``.
 
     Args:
         summary: its content.
         word: what the edited model is called in it.
+        architecture: the model's.
     """
     tasks = summary["tasks"]
+    library, pipeline, use = _TIMM if isinstance(architecture, TimmArchitecture) else _OPEN_CLIP
     results = [
         {
-            "task": {"type": "zero-shot-image-classification"},
+            "task": {"type": pipeline},
             "dataset": {"name": name, "type": name, "split": "test"},
             "metrics": [{"type": "accuracy", "value": round(float(task[word]["acc1"]), 6)}],
         }
@@ -31,8 +54,8 @@ def card(summary: Mapping[str, Any], word: str) -> str:
     ]
     name = Path(str(summary["output"])).name
     front = {
-        "library_name": "open_clip",
-        "pipeline_tag": "zero-shot-image-classification",
+        "library_name": library,
+        "pipeline_tag": pipeline,
         **base_model([summary["model"]["ref"]], "merge"),
         "tags": ["merge", "task-arithmetic", "weightops"],
         "model-index": [{"name": name, "results": results}],
@@ -72,14 +95,7 @@ Top-1 accuracy in percent. Where the images come from:
 
 ## Use
 
-```python
-import open_clip
-
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{summary["output"]}")
-tokenizer = open_clip.get_tokenizer("local-dir:{summary["output"]}")
-```
-
-If the folder is moved and its configuration names a `bpe_path`, set that path to where `merges.txt.gz` now is; weightops finds it by itself.
+{use.format(folder=summary["output"])}
 
 ## Limits
 

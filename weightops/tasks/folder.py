@@ -14,7 +14,7 @@ from PIL import Image
 
 from weightops.errors import TaskError
 from weightops.keys import some
-from weightops.tasks.split import cut, held_out
+from weightops.tasks.split import cut, three_splits
 from weightops.tasks.task import PROMPTS, SPLITS, Captions, Images, Task, read_lines, read_picture, read_prompts
 
 PROMPTS_FILE = "prompts.txt"
@@ -28,7 +28,7 @@ _SPLIT_NAMES = {
     "validation": "validation",
     "test": "test",
 }
-_LABELLED = re.compile(r"label=(?P<label>.+?)(?:_text=(?P<text>.+?))?(?:_\d+)?$")
+_LABELLED = re.compile(r"label=(?P<label>.+?)(?:_text=(?P<text>.+?)(?:_\d+)?)?$")
 
 File = tuple[Path, str]
 """A picture and its class."""
@@ -67,10 +67,11 @@ class FolderImages:
 def folder_task(folder: Path) -> Task:
     """A task from a folder of images.
 
-    ``folder/{train,val,test}/CLASS/*.png``; or without ``val``, which is then a tenth of the training images (at most 5,000, as in the
-    papers); or ``folder/CLASS/*.png``, of which 70 % are for training, 10 % for validation and 20 % for the test, in proportion,
-    the same every time; or, in place of folders for classes, names ``label=CLASS.png`` or ``label=CLASS_text=WORD.png``,
-    as of PAINT's photographs of typographic attacks, where words are classes too. Underscores in a class's name are blanks.
+    ``folder/{train,val,test}/CLASS/*.png``; or without ``val``, which is then a tenth of the training images (at most 5,000, as
+    in the papers), or without ``test``, which ``val`` is then; or ``folder/CLASS/*.png``, of which 70 % are for training, 10 % for
+    validation and 20 % for the test, in proportion, the same every time; or, in place of folders for classes, names
+    ``label=CLASS.png`` or ``label=CLASS_text=WORD_1.png``, as of PAINT's photographs of typographic attacks, where words are
+    classes too. Underscores in a class's name are blanks. Folders inside a class's are of that class.
 
     Args:
         folder: the folder; prompts come from ``prompts.txt`` in it, one a line, with ``{}`` for the class, where there is one.
@@ -82,12 +83,18 @@ def folder_task(folder: Path) -> Task:
         raise TaskError(
             f"there is no folder {folder}; a task is one of `weightops tasks` or a folder of images in folders by class"
         )
-    named = {_SPLIT_NAMES[p.name.lower()]: p for p in _folders(folder) if p.name.lower() in _SPLIT_NAMES}
+    named: dict[str, Path] = {}
+    for path in _folders(folder):
+        split = _SPLIT_NAMES.get(path.name.lower())
+        if split and (_folders(path) or any(path.glob("label=*"))):  # else it is a class of that name
+            if split in named:
+                raise TaskError(f"{folder} has two folders for {split}: {named[split].name} and {path.name}")
+            named[split] = path
     if named and "train" not in named:
         raise TaskError(f"{folder} has {' and '.join(named)} and no train: the three are train, val and test")
-    found = {split: _files(path) for split, path in (named or {"all": folder}).items()}
-    if named and "test" not in named:
+    if len(named) == 1:
         raise TaskError(f"{folder} has train and no test to confirm an edit on: add one, or leave all splits out")
+    found = {split: _files(path) for split, path in (named or {"all": folder}).items()}
     classes = _classes(found)
     if len(classes) < 2:
         raise TaskError(
@@ -122,7 +129,10 @@ def _files(folder: Path) -> list[File]:
             p for p in place.iterdir() if p.is_file() and p.suffix.lower() in _suffixes() and not p.name.startswith(".")
         )
 
-    files = [(path, place.name.replace("_", " ")) for place in _folders(folder) for path in images(place)]
+    within = {place: [place, *sorted(p for p in place.rglob("*") if p.is_dir())] for place in _folders(folder)}
+    files = [
+        (path, place.name.replace("_", " ")) for place, inner in within.items() for p in inner for path in images(p)
+    ]
     loose = images(folder)
     matches = [(path, _LABELLED.match(path.stem)) for path in loose]
     odd = [path.name for path, match in matches if not match]
@@ -157,6 +167,5 @@ def _splits(found: Mapping[str, list[File]], classes: Sequence[str]) -> Mapping[
         whole = images(found["all"])
         validation, test = round(0.1 * len(whole)), round(0.2 * len(whole))
         return cut(whole, {"train": len(whole) - validation - test, "validation": validation, "test": test})
-    if "validation" in found:
-        return {split: images(files) for split, files in found.items()}
-    return {**held_out(images(found["train"])), "test": images(found["test"])}
+    load = three_splits(lambda split: images(found[split]), found, "the folder")
+    return {split: load(split) for split in SPLITS}

@@ -88,9 +88,10 @@ def read_picture(file: Path | IO[bytes], name: str) -> Image.Image:
     """
     try:
         with Image.open(file) as image:
-            picture: Image.Image = image.convert("RGB")
+            wide = image.mode.startswith("I")  # 16 bits a pixel, which `convert` would clip to 8
+            picture: Image.Image = (image.point(lambda value: value / 256, "L") if wide else image).convert("RGB")
             return picture
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise TaskError(f"{name} is not an image that can be read: {error}") from error
 
 
