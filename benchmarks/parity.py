@@ -2,8 +2,8 @@
 
     python benchmarks/parity.py --mergekit VENV/bin [--fusionbench VENV/bin]
 
-A tiny Llama-like base and three fine-tuned kin, in float32 and in bf16, are merged by mergekit 0.1.5 from YAML files that
-`weightops merge` takes as they are; FusionBench 0.2.33 merges the float32 ones by its functions for TIES, TSV-M and Iso. The
+A tiny Llama-like base, three fine-tuned kin and one that is nearly the base, in float32 and in bf16, are merged by mergekit 0.1.5
+from YAML files that `weightops merge` takes as they are; FusionBench 0.2.33 merges the float32 ones by its functions for TIES, TSV-M and Iso. The
 table has the largest difference, relative to the largest change that the merge makes (0 is equality), and the share of
 elements that differ by more than rounding: four units in the last place of the output. Methods that draw at random are
 compared by the share of elements that they change and the mean square of the change.
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from engine import shapes
@@ -46,6 +47,21 @@ RECIPES: dict[str, dict[str, object]] = {
     "dare_ties": {"weights": [0.3, 0.4, 0.2], "density": [0.5] * 3},
     "della_linear": {"weights": [0.3, 0.4, 0.2], "density": [0.5] * 3, "parameters": {"epsilon": 0.1}},
     "della": {"weights": [0.3, 0.4, 0.2], "density": [0.5] * 3, "parameters": {"epsilon": 0.1}},
+    "della, all kept": {"method": "della", "weights": [0.3, 0.4, 0.2]},
+    "slerp, nearly parallel": {"whole": {
+        "merge_method": "slerp", "base_model": 0, "models": [{"model": 0}, {"model": 4}], "parameters": {"t": 0.3}}},
+    "slerp, t over each slice": {"whole": {
+        "merge_method": "slerp", "base_model": 0, "parameters": {"t": [0.0, 1.0]},
+        "slices": [{"sources": [{"model": i, "layer_range": span} for i in (0, 1)]} for span in ([0, 2], [0, 3])]}},
+    "linear, one slice": {"whole": {"merge_method": "linear", "slices": [
+        {"sources": [{"model": i, "layer_range": [1, 3], "parameters": {"weight": i}} for i in (1, 2)]}]}},
+    "ties, by filters": {"whole": {
+        "merge_method": "ties", "base_model": 0, "parameters": {"density": 0.3}, "models": [
+            {"model": 1, "parameters": {"weight": 1.0, "density": [{"filter": "mlp", "value": 0.5}]}},
+            {"model": 2, "parameters": {"weight": [{"filter": "self_attn", "value": 0.2}, {"value": 0.5}]}}]}},
+    "task_arithmetic, lambda by a filter": {"whole": {
+        "merge_method": "task_arithmetic", "base_model": 0, "parameters": {"lambda": [{"filter": "mlp", "value": 0.5}]},
+        "models": [{"model": i, "parameters": {"weight": 0.5}} for i in (1, 2)]}},
 }  # fmt: skip
 RANDOM = ("dare_linear", "dare_ties", "della_linear", "della")
 
@@ -70,11 +86,12 @@ def make(folder: Path, dtype: torch.dtype) -> list[Path]:
     generator = torch.Generator().manual_seed(0)
     base = {n: 0.02 * torch.randn(s, generator=generator) for n, s in tensors.items()}
     places = []
-    for i in range(4):
+    for i in range(5):
         place = folder / ("base" if not i else f"ft{i}")
         place.mkdir(parents=True)
         (place / "config.json").write_text(json.dumps(config))
-        state = {n: t + (0.002 * torch.randn(t.shape, generator=generator) if i else 0) for n, t in base.items()}
+        far = (0.0, 0.002, 0.002, 0.002, 0.0002)[i]
+        state = {n: t + (far * torch.randn(t.shape, generator=generator) if i else 0) for n, t in base.items()}
         save_file({n: t.to(dtype) for n, t in state.items()}, place / "model.safetensors", {"format": "pt"})
         places.append(place)
     return places
@@ -82,6 +99,8 @@ def make(folder: Path, dtype: torch.dtype) -> list[Path]:
 
 def recipe(name: str, settings: dict[str, object], places: list[Path], dtype: str) -> dict[str, object]:
     method = str(settings.get("method", name))
+    if "whole" in settings:
+        return {**_named(settings["whole"], places), "dtype": dtype}
     if "slices" in settings:
         slices = [{"sources": [{"model": str(places[i]), "layer_range": [a, b]}]} for i, a, b in settings["slices"]]  # type: ignore[attr-defined]
         return {"merge_method": method, "slices": slices, "dtype": dtype}
@@ -99,6 +118,13 @@ def recipe(name: str, settings: dict[str, object], places: list[Path], dtype: st
         if method == "slerp":
             content["models"] = [{"model": str(places[0])}, *entries]
     return content | ({"parameters": settings["parameters"]} if "parameters" in settings else {})
+
+
+def _named(value: Any, places: list[Path]) -> Any:
+    """A recipe with paths for the numbers of models."""
+    if isinstance(value, dict):
+        return {k: str(places[v]) if k in ("model", "base_model") else _named(v, places) for k, v in value.items()}
+    return [_named(entry, places) for entry in value] if isinstance(value, list) else value
 
 
 def load(folder: Path) -> dict[str, torch.Tensor]:
@@ -184,7 +210,7 @@ def main() -> None:
     parser.add_argument("--fusionbench", type=Path, help="the bin folder of an environment with fusion-bench 0.2.33")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "parity.json")
     args = parser.parse_args()
-    report: dict[str, dict[str, object]] = {}
+    report: dict[str, dict[str, object]] = json.loads(args.out.read_text()) if args.out.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         for dtype in (torch.float32, torch.bfloat16):
             kind = str(dtype).removeprefix("torch.")
@@ -203,10 +229,10 @@ def main() -> None:
                         raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
                 row = compare(name, ours, theirs, places[0], dtype)
                 report.setdefault(name, {})[kind] = row
-                print(f"{kind:9} {name:22} {json.dumps(row)}", flush=True)
+                print(f"{kind:9} {name:36} {json.dumps(row)}", flush=True)
         if args.fusionbench:
             for name, row in against_fusionbench(
-                args.fusionbench, make(Path(temporary) / "fb", torch.float32), Path(temporary) / "fb-out"
+                args.fusionbench, make(Path(temporary) / "fb", torch.float32)[:4], Path(temporary) / "fb-out"
             ).items():
                 report[f"{name} (FusionBench)"] = {"float32": row}
                 print(f"float32   {name:22} {json.dumps(row)}  FusionBench", flush=True)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from weightops import Checkpoint, TaskVector, TrainingConfig, finetune, lofi, open_checkpoint
 from weightops.cli.main import run
-from weightops.errors import MismatchError, NonfiniteError, OptionError, OutputError
+from weightops.errors import CheckpointError, MismatchError, NonfiniteError, OptionError, OutputError
 from weightops.expression import LinearForm
 from weightops.finetuning import batch_indices, config_for
 from weightops.nodes import Node, _pack, _parts, _unpack, going_on
@@ -248,6 +249,29 @@ def test_killed_nodes_have_states_to_go_on_from_together(every: int, often: int,
         assert every or [*plan.values()] == [max(row) for row in held.values()]
 
 
+def test_a_run_that_is_being_replaced(tmp_path: Path) -> None:
+    def folder(steps: int) -> Folder:
+        return Folder(tmp_path / "run", {"config": {"steps": steps, "seed": 0}, "node": {"index": 0, "count": 1, "data": "shuffle"},
+                      "base": "b", "task": "t"}, None, steps, lambda step: 0)  # fmt: skip
+
+    facts: dict[str, Any] = {"model": "m", "source": "s", "samples": 4}
+    first = folder(4)
+    assert first.begin(resume=False, overwrite=False) == [0]
+    first.finish({"w": torch.ones(2)}, {}, **facts)
+    assert folder(4).begin(resume=True, overwrite=False) == [0, 4]
+    with pytest.raises(CheckpointError, match="holds another run: steps 4, not 6"):
+        folder(6).begin(resume=True, overwrite=False)
+    assert folder(6).begin(resume=False, overwrite=True) == [0]
+    assert torch.equal(open_checkpoint(tmp_path / "run")["w"], torch.ones(2))  # until there are new ones
+    assert folder(6).begin(resume=True, overwrite=False) == [0]
+    folder(6).keep({}, 3)
+    assert folder(6).begin(resume=True, overwrite=False) == [0, 3]
+    open_checkpoint({"w": torch.zeros(2)}).save(tmp_path / "run" / "finetuned.safetensors", overwrite=True)
+    folder(6)._forget([3])
+    with pytest.raises(CheckpointError, match="no record of how they were made; --overwrite starts anew"):
+        folder(6).begin(resume=True, overwrite=False)
+
+
 def test_packing() -> None:
     state = {"a": torch.ones(3, dtype=torch.float16), "b": torch.arange(4.0), "c": torch.tensor(7), "d": torch.ones(0)}
     for count in (1, 2, 3, 5):
@@ -305,7 +329,7 @@ def kept(folder, states, step):
     keep(folder, states, step)
 def finished(folder, *args, **kwargs):
     if folder.path.name == "node1":
-        die_after("finetuned.safetensors")
+        die_after("training.json")
     finish(folder, *args, **kwargs)
 def checked(node, module):
     module = parallel(node, module)
@@ -349,6 +373,48 @@ def test_nodes_that_average_on_the_way_go_on_together(tmp_path: Path) -> None:
     assert "node 1 missed averages" in told[3]
     assert "from step 4 of node 0" in told[3]
     assert equal(open_checkpoint(loses / "node0"), open_checkpoint(loses / "node1"))
+
+
+def test_a_node_that_missed_averages_comes_late(tmp_path: Path) -> None:
+    """It died, and the other ended without it: that is averaged, opens though states lie beside it, and is gone back from together."""
+    (tmp_path / "dying.py").write_text(DYING)
+    out = tmp_path / "dies"
+    options = [
+        *RECIPE,
+        "--steps",
+        "6",
+        "--node-size",
+        "1",
+        "--average-every",
+        "2",
+        "--checkpoint-every",
+        "2",
+        "-o",
+        out,
+    ]
+    agents = torchrun(2, 1, tmp_path / "dying.py", "lofi", *options)
+    printed = [agent.communicate(timeout=300)[1] for agent in agents]
+    assert [agent.returncode == 0 for agent in agents] == [True, False], printed
+    assert json.loads((out / "merged" / "lofi.json").read_text())["left_out"] == {"node1": lofi.GONE}
+    assert equal(open_checkpoint(out / "merged"), open_checkpoint(out / "node0"))
+    assert states_in(out / "node0")
+    [agent] = torchrun(1, 2, "-m", "weightops", "lofi", *options[:-2], "--resume", "-o", out)
+    told = agent.communicate(timeout=300)[1]
+    assert agent.returncode == 0, told
+    assert set(json.loads((out / "merged" / "lofi.json").read_text())["nodes"]) == {"node0", "node1"}
+    assert not [*states_in(out / "node0"), *states_in(out / "node1")]
+
+
+def test_only_a_run_that_a_job_began_is_resumed_by_its_restart(separate: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "merged").mkdir(parents=True)
+    (out / "merged" / "lofi.json").write_text("{}")
+    options = [*RECIPE, "--steps", "2", "--node-size", "1", "-o", out]
+    [agent] = torchrun(1, 2, "--max-restarts", 1, "-m", "weightops", "lofi", *options)
+    told = agent.communicate(timeout=300)[1]
+    assert agent.returncode != 0
+    assert told.count("merged exists; --overwrite") >= 2
+    assert (out / "merged" / "lofi.json").read_text() == "{}"
 
 
 def test_sharded_nodes_make_the_same_steps_and_go_on(tmp_path: Path) -> None:

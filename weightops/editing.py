@@ -212,7 +212,7 @@ class Addition(Workflow):
         edited = bench.measure(found.edit, "test", singles)
         alone = {t.name: bench.measure(v, "test", [t]).scores[t.name]["acc1"] for t, v in singles.items()}
         accuracy = {name: float(edited.scores[name]["acc1"]) for name in alone}
-        shares = [accuracy[name] / alone[name] for name in alone]
+        shares = [_share(accuracy[name], alone[name]) for name in alone]
         return {
             "tasks": list(alone),
             "alpha": found.named,
@@ -221,7 +221,7 @@ class Addition(Workflow):
         }
 
     def conclude(self, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        shares = {name: task[self.word]["acc1"] / task["finetuned"]["acc1"] for name, task in tasks.items()}
+        shares = {name: _share(task[self.word]["acc1"], task["finetuned"]["acc1"]) for name, task in tasks.items()}
         return {
             "normalized": shares,
             "mean": {
@@ -326,3 +326,8 @@ def analogy(
     """
     workflow = Analogy(a, b, c, target, **options)
     return workflow.run(Path(out), resume=resume, overwrite=overwrite, on_measured=on_measured)
+
+
+def _share(accuracy: float, reference: float) -> float:
+    """An accuracy as a share of another; NaN of one that is 0."""
+    return accuracy / reference if reference else math.nan

@@ -139,13 +139,15 @@ def fit(
         "config": asdict(config), "base": base.fingerprint, "task": learner.name, "digest": learner.digest, "node": asdict(node),
     }  # fmt: skip
     folder = Folder(Path(out), identity, base.architecture, config.steps, node.stretch) if out is not None else None
-    begun = 0
+    begun, finished = 0, False
     try:
         if first and folder is not None:
             begun = strategy.agree(folder.begin(resume=resume, overwrite=overwrite), node, folder)
+            finished = folder.finished and begun == config.steps
             folder.go_back(begun)
-        begun = strategy.tell(begun)
-        if folder is not None and begun == config.steps:
+            strategy.mark()
+        begun, finished = strategy.tell((begun, finished))
+        if folder is not None and finished:
             return folder.weights()
         learner.prepare()
         weights, ema = _train(learner, config, node, strategy, folder, begun, checkpoint_every, on_step)

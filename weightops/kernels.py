@@ -102,7 +102,7 @@ def combine(
 ) -> None:
     r"""Write :math:`[a +] \sum_i c_i (x_i - a) + \sum_j c_j d_j` to ``out``; all tensors are flat and equally long.
 
-    Taking differences from an anchor ``a`` keeps what is equal in all tensors as it is, infinities included.
+    Taking differences from an anchor ``a`` keeps what is equal in all tensors as it is (infinities where all elements are equal).
 
     Args:
         out: where the result goes, rounded once to its dtype.

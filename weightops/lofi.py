@@ -22,7 +22,8 @@ from weightops.kernels import has_nonfinite
 from weightops.keys import Rules, some
 from weightops.learners import ClipLearner, Learner
 from weightops.nodes import Lofi, Node, Single
-from weightops.runs import WEIGHTS, RecordedSource, states_in, training_record
+from weightops.runs import RECORD as ENDED
+from weightops.runs import RecordedSource, states_in, training_record
 from weightops.task_vector import TaskVector
 from weightops.task_vector import average as mean_of
 from weightops.tasks.table import as_tasks
@@ -157,7 +158,7 @@ def _warn(left_out: Mapping[str, str]) -> None:
 
 def _unfinished(path: Path) -> bool:
     """True for the folder of a run that has not come to its end."""
-    return path.is_dir() and not (path / WEIGHTS).exists() and bool(states_in(path))
+    return path.is_dir() and not (path / ENDED).exists() and bool(states_in(path))
 
 
 def _check_kin(nodes: Mapping[str, Checkpoint]) -> dict[str, float]:
@@ -333,7 +334,7 @@ class _Meeting:
 
     def _all_visible(self, weights: Mapping[int, int]) -> bool:
         """True if every node that answers sees the checkpoints of all that do."""
-        seen = all((self.out / f"node{index}" / WEIGHTS).exists() for index, weight in weights.items() if weight)
+        seen = all((self.out / f"node{index}" / ENDED).exists() for index, weight in weights.items() if weight)
         return all(self.nodes.reports(int(seen), self.steps).values())
 
     def _all_reduce(
@@ -363,7 +364,7 @@ def _from_files(out: Path, count: int, diverged: Iterable[int], only: Sequence[s
     left_out = {f"node{index}": DIVERGED for index in diverged}
     folders: dict[str, CheckpointLike] = {}
     for name in (f"node{index}" for index in range(count)):
-        if name not in left_out and (out / name / WEIGHTS).exists():
+        if name not in left_out and (out / name / ENDED).exists():
             folders[name] = out / name
         else:
             left_out.setdefault(name, GONE)

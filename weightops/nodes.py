@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -113,6 +114,11 @@ class Single:
     rank = 0
     size = 1
     seconds = 0.0
+    begun = False
+    """True if torchrun has started this job again, after the node's run was begun."""
+
+    def mark(self) -> None:
+        """Keep in mind, in the job, that the node's run is begun: it may replace what it finds, or found nothing."""
 
     def everyone(self) -> Single:
         """All processes of all nodes as one node: the baseline, which communicates in every step."""
@@ -145,20 +151,33 @@ class Single:
         raise NotImplementedError
 
 
+class Job(NamedTuple):
+    """What outlives the processes that torchrun starts again."""
+
+    store: Any
+    key: str
+
+
 class Ddp(Single):
     """A node of several processes, each with its part of a batch.
 
     Args:
         group: the processes.
+        job: where it is kept in mind that the node's run is begun.
         fsdp: parameters, gradients and the optimizer's state are sharded over them (FSDP2), not copied; the
             module stays sharded.
     """
 
-    def __init__(self, group: Any, *, fsdp: bool = False) -> None:
-        self.group, self.fsdp = group, fsdp
+    def __init__(self, group: Any, *, fsdp: bool = False, job: Job | None = None) -> None:
+        self.group, self.fsdp, self.job = group, fsdp, job
+        self.begun = job is not None and job.store.check([job.key])
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._first = dist.get_global_rank(group, 0)
         self._until = 0.0
+
+    def mark(self) -> None:
+        if self.job is not None:
+            self.job.store.set(self.job.key, "yes")
 
     def parallel(self, module: nn.Module) -> nn.Module:
         if self.size == 1:
@@ -199,10 +218,13 @@ class Lofi(Ddp):
         leaders: the first processes of all nodes, over gloo.
         patience: seconds to wait for another node.
         fsdp: as of `Ddp`.
+        job: as of `Ddp`.
     """
 
-    def __init__(self, group: Any, leaders: Any, patience: float = PATIENCE, *, fsdp: bool = False) -> None:
-        super().__init__(group, fsdp=fsdp)
+    def __init__(
+        self, group: Any, leaders: Any, patience: float = PATIENCE, *, fsdp: bool = False, job: Job | None = None
+    ) -> None:
+        super().__init__(group, fsdp=fsdp, job=job)
         self._leaders = leaders
         self._patience = timedelta(seconds=patience)
         self.index = dist.get_rank() // self.size
@@ -211,7 +233,7 @@ class Lofi(Ddp):
     def everyone(self) -> Single:
         if self.fsdp:
             raise OptionError("a model that is sharded stays so, and can't be trained once more: compare without fsdp")
-        return Ddp(dist.group.WORLD)
+        return Ddp(dist.group.WORLD, job=self.job)
 
     def agree(self, held: Sequence[int], node: Node, run: Resumable) -> int:
         """As every node's: the last step between the same two averages as the others', or one whose state another node gives."""
@@ -220,7 +242,14 @@ class Lofi(Ddp):
         mine = torch.tensor([-1] * HELD + sorted(held))[-HELD:].contiguous()
         found = self._swap(dict.fromkeys(range(self.count), mine), dict.fromkeys(range(self.count), HELD))
         steps = {index: [step for step in row.tolist() if step >= 0] for index, row in sorted(found.items())}
+        if len(steps) < self.count:
+            log.warning("going on without %s", some(f"node {i}" for i in range(self.count) if i not in steps))
         plan = going_on(steps, run.steps, node.stretch)
+        if plan[self.index] < max(held):
+            behind = min(steps, key=lambda index: max(steps[index]))
+            log.warning(
+                "going back from step %d: node %d has come no further than %d", max(held), behind, max(steps[behind])
+            )
         lost = [index for index, step in plan.items() if step not in steps[index]]
         if lost:
             step = plan[lost[0]]
@@ -235,7 +264,7 @@ class Lofi(Ddp):
             log.warning("%s missed averages, and go on from step %d of node %d", names, step, giver)
             content = torch.frombuffer(bytearray(run.give(step)), dtype=torch.uint8)
             for other in (dist.get_global_rank(self._leaders, index) for index in lost):
-                dist.send(size + len(content), other, group=self._leaders)
+                dist.send(torch.tensor([len(content)]), other, group=self._leaders)
                 dist.send(content, other, group=self._leaders)
         elif self.index in lost:
             other = dist.get_global_rank(self._leaders, giver)
@@ -334,13 +363,13 @@ class Lofi(Ddp):
 
 
 def going_on(held: Mapping[int, Sequence[int]], steps: int, stretch: Callable[[int], int]) -> dict[int, int]:
-    """Node -> the step that it goes on from: all between the same two averages, as late as can be.
+    """Node -> the step that it goes on from: all between the same two averages, which as many nodes as can be hold, as late as can be.
 
     Nodes that the others went on without may hold no such step. Theirs is one of which another holds the state.
 
     Args:
         held: node -> steps that it can go on from.
-        steps: of the whole run; of this one there is no state.
+        steps: of the whole run; of this one there is no state, nor of 0.
         stretch: step -> how many averages came before it.
 
     >>> going_on({0: [0, 5, 9], 1: [0, 3]}, 20, lambda step: step // 4)
@@ -348,10 +377,13 @@ def going_on(held: Mapping[int, Sequence[int]], steps: int, stretch: Callable[[i
     >>> going_on({0: [5, 9], 1: [0, 3]}, 20, lambda step: step // 4)
     {0: 9, 1: 9}
     """
-    common = set.intersection(*({stretch(step) for step in row} for row in held.values()))
-    last = max(step for row in held.values() for step in row if step < steps)
-    goal = max(common, default=stretch(last))
-    return {index: max((s for s in row if stretch(s) == goal), default=last) for index, row in held.items()}
+    own = {index: {stretch(step): step for step in sorted(row)} for index, row in held.items()}
+    states = {stretch(step): step for row in held.values() for step in sorted(row) if 0 < step < steps}
+    holders = Counter(place for row in own.values() for place in row)
+    goal = max(
+        (place for place in holders if holders[place] == len(held) or place in states), key=lambda p: (holders[p], p)
+    )
+    return {index: row.get(goal, states.get(goal, 0)) for index, row in own.items()}
 
 
 def _mean(
@@ -389,11 +421,6 @@ def _unpack(content: torch.Tensor, like: Mapping[str, torch.Tensor], names: Sequ
     }
 
 
-def restarts() -> int:
-    """How many times torchrun has started this job again (its ``--max-restarts``)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-
-
 @contextmanager
 def connected(node_size: int | None = None, patience: float = PATIENCE, *, fsdp: bool = False) -> Iterator[Single]:
     """This process's node, in a job that torchrun started; without torchrun, a node of one process.
@@ -421,13 +448,17 @@ def connected(node_size: int | None = None, patience: float = PATIENCE, *, fsdp:
         torch.cuda.set_device(local)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, rank, _ = next(rendezvous("env://"))
-    here = PrefixStore(f"restart{restarts()}", store)  # torchrun's store still holds the addresses of the dead
+    start = store.add(
+        f"weightops/starts{rank}", 1
+    )  # by --max-restarts: the store still holds the addresses of the dead
+    here = PrefixStore(f"weightops/start{start}", store)
     dist.init_process_group(backend, store=here, rank=rank, world_size=world)
     try:
         groups = [dist.new_group(list(range(first, first + size))) for first in range(0, world, size)]
         leaders = dist.new_group(
             list(range(0, world, size)), backend="gloo", timeout=timedelta(seconds=max(patience, PATIENCE))
         )
-        yield Lofi(groups[dist.get_rank() // size], leaders, patience, fsdp=fsdp)
+        index = dist.get_rank() // size
+        yield Lofi(groups[index], leaders, patience, fsdp=fsdp, job=Job(store, f"weightops/begun{index}"))
     finally:
         dist.destroy_process_group()

@@ -17,7 +17,7 @@ from weightops.checkpoints.checkpoint import Architecture, Checkpoint, open_chec
 from weightops.checkpoints.memory import MemorySource
 from weightops.errors import CheckpointError, OutputError
 from weightops.expression import LinearForm
-from weightops.files import check_free, whole
+from weightops.files import check_free, read_json, whole
 from weightops.keys import some
 
 log = logging.getLogger("weightops")
@@ -56,7 +56,7 @@ class Folder:
         self.architecture = architecture
         self.steps = steps
         self.lines: list[dict[str, float]] = []
-        self._finished = False
+        self.finished = False
         self._stretch = stretch
 
     def begin(self, *, resume: bool, overwrite: bool) -> list[int]:
@@ -74,34 +74,52 @@ class Folder:
                 )
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
-            self._forget(states_in(self.path))
-            return [0]
-        steps = list(states_in(self.path))
-        for step in steps:
-            self._same(self._load(step)["identity"])
-        if (self.path / WEIGHTS).is_file():
-            record = training_record(open_checkpoint(self.path / WEIGHTS)) or {}
-            self._finished = not self._odd(record)
-            if not steps and not record:
-                raise CheckpointError(
-                    f"{self.path} holds weights and no record of how they were made; --overwrite starts anew"
-                )
-            if not steps:
-                self._same(record)
-        steps += [self.steps] if self._finished else []
+            self.go_back(0)
+        steps = self._sound_states()
+        self.finished = (self.path / RECORD).is_file() and (self.path / WEIGHTS).is_file()
+        if self.finished:
+            self._same(read_json(self.path / RECORD))
+            steps.append(self.steps)
+        elif resume and (self.path / WEIGHTS).is_file() and not training_record(open_checkpoint(self.path / WEIGHTS)):
+            raise CheckpointError(
+                f"{self.path} holds weights and no record of how they were made; --overwrite starts anew"
+            )  # other weights are of a run that is being replaced
         return steps if len({self._stretch(step) for step in steps}) > 1 else [0, *steps]
 
+    def _sound_states(self) -> list[int]:
+        """The steps of which there is a state of this run; a damaged one is passed over if there is another.
+
+        Raises:
+            CheckpointError: if all are damaged, or one is of another run.
+        """
+        sound, damage = [], None
+        for step in states_in(self.path):
+            try:
+                identity = json.loads(self._load(step, mmap=True)["identity"])
+            except CheckpointError as error:
+                damage = error
+                continue
+            self._same(identity)
+            sound.append(step)
+        if damage and not sound:
+            raise damage
+        if damage:
+            log.warning("%s", damage)
+        return sound
+
     def go_back(self, step: int) -> None:
-        """Forget what came after a step, the end included, and what isn't needed any more before it."""
+        """Forget what came after a step, and what isn't needed any more before it; weights stay until they are replaced."""
+        if step < self.steps:
+            (self.path / RECORD).unlink(missing_ok=True)
         self._forget(later for later in states_in(self.path) if later > step)
         self._forget_before(step)
-        if self._finished and step < self.steps:
-            (self.path / WEIGHTS).unlink()
 
     def _forget(self, steps: Iterable[int]) -> None:
-        states = states_in(self.path)
-        for step in steps:
-            states[step].unlink()
+        for step in list(steps):
+            self._state(step).unlink()
+
+    def _state(self, step: int) -> Path:
+        return self.path / f"{STATE}{step}.pt"
 
     def _odd(self, identity: Mapping[str, Any]) -> list[str]:
         """What another identity has otherwise."""
@@ -129,15 +147,16 @@ class Folder:
         self.lines = json.loads(state["lines"])
         log.info("going on from step %d", step)
 
-    def _load(self, step: int) -> dict[str, Any]:
-        path = states_in(self.path)[step]
+    def _load(self, step: int, *, mmap: bool = False) -> dict[str, Any]:
+        path = self._state(step)
         try:
-            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            return {**state, "identity": json.loads(state["identity"])}
-        except (RuntimeError, UnpicklingError, TypeError, LookupError, ValueError) as error:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+            json.loads(state["identity"])
+        except (RuntimeError, UnpicklingError, TypeError, LookupError, ValueError, OSError, EOFError) as error:
             raise CheckpointError(
                 f"{path} isn't a state to go on from; delete it, or start anew with --overwrite"
             ) from error
+        return state
 
     def keep(self, states: Mapping[str, Any], step: int) -> None:
         """Write the state to go on from, whole or not at all."""
@@ -148,7 +167,7 @@ class Folder:
     def _keep(self, state: Mapping[str, Any], step: int) -> None:
         content = io.BytesIO()  # torch.save to a file tells of a full disk in its own way
         torch.save({**state, "identity": json.dumps(self.identity)}, content)
-        with whole(self.path / f"{STATE}{step}.pt", overwrite=True) as part:
+        with whole(self._state(step), overwrite=True) as part:
             part.write_bytes(content.getbuffer())
 
     def _forget_before(self, step: int) -> None:
@@ -159,23 +178,23 @@ class Folder:
 
     def give(self, step: int) -> bytes:
         """The state of a step, for another node."""
-        return states_in(self.path)[step].read_bytes()
+        return self._state(step).read_bytes()
 
     def take(self, content: bytes, step: int) -> None:
         """Have the state that another node gave as one's own."""
         self._keep(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), step)
 
     def finish(self, weights: Mapping[str, torch.Tensor], ema: Mapping[str, torch.Tensor], **facts: Any) -> None:
-        """Write what is left of the run: the weights, and their moving average if there is one."""
+        """Write what is left of the run: the weights, their moving average if there is one, and last the record, which says that it ended."""
         record = {**self.identity, **facts}
         self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
         if self.architecture:
             self.architecture.write(self.path, self.path)
         if ema:
             self._checkpoint(ema, record).save(self.path / EMA, overwrite=True, on_nonfinite="error")
-        self._write(RECORD, json.dumps(record, indent=2) + "\n")
         self._write("README.md", training_card(record))
         self._checkpoint(weights, record).save(self.path / WEIGHTS, overwrite=True, on_nonfinite="error")
+        self._write(RECORD, json.dumps(record, indent=2) + "\n")
         self._forget_before(self.steps)
 
     def _checkpoint(self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> Checkpoint:

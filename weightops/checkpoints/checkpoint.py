@@ -79,7 +79,7 @@ FORMATS: Registry[Format] = Registry(
 
 
 _KNOWN = (
-    "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "model.safetensors.index.json",
+    "finetuned.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", adapters.CONFIG, ".metadata",
 )  # fmt: skip
 """What the files of weights in a folder are usually called, the preferred first."""

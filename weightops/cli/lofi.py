@@ -61,7 +61,7 @@ def command(
     from weightops.finetuning import config_for
     from weightops.learners import TextLearner
     from weightops.lofi import run
-    from weightops.nodes import Node, connected, restarts
+    from weightops.nodes import Node, connected
 
     checkpoint = open_checkpoint(model)
     config = config_for(checkpoint, **training)
@@ -81,7 +81,7 @@ def command(
             options.quieten()
         given: dict[str, Any] = {
             "model": checkpoint, "config": config, "strategy": strategy, "nodes": nodes, "like": like,
-            "checkpoint_every": checkpoint_every, "resume": resume or restarts() > 0, "overwrite": overwrite, "device": device,
+            "checkpoint_every": checkpoint_every, "resume": resume or strategy.begun, "overwrite": overwrite, "device": device,
         }  # fmt: skip
         if compare:
             from weightops.comparison import compare as comparison

@@ -352,7 +352,12 @@ class MethodSource(ComputedSource):
 
     def working_bytes(self, name: str) -> int:
         spec, k = self.specs[name], len(self.inputs)
-        elements = spec.numel if self.method.kind == "whole" else min(spec.numel, CHUNK)
+        rows = (
+            spec.numel // spec.shape[0]
+            if self.method.function.__dict__.get("by_rows") and spec.numel and spec.shape
+            else 0
+        )
+        elements = spec.numel if self.method.kind == "whole" else min(spec.numel, max(CHUNK, rows))
         return elements * accumulator(spec.dtype).itemsize * (3 * k if self.method.kind != "combination" else k + 2)
 
     def describe(self) -> dict[str, object]:

@@ -133,11 +133,14 @@ class Vector:
                 yield chunk._replace(values=chunk.values.flatten(1), start=start + chunk.start)
 
     def sample(self) -> torch.Tensor:
-        """About 65,536 elements of all inputs, from each tensor by its size; shape ``(k, m)``."""
-        found = []
+        """Elements of all inputs, from each tensor by its size; shape ``(k, m)``.
+
+        So many that they are about as many as those that they leave to be looked at: m^(3/2) = 4 n (see `_Bracket`).
+        """
+        found, most = [], max(65_536, round((4 * self.numel) ** (2 / 3)))
         for name in self.starts:
             part = self._parts(name, Scratch())
             few = part.sample()
-            share = max(round(65_536 * part.numel / self.numel), 8)
+            share = max(round(most * part.numel / self.numel), 8)
             found.append(few[:, np.linspace(0, few.shape[1] - 1, min(share, few.shape[1])).astype(int)])
         return torch.cat(found, dim=1)
