@@ -195,6 +195,13 @@ def test_an_output_is_not_replaced_unasked(net: nn.Module, tuned: nn.Module, tmp
     open_checkpoint(net).save(folder, overwrite=True)
     assert [p.name for p in folder.iterdir()] == ["model.safetensors"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["shards", "x.safetensors"]
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("labels.json", "1.png"):
+        (pictures / name).write_text("mine")
+    with pytest.raises(OutputError, match=r"other things than a model or results \(1.png\); it is left as it is"):
+        open_checkpoint(net).save(pictures, overwrite=True)
+    assert (pictures / "1.png").read_text() == "mine"
 
 
 def test_overwriting_an_input_of_the_expression(net: nn.Module, tuned: nn.Module, tmp_path: Path) -> None:

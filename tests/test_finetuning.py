@@ -19,6 +19,7 @@ from weightops import Clip, TrainingConfig, finetune, open_checkpoint
 from weightops.errors import CheckpointError, OutputError
 from weightops.finetuning import batch_indices, config_for
 from weightops.runs import states_in
+from weightops.tasks.table import find_task
 
 CONFIG = TrainingConfig(steps=6, batch_size=16, lr=1e-3, warmup=2, shift=0.1, seed=3)
 
@@ -112,6 +113,17 @@ finetune("embedded", "mnist", TrainingConfig(**{config}), out=sys.argv[1], check
 """
 
 
+def test_other_data_are_not_taken_for_the_same(tmp_path: Path) -> None:
+    task = find_task("shapes")
+    other = replace(task, templates=("an image of a {}.",))
+    config = TrainingConfig(steps=1, batch_size=8)
+    finetune("embedded", task, config, out=tmp_path / "run", device="cpu")
+    assert finetune("embedded", task, config, out=tmp_path / "run", resume=True, device="cpu")
+    with pytest.raises(CheckpointError, match="holds another run: digest"):
+        finetune("embedded", other, config, out=tmp_path / "run", resume=True, device="cpu")
+    assert finetune("embedded", task, replace(config, steps=0), out=tmp_path / "none", device="cpu").fingerprint
+
+
 def test_killed_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
     config = {"steps": 40, "batch_size": 16, "lr": 1e-3, "warmup": 2, "shift": 0.1, "seed": 3}
     command = [sys.executable, "-c", SCRIPT.replace("{config}", repr(config))]
@@ -124,10 +136,10 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
     assert not (tmp_path / "killed" / "finetuned.safetensors").exists()
     with pytest.raises(CheckpointError, match="holds another run"):
         finetune("embedded", "mnist", CONFIG, out=tmp_path / "killed", resume=True)
-    damaged = tmp_path / "killed" / "training.1.pt"
-    damaged.write_bytes(b"PK\3\4")
+    for place in ("damaged", "killed"):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / "training.1.pt").write_bytes(b"PK\3\4")
     with pytest.raises(CheckpointError, match=r"training.1.pt isn't a state to go on from; delete it"):
-        finetune("embedded", "mnist", CONFIG, out=tmp_path / "killed", resume=True)
-    damaged.unlink()
+        finetune("embedded", "mnist", CONFIG, out=tmp_path / "damaged", resume=True)
     subprocess.run([*command, str(tmp_path / "killed"), "resume"], check=True, capture_output=True)
     assert same(tmp_path / "whole" / "finetuned.safetensors", tmp_path / "killed" / "finetuned.safetensors")

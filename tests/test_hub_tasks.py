@@ -170,6 +170,7 @@ print(json.dumps({
     "archives_config": told("org/wds_things/one"),
     "columns": facts(find_task("org/rows/one:fine")),
     "attacked": find_task("typographic:org/wds_things").name,
+    "hidden": facts(find_task("org/hidden:fine")),
     "which": told("org/rows/one"),
     "config": told("org/rows"),
     "no_config": told("org/rows/three"),
@@ -205,6 +206,12 @@ def test_from_the_hub_through_its_cache(tmp_path: Path) -> None:
         {"README.md": b"#", **odd, "default/validation/0000.parquet": odd["default/test/0000.parquet"]},
         kind="datasets",
     )
+    hidden = {
+        "train.parquet": parquet(tmp_path, 0, 20),
+        "validation.parquet": parquet(tmp_path, 50, 4),
+        "test.parquet": parquet(tmp_path, 100, 2, [None, None]),
+    }
+    repository(hub, "org/hidden", {"README.md": b"#", **hidden}, kind="datasets")
     repository(hub, "org/other", {"README.md": b"#", "images.zip": b""}, kind="datasets")
     told = json.loads(
         python(
@@ -227,6 +234,7 @@ def test_from_the_hub_through_its_cache(tmp_path: Path) -> None:
     assert columns["sizes"] == {"train": 18, "validation": 2, "test": 4}
     assert columns["values"] == [*range(20), *range(50, 54)]
     assert columns["labels"] == [0, 1, 0, 1]
+    assert told["hidden"]["values"] == [*range(20), *range(50, 54)]  # without the test, whose labels nobody has
     assert told["attacked"] == "typographic:things"
     assert "several columns of class labels: name one behind a colon, of fine, coarse" in told["which"]
     assert "name one of org/rows/one, org/rows/two" in told["config"]

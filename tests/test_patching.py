@@ -49,7 +49,7 @@ def test_files_and_summary(patched: Path) -> None:
     assert {"finetune", "sweep", "total"} == summary["seconds"].keys()
     assert {"why", "model", "seed", "versions"} <= summary.keys()
     rows = [json.loads(line) for line in (patched / "results.jsonl").read_text().splitlines()]
-    assert len(rows) == (3 + 3) * 2
+    assert len(rows) == (2 + 3) * 2
     assert {"dataset", "model", "pretrained", "task", "metrics", "language"} <= rows[0].keys()
     assert (patched / "frontier.png").read_bytes().startswith(b"\x89PNG")
 

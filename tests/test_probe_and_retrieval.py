@@ -20,7 +20,7 @@ from weightops.evaluators.table import Evaluator
 from weightops.evaluators.zero_shot import encoded
 from weightops.tasks.folder import folder_task
 from weightops.tasks.table import find_task
-from weightops.tasks.task import captions_of
+from weightops.tasks.task import SomeImages, captions_of
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,14 @@ def test_retrieval_by_prompts_is_accuracy(clip: Clip) -> None:
         (guesses == clip.pixels(task, "validation").labels).double().mean().item()
     )
     assert scores["texts"] == len(task.classes)
+
+
+def test_texts_that_no_image_is_of_are_not_missed(clip: Clip) -> None:
+    task = find_task("digits")
+    images = task.load("test")
+    few = [int(np.flatnonzero(images.labels == label)[0]) for label in (0, 1)]
+    some = replace(task, load=lambda split: SomeImages(images, np.array(few), images.labels[few]))
+    assert retrieval(clip, some, "test")["image_retrieval_recall@10"] == 1.0
 
 
 def test_by_name(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

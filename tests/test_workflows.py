@@ -62,7 +62,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(own: Path) -> dict[str, object]:
-    return {"model": own / "model", "device": "cpu", "alphas": [0.5]}
+    return {"model": own / "model", "device": "cpu", "alphas": [0.5, 1.0]}
 
 
 def summary_of(out: Path) -> dict:
@@ -196,7 +196,7 @@ def test_soup_is_greedy(own: Path, tmp_path: Path) -> None:
 def test_patch_several(own: Path, tmp_path: Path, strategy: str) -> None:
     tasks = [str(own / "swapped"), str(own / "turned")]
     result = patch(
-        tasks, tmp_path / "out", strategy=strategy, supported=[str(own / "plain")], max_supported_drop=1.0, model=own / "model", alphas=[0.5],
+        tasks, tmp_path / "out", strategy=strategy, supported=[str(own / "plain")], max_supported_drop=1.0, model=own / "model", alphas=[0.5, 1.0],
         **TRAINING,
     )  # fmt: skip
     assert result["strategy"] == strategy
@@ -233,14 +233,14 @@ def test_nothing_satisfies_and_nothing_is_written(
     own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["negate", "--target", str(own / "plain"), "--control", str(own / "swapped"), "--vector", str(own / "model"), "--model",
-                 str(own / "model"), "--alphas", "0.5", "-o", str(tmp_path / "out"), "-q"]  # fmt: skip
+                 str(own / "model"), "--alphas", "0.5,1", "-o", str(tmp_path / "out"), "-q"]  # fmt: skip
     assert run(arguments) == 1
     assert "no alpha improves plain" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_verbs_on_ones_own(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    common = ["--model", str(own / "model"), "--alphas", "0.5", "--device", "cpu", "-q"]
+    common = ["--model", str(own / "model"), "--alphas", "0.5,1", "--device", "cpu", "-q"]
     tasks = f"{own / 'swapped'},{own / 'turned'}"
     vectors = ["--vector", str(own / "swapped.safetensors"), "--vector", str(own / "turned.safetensors")]
     assert run(["add", "--tasks", tasks, *vectors, *common, "--dry-run", "--json", "-o", str(tmp_path / "a")]) == 0
