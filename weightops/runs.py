@@ -15,9 +15,10 @@ import torch
 from weightops.cards import training_card
 from weightops.checkpoints.checkpoint import Architecture, Checkpoint, open_checkpoint
 from weightops.checkpoints.memory import MemorySource
-from weightops.errors import CheckpointError, OutputError
+from weightops.errors import CheckpointError, NonfiniteError, OutputError
 from weightops.expression import LinearForm
 from weightops.files import check_free, read_json, whole
+from weightops.kernels import has_nonfinite
 from weightops.keys import some
 
 log = logging.getLogger("weightops")
@@ -186,6 +187,11 @@ class Folder:
 
     def finish(self, weights: Mapping[str, torch.Tensor], ema: Mapping[str, torch.Tensor], **facts: Any) -> None:
         """Write what is left of the run: the weights, their moving average if there is one, and last the record, which says that it ended."""
+        bad = [name for name, tensor in weights.items() if has_nonfinite(tensor)]
+        if bad:
+            raise NonfiniteError(
+                f"NaN or Inf in {some(bad)}: the training of {self.path} diverged; a lower learning rate may help"
+            )
         record = {**self.identity, **facts}
         self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
         if self.architecture:

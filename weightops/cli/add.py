@@ -45,10 +45,6 @@ def command(tasks: tuple[str, ...], method: str, pairs_of_options: tuple[str, ..
     check_training(settings)
     chosen = METHODS["task_arithmetic" if method == "sum" else method]
     texts = dict(pair.partition("=")[::2] for pair in pairs_of_options)
-    chosen.check(dict.fromkeys(texts))
-    try:
-        values = {name: chosen.options[name].type(text) for name, text in texts.items()}
-    except ValueError as error:
-        raise click.UsageError(f"--option of {method}: {error}") from None
+    values = options.of_method(chosen, texts)
     workflow = Addition(tasks, method=method, method_options=values, **settings)
     go(workflow, run, "-".join(["added", *(t.name for t in workflow.added)]))

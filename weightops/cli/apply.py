@@ -52,4 +52,9 @@ def command(
         from weightops.evaluators.batchnorm import recompute_batchnorm
 
         edited = recompute_batchnorm(edited, batchnorm, device=output["device"])
-    options.save(edited, " + ".join([base, *vectors]), as_json, **output)
+    options.save(
+        edited,
+        " ".join([base, *(f"{alpha:+g} x {vector}" for vector, alpha in zip(vectors, alphas, strict=True))]),
+        as_json,
+        **output,
+    )

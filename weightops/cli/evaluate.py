@@ -29,9 +29,7 @@ from weightops.cli import options
     default=None,
     help="What weights are completed from, configuration included, and task vectors and adapters are applied to.",
 )
-@click.option(
-    "--evaluator", default="zero_shot", show_default=True, help="zero_shot, shift, linear_probe or retrieval."
-)
+@click.option("--evaluator", default="zero_shot", show_default=True, help="One of those above, or of a plug-in.")
 @click.option(
     "--reference",
     "references",
@@ -70,6 +68,8 @@ def command(
     if text is not None:
         if tasks or out or base or evaluator != "zero_shot":
             raise click.UsageError("--text takes no tasks, no --base, no --evaluator and no --out")
+        if not models:
+            raise click.UsageError("--text is for language models: name one")
         _perplexity(models, text, device, as_json)
         return
     chosen = EVALUATORS[evaluator]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from textwrap import indent
 
 import click
 
@@ -61,6 +62,12 @@ def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
         click.echo(
             f"adapter      {adapter['kind']} of rank {ranks} on {adapter['modules']} modules of {adapter['base'] or 'a base it does not name'}{whole}"
         )
+    recipe = made_from.get("recipe")
+    if isinstance(recipe, dict):
+        import yaml
+
+        click.echo("recipe\n" + indent(yaml.safe_dump(recipe, sort_keys=False).strip(), "  "))
+        return
     terms = made_from.get("terms")
     for term in terms if isinstance(terms, list) else []:
         what = term.get("method") or f"{term.get('ref')} ({term.get('fingerprint')})"

@@ -59,6 +59,9 @@ def main() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("weightops: %(message)s"))
     logging.getLogger("weightops").addHandler(handler)
+    logging.getLogger().addHandler(
+        logging.NullHandler()
+    )  # or a library's logging.info would add one that says all again
     logging.getLogger("weightops").setLevel(logging.DEBUG if debug else logging.INFO)
     code = run([argument for argument in arguments if argument != "--debug"], debug=debug)
     atexit._run_exitfuncs()
@@ -117,8 +120,11 @@ def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
                 "weightops: interrupted; nothing is half written (--resume goes on where a verb has it)", err=True
             )
             return 1
-        text = str(error) if isinstance(error, WeightopsError) else f"{type(error).__name__}: {error}"
-        hint = "" if isinstance(error, WeightopsError) else " (--debug shows where)"
+        own = isinstance(error, WeightopsError)
+        text = str(error) if own else f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            own, text = True, f"{error.filename}: {error.strerror}"
+        hint = "" if own else " (--debug shows where)"
         click.echo(f"weightops: {text}{hint}", err=True)
         return 2 if isinstance(error, (OptionError, UnknownNameError)) else 1  # misused, or failed
     return 0

@@ -75,15 +75,7 @@ def _recipe(
     from weightops.methods.table import METHODS
     from weightops.recipe import Recipe
 
-    chosen = METHODS[method]
-    chosen.check({name: text for name, text in settings.items() if name not in chosen.options})
-    values = {}
-    for name, text in settings.items():
-        kind = chosen.options[name].type
-        try:
-            values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-        except (ValueError, KeyError):
-            raise click.UsageError(f"--{name.replace('_', '-')} of {method} is {kind.__name__}, not {text!r}") from None
+    values = options.of_method(METHODS[method], settings)
     return Recipe(
         tuple(models),
         method,

@@ -184,6 +184,25 @@ def _quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         quieten()
 
 
+def of_method(method: Any, texts: Mapping[str, str]) -> dict[str, Any]:
+    """A merge method's options, from what was typed.
+
+    Raises:
+        UsageError: for a value of another type.
+        UnknownNameError: for an option that it hasn't, or a choice that isn't one.
+    """
+    method.check({name: text for name, text in texts.items() if name not in method.options})
+    values = {}
+    for name, text in texts.items():
+        kind = method.options[name].type
+        try:
+            values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError):
+            raise click.UsageError(f"{name} of {method.name} is {kind.__name__}, not {text!r}") from None
+    checked: dict[str, Any] = method.check(values)
+    return {name: checked[name] for name in values}
+
+
 def quieten() -> None:
     """No progress bars and no warnings from here on."""
     import os

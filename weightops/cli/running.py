@@ -85,7 +85,7 @@ def searching(function: F) -> F:
         type=options.Alphas(),
         default="0:1:0.05",
         show_default=True,
-        help="Coefficients to try; 0 and 1 are always among them.",
+        help="Coefficients to try; 0 is always among them.",
     )(function)
 
 
