@@ -110,6 +110,14 @@ def test_models_that_cannot_be_scored() -> None:
         evaluate({"w": torch.zeros(1)}, "digits")
 
 
+def test_a_model_with_nan_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = open_checkpoint("embedded")
+    state = checkpoint.state_dict()
+    state["visual.proj"][0, 0] = torch.nan
+    checkpoint.as_of(open_checkpoint(state).form, checkpoint.architecture).model()
+    assert "NaN or Inf in 1 tensor: visual.proj" in caplog.text
+
+
 def test_embedded_loads_in_unmodified_open_clip(tmp_path: object) -> None:
     import open_clip
 

@@ -187,7 +187,7 @@ class Checkpoint(Tensors):
 
         module = self._architecture().build()
         names = LinearForm.of(memory.MemorySource(module.state_dict(), self.ref))
-        load_into(fitted(self.form, names), module)
+        load_into(fitted(self.form, names), module, on_nonfinite="warn")
         return module
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
@@ -427,7 +427,9 @@ def _weights_in(folder: Path) -> Path:
     )
 
 
-def load_into(form: LinearForm, module: nn.Module, *, strict: bool | None = True) -> None:
+def load_into(
+    form: LinearForm, module: nn.Module, *, strict: bool | None = True, on_nonfinite: OnNonfinite = "ignore"
+) -> None:
     """Evaluate a form into a module's own tensors.
 
     Names that only one of them has are an error; with ``strict=False`` they are left, and named in a warning; with None
@@ -457,4 +459,4 @@ def load_into(form: LinearForm, module: nn.Module, *, strict: bool | None = True
         )
     if strict is False and (missing or extra):
         log.warning("left as they are, as only one of module and checkpoint has them: %s", some(missing + extra))
-    materialize(form, {n: t for n, t in targets.items() if n in form.specs})
+    materialize(form, {n: t for n, t in targets.items() if n in form.specs}, on_nonfinite=on_nonfinite)
