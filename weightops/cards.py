@@ -19,13 +19,21 @@ def merge_card(method: str, models: Sequence[str], base: str | None, recipe: str
     return _card(f"{method} of {_several(models)}", [*([base] if base else []), *models], how, "merge")
 
 
+def edit_title(base: str, vectors: Sequence[tuple[str, float]]) -> str:
+    """What an edit is the sum of.
+
+    >>> edit_title("base", [("vector", -1)])
+    'base -1 x vector'
+    """
+    return " ".join([base, *(f"{alpha:+g} x {ref}" for ref, alpha in vectors)])
+
+
 def edit_card(base: str, vectors: Sequence[tuple[str, float]]) -> str:
     """The card of a base edited by task vectors, from their refs and coefficients."""
-    title = " ".join([base, *(f"{alpha:+g} x {ref}" for ref, alpha in vectors)])
     alphas = "".join(f" --alpha {alpha:g}" for _, alpha in vectors)
     command = f"weightops apply {' '.join(ref for ref, _ in vectors)} --base {base}{alphas}"
     how = f"```sh\n{command}\n```\n\nThe coefficients were given, not chosen on data."
-    return _card(title, [base, *(ref for ref, _ in vectors)], how, "merge")
+    return _card(edit_title(base, vectors), [base, *(ref for ref, _ in vectors)], how, "merge")
 
 
 def training_card(record: Mapping[str, Any]) -> str:

@@ -448,9 +448,8 @@ def connected(node_size: int | None = None, patience: float = PATIENCE, *, fsdp:
         torch.cuda.set_device(local)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, rank, _ = next(rendezvous("env://"))
-    start = store.add(
-        f"weightops/starts{rank}", 1
-    )  # by --max-restarts: the store still holds the addresses of the dead
+    # After a restart (--max-restarts) the store still holds the addresses of the dead.
+    start = store.add(f"weightops/starts{rank}", 1)
     here = PrefixStore(f"weightops/start{start}", store)
     dist.init_process_group(backend, store=here, rank=rank, world_size=world)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,7 @@ class Recipe:
             RecipeError: for what it doesn't have or doesn't mean.
             UnknownNameError: for an unknown key, method or option, with the nearest.
         """
-        for key in content:
-            if key not in _KEYS:
-                raise unknown("recipe key", str(key), _KEYS)
+        _check_keys(content, _KEYS, "recipe key")
         if "slices" in content:
             return cls._stack(content)
         recipe = cls._of(content)
@@ -114,18 +113,14 @@ class Recipe:
     @classmethod
     def _of(cls, content: Mapping[str, Any]) -> Recipe:
         """A recipe without slices, or one of them."""
-        for key in content:
-            if key not in _KEYS:
-                raise unknown("recipe key", str(key), _KEYS)
+        _check_keys(content, _KEYS, "recipe key")
         listed = content.get("models")
         if not isinstance(listed, list) or not listed:
             raise RecipeError("a recipe needs models: a list of refs, each alone or as {model: ref, weight: number}")
         models, weights, layers = [], [], []
         for entry in listed:
             entry = entry if isinstance(entry, dict) else {"model": entry}
-            for key in entry:
-                if key not in _MODEL_KEYS:
-                    raise unknown("key of a model", str(key), _MODEL_KEYS)
+            _check_keys(entry, _MODEL_KEYS, "key of a model")
             if not isinstance(entry.get("model"), str):
                 raise RecipeError(f"{entry} names no model")
             models.append(entry["model"])
@@ -210,9 +205,11 @@ class Recipe:
     def _merged(self, models: Sequence[CheckpointLike], base: CheckpointLike | None) -> Checkpoint:
         if self.dtype:  # which may bring together what isn't of one dtype
             opened = [open_checkpoint(model) for model in ([*models] if base is None else [*models, base])]
-            if len({spec.dtype for model in opened for spec in model.specs.values() if is_editable(spec.dtype)}) > 1:
-                models = [model.to(torch.float32) for model in opened[: len(models)]]
-                base = None if base is None else opened[-1].to(torch.float32)
+            dtypes = {spec.dtype for model in opened for spec in model.specs.values() if is_editable(spec.dtype)}
+            if len(dtypes) > 1:
+                widest = reduce(torch.promote_types, dtypes)
+                models = [model.to(widest) for model in opened[: len(models)]]
+                base = None if base is None else opened[-1].to(widest)
         return merge(
             models, self.method, base=base, weights=self.weights, alpha=self.alpha, seed=self.seed, **self.options
         )
@@ -232,6 +229,12 @@ class Recipe:
             parts.append(piece._merged(models, base))
             first += piece.layers[0][1] - piece.layers[0][0]
         return stacked(parts, [piece.layers[0] for piece in self.slices if piece.layers])
+
+
+def _check_keys(content: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    for key in content:
+        if key not in known:
+            raise unknown(what, str(key), known)
 
 
 def _range(value: Any) -> tuple[int, int]:

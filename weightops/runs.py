@@ -122,17 +122,13 @@ class Folder:
     def _state(self, step: int) -> Path:
         return self.path / f"{STATE}{step}.pt"
 
-    def _odd(self, identity: Mapping[str, Any]) -> list[str]:
-        """What another identity has otherwise."""
+    def _same(self, identity: Mapping[str, Any]) -> None:
         theirs, mine = ({**run.get("config", {}), **run} for run in (identity, self.identity))
-        return [
+        odd = [
             f"{key} {theirs.get(key)!r}, not {mine[key]!r}"
             for key in mine
             if key != "config" and theirs.get(key) != mine[key]
         ]
-
-    def _same(self, identity: Mapping[str, Any]) -> None:
-        odd = self._odd(identity)
         if odd:
             raise CheckpointError(
                 f"{self.path} holds another run: {some(odd)}; give the same options, or start again without resume"

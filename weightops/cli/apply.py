@@ -35,7 +35,7 @@ def command(
     **output: Any,
 ) -> None:
     """Write BASE + alpha * VECTOR (+ alpha * VECTOR ...), with vectors that `weightops vector` saved."""
-    from weightops.cards import edit_card
+    from weightops.cards import edit_card, edit_title
     from weightops.files import check_free
     from weightops.task_vector import TaskVector
 
@@ -47,14 +47,10 @@ def command(
     alphas = alphas * len(vectors) if len(alphas) == 1 else alphas
     scaled = [TaskVector.load(path) * alpha for path, alpha in zip(vectors, alphas, strict=True)]
     edited = sum(scaled[1:], scaled[0]).apply(base, strict=strict)
-    edited.card = edit_card(base, list(zip(vectors, alphas, strict=True)))
+    terms = list(zip(vectors, alphas, strict=True))
+    edited.card = edit_card(base, terms)
     if batchnorm and not output["dry_run"]:
         from weightops.evaluators.batchnorm import recompute_batchnorm
 
         edited = recompute_batchnorm(edited, batchnorm, device=output["device"])
-    options.save(
-        edited,
-        " ".join([base, *(f"{alpha:+g} x {vector}" for vector, alpha in zip(vectors, alphas, strict=True))]),
-        as_json,
-        **output,
-    )
+    options.save(edited, edit_title(base, terms), as_json, **output)

@@ -61,7 +61,7 @@ def main() -> None:
     logging.getLogger("weightops").addHandler(handler)
     logging.getLogger().addHandler(
         logging.NullHandler()
-    )  # or a library's logging.info would add one that says all again
+    )  # logging.info of a library adds one that prints if there is none
     logging.getLogger("weightops").setLevel(logging.DEBUG if debug else logging.INFO)
     code = run([argument for argument in arguments if argument != "--debug"], debug=debug)
     atexit._run_exitfuncs()
