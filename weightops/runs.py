@@ -182,20 +182,20 @@ class Folder:
         self._keep(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), step)
 
     def finish(self, weights: Mapping[str, torch.Tensor], ema: Mapping[str, torch.Tensor], **facts: Any) -> None:
-        """Write what is left of the run: the weights, their moving average if there is one, and last the record, which says that it ended."""
+        """Write what is left of the run: first the weights, which a full disk has no room for, and last the record, which says that it ended."""
         bad = [name for name, tensor in weights.items() if has_nonfinite(tensor)]
         if bad:
             raise NonfiniteError(
                 f"NaN or Inf in {some(bad)}: the training of {self.path} diverged; a lower learning rate may help"
             )
         record = {**self.identity, **facts}
+        self._checkpoint(weights, record).save(self.path / WEIGHTS, overwrite=True, on_nonfinite="error")
+        if ema:
+            self._checkpoint(ema, record).save(self.path / EMA, overwrite=True, on_nonfinite="error")
         self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
         if self.architecture:
             self.architecture.write(self.path, self.path)
-        if ema:
-            self._checkpoint(ema, record).save(self.path / EMA, overwrite=True, on_nonfinite="error")
         self._write("README.md", training_card(record))
-        self._checkpoint(weights, record).save(self.path / WEIGHTS, overwrite=True, on_nonfinite="error")
         self._write(RECORD, json.dumps(record, indent=2) + "\n")
         self._forget_before(self.steps)
 
