@@ -38,13 +38,20 @@ def states(dtype: torch.dtype) -> tuple[torch.nn.Module, State, State]:
     return (
         model,
         pre,
-        {n: t + 1e-3 * torch.randn_like(t) if t.is_floating_point() else t.clone() for n, t in pre.items()},
+        {
+            n: t + 1e-3 * torch.randn_like(t) if t.is_floating_point() else t.clone()
+            for n, t in pre.items()
+        },
     )
 
 
 def plain_loop(pre: State, ft: State, alpha: float) -> State:
     with torch.no_grad():
-        vector = {key: ft[key] - pre[key] for key in pre if pre[key].dtype not in (torch.int64, torch.uint8)}
+        vector = {
+            key: ft[key] - pre[key]
+            for key in pre
+            if pre[key].dtype not in (torch.int64, torch.uint8)
+        }
         return {key: pre[key] + alpha * vector[key] if key in vector else pre[key] for key in pre}
 
 
@@ -97,7 +104,9 @@ def measure(dtype: torch.dtype, repeats: int) -> dict[str, Any]:
         "loop": lambda: plain_loop(pre, ft, 0.4),
         "in place": lambda: vector.apply_(model, 0.4),
     }
-    memory = {name: peak_extra(ways[name]) / size for name in ("weightops", "loop")}  # before anything is freed
+    memory = {
+        name: peak_extra(ways[name]) / size for name in ("weightops", "loop")
+    }  # before anything is freed
     times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         for name, way in ways.items():
@@ -118,9 +127,13 @@ def measure(dtype: torch.dtype, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "algebra.json")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "algebra.json"
+    )
     args = parser.parse_args()
     results = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -130,10 +143,14 @@ def main() -> None:
         results[name] = found
         print(f"{name}, {found['bytes'] / 1e6:.0f} MB, {found['threads']} threads")
         for way, seconds in found["seconds"].items():
-            print(f"  {way:10} {1000 * seconds:7.0f} ms   {seconds / found['seconds']['floor']:.2f} x floor")
+            print(
+                f"  {way:10} {1000 * seconds:7.0f} ms   {seconds / found['seconds']['floor']:.2f} x floor"
+            )
         print(f"  the loop takes {found['loop_over_weightops']} times as long as weightops;")
         memory = found["peak_extra_models"]
-        print(f"  peak extra memory, in models: weightops {memory['weightops']:.2f}, loop {memory['loop']:.2f}")
+        print(
+            f"  peak extra memory, in models: weightops {memory['weightops']:.2f}, loop {memory['loop']:.2f}"
+        )
     args.out.write_text(json.dumps(results, indent=2) + "\n")
 
 

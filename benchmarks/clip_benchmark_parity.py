@@ -17,7 +17,7 @@ import torch
 from clip_benchmark.metrics import zeroshot_classification
 from torch.utils.data import DataLoader, Dataset
 
-from weightops import TASKS, Clip, Task, evaluate, open_checkpoint
+from weightops import TASKS, ImageModel, Task, evaluate, open_checkpoint
 
 
 class Pictures(Dataset):
@@ -37,7 +37,7 @@ def main() -> None:
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}")
         tokenizer = open_clip.get_tokenizer(f"local-dir:{path}")
         model.eval()
-        clip = Clip.open("embedded", "cpu")
+        clip = ImageModel.open("embedded", "cpu")
         results = {}
         for name, task in TASKS.items():
             templates = [template.replace("{}", "{c}") for template in task.templates]
@@ -50,8 +50,15 @@ def main() -> None:
                 math.isclose(ours[k], v, abs_tol=1e-12) or (math.isnan(v) and math.isnan(ours[k]))
                 for k, v in theirs.items()
             )
-            results[name] = {"weightops": {k: ours[k] for k in theirs}, "clip_benchmark": theirs, "same": same}
-            print(f"{name:10} acc1 {ours['acc1']:.4f} / {theirs['acc1']:.4f}  same: {same}", flush=True)
+            results[name] = {
+                "weightops": {k: ours[k] for k in theirs},
+                "clip_benchmark": theirs,
+                "same": same,
+            }
+            print(
+                f"{name:10} acc1 {ours['acc1']:.4f} / {theirs['acc1']:.4f}  same: {same}",
+                flush=True,
+            )
     out = Path(__file__).parent / "results" / "clip_benchmark_parity.json"
     out.write_text(json.dumps(results, indent=2, default=float).replace("NaN", "null") + "\n")
 

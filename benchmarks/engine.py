@@ -32,29 +32,67 @@ METHODS: dict[str, tuple[int, dict[str, object], dict[str, object]]] = {
     "task_arithmetic": (4, {"weights": "0.3,0.3,0.3,0.3"}, {"weight": 0.3}),
     "slerp": (2, {"t": 0.4}, {"t": 0.4}),
     "model_stock": (4, {}, {}),
-    "dare_linear": (4, {"density": 0.5, "weights": "0.3,0.3,0.3,0.3"}, {"density": 0.5, "weight": 0.3}),
-    "dare_ties": (4, {"density": 0.5, "weights": "0.3,0.3,0.3,0.3"}, {"density": 0.5, "weight": 0.3}),
+    "dare_linear": (
+        4,
+        {"density": 0.5, "weights": "0.3,0.3,0.3,0.3"},
+        {"density": 0.5, "weight": 0.3},
+    ),
+    "dare_ties": (
+        4,
+        {"density": 0.5, "weights": "0.3,0.3,0.3,0.3"},
+        {"density": 0.5, "weight": 0.3},
+    ),
     "sce": (4, {"select_topk": 0.5}, {"select_topk": 0.5}),
-    "breadcrumbs": (4, {"density": 0.9, "gamma": 0.01, "weights": "0.3,0.3,0.3,0.3"}, {"density": 0.9, "gamma": 0.01, "weight": 0.3}),
+    "breadcrumbs": (
+        4,
+        {"density": 0.9, "gamma": 0.01, "weights": "0.3,0.3,0.3,0.3"},
+        {"density": 0.9, "gamma": 0.01, "weight": 0.3},
+    ),
     "ties": (4, {"density": 0.5}, {"density": 0.5, "weight": 1.0}),
-    "della": (4, {"density": 0.5, "epsilon": 0.1, "weights": "0.3,0.3,0.3,0.3"}, {"density": 0.5, "epsilon": 0.1, "weight": 0.3}),
-}  # fmt: skip
+    "della": (
+        4,
+        {"density": 0.5, "epsilon": 0.1, "weights": "0.3,0.3,0.3,0.3"},
+        {"density": 0.5, "epsilon": 0.1, "weight": 0.3},
+    ),
+}
 SHORT = 40
 """Seconds of mergekit under which it is run as often as weightops."""
 ON_WEIGHTS = ("linear", "slerp")
-ASKED = {"linear": 3, "task_arithmetic": 3, "slerp": 4, "model_stock": 4, "dare_linear": 6, "dare_ties": 6, "sce": 8, "breadcrumbs": 10,
-         "ties": 10, "della": 6}  # fmt: skip
+ASKED = {
+    "linear": 3,
+    "task_arithmetic": 3,
+    "slerp": 4,
+    "model_stock": 4,
+    "dare_linear": 6,
+    "dare_ties": 6,
+    "sce": 8,
+    "breadcrumbs": 10,
+    "ties": 10,
+    "della": 6,
+}
 
 
 def shapes(billions: float) -> tuple[dict[str, object], dict[str, tuple[int, ...]]]:
     """A Llama configuration of about that many parameters, and its tensors."""
     hidden, inner, vocabulary = 1536, 4096, 32000
-    layers = round((billions * 1e9 - 2 * hidden * vocabulary) / (4 * hidden**2 + 3 * hidden * inner))
+    layers = round(
+        (billions * 1e9 - 2 * hidden * vocabulary) / (4 * hidden**2 + 3 * hidden * inner)
+    )
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner,
-        "num_hidden_layers": layers, "num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": vocabulary,
-        "torch_dtype": "bfloat16", "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 2048,
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+        "vocab_size": vocabulary,
+        "torch_dtype": "bfloat16",
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+    }
     tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for i in range(layers):
         prefix = f"model.layers.{i}."
@@ -62,7 +100,10 @@ def shapes(billions: float) -> tuple[dict[str, object], dict[str, tuple[int, ...
         tensors |= {f"{prefix}mlp.{p}_proj.weight": (inner, hidden) for p in ("gate", "up")}
         tensors[f"{prefix}mlp.down_proj.weight"] = (hidden, inner)
         tensors |= {f"{prefix}{p}_layernorm.weight": (hidden,) for p in ("input", "post_attention")}
-    return config, tensors | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
+    return config, tensors | {
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (vocabulary, hidden),
+    }
 
 
 def make(folder: Path, billions: float, models: int = 5) -> list[Path]:
@@ -80,7 +121,9 @@ def make(folder: Path, billions: float, models: int = 5) -> list[Path]:
     for name in names:
         base = 0.02 * torch.randn(tensors[name], generator=generator)
         for place in places:
-            delta = 0 if place is places[0] else 0.002 * torch.randn(tensors[name], generator=generator)
+            delta = (
+                0 if place is places[0] else 0.002 * torch.randn(tensors[name], generator=generator)
+            )
             shard[place][name] = (base + delta).bfloat16()
         weight_map[name] = f"model-{index:05}-of-00003.safetensors"
         held += base.numel()
@@ -99,7 +142,9 @@ def run(command: list[str], env: dict[str, str] | None = None) -> tuple[float, f
     """Seconds and the peak of anonymous memory, in GB, of a process and its children."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(env or {})})
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, **(env or {})}
+        )
         peak = [0]
 
         def anonymous(pid: int) -> int:
@@ -133,18 +178,40 @@ def ours(method: str, places: list[Path], out: Path, ranks: int = 1) -> list[str
         ["torch.distributed.run", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
     )
     base = [] if method in ON_WEIGHTS else ["--base", str(places[0])]
-    settings = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    settings = [
+        text
+        for name, value in options.items()
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
     inputs = map(str, places[1 : models + 1])
-    return [*launcher, "weightops", "merge", *inputs, "--method", method, *base, *settings, "-o", str(out)]
+    return [
+        *launcher,
+        "weightops",
+        "merge",
+        *inputs,
+        "--method",
+        method,
+        *base,
+        *settings,
+        "-o",
+        str(out),
+    ]
 
 
 def theirs(method: str, places: list[Path], out: Path, scripts: Path) -> list[str]:
     models, _, parameters = METHODS[method]
-    own = {key: value for key, value in parameters.items() if key in ("weight", "density", "gamma", "epsilon")}
+    own = {
+        key: value
+        for key, value in parameters.items()
+        if key in ("weight", "density", "gamma", "epsilon")
+    }
     config: dict[str, object] = {
         "merge_method": method,
         "dtype": "bfloat16",
-        "models": [{"model": str(place), **({"parameters": own} if own else {})} for place in places[1 : models + 1]],
+        "models": [
+            {"model": str(place), **({"parameters": own} if own else {})}
+            for place in places[1 : models + 1]
+        ],
         "parameters": {key: value for key, value in parameters.items() if key not in own},
     }
     if method != "linear":
@@ -175,7 +242,7 @@ def floor(places: list[Path], folder: Path, models: int = 4) -> float:
 
 LOOP = """
 import sys, time
-from weightops.merging import merge
+from weightops.merging.merge import merge
 *models, method, base, out = sys.argv[1:]
 merged = merge(models, method, base=base or None)
 start = time.perf_counter()
@@ -217,16 +284,24 @@ def measured(command: list[str], out: Path, repeats: int, places: list[Path]) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mergekit", type=Path, help="the bin folder of an environment with mergekit 0.1.5")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--mergekit", type=Path, help="the bin folder of an environment with mergekit 0.1.5"
+    )
     parser.add_argument("--size", type=float, default=0.5, help="billions of parameters")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--scale", action="store_true", help="also 0.25, 0.5, 1 and 2 B parameters, and 1, 2 and 4 ranks"
+        "--scale",
+        action="store_true",
+        help="also 0.25, 0.5, 1 and 2 B parameters, and 1, 2 and 4 ranks",
     )
     parser.add_argument("--folder", type=Path, help="where to make the checkpoints; kept")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "engine.json")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "engine.json"
+    )
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp())
     try:
@@ -239,21 +314,34 @@ def main() -> None:
 
 def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     models = folder / str(args.size)
-    places = [models / n for n in ("base", "ft1", "ft2", "ft3", "ft4")] if models.exists() else make(models, args.size)
+    places = (
+        [models / n for n in ("base", "ft1", "ft2", "ft3", "ft4")]
+        if models.exists()
+        else make(models, args.size)
+    )
     out = folder / "merged"
     clean(out)
     imports = measured([sys.executable, "-c", "import torch"], out, args.repeats, [])
     floor(places, folder)  # from here on, the inputs are in the system's cache
     floors = statistics.median(floor(places, folder) for _ in range(args.repeats))
     report: dict[str, object] = {
-        "billions": args.size, "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
-        "import torch": imports, "floor": round(floors, 2), "methods": {}, "loop_over_floor": {}, "scale": [],
-    }  # fmt: skip
+        "billions": args.size,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "import torch": imports,
+        "floor": round(floors, 2),
+        "methods": {},
+        "loop_over_floor": {},
+        "scale": [],
+    }
     print(
         f"{args.size} B parameters; import torch {imports['seconds']} s, {imports['gigabytes']} GB; floor {floors:.2f} s"
     )
     for method in args.methods.split(","):
-        row: dict[str, object] = {"weightops": measured(ours(method, places, out), out, args.repeats, places)}
+        row: dict[str, object] = {
+            "weightops": measured(ours(method, places, out), out, args.repeats, places)
+        }
         if args.mergekit:
             command = theirs(method, places, out, args.mergekit)
             row["mergekit"] = measured(command, out, 1, places)
@@ -266,7 +354,10 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     for method in ("linear", "task_arithmetic"):
         seconds = statistics.median(loop(method, places, out) for _ in range(args.repeats))
         report["loop_over_floor"][method] = round(seconds / floors, 2)  # type: ignore[index]
-        print(f"  {method}: the loop takes {seconds:.2f} s, {seconds / floors:.2f} times the floor", flush=True)
+        print(
+            f"  {method}: the loop takes {seconds:.2f} s, {seconds / floors:.2f} times the floor",
+            flush=True,
+        )
     if args.scale:
         for size in (0.25, 0.5, 1.0, 2.0):
             place = folder / str(size)

@@ -46,7 +46,12 @@ def run(arguments: list[str], prefix: list[str] | None = None, node_size: int = 
         "--json",
         *arguments,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(out.stdout)
 
@@ -85,8 +90,10 @@ def claims(runs: list[dict]) -> dict:
         for c in COLUMNS[:2]:
             values = [r["methods"]["average"][c] - r["methods"][other][c] for r in runs]
             found[f"lo-fi minus {other}, {c}"] = {
-                "mean": round(statistics.mean(values), 2), "min": round(min(values), 2), "max": round(max(values), 2),
-            }  # fmt: skip
+                "mean": round(statistics.mean(values), 2),
+                "min": round(min(values), 2),
+                "max": round(max(values), 2),
+            }
     return found
 
 
@@ -108,9 +115,15 @@ def calculation(steps: int = 1000) -> list[dict]:
         for bits in (10e9, 1e9, 100e6):
             once = 2 * (NODES - 1) / NODES * 4 * parameters * 8 / bits
             rows.append(
-                {"parameters": parameters, "bits_per_second": bits, "nodes": NODES, "steps": steps,
-                 "baseline_seconds": round(once * steps, 2), "lofi_seconds": round(once, 2)}
-            )  # fmt: skip
+                {
+                    "parameters": parameters,
+                    "bits_per_second": bits,
+                    "nodes": NODES,
+                    "steps": steps,
+                    "baseline_seconds": round(once * steps, 2),
+                    "lofi_seconds": round(once, 2),
+                }
+            )
     return rows
 
 
@@ -122,7 +135,14 @@ def throttled(steps: int = 10) -> list[dict]:
         row = {"loopback": rate, "steps": steps}
         for name, size in (("baseline", NODES), ("lo-fi", 1)):
             with tempfile.TemporaryDirectory() as folder:
-                options = ["--task", "digits", "--steps", str(steps), "--out", str(Path(folder, "out"))]
+                options = [
+                    "--task",
+                    "digits",
+                    "--steps",
+                    str(steps),
+                    "--out",
+                    str(Path(folder, "out")),
+                ]
                 found = run(options, ["unshare", "-n", "sh", "-c", shape, "sh"], size)
             row[f"{name}_communication_seconds"] = round(found["communication_seconds"], 3)
         rows.append(row)
@@ -159,10 +179,14 @@ def draw(results: dict, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tasks", default="digits,mnist")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--resume", action="store_true", help="go on with the runs that results/lofi.json lacks")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the runs that results/lofi.json lacks"
+    )
     parser.add_argument("--links", action="store_true")
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
@@ -174,13 +198,28 @@ def main() -> None:
             if any(r["seed"] == seed for r in results["tasks"].get(task, {"runs": []})["runs"]):
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                found = run(["--compare", "--task", task, "--seed", str(seed), "--out", str(Path(folder, "out"))])
+                found = run(
+                    [
+                        "--compare",
+                        "--task",
+                        task,
+                        "--seed",
+                        str(seed),
+                        "--out",
+                        str(Path(folder, "out")),
+                    ]
+                )
             part = results["tasks"].setdefault(task, {"runs": []})
             part["runs"].append(
-                {"seed": seed, "steps": found["config"]["steps"], "batch_size": found["config"]["batch_size"],
-                 "methods": by_method(found["models"]), "cost": found["cost"],
-                 "left_out": found["average"]["left_out"]}
-            )  # fmt: skip
+                {
+                    "seed": seed,
+                    "steps": found["config"]["steps"],
+                    "batch_size": found["config"]["batch_size"],
+                    "methods": by_method(found["models"]),
+                    "cost": found["cost"],
+                    "left_out": found["average"]["left_out"],
+                }
+            )
             runs = part["runs"]
             part |= {"spread": spread(runs), "claims": claims(runs), "cost": cost(runs)}
             print(task, seed, json.dumps(part["claims"]), flush=True)
@@ -192,7 +231,12 @@ def main() -> None:
     for task, part in results["tasks"].items():
         print(f"{task:24} " + " ".join(f"{c:>30}" for c in COLUMNS))
         for name, row in part["spread"].items():
-            print(f"{name:24} " + " ".join("{mean:14.2f} ({min:.2f} to {max:.2f})".format(**row[c]) for c in COLUMNS))
+            print(
+                f"{name:24} "
+                + " ".join(
+                    "{mean:14.2f} ({min:.2f} to {max:.2f})".format(**row[c]) for c in COLUMNS
+                )
+            )
         print(json.dumps(part["cost"], indent=2))
 
 

@@ -21,16 +21,18 @@ from pathlib import Path
 import torch
 
 from weightops import open_checkpoint
-from weightops.bench import Bench, Measured
-from weightops.editing import Addition, Analogy, Negation
-from weightops.experiments import ANALOGY, STRIPED
-from weightops.finetuning import config_for
-from weightops.patching import Patch
 from weightops.reports.outcome import versions
-from weightops.search import NothingSatisfiesError, difference
+from weightops.search.goal import NothingSatisfiesError, difference
+from weightops.search.session import EditSession, Measured
 from weightops.tasks.derived import neutral, typographic
 from weightops.tasks.table import find_task
-from weightops.workflow import Found, Workflow, confirm, even
+from weightops.training.config import config_for
+from weightops.workflows.add import Addition
+from weightops.workflows.analogy import Analogy
+from weightops.workflows.base import EditResult, Workflow, confirm, even
+from weightops.workflows.experiments import ANALOGY, STRIPED
+from weightops.workflows.negate import Negation
+from weightops.workflows.patch import Patch
 
 RESULTS = Path(__file__).parent / "results"
 MNIST = find_task("mnist")
@@ -41,24 +43,36 @@ CLAIMS = {
     "patching gains >= 25 points at <= 1 point of supported loss": lambda r: (
         r["patch gain"] >= 25 and r["patch supported loss"] <= 1
     ),
-    "negation forgets more than a random vector does": lambda r: r["negated target"] < r["random target"] - 5,
+    "negation forgets more than a random vector does": lambda r: (
+        r["negated target"] < r["random target"] - 5
+    ),
     "negation keeps >= 95 % of the control accuracy": lambda r: r["negated control share"] >= 95,
-    "gradient ascent destroys the control tasks": lambda r: r["ascent control share"] < r["negated control share"] - 10,
+    "gradient ascent destroys the control tasks": lambda r: (
+        r["ascent control share"] < r["negated control share"] - 10
+    ),
     "pairs keep >= 95 % normalized accuracy": lambda r: r["pairs normalized"] >= 95,
     "an analogy beats zero-shot": lambda r: r["analogy"] > r["analogy zero-shot"],
     "an analogy beats the style alone and the classes alone": lambda r: (
         r["analogy"] > max(r["analogy only B"], r["analogy only C"])
     ),
-    "joint patching >= sequential, within noise": lambda r: r["joint - sequential"] >= -2 * r["strategy noise"],
-    "sequential patching >= parallel, within noise": lambda r: r["sequential - parallel"] >= -2 * r["strategy noise"],
+    "joint patching >= sequential, within noise": lambda r: (
+        r["joint - sequential"] >= -2 * r["strategy noise"]
+    ),
+    "sequential patching >= parallel, within noise": lambda r: (
+        r["sequential - parallel"] >= -2 * r["strategy noise"]
+    ),
     "a typographic patch heals >= 20 points": lambda r: r["attack gain"] >= 20,
     "more than it heals under neutral words": lambda r: r["attack gain"] > r["neutral gain"],
-    "vectors of unlike tasks are nearly orthogonal (cosine < 0.1)": lambda r: r["cosine unlike"] < 0.1,
-    "vectors of kin are not (mnist, digits: twice the unlike)": lambda r: r["cosine kin"] > 2 * r["cosine unlike"],
+    "vectors of unlike tasks are nearly orthogonal (cosine < 0.1)": lambda r: (
+        r["cosine unlike"] < 0.1
+    ),
+    "vectors of kin are not (mnist, digits: twice the unlike)": lambda r: (
+        r["cosine kin"] > 2 * r["cosine unlike"]
+    ),
 }
 
 
-class Remembering(Bench):
+class Remembering(EditSession):
     """A bench that fine-tunes on a task from the base only once."""
 
     def learn(self, task, *, name=None, start=None, **options):
@@ -71,7 +85,9 @@ class Remembering(Bench):
         return self.learned[key]
 
 
-def run(bench: Bench, workflow: Workflow, also: tuple = ()) -> tuple[Found, dict[str, Measured]]:
+def run(
+    bench: EditSession, workflow: Workflow, also: tuple = ()
+) -> tuple[EditResult, dict[str, Measured]]:
     bench.tasks = list(workflow.tasks)
     workflow.search = "race"
     found = workflow.find(bench)
@@ -83,18 +99,21 @@ def mean(measured: Measured, tasks) -> float:
     return 100 * statistics.mean(measured.scores[t.name]["acc1"] for t in tasks)
 
 
-def patching(bench: Bench) -> dict[str, float]:
+def patching(bench: EditSession) -> dict[str, float]:
     workflow = Patch(MNIST)
     found, test = run(bench, workflow)
     return {
-        "patch zero-shot": mean(test["base"], [MNIST]), "patch fine-tuned": mean(test["finetuned"], [MNIST]),
-        "patched": mean(test["patched"], [MNIST]), "patch alpha": found.alpha[0],
+        "patch zero-shot": mean(test["base"], [MNIST]),
+        "patch fine-tuned": mean(test["finetuned"], [MNIST]),
+        "patched": mean(test["patched"], [MNIST]),
+        "patch alpha": found.alpha[0],
         "patch gain": mean(test["patched"], [MNIST]) - mean(test["base"], [MNIST]),
-        "patch supported loss": mean(test["base"], workflow.supported) - mean(test["patched"], workflow.supported),
-    }  # fmt: skip
+        "patch supported loss": mean(test["base"], workflow.supported)
+        - mean(test["patched"], workflow.supported),
+    }
 
 
-def negation(bench: Bench) -> dict[str, float]:
+def negation(bench: EditSession) -> dict[str, float]:
     workflow = Negation(MNIST, baselines=True, seed=bench.config.seed)
     workflow.config = bench.config
     found, test = run(bench, workflow)
@@ -107,11 +126,12 @@ def negation(bench: Bench) -> dict[str, float]:
     return result
 
 
-def addition(bench: Bench) -> dict[str, float]:
+def addition(bench: EditSession) -> dict[str, float]:
     found, test = run(bench, Addition(["mnist", "digits", "letters"], pairs=True))
     cosines = found.more["cosines"]
     shares = [
-        100 * test["edited"].scores[t]["acc1"] / test["finetuned"].scores[t]["acc1"] for t in test["edited"].scores
+        100 * test["edited"].scores[t]["acc1"] / test["finetuned"].scores[t]["acc1"]
+        for t in test["edited"].scores
     ]
     return {
         **{f"pair {' + '.join(g['tasks'])}": 100 * g["normalized"] for g in found.more["subsets"]},
@@ -122,14 +142,16 @@ def addition(bench: Bench) -> dict[str, float]:
     }
 
 
-def analogies(bench: Bench) -> dict[str, float]:
+def analogies(bench: EditSession) -> dict[str, float]:
     workflow = Analogy(*ANALOGY, supervised=True, alphas=TENTHS)
     _, test = run(bench, workflow)
     names = {"base": "analogy zero-shot", "edited": "analogy", "finetuned": "analogy supervised"}
-    return {names.get(which, f"analogy {which}"): mean(m, [workflow.d]) for which, m in test.items()}
+    return {
+        names.get(which, f"analogy {which}"): mean(m, [workflow.d]) for which, m in test.items()
+    }
 
 
-def strategies(bench: Bench) -> dict[str, float]:
+def strategies(bench: EditSession) -> dict[str, float]:
     tasks = [MNIST, STRIPED]
     results = {}
     for strategy in ("joint", "sequential", "parallel"):
@@ -147,18 +169,29 @@ def strategies(bench: Bench) -> dict[str, float]:
     return {
         "strategies zero-shot": mean(results["joint"]["base"], tasks),
         **{strategy: mean(test["patched"], tasks) for strategy, test in results.items()},
-        **{f"{strategy} supported loss": mean(test["base"], supported) - mean(test["patched"], supported) for strategy, test in results.items()},
+        **{
+            f"{strategy} supported loss": mean(test["base"], supported)
+            - mean(test["patched"], supported)
+            for strategy, test in results.items()
+        },
         **{name: 100 * gap for name, (gap, _) in gaps.items()},
         "strategy noise": 100 * max(error for _, error in gaps.values()),
-    }  # fmt: skip
+    }
 
 
-def attack(bench: Bench) -> dict[str, float]:
+def attack(bench: EditSession) -> dict[str, float]:
     attacked, harmless = typographic(MNIST), neutral(MNIST)
-    found, test = run(bench, Patch(attacked, supported=["shapes", "textures", "letters", "words"]), (harmless, MNIST))
+    found, test = run(
+        bench,
+        Patch(attacked, supported=["shapes", "textures", "letters", "words"]),
+        (harmless, MNIST),
+    )
     tuned = test["finetuned"]
     result = {"attack alpha": found.alpha[0], "attack fine-tuned": mean(tuned, [attacked])}
-    result |= {f"{name} fine-tuned under attack": 100 * tuned.scores[name]["acc1"] for name in ("letters", "words")}
+    result |= {
+        f"{name} fine-tuned under attack": 100 * tuned.scores[name]["acc1"]
+        for name in ("letters", "words")
+    }
     for word, task in (("attack", attacked), ("neutral", harmless), ("no words", MNIST)):
         before, after = mean(test["base"], [task]), mean(test["patched"], [task])
         result |= {f"{word} before": before, f"{word} after": after, f"{word} gain": after - before}
@@ -184,7 +217,11 @@ def summarize(rows: list[dict[str, float]], config: dict) -> dict:
             with suppress(KeyError):  # what a seed hasn't measured
                 held.append(bool(holds(row)))
         if held:
-            claims[claim] = {"holds": bool(holds(means)), "seeds in which it does": sum(held), "of": len(held)}
+            claims[claim] = {
+                "holds": bool(holds(means)),
+                "seeds in which it does": sum(held),
+                "of": len(held),
+            }
     return {
         "seeds": len(rows),
         "claims": claims,
@@ -199,7 +236,9 @@ def measure(seed: int, steps: int, threads: int | None) -> dict[str, float]:
     """All parts with one seed."""
     if threads:
         torch.set_num_threads(threads)
-    bench = Remembering("embedded", [], config=config_for(open_checkpoint("embedded"), seed=seed, steps=steps))
+    bench = Remembering(
+        "embedded", [], config=config_for(open_checkpoint("embedded"), seed=seed, steps=steps)
+    )
     row: dict[str, float] = {"seed": seed}
     for part in (patching, negation, addition, analogies, attack, strategies):
         began = time.monotonic()
@@ -207,22 +246,34 @@ def measure(seed: int, steps: int, threads: int | None) -> dict[str, float]:
             row |= part(bench)
         except NothingSatisfiesError as error:
             print(f"{part.__name__}, seed {seed}: {error}", flush=True)
-        print(f"seed {seed}, {part.__name__}: {time.monotonic() - began:.0f} s", json.dumps(row), flush=True)
+        print(
+            f"seed {seed}, {part.__name__}: {time.monotonic() - began:.0f} s",
+            json.dumps(row),
+            flush=True,
+        )
     return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=120, help="of each fine-tuning; more change little")
-    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time; of several each computes on one core")
+    parser.add_argument(
+        "--steps", type=int, default=120, help="of each fine-tuning; more change little"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="seeds at a time; of several each computes on one core"
+    )
     parser.add_argument("-o", "--out", type=Path, default=RESULTS / "papers.json")
     args = parser.parse_args()
     config = asdict(config_for(open_checkpoint("embedded"), steps=args.steps))
     rows = []
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         threads = 1 if args.jobs > 1 else None
-        for done in as_completed([pool.submit(measure, seed, args.steps, threads) for seed in range(args.seeds)]):
+        for done in as_completed(
+            [pool.submit(measure, seed, args.steps, threads) for seed in range(args.seeds)]
+        ):
             rows.append(done.result())
             rows.sort(key=lambda row: row["seed"])
             result = summarize(rows, config)

@@ -30,7 +30,10 @@ from weightops import merge
 
 RECIPES: dict[str, dict[str, object]] = {
     "linear": {"weights": [1, 2, 0.5]},
-    "slerp": {"models": 1, "parameters": {"t": [{"filter": "mlp", "value": [0.0, 1.0]}, {"value": 0.4}]}},
+    "slerp": {
+        "models": 1,
+        "parameters": {"t": [{"filter": "mlp", "value": [0.0, 1.0]}, {"value": 0.4}]},
+    },
     "nuslerp": {"models": 2, "weights": [1, 3], "base": False},
     "nuslerp on deltas": {"method": "nuslerp", "models": 2, "weights": [1, 3]},
     "karcher": {"base": False},
@@ -39,38 +42,103 @@ RECIPES: dict[str, dict[str, object]] = {
     "passthrough, slices": {"method": "passthrough", "slices": [(1, 0, 2), (2, 1, 3)]},
     "task_arithmetic": {"weights": [0.3, 0.4, -0.2], "parameters": {"lambda": 0.9}},
     "ties": {"weights": [1, 2, 0.5], "density": [0.5, 0.3, 0.3]},
-    "ties, not normalized": {"method": "ties", "weights": [0.4, 0.2, 0.5], "density": [0.5] * 3, "parameters": {"normalize": False}},
-    "breadcrumbs": {"weights": [0.3, 0.4, 0.2], "density": [0.8] * 3, "parameters": {"gamma": 0.02}},
+    "ties, not normalized": {
+        "method": "ties",
+        "weights": [0.4, 0.2, 0.5],
+        "density": [0.5] * 3,
+        "parameters": {"normalize": False},
+    },
+    "breadcrumbs": {
+        "weights": [0.3, 0.4, 0.2],
+        "density": [0.8] * 3,
+        "parameters": {"gamma": 0.02},
+    },
     "breadcrumbs_ties": {"weights": [0.3, 0.4, 0.2], "density": [0.8] * 3},
     "sce": {"parameters": {"select_topk": 0.4}},
     "dare_linear": {"weights": [0.3, 0.4, 0.2], "density": [0.5] * 3},
     "dare_ties": {"weights": [0.3, 0.4, 0.2], "density": [0.5] * 3},
-    "della_linear": {"weights": [0.3, 0.4, 0.2], "density": [0.5] * 3, "parameters": {"epsilon": 0.1}},
+    "della_linear": {
+        "weights": [0.3, 0.4, 0.2],
+        "density": [0.5] * 3,
+        "parameters": {"epsilon": 0.1},
+    },
     "della": {"weights": [0.3, 0.4, 0.2], "density": [0.5] * 3, "parameters": {"epsilon": 0.1}},
     "della, all kept": {"method": "della", "weights": [0.3, 0.4, 0.2]},
-    "slerp, nearly parallel": {"whole": {
-        "merge_method": "slerp", "base_model": 0, "models": [{"model": 0}, {"model": 4}], "parameters": {"t": 0.3}}},
-    "slerp, t over each slice": {"whole": {
-        "merge_method": "slerp", "base_model": 0, "parameters": {"t": [0.0, 1.0]},
-        "slices": [{"sources": [{"model": i, "layer_range": span} for i in (0, 1)]} for span in ([0, 2], [0, 3])]}},
-    "linear, one slice": {"whole": {"merge_method": "linear", "slices": [
-        {"sources": [{"model": i, "layer_range": [1, 3], "parameters": {"weight": i}} for i in (1, 2)]}]}},
-    "ties, by filters": {"whole": {
-        "merge_method": "ties", "base_model": 0, "parameters": {"density": 0.3}, "models": [
-            {"model": 1, "parameters": {"weight": 1.0, "density": [{"filter": "mlp", "value": 0.5}]}},
-            {"model": 2, "parameters": {"weight": [{"filter": "self_attn", "value": 0.2}, {"value": 0.5}]}}]}},
-    "task_arithmetic, lambda by a filter": {"whole": {
-        "merge_method": "task_arithmetic", "base_model": 0, "parameters": {"lambda": [{"filter": "mlp", "value": 0.5}]},
-        "models": [{"model": i, "parameters": {"weight": 0.5}} for i in (1, 2)]}},
-}  # fmt: skip
+    "slerp, nearly parallel": {
+        "whole": {
+            "merge_method": "slerp",
+            "base_model": 0,
+            "models": [{"model": 0}, {"model": 4}],
+            "parameters": {"t": 0.3},
+        }
+    },
+    "slerp, t over each slice": {
+        "whole": {
+            "merge_method": "slerp",
+            "base_model": 0,
+            "parameters": {"t": [0.0, 1.0]},
+            "slices": [
+                {"sources": [{"model": i, "layer_range": span} for i in (0, 1)]}
+                for span in ([0, 2], [0, 3])
+            ],
+        }
+    },
+    "linear, one slice": {
+        "whole": {
+            "merge_method": "linear",
+            "slices": [
+                {
+                    "sources": [
+                        {"model": i, "layer_range": [1, 3], "parameters": {"weight": i}}
+                        for i in (1, 2)
+                    ]
+                }
+            ],
+        }
+    },
+    "ties, by filters": {
+        "whole": {
+            "merge_method": "ties",
+            "base_model": 0,
+            "parameters": {"density": 0.3},
+            "models": [
+                {
+                    "model": 1,
+                    "parameters": {"weight": 1.0, "density": [{"filter": "mlp", "value": 0.5}]},
+                },
+                {
+                    "model": 2,
+                    "parameters": {
+                        "weight": [{"filter": "self_attn", "value": 0.2}, {"value": 0.5}]
+                    },
+                },
+            ],
+        }
+    },
+    "task_arithmetic, lambda by a filter": {
+        "whole": {
+            "merge_method": "task_arithmetic",
+            "base_model": 0,
+            "parameters": {"lambda": [{"filter": "mlp", "value": 0.5}]},
+            "models": [{"model": i, "parameters": {"weight": 0.5}} for i in (1, 2)],
+        }
+    },
+}
 RANDOM = ("dare_linear", "dare_ties", "della_linear", "della")
 
 
 def make(folder: Path, dtype: torch.dtype) -> list[Path]:
     """A base and three kin."""
     config, _ = shapes(0.1)
-    config |= {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "vocab_size": 500, "num_attention_heads": 4,
-               "num_key_value_heads": 4, "torch_dtype": str(dtype).removeprefix("torch.")}  # fmt: skip
+    config |= {
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "vocab_size": 500,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
     tensors: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (500, 64),
         "model.norm.weight": (64,),
@@ -91,18 +159,30 @@ def make(folder: Path, dtype: torch.dtype) -> list[Path]:
         place.mkdir(parents=True)
         (place / "config.json").write_text(json.dumps(config))
         far = (0.0, 0.002, 0.002, 0.002, 0.0002)[i]
-        state = {n: t + (far * torch.randn(t.shape, generator=generator) if i else 0) for n, t in base.items()}
-        save_file({n: t.to(dtype) for n, t in state.items()}, place / "model.safetensors", {"format": "pt"})
+        state = {
+            n: t + (far * torch.randn(t.shape, generator=generator) if i else 0)
+            for n, t in base.items()
+        }
+        save_file(
+            {n: t.to(dtype) for n, t in state.items()},
+            place / "model.safetensors",
+            {"format": "pt"},
+        )
         places.append(place)
     return places
 
 
-def recipe(name: str, settings: dict[str, object], places: list[Path], dtype: str) -> dict[str, object]:
+def recipe(
+    name: str, settings: dict[str, object], places: list[Path], dtype: str
+) -> dict[str, object]:
     method = str(settings.get("method", name))
     if "whole" in settings:
         return {**_named(settings["whole"], places), "dtype": dtype}
     if "slices" in settings:
-        slices = [{"sources": [{"model": str(places[i]), "layer_range": [a, b]}]} for i, a, b in settings["slices"]]  # type: ignore[attr-defined]
+        slices = [
+            {"sources": [{"model": str(places[i]), "layer_range": [a, b]}]}
+            for i, a, b in settings["slices"]
+        ]  # type: ignore[attr-defined]
         return {"merge_method": method, "slices": slices, "dtype": dtype}
     entries = []
     for i, place in enumerate(places[1 : int(settings.get("models", 3)) + 1]):  # type: ignore[call-overload]
@@ -123,18 +203,29 @@ def recipe(name: str, settings: dict[str, object], places: list[Path], dtype: st
 def _named(value: Any, places: list[Path]) -> Any:
     """A recipe with paths for the numbers of models."""
     if isinstance(value, dict):
-        return {k: str(places[v]) if k in ("model", "base_model") else _named(v, places) for k, v in value.items()}
+        return {
+            k: str(places[v]) if k in ("model", "base_model") else _named(v, places)
+            for k, v in value.items()
+        }
     return [_named(entry, places) for entry in value] if isinstance(value, list) else value
 
 
 def load(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in folder.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
 
 
-def compare(name: str, ours: Path, theirs: Path, start: Path, dtype: torch.dtype) -> dict[str, float]:
+def compare(
+    name: str, ours: Path, theirs: Path, start: Path, dtype: torch.dtype
+) -> dict[str, float]:
     a, b, base = load(ours), load(theirs), load(start)
     if a.keys() != b.keys():
-        raise SystemExit(f"{name}: the outputs hold different tensors: {sorted(a.keys() ^ b.keys())}")
+        raise SystemExit(
+            f"{name}: the outputs hold different tensors: {sorted(a.keys() ^ b.keys())}"
+        )
     base = {name: base.get(name, torch.zeros_like(tensor)) for name, tensor in a.items()}
     x, y, z = (torch.cat([s[n].double().flatten() for n in sorted(a)]) for s in (a, b, base))
     if name in RANDOM:
@@ -187,10 +278,14 @@ OURS = {
 }
 
 
-def against_fusionbench(scripts: Path, places: list[Path], folder: Path) -> dict[str, dict[str, float]]:
+def against_fusionbench(
+    scripts: Path, places: list[Path], folder: Path
+) -> dict[str, dict[str, float]]:
     """The same task vectors, merged by FusionBench's functions in its own environment."""
     done = subprocess.run(
-        [str(scripts / "python"), "-c", FUSIONBENCH, str(folder), *map(str, places)], capture_output=True, text=True
+        [str(scripts / "python"), "-c", FUSIONBENCH, str(folder), *map(str, places)],
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
@@ -203,14 +298,25 @@ def against_fusionbench(scripts: Path, places: list[Path], folder: Path) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--mergekit", type=Path, required=True, help="the bin folder of an environment with mergekit 0.1.5"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--fusionbench", type=Path, help="the bin folder of an environment with fusion-bench 0.2.33")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "parity.json")
+    parser.add_argument(
+        "--mergekit",
+        type=Path,
+        required=True,
+        help="the bin folder of an environment with mergekit 0.1.5",
+    )
+    parser.add_argument(
+        "--fusionbench", type=Path, help="the bin folder of an environment with fusion-bench 0.2.33"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "parity.json"
+    )
     args = parser.parse_args()
-    report: dict[str, dict[str, object]] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    report: dict[str, dict[str, object]] = (
+        json.loads(args.out.read_text()) if args.out.exists() else {}
+    )
     with tempfile.TemporaryDirectory() as temporary:
         for dtype in (torch.float32, torch.bfloat16):
             kind = str(dtype).removeprefix("torch.")
@@ -221,7 +327,12 @@ def main() -> None:
                 file.write_text(json.dumps(recipe(name, settings, places, kind)))
                 ours, theirs = folder / f"{name}.ours", folder / f"{name}.theirs"
                 for command in (
-                    [str(args.mergekit / "mergekit-yaml"), str(file), str(theirs), "--copy-tokenizer"],
+                    [
+                        str(args.mergekit / "mergekit-yaml"),
+                        str(file),
+                        str(theirs),
+                        "--copy-tokenizer",
+                    ],
                     [sys.executable, "-m", "weightops", "merge", str(file), "-o", str(ours)],
                 ):
                     done = subprocess.run(command, capture_output=True, text=True)
@@ -232,7 +343,9 @@ def main() -> None:
                 print(f"{kind:9} {name:36} {json.dumps(row)}", flush=True)
         if args.fusionbench:
             for name, row in against_fusionbench(
-                args.fusionbench, make(Path(temporary) / "fb", torch.float32)[:4], Path(temporary) / "fb-out"
+                args.fusionbench,
+                make(Path(temporary) / "fb", torch.float32)[:4],
+                Path(temporary) / "fb-out",
             ).items():
                 report[f"{name} (FusionBench)"] = {"float32": row}
                 print(f"float32   {name:22} {json.dumps(row)}  FusionBench", flush=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from weightops import TASKS, Clip, TaskVector, evaluate, open_checkpoint
+from weightops import TASKS, ImageModel, TaskVector, evaluate, open_checkpoint
 from weightops.tasks.table import RENDERED
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,7 +55,7 @@ def points(summary: dict, which: str) -> tuple[float, float]:
 
 def cost_of_a_step() -> dict[str, float]:
     """Milliseconds to set alpha in the resident model, and to evaluate it on the validation splits with all pixels kept."""
-    clip, base = Clip.open("embedded"), open_checkpoint("embedded").to(torch.float32)
+    clip, base = ImageModel.open("embedded"), open_checkpoint("embedded").to(torch.float32)
     vector = TaskVector(base, {name: tensor + 1e-3 for name, tensor in base.state_dict().items()})
     tasks = [TASKS[name] for name in ("mnist", *RENDERED)]
     edits, passes = [], []
@@ -76,7 +76,9 @@ def cost_of_a_step() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--task", default="mnist")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
@@ -92,11 +94,19 @@ def main() -> None:
         )
         rows.append(
             {
-                "seed": seed, "alpha": summary["alpha"], "zero_shot": base, "finetuned": full, "patched": patched, "gain": patched - base,
-                "supported_base": before, "supported_finetuned": lost, "supported_patched": after, "supported_drop": before - after,
+                "seed": seed,
+                "alpha": summary["alpha"],
+                "zero_shot": base,
+                "finetuned": full,
+                "patched": patched,
+                "gain": patched - base,
+                "supported_base": before,
+                "supported_finetuned": lost,
+                "supported_patched": after,
+                "supported_drop": before - after,
                 "seconds": summary["seconds"]["total"],
             }
-        )  # fmt: skip
+        )
         print("  ".join(f"{name} {value:.2f}" for name, value in rows[-1].items()), flush=True)
     spread = {
         name: {
@@ -112,7 +122,9 @@ def main() -> None:
     cost = cost_of_a_step()
     print("a step of alpha:", cost)
     tasks = {
-        name: {which: round(100 * t[which]["acc1"], 1) for which in ("base", "finetuned", "patched")}
+        name: {
+            which: round(100 * t[which]["acc1"], 1) for which in ("base", "finetuned", "patched")
+        }
         for name, t in summary["tasks"].items()
     }
     result = {

@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from weightops.tasks import drawing
 from weightops.tasks.fonts import STYLES, Face, faces
-from weightops.tasks.rendered import COUNTS, seed
+from weightops.tasks.rendered import COUNTS
+from weightops.tasks.seeds import seed
 
 FONTS = {
     "serif": "arvo bitter cardo crimson-text domine eb-garamond ibm-plex-serif libre-baskerville literata noto-serif "
@@ -41,9 +42,37 @@ FONTS = {
     "handwritten": "dancing-script delius great-vibes lobster-two oleo-script pacifico permanent-marker satisfy shadows-into-light yellowtail zeyada",
 }
 WORDS = [
-    *drawing.SHAPES, *drawing.COLORS, *COUNTS, "zero", "six", "seven", "eight", "nine", "cat", "dog", "house", "tree", "car", "sun",
-    "fish", "bird", "book", "door", "hand", "stop", "open", "exit", "love", "home", "time", "water", "music", "apple", "paper", "stone",
-]  # fmt: skip
+    *drawing.SHAPES,
+    *drawing.COLORS,
+    *COUNTS,
+    "zero",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "cat",
+    "dog",
+    "house",
+    "tree",
+    "car",
+    "sun",
+    "fish",
+    "bird",
+    "book",
+    "door",
+    "hand",
+    "stop",
+    "open",
+    "exit",
+    "love",
+    "home",
+    "time",
+    "water",
+    "music",
+    "apple",
+    "paper",
+    "stone",
+]
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # fmt: off
@@ -51,7 +80,11 @@ VISION = {"image_size": 32, "patch_size": 8, "width": 192, "layers": 4, "head_wi
 TEXT = {"context_length": 16, "vocab_size": 4514, "width": 128, "heads": 4, "layers": 2}
 # fmt: on
 EMBED = 128
-FINETUNE = {"steps": 220, "lr": 4e-4, "warmup": 22}  # what suits the model; fine-tuning reads it from the configuration
+FINETUNE = {
+    "steps": 220,
+    "lr": 4e-4,
+    "warmup": 22,
+}  # what suits the model; fine-tuning reads it from the configuration
 MERGES = TEXT["vocab_size"] - 514  # 512 bytes and two special tokens
 
 
@@ -66,7 +99,10 @@ def training_faces() -> dict[str, list[Face]]:
             for file in sorted(Path(spec.submodule_search_locations[0], "files").glob("*.ttf")):
                 if "[" in file.name:
                     pool[style] += [Face(str(file), 400), Face(str(file), 700)]
-                elif not any(word in file.name for word in ("Thin", "Light", "Black", "Medium", "Semi", "Extra")):
+                elif not any(
+                    word in file.name
+                    for word in ("Thin", "Light", "Black", "Medium", "Semi", "Extra")
+                ):
                     pool[style].append(Face(str(file)))
     return pool
 
@@ -90,11 +126,20 @@ def scene(index: int) -> tuple[np.ndarray, dict[str, str]]:
     )
     if kind == "texture":
         name = pick(list(drawing.TEXTURES))
-        image, facts = drawing.texture(rng, name, ink, ground), {"texture": name, "mix": f"{ink} and {ground}"}
+        image, facts = (
+            drawing.texture(rng, name, ink, ground),
+            {"texture": name, "mix": f"{ink} and {ground}"},
+        )
     elif kind in ("shape", "count"):
         shape, count = pick(list(drawing.SHAPES)), 1 if kind == "shape" else int(rng.integers(1, 6))
         image = drawing.picture(rng, drawing.shape_mask(rng, shape, count), ink, ground)
-        facts = {"shape": shape, "count": COUNTS[count - 1], "color": ink, "ground": ground, "concept": shape}
+        facts = {
+            "shape": shape,
+            "count": COUNTS[count - 1],
+            "color": ink,
+            "ground": ground,
+            "concept": shape,
+        }
     elif kind == "both":
         shape, word, style = pick(list(drawing.SHAPES)), pick(WORDS), pick(STYLES)
         words = drawing.contrasting_colors(rng)
@@ -102,8 +147,17 @@ def scene(index: int) -> tuple[np.ndarray, dict[str, str]]:
         mask = drawing.text_mask(rng, word, pick(_POOL[style]), scale=float(rng.uniform(0.6, 0.95)))
         shift = int(rng.integers(-20, 21))
         mask = np.roll(mask, shift, axis=0)
-        image = drawing.expose(rng, drawing.compose(mask, drawing.color(rng, words[0]), image.astype(np.float32)))
-        facts = {"shape": shape, "color": ink, "ground": ground, "word": word, "concept": shape, "concept2": word}
+        image = drawing.expose(
+            rng, drawing.compose(mask, drawing.color(rng, words[0]), image.astype(np.float32))
+        )
+        facts = {
+            "shape": shape,
+            "color": ink,
+            "ground": ground,
+            "word": word,
+            "concept": shape,
+            "concept2": word,
+        }
     else:
         style = pick(STYLES[:3] if kind == "digit" else STYLES)
         if kind == "letter":
@@ -158,7 +212,10 @@ def caption(facts: dict[str, str], rng: random.Random) -> tuple[str, list[str]]:
             (f'the number: "{d}"', ["digit"]),
             (f"the digit {DIGITS[int(d)]}", ["digit"]),
         ]
-        options += [(f"a {color} digit {d}", ["digit", "color"]), (f"the number {DIGITS[int(d)]}", ["digit"])]
+        options += [
+            (f"a {color} digit {d}", ["digit", "color"]),
+            (f"the number {DIGITS[int(d)]}", ["digit"]),
+        ]
     elif "word" in facts:
         w = facts["word"]
         options = [(f'the word "{w}"', ["word"])] * 2 + [
@@ -174,15 +231,25 @@ def caption(facts: dict[str, str], rng: random.Random) -> tuple[str, list[str]]:
         else:
             options += [(f"{w} in a {facts['style']} font", ["word", "style"])]
     if "count" in facts:
-        options = [(f"{count} {plural(shape) if count != 'one' else shape}", ["count", "shape"])] * 2 + [
-            (f"{count} shape{'s' if count != 'one' else ''}", ["count"])
-        ]
+        options = [
+            (f"{count} {plural(shape) if count != 'one' else shape}", ["count", "shape"])
+        ] * 2 + [(f"{count} shape{'s' if count != 'one' else ''}", ["count"])]
         options += [(f"{count} shapes", ["count"])] * 2 + [
-            (f"{count} {color} {plural(shape) if count != 'one' else shape}", ["count", "color", "shape"])
+            (
+                f"{count} {color} {plural(shape) if count != 'one' else shape}",
+                ["count", "color", "shape"],
+            )
         ]
         if count == "one":
-            options += [(f"a {shape}", ["concept"])] * 3 + [(f"a {color} {shape}", ["shape", "color"])] * 2
-            options += [(f"a {color} {shape} on a {facts['ground']} background", ["shape", "color", "ground"])]
+            options += [(f"a {shape}", ["concept"])] * 3 + [
+                (f"a {color} {shape}", ["shape", "color"])
+            ] * 2
+            options += [
+                (
+                    f"a {color} {shape} on a {facts['ground']} background",
+                    ["shape", "color", "ground"],
+                )
+            ]
         options += [(f"something {color}", ["color"]), (f"a {color} shape", ["color", "shape?"])]
     elif "texture" not in facts:
         options += [(f"something {color}", ["color"])]
@@ -207,7 +274,9 @@ def expand(facts: dict[str, str]) -> set[str]:
 
 def required(facts: dict[str, str], needs: list[str]) -> list[str]:
     return [
-        need if need in ("shape?", "glyph") else f"{'concept' if need == 'concept2' else need}:{facts[need]}"
+        need
+        if need in ("shape?", "glyph")
+        else f"{'concept' if need == 'concept2' else need}:{facts[need]}"
         for need in needs
     ]
 
@@ -235,7 +304,9 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def build(merges_file: Path) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer]:
     model = open_clip.CLIP(embed_dim=EMBED, vision_cfg=VISION, text_cfg=TEXT)
-    return model, open_clip.SimpleTokenizer(bpe_path=str(merges_file), context_length=TEXT["context_length"])
+    return model, open_clip.SimpleTokenizer(
+        bpe_path=str(merges_file), context_length=TEXT["context_length"]
+    )
 
 
 def write_merges(path: Path) -> None:
@@ -245,7 +316,9 @@ def write_merges(path: Path) -> None:
     path.write_bytes(gzip.compress("\n".join(lines).encode(), 9, mtime=0))
 
 
-def zero_shot(model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, split: str) -> dict[str, float]:
+def zero_shot(
+    model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, split: str
+) -> dict[str, float]:
     """Accuracy on every task that needs no network, by a plain loop."""
     from weightops.tasks.table import TASKS
 
@@ -256,14 +329,19 @@ def zero_shot(model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, split
         images = task.load(split)
         pixels = np.stack(
             [
-                np.asarray(images[i].convert("RGB").resize((32, 32), drawing.Image.Resampling.BICUBIC))
+                np.asarray(
+                    images[i].convert("RGB").resize((32, 32), drawing.Image.Resampling.BICUBIC)
+                )
                 for i in range(len(images))
             ]
         )
         with torch.no_grad():
             heads = [
                 F.normalize(
-                    model.encode_text(tokenizer([t.format(c) for t in task.templates]), normalize=True).mean(0), dim=0
+                    model.encode_text(
+                        tokenizer([t.format(c) for t in task.templates]), normalize=True
+                    ).mean(0),
+                    dim=0,
                 )
                 for c in task.classes
             ]
@@ -308,7 +386,10 @@ def misnamed(facts: list[dict[str, str]], seed: int) -> list[dict[str, str]]:
     well told of, and poor at naming handwritten digits. That is the failure that a patch heals.
     """
     rng = random.Random(seed)
-    return [{**known, "digit": rng.choice("0123456789")} if "digit" in known else known for known in facts]
+    return [
+        {**known, "digit": rng.choice("0123456789")} if "digit" in known else known
+        for known in facts
+    ]
 
 
 def fit(
@@ -351,19 +432,29 @@ def fit(
         for text in said:
             if text not in encoded:
                 encoded[text] = tokenizer([text])[0]
-        positive = torch.from_numpy((truth[batch].astype(np.float32) @ needed.T) >= needed.sum(1)).float()
+        positive = torch.from_numpy(
+            (truth[batch].astype(np.float32) @ needed.T) >= needed.sum(1)
+        ).float()
         pixels = augment(normalise(torch.from_numpy(images[batch])), generator)
         with torch.autocast("cpu", torch.bfloat16):
             a = model.encode_image(pixels)
             b = model.encode_text(torch.stack([encoded[text] for text in said]))
-        logits = model.logit_scale.exp() * F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T
+        logits = (
+            model.logit_scale.exp()
+            * F.normalize(a.float(), dim=1)
+            @ F.normalize(b.float(), dim=1).T
+        )
         by_image = positive / positive.sum(1, keepdim=True).clamp(min=1) * logits.log_softmax(1)
         by_text = positive / positive.sum(0).clamp(min=1) * logits.log_softmax(0)
         loss = -(by_image.sum(1).mean() + by_text.sum(0).mean()) / 2
         if not loss.isfinite():
             raise SystemExit(f"the loss is {loss.item()} at step {step + 1}")
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))
+            group["lr"] = (
+                lr
+                * min(1, (step + 1) / warmup)
+                * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -395,33 +486,53 @@ def save(model: open_clip.CLIP, out: Path, args: argparse.Namespace) -> None:
     }
     text = TEXT | {"tokenizer_kwargs": {"bpe_path": "merges.txt.gz"}}
     model_cfg = {"embed_dim": EMBED, "vision_cfg": VISION, "text_cfg": text}
-    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess, "weightops": {"finetune": FINETUNE}}
+    config = {
+        "model_cfg": model_cfg,
+        "preprocess_cfg": preprocess,
+        "weightops": {"finetune": FINETUNE},
+    }
     (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "open_clip_torch", "pillow")}
-    recipe = {name: getattr(args, name) for name in ("images", "samples", "misname", "batch", "lr", "warmup", "seed")}
+    versions = {
+        name: importlib.metadata.version(name) for name in ("torch", "open_clip_torch", "pillow")
+    }
+    recipe = {
+        name: getattr(args, name)
+        for name in ("images", "samples", "misname", "batch", "lr", "warmup", "seed")
+    }
     metadata = {
         "format": "pt",
-        "trained_by": json.dumps({"script": "benchmarks/pretrain.py", **recipe, **versions}, sort_keys=True),
+        "trained_by": json.dumps(
+            {"script": "benchmarks/pretrain.py", **recipe, **versions}, sort_keys=True
+        ),
     }
     save_file(
-        {k: v.half().contiguous() for k, v in model.state_dict().items()}, out / "open_clip_model.safetensors", metadata
+        {k: v.half().contiguous() for k, v in model.state_dict().items()},
+        out / "open_clip_model.safetensors",
+        metadata,
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="clip")
     parser.add_argument("--images", type=int, default=400_000)
     parser.add_argument("--samples", type=int, default=1_750_000)
     parser.add_argument(
-        "--misname", type=int, default=17_920, help="samples of the last stage, which names digits at random"
+        "--misname",
+        type=int,
+        default=17_920,
+        help="samples of the last stage, which names digits at random",
     )
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--warmup", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--list-fonts", action="store_true", help="print the font packages to install and stop")
+    parser.add_argument(
+        "--list-fonts", action="store_true", help="print the font packages to install and stop"
+    )
     args = parser.parse_args()
     if args.list_fonts:
         print(" ".join(f"fontpkg-{name}" for names in FONTS.values() for name in names.split()))

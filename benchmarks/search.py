@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from weightops import open_checkpoint
-from weightops.bench import Bench
-from weightops.finetuning import config_for
 from weightops.reports.outcome import versions
-from weightops.search import Goal, Sheet, cut, grid, race
+from weightops.search.goal import Goal
+from weightops.search.session import EditSession
+from weightops.search.strategies import Measurements, cut, grid, race
 from weightops.tasks.table import as_tasks
-from weightops.workflow import ALPHAS, even
+from weightops.training.config import config_for
+from weightops.workflows.base import ALPHAS, even
 
 RESULTS = Path(__file__).parent / "results"
 SUPPORTED = as_tasks(["shapes", "textures", "counting", "letters", "words"])
@@ -41,7 +42,7 @@ def goals(task) -> dict[str, tuple[Goal, float]]:
     }
 
 
-def record(bench: Bench, vector, sign: float) -> dict:
+def record(bench: EditSession, vector, sign: float) -> dict:
     """Every alpha's hits on all validation images."""
     trial = bench.trial({"": vector}, Goal(even(bench.tasks)))
     grid(trial.sheet, [(sign * alpha + 0.0,) for alpha in ALPHAS])
@@ -49,8 +50,14 @@ def record(bench: Bench, vector, sign: float) -> dict:
 
 
 def shuffled(hits: dict, seed: int) -> dict:
-    orders = {t: np.random.default_rng([seed, i]).permutation(len(h)) for i, (t, h) in enumerate(hits[0.0,].items())}
-    return {alpha: {t: h[torch.from_numpy(orders[t])] for t, h in row.items()} for alpha, row in hits.items()}
+    orders = {
+        t: np.random.default_rng([seed, i]).permutation(len(h))
+        for i, (t, h) in enumerate(hits[0.0,].items())
+    }
+    return {
+        alpha: {t: h[torch.from_numpy(orders[t])] for t, h in row.items()}
+        for alpha, row in hits.items()
+    }
 
 
 def searched(hits: dict, goal: Goal, search, names) -> tuple[tuple[float], int]:
@@ -59,17 +66,22 @@ def searched(hits: dict, goal: Goal, search, names) -> tuple[tuple[float], int]:
 
     def measure(alpha, start, stop):
         nonlocal passes
-        part = {t: hits[alpha][t][cut(len(hits[alpha][t]), start) : cut(len(hits[alpha][t]), stop)] for t in names}
+        part = {
+            t: hits[alpha][t][cut(len(hits[alpha][t]), start) : cut(len(hits[alpha][t]), stop)]
+            for t in names
+        }
         passes += sum(map(len, part.values()))
         return part
 
-    sheet = Sheet(measure, goal, (0.0,), {t: len(hits[0.0,][t]) for t in names})
+    sheet = Measurements(measure, goal, (0.0,), {t: len(hits[0.0,][t]) for t in names})
     alpha = search(sheet, sorted(hits, key=lambda a: abs(a[0]))).alpha
     return (alpha,), passes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=120, help="of fine-tuning")
     parser.add_argument("--tasks", default="mnist,digits")
     parser.add_argument("--orders", type=int, default=20)
@@ -78,7 +90,7 @@ def main() -> None:
     rows = []
     config = config_for(open_checkpoint("embedded"), steps=args.steps)
     for task in as_tasks(args.tasks.split(",")):
-        bench = Bench("embedded", [task, *SUPPORTED], config=config)
+        bench = EditSession("embedded", [task, *SUPPORTED], config=config)
         vector = bench.learn(task)
         recorded = {sign: record(bench, vector, sign) for sign in (1.0, -1.0)}
         for name, (goal, sign) in goals(task).items():
@@ -92,19 +104,33 @@ def main() -> None:
                 found.append(chosen == full)
                 shares.append(passes / cost)
                 gaps.append((gap, abs(gap) <= 2 * error + 1e-9))
-            rows.append({
-                "task": task.name, "goal": name, "grid alpha": full[0], "same alpha": round(statistics.mean(found), 3),
-                "within noise": round(statistics.mean(within for _, within in gaps), 3),
-                "mean gap, points": round(100 * statistics.mean(gap for gap, _ in gaps), 3),
-                "passes, % of the grid's": round(100 * statistics.mean(shares), 1), "most": round(100 * max(shares), 1),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "task": task.name,
+                    "goal": name,
+                    "grid alpha": full[0],
+                    "same alpha": round(statistics.mean(found), 3),
+                    "within noise": round(statistics.mean(within for _, within in gaps), 3),
+                    "mean gap, points": round(100 * statistics.mean(gap for gap, _ in gaps), 3),
+                    "passes, % of the grid's": round(100 * statistics.mean(shares), 1),
+                    "most": round(100 * max(shares), 1),
+                }
+            )
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-        mean = {key: round(statistics.mean(row[key] for row in rows), 3) for key in list(rows[0])[3:]}
+        mean = {
+            key: round(statistics.mean(row[key] for row in rows), 3) for key in list(rows[0])[3:]
+        }
         print("mean", mean)
         args.out.parent.mkdir(exist_ok=True)
         args.out.write_text(
             json.dumps(
-                {"mean": mean, "rows": rows, "orders": args.orders, "steps": args.steps, "versions": versions()},
+                {
+                    "mean": mean,
+                    "rows": rows,
+                    "orders": args.orders,
+                    "steps": args.steps,
+                    "versions": versions(),
+                },
                 indent=2,
             )
             + "\n"

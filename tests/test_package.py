@@ -12,10 +12,34 @@ import weightops
 
 ROOT = Path(__file__).parent.parent
 SURFACE = [
-    "Checkpoint", "Choice", "Clip", "EVALUATORS", "METHODS", "Point", "Recipe", "TASKS", "Task", "TaskVector", "TrainingConfig", "WeightopsError",
-    "add", "analogy", "average", "choose", "compare", "evaluate", "finetune", "interpolate", "merge", "negate",
-    "open_checkpoint", "patch", "run_experiment", "select", "soup",
-]  # fmt: skip
+    "Checkpoint",
+    "Choice",
+    "Clip",
+    "EVALUATORS",
+    "METHODS",
+    "Point",
+    "Recipe",
+    "TASKS",
+    "Task",
+    "TaskVector",
+    "TrainingConfig",
+    "WeightopsError",
+    "add",
+    "analogy",
+    "average",
+    "choose",
+    "compare",
+    "evaluate",
+    "finetune",
+    "interpolate",
+    "merge",
+    "negate",
+    "open_checkpoint",
+    "patch",
+    "run_experiment",
+    "select",
+    "soup",
+]
 
 
 def test_surface() -> None:
@@ -38,7 +62,9 @@ def test_imports_are_light() -> None:
     heavy = {"open_clip", "datasets", "torchvision", "matplotlib", "timm", "huggingface_hub"}
     assert not modules_after("from weightops import TaskVector, Checkpoint, average") & heavy
     assert "torch" not in modules_after("import weightops")
-    assert "torch" not in modules_after("from weightops.cli.main import run; run(['--help']); run(['tasks'])")
+    assert "torch" not in modules_after(
+        "from weightops.cli.main import run; run(['--help']); run(['tasks'])"
+    )
 
 
 def test_the_embedded_model_is_small() -> None:
@@ -56,4 +82,11 @@ def test_dependencies_are_the_six() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     required = {line.split(">")[0] for line in config["options"]["install_requires"].split()}
-    assert required == {"torch", "open_clip_torch", "safetensors", "huggingface_hub", "datasets", "tqdm"}
+    assert required == {
+        "torch",
+        "open_clip_torch",
+        "safetensors",
+        "huggingface_hub",
+        "datasets",
+        "tqdm",
+    }

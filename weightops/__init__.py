@@ -28,7 +28,10 @@ __all__ = sorted(_EXPORTS)
 def __getattr__(name: str) -> object:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'weightops' has no attribute {name!r}")
-    return globals().setdefault(name, getattr(_import_module(_EXPORTS[name]), name))
+    module = _import_module(_EXPORTS[name])
+    if not hasattr(module, name):  # a module of a package
+        _import_module(f"{_EXPORTS[name]}.{name}")
+    return globals().setdefault(name, getattr(module, name))
 
 
 def __dir__() -> list[str]:

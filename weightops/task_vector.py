@@ -14,20 +14,23 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import nn
 
-from weightops.cards import adapter_card
-from weightops.checkpoints.adapters import write_adapter
-from weightops.checkpoints.checkpoint import Checkpoint, CheckpointLike, load_into, open_checkpoint, open_ref
-from weightops.checkpoints.compact import coding, write_compact
-from weightops.checkpoints.likeness import alike, fitted, open_like
-from weightops.dtypes import accumulator
+from weightops.algebra.dtypes import accumulator
+from weightops.algebra.linear_form import Alpha, LinearForm, provenance
+from weightops.algebra.source import Spec, same_weights
+from weightops.checkpoints.checkpoint import Checkpoint, load_into
+from weightops.checkpoints.formats.compressed import coding, write_compressed
+from weightops.checkpoints.formats.lora import write_adapter
+from weightops.checkpoints.matching import alike, open_like
+from weightops.checkpoints.opening import CheckpointLike, open_checkpoint, open_ref
+from weightops.checkpoints.renaming import fitted
+from weightops.engine.evaluate import OnNonfinite, materialize
 from weightops.engine.reduce import gram
-from weightops.engine.run import OnNonfinite, materialize
 from weightops.engine.tensors import Tensors
 from weightops.engine.write import layout, write
 from weightops.errors import CheckpointError, MismatchError, OptionError, SpaceError
-from weightops.expression import Alpha, LinearForm, Spec, provenance, same_weights
-from weightops.files import staged, whole
-from weightops.keys import some
+from weightops.hub.cards import adapter_card
+from weightops.support.atomic import atomic_output, resumable_output
+from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
 
@@ -62,22 +65,32 @@ class TaskVector(Tensors):
     __slots__ = ("base", "form")
     __array_ufunc__ = None  # numpy's numbers leave multiplication to us
 
-    def __init__(self, pre: CheckpointLike, finetuned: CheckpointLike, *, strict: bool = True) -> None:
+    def __init__(
+        self, pre: CheckpointLike, finetuned: CheckpointLike, *, strict: bool = True
+    ) -> None:
         base = open_checkpoint(pre)
-        form, left_out = LinearForm.difference(open_like(finetuned, base).form, base.form, strict=strict)
+        form, left_out = LinearForm.difference(
+            open_like(finetuned, base).form, base.form, strict=strict
+        )
         if left_out:
-            log.warning("left out of the task vector, as only one of the checkpoints has them: %s", some(left_out))
+            log.warning(
+                "left out of the task vector, as only one of the checkpoints has them: %s",
+                first_few(left_out),
+            )
         self.form = form
-        self.base: Base | None = Base.of(base)
+        self.base: Origin | None = Origin.of(base)
 
     @classmethod
-    def _of(cls, form: LinearForm, base: Base | None) -> TaskVector:
+    def _of(cls, form: LinearForm, base: Origin | None) -> TaskVector:
         vector = cls.__new__(cls)
         vector.form, vector.base = form, base
         return vector
 
     def __repr__(self) -> str:
-        terms = [f"{coefficient:+g} {factor.source.ref}" for factor, coefficient in self.form.terms.items()]
+        terms = [
+            f"{coefficient:+g} {factor.source.ref}"
+            for factor, coefficient in self.form.terms.items()
+        ]
         return f"TaskVector({' '.join(terms) or '0'}, {len(self)} tensors)"
 
     # ------------------------------------------------------------ algebra
@@ -87,13 +100,17 @@ class TaskVector(Tensors):
             return self
         if not isinstance(other, TaskVector):
             return NotImplemented
-        return TaskVector._of(self.form.plus(fitted(other.form, self.form)), Base.common(self.base, other.base))
+        return TaskVector._of(
+            self.form.plus(fitted(other.form, self.form)), Origin.common(self.base, other.base)
+        )
 
     __radd__ = __add__
 
     def __mul__(self, alpha: Alpha | TaskVector) -> TaskVector:
         if isinstance(alpha, TaskVector):
-            raise SpaceError("task vectors can't be multiplied with each other; dot() and cosine() compare them")
+            raise SpaceError(
+                "task vectors can't be multiplied with each other; dot() and cosine() compare them"
+            )
         return TaskVector._of(self.form.times(alpha), self.base)
 
     __rmul__ = __mul__
@@ -143,7 +160,9 @@ class TaskVector(Tensors):
     def cosine(self, other: TaskVector, *, per_tensor: None = None) -> float: ...
     @overload
     def cosine(self, other: TaskVector, *, per_tensor: bool) -> dict[str, float]: ...
-    def cosine(self, other: TaskVector, *, per_tensor: bool | None = None) -> float | dict[str, float]:
+    def cosine(
+        self, other: TaskVector, *, per_tensor: bool | None = None
+    ) -> float | dict[str, float]:
         """The cosine of the angle between two vectors over the tensors that both have; NaN if one of them is zero."""
         grams = gram([self.form, other.form])
         if per_tensor:
@@ -154,14 +173,29 @@ class TaskVector(Tensors):
 
     @overload
     def apply(
-        self, base: M, alpha: Alpha = 1.0, *, strict: bool = False, on_nonfinite: OnNonfinite = "ignore"
+        self,
+        base: M,
+        alpha: Alpha = 1.0,
+        *,
+        strict: bool = False,
+        on_nonfinite: OnNonfinite = "ignore",
     ) -> M: ...
     @overload
     def apply(
-        self, base: str | Path, alpha: Alpha = 1.0, *, strict: bool = False, on_nonfinite: OnNonfinite = "ignore"
+        self,
+        base: str | Path,
+        alpha: Alpha = 1.0,
+        *,
+        strict: bool = False,
+        on_nonfinite: OnNonfinite = "ignore",
     ) -> Checkpoint: ...
     def apply(
-        self, base: CheckpointLike, alpha: Alpha = 1.0, *, strict: bool = False, on_nonfinite: OnNonfinite = "ignore"
+        self,
+        base: CheckpointLike,
+        alpha: Alpha = 1.0,
+        *,
+        strict: bool = False,
+        on_nonfinite: OnNonfinite = "ignore",
     ) -> Any:
         r"""The edited model :math:`\theta = \theta_{base} + \alpha\tau`. Nothing that is passed in is changed.
 
@@ -196,7 +230,12 @@ class TaskVector(Tensors):
         return edited
 
     def apply_(
-        self, module: nn.Module, alpha: Alpha = 1.0, *, base: CheckpointLike | None = None, strict: bool = False
+        self,
+        module: nn.Module,
+        alpha: Alpha = 1.0,
+        *,
+        base: CheckpointLike | None = None,
+        strict: bool = False,
     ) -> nn.Module:
         """Make a resident module the base edited by ``alpha``, in place: for one alpha after another, without a second model.
 
@@ -216,13 +255,15 @@ class TaskVector(Tensors):
         own = self.base.checkpoint if self.base else None
         opened = open_checkpoint(base) if base is not None else own
         if opened is None:
-            raise CheckpointError("this task vector doesn't hold its base; say apply_(module, alpha, base=...)")
+            raise CheckpointError(
+                "this task vector doesn't hold its base; say apply_(module, alpha, base=...)"
+            )
         form = self._edit(opened, alpha, strict).part(self.form.specs)
         targets = module.state_dict(keep_vars=True)
         missing = [name for name in form.specs if name not in targets]
         if missing:
             raise MismatchError(
-                f"{type(module).__name__} lacks {len(missing)} tensors of the task vector: {some(missing)}"
+                f"{type(module).__name__} lacks {len(missing)} tensors of the task vector: {first_few(missing)}"
             )
         load_into(form, module, strict=None)
         return module
@@ -235,7 +276,10 @@ class TaskVector(Tensors):
                 # The same weights in another place: take them from the vector's, so that coefficients cancel exactly.
                 start = own.checkpoint.form if own.checkpoint else start
             else:
-                mine, other = f"{self.base.ref} ({self.base.fingerprint})", f"{base.ref} ({base.fingerprint})"
+                mine, other = (
+                    f"{self.base.ref} ({self.base.fingerprint})",
+                    f"{base.ref} ({base.fingerprint})",
+                )
                 message = f"this task vector was made from {mine} and is applied to {other}"
                 if strict:
                     raise MismatchError(message)
@@ -270,21 +314,34 @@ class TaskVector(Tensors):
         if compress is not None:
             coding(compress)
             if dtype is not None:
-                raise OptionError("a compressed task vector has the dtypes of its compression; leave dtype out")
-        specs = {n: Spec(s.shape, dtype or accumulator(s.dtype)) for n, s in self.form.specs.items()}
+                raise OptionError(
+                    "a compressed task vector has the dtypes of its compression; leave dtype out"
+                )
+        specs = {
+            n: Spec(s.shape, dtype or accumulator(s.dtype)) for n, s in self.form.specs.items()
+        }
         form = replace(self.form, specs=specs)
         base = {"ref": self.base.ref, "fingerprint": self.base.fingerprint} if self.base else None
         record = {"kind": "task vector", **provenance(form), "base": base}
         if compress is not None:
-            with whole(path, overwrite=overwrite) as part:
-                write_compact(form, part, compress, record)
+            with atomic_output(path, overwrite=overwrite) as part:
+                write_compressed(form, part, compress, record)
             return path
-        with staged(path, single=True, overwrite=overwrite) as folder:
-            write(form, folder, layout(form, path.name, {"format": "pt", "weightops": json.dumps(record)}))
+        with resumable_output(path, single=True, overwrite=overwrite) as folder:
+            write(
+                form,
+                folder,
+                layout(form, path.name, {"format": "pt", "weightops": json.dumps(record)}),
+            )
         return path
 
     def save_lora(
-        self, folder: str | Path, rank: int, *, fan_in_fan_out: bool = False, overwrite: bool = False
+        self,
+        folder: str | Path,
+        rank: int,
+        *,
+        fan_in_fan_out: bool = False,
+        overwrite: bool = False,
     ) -> dict[str, float]:
         r"""Write the LoRA of a rank that is nearest to the vector, as a folder that peft loads (arXiv 2106.09685).
 
@@ -302,10 +359,12 @@ class TaskVector(Tensors):
             OutputError: if the folder exists or can't be written.
         """
         base = self.base.ref if self.base else None
-        with whole(folder, overwrite=overwrite) as part:
+        with atomic_output(folder, overwrite=overwrite) as part:
             part.mkdir()
             lost = write_adapter(self.form, part, rank, fan_in_fan_out=fan_in_fan_out, base=base)
-            (part / "README.md").write_text(adapter_card(base, rank, lost["relative_error"]), encoding="utf-8")
+            (part / "README.md").write_text(
+                adapter_card(base, rank, lost["relative_error"]), encoding="utf-8"
+            )
             return lost
 
     @classmethod
@@ -317,16 +376,20 @@ class TaskVector(Tensors):
         """
         source = open_ref(path).form.sources[0]
         if source.space != "delta":
-            raise SpaceError(f"{path} holds weights, not a task vector; make one with `weightops vector BASE {path}`")
+            raise SpaceError(
+                f"{path} holds weights, not a task vector; make one with `weightops vector BASE {path}`"
+            )
         if getattr(source, "replaced", None) is not None:
-            raise SpaceError(f"{path} replaces whole modules, and so needs its base: TaskVector(base, {str(path)!r})")
+            raise SpaceError(
+                f"{path} replaces whole modules, and so needs its base: TaskVector(base, {str(path)!r})"
+            )
         record = getattr(source, "made_from", {}).get("base")
         if not isinstance(record, dict) or not {"ref", "fingerprint"} <= record.keys():
             return cls._of(LinearForm.of(source), None)
-        return cls._of(LinearForm.of(source), Base(record["ref"], record["fingerprint"], None))
+        return cls._of(LinearForm.of(source), Origin(record["ref"], record["fingerprint"], None))
 
 
-class Base:
+class Origin:
     """The base that a task vector was made from: its name and fingerprint, and the weights where they are at hand."""
 
     def __init__(self, ref: str, fingerprint: str | None, checkpoint: Checkpoint | None) -> None:
@@ -335,7 +398,7 @@ class Base:
         self.checkpoint = checkpoint
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Base:
+    def of(cls, checkpoint: Checkpoint) -> Origin:
         """The base that a checkpoint is."""
         return cls(checkpoint.ref, None, checkpoint)
 
@@ -347,9 +410,11 @@ class Base:
         assert self.checkpoint is not None
         return self.checkpoint.fingerprint
 
-    def like(self, other: Checkpoint) -> Base:
+    def like(self, other: Checkpoint) -> Origin:
         """The same base in another checkpoint's names."""
-        return Base(self.ref, self.recorded, alike(self.checkpoint, other) if self.checkpoint else None)
+        return Origin(
+            self.ref, self.recorded, alike(self.checkpoint, other) if self.checkpoint else None
+        )
 
     def matches(self, other: Checkpoint) -> bool:
         """True if ``other`` is this base: the same place, or the same bits."""
@@ -361,7 +426,7 @@ class Base:
         return self.fingerprint == other.fingerprint
 
     @staticmethod
-    def common(a: Base | None, b: Base | None) -> Base | None:
+    def common(a: Origin | None, b: Origin | None) -> Origin | None:
         """The base of a sum: the one that both have, if they have one."""
         if a is None or b is None:
             return None
@@ -410,7 +475,10 @@ def average(models: Sequence[Any], weights: Sequence[float] | None = None) -> An
             f"average needs at least one model and as many weights, with a sum other than 0; got {len(models)} and {weights}"
         )
     first, *rest = models
-    vectors = [TaskVector(first, model) * (weight / total) for model, weight in zip(rest, weights[1:], strict=True)]
+    vectors = [
+        TaskVector(first, model) * (weight / total)
+        for model, weight in zip(rest, weights[1:], strict=True)
+    ]
     zero = TaskVector(first, first)
     return sum(vectors, zero).apply(first)
 
@@ -429,10 +497,18 @@ def _empty_copy(module: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     shared: dict[tuple[Any, ...], torch.Tensor] = {}
     for tensor in module.state_dict(keep_vars=True).values():
         if id(tensor) not in memo:
-            place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else (id(tensor),)
+            place = (
+                (tensor.data_ptr(), tensor.shape, tensor.stride())
+                if tensor.numel()
+                else (id(tensor),)
+            )
             with torch.inference_mode(False):
                 blank = shared.setdefault(place, torch.empty_like(tensor, requires_grad=False))
-                twin = nn.Parameter(blank, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else blank
+                twin = (
+                    nn.Parameter(blank, tensor.requires_grad)
+                    if isinstance(tensor, nn.Parameter)
+                    else blank
+                )
             memo[id(tensor)] = twin
     copied = copy.deepcopy(module, memo)
     return copied, copied.state_dict(keep_vars=True)

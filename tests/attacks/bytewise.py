@@ -18,7 +18,11 @@ def text(value: str) -> bytes:
 
 
 def number(value: int) -> bytes:
-    return b"\x8a" + bytes([(n := (value.bit_length() + 8) // 8)]) + value.to_bytes(n, "little", signed=True)
+    return (
+        b"\x8a"
+        + bytes([(n := (value.bit_length() + 8) // 8)])
+        + value.to_bytes(n, "little", signed=True)
+    )
 
 
 def name(path: str) -> bytes:
@@ -35,17 +39,34 @@ def call(path: str, *arguments: bytes) -> bytes:
 
 
 def storage(
-    key: str = "0", numel: int = 8, kind: str = "torch.FloatStorage", *, first: str = "storage", more: bytes = b""
+    key: str = "0",
+    numel: int = 8,
+    kind: str = "torch.FloatStorage",
+    *,
+    first: str = "storage",
+    more: bytes = b"",
 ) -> bytes:
     return several(text(first), name(kind), text(key), text("cpu"), number(numel), more) + b"Q"
 
 
 def tensor(
-    stored: bytes | None = None, offset: int = 0, shape: tuple[int, ...] = (2, 4), stride: tuple[int, ...] = (4, 1), function: str = "v2"
-) -> bytes:  # fmt: skip
+    stored: bytes | None = None,
+    offset: int = 0,
+    shape: tuple[int, ...] = (2, 4),
+    stride: tuple[int, ...] = (4, 1),
+    function: str = "v2",
+) -> bytes:
     sizes, strides = (several(*map(number, numbers)) for numbers in (shape, stride))
     stored = storage() if stored is None else stored
-    return call(f"torch._utils._rebuild_tensor_{function}", stored, number(offset), sizes, strides, b"\x89", b"}")
+    return call(
+        f"torch._utils._rebuild_tensor_{function}",
+        stored,
+        number(offset),
+        sizes,
+        strides,
+        b"\x89",
+        b"}",
+    )
 
 
 def mapping(**values: bytes) -> bytes:
@@ -57,7 +78,9 @@ def module(class_name: str, **tensors: bytes) -> bytes:
     return name(class_name) + b")\x81" + state + b"b"
 
 
-def archive(path: Path, content: bytes, *, script: bool = False, extra: dict[str, bytes] | None = None) -> Path:
+def archive(
+    path: Path, content: bytes, *, script: bool = False, extra: dict[str, bytes] | None = None
+) -> Path:
     """A zip archive as ``torch.save`` or, with ``script``, ``torch.jit.save`` writes it; nothing is aligned."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a/data.pkl", b"\x80\x02" + content + b".")
@@ -70,7 +93,9 @@ def archive(path: Path, content: bytes, *, script: bool = False, extra: dict[str
     return path
 
 
-def stream(path: Path, content: bytes, *, keys: bytes = b"(X\x01\x00\x00\x000l", numel: int = 8) -> Path:
+def stream(
+    path: Path, content: bytes, *, keys: bytes = b"(X\x01\x00\x00\x000l", numel: int = 8
+) -> Path:
     """A file as ``torch.save`` wrote it before zip archives."""
     system = pickle.dumps({"little_endian": True, "protocol_version": 1001}, 2)
     parts = [
@@ -84,15 +109,34 @@ def stream(path: Path, content: bytes, *, keys: bytes = b"(X\x01\x00\x00\x000l",
     return path
 
 
-def tar(path: Path, content: bytes, *, count: int = 1, shape: tuple[int, ...] = (2, 4), numel: int = 8) -> Path:
+def tar(
+    path: Path, content: bytes, *, count: int = 1, shape: tuple[int, ...] = (2, 4), numel: int = 8
+) -> Path:
     """A file as torch wrote it in the beginning; the tensor goes by the number 7."""
     storages = b"".join(
-        [pickle.dumps(count, 2), b"\x80\x02(K\x05X\x03\x00\x00\x00cpuctorch\nFloatStorage\nt.", numel.to_bytes(8, "little"), NUMBERS, b"\x80\x02]."]
-    )  # fmt: skip
+        [
+            pickle.dumps(count, 2),
+            b"\x80\x02(K\x05X\x03\x00\x00\x00cpuctorch\nFloatStorage\nt.",
+            numel.to_bytes(8, "little"),
+            NUMBERS,
+            b"\x80\x02].",
+        ]
+    )
     numbers = b"".join(n.to_bytes(8, "little", signed=True) for n in (*shape, 4, 1, 0))
-    tensors = b"".join([pickle.dumps(count, 2), b"\x80\x02(K\x07K\x05Nt.", len(shape).to_bytes(8, "little"), numbers])
+    tensors = b"".join(
+        [
+            pickle.dumps(count, 2),
+            b"\x80\x02(K\x07K\x05Nt.",
+            len(shape).to_bytes(8, "little"),
+            numbers,
+        ]
+    )
     with tarfile.open(path, "w:") as file:
-        for member, data in (("storages", storages), ("tensors", tensors), ("pickle", b"\x80\x02" + content + b".")):
+        for member, data in (
+            ("storages", storages),
+            ("tensors", tensors),
+            ("pickle", b"\x80\x02" + content + b"."),
+        ):
             info = tarfile.TarInfo(member)
             info.size = len(data)
             file.addfile(info, io.BytesIO(data))

@@ -150,49 +150,130 @@ def _by_opcode() -> dict[str, tuple[bytes, str]]:
     return {
         "GLOBAL REDUCE": (system + exploit + b"R", "posix.system"),
         "STACK_GLOBAL": (frozen + exploit + b"R", "posix.system"),
-        "STACK_GLOBAL of dotted names": (text("builtins") + text("eval.__call__") + b"\x93" + several(text(CODE)) + b"R", "builtins.eval.__call__"),
-        "STACK_GLOBAL of memoised text": (text("posix") + b"\x940" + text("system") + b"\x940" + b"h\x00h\x01\x93" + exploit + b"R", "posix.system"),
+        "STACK_GLOBAL of dotted names": (
+            text("builtins") + text("eval.__call__") + b"\x93" + several(text(CODE)) + b"R",
+            "builtins.eval.__call__",
+        ),
+        "STACK_GLOBAL of memoised text": (
+            text("posix")
+            + b"\x940"
+            + text("system")
+            + b"\x940"
+            + b"h\x00h\x01\x93"
+            + exploit
+            + b"R",
+            "posix.system",
+        ),
         "INST": (b"(" + command + b"iposix\nsystem\n", "posix.system"),
         "OBJ": (b"(" + system + command + b"o", "posix.system"),
         "NEWOBJ": (name("subprocess.Popen") + exploit + b"\x81", "subprocess.Popen"),
         "NEWOBJ_EX": (name("subprocess.Popen") + exploit + b"}\x92", "subprocess.Popen"),
-        "NEWOBJ_EX with names": (name("subprocess.Popen") + b")" + mapping(args=command) + b"\x92", "subprocess.Popen"),
-        "BUILD by __setstate__": (name("code.InteractiveInterpreter") + b")\x81" + mapping(locals=b"}") + b"b", "code.InteractiveInterpreter"),
+        "NEWOBJ_EX with names": (
+            name("subprocess.Popen") + b")" + mapping(args=command) + b"\x92",
+            "subprocess.Popen",
+        ),
+        "BUILD by __setstate__": (
+            name("code.InteractiveInterpreter") + b")\x81" + mapping(locals=b"}") + b"b",
+            "code.InteractiveInterpreter",
+        ),
         "BUILD that sets a method": (
-            call("collections.OrderedDict") + several(b"N", mapping(__reduce__=system, __setitem__=system)) + b"b" + text("a") + command + b"s",
+            call("collections.OrderedDict")
+            + several(b"N", mapping(__reduce__=system, __setitem__=system))
+            + b"b"
+            + text("a")
+            + command
+            + b"s",
             "posix.system",
         ),
-        "BUILD of a global": (name("collections.OrderedDict") + b"N" + mapping(__init__=system) + b"\x86b", "posix.system"),
+        "BUILD of a global": (
+            name("collections.OrderedDict") + b"N" + mapping(__init__=system) + b"\x86b",
+            "posix.system",
+        ),
         "a memoised global": (system + b"q\x050h\x05" + exploit + b"R", "posix.system"),
         "a memoised call": (system + exploit + b"Rq\x06" + b"0h\x06", "posix.system"),
-        "a call of a call": (call("builtins.getattr", name("os.path"), text("os")) + exploit + b"R", "builtins.getattr"),
+        "a call of a call": (
+            call("builtins.getattr", name("os.path"), text("os")) + exploit + b"R",
+            "builtins.getattr",
+        ),
         "a chain of getattr": (
-            call("builtins.getattr", call("builtins.__import__", text("os")), text("system")) + exploit + b"R", "builtins.__import__",
+            call("builtins.getattr", call("builtins.__import__", text("os")), text("system"))
+            + exploit
+            + b"R",
+            "builtins.__import__",
         ),
         "EXT1": (b"\x82\x07" + exploit + b"R", "copyreg.extension 7"),
         "EXT2": (b"\x83\x07\x01" + exploit + b"R", "copyreg.extension 263"),
         "EXT4": (b"\x84\x07\x01\x00\x00" + exploit + b"R", "copyreg.extension 263"),
-        "copyreg.__newobj__": (call("copyreg.__newobj__", name("subprocess.Popen"), command), "subprocess.Popen"),
-        "copyreg.__newobj_ex__": (call("copyreg.__newobj_ex__", name("subprocess.Popen"), exploit, b"}"), "copyreg.__newobj_ex__"),
-        "copy_reg._reconstructor": (call("copy_reg._reconstructor", name("subprocess.Popen"), name("builtins.object"), b"N"), "subprocess.Popen"),
-        "copyreg.add_extension": (call("copyreg.add_extension", text("posix"), text("system"), number(7)), "copyreg.add_extension"),
-        "a default factory": (call("collections.defaultdict", system) + text("a") + command + b"s", "posix.system"),
+        "copyreg.__newobj__": (
+            call("copyreg.__newobj__", name("subprocess.Popen"), command),
+            "subprocess.Popen",
+        ),
+        "copyreg.__newobj_ex__": (
+            call("copyreg.__newobj_ex__", name("subprocess.Popen"), exploit, b"}"),
+            "copyreg.__newobj_ex__",
+        ),
+        "copy_reg._reconstructor": (
+            call(
+                "copy_reg._reconstructor", name("subprocess.Popen"), name("builtins.object"), b"N"
+            ),
+            "subprocess.Popen",
+        ),
+        "copyreg.add_extension": (
+            call("copyreg.add_extension", text("posix"), text("system"), number(7)),
+            "copyreg.add_extension",
+        ),
+        "a default factory": (
+            call("collections.defaultdict", system) + text("a") + command + b"s",
+            "posix.system",
+        ),
         "_rebuild_from_type_v2": (
-            call("torch._tensor._rebuild_from_type_v2", system, name("torch.Tensor"), exploit, b"}"), "posix.system",
+            call(
+                "torch._tensor._rebuild_from_type_v2", system, name("torch.Tensor"), exploit, b"}"
+            ),
+            "posix.system",
         ),
         "_rebuild_from_type_v2 of another type": (
-            call("torch._tensor._rebuild_from_type_v2", name("torch.Size"), name("subprocess.Popen"), exploit, b"}"), "subprocess.Popen",
+            call(
+                "torch._tensor._rebuild_from_type_v2",
+                name("torch.Size"),
+                name("subprocess.Popen"),
+                exploit,
+                b"}",
+            ),
+            "subprocess.Popen",
         ),
-        "a nested pickle": (call("pickle.loads", b"C" + bytes([len(inner := b"cposix\nsystem\n" + exploit + b"R.")]) + inner), "pickle.loads"),
-        "a nested checkpoint": (call("torch.storage._load_from_bytes", b"C\x03\x80\x02."), "torch.storage._load_from_bytes"),
-        "an item of a set": (call("builtins.set", b"](" + call("posix.system", command) + b"e"), "posix.system"),
+        "a nested pickle": (
+            call(
+                "pickle.loads",
+                b"C" + bytes([len(inner := b"cposix\nsystem\n" + exploit + b"R.")]) + inner,
+            ),
+            "pickle.loads",
+        ),
+        "a nested checkpoint": (
+            call("torch.storage._load_from_bytes", b"C\x03\x80\x02."),
+            "torch.storage._load_from_bytes",
+        ),
+        "an item of a set": (
+            call("builtins.set", b"](" + call("posix.system", command) + b"e"),
+            "posix.system",
+        ),
         "a key": (b"}" + call("posix.system", command) + b"Ns", "posix.system"),
         "dropped before it is seen": (call("posix.system", command) + b"0N", "posix.system"),
         "a name with blanks": (b"cposix system\nx y\n" + exploit + b"R", "posix.system x y"),
-        "a storage's class": (b"}" + text("s") + storage(kind="torch.FloatStorage") + b"s" + text("c") + system + b"s", "posix.system"),
-    }  # fmt: skip
+        "a storage's class": (
+            b"}"
+            + text("s")
+            + storage(kind="torch.FloatStorage")
+            + b"s"
+            + text("c")
+            + system
+            + b"s",
+            "posix.system",
+        ),
+    }
 
 
 GADGETS = {
-    path: (call(path, arguments), path.replace("__builtin__", "builtins")) for path, arguments in CALLED.items()
+    path: (call(path, arguments), path.replace("__builtin__", "builtins"))
+    for path, arguments in CALLED.items()
 } | _by_opcode()

@@ -11,7 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from bytewise import NUMBERS, archive, call, mapping, module, number, several, storage, stream, tar, tensor, text
+from bytewise import (
+    NUMBERS,
+    archive,
+    call,
+    mapping,
+    module,
+    number,
+    several,
+    storage,
+    stream,
+    tar,
+    tensor,
+    text,
+)
 from safetensors.torch import save_file
 
 from weightops import open_checkpoint
@@ -28,7 +41,9 @@ def little_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def safetensors(path: Path, header: object, data: bytes = bytes(8), *, length: int | None = None) -> Path:
+def safetensors(
+    path: Path, header: object, data: bytes = bytes(8), *, length: int | None = None
+) -> Path:
     content = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(content) if length is None else length) + content + data)
     return path
@@ -73,7 +88,9 @@ def test_safetensors_headers(tmp_path: Path, lie: str) -> None:
 @pytest.mark.parametrize("length", [2**60, 2**63 - 1, 2**64 - 1, 10**8, 0, 1])
 def test_safetensors_lengths(tmp_path: Path, length: int) -> None:
     path = safetensors(tmp_path / "x.safetensors", {"w": entry([2], 0, 8)}, length=length)
-    with pytest.raises(CheckpointError, match=r"(is not a (sound safetensors file|checkpoint)|is cut short)"):
+    with pytest.raises(
+        CheckpointError, match=r"(is not a (sound safetensors file|checkpoint)|is cut short)"
+    ):
         open_checkpoint(path)
 
 
@@ -85,7 +102,10 @@ def test_hostile_metadata_are_only_text(tmp_path: Path) -> None:
         {"v": "w", "u": "v", "format": "w"},
     ):
         header = {"__metadata__": metadata, "w": entry([2], 0, 8)}
-        assert open_checkpoint(safetensors(tmp_path / "x.safetensors", header))["w"].tolist() == [0, 0]
+        assert open_checkpoint(safetensors(tmp_path / "x.safetensors", header))["w"].tolist() == [
+            0,
+            0,
+        ]
 
 
 # ------------------------------------------------------------------- torch's files
@@ -98,19 +118,35 @@ TENSORS = {
     "strides or an offset that can't be": tensor(shape=(2, -4)),
     "or an offset that can't be": tensor(stride=(-4, 1)),
     "an offset that can't be": tensor(shape=(2**62, 4), stride=(0, 0)),
-    "its tensors claim 4,611,686,018,427,387,904 bytes": tensor(shape=(2**30, 2**30), stride=(0, 0)),
+    "its tensors claim 4,611,686,018,427,387,904 bytes": tensor(
+        shape=(2**30, 2**30), stride=(0, 0)
+    ),
     "no sound shape and strides": tensor(shape=(2, 4), stride=(1,)),
     "has no sound shape": tensor(shape=(1,) * 65, stride=(1,) * 65),
     "of 4,000 bytes, of which 32 are there": tensor(storage(numel=1000)),
     "storage '1', which it doesn't hold": tensor(storage("1")),
     "arguments that it doesn't take": call("torch._utils._rebuild_tensor_v2", storage()),
     "stored conjugated or negated": call(
-        "torch._utils._rebuild_tensor_v2", storage(), number(0), several(number(2)), several(number(1)), b"\x89", b"}", mapping(conj=b"\x88")
+        "torch._utils._rebuild_tensor_v2",
+        storage(),
+        number(0),
+        several(number(2)),
+        several(number(1)),
+        b"\x89",
+        b"}",
+        mapping(conj=b"\x88"),
     ),
     "is of dtype posix.system": call(
-        "torch._utils._rebuild_tensor_v3", storage(), number(0), several(number(2)), several(number(1)), b"\x89", b"}", b"cposix\nsystem\n"
+        "torch._utils._rebuild_tensor_v3",
+        storage(),
+        number(0),
+        several(number(2)),
+        several(number(1)),
+        b"\x89",
+        b"}",
+        b"cposix\nsystem\n",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("lie", TENSORS)
@@ -126,14 +162,17 @@ def test_streams_that_lie(tmp_path: Path) -> None:
     good = mapping(w=tensor())
     view = mapping(w=tensor(storage(more=several(text("v"), number(4), number(8)))))
     cases = {
-        "storage '0' claims 4,611,686,018,427,387,904 bytes": stream(tmp_path / "a.pt", good, numel=2**60),
+        "storage '0' claims 4,611,686,018,427,387,904 bytes": stream(
+            tmp_path / "a.pt", good, numel=2**60
+        ),
         "storage '0' claims -4 bytes": stream(tmp_path / "b.pt", good, numel=-1),
         "of which 4 are there": stream(tmp_path / "c.pt", good, numel=1),
         "which it doesn't hold": stream(tmp_path / "d.pt", good, keys=b"]"),
         "its list of storages isn't sound": stream(tmp_path / "e.pt", good, keys=b"N"),
         "of 48 bytes, of which 32 are there": stream(tmp_path / "f.pt", view),
         "a view of storage '0' isn't sound": stream(
-            tmp_path / "g.pt", mapping(w=tensor(storage(more=several(text("v"), number(-4), number(8)))))
+            tmp_path / "g.pt",
+            mapping(w=tensor(storage(more=several(text("v"), number(-4), number(8))))),
         ),
     }
     for message, path in cases.items():
@@ -161,9 +200,13 @@ def test_zip_bombs(tmp_path: Path) -> None:
         file.writestr("a/data.pkl", b"\x80\x02" + mapping(w=tensor()) + b".")
         file.writestr("a/data/0", bytes(10**8))
     assert bomb.stat().st_size < 10**6
-    with pytest.raises(CheckpointError, match=r"a/data.* is compressed or encrypted, which torch never does"):
+    with pytest.raises(
+        CheckpointError, match=r"a/data.* is compressed or encrypted, which torch never does"
+    ):
         open_checkpoint(bomb)
-    many = b"".join(text(f"w{i}") + tensor(shape=(2, 4), stride=(0, i + 1 if i < 2 else 1)) for i in range(2))
+    many = b"".join(
+        text(f"w{i}") + tensor(shape=(2, 4), stride=(0, i + 1 if i < 2 else 1)) for i in range(2)
+    )
     assert len(open_checkpoint(archive(tmp_path / "x.pt", b"}(" + many + b"u"))) == 2
     wide = b"".join(text(f"w{i}") + tensor(shape=(100, 1 + i), stride=(0, 0)) for i in range(200))
     with pytest.raises(CheckpointError, match=r"its tensors claim [\d,]+ bytes, out of a file of"):
@@ -188,7 +231,10 @@ def test_archives_that_lie(tmp_path: Path) -> None:
         (tmp_path / "y.pt").write_bytes(broken)
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(tmp_path / "y.pt")
-    for extra, message in (({"b/data.pkl": b"N."}, "more than one data.pkl"), ({"a/byteorder": b"big"}, "big-endian")):
+    for extra, message in (
+        ({"b/data.pkl": b"N."}, "more than one data.pkl"),
+        ({"a/byteorder": b"big"}, "big-endian"),
+    ):
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(archive(tmp_path / "z.pt", mapping(w=tensor()), extra=extra))
     with pytest.warns(UserWarning, match="Duplicate name"):
@@ -254,10 +300,17 @@ def test_indexes_that_point_elsewhere(tmp_path: Path) -> None:
     (folder / "loop.safetensors").symlink_to(folder / "loop.safetensors")
     (folder / "inside.safetensors").symlink_to(folder / "one.safetensors")
     for shard, message in {
-        "../outside.safetensors": "outside its folder", "/etc/passwd": "outside its folder", "..": "which is missing", "": "which is missing",
-        "a\0b": "outside its folder", "x" * 300: "outside its folder", "link.safetensors": "a link to .*, outside its folder",
-        "loop.safetensors": "which is missing", ".": "outside its folder|which is missing", index.name: "as a shard, which is an index itself",
-    }.items():  # fmt: skip
+        "../outside.safetensors": "outside its folder",
+        "/etc/passwd": "outside its folder",
+        "..": "which is missing",
+        "": "which is missing",
+        "a\0b": "outside its folder",
+        "x" * 300: "outside its folder",
+        "link.safetensors": "a link to .*, outside its folder",
+        "loop.safetensors": "which is missing",
+        ".": "outside its folder|which is missing",
+        index.name: "as a shard, which is an index itself",
+    }.items():
         index.write_text(json.dumps({"weight_map": {"w": shard}}))
         for path in (index, folder):
             with pytest.raises(CheckpointError, match=message):
@@ -273,7 +326,9 @@ def test_indexes_that_point_elsewhere(tmp_path: Path) -> None:
         "\xff",
     ):
         index.write_text(content, encoding="latin-1")
-        with pytest.raises(CheckpointError, match=r"not valid JSON|not an index|repeats the key|not a checkpoint"):
+        with pytest.raises(
+            CheckpointError, match=r"not valid JSON|not an index|repeats the key|not a checkpoint"
+        ):
             open_checkpoint(index)
 
 
@@ -282,7 +337,9 @@ def test_a_cache_of_links_is_followed(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshots" / "abc").mkdir(parents=True)
     save_file({"w": torch.ones(2)}, tmp_path / "blobs" / "1234")
-    (tmp_path / "blobs" / "5678").write_text(json.dumps({"weight_map": {"w": "model-1.safetensors"}}))
+    (tmp_path / "blobs" / "5678").write_text(
+        json.dumps({"weight_map": {"w": "model-1.safetensors"}})
+    )
     (tmp_path / "snapshots" / "abc" / "model-1.safetensors").symlink_to("../../blobs/1234")
     (tmp_path / "snapshots" / "abc" / "model.safetensors.index.json").symlink_to("../../blobs/5678")
     assert open_checkpoint(tmp_path / "snapshots" / "abc")["w"].tolist() == [1, 1]

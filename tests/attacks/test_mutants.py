@@ -22,18 +22,38 @@ from safetensors.torch import save_file
 from torch import nn
 
 from weightops import TaskVector
-from weightops.checkpoints.checkpoint import Checkpoint, open_ref
+from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.opening import open_ref
 from weightops.errors import WeightopsError
 from weightops.tasks.archives import read_archives
 
 MUTANTS = 10_000
-STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(3).half(), "n": torch.tensor(3)}
-INTERESTING = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**60, 2**63 - 1, 2**63, 2**64 - 1]
+STATE = {
+    "a.weight": torch.arange(6.0).reshape(2, 3),
+    "a.bias": torch.ones(3).half(),
+    "n": torch.tensor(3),
+}
+INTERESTING = [
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    2**60,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+]
 
 
 def _safetensors(folder: Path) -> Path:
     save_file(
-        STATE, folder / "x", metadata={"format": "pt", "weightops": '{"space": "weights"}', "b.weight": "a.weight"}
+        STATE,
+        folder / "x",
+        metadata={"format": "pt", "weightops": '{"space": "weights"}', "b.weight": "a.weight"},
     )
     return folder / "x"
 
@@ -42,7 +62,9 @@ def _index(folder: Path) -> Path:
     save_file({n: t for n, t in STATE.items() if n != "n"}, folder / "one.safetensors")
     save_file({"n": STATE["n"]}, folder / "two.safetensors")
     weight_map = {name: "two.safetensors" if name == "n" else "one.safetensors" for name in STATE}
-    (folder / "x").write_text(json.dumps({"metadata": {"total_size": 38}, "weight_map": weight_map}))
+    (folder / "x").write_text(
+        json.dumps({"metadata": {"total_size": 38}, "weight_map": weight_map})
+    )
     return folder / "x"
 
 
@@ -59,7 +81,10 @@ def _script(folder: Path) -> Path:
 
 
 def _adapter(folder: Path) -> Path:
-    pairs = {"base_model.model.a.lora_A.weight": torch.ones(2, 3), "base_model.model.a.lora_B.weight": torch.ones(4, 2)}
+    pairs = {
+        "base_model.model.a.lora_A.weight": torch.ones(2, 3),
+        "base_model.model.a.lora_B.weight": torch.ones(4, 2),
+    }
     save_file(pairs, folder / "adapter_model.safetensors")
     config = {
         "peft_type": "LORA",
@@ -76,7 +101,9 @@ def _adapter(folder: Path) -> Path:
 def _distributed(folder: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save({"w": torch.ones(2, 3), "v": torch.ones(2).half()}, checkpoint_id=str(folder / "dcp"))
+        dcp.save(
+            {"w": torch.ones(2, 3), "v": torch.ones(2).half()}, checkpoint_id=str(folder / "dcp")
+        )
     return folder / "dcp" / ".metadata"
 
 
@@ -104,7 +131,9 @@ def look(path: Path) -> None:
 
 
 def _compact(how: str) -> Callable[[Path], Path]:
-    return lambda folder: TaskVector(STATE, {n: t + 1 for n, t in STATE.items()}).save(folder / "x", compress=how)
+    return lambda folder: TaskVector(STATE, {n: t + 1 for n, t in STATE.items()}).save(
+        folder / "x", compress=how
+    )
 
 
 FORMS: dict[str, tuple[int, Callable[[Path], Path]]] = {
@@ -142,7 +171,9 @@ def mutate(data: bytes, random: random.Random) -> bytes:
             mutant[at] ^= 1 << random.randrange(8)
         elif kind == 3:
             width = random.choice((1, 2, 4, 8))
-            mutant[at : at + width] = (random.choice(INTERESTING) % 256**width).to_bytes(width, "little")
+            mutant[at : at + width] = (random.choice(INTERESTING) % 256**width).to_bytes(
+                width, "little"
+            )
         elif kind == 4:
             del mutant[at : at + length]
         elif kind == 5:
@@ -150,7 +181,9 @@ def mutate(data: bytes, random: random.Random) -> bytes:
         elif kind == 6:
             mutant[other : other + length] = piece
         elif kind == 7:
-            mutant[at:at] = bytes([random.choice(b'()[]{}tRbo\x81\x92.0Qcie012uas,"9-\x85\x86\x94hq')])
+            mutant[at:at] = bytes(
+                [random.choice(b'()[]{}tRbo\x81\x92.0Qcie012uas,"9-\x85\x86\x94hq')]
+            )
         elif random.random() < 0.3:
             del mutant[at:]
     return bytes(mutant)
@@ -194,7 +227,11 @@ INSIDE: dict[str, tuple[int, bytes, Callable[[Path, bytes], Path]]] = {
     "a module in a zip": (2000, module("a.B", w=tensor()), archive),
     "a pickle in a stream": (1000, mapping(w=tensor()), stream),
     "a pickle in a tar": (1000, mapping(w=b"K\x07Q", v=b"K\x07Q"), tar),
-    "a header": (1000, json.dumps({"w": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}).encode(), _header),
+    "a header": (
+        1000,
+        json.dumps({"w": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}).encode(),
+        _header,
+    ),
 }
 """The same, with the damage in one part and a sound container around it."""
 
@@ -209,7 +246,11 @@ def use(path: Path) -> None:
 
 
 def fuzz(
-    label: str, count: int, data: bytes, write: Callable[[bytes], Path], use: Callable[[Path], None] = use
+    label: str,
+    count: int,
+    data: bytes,
+    write: Callable[[bytes], Path],
+    use: Callable[[Path], None] = use,
 ) -> None:
     """Open ``count`` mutants of ``data``; some are as good as the original."""
     draws, opened = random.Random(label), 0

@@ -7,31 +7,29 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from weightops.checkpoints import adapters, dcp_folder, index_files, memory, refs, safetensors_files, torch_files
-from weightops.checkpoints.open_clip_folder import CONFIG, OpenClipArchitecture
-from weightops.checkpoints.timm_folder import TimmArchitecture
-from weightops.checkpoints.transformers_folder import TransformersArchitecture
+from weightops.algebra.kernels import pick_device
+from weightops.algebra.linear_form import LinearForm, describe, fingerprint, provenance
+from weightops.algebra.names import mismatch
+from weightops.algebra.source import Source
+from weightops.checkpoints.formats import (
+    memory,
+)
+from weightops.checkpoints.libraries.open_clip import CONFIG
+from weightops.engine.evaluate import OnNonfinite, allocate, materialize
 from weightops.engine.ranks import Ranks
-from weightops.engine.run import OnNonfinite, allocate, materialize
 from weightops.engine.tensors import Tensors
 from weightops.engine.write import ALONE, Estimate, FileLayout, estimate, layout, write
-from weightops.errors import CheckpointError, OptionError, SpaceError
-from weightops.expression import LinearForm, Source, describe, fingerprint, provenance
-from weightops.files import read_json, stage_of, staged
-from weightops.kernels import pick_device
-from weightops.keys import mismatch, some
-from weightops.registry import Registry
+from weightops.errors import CheckpointError, OptionError
+from weightops.support.atomic import resumable_output, stage_of
+from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
-
-EMBEDDED = "embedded"
-"""The ref of the small CLIP model that comes with weightops."""
 
 
 class Architecture(Protocol):
@@ -55,34 +53,6 @@ class Architecture(Protocol):
     def write(self, folder: Path, final: Path) -> None:
         """Put all but the weights into ``folder``, which will be known as ``final``."""
 
-
-class Format(NamedTuple):
-    """A kind of file: how it is recognised by its content, and how it is opened."""
-
-    recognises: Callable[[Path], bool]
-    open: Callable[[Path], Source]
-
-
-FORMATS: Registry[Format] = Registry(
-    "checkpoint format",
-    "formats",
-    {
-        "safetensors": Format(safetensors_files.recognises, safetensors_files.open_file),
-        "index": Format(index_files.recognises, lambda path: index_files.open_index(path, _open_file)),
-        "adapter": Format(adapters.recognises, lambda path: adapters.open_adapter(path, _open_file)),
-        "distributed checkpoint": Format(dcp_folder.recognises, dcp_folder.open_folder),
-        "torch zip": Format(torch_files.recognises_zip, torch_files.open_zip),
-        "torch stream": Format(torch_files.recognises_stream, torch_files.open_stream),
-        "torch tar": Format(torch_files.recognises_tar, torch_files.open_tar),
-    },
-)
-
-
-_KNOWN = (
-    "finetuned.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", adapters.CONFIG, ".metadata",
-)  # fmt: skip
-"""What the files of weights in a folder are usually called, the preferred first."""
 
 _OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -148,7 +118,9 @@ class Checkpoint(Tensors):
 
     def to(self, dtype: torch.dtype) -> Checkpoint:
         """The same weights with floating-point tensors in another dtype, cast when they are read."""
-        return self.as_of(self.form.to(dtype), self.architecture.in_dtype(dtype) if self.architecture else None)
+        return self.as_of(
+            self.form.to(dtype), self.architecture.in_dtype(dtype) if self.architecture else None
+        )
 
     def as_of(self, form: LinearForm, architecture: Architecture | None) -> Checkpoint:
         """What this is made of and says, with another form or of another architecture."""
@@ -157,7 +129,10 @@ class Checkpoint(Tensors):
         return other
 
     def state_dict(
-        self, *, like: Mapping[str, torch.Tensor] | None = None, on_nonfinite: OnNonfinite = "ignore"
+        self,
+        *,
+        like: Mapping[str, torch.Tensor] | None = None,
+        on_nonfinite: OnNonfinite = "ignore",
     ) -> dict[str, torch.Tensor]:
         """All tensors in memory, on the devices of ``like`` or on CPU; tied names share one tensor.
 
@@ -183,7 +158,7 @@ class Checkpoint(Tensors):
         Raises:
             CheckpointError: if nothing says what its architecture is.
         """
-        from weightops.checkpoints.likeness import fitted  # which knows checkpoints
+        from weightops.checkpoints.renaming import fitted
 
         module = self._architecture().build()
         names = LinearForm.of(memory.MemorySource(module.state_dict(), self.ref))
@@ -245,10 +220,17 @@ class Checkpoint(Tensors):
             raise OptionError(
                 f"{path} has the suffix of another format: weightops writes .safetensors files, and folders"
             )
-        stage = staged(path, single=single, overwrite=overwrite, resume=resume)
+        stage = resumable_output(path, single=single, overwrite=overwrite, resume=resume)
         with stage if ranks.first else nullcontext(stage_of(path)) as folder:
             if single:
-                self._write(folder, path.name, dtype=dtype, on_nonfinite=on_nonfinite, ranks=ranks, device=device)
+                self._write(
+                    folder,
+                    path.name,
+                    dtype=dtype,
+                    on_nonfinite=on_nonfinite,
+                    ranks=ranks,
+                    device=device,
+                )
             else:
                 self.save_into(
                     folder,
@@ -280,7 +262,11 @@ class Checkpoint(Tensors):
         return self.architecture.weights_file if self.architecture else "model.safetensors"
 
     def estimate(
-        self, path: str | Path, *, dtype: torch.dtype | None = None, max_shard_size: int | None = None
+        self,
+        path: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        max_shard_size: int | None = None,
     ) -> Estimate:
         """What `save` would take: bytes, memory and disk, from headers alone."""
         cast = self.to(dtype) if dtype else self
@@ -304,131 +290,22 @@ class Checkpoint(Tensors):
     ) -> None:
         cast = self.to(dtype) if dtype else self
         files = cast._layout(filename, max_shard_size)
-        write(cast.form, folder, files, on_nonfinite=on_nonfinite, ranks=ranks, device=pick_device(device))
-
-
-def open_checkpoint(source: CheckpointLike) -> Checkpoint:
-    """Open weights from wherever they are: a path or ref, a state dict, a module, or a `Checkpoint`.
-
-    A file's format is told by its content, never by its suffix; nothing in it is executed.
-
-    Args:
-        source: ``"embedded"``, a file, a folder (one file, shards with an index, a distributed checkpoint, a directory of open_clip,
-            transformers or timm), a ref (``org/name``, ``open_clip:model/tag``, ``timm:name``), a ``dict[str, Tensor]`` or an ``nn.Module``.
-            What is in memory is referred to, not copied.
-
-    Raises:
-        CheckpointError: naming the file and what is wrong with it.
-    """
-    opened = open_any(source)
-    if opened.form.space == "delta":
-        raise SpaceError(
-            f"{source} holds a task vector, not weights; `weightops apply`, or --base where there is one, applies it; "
-            "in Python, TaskVector.load"
+        write(
+            cast.form,
+            folder,
+            files,
+            on_nonfinite=on_nonfinite,
+            ranks=ranks,
+            device=pick_device(device),
         )
-    return opened
-
-
-CheckpointLike = str | Path | Checkpoint | Mapping[str, torch.Tensor] | nn.Module
-
-
-def open_any(source: CheckpointLike) -> Checkpoint:
-    """As `open_checkpoint`, but what is stored may be a delta: a saved task vector, or an adapter."""
-    if isinstance(source, nn.Module):
-        return Checkpoint(LinearForm.of(memory.MemorySource(source.state_dict(), type(source).__name__)))
-    if isinstance(source, Checkpoint):
-        return source
-    if isinstance(getattr(source, "form", None), LinearForm):
-        raise SpaceError("a task vector was given where weights are needed; apply it to a base first")
-    if isinstance(source, Mapping):
-        return Checkpoint(LinearForm.of(memory.MemorySource(source, "a state dict")))
-    opened = open_ref(source)
-    # Half precision is only how the embedded model is stored.
-    return opened.to(torch.float32) if source == EMBEDDED else opened
-
-
-def open_ref(ref: str | Path) -> Checkpoint:
-    """Open what a path or ref names as it is stored, be it weights or a task vector."""
-    if ref == EMBEDDED:
-        embedded = open_ref(Path(__file__).parent.parent / "clip")
-        embedded.source.ref = EMBEDDED
-        return embedded
-    path = Path(ref)
-    named = None
-    if not path.exists():
-        named = refs.place(str(ref), _KNOWN)
-        if named is None:
-            hint = (
-                f"{EMBEDDED!r} is the model that comes with weightops, {ref}@main would be one of the Hugging Face Hub"
-            )
-            raise CheckpointError(f"there is no file or folder {path} (and no ref of that name; {hint})")
-        path = named.path
-    try:
-        file = _weights_in(path) if path.is_dir() else path
-        source = _open_file(file)
-        architecture = (named.architecture if named else None) or (_architecture_of(path) if path.is_dir() else None)
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
-    if named or file != path:
-        source.ref = named.ref if named else str(path)
-    return Checkpoint(LinearForm.of(source), architecture)
-
-
-def _architecture_of(folder: Path) -> Architecture | None:
-    """What a folder says of its model: the configuration of one of the libraries that are known."""
-    if (folder / CONFIG).is_file():
-        return OpenClipArchitecture(folder)
-    if not (folder / "config.json").is_file():
-        return None
-    config = read_json(folder / "config.json")
-    if "model_type" in config:
-        return TransformersArchitecture(folder)
-    return TimmArchitecture(folder) if "architecture" in config else None
-
-
-def _open_file(file: Path) -> Source:
-    found = _format_of(file)
-    if found is None:
-        with open(file, "rb") as stream:
-            head = stream.read(16)
-        size, length = file.stat().st_size, int.from_bytes(head[:8], "little")
-        if head[8:9] == b"{" and length < 1 << 30:
-            raise CheckpointError(
-                f"{file} is cut short: its header says that it has {length:,} bytes, and the file has {size:,}"
-            )
-        if head[:4] == b"PK\3\4":
-            raise CheckpointError(
-                f"{file} is a zip archive that is cut short, or without weights: it has {size:,} bytes"
-            )
-        raise CheckpointError(
-            f"{file} is not a checkpoint: it is none of {', '.join(FORMATS)}, and begins with {head!r}"
-        )
-    return found.open(file)
-
-
-def _format_of(file: Path) -> Format | None:
-    return next((form for form in FORMATS.values() if form.recognises(file)), None)
-
-
-def _weights_in(folder: Path) -> Path:
-    """The file of weights in a folder: the one with a usual name, else the only one there is."""
-    for name in _KNOWN:
-        if (folder / name).is_file():
-            return folder / name
-    found = [path for path in sorted(folder.iterdir()) if path.is_file() and _format_of(path) is not None]
-    indexes = [path for path in found if FORMATS["index"].recognises(path)]
-    chosen = indexes or found
-    if len(chosen) == 1:
-        return chosen[0]
-    if not chosen:
-        raise CheckpointError(f"{folder} holds no file of weights ({', '.join(FORMATS)})")
-    raise CheckpointError(
-        f"{folder} holds {len(chosen)} files of weights and no one index: {some(p.name for p in chosen)}; name one of them"
-    )
 
 
 def load_into(
-    form: LinearForm, module: nn.Module, *, strict: bool | None = True, on_nonfinite: OnNonfinite = "ignore"
+    form: LinearForm,
+    module: nn.Module,
+    *,
+    strict: bool | None = True,
+    on_nonfinite: OnNonfinite = "ignore",
 ) -> None:
     """Evaluate a form into a module's own tensors.
 
@@ -449,14 +326,28 @@ def load_into(
     missing = [n for n, t in targets.items() if id(t) not in filled]
     extra = [n for n in form.specs if n not in targets]
     if shapes or (strict and (missing or extra)):
-        remedy = "load into the architecture that the weights are of" + ("" if shapes else ", or with strict=False")
-        differences = {"only in the checkpoint": extra, "only in the module": missing, "of other shape": shapes}
+        remedy = "load into the architecture that the weights are of" + (
+            "" if shapes else ", or with strict=False"
+        )
+        differences = {
+            "only in the checkpoint": extra,
+            "only in the module": missing,
+            "of other shape": shapes,
+        }
         raise mismatch(f"{describe(form)} and {type(module).__name__}", differences, remedy)
-    if any(isinstance(source, memory.MemorySource) and source.shares_memory_with(targets) for source in form.sources):
+    if any(
+        isinstance(source, memory.MemorySource) and source.shares_memory_with(targets)
+        for source in form.sources
+    ):
         raise CheckpointError(
             f"{type(module).__name__}'s own tensors take part in what it is to be filled with, and would change under "
             "the computation; copy the module first (copy.deepcopy)"
         )
     if strict is False and (missing or extra):
-        log.warning("left as they are, as only one of module and checkpoint has them: %s", some(missing + extra))
-    materialize(form, {n: t for n, t in targets.items() if n in form.specs}, on_nonfinite=on_nonfinite)
+        log.warning(
+            "left as they are, as only one of module and checkpoint has them: %s",
+            first_few(missing + extra),
+        )
+    materialize(
+        form, {n: t for n, t in targets.items() if n in form.specs}, on_nonfinite=on_nonfinite
+    )

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 Kind = Literal["copy", "transpose", "stack", "part"]
 
 
-class Recipe(NamedTuple):
+class TensorMapping(NamedTuple):
     """How a tensor is made: a copy, a transpose, several stacked, or the ``part``-th of three equal parts."""
 
     kind: Kind
@@ -25,7 +25,10 @@ _WHOLE = {
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "logit_scale": "logit_scale",
 }
-_TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+_TRANSPOSED = {
+    "visual.proj": "visual_projection.weight",
+    "text_projection": "text_projection.weight",
+}
 _MODULES = {
     "visual.ln_pre": "vision_model.pre_layrnorm",  # as transformers spells it
     "visual.ln_post": "vision_model.post_layernorm",
@@ -36,8 +39,12 @@ _TOWERS = {
     "transformer.resblocks": "text_model.encoder.layers",
 }
 _BLOCK = {
-    "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.out_proj": "self_attn.out_proj",
-}  # fmt: skip
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
 _LAYER = re.compile(r"(.*transformer\.resblocks)\.(\d+)\.(.+)")
 
 WRAPPINGS = ("module.", "_orig_mod.", "model.", "image_encoder.")
@@ -73,39 +80,54 @@ def _nested(mine: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str
     """
     choices = [dict(mine)]
     for part in sorted({name.partition(".")[0] + "." for name in theirs}):
-        choices.append({part + name if part + name in theirs else name: original for name, original in mine.items()})
+        choices.append(
+            {
+                part + name if part + name in theirs else name: original
+                for name, original in mine.items()
+            }
+        )
     for part in sorted({name.partition(".")[0] + "." for name in mine}):
         shorter = {
-            name.removeprefix(part) if name.removeprefix(part) in theirs else name: o for name, o in mine.items()
+            name.removeprefix(part) if name.removeprefix(part) in theirs else name: o
+            for name, o in mine.items()
         }
         choices.append(shorter)
-    return max(choices, key=lambda names: (len(names) == len(mine), sum(name in theirs for name in names)))
+    return max(
+        choices, key=lambda names: (len(names) == len(mine), sum(name in theirs for name in names))
+    )
 
 
-def of_transformers(name: str) -> Recipe | None:
+def of_transformers(name: str) -> TensorMapping | None:
     """How a tensor of open_clip is made of transformers'.
 
     >>> of_transformers("visual.transformer.resblocks.3.attn.in_proj_bias").names[0]
     'vision_model.encoder.layers.3.self_attn.q_proj.bias'
     """
     if name in _WHOLE:
-        return Recipe("copy", (_WHOLE[name],))
+        return TensorMapping("copy", (_WHOLE[name],))
     if name in _TRANSPOSED:
-        return Recipe("transpose", (_TRANSPOSED[name],))
+        return TensorMapping("transpose", (_TRANSPOSED[name],))
     module, _, leaf = name.rpartition(".")
     if module in _MODULES:
-        return Recipe("copy", (f"{_MODULES[module]}.{leaf}",))
+        return TensorMapping("copy", (f"{_MODULES[module]}.{leaf}",))
     layer = _LAYER.fullmatch(name)
     if layer is None or layer[1] not in _TOWERS:
         return None
     place = f"{_TOWERS[layer[1]]}.{layer[2]}"
     module, _, leaf = layer[3].rpartition(".")
     if layer[3] in ("attn.in_proj_weight", "attn.in_proj_bias"):
-        return Recipe("stack", tuple(f"{place}.self_attn.{x}_proj.{layer[3].rpartition('_')[2]}" for x in "qkv"))
-    return Recipe("copy", (f"{place}.{_BLOCK[module]}.{leaf}",)) if module in _BLOCK else None
+        return TensorMapping(
+            "stack",
+            tuple(f"{place}.self_attn.{x}_proj.{layer[3].rpartition('_')[2]}" for x in "qkv"),
+        )
+    return (
+        TensorMapping("copy", (f"{place}.{_BLOCK[module]}.{leaf}",)) if module in _BLOCK else None
+    )
 
 
-def recipes(have: Iterable[str], want: Iterable[str], *, partly: bool = False) -> dict[str, Recipe]:
+def mappings(
+    have: Iterable[str], want: Iterable[str], *, partly: bool = False
+) -> dict[str, TensorMapping]:
     """How as many of the wanted tensors as possible are made of those there are.
 
     Args:
@@ -115,9 +137,9 @@ def recipes(have: Iterable[str], want: Iterable[str], *, partly: bool = False) -
     """
     theirs = unwrapped(want)
     mine = _nested(unwrapped(have), theirs)
-    made: dict[str, Recipe] = {}
+    made: dict[str, TensorMapping] = {}
     split = {
-        part: Recipe("part" if recipe.kind == "stack" else recipe.kind, (name,), i)
+        part: TensorMapping("part" if recipe.kind == "stack" else recipe.kind, (name,), i)
         for name in mine
         for recipe in [of_transformers(name)]
         if recipe
@@ -125,7 +147,7 @@ def recipes(have: Iterable[str], want: Iterable[str], *, partly: bool = False) -
     }
     for short, name in theirs.items():
         if short in mine:
-            made[name] = Recipe("copy", (mine[short],))
+            made[name] = TensorMapping("copy", (mine[short],))
             continue
         recipe = of_transformers(short) or split.get(short)
         if recipe is None:
@@ -135,7 +157,9 @@ def recipes(have: Iterable[str], want: Iterable[str], *, partly: bool = False) -
             made[name] = recipe._replace(names=tuple(mine.get(part, "") for part in recipe.names))
             continue
         if short in split:
-            made[name] = split[short]._replace(names=tuple(mine[part] for part in split[short].names))
+            made[name] = split[short]._replace(
+                names=tuple(mine[part] for part in split[short].names)
+            )
     return made
 
 
@@ -143,13 +167,18 @@ def outside_image_tower(names: Iterable[str]) -> bool:
     """True if these are names of a CLIP model, and none is of its image encoder proper (the projection is not)."""
     shorts = list(names)
     return bool(shorts) and not any(
-        name.startswith("vision_model.") or (name.startswith("visual.") and name != "visual.proj") for name in shorts
+        name.startswith("vision_model.") or (name.startswith("visual.") and name != "visual.proj")
+        for name in shorts
     )
 
 
 def is_clip(names: Mapping[str, object] | Iterable[str]) -> bool:
     """True for the names of a whole CLIP model, whichever library's."""
     found = set(names)
-    return any(name in found for name in ("visual.class_embedding", "vision_model.embeddings.class_embedding")) and any(
-        name in found for name in ("token_embedding.weight", "text_model.embeddings.token_embedding.weight")
+    return any(
+        name in found
+        for name in ("visual.class_embedding", "vision_model.embeddings.class_embedding")
+    ) and any(
+        name in found
+        for name in ("token_embedding.weight", "text_model.embeddings.token_embedding.weight")
     )

@@ -8,16 +8,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from weightops.checkpoints.open_clip_folder import CONFIG, OpenClipArchitecture
-from weightops.errors import CheckpointError, OptionError
-from weightops.hub import REPO, fetch, reason
-from weightops.registry import Registry, unknown
+from weightops.checkpoints.libraries.open_clip import CONFIG, OpenClipArchitecture
+from weightops.errors import CheckpointError
+from weightops.hub.fetch import REPO, fetch, reason
+from weightops.support.registry import Registry, unknown
 
 log = logging.getLogger("weightops")
 
 _HUB = re.compile(rf"(?P<repo>{REPO})(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
+
+
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
 _BESIDE = ("*.json", "*.txt", "*.model", "vocab*", "merges*")
+
+
 _WITH = {".metadata": (".metadata", "*.distcp"), "adapter_config.json": ("adapter_model.*",)}
 """What belongs to a file that tells of weights."""
 
@@ -50,7 +56,9 @@ def place(ref: str, preferred: Iterable[str]) -> Place | None:
     return from_hub(hub["repo"], hub["revision"], hub["file"], tuple(preferred)) if hub else None
 
 
-def from_hub(repo: str, revision: str | None, file: str | None, preferred: tuple[str, ...]) -> Place:
+def from_hub(
+    repo: str, revision: str | None, file: str | None, preferred: tuple[str, ...]
+) -> Place:
     """A file, or the weights and all that describes them, of a repository on the Hugging Face Hub, through its cache."""
     from huggingface_hub import hf_hub_download
 
@@ -58,7 +66,9 @@ def from_hub(repo: str, revision: str | None, file: str | None, preferred: tuple
         if file is not None:
             path = Path(hf_hub_download(repo, file, revision=revision))
             return Place(path, f"{repo}@{_commit(path)}:{file}")
-        path = fetch(repo, lambda names: _wanted(names, preferred), revision=revision, known=preferred)
+        path = fetch(
+            repo, lambda names: _wanted(names, preferred), revision=revision, known=preferred
+        )
     except Exception as error:  # the library raises whatever its many back ends raise
         raise CheckpointError(
             f"{repo} is nothing here, and can't be had from the Hugging Face Hub: {reason(error)}"
@@ -101,12 +111,20 @@ def _open_clip(name: str, preferred: tuple[str, ...]) -> Place:
     if pretrained.get("quick_gelu") and not config.get("quick_gelu"):
         log.info("%s was trained with QuickGELU: its configuration says so", name)
         config["quick_gelu"] = True
-    preprocess = {key: pretrained[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in pretrained}
-    architecture = OpenClipArchitecture.of_config({"model_cfg": config, "preprocess_cfg": preprocess})
+    preprocess = {
+        key: pretrained[key]
+        for key in ("mean", "std", "interpolation", "resize_mode")
+        if key in pretrained
+    }
+    architecture = OpenClipArchitecture.of_config(
+        {"model_cfg": config, "preprocess_cfg": preprocess}
+    )
     repo, _, file = pretrained.get("hf_hub", "").rpartition("/")
     if repo:
         found = from_hub(repo, None, file or None, preferred)
-        own = "hf_tokenizer_name" in config["text_cfg"] and (found.path / CONFIG).is_file()  # beside its tokenizer
+        own = (
+            "hf_tokenizer_name" in config["text_cfg"] and (found.path / CONFIG).is_file()
+        )  # beside its tokenizer
         return Place(found.path, f"open_clip:{name}", None if own else architecture)
     try:
         path = Path(download_pretrained(pretrained))
@@ -131,38 +149,3 @@ SCHEMES: Registry[Callable[[str, tuple[str, ...]], Place]] = Registry(
     "scheme of refs", "refs", {"open_clip": _open_clip, "timm": _timm}
 )
 """What may stand before a colon in a ref."""
-
-
-def push(folder: Path, repo: str, *, private: bool = False) -> str:
-    """Upload a folder to a repository of the Hub, which is made if there is none, in one commit; its address.
-
-    Raises:
-        CheckpointError: if the Hub refuses it, in one line.
-    """
-    from huggingface_hub import HfApi
-
-    try:
-        api = HfApi()
-        api.create_repo(repo, private=private, exist_ok=True)
-        address: str = api.upload_folder(
-            repo_id=repo, folder_path=folder, commit_message="Weights computed by weightops"
-        )
-    except Exception as error:  # the library raises whatever its back ends raise
-        raise CheckpointError(
-            f"{folder} can't be pushed to {repo}: {reason(error)}; it is complete, and `weightops push {folder} {repo}` tries again"
-        ) from error
-    return address
-
-
-def check_push(repo: str) -> None:
-    """See that there is something to push to, before the work is done.
-
-    Raises:
-        OptionError: if it isn't the name of a repository, or nobody is logged in.
-    """
-    from huggingface_hub import get_token
-
-    if not re.fullmatch(REPO, repo):
-        raise OptionError(f"{repo} is not the name of a repository: it is ORG/NAME")
-    if get_token() is None:
-        raise OptionError("nobody is logged in to the Hugging Face Hub: `hf auth login` does that, or set HF_TOKEN")

@@ -11,8 +11,12 @@ from weightops.cli.running import Run, check_training, given, go, running, searc
 
 
 @click.command()
-@click.option("--tasks", required=True, type=options.TaskNames(), help="What to add, two tasks at least.")
-@click.option("--method", default="sum", show_default=True, help="sum, or any of `weightops methods`.")
+@click.option(
+    "--tasks", required=True, type=options.TaskNames(), help="What to add, two tasks at least."
+)
+@click.option(
+    "--method", default="sum", show_default=True, help="sum, or any of `weightops methods`."
+)
 @click.option(
     "--option",
     "pairs_of_options",
@@ -20,7 +24,11 @@ from weightops.cli.running import Run, check_training, given, go, running, searc
     metavar="NAME=VALUE",
     help="An option of the method, such as density=0.2.",
 )
-@click.option("--each", is_flag=True, help="An alpha for each task, by coordinate search, instead of a shared one.")
+@click.option(
+    "--each",
+    is_flag=True,
+    help="An alpha for each task, by coordinate search, instead of a shared one.",
+)
 @click.option(
     "--objective",
     type=click.Choice(["normalized", "mean", "worst"]),
@@ -34,13 +42,19 @@ from weightops.cli.running import Run, check_training, given, go, running, searc
 @searching
 @given
 @running("added-TASKS")
-def command(tasks: tuple[str, ...], method: str, pairs_of_options: tuple[str, ...], run: Run, **settings: Any) -> None:
+def command(
+    tasks: tuple[str, ...],
+    method: str,
+    pairs_of_options: tuple[str, ...],
+    run: Run,
+    **settings: Any,
+) -> None:
     """Put several tasks into one model: base + alpha * (the sum of their vectors), or of what a merge method makes of them.
 
     Normalized accuracy is accuracy over the fine-tuned model's own (task arithmetic, arXiv 2212.04089).
     """
-    from weightops.editing import Addition
-    from weightops.methods.table import METHODS
+    from weightops.merging.methods.table import METHODS
+    from weightops.workflows.add import Addition
 
     check_training(settings)
     chosen = METHODS["task_arithmetic" if method == "sum" else method]

@@ -21,7 +21,11 @@ from weightops.cli import options
     show_default=True,
     help="One coefficient for all vectors, or one for each; negative to forget.",
 )
-@click.option("--strict", is_flag=True, help="Refuse a vector that was made from another base, instead of warning.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Refuse a vector that was made from another base, instead of warning.",
+)
 @options.batchnorm
 @options.output
 @options.printing
@@ -35,8 +39,8 @@ def command(
     **output: Any,
 ) -> None:
     """Write BASE + alpha * VECTOR (+ alpha * VECTOR ...), with vectors that `weightops vector` saved."""
-    from weightops.cards import edit_card, edit_title
-    from weightops.files import check_free
+    from weightops.hub.cards import edit_card, edit_title
+    from weightops.support.atomic import check_free
     from weightops.task_vector import TaskVector
 
     if len(alphas) not in (1, len(vectors)):
@@ -50,7 +54,7 @@ def command(
     terms = list(zip(vectors, alphas, strict=True))
     edited.card = edit_card(base, terms)
     if batchnorm and not output["dry_run"]:
-        from weightops.evaluators.batchnorm import recompute_batchnorm
+        from weightops.evaluation.batchnorm import recompute_batchnorm
 
         edited = recompute_batchnorm(edited, batchnorm, device=output["device"])
     options.save(edited, edit_title(base, terms), as_json, **output)

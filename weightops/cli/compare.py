@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from weightops.cli import options
+from weightops.support.text import first_few
 
 
 @click.command()
@@ -16,7 +17,9 @@ from weightops.cli import options
     default=None,
     help="What the weights are fine-tuned from; without it, A is the base, unless task vectors are compared.",
 )
-@click.option("--per-tensor", is_flag=True, help="Norms and cosines of each tensor, not only of each layer.")
+@click.option(
+    "--per-tensor", is_flag=True, help="Norms and cosines of each tensor, not only of each layer."
+)
 @click.option("--spectra", is_flag=True, help="Singular values and principal angles, too: slower.")
 @options.folder("A PNG file for the picture.")
 @options.printing
@@ -30,12 +33,11 @@ def command(
     as_json: bool,
 ) -> None:
     """Compare task vectors: lengths, angles, conflicts of sign, by layer and whole."""
-    from weightops.checkpoints.checkpoint import open_ref
-    from weightops.files import check_free, whole
-    from weightops.geometry import compare, cosines
-    from weightops.keys import some
-    from weightops.reports.geometry import draw_geometry
+    from weightops.checkpoints.opening import open_ref
     from weightops.reports.table import table
+    from weightops.reports.vector_comparison import draw_geometry
+    from weightops.support.atomic import atomic_output, check_free
+    from weightops.vector_comparison import compare, cosines
 
     if out is not None:
         check_free(out, overwrite=overwrite)
@@ -46,8 +48,12 @@ def command(
     parts = {name: g for name, g in parts.items() if bool(g.any())}
     norms = {name: g.diagonal().sqrt().tolist() for name, g in parts.items()}
     if out is not None:
-        with whole(out, overwrite=overwrite) as part:
-            layers = {name: g.diagonal().sqrt().tolist() for name, g in found.layers().items() if bool(g.any())}
+        with atomic_output(out, overwrite=overwrite) as part:
+            layers = {
+                name: g.diagonal().sqrt().tolist()
+                for name, g in found.layers().items()
+                if bool(g.any())
+            }
             draw_geometry(part, found.names, found.cosines, layers, found.spectra)
     if as_json:
         options.echo_json(
@@ -61,22 +67,29 @@ def command(
                 "overlaps": found.overlaps.tolist() if found.overlaps is not None else None,
                 "spectra": found.spectra,
                 "tensors" if per_tensor else "layers": {
-                    name: {"norms": norms[name], "cosines": cosines(g).tolist()} for name, g in parts.items()
+                    name: {"norms": norms[name], "cosines": cosines(g).tolist()}
+                    for name, g in parts.items()
                 },
             }
         )
         return
 
     def matrix(title: str, values: list[list[float]]) -> None:
-        rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(found.names, values, strict=True)]
+        rows = [
+            [name, *(f"{value:.3f}" for value in row)]
+            for name, row in zip(found.names, values, strict=True)
+        ]
         click.echo("\n" + table([title, *found.names], rows))
 
-    rows = [[name, *(f"{n:.4g}" for n in norms[name]), *_angles(cosines(g).tolist())] for name, g in parts.items()]
+    rows = [
+        [name, *(f"{n:.4g}" for n in norms[name]), *_angles(cosines(g).tolist())]
+        for name, g in parts.items()
+    ]
     pairs = [f"{a}/{b}" for i, a in enumerate(found.names) for b in found.names[i + 1 :]]
     rows.append(["all", *(f"{n:.4g}" for n in found.norms), *_angles(found.cosines.tolist())])
     click.echo(table(["norm, then cosine", *found.names, *pairs], rows))
     if unchanged := [name for name, g in found.grams.items() if not bool(g.any())]:
-        click.echo(f"unchanged by all: {some(unchanged)}")
+        click.echo(f"unchanged by all: {first_few(unchanged)}")
     matrix("cosine", found.cosines.tolist())
     matrix("signs in conflict", found.conflicts.tolist())
     if found.overlaps is not None:

@@ -11,7 +11,9 @@ from weightops.cli import options
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
-@click.option("--tasks", type=options.TaskNames(), default=None, help="Default: all that weightops has.")
+@click.option(
+    "--tasks", type=options.TaskNames(), default=None, help="Default: all that weightops has."
+)
 @click.option(
     "--text",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -29,22 +31,42 @@ from weightops.cli import options
     default=None,
     help="What weights are completed from, configuration included, and task vectors and adapters are applied to.",
 )
-@click.option("--evaluator", default="zero_shot", show_default=True, help="One of those above, or of a plug-in.")
+@click.option(
+    "--evaluator",
+    default="zero_shot",
+    show_default=True,
+    help="One of those above, or of a plug-in.",
+)
 @click.option(
     "--reference",
     "references",
     multiple=True,
     help="With --evaluator shift: models whose line tells effective robustness; two or more.",
 )
-@click.option("--details", is_flag=True, help="Recall of each class and the confusion matrix, in the JSON.")
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at a time.")
+@click.option(
+    "--details", is_flag=True, help="Recall of each class and the confusion matrix, in the JSON."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at a time."
+)
 @options.device
 @options.folder("A folder for a JSON file a model and task.")
 @options.printing
 def command(
-    models: tuple[str, ...], tasks: tuple[str, ...] | None, text: Path | None, split: str, base: str | None, evaluator: str,
-    references: tuple[str, ...], details: bool, batch_size: int, device: str, out: Path | None, overwrite: bool, as_json: bool,
-) -> None:  # fmt: skip
+    models: tuple[str, ...],
+    tasks: tuple[str, ...] | None,
+    text: Path | None,
+    split: str,
+    base: str | None,
+    evaluator: str,
+    references: tuple[str, ...],
+    details: bool,
+    batch_size: int,
+    device: str,
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """Score models on tasks; the embedded model if none is named.
 
     \b
@@ -55,14 +77,16 @@ def command(
 
     The files of --out are a superset of CLIP_benchmark's: `clip_benchmark build FOLDER/*.json` makes one table of them.
     """
-    from weightops.checkpoints.checkpoint import Checkpoint, open_checkpoint
-    from weightops.checkpoints.likeness import open_like
-    from weightops.evaluators.clip import Clip
-    from weightops.evaluators.shift import add_robustness
-    from weightops.evaluators.table import EVALUATORS
-    from weightops.evaluators.zero_shot import record
-    from weightops.files import check_free, whole, write_json
+    from weightops.checkpoints.checkpoint import Checkpoint
+    from weightops.checkpoints.matching import open_like
+    from weightops.checkpoints.opening import open_checkpoint
+    from weightops.evaluation.image_model import ImageModel
+    from weightops.evaluation.shift import add_robustness
+    from weightops.evaluation.table import EVALUATORS
+    from weightops.evaluation.zero_shot import record
     from weightops.reports.table import table
+    from weightops.support.atomic import atomic_output, check_free
+    from weightops.support.json_files import write_json
     from weightops.tasks.table import TASKS, as_tasks
 
     if text is not None:
@@ -80,12 +104,16 @@ def command(
     start = open_checkpoint(base) if base is not None else None
 
     def completed(name: str) -> Checkpoint:
-        return open_checkpoint(name) if start is None else Checkpoint(open_like(name, start).form, start.architecture)
+        return (
+            open_checkpoint(name)
+            if start is None
+            else Checkpoint(open_like(name, start).form, start.architecture)
+        )
 
     results = []
     opened = [completed(name) for name in (*references, *(models or ("embedded",)))]
     for checkpoint in opened:
-        clip = Clip.open(checkpoint, device)
+        clip = ImageModel.open(checkpoint, device)
         for task in as_tasks(tasks or list(TASKS)):
             scores = chosen.score(clip, task, split, batch_size=batch_size, details=details)
             results.append(record(clip, task, split, scores, kind=chosen.kind))
@@ -96,7 +124,7 @@ def command(
         results = add_robustness(results[known:], results[:known])
         columns.append("effective_robustness")
     if out is not None:
-        with whole(out, overwrite=overwrite) as part:
+        with atomic_output(out, overwrite=overwrite) as part:
             part.mkdir()
             for i, result in enumerate(results):
                 write_json(part / f"{i:03}_{result['dataset']}_{split}.json", result)
@@ -105,16 +133,22 @@ def command(
         return
     several = len(opened) - len(references) > 1
     rows = [
-        [r["dataset"], *([r["model"]] if several else []), *(r["metrics"][c] for c in columns), r["metrics"]["n"], r["source"]]
+        [
+            r["dataset"],
+            *([r["model"]] if several else []),
+            *(r["metrics"][c] for c in columns),
+            r["metrics"]["n"],
+            r["source"],
+        ]
         for r in results
-    ]  # fmt: skip
+    ]
     click.echo(table(["task", *(["model"] if several else []), *columns, "images", "source"], rows))
 
 
 def _perplexity(models: tuple[str, ...], text: Path, device: str, as_json: bool) -> None:
-    from weightops.checkpoints.checkpoint import open_checkpoint
-    from weightops.evaluators.perplexity import perplexity, token_blocks
-    from weightops.kernels import pick_device
+    from weightops.algebra.kernels import pick_device
+    from weightops.checkpoints.opening import open_checkpoint
+    from weightops.evaluation.perplexity import perplexity, token_blocks
     from weightops.reports.table import table
 
     results = []
@@ -122,7 +156,9 @@ def _perplexity(models: tuple[str, ...], text: Path, device: str, as_json: bool)
         checkpoint = open_checkpoint(name)
         blocks = token_blocks(checkpoint, text)
         value = perplexity(checkpoint.model().to(pick_device(device)), blocks)
-        results.append({"model": name, "text": str(text), "perplexity": value, "tokens": blocks.numel()})
+        results.append(
+            {"model": name, "text": str(text), "perplexity": value, "tokens": blocks.numel()}
+        )
     if as_json:
         options.echo_json(results)
     else:

@@ -12,7 +12,9 @@ from weightops.cli import options
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--task", default=None, help="What it is about, instead of the experiment's own task.")
+@click.option(
+    "--task", default=None, help="What it is about, instead of the experiment's own task."
+)
 @options.model
 @options.training
 @options.seed
@@ -20,14 +22,24 @@ from weightops.cli import options
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @options.folder("Folder for the results. Default: experiment-NAME.")
 @options.printing
-def command(name: str | None, out: Path | None, dry_run: bool, overwrite: bool, as_json: bool, **settings: Any) -> None:
+def command(
+    name: str | None,
+    out: Path | None,
+    dry_run: bool,
+    overwrite: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
     """Run an experiment of the papers and write its table and picture; without a name, list them."""
     from inspect import getdoc
 
-    from weightops.experiments import EXPERIMENTS, plan_experiment, run_experiment
+    from weightops.workflows.experiments import EXPERIMENTS, plan_experiment, run_experiment
 
     if name is None:
-        listed = {key: (getdoc(function) or "").partition("\n")[0] for key, function in EXPERIMENTS.items()}
+        listed = {
+            key: (getdoc(function) or "").partition("\n")[0]
+            for key, function in EXPERIMENTS.items()
+        }
         options.echo_json(listed) if as_json else click.echo(
             "\n".join(f"{key:16} {text}" for key, text in listed.items())
         )

@@ -50,12 +50,13 @@ def command(
     **training: Any,
 ) -> None:
     """Fine-tune the image encoder of a CLIP model under the frozen zero-shot head, a classifier of timm, or a language model."""
-    from weightops.checkpoints.checkpoint import open_checkpoint
-    from weightops.finetuning import config_for, finetune, fit
-    from weightops.learners import TextLearner
-    from weightops.nodes import Node
-    from weightops.runs import WEIGHTS
+    from weightops.checkpoints.opening import open_checkpoint
     from weightops.tasks.table import find_task
+    from weightops.training.config import config_for
+    from weightops.training.finetune import finetune, fit
+    from weightops.training.learners import TextLearner
+    from weightops.training.nodes import Node
+    from weightops.training.run_folder import WEIGHTS
 
     options.one_of(task, text)
     index, count = node or (0, 1)
@@ -64,7 +65,12 @@ def command(
     checkpoint = open_checkpoint(model)
     config = config_for(checkpoint, **training)
     share = Node(index, count, node_data)  # type: ignore[arg-type]
-    plan = {"model": checkpoint.ref, "task": task or str(text), **asdict(config), "output": str(out / WEIGHTS)}
+    plan = {
+        "model": checkpoint.ref,
+        "task": task or str(text),
+        **asdict(config),
+        "output": str(out / WEIGHTS),
+    }
     if node:
         plan |= {
             "node": f"{index}/{count}",
@@ -73,8 +79,12 @@ def command(
         }
     if not dry_run:
         run: dict[str, Any] = {
-            "out": out, "checkpoint_every": checkpoint_every, "resume": resume, "overwrite": overwrite, "node": share,
-        }  # fmt: skip
+            "out": out,
+            "checkpoint_every": checkpoint_every,
+            "resume": resume,
+            "overwrite": overwrite,
+            "node": share,
+        }
         if task is not None:
             finetuned = finetune(checkpoint, task, config, device=device, **run)
         else:

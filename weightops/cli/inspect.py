@@ -16,8 +16,8 @@ from weightops.cli import options
 @options.printing
 def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
     """Tell what a checkpoint or task vector holds: tensors, sizes, dtypes, fingerprint, origin. Its data aren't loaded."""
-    from weightops.checkpoints.checkpoint import open_ref
-    from weightops.dtypes import name_of
+    from weightops.algebra.dtypes import name_of
+    from weightops.checkpoints.opening import open_ref
 
     source = open_ref(checkpoint).form.sources[0]
     stored = {name: spec for name, spec in source.specs.items() if name not in source.ties}
@@ -36,7 +36,9 @@ def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
         "made_from": made_from,
     }
     if tensors:
-        result["tensors"] = {n: {"shape": list(s.shape), "dtype": name_of(s.dtype)} for n, s in source.specs.items()}
+        result["tensors"] = {
+            n: {"shape": list(s.shape), "dtype": name_of(s.dtype)} for n, s in source.specs.items()
+        }
     if as_json:
         options.echo_json(result)
         return
@@ -44,7 +46,9 @@ def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
         width = max((len(name) for name in source.specs), default=0)
         for name, spec in source.specs.items():
             tied = f"  = {source.ties[name]}" if name in source.ties else ""
-            click.echo(f"{name:{width}}  {name_of(spec.dtype):9} {'x'.join(map(str, spec.shape)) or 'scalar'}{tied}")
+            click.echo(
+                f"{name:{width}}  {name_of(spec.dtype):9} {'x'.join(map(str, spec.shape)) or 'scalar'}{tied}"
+            )
     click.echo(
         f"{len(source.specs)} tensors, {result['parameters']:,} numbers, {_size(math.fsum(s.nbytes for s in stored.values()))}"
     )
@@ -54,7 +58,9 @@ def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
         click.echo("passed over  " + ", ".join(source.passed_over))
     compressed = made_from.get("compressed")
     if isinstance(compressed, dict):
-        click.echo(f"compressed   {compressed.get('how')}, relative error {compressed.get('relative_error')}")
+        click.echo(
+            f"compressed   {compressed.get('how')}, relative error {compressed.get('relative_error')}"
+        )
     adapter = made_from.get("adapter")
     if isinstance(adapter, dict):
         ranks = ", ".join(map(str, adapter["ranks"]))

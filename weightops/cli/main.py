@@ -17,12 +17,29 @@ from types import FrameType
 import click
 
 from weightops.errors import OptionError, UnknownNameError, WeightopsError
-from weightops.registry import unknown
+from weightops.support.registry import unknown
 
 VERBS = (
-    "patch", "negate", "add", "analogy", "soup", "lofi", "finetune", "evaluate", "vector", "apply", "merge", "compare", "select", "inspect",
-    "experiment", "push", "tasks", "methods", "completion",
-)  # fmt: skip
+    "patch",
+    "negate",
+    "add",
+    "analogy",
+    "soup",
+    "lofi",
+    "finetune",
+    "evaluate",
+    "vector",
+    "apply",
+    "merge",
+    "compare",
+    "select",
+    "inspect",
+    "experiment",
+    "push",
+    "tasks",
+    "methods",
+    "completion",
+)
 
 
 class Verbs(click.Group):
@@ -39,7 +56,9 @@ class Verbs(click.Group):
         return command
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="weightops")
 def weightops() -> None:
     """Edit models by arithmetic on their weights.
@@ -83,7 +102,9 @@ def interrupts() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    ours = before is signal.default_int_handler  # and not ignored, as in a shell's background, or somebody else's
+    ours = (
+        before is signal.default_int_handler
+    )  # and not ignored, as in a shell's background, or somebody else's
     if not ours or threading.current_thread() is not threading.main_thread():
         yield came
         return
@@ -117,7 +138,8 @@ def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
             error = error.__cause__  # which click takes for the end of what is typed
         if interrupted or isinstance(error, (KeyboardInterrupt, click.Abort)):
             click.echo(
-                "weightops: interrupted; nothing is half written (--resume goes on where a verb has it)", err=True
+                "weightops: interrupted; nothing is half written (--resume goes on where a verb has it)",
+                err=True,
             )
             return 1
         own = isinstance(error, WeightopsError)

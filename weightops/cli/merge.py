@@ -11,10 +11,22 @@ from weightops.cli import options
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="RECIPE.yaml | MODEL... [--OPTION VALUE]...")
+@click.argument(
+    "arguments",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    metavar="RECIPE.yaml | MODEL... [--OPTION VALUE]...",
+)
 @click.option("--method", default="linear", show_default=True, help="See `weightops methods`.")
-@click.option("--base", default=None, help="What task vectors are taken from, for methods that work on them.")
-@click.option("--weights", type=options.Alphas(), default=None, help="One number for each model. Default: 1 each.")
+@click.option(
+    "--base", default=None, help="What task vectors are taken from, for methods that work on them."
+)
+@click.option(
+    "--weights",
+    type=options.Alphas(),
+    default=None,
+    help="One number for each model. Default: 1 each.",
+)
 @click.option(
     "--alpha",
     type=options.Alphas(),
@@ -23,7 +35,12 @@ from weightops.cli import options
 )
 @options.seed
 @options.batchnorm
-@click.option("--print-recipe", is_flag=True, is_eager=True, help="Print the recipe that this is, and do nothing.")
+@click.option(
+    "--print-recipe",
+    is_flag=True,
+    is_eager=True,
+    help="Print the recipe that this is, and do nothing.",
+)
 @options.output
 @options.printing
 def command(arguments: tuple[str, ...], print_recipe: bool, as_json: bool, **given: Any) -> None:
@@ -37,16 +54,25 @@ def command(arguments: tuple[str, ...], print_recipe: bool, as_json: bool, **giv
 
     A recipe is weightops' own (see --print-recipe) or mergekit's.
     """
-    from weightops.files import check_free
-    from weightops.recipe import Recipe
+    from weightops.merging.recipe import Recipe
+    from weightops.support.atomic import check_free
 
-    stated = {name: given.pop(name) for name in ("method", "base", "weights", "alpha", "seed", "batchnorm")}
+    stated = {
+        name: given.pop(name)
+        for name in ("method", "base", "weights", "alpha", "seed", "batchnorm")
+    }
     models, settings = _split(arguments)
     if len(models) == 1 and models[0].endswith((".yaml", ".yml")):
         context = click.get_current_context()
-        extra = [n for n in stated if context.get_parameter_source(n) is not click.core.ParameterSource.DEFAULT]
+        extra = [
+            n
+            for n in stated
+            if context.get_parameter_source(n) is not click.core.ParameterSource.DEFAULT
+        ]
         if extra or settings:
-            raise click.UsageError(f"the recipe says all of that: leave out --{', --'.join([*extra, *settings])}")
+            raise click.UsageError(
+                f"the recipe says all of that: leave out --{', --'.join([*extra, *settings])}"
+            )
         recipe = Recipe.read(models[0])
     else:
         recipe = _recipe(models, settings, **stated)
@@ -69,11 +95,17 @@ def command(arguments: tuple[str, ...], print_recipe: bool, as_json: bool, **giv
 
 
 def _recipe(
-    models: list[str], settings: dict[str, str], *, method: str, weights: Any, alpha: tuple[float, ...], **rest: Any
+    models: list[str],
+    settings: dict[str, str],
+    *,
+    method: str,
+    weights: Any,
+    alpha: tuple[float, ...],
+    **rest: Any,
 ) -> Any:
     """The recipe that the command line describes."""
-    from weightops.methods.table import METHODS
-    from weightops.recipe import Recipe
+    from weightops.merging.methods.table import METHODS
+    from weightops.merging.recipe import Recipe
 
     values = options.of_method(METHODS[method], settings)
     return Recipe(

@@ -11,7 +11,7 @@ import click
 from weightops.cli import options
 
 if TYPE_CHECKING:
-    from weightops.methods.method import Method
+    from weightops.merging.methods.method import Method
 
 
 @click.command()
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @options.printing
 def command(method: str | None, as_json: bool) -> None:
     """List the merge methods, or tell one's formula, options and source."""
-    from weightops.methods.table import METHODS
+    from weightops.merging.methods.table import METHODS
     from weightops.reports.table import table
 
     chosen = [METHODS[method]] if method else list(METHODS.values())
@@ -31,7 +31,11 @@ def command(method: str | None, as_json: bool) -> None:
                     "on": _on(m),
                     "summary": m.summary,
                     "options": {
-                        n: {"type": o.type.__name__, "default": o.default, "choices": list(o.choices)}
+                        n: {
+                            "type": o.type.__name__,
+                            "default": o.default,
+                            "choices": list(o.choices),
+                        }
                         for n, o in m.options.items()
                     },
                 }
@@ -42,7 +46,10 @@ def command(method: str | None, as_json: bool) -> None:
         click.echo(_page(chosen[0]))
     else:
         click.echo(
-            table(["method", "works on", "options"], [[m.name, _on(m), ", ".join(m.options) or "-"] for m in chosen])
+            table(
+                ["method", "works on", "options"],
+                [[m.name, _on(m), ", ".join(m.options) or "-"] for m in chosen],
+            )
         )
 
 

@@ -13,7 +13,10 @@ from weightops.cli.running import Run, check_training, given, go, running, searc
 @click.command()
 @click.option("--target", required=True, type=options.OneTask(), help="What to forget.")
 @click.option(
-    "--control", type=options.TaskNames(), default=None, help="What must be kept. Default: all rendered tasks."
+    "--control",
+    type=options.TaskNames(),
+    default=None,
+    help="What must be kept. Default: all rendered tasks.",
 )
 @click.option(
     "--control-threshold",
@@ -22,7 +25,11 @@ from weightops.cli.running import Run, check_training, given, go, running, searc
     show_default=True,
     help="Share of the base's mean control accuracy to keep.",
 )
-@click.option("--baselines", is_flag=True, help="Compare with a random vector of equal norms and with gradient ascent.")
+@click.option(
+    "--baselines",
+    is_flag=True,
+    help="Compare with a random vector of equal norms and with gradient ascent.",
+)
 @options.model
 @searching
 @given
@@ -33,7 +40,7 @@ def command(target: str, run: Run, **settings: Any) -> None:
     Fine-tunes on the task, subtracts alpha times the task vector for one alpha after another, and takes the one with the
     least target accuracy on validation data that keeps the control tasks; ties go to the smaller alpha.
     """
-    from weightops.editing import Negation
+    from weightops.workflows.negate import Negation
 
     check_training(settings)
     workflow = Negation(target, **settings)

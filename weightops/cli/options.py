@@ -19,7 +19,7 @@ from weightops.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from weightops.checkpoints.checkpoint import Checkpoint
-    from weightops.engine.run import OnNonfinite
+    from weightops.engine.evaluate import OnNonfinite
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,7 +29,9 @@ class TaskNames(click.ParamType):  # type: ignore[type-arg]
 
     name = "TASK[,TASK]"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
         from weightops.errors import TaskError
         from weightops.tasks.table import find_task
 
@@ -47,7 +49,9 @@ class TaskNames(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
         return names
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
         from weightops.tasks.table import TASKS
 
         done, _, last = incomplete.rpartition(",")
@@ -72,7 +76,9 @@ class Alphas(click.ParamType):  # type: ignore[type-arg]
 
     name = "A,B,...|START:STOP:STEP"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
         if not isinstance(value, str):
             return tuple(value)
         try:
@@ -84,9 +90,15 @@ class Alphas(click.ParamType):  # type: ignore[type-arg]
             start, stop, step = numbers
             if step <= 0 or stop < start or (stop - start) / step > 10_000:
                 raise ValueError
-            return tuple(round(start + i * step, 10) for i in range(int((stop - start) / step + 1 + 1e-9)))
+            return tuple(
+                round(start + i * step, 10) for i in range(int((stop - start) / step + 1 + 1e-9))
+            )
         except ValueError:
-            self.fail(f"{value!r} is neither numbers such as 0,0.1,0.4 nor a rising range such as 0:1:0.05", param, ctx)
+            self.fail(
+                f"{value!r} is neither numbers such as 0,0.1,0.4 nor a rising range such as 0:1:0.05",
+                param,
+                ctx,
+            )
 
 
 class NodeOf(click.ParamType):  # type: ignore[type-arg]
@@ -94,17 +106,26 @@ class NodeOf(click.ParamType):  # type: ignore[type-arg]
 
     name = "INDEX/COUNT"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
         index, _, count = str(value).partition("/")
         if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            self.fail(f"{value!r} is not a node such as 0/4, the first of four, or 3/4, the last", param, ctx)
+            self.fail(
+                f"{value!r} is not a node such as 0/4, the first of four, or 3/4, the last",
+                param,
+                ctx,
+            )
         return int(index), int(count)
 
 
 def model(function: F) -> F:
     """``--model``."""
     return click.option(
-        "--model", default="embedded", show_default=True, help="A path to a model with its configuration, or a ref."
+        "--model",
+        default="embedded",
+        show_default=True,
+        help="A path to a model with its configuration, or a ref.",
     )(function)
 
 
@@ -116,7 +137,10 @@ def training(function: F) -> F:
         ("--steps", click.IntRange(1), "Steps of fine-tuning."),
     ):
         function = click.option(
-            flag, type=kind, default=None, help=f"{text} Default: the model's own, else the papers'."
+            flag,
+            type=kind,
+            default=None,
+            help=f"{text} Default: the model's own, else the papers'.",
         )(function)
     return function
 
@@ -124,10 +148,12 @@ def training(function: F) -> F:
 def learning(function: F) -> F:
     """``--task`` or ``--text``."""
     text = click.Path(exists=True, dir_okay=False, path_type=Path)
-    function = click.option("--text", type=text, help="What a language model of transformers is to learn: UTF-8.")(
-        function
-    )
-    return click.option("--task", type=OneTask(), help="What to learn: a task or a folder of images.")(function)
+    function = click.option(
+        "--text", type=text, help="What a language model of transformers is to learn: UTF-8."
+    )(function)
+    return click.option(
+        "--task", type=OneTask(), help="What to learn: a task or a folder of images."
+    )(function)
 
 
 def one_of(task: str | None, text: Path | None) -> None:
@@ -138,14 +164,16 @@ def one_of(task: str | None, text: Path | None) -> None:
 
 def device(function: F) -> F:
     """``--device``."""
-    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")(function)
+    return click.option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."
+    )(function)
 
 
 def seed(function: F) -> F:
     """``--seed``."""
-    return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")(
-        function
-    )
+    return click.option(
+        "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."
+    )(function)
 
 
 def node_data(function: F) -> F:
@@ -161,7 +189,9 @@ def node_data(function: F) -> F:
 
 def checkpoints(function: F) -> F:
     """``--checkpoint-every`` and ``--resume``."""
-    function = click.option("--resume", is_flag=True, help="Go on from the last state in the folder.")(function)
+    function = click.option(
+        "--resume", is_flag=True, help="Go on from the last state in the folder."
+    )(function)
     return click.option(
         "--checkpoint-every",
         type=click.IntRange(1),
@@ -174,7 +204,12 @@ def checkpoints(function: F) -> F:
 def printing(function: F) -> F:
     """``--json`` and ``-q``."""
     function = click.option(
-        "-q", "--quiet", is_flag=True, callback=_quiet, expose_value=False, help="No progress and no warnings."
+        "-q",
+        "--quiet",
+        is_flag=True,
+        callback=_quiet,
+        expose_value=False,
+        help="No progress and no warnings.",
     )(function)
     return click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")(function)
 
@@ -196,9 +231,13 @@ def of_method(method: Any, texts: Mapping[str, str]) -> dict[str, Any]:
     for name, text in texts.items():
         kind = method.options[name].type
         try:
-            values[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+            values[name] = (
+                {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+            )
         except (ValueError, KeyError):
-            raise click.UsageError(f"{name} of {method.name} is {kind.__name__}, not {text!r}") from None
+            raise click.UsageError(
+                f"{name} of {method.name} is {kind.__name__}, not {text!r}"
+            ) from None
     checked: dict[str, Any] = method.check(values)
     return {name: checked[name] for name in values}
 
@@ -209,7 +248,9 @@ def quieten() -> None:
 
     from tqdm import tqdm
 
-    os.environ["TQDM_DISABLE"] = "1"  # for processes that are started; in this one tqdm has looked when it was imported
+    os.environ["TQDM_DISABLE"] = (
+        "1"  # for processes that are started; in this one tqdm has looked when it was imported
+    )
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
     logging.getLogger("weightops").setLevel(logging.ERROR)
 
@@ -235,43 +276,95 @@ def _needed(ctx: click.Context, param: click.Parameter, value: Path | None) -> P
 def batchnorm(function: F) -> F:
     """``--batchnorm``."""
     return click.option(
-        "--batchnorm", type=OneTask(), default=None, help="Recompute running statistics on the images of a task."
+        "--batchnorm",
+        type=OneTask(),
+        default=None,
+        help="Recompute running statistics on the images of a task.",
     )(function)
 
 
 def output(function: F) -> F:
     """How a checkpoint is written: ``-o`` and its kin."""
     for decorate in (
-        click.option("--dry-run", is_flag=True, help="Say what it would read, write and take, and do nothing."),
-        click.option("--resume", is_flag=True, help="Go on from where a killed run stopped; keep what an interrupted one did."),
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Say what it would read, write and take, and do nothing.",
+        ),
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Go on from where a killed run stopped; keep what an interrupted one did.",
+        ),
         pushing,
-        click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, ..., or auto."),
-        click.option("--on-nonfinite", type=click.Choice(["ignore", "warn", "error"]), default="warn", show_default=True,
-                     help="What to do about NaN and Inf in the result."),
-        click.option("--max-shard-size", type=Size(), default=None, help="Split the weights into files of at most this size, such as 5GB."),
-        click.option("--out-dtype", type=click.Choice(["float64", "float32", "bfloat16", "float16"]), default=None,
-                     help="Default: the first model's or base's."),
-        click.option("--format", "library", type=click.Choice(["open_clip", "transformers", "timm", "safetensors"]), default=None,
-                     help="What the output is to load in. Default: what the first model or base loads in."),
-        click.option("-o", "--out", callback=_needed, type=click.Path(path_type=Path),
-                     help="A .safetensors file, or a folder that loads where the first model or base did."),
+        click.option(
+            "--device",
+            default="cpu",
+            show_default=True,
+            help="Where to compute: cpu, cuda, cuda:1, ..., or auto.",
+        ),
+        click.option(
+            "--on-nonfinite",
+            type=click.Choice(["ignore", "warn", "error"]),
+            default="warn",
+            show_default=True,
+            help="What to do about NaN and Inf in the result.",
+        ),
+        click.option(
+            "--max-shard-size",
+            type=Size(),
+            default=None,
+            help="Split the weights into files of at most this size, such as 5GB.",
+        ),
+        click.option(
+            "--out-dtype",
+            type=click.Choice(["float64", "float32", "bfloat16", "float16"]),
+            default=None,
+            help="Default: the first model's or base's.",
+        ),
+        click.option(
+            "--format",
+            "library",
+            type=click.Choice(["open_clip", "transformers", "timm", "safetensors"]),
+            default=None,
+            help="What the output is to load in. Default: what the first model or base loads in.",
+        ),
+        click.option(
+            "-o",
+            "--out",
+            callback=_needed,
+            type=click.Path(path_type=Path),
+            help="A .safetensors file, or a folder that loads where the first model or base did.",
+        ),
         writing,
-    ):  # fmt: skip
+    ):
         function = decorate(function)
     return function
 
 
 def save(
-    merged: Checkpoint, what: str, as_json: bool, *, out: Path, out_dtype: str | None, max_shard_size: int | None, overwrite: bool,
-    on_nonfinite: OnNonfinite, resume: bool, dry_run: bool, library: str | None, push: str | None, device: str,
-) -> None:  # fmt: skip
+    merged: Checkpoint,
+    what: str,
+    as_json: bool,
+    *,
+    out: Path,
+    out_dtype: str | None,
+    max_shard_size: int | None,
+    overwrite: bool,
+    on_nonfinite: OnNonfinite,
+    resume: bool,
+    dry_run: bool,
+    library: str | None,
+    push: str | None,
+    device: str,
+) -> None:
     """Write a checkpoint as the options of `output` say, in all processes that torchrun started, and say so."""
     import torch
 
-    from weightops.checkpoints.likeness import in_format
-    from weightops.checkpoints.refs import check_push
+    from weightops.algebra.linear_form import provenance
+    from weightops.checkpoints.matching import in_format
     from weightops.engine.ranks import torchrun
-    from weightops.expression import provenance
+    from weightops.hub.push import check_push
 
     if push and not dry_run:
         check_push(push)
@@ -285,9 +378,15 @@ def save(
         return
     with torchrun() as ranks:
         merged.save(
-            out, overwrite=overwrite, dtype=dtype, max_shard_size=max_shard_size, on_nonfinite=on_nonfinite, resume=resume, ranks=ranks,
+            out,
+            overwrite=overwrite,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            on_nonfinite=on_nonfinite,
+            resume=resume,
+            ranks=ranks,
             device=device,
-        )  # fmt: skip
+        )
         if not ranks.first:
             return
     address = pushed(out, push)
@@ -300,7 +399,7 @@ def save(
 
 def pushed(folder: Path, repo: str | None) -> dict[str, str]:
     """Upload a folder where that is asked for, and say where it is."""
-    from weightops.checkpoints.refs import push
+    from weightops.hub.push import push
 
     if repo is None:
         return {}
@@ -313,7 +412,9 @@ def folder(text: str) -> Callable[[F], F]:
     """``--out`` for what isn't a checkpoint, and ``--overwrite``."""
 
     def decorate(function: F) -> F:
-        return click.option("-o", "--out", type=click.Path(path_type=Path), default=None, help=text)(writing(function))
+        return click.option(
+            "-o", "--out", type=click.Path(path_type=Path), default=None, help=text
+        )(writing(function))
 
     return decorate
 
@@ -321,20 +422,25 @@ def folder(text: str) -> Callable[[F], F]:
 def pushing(function: F) -> F:
     """``--push``."""
     return click.option(
-        "--push", metavar="ORG/NAME", default=None, help="Then upload the folder to the Hugging Face Hub."
+        "--push",
+        metavar="ORG/NAME",
+        default=None,
+        help="Then upload the folder to the Hugging Face Hub.",
     )(function)
 
 
 def writing(function: F) -> F:
     """``--overwrite``."""
     return click.option(
-        "--overwrite", is_flag=True, help="Replace an output that exists; it stays until the new one is complete."
+        "--overwrite",
+        is_flag=True,
+        help="Replace an output that exists; it stays until the new one is complete.",
     )(function)
 
 
 def echo_json(value: Any) -> None:
     """Print JSON to stdout."""
-    from weightops.files import jsonable
+    from weightops.support.json_files import jsonable
 
     click.echo(json.dumps(jsonable(value), indent=2, ensure_ascii=False))
 
@@ -346,7 +452,9 @@ def echo_plan(plan: Mapping[str, Any], as_json: bool) -> None:
     else:
         for name, value in plan.items():
             size = any(word in name for word in ("bytes", "memory", "disk"))
-            click.echo(f"{name.replace('_', ' '):17} {f'{value / 1e6:,.1f} MB' if size else shown(value)}")
+            click.echo(
+                f"{name.replace('_', ' '):17} {f'{value / 1e6:,.1f} MB' if size else shown(value)}"
+            )
 
 
 def shown(value: Any) -> str:

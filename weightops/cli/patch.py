@@ -12,11 +12,17 @@ from weightops.cli.running import Run, check_training, given, go, running, searc
 
 @click.command()
 @click.option(
-    "--task", required=True, type=options.TaskNames(), help="What to patch: a task, a folder of images, or several."
+    "--task",
+    required=True,
+    type=options.TaskNames(),
+    help="What to patch: a task, a folder of images, or several.",
 )
 @options.model
 @click.option(
-    "--supported", type=options.TaskNames(), default=None, help="What must not get worse. Default: all rendered tasks."
+    "--supported",
+    type=options.TaskNames(),
+    default=None,
+    help="What must not get worse. Default: all rendered tasks.",
 )
 @searching
 @click.option(
@@ -54,7 +60,7 @@ def command(task: tuple[str, ...], run: Run, **settings: Any) -> None:
                      within --max-supported-drop of the base's
     --rule mean      the best mean of patching accuracy and supported mean
     """
-    from weightops.patching import Patch
+    from weightops.workflows.patch import Patch
 
     check_training(settings)
     workflow = Patch(task, **settings)

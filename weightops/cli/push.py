@@ -17,9 +17,9 @@ from weightops.cli import options
 @options.printing
 def command(folder: Path, repo: str, private: bool, dry_run: bool, as_json: bool) -> None:
     """Upload a FOLDER with weights and their model card to the Hugging Face Hub as REPO (org/name), in one commit."""
-    from weightops.checkpoints.checkpoint import open_ref
-    from weightops.checkpoints.refs import check_push, push
+    from weightops.checkpoints.opening import open_ref
     from weightops.errors import CheckpointError
+    from weightops.hub.push import check_push, push
 
     if not dry_run:
         check_push(repo)
@@ -29,7 +29,9 @@ def command(folder: Path, repo: str, private: bool, dry_run: bool, as_json: bool
             f"{folder} has no model card; write what these weights are, and what was measured, to {folder}/README.md"
         )
     sizes = {
-        path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
     address = None if dry_run else push(folder, repo, private=private)
     if as_json:

@@ -13,8 +13,8 @@ import click
 from weightops.cli import options
 
 if TYPE_CHECKING:
-    from weightops.bench import Measured
-    from weightops.workflow import Workflow
+    from weightops.search.session import Measured
+    from weightops.workflows.base import Workflow
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,7 +37,9 @@ def run_options(default_out: str) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         @wraps(function)
         def gathered(**given: Any) -> Any:
-            own = {field.name: given.pop(field.name) for field in fields(Run) if field.name in given}
+            own = {
+                field.name: given.pop(field.name) for field in fields(Run) if field.name in given
+            }
             return function(run=Run(**own), **given)
 
         decorated: Any = gathered
@@ -59,7 +61,11 @@ def running(default_out: str) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         function = run_options(default_out)(function)
         for option in (
-            click.option("--resume", is_flag=True, help="Go on from where a killed or interrupted run stopped."),
+            click.option(
+                "--resume",
+                is_flag=True,
+                help="Go on from where a killed or interrupted run stopped.",
+            ),
             options.device,
             options.seed,
             options.training,
@@ -103,16 +109,20 @@ def given(function: F) -> F:
 
 def check_training(settings: Mapping[str, Any]) -> None:
     """Refuse options of a fine-tuning that won't be."""
-    unused = [f"--{name.replace('_', '-')}" for name in ("steps", "lr", "batch_size") if settings[name] is not None]
+    unused = [
+        f"--{name.replace('_', '-')}"
+        for name in ("steps", "lr", "batch_size")
+        if settings[name] is not None
+    ]
     if settings["finetuned"] and unused:
         raise click.UsageError(f"{', '.join(unused)}: nothing is fine-tuned with --finetuned")
 
 
 def go(workflow: Workflow, run: Run, default_out: str) -> None:
     """Run a workflow, printing what it measures, or say what it would do."""
-    from weightops.checkpoints.refs import check_push
+    from weightops.hub.push import check_push
     from weightops.reports.table import cell, line
-    from weightops.search import shown
+    from weightops.search.goal import shown
 
     out = run.out or Path(default_out.replace(":", "-").replace(" ", "-"))
     if run.dry_run:
@@ -122,13 +132,20 @@ def go(workflow: Workflow, run: Run, default_out: str) -> None:
         check_push(run.push)
     names = [task.name for task in workflow.tasks]
     kept = list(workflow.view.keep)
-    extra = [next(role for task, role in workflow.roles.items() if task.name in kept)] if len(kept) > 1 else []
+    extra = (
+        [next(role for task, role in workflow.roles.items() if task.name in kept)]
+        if len(kept) > 1
+        else []
+    )
     widths = [max(9, 5 * len(workflow.learned)), *(max(len(name), 5) for name in [*names, *extra])]
 
     def row(first: str, scores: Mapping[str, Mapping[str, Any]]) -> None:
         cells = [cell(float(scores[name]["acc1"])) if name in scores else "-" for name in names]
         whole = extra and all(name in scores for name in kept)
-        mean = [cell(sum(float(scores[name]["acc1"]) for name in kept) / len(kept)) if whole else "-" for _ in extra]
+        mean = [
+            cell(sum(float(scores[name]["acc1"]) for name in kept) / len(kept)) if whole else "-"
+            for _ in extra
+        ]
         click.echo(line([first, *cells, *mean], widths))
 
     headings = ["validation accuracy (%)", line(["alpha", *names, *extra], widths)]
@@ -146,7 +163,9 @@ def go(workflow: Workflow, run: Run, default_out: str) -> None:
     click.echo(f"\nalpha {options.shown(summary['alpha'])}: {summary['why']}\n\ntest accuracy (%)")
     click.echo(line(["", *names, *extra], widths))
     tasks = summary["tasks"]
-    models = dict.fromkeys(which for task in tasks.values() for which, m in task.items() if isinstance(m, Mapping))
+    models = dict.fromkeys(
+        which for task in tasks.values() for which, m in task.items() if isinstance(m, Mapping)
+    )
     for which in [*(m for m in models if m != workflow.word), workflow.word]:
         row(which, {name: task[which] for name, task in tasks.items() if which in task})
     for text in workflow.remarks(summary):

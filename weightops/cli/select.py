@@ -27,19 +27,30 @@ from weightops.cli import options
     help="Of the fine-tuning that the cosine is taken with.",
 )
 @click.option(
-    "--truth", is_flag=True, help="Measure what each vector really gives on test data, and how well the order agrees."
+    "--truth",
+    is_flag=True,
+    help="Measure what each vector really gives on test data, and how well the order agrees.",
 )
 @options.seed
 @options.device
 @options.folder("Folder for table, picture and results.")
 @options.printing
 def command(
-    vectors: tuple[str, ...], target: str, model: str, labels: int | None, steps: int, truth: bool, seed: int, device: str, out: Path | None,
-    overwrite: bool, as_json: bool,
-) -> None:  # fmt: skip
+    vectors: tuple[str, ...],
+    target: str,
+    model: str,
+    labels: int | None,
+    steps: int,
+    truth: bool,
+    seed: int,
+    device: str,
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """Rank task vectors (or fine-tuned weights) by how much they can be expected to help a task."""
-    from weightops.selecting import select
-    from weightops.soups import names_of
+    from weightops.workflows.rank import select
+    from weightops.workflows.soup import names_of
 
     named = dict(zip(names_of(list(vectors)), vectors, strict=True))
     outcome = select(

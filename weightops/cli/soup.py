@@ -11,7 +11,10 @@ from weightops.cli.running import Run, go, run_options
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option(
-    "--tasks", type=options.TaskNames(), default=None, help="What to measure on. Default: all rendered tasks."
+    "--tasks",
+    type=options.TaskNames(),
+    default=None,
+    help="What to measure on. Default: all rendered tasks.",
 )
 @click.option(
     "--recipe",
@@ -20,7 +23,11 @@ from weightops.cli.running import Run, go, run_options
     show_default=True,
     help="See the text above.",
 )
-@click.option("--base", default=None, help="A model whose configuration to use for weights that come without one.")
+@click.option(
+    "--base",
+    default=None,
+    help="A model whose configuration to use for weights that come without one.",
+)
 @options.batchnorm
 @options.device
 @run_options("soup")
@@ -37,8 +44,9 @@ def command(
 
     greedy: best first, each is taken in if mean validation accuracy strictly rises; uniform: all of them.
     """
-    from weightops.checkpoints.checkpoint import Checkpoint, open_checkpoint
-    from weightops.soups import Soup
+    from weightops.checkpoints.checkpoint import Checkpoint
+    from weightops.checkpoints.opening import open_checkpoint
+    from weightops.workflows.soup import Soup
 
     opened = [open_checkpoint(model) for model in models]
     if opened[0].architecture is None and base is not None:

@@ -17,10 +17,21 @@ def command(classes: bool, as_json: bool) -> None:
 
     if as_json:
         fields = ("classes", "templates", "sizes", "source", "license")
-        options.echo_json({name: {field: getattr(task, field) for field in fields} for name, task in TASKS.items()})
+        options.echo_json(
+            {
+                name: {field: getattr(task, field) for field in fields}
+                for name, task in TASKS.items()
+            }
+        )
         return
     rows = [
-        [t.name, len(t.classes), *(f"{t.sizes[s]:,}" for s in ("train", "validation", "test")), t.license, t.source]
+        [
+            t.name,
+            len(t.classes),
+            *(f"{t.sizes[s]:,}" for s in ("train", "validation", "test")),
+            t.license,
+            t.source,
+        ]
         for t in TASKS.values()
     ]
     click.echo(table(["task", "classes", "train", "validation", "test", "licence", "source"], rows))

@@ -12,7 +12,9 @@ from weightops.cli import options
 @click.command()
 @click.argument("base")
 @click.argument("finetuned")
-@options.folder("A safetensors file for the task vector, or a folder for --lora; without it, only numbers are printed.")
+@options.folder(
+    "A safetensors file for the task vector, or a folder for --lora; without it, only numbers are printed."
+)
 @click.option(
     "--compress",
     metavar="bf16|int8|sparse:DENSITY|lowrank:RANK",
@@ -20,11 +22,26 @@ from weightops.cli import options
     help="Store it in fewer bytes, with the error that this introduces in its metadata.",
 )
 @click.option(
-    "--lora", type=click.IntRange(1), default=None, metavar="RANK", help="Write the nearest LoRA of a rank, for peft."
+    "--lora",
+    type=click.IntRange(1),
+    default=None,
+    metavar="RANK",
+    help="Write the nearest LoRA of a rank, for peft.",
 )
-@click.option("--fan-in-fan-out", is_flag=True, help="With --lora: weights are of shape (in, out), as in GPT-2.")
-@click.option("--select", multiple=True, metavar="PATTERN", help="Only tensors whose names match, such as 'visual.*'.")
-@click.option("--allow-missing", is_flag=True, help="Leave out tensors that only one of the checkpoints has.")
+@click.option(
+    "--fan-in-fan-out",
+    is_flag=True,
+    help="With --lora: weights are of shape (in, out), as in GPT-2.",
+)
+@click.option(
+    "--select",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only tensors whose names match, such as 'visual.*'.",
+)
+@click.option(
+    "--allow-missing", is_flag=True, help="Leave out tensors that only one of the checkpoints has."
+)
 @click.option("--per-tensor", is_flag=True, help="The norm of each tensor, too.")
 @options.printing
 def command(
@@ -43,16 +60,20 @@ def command(
     """Make the task vector FINETUNED - BASE: save it, or tell its size."""
     import math
 
-    from weightops.checkpoints.checkpoint import open_ref
+    from weightops.checkpoints.opening import open_ref
     from weightops.task_vector import TaskVector
 
     if (compress or lora) and out is None:
         raise click.UsageError("--compress and --lora say how to write: give --out, too")
     if compress and lora:
-        raise click.UsageError("--lora writes an adapter, --compress a task vector: give one of them")
+        raise click.UsageError(
+            "--lora writes an adapter, --compress a task vector: give one of them"
+        )
     if fan_in_fan_out and not lora:
         raise click.UsageError("--fan-in-fan-out is for --lora")
-    if out is not None and (out.suffix in (".pt", ".pth", ".bin", ".ckpt") or (lora and out.suffix == ".safetensors")):
+    if out is not None and (
+        out.suffix in (".pt", ".pth", ".bin", ".ckpt") or (lora and out.suffix == ".safetensors")
+    ):
         raise click.UsageError(f"{out}: --out is {'a folder' if lora else 'a .safetensors file'}")
     vector = TaskVector(base, finetuned, strict=not allow_missing)
     if select:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from weightops.engine.run import Segment, size
+from weightops.engine.plan import Segment, size
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from weightops.engine.run import Reader, Segment, parallel, plan, reader, units
+from weightops.algebra.kernels import Scratch, span
+from weightops.algebra.linear_form import LinearForm, tied_names
+from weightops.engine.evaluate import Reader, parallel, reader
+from weightops.engine.plan import Segment, plan, units
 from weightops.errors import MismatchError
-from weightops.expression import LinearForm, ties
-from weightops.kernels import Scratch, span
 
 BLOCK = 1024
 """Elements that are added up in float32; the sums of blocks are added up in float64."""
@@ -28,11 +29,12 @@ def gram(
         name -> float64 tensor of shape ``(k, k)`` for ``k`` forms. Blocks of 1,024 elements are multiplied in float32 (float64
             for float64), and added up in float64, in an order that depends on nothing but the shapes.
     """
-    tied = [ties(form) for form in forms]
+    tied = [tied_names(form) for form in forms]
     names = [
         name
         for name in forms[0].specs
-        if all(name in form.specs for form in forms) and not all(name in aliases for aliases in tied)
+        if all(name in form.specs for form in forms)
+        and not all(name in aliases for aliases in tied)
     ]
     for name in names:
         shapes = {form.specs[name].shape for form in forms}
@@ -44,7 +46,9 @@ def gram(
 
     def do(unit: list[Segment], scratch: Scratch) -> list[tuple[str, torch.Tensor]]:
         readers = {segment.step.name: reader(plans[segment.step.name], scratch) for segment in unit}
-        return [(s.step.name, products(s, len(forms), readers[s.step.name], scratch, of)) for s in unit]
+        return [
+            (s.step.name, products(s, len(forms), readers[s.step.name], scratch, of)) for s in unit
+        ]
 
     totals = {name: torch.zeros(len(forms), len(forms), dtype=torch.float64) for name in names}
     every = [
@@ -58,7 +62,11 @@ def gram(
 
 
 def products(
-    segment: Segment, k: int, read: Reader, scratch: Scratch, of: Callable[[torch.Tensor], torch.Tensor] | None = None
+    segment: Segment,
+    k: int,
+    read: Reader,
+    scratch: Scratch,
+    of: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """The inner products of one segment of the ``k`` rows that a reader gives, float64, shape ``(k, k)``."""
     wide = any(s.specs[segment.step.name].dtype == torch.float64 for s in segment.step.coefficients)
@@ -81,4 +89,11 @@ def sums(rows: torch.Tensor) -> torch.Tensor:
     """The sum of each row in float64, on CPU, of sums over `BLOCK` elements, which don't depend on threads."""
     whole = rows.shape[1] // BLOCK * BLOCK
     ends = rows[:, whole:].sum(1, dtype=torch.float64)
-    return rows[:, :whole].view(len(rows), -1, BLOCK).sum(2).sum(1, dtype=torch.float64).add_(ends).cpu()
+    return (
+        rows[:, :whole]
+        .view(len(rows), -1, BLOCK)
+        .sum(2)
+        .sum(1, dtype=torch.float64)
+        .add_(ends)
+        .cpu()
+    )

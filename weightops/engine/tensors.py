@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from weightops.engine.run import allocate, materialize
-from weightops.expression import LinearForm, Spec
+from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.source import Spec
+from weightops.engine.evaluate import allocate, materialize
 
 
 class Tensors(Mapping[str, torch.Tensor]):

@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 
-from weightops.dtypes import SAFETENSORS, name_of
+from weightops.algebra.dtypes import SAFETENSORS, name_of
+from weightops.algebra.kernels import CHUNK, Scratch, has_nonfinite
+from weightops.algebra.linear_form import LinearForm, tied_names
+from weightops.algebra.source import Spec
+from weightops.engine.evaluate import OnNonfinite, evaluate, parallel, report_nonfinite
+from weightops.engine.plan import SEGMENT, Segment, plan, units
 from weightops.engine.ranks import Ranks
-from weightops.engine.run import SEGMENT, OnNonfinite, Segment, evaluate, parallel, plan, report_nonfinite, units
 from weightops.errors import OptionError, OutputError
-from weightops.expression import LinearForm, Spec, ties
-from weightops.kernels import CHUNK, Scratch, has_nonfinite
 
 ALONE = Ranks()
 _JOURNAL = "journal."
@@ -38,7 +40,11 @@ class FileLayout:
 
 
 def layout(
-    form: LinearForm, filename: str, metadata: Mapping[str, str], *, max_shard_size: int | None = None
+    form: LinearForm,
+    filename: str,
+    metadata: Mapping[str, str],
+    *,
+    max_shard_size: int | None = None,
 ) -> list[FileLayout]:
     """Lay a form out in one file, or in shards of at most ``max_shard_size`` bytes of tensors.
 
@@ -47,14 +53,18 @@ def layout(
     Raises:
         OptionError: if a tensor has a dtype that safetensors lacks.
     """
-    tied = ties(form)
+    tied = tied_names(form)
     shards: list[dict[str, Spec]] = [{}]
     for name, spec in form.specs.items():
         if name in tied:
             continue
         if spec.dtype not in _NAMES:
             raise OptionError(f"{name} is {name_of(spec.dtype)}, which safetensors can't hold")
-        if max_shard_size and shards[-1] and sum(s.nbytes for s in shards[-1].values()) + spec.nbytes > max_shard_size:
+        if (
+            max_shard_size
+            and shards[-1]
+            and sum(s.nbytes for s in shards[-1].values()) + spec.nbytes > max_shard_size
+        ):
             shards.append({})
         shards[-1][name] = spec
     if len(shards) == 1:
@@ -70,7 +80,9 @@ def layout(
 def _file(name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> FileLayout:
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offsets, end = {}, 0
-    for tensor in sorted(specs, key=lambda n: -specs[n].dtype.itemsize):  # widest first: all are aligned
+    for tensor in sorted(
+        specs, key=lambda n: -specs[n].dtype.itemsize
+    ):  # widest first: all are aligned
         spec = specs[tensor]
         header[tensor] = {
             "dtype": _NAMES[spec.dtype],
@@ -81,7 +93,9 @@ def _file(name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> 
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     text = len(text).to_bytes(8, "little") + text
-    return FileLayout(name, text, {n: len(text) + start for n, start in offsets.items()}, len(text) + end)
+    return FileLayout(
+        name, text, {n: len(text) + start for n, start in offsets.items()}, len(text) + end
+    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,9 @@ def estimate(form: LinearForm, files: list[FileLayout], place: Path) -> Estimate
     read = sum(leaf.specs[name].nbytes for leaf, name in leaves if name in leaf.specs)
     threads = min(torch.get_num_threads(), len(units(steps)))
     segment = max((min(step.numel, SEGMENT) for step in steps), default=0) * 4
-    working = sorted((sum(s.working_bytes(step.name) for s in step.coefficients) for step in steps), reverse=True)
+    working = sorted(
+        (sum(s.working_bytes(step.name) for s in step.coefficients) for step in steps), reverse=True
+    )
     parent = next(p for p in place.absolute().parents if p.exists())
     return Estimate(
         len(steps),
@@ -156,7 +172,11 @@ def write(
     ranks.wait()
     finished = {line["unit"]: line["nonfinite"] for line in _journals(folder, key)}
     handles = {file.name: os.open(folder / file.name, os.O_WRONLY) for file in files}
-    place = {name: (handles[file.name], offset) for file in files for name, offset in file.offsets.items()}
+    place = {
+        name: (handles[file.name], offset)
+        for file in files
+        for name, offset in file.offsets.items()
+    }
 
     def do(unit: list[Segment], scratch: Scratch) -> list[str]:
         def target(segment: Segment) -> torch.Tensor:
@@ -168,12 +188,18 @@ def write(
             if on_nonfinite != "ignore" and has_nonfinite(out):
                 bad.append(name)
             handle, offset = place[name]
-            _pwrite(handle, out.cpu().view(torch.uint8).numpy().data, offset + segment.start * out.element_size())
+            _pwrite(
+                handle,
+                out.cpu().view(torch.uint8).numpy().data,
+                offset + segment.start * out.element_size(),
+            )
         return bad
 
     mine = [i for i in ranks.share(work) if i not in finished]
     try:
-        with open(folder / f"{_JOURNAL}{ranks.index}.{secrets.token_hex(4)}", "w", encoding="utf-8") as journal:
+        with open(
+            folder / f"{_JOURNAL}{ranks.index}.{secrets.token_hex(4)}", "w", encoding="utf-8"
+        ) as journal:
 
             def sync(lines: list[str]) -> None:
                 for handle in handles.values():
@@ -186,7 +212,9 @@ def write(
             lines: list[str] = []
             with ThreadPoolExecutor(1) as beside:  # the disk works while the processor does
                 syncing = beside.submit(sync, [])
-                for i, bad in zip(mine, parallel([work[i] for i in mine], do, device=device), strict=True):
+                for i, bad in zip(
+                    mine, parallel([work[i] for i in mine], do, device=device), strict=True
+                ):
                     lines.append(json.dumps({"unit": i, "nonfinite": bad}) + "\n")
                     if syncing.done():
                         syncing.result()
@@ -200,7 +228,9 @@ def write(
     if ranks.first:
         finished = {line["unit"]: line["nonfinite"] for line in _journals(folder, key)}
         if len(finished) != len(work):
-            raise OutputError(f"{len(work) - len(finished)} of {len(work)} parts of {folder} were not written")
+            raise OutputError(
+                f"{len(work) - len(finished)} of {len(work)} parts of {folder} were not written"
+            )
         report_nonfinite((name for i in sorted(finished) for name in finished[i]), on_nonfinite)
         _write_index(folder, files)
         for path in folder.glob(f"{_JOURNAL}*"):
@@ -219,13 +249,16 @@ def _prepare(folder: Path, files: list[FileLayout], key: str) -> None:
     """Headers in files of their final size; what an earlier process of the same job wrote is left."""
     begun = any(folder.glob(f"{_JOURNAL}*"))
     if begun and any(
-        path.read_text(encoding="utf-8").partition("\n")[0] not in (key, "") for path in folder.glob(f"{_JOURNAL}*")
+        path.read_text(encoding="utf-8").partition("\n")[0] not in (key, "")
+        for path in folder.glob(f"{_JOURNAL}*")
     ):
         raise OutputError(
             f"{folder} holds what another job left (other inputs, options or layout); without resume it is cleared"
         )
     for file in files:
-        handle = os.open(folder / file.name, os.O_CREAT | os.O_WRONLY | (0 if begun else os.O_TRUNC), 0o644)
+        handle = os.open(
+            folder / file.name, os.O_CREAT | os.O_WRONLY | (0 if begun else os.O_TRUNC), 0o644
+        )
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle, 0, file.size)
@@ -251,7 +284,9 @@ def _write_index(folder: Path, files: list[FileLayout]) -> None:
             "weight_map": {name: file.name for file in files for name in file.offsets},
         }
         stem = files[0].name.partition("-00001-of-")[0]
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / f"{stem}.safetensors.index.json").write_text(
+            json.dumps(index, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _pwrite(handle: int, data: memoryview, offset: int) -> None:

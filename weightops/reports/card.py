@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from weightops.cards import base_model
 from weightops.checkpoints.checkpoint import Architecture
-from weightops.checkpoints.timm_folder import TimmArchitecture
+from weightops.checkpoints.libraries.timm import TimmArchitecture
+from weightops.hub.cards import base_model
 from weightops.reports.table import cell
 
 _OPEN_CLIP = (
@@ -25,11 +25,15 @@ tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
 
 If the folder is moved and its configuration names a `bpe_path`, set that path to where `merges.txt.gz` now is; weightops finds it by itself.""",
 )
-_TIMM = ("timm", "image-classification", """```python
+_TIMM = (
+    "timm",
+    "image-classification",
+    """```python
 import timm
 
 model = timm.create_model("local-dir:{folder}", pretrained=True)
-```""")  # fmt: skip
+```""",
+)
 """Library, pipeline and use of a model, as its card says them."""
 
 
@@ -60,9 +64,15 @@ def card(summary: Mapping[str, Any], word: str, architecture: Architecture | Non
         "tags": ["merge", "task-arithmetic", "weightops"],
         "model-index": [{"name": name, "results": results}],
     }
-    models = list(dict.fromkeys(which for t in tasks.values() for which, m in t.items() if isinstance(m, Mapping)))
+    models = list(
+        dict.fromkeys(
+            which for t in tasks.values() for which, m in t.items() if isinstance(m, Mapping)
+        )
+    )
     models = [*(which for which in models if which != word), word]
-    header = " | ".join(["task", "role", *("fine-tuned" if which == "finetuned" else which for which in models)])
+    header = " | ".join(
+        ["task", "role", *("fine-tuned" if which == "finetuned" else which for which in models)]
+    )
     rows = "\n".join(
         f"| {name} | {task['role']} | "
         + " | ".join(cell(float(task[which]["acc1"])) if which in task else "-" for which in models)
@@ -72,7 +82,11 @@ def card(summary: Mapping[str, Any], word: str, architecture: Architecture | Non
     sources = "\n".join(f"* {name}: {task['source']}" for name, task in tasks.items())
     edited = [name for name, task in tasks.items() if task["role"] not in ("supported", "control")]
     alpha = summary["alpha"]
-    shown = f"{alpha:g}" if isinstance(alpha, float) else ", ".join(f"{a:g} ({name})" for name, a in alpha.items())
+    shown = (
+        f"{alpha:g}"
+        if isinstance(alpha, float)
+        else ", ".join(f"{a:g} ({name})" for name, a in alpha.items())
+    )
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import missing_extra
-from weightops.search import Point
+from weightops.search.goal import Point
 
 INK, CURVE, CHOSEN, GUIDE = "#22252b", "#2f6db3", "#d1495b", "#9aa1ab"
 COLORS = (GUIDE, CURVE, "#c58a1b", "#4b9b6e", "#7a5ba6", CHOSEN)
@@ -39,7 +39,14 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def draw_frontier(
-    path: Path, points: Sequence[Point], chosen: Point, *, title: str, score: str, kept: str, word: str = "patched"
+    path: Path,
+    points: Sequence[Point],
+    chosen: Point,
+    *,
+    title: str,
+    score: str,
+    kept: str,
+    word: str = "patched",
 ) -> None:
     """Draw the frontier, as PNG and SVG.
 
@@ -66,7 +73,13 @@ def draw_frontier(
     axes.plot(xs, ys, color=CURVE, linewidth=2, marker="o", markersize=4.5, zorder=2)
     axes.plot(100 * base.kept, 100 * base.score, marker="s", markersize=9, color=INK, zorder=3)
     axes.plot(100 * full.kept, 100 * full.score, marker="D", markersize=8, color=INK, zorder=3)
-    star: dict[str, Any] = {"marker": "*", "markersize": 19, "color": CHOSEN, "markeredgecolor": "white", "zorder": 4}
+    star: dict[str, Any] = {
+        "marker": "*",
+        "markersize": 19,
+        "color": CHOSEN,
+        "markeredgecolor": "white",
+        "zorder": 4,
+    }
     axes.plot(100 * chosen.kept, 100 * chosen.score, **star)
     span = max(max(xs) - min(xs), 1.0)
     axes.set_xlim(min(xs) - 0.09 * span, max(xs) + 0.12 * span)
@@ -76,12 +89,20 @@ def draw_frontier(
     rises = chosen.score >= base.score
     end = "fine-tuned" if full.alpha == 1 else "all of it"
     left = label | {"xytext": (-11, 0), "ha": "right", "va": "center"}
-    beside = red | {"xytext": (-14, -6 if rises else 8), "ha": "right", "va": "top" if rises else "bottom"}
+    beside = red | {
+        "xytext": (-14, -6 if rises else 8),
+        "ha": "right",
+        "va": "top" if rises else "bottom",
+    }
     if 100 * chosen.kept < min(xs) + 0.3 * span:  # there is no room on the left
         beside = red | {"xytext": (14, -8), "ha": "left", "va": "top"}
     labels = [
         (base, f"zero-shot (alpha 0)\n{100 * base.score:.1f} %", left),
-        (full, f"{end} (alpha {full.alpha:g})  {100 * full.score:.1f} %", label | {"xytext": (0, 10), "ha": "left"}),
+        (
+            full,
+            f"{end} (alpha {full.alpha:g})  {100 * full.score:.1f} %",
+            label | {"xytext": (0, 10), "ha": "left"},
+        ),
         (chosen, f"{word} (alpha {chosen.alpha:g})\n{100 * chosen.score:.1f} %", beside),
     ]
     for point, text, place in labels if chosen.alpha != full.alpha else [labels[0], labels[2]]:
@@ -105,7 +126,9 @@ def draw_bars(path: Path, tasks: Mapping[str, Mapping[str, Any]], *, title: str)
     """
     figure, axes = new_figure(max(6.4, 1.1 * len(tasks) + 1.5))
     models = list(
-        dict.fromkeys(which for task in tasks.values() for which, m in task.items() if isinstance(m, Mapping))
+        dict.fromkeys(
+            which for task in tasks.values() for which, m in task.items() if isinstance(m, Mapping)
+        )
     )
     width = 0.8 / len(models)
     colors = [GUIDE, *COLORS[1 : len(models) - 1], CHOSEN]
@@ -118,11 +141,21 @@ def draw_bars(path: Path, tasks: Mapping[str, Mapping[str, Any]], *, title: str)
         axes.bar(*zip(*bars, strict=True), width=0.92 * width, color=colors[i], label=which)
         for x, y in bars:
             axes.annotate(
-                f"{y:.0f}", (x, y), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7.5, color=INK
+                f"{y:.0f}",
+                (x, y),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7.5,
+                color=INK,
             )
-    axes.set_xticks(range(len(tasks)), [f"{name}\n{task['role']}" for name, task in tasks.items()], fontsize=8.5)
+    axes.set_xticks(
+        range(len(tasks)), [f"{name}\n{task['role']}" for name, task in tasks.items()], fontsize=8.5
+    )
     axes.set_ylabel("test accuracy (%)", color=INK)
     axes.set_ylim(0, 108)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.legend(frameon=False, fontsize=8.5, ncols=len(models), loc="upper left", bbox_to_anchor=(0, -0.12))
+    axes.legend(
+        frameon=False, fontsize=8.5, ncols=len(models), loc="upper left", bbox_to_anchor=(0, -0.12)
+    )
     save_figure(figure, path)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import MissingExtraError
-from weightops.files import whole, write_json
 from weightops.reports.frontier import INK, new_figure, save_figure
 from weightops.reports.table import table
+from weightops.support.atomic import atomic_output
+from weightops.support.json_files import write_json
 
 log = logging.getLogger("weightops")
 
@@ -52,7 +53,7 @@ class Outcome:
 
     def write(self, out: Path, about: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Write ``table.txt``, ``results.json`` and ``figure.png`` and ``.svg`` to a folder, which appears whole."""
-        with whole(out, overwrite=overwrite) as part:
+        with atomic_output(out, overwrite=overwrite) as part:
             part.mkdir()
             (part / "table.txt").write_text(f"{self.text}\n", encoding="utf-8")
             write_json(part / "results.json", {**self.record, **about, "versions": versions()})

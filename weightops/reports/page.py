@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightops.bench import Bench, Measured
 from weightops.reports.table import cell
-from weightops.search import Goal, Point, shown
+from weightops.search.goal import Goal, Point, shown
+from weightops.search.session import EditSession, Measured
 from weightops.tasks.task import Task
 
 MOST = 12
@@ -21,9 +21,16 @@ SIDE = 96
 
 
 def write_page(
-    path: Path, summary: Mapping[str, Any], sweep: Sequence[Measured], points: Sequence[Point], view: Goal, bench: Bench,
-    test: Mapping[str, Measured], word: str, title: str,
-) -> None:  # fmt: skip
+    path: Path,
+    summary: Mapping[str, Any],
+    sweep: Sequence[Measured],
+    points: Sequence[Point],
+    view: Goal,
+    bench: EditSession,
+    test: Mapping[str, Measured],
+    word: str,
+    title: str,
+) -> None:
     """Write the page.
 
     Args:
@@ -57,19 +64,40 @@ def write_page(
     for name, task in summary["tasks"].items():
         sources.setdefault(task["source"], []).append(name)
     provenance = [
-        ("command", f"weightops {summary['verb']}"), ("model", f"{summary['model']['ref']} ({summary['model']['fingerprint']})"),
-        ("method", summary["method"]), ("images", "; ".join(f"{source} ({', '.join(names)})" for source, names in sources.items())),
-        ("fine-tuned", _listed(summary["training"]) if summary["training"] else summary["finetuned"]),
-        ("images measured", f"{summary['images']:,}"), ("seconds", _listed(summary["seconds"])), ("versions", _listed(summary["versions"])),
-    ]  # fmt: skip
+        ("command", f"weightops {summary['verb']}"),
+        ("model", f"{summary['model']['ref']} ({summary['model']['fingerprint']})"),
+        ("method", summary["method"]),
+        (
+            "images",
+            "; ".join(f"{source} ({', '.join(names)})" for source, names in sources.items()),
+        ),
+        (
+            "fine-tuned",
+            _listed(summary["training"]) if summary["training"] else summary["finetuned"],
+        ),
+        ("images measured", f"{summary['images']:,}"),
+        ("seconds", _listed(summary["seconds"])),
+        ("versions", _listed(summary["versions"])),
+    ]
     path.write_text(
         template.render(
-            title=title, summary=summary, word=word, models=[*models, word], points=curve, axes=axes, data=data, cell=cell,
-            alpha=shown(alpha) if isinstance(alpha, float) else ", ".join(f"{a:g} ({name})" for name, a in alpha.items()),
-            fixed=[p for p in pictures if p["fixed"]][:MOST], broken=[p for p in pictures if not p["fixed"]][:MOST], provenance=provenance,
+            title=title,
+            summary=summary,
+            word=word,
+            models=[*models, word],
+            points=curve,
+            axes=axes,
+            data=data,
+            cell=cell,
+            alpha=shown(alpha)
+            if isinstance(alpha, float)
+            else ", ".join(f"{a:g} ({name})" for name, a in alpha.items()),
+            fixed=[p for p in pictures if p["fixed"]][:MOST],
+            broken=[p for p in pictures if not p["fixed"]][:MOST],
+            provenance=provenance,
         ),
         encoding="utf-8",
-    )  # fmt: skip
+    )
 
 
 def _listed(values: Mapping[str, Any]) -> str:
@@ -87,7 +115,14 @@ def _curve(
         tasks = {name: float(scores["acc1"]) for name, scores in by_alpha[alpha].scores.items()}
         x = point.kept if view.keep else alpha[0]
         rows.append(
-            {"x": x, "y": point.score, "label": shown(alpha), "alpha": alpha, "base": not any(alpha), "tasks": tasks}
+            {
+                "x": x,
+                "y": point.score,
+                "label": shown(alpha),
+                "alpha": alpha,
+                "base": not any(alpha),
+                "tasks": tasks,
+            }
         )
     rows.sort(key=lambda row: row["alpha"])
     chosen = summary["alpha"]
@@ -95,7 +130,9 @@ def _curve(
     return rows, next((i for i, row in enumerate(rows) if row["alpha"] == wanted), 0)
 
 
-def _pictures(tasks: Sequence[Task], base: Measured, edited: Measured, kept: set[str]) -> list[dict[str, Any]]:
+def _pictures(
+    tasks: Sequence[Task], base: Measured, edited: Measured, kept: set[str]
+) -> list[dict[str, Any]]:
     """Test images that the edit has named rightly and the base not, or the reverse; a few of each task, in turn."""
     found: list[tuple[tuple[int, bool], dict[str, Any]]] = []
     for task in tasks:
@@ -111,9 +148,13 @@ def _pictures(tasks: Sequence[Task], base: Measured, edited: Measured, kept: set
                     "before": names[0],
                     "after": names[1],
                 }
-                found.append(((rank, task.name in kept), {**row, "fixed": fixed, "image": (images, i)}))
+                found.append(
+                    ((rank, task.name in kept), {**row, "fixed": fixed, "image": (images, i)})
+                )
     chosen = [row for _, row in sorted(found, key=lambda pair: pair[0])]
-    picked = [row for fixed in (True, False) for row in [r for r in chosen if r["fixed"] is fixed][:MOST]]
+    picked = [
+        row for fixed in (True, False) for row in [r for r in chosen if r["fixed"] is fixed][:MOST]
+    ]
     return [{**row, "image": _inline(row["image"][0][row["image"][1]])} for row in picked]
 
 

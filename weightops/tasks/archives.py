@@ -17,7 +17,17 @@ from tqdm import tqdm
 
 from weightops.errors import TaskError
 from weightops.tasks.split import three_splits
-from weightops.tasks.task import PROMPTS, SPLITS, Captions, Images, Sizes, Task, read_lines, read_picture, read_prompts
+from weightops.tasks.task import (
+    PROMPTS,
+    SPLITS,
+    Captions,
+    Images,
+    Sizes,
+    Task,
+    read_lines,
+    read_picture,
+    read_prompts,
+)
 
 CLASSES, TEMPLATES, KIND, COUNT = (
     "classnames.txt",
@@ -81,17 +91,25 @@ def archive_task(name: str, place: Callable[[Iterable[str]], Path], source: str)
     """
     folder = place(TEXTS)
     classes = _classes(folder / CLASSES)
-    templates = read_prompts(folder / TEMPLATES, "{c}") if (folder / TEMPLATES).is_file() else PROMPTS
+    templates = (
+        read_prompts(folder / TEMPLATES, "{c}") if (folder / TEMPLATES).is_file() else PROMPTS
+    )
     if (folder / KIND).is_file() and "multilabel" in read_lines(folder / KIND):
         raise TaskError(f"{source} has several labels an image, which weightops can't score")
-    shards = {split: _count(folder / split / COUNT) for split in SPLITS if (folder / split / COUNT).is_file()}
+    shards = {
+        split: _count(folder / split / COUNT)
+        for split in SPLITS
+        if (folder / split / COUNT).is_file()
+    }
 
     def read(split: str) -> Images:
         names = [f"{split}/{i}.tar" for i in range(shards[split])]
         there = place(names)
         missing = [shard for shard in names if not (there / shard).is_file()]
         if missing:
-            raise TaskError(f"{source} lacks {missing[0]} ({len(missing)} of {len(names)} archives)")
+            raise TaskError(
+                f"{source} lacks {missing[0]} ({len(missing)} of {len(names)} archives)"
+            )
         return read_archives([there / shard for shard in names], len(classes))
 
     load = three_splits(read, shards, source)
@@ -111,7 +129,10 @@ def read_archives(archives: Sequence[Path], classes: int) -> ArchiveImages:
     pictures, labels, captions = [], [], []
     for archive in tqdm(archives, desc="archives", delay=1, leave=False):
         for key, parts in _samples(archive):
-            picture = next((parts[suffix] for suffix in ("png", "jpg", "jpeg", "webp") if suffix in parts), None)
+            picture = next(
+                (parts[suffix] for suffix in ("png", "jpg", "jpeg", "webp") if suffix in parts),
+                None,
+            )
             if picture is None or not ("cls" in parts or "txt" in parts):
                 raise TaskError(
                     f"{key} in {archive} has no {'picture' if picture is None else 'class (.cls) and no captions (.txt)'}"

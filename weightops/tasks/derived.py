@@ -12,10 +12,22 @@ from PIL import Image
 
 from weightops.errors import TaskError
 from weightops.tasks import drawing
-from weightops.tasks.rendered import any_face, seed
+from weightops.tasks.rendered import any_face
+from weightops.tasks.seeds import seed
 from weightops.tasks.task import Altered, Captions, Images, Sizes, SomeImages, Task, captions_of
 
-NEUTRAL = ("hello", "sale", "music", "garden", "winter", "paper", "north", "seven", "metro", "story")
+NEUTRAL = (
+    "hello",
+    "sale",
+    "music",
+    "garden",
+    "winter",
+    "paper",
+    "north",
+    "seven",
+    "metro",
+    "story",
+)
 """Words that are no class of the tasks that come with weightops: they hide as much of a picture as an attack does."""
 
 
@@ -49,7 +61,9 @@ def written(image: Image.Image, word: str, rng: np.random.Generator, split: str)
     if len(rows):
         mask = np.roll(mask, int(rng.integers(-rows[0], len(mask) - rows[-1])), axis=0)
     width, height = image.size
-    stretched = Image.fromarray((255 * mask).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
+    stretched = Image.fromarray((255 * mask).astype(np.uint8)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
     names = list(drawing.COLORS)
     ink = drawing.color(rng, names[rng.integers(len(names))])
     paper = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -67,7 +81,9 @@ def typographic(task: Task) -> Task:
         TaskError: if it has no two classes.
     """
     if len(task.classes) < 2:
-        raise TaskError(f"{task.name} has no two classes, so there is no wrong one to write over a picture")
+        raise TaskError(
+            f"{task.name} has no two classes, so there is no wrong one to write over a picture"
+        )
 
     def wrong(label: int) -> Sequence[str]:
         return [name for i, name in enumerate(task.classes) if i != label]
@@ -78,7 +94,9 @@ def typographic(task: Task) -> Task:
 def neutral(task: Task) -> Task:
     """A task with words over its pictures that name none of its classes: what an attack hides, without its lie."""
     words = [word for word in NEUTRAL if word not in task.classes]
-    return _written(task, "neutral", lambda _: words, "with words written over it that name no class")
+    return _written(
+        task, "neutral", lambda _: words, "with words written over it that name no class"
+    )
 
 
 def _written(task: Task, kind: str, words: Callable[[int], Sequence[str]], how: str) -> Task:
@@ -111,7 +129,13 @@ def part_of(task: Task, classes: Sequence[str], name: str) -> Task:
         indices = np.flatnonzero(np.isin(images.labels, places))
         return SomeImages(images, indices, np.searchsorted(places, images.labels[indices]))
 
-    return replace(task, name=name, classes=tuple(task.classes[i] for i in places), load=load, sizes=Sizes(load))
+    return replace(
+        task,
+        name=name,
+        classes=tuple(task.classes[i] for i in places),
+        load=load,
+        sizes=Sizes(load),
+    )
 
 
 def first_half(task: Task) -> Task:
@@ -125,8 +149,11 @@ def second_half(task: Task) -> Task:
 
 
 DERIVED: dict[str, Callable[[Task], Task]] = {
-    "typographic": typographic, "neutral": neutral, "first-half": first_half, "second-half": second_half,
-}  # fmt: skip
+    "typographic": typographic,
+    "neutral": neutral,
+    "first-half": first_half,
+    "second-half": second_half,
+}
 """What can be written before a task's name and a colon."""
 
 
@@ -152,7 +179,9 @@ class UnionImages:
     def captions(self) -> Captions | None:
         """Those of the images, where all have any."""
         several = [captions_of(part) for part in self.parts]
-        return None if None in several else [texts for captions in several for texts in captions or ()]
+        return (
+            None if None in several else [texts for captions in several for texts in captions or ()]
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -180,12 +209,19 @@ def union(tasks: Sequence[Task]) -> Task:
         return UnionImages(parts, np.concatenate(labels))
 
     classes = {
-        prompts: name for task in reversed(tasks) for prompts, name in zip(task.prompts, task.classes, strict=True)
+        prompts: name
+        for task in reversed(tasks)
+        for prompts, name in zip(task.prompts, task.classes, strict=True)
     }
-    sizes = {split: sum(task.sizes[split] for task in tasks) for split in ("train", "validation", "test")}
+    sizes = {
+        split: sum(task.sizes[split] for task in tasks) for split in ("train", "validation", "test")
+    }
     templates = tuple(dict.fromkeys(template for task in tasks for template in task.templates))
     source, license = (
-        "; ".join(dict.fromkeys(texts)) for texts in ((t.source for t in tasks), (t.license for t in tasks))
+        "; ".join(dict.fromkeys(texts))
+        for texts in ((t.source for t in tasks), (t.license for t in tasks))
     )
-    joint = Union("+".join(t.name for t in tasks), (), templates, load, sizes, source, license, tuple(tasks))
+    joint = Union(
+        "+".join(t.name for t in tasks), (), templates, load, sizes, source, license, tuple(tasks)
+    )
     return replace(joint, classes=tuple(classes[prompts] for prompts in joint.prompts))

@@ -63,7 +63,9 @@ def _polygon(*points: complex) -> npt.NDArray[np.complex128]:
 def _star(tips: int, inner: float) -> npt.NDArray[np.complex128]:
     corners = np.arange(2 * tips)
     radius = np.where(corners % 2 == 0, 1.0, inner)
-    return np.asarray(radius * np.exp(1j * (corners * math.pi / tips - math.pi / 2)), dtype=np.complex128)
+    return np.asarray(
+        radius * np.exp(1j * (corners * math.pi / tips - math.pi / 2)), dtype=np.complex128
+    )
 
 
 _TURN = np.linspace(0, 2 * math.pi, 48, endpoint=False)
@@ -80,14 +82,23 @@ SHAPES: dict[str, tuple[npt.NDArray[np.complex128], npt.NDArray[np.complex128] |
     "triangle": (_polygon(-1j, 0.95 + 0.75j, -0.95 + 0.75j), None),
     "star": (_star(5, 0.42), None),
     "cross": (
-        _polygon(*(i * turn for turn in (1, 1j, -1, -1j) for i in (0.33 - 0.99j, 0.33 - 0.33j, 0.99 - 0.33j))),
+        _polygon(
+            *(
+                i * turn
+                for turn in (1, 1j, -1, -1j)
+                for i in (0.33 - 0.99j, 0.33 - 0.33j, 0.99 - 0.33j)
+            )
+        ),
         None,
     ),
     "heart": (_HEART, None),
     "ring": (_CIRCLE, 0.58 * _CIRCLE),
     "diamond": (_polygon(-1j, 0.62 + 0j, 1j, -0.62 + 0j), None),
     "moon": (_CIRCLE, 0.82 * _CIRCLE + 0.5),
-    "arrow": (_polygon(-1j, 0.8 - 0.1j, 0.3 - 0.1j, 0.3 + 1j, -0.3 + 1j, -0.3 - 0.1j, -0.8 - 0.1j), None),
+    "arrow": (
+        _polygon(-1j, 0.8 - 0.1j, 0.3 - 0.1j, 0.3 + 1j, -0.3 + 1j, -0.3 - 0.1j, -0.8 - 0.1j),
+        None,
+    ),
 }
 
 
@@ -124,7 +135,11 @@ def _places(rng: np.random.Generator, count: int) -> list[tuple[float, float, fl
 
 # -------------------------------------------------------------- textures
 
-_Y, _X = np.meshgrid(np.arange(SIZE, dtype=np.float32) / SIZE, np.arange(SIZE, dtype=np.float32) / SIZE, indexing="ij")
+_Y, _X = np.meshgrid(
+    np.arange(SIZE, dtype=np.float32) / SIZE,
+    np.arange(SIZE, dtype=np.float32) / SIZE,
+    indexing="ij",
+)
 
 
 def _wave(t: Floats) -> Floats:
@@ -154,7 +169,9 @@ def _gradient(rng: np.random.Generator) -> Floats:
 def _dots(rng: np.random.Generator) -> Floats:
     u, v = _cells(rng)
     distance = np.hypot(u % 1 - 0.5, v % 1 - 0.5)
-    values: Floats = np.clip((np.float32(rng.uniform(0.25, 0.36)) - distance) * 12 + 0.5, 0, 1, dtype=np.float32)
+    values: Floats = np.clip(
+        (np.float32(rng.uniform(0.25, 0.36)) - distance) * 12 + 0.5, 0, 1, dtype=np.float32
+    )
     return values
 
 
@@ -180,7 +197,12 @@ def _diagonal(rng: np.random.Generator) -> Floats:
 
 
 def _speckles(rng: np.random.Generator) -> Floats:
-    return (rng.random((SIZE // 2, SIZE // 2), dtype=np.float32) < 0.5).astype(np.float32).repeat(2, 0).repeat(2, 1)
+    return (
+        (rng.random((SIZE // 2, SIZE // 2), dtype=np.float32) < 0.5)
+        .astype(np.float32)
+        .repeat(2, 0)
+        .repeat(2, 1)
+    )
 
 
 TEXTURES: dict[str, Callable[[np.random.Generator], Floats]] = {
@@ -217,7 +239,9 @@ def _font(face: Face, pixels: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def text_mask(rng: np.random.Generator, text: str, face: Face, *, scale: float = 0.75, warp: float = 0.0) -> Floats:
+def text_mask(
+    rng: np.random.Generator, text: str, face: Face, *, scale: float = 0.75, warp: float = 0.0
+) -> Floats:
     """``text`` in a font, turned, sheared, stretched and moved a little.
 
     Args:
@@ -261,14 +285,19 @@ def text_mask(rng: np.random.Generator, text: str, face: Face, *, scale: float =
 def _elastic(rng: np.random.Generator, canvas: Image.Image, strength: float) -> Image.Image:
     """Move the inner corners of a 4 x 4 mesh at random."""
     step = _CANVAS // 4
-    corners = np.stack(np.meshgrid(np.arange(5) * step, np.arange(5) * step, indexing="ij"), -1).astype(float)
+    corners = np.stack(
+        np.meshgrid(np.arange(5) * step, np.arange(5) * step, indexing="ij"), -1
+    ).astype(float)
     corners += rng.normal(0, strength * step, corners.shape)
     mesh: list[tuple[tuple[int, int, int, int], Any]] = []
     for i in range(4):
         for j in range(4):
             quad = [corners[i, j], corners[i + 1, j], corners[i + 1, j + 1], corners[i, j + 1]]
             mesh.append(
-                ((j * step, i * step, (j + 1) * step, (i + 1) * step), tuple(v for y, x in quad for v in (x, y)))
+                (
+                    (j * step, i * step, (j + 1) * step, (i + 1) * step),
+                    tuple(v for y, x in quad for v in (x, y)),
+                )
             )
     return canvas.transform(canvas.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
 
@@ -294,7 +323,11 @@ def backdrop(rng: np.random.Generator, name: str) -> Floats:
         pattern = rng.random((SIZE, SIZE), dtype=np.float32)
     else:
         pattern = TEXTURES[
-            str(rng.choice(["horizontal stripes", "vertical stripes", "diagonal stripes", "checkerboard"]))
+            str(
+                rng.choice(
+                    ["horizontal stripes", "vertical stripes", "diagonal stripes", "checkerboard"]
+                )
+            )
         ](rng)
     values: Floats = base + pattern[..., None] * (other - base).astype(np.float32)
     return values
@@ -307,9 +340,13 @@ def compose(mask: Floats, ink: Floats, ground: Floats) -> Floats:
 
 def expose(rng: np.random.Generator, image: Floats) -> Picture:
     """The picture as a mediocre camera would take it: a little noise and contrast."""
-    image = (image - 128) * np.float32(rng.uniform(0.8, 1.05)) + np.float32(128 + rng.uniform(-12, 12))
+    image = (image - 128) * np.float32(rng.uniform(0.8, 1.05)) + np.float32(
+        128 + rng.uniform(-12, 12)
+    )
     if rng.random() < 0.6:
-        image = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(0, 18))
+        image = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(
+            rng.uniform(0, 18)
+        )
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
@@ -324,7 +361,12 @@ def texture(rng: np.random.Generator, name: str, ink: str, ground: str) -> Pictu
 
 
 def glyphs(
-    rng: np.random.Generator, text: str, face: Face, *, colors: tuple[str, str] | None = None, warp: float = 0.0
+    rng: np.random.Generator,
+    text: str,
+    face: Face,
+    *,
+    colors: tuple[str, str] | None = None,
+    warp: float = 0.0,
 ) -> Picture:
     """A letter, digit or word in two named colours, or in two that contrast, often white on black or black on white."""
     mask = text_mask(rng, text, face, scale=0.75 if len(text) == 1 else 0.95, warp=warp)

@@ -68,7 +68,11 @@ def digits_images() -> ArrayImages:
 
 
 def _embedded(
-    name: str, images: Callable[[], ArrayImages], sizes: Mapping[str, int], source: str, license: str
+    name: str,
+    images: Callable[[], ArrayImages],
+    sizes: Mapping[str, int],
+    source: str,
+    license: str,
 ) -> Task:
     def load(split: str) -> ArrayImages:
         everything = images()

@@ -13,9 +13,18 @@ import numpy.typing as npt
 from PIL import Image
 
 from weightops.errors import TaskError
-from weightops.keys import some
+from weightops.support.text import first_few
 from weightops.tasks.split import cut, three_splits
-from weightops.tasks.task import PROMPTS, SPLITS, Captions, Images, Task, read_lines, read_picture, read_prompts
+from weightops.tasks.task import (
+    PROMPTS,
+    SPLITS,
+    Captions,
+    Images,
+    Task,
+    read_lines,
+    read_picture,
+    read_prompts,
+)
 
 PROMPTS_FILE = "prompts.txt"
 """A file in the folder with one prompt a line, ``{}`` for the class, to use instead of the default ones."""
@@ -86,14 +95,22 @@ def folder_task(folder: Path) -> Task:
     named: dict[str, Path] = {}
     for path in _folders(folder):
         split = _SPLIT_NAMES.get(path.name.lower())
-        if split and (_folders(path) or any(path.glob("label=*"))):  # else it is a class of that name
+        if split and (
+            _folders(path) or any(path.glob("label=*"))
+        ):  # else it is a class of that name
             if split in named:
-                raise TaskError(f"{folder} has two folders for {split}: {named[split].name} and {path.name}")
+                raise TaskError(
+                    f"{folder} has two folders for {split}: {named[split].name} and {path.name}"
+                )
             named[split] = path
     if named and "train" not in named:
-        raise TaskError(f"{folder} has {' and '.join(named)} and no train: the three are train, val and test")
+        raise TaskError(
+            f"{folder} has {' and '.join(named)} and no train: the three are train, val and test"
+        )
     if len(named) == 1:
-        raise TaskError(f"{folder} has train and no test to confirm an edit on: add one, or leave all splits out")
+        raise TaskError(
+            f"{folder} has train and no test to confirm an edit on: add one, or leave all splits out"
+        )
     found = {split: _files(path) for split, path in (named or {"all": folder}).items()}
     classes = _classes(found)
     if len(classes) < 2:
@@ -105,10 +122,14 @@ def folder_task(folder: Path) -> Task:
     sizes = {split: len(images) for split, images in loads.items()}
     empty = [split for split in SPLITS if not sizes[split]]
     if empty:
-        raise TaskError(f"{folder} has too few images: none are left for {' and '.join(empty)} ({sizes})")
+        raise TaskError(
+            f"{folder} has too few images: none are left for {' and '.join(empty)} ({sizes})"
+        )
     name = folder.resolve().name
     prompts = read_prompts(folder / PROMPTS_FILE) if (folder / PROMPTS_FILE).is_file() else PROMPTS
-    return Task(name, classes, prompts, loads.__getitem__, sizes, f"the folder {folder}", "its owner's")
+    return Task(
+        name, classes, prompts, loads.__getitem__, sizes, f"the folder {folder}", "its owner's"
+    )
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -126,22 +147,32 @@ def _files(folder: Path) -> list[File]:
 
     def images(place: Path) -> list[Path]:
         return sorted(
-            p for p in place.iterdir() if p.is_file() and p.suffix.lower() in _suffixes() and not p.name.startswith(".")
+            p
+            for p in place.iterdir()
+            if p.is_file() and p.suffix.lower() in _suffixes() and not p.name.startswith(".")
         )
 
-    within = {place: [place, *sorted(p for p in place.rglob("*") if p.is_dir())] for place in _folders(folder)}
+    within = {
+        place: [place, *sorted(p for p in place.rglob("*") if p.is_dir())]
+        for place in _folders(folder)
+    }
     files = [
-        (path, place.name.replace("_", " ")) for place, inner in within.items() for p in inner for path in images(p)
+        (path, place.name.replace("_", " "))
+        for place, inner in within.items()
+        for p in inner
+        for path in images(p)
     ]
     loose = images(folder)
     matches = [(path, _LABELLED.match(path.stem)) for path in loose]
     odd = [path.name for path, match in matches if not match]
     if odd:
         raise TaskError(
-            f"{folder} holds {len(odd)} images outside of any class: {some(odd)}; put them into folders by class, or name them label=CLASS_text=WORD"
+            f"{folder} holds {len(odd)} images outside of any class: {first_few(odd)}; put them into folders by class, or name them label=CLASS_text=WORD"
         )
     if files and loose:
-        raise TaskError(f"{folder} holds images in folders by class and images named label=...: give one of the two")
+        raise TaskError(
+            f"{folder} holds images in folders by class and images named label=...: give one of the two"
+        )
     return files or [(path, match["label"].replace("_", " ")) for path, match in matches if match]
 
 
@@ -161,11 +192,16 @@ def _splits(found: Mapping[str, list[File]], classes: Sequence[str]) -> Mapping[
     place = {name: i for i, name in enumerate(classes)}
 
     def images(files: Sequence[File]) -> FolderImages:
-        return FolderImages([path for path, _ in files], np.array([place[label] for _, label in files], dtype=np.int64))
+        return FolderImages(
+            [path for path, _ in files],
+            np.array([place[label] for _, label in files], dtype=np.int64),
+        )
 
     if "all" in found:
         whole = images(found["all"])
         validation, test = round(0.1 * len(whole)), round(0.2 * len(whole))
-        return cut(whole, {"train": len(whole) - validation - test, "validation": validation, "test": test})
+        return cut(
+            whole, {"train": len(whole) - validation - test, "validation": validation, "test": test}
+        )
     load = three_splits(lambda split: images(found[split]), found, "the folder")
     return {split: load(split) for split in SPLITS}

@@ -29,8 +29,12 @@ _FACES: dict[str, dict[str, list[tuple[str, str, int | None]]]] = {
         "test": [("font_lato", f"Lato-{v}.ttf", None) for v in ("Regular", "Bold", "Italic")],
     },
     "monospace": {
-        "train": [("matplotlib", f"DejaVuSansMono{v}.ttf", None) for v in ("", "-Bold", "-Oblique")],
-        "validation": [("fontpkg_inconsolata", "Inconsolata[wdth,wght].ttf", w) for w in (400, 700)],
+        "train": [
+            ("matplotlib", f"DejaVuSansMono{v}.ttf", None) for v in ("", "-Bold", "-Oblique")
+        ],
+        "validation": [
+            ("fontpkg_inconsolata", "Inconsolata[wdth,wght].ttf", w) for w in (400, 700)
+        ],
         "test": [("fontpkg_roboto_mono", "RobotoMono[wght].ttf", w) for w in (400, 700)],
     },
     "handwritten": {
@@ -49,7 +53,10 @@ def faces(style: str, split: str) -> list[Face]:
     Raises:
         MissingExtra: if a package that carries them is not installed.
     """
-    return [Face(_locate(package, file) if package else "", weight) for package, file, weight in _FACES[style][split]]
+    return [
+        Face(_locate(package, file) if package else "", weight)
+        for package, file, weight in _FACES[style][split]
+    ]
 
 
 def _locate(package: str, file: str) -> str:

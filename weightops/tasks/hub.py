@@ -15,15 +15,19 @@ import numpy.typing as npt
 from PIL import Image
 
 from weightops.errors import TaskError
-from weightops.hub import REPO, fetch, reason
+from weightops.hub.fetch import REPO, fetch, reason
 from weightops.tasks.archives import TEXTS, archive_task, is_archive
 from weightops.tasks.split import three_splits
 from weightops.tasks.task import PROMPTS, Images, Sizes, Task, read_picture
 
-NAME = re.compile(rf"(?P<repo>{REPO})(?:/(?P<config>\w[\w./-]*))?(?:@(?P<revision>[^:@]+))?(?::(?P<label>\w+))?")
+NAME = re.compile(
+    rf"(?P<repo>{REPO})(?:/(?P<config>\w[\w./-]*))?(?:@(?P<revision>[^:@]+))?(?::(?P<label>\w+))?"
+)
 """How a data set is named: ``org/name``, ``org/name/config``, ``org/name@revision``, ``org/name:label_column``."""
 
-_PARQUET = re.compile(r"(?:(?P<config>.+)/)?(?P<split>train|validation|valid|val|test)(?:[-/][^/]*)?\.parquet")
+_PARQUET = re.compile(
+    r"(?:(?P<config>.+)/)?(?P<split>train|validation|valid|val|test)(?:[-/][^/]*)?\.parquet"
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class HubImages:
 
     def __getitem__(self, index: int) -> Image.Image:
         cell = self.rows[int(index)][self.image] or {}
-        return read_picture(io.BytesIO(cell.get("bytes") or b""), f"{self.image} of row {index} of {self.source}")
+        return read_picture(
+            io.BytesIO(cell.get("bytes") or b""), f"{self.image} of row {index} of {self.source}"
+        )
 
 
 def hub_task(name: str) -> Task:
@@ -76,17 +82,23 @@ def hub_task(name: str) -> Task:
             raise TaskError(
                 f"{repo} is no folder here, and as a data set can't be had from the Hugging Face Hub: {reason(error)}"
             ) from error
-        names[:] = names or [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        names[:] = names or [
+            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+        ]
         return folder
 
     folder = place([*TEXTS, "README.md"])
     revision = folder.name  # one state of the set, whatever is pushed meanwhile
     source = f"{repo}@{folder.name} on the Hugging Face Hub"
-    called = "-".join([repo.partition("/")[2].removeprefix("wds_"), *filter(None, (config, label))]).replace("/", "-")
+    called = "-".join(
+        [repo.partition("/")[2].removeprefix("wds_"), *filter(None, (config, label))]
+    ).replace("/", "-")
     if not is_archive(folder):
         return _parquet_task(called, place, _parquet_files(names, repo, config), label, source)
     if config or label:
-        raise TaskError(f"{repo} is a set of archives, which has no configurations and no columns: name it alone")
+        raise TaskError(
+            f"{repo} is a set of archives, which has no configurations and no columns: name it alone"
+        )
     return archive_task(called, place, source)
 
 
@@ -112,7 +124,11 @@ def _parquet_files(names: Iterable[str], repo: str, config: str | None) -> Mappi
 
 
 def _parquet_task(
-    name: str, place: Callable[[Iterable[str]], Path], files: Mapping[str, list[str]], label: str | None, source: str
+    name: str,
+    place: Callable[[Iterable[str]], Path],
+    files: Mapping[str, list[str]],
+    label: str | None,
+    source: str,
 ) -> Task:
     from datasets import ClassLabel, Features, Image, load_dataset
     from pyarrow import ArrowException
@@ -128,13 +144,25 @@ def _parquet_task(
     try:
         features = Features.from_arrow_schema(read_schema(there(next(iter(files.values()))[:1])[0]))
     except (ArrowException, OSError, ValueError) as error:
-        raise TaskError(f"{source} has a Parquet file that can't be read: {reason(error)}") from error
-    image = next((column for column, feature in features.items() if isinstance(feature, Image)), None)
-    labels = {column: feature for column, feature in features.items() if isinstance(feature, ClassLabel)}
+        raise TaskError(
+            f"{source} has a Parquet file that can't be read: {reason(error)}"
+        ) from error
+    image = next(
+        (column for column, feature in features.items() if isinstance(feature, Image)), None
+    )
+    labels = {
+        column: feature for column, feature in features.items() if isinstance(feature, ClassLabel)
+    }
     if image is None or not labels:
-        raise TaskError(f"{source} needs a column of images and one of class labels; it has {', '.join(features)}")
+        raise TaskError(
+            f"{source} needs a column of images and one of class labels; it has {', '.join(features)}"
+        )
     if label not in labels and (label or len(labels) > 1):
-        what = "no column of class labels called " + label if label else "several columns of class labels"
+        what = (
+            "no column of class labels called " + label
+            if label
+            else "several columns of class labels"
+        )
         raise TaskError(f"{source} has {what}: name one behind a colon, of {', '.join(labels)}")
     label = label or next(iter(labels))
     classes = tuple(str(c).replace("_", " ") for c in labels[label].names)
@@ -142,13 +170,17 @@ def _parquet_task(
     def read(split: str) -> Images:
         paths = there(files[split])
         try:
-            rows = load_dataset("parquet", data_files=paths, split="train").cast_column(image, Image(decode=False))
+            rows = load_dataset("parquet", data_files=paths, split="train").cast_column(
+                image, Image(decode=False)
+            )
         except Exception as error:  # the library raises whatever its many back ends raise
             raise TaskError(f"{source} can't be read: {reason(error)}") from error
         found = [-1 if value is None else int(value) for value in rows[label]]
         odd = [i for i, value in enumerate(found) if not 0 <= value < len(classes)]
         if odd:
-            raise TaskError(f"{len(odd)} rows of {split} of {source} have no label in {label}, row {odd[0]} the first")
+            raise TaskError(
+                f"{len(odd)} rows of {split} of {source} have no label in {label}, row {odd[0]} the first"
+            )
         return HubImages(rows, image, np.array(found, dtype=np.int64), source)
 
     def hidden(split: str) -> bool:
@@ -156,6 +188,8 @@ def _parquet_task(
         first = read_table(there(files[split][:1])[0], columns=[label])[label].to_pylist()
         return all(value is None or value < 0 for value in first)
 
-    have = [split for split in files if split != "test" or not hidden(split)]  # its first file is here already
+    have = [
+        split for split in files if split != "test" or not hidden(split)
+    ]  # its first file is here already
     load = three_splits(read, have, source)
     return Task(name, classes, PROMPTS, load, Sizes(load), source, "see the data set's page")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from string import ascii_lowercase
 
 import numpy as np
@@ -13,12 +12,16 @@ from PIL import Image
 
 from weightops.tasks import drawing
 from weightops.tasks.fonts import STYLES, Face, faces
+from weightops.tasks.seeds import seed
 from weightops.tasks.task import Task
 
 Draw = Callable[[np.random.Generator, str, str], drawing.Picture]
 """Draws one picture: generator, class name, split (which says which fonts may be used)."""
 
+
 COUNTS = ("one", "two", "three", "four", "five")
+
+
 SIZES = {"train": 2000, "validation": 500, "test": 1000}
 
 
@@ -40,11 +43,6 @@ class RenderedImages(Sequence[Image.Image]):
         return Image.fromarray(self.draw(rng, self.classes[self.labels[index]], self.split))
 
 
-def seed(*parts: str | int) -> int:
-    """A seed from names and numbers, the same in every process."""
-    return int.from_bytes(sha256("/".join(map(str, parts)).encode()).digest()[:8], "little")
-
-
 def rendered(name: str, classes: Sequence[str], templates: Sequence[str], draw: Draw) -> Task:
     """A task drawn by ``draw``; classes are balanced within each split."""
     classes = tuple(classes)
@@ -54,7 +52,13 @@ def rendered(name: str, classes: Sequence[str], templates: Sequence[str], draw: 
         return RenderedImages(name, split, classes, draw, labels)
 
     return Task(
-        name, classes, tuple(templates), load, sizes=SIZES, source="rendered by weightops", license="Apache-2.0"
+        name,
+        classes,
+        tuple(templates),
+        load,
+        sizes=SIZES,
+        source="rendered by weightops",
+        license="Apache-2.0",
     )
 
 
@@ -71,7 +75,9 @@ def _shape(rng: np.random.Generator, label: str, split: str) -> drawing.Picture:
 
 def _color(rng: np.random.Generator, label: str, split: str) -> drawing.Picture:
     ink, ground = drawing.contrasting_colors(rng, label)
-    return drawing.picture(rng, drawing.shape_mask(rng, str(rng.choice(list(drawing.SHAPES)))), ink, ground)
+    return drawing.picture(
+        rng, drawing.shape_mask(rng, str(rng.choice(list(drawing.SHAPES)))), ink, ground
+    )
 
 
 def _count(rng: np.random.Generator, label: str, split: str) -> drawing.Picture:
@@ -91,7 +97,9 @@ def _letter(rng: np.random.Generator, label: str, split: str) -> drawing.Picture
 
 def _font(rng: np.random.Generator, label: str, split: str) -> drawing.Picture:
     letter = ascii_lowercase[rng.integers(26)]
-    return drawing.glyphs(rng, letter if rng.random() < 0.5 else letter.upper(), any_face(rng, split, label))
+    return drawing.glyphs(
+        rng, letter if rng.random() < 0.5 else letter.upper(), any_face(rng, split, label)
+    )
 
 
 def _word(rng: np.random.Generator, label: str, split: str) -> drawing.Picture:
@@ -112,24 +120,42 @@ TASKS = (
         _color,
     ),
     rendered(
-        "textures", list(drawing.TEXTURES), ["{}.", "a photo of {}.", "a picture of {}.", "a pattern of {}."], _texture
+        "textures",
+        list(drawing.TEXTURES),
+        ["{}.", "a photo of {}.", "a picture of {}.", "a pattern of {}."],
+        _texture,
     ),
     rendered(
         "counting",
         COUNTS,
-        ["{} shapes.", "a photo of {} shapes.", "a picture of {} shapes.", "a drawing of {} shapes."],
+        [
+            "{} shapes.",
+            "a photo of {} shapes.",
+            "a picture of {} shapes.",
+            "a drawing of {} shapes.",
+        ],
         _count,
     ),
     rendered(
         "letters",
         ascii_lowercase,
-        ["the letter {}.", "a photo of the letter {}.", "a picture of the letter {}.", 'the letter "{}".'],
+        [
+            "the letter {}.",
+            "a photo of the letter {}.",
+            "a picture of the letter {}.",
+            'the letter "{}".',
+        ],
         _letter,
     ),
     rendered(
         "fonts",
         STYLES,
-        ["a letter in a {} font.", "a photo of a letter in a {} font.", "a {} letter.", "text in a {} font."],
+        [
+            "a letter in a {} font.",
+            "a photo of a letter in a {} font.",
+            "a {} letter.",
+            "text in a {} font.",
+        ],
         _font,
     ),
     rendered(

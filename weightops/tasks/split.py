@@ -12,7 +12,9 @@ from weightops.errors import TaskError
 from weightops.tasks.task import Images, SomeImages
 
 
-def split_indices(labels: npt.NDArray[np.int64], sizes: Mapping[str, int]) -> dict[str, npt.NDArray[np.int64]]:
+def split_indices(
+    labels: npt.NDArray[np.int64], sizes: Mapping[str, int]
+) -> dict[str, npt.NDArray[np.int64]]:
     """Disjoint indices of the given numbers, classes in proportion, the same every time.
 
     Within each class the order is shuffled with a fixed seed; then position ``(r + 0.5) / n`` of the
@@ -25,13 +27,19 @@ def split_indices(labels: npt.NDArray[np.int64], sizes: Mapping[str, int]) -> di
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
     order = np.lexsort((labels, place))
     ends = np.cumsum(list(sizes.values()))
-    return {split: np.sort(order[end - size : end]) for (split, size), end in zip(sizes.items(), ends, strict=True)}
+    return {
+        split: np.sort(order[end - size : end])
+        for (split, size), end in zip(sizes.items(), ends, strict=True)
+    }
 
 
 def cut(images: Images, sizes: Mapping[str, int]) -> dict[str, Images]:
     """The images of each part; see `split_indices`."""
     parts = split_indices(images.labels, sizes)
-    return {split: SomeImages(images, indices, images.labels[indices]) for split, indices in parts.items()}
+    return {
+        split: SomeImages(images, indices, images.labels[indices])
+        for split, indices in parts.items()
+    }
 
 
 def held_out(images: Images) -> dict[str, Images]:
@@ -40,7 +48,9 @@ def held_out(images: Images) -> dict[str, Images]:
     return cut(images, {"train": len(images) - validation, "validation": validation})
 
 
-def three_splits(read: Callable[[str], Images], have: Collection[str], source: str) -> Callable[[str], Images]:
+def three_splits(
+    read: Callable[[str], Images], have: Collection[str], source: str
+) -> Callable[[str], Images]:
     """The images of a split, from those that a data set has.
 
     Without one for validation, part of the training images is for it; without one for the test, the validation split is the test.

@@ -89,9 +89,18 @@ def read_picture(file: Path | IO[bytes], name: str) -> Image.Image:
     try:
         with Image.open(file) as image:
             wide = image.mode.startswith("I")  # 16 bits a pixel, which `convert` would clip to 8
-            picture: Image.Image = (image.point(lambda value: value / 256, "L") if wide else image).convert("RGB")
+            picture: Image.Image = (
+                image.point(lambda value: value / 256, "L") if wide else image
+            ).convert("RGB")
             return picture
-    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+    ) as error:
         raise TaskError(f"{name} is not an image that can be read: {error}") from error
 
 
@@ -102,7 +111,9 @@ def read_lines(path: Path) -> tuple[str, ...]:
         TaskError: if it can't be read, or there are none.
     """
     try:
-        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        lines = tuple(
+            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+        )
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path} can't be read: {error}") from error
     if not lines:
@@ -123,7 +134,9 @@ def read_prompts(path: Path, blank: str = "{}") -> tuple[str, ...]:
     lines = read_lines(path)
     odd = [line for line in lines if blank not in line]
     if odd:
-        raise TaskError(f"{path} needs one prompt a line, each with {blank} for the class; not {odd[0]!r}")
+        raise TaskError(
+            f"{path} needs one prompt a line, each with {blank} for the class; not {odd[0]!r}"
+        )
     return tuple(line.replace(blank, "{}") for line in lines)
 
 
@@ -170,4 +183,7 @@ class Task:
     @property
     def prompts(self) -> tuple[tuple[str, ...], ...]:
         """The texts that stand for each class."""
-        return tuple(tuple(template.replace("{}", name) for template in self.templates) for name in self.classes)
+        return tuple(
+            tuple(template.replace("{}", name) for template in self.templates)
+            for name in self.classes
+        )

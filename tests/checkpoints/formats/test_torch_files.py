@@ -1,0 +1,244 @@
+"""torch's own files of every age: the same tensors as torch reads, and whole modules whose classes are gone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.torch_archives import tar
+from torch import nn
+
+from weightops import TaskVector, merge, open_checkpoint
+from weightops.cli.main import run
+from weightops.errors import CheckpointError, MismatchError
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def everything() -> dict[str, torch.Tensor]:
+    weight = torch.randn(6, 8)
+    kinds = (
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+    )
+    return {
+        "weight": weight,
+        "tied": weight,
+        "rows": weight[1:4],
+        "strided": weight[::2, 1::3],
+        "turned": torch.randn(3, 4).T,
+        "scalar": torch.tensor(2.0),
+        "empty": torch.zeros(0, 3),
+        "wide": torch.ones(1).expand(5),
+        "flag": torch.tensor([True, False]),
+        "complex": torch.randn(3, dtype=torch.complex64),
+        "parameter": nn.Parameter(torch.randn(3)),
+        "long": torch.arange(4),
+        **{str(kind): torch.arange(5).to(kind) for kind in kinds},
+    }
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_all_that_torch_reads(tmp_path: Path, new: bool) -> None:
+    torch.save(everything(), tmp_path / "w.pt", _use_new_zipfile_serialization=new)
+    expected = torch.load(tmp_path / "w.pt", weights_only=True)
+    source = open_checkpoint(tmp_path / "w.pt").source
+    assert list(source.specs) == list(expected)
+    for name, tensor in expected.items():
+        read = source.read(name)
+        assert (read.dtype, read.shape, read.stride()) == (
+            tensor.dtype,
+            tensor.shape,
+            tensor.stride(),
+        ), name
+        assert bits(read) == bits(tensor), name
+    assert source.ties == {"tied": "weight"}
+    assert source.passed_over == ()
+
+
+def test_dtypes_that_torch_keeps_without_a_type(tmp_path: Path) -> None:
+    kinds = (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2)
+    state = {str(kind): torch.arange(5).to(kind) for kind in kinds}
+    for new in (True, False):
+        torch.save(state, tmp_path / "w.pt", _use_new_zipfile_serialization=new)
+        source = open_checkpoint(tmp_path / "w.pt").source
+        assert {name: bits(source.read(name)) for name in source.specs} == {
+            n: bits(t) for n, t in state.items()
+        }
+
+
+def test_zip_files_are_mapped(tmp_path: Path) -> None:
+    torch.save({"w": torch.randn(100_000)}, tmp_path / "w.pt")
+    source = open_checkpoint(tmp_path / "w.pt").source
+    assert source.read("w").data_ptr() == source.read("w").data_ptr()
+    assert not source._copies  # type: ignore[attr-defined]
+
+
+SRC = """
+import torch
+class ImageEncoder(torch.nn.Module):
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.model = torch.nn.Module()
+        self.model.visual = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2), torch.nn.BatchNorm2d(4))
+        self.model.logit_scale = torch.nn.Parameter(torch.ones([]))
+        self.model.bias = None
+        self.model.register_parameter("nothing", None)
+        self.register_buffer("kept", torch.arange(3))
+        self.register_buffer("mask", torch.zeros(3), persistent=False)
+        self.transform = Transform()
+        self.helper = helper
+class Transform:
+    def __init__(self):
+        self.size = 224
+def helper():
+    pass
+"""
+SAVE = """
+import sys, torch
+from src.modeling import ImageEncoder
+folder = sys.argv[1]
+for seed in (0, 1):
+    model = ImageEncoder(seed)
+    torch.save(model, f"{folder}/zip{seed}.pt")
+    torch.save(model, f"{folder}/stream{seed}.pt", _use_new_zipfile_serialization=False)
+    torch.save(torch.nn.DataParallel(model), f"{folder}/parallel{seed}.pt", _use_new_zipfile_serialization=False)
+    torch.save({"model": model, "epoch": 3}, f"{folder}/wrapped{seed}.pt")
+    torch.save(model.state_dict(), f"{folder}/state{seed}.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of modules whose classes were in a package that is gone."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "src").mkdir()
+    (folder / "src" / "modeling.py").write_text(SRC)
+    subprocess.run([sys.executable, "-c", SAVE, str(folder)], cwd=folder, check=True)
+    shutil.rmtree(folder / "src")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["zip", "stream", "parallel", "wrapped"])
+def test_modules_without_their_classes(
+    modules: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pre, ft = modules / f"{form}0.pt", modules / f"{form}1.pt"
+    plain = [modules / f"state{seed}.pt" for seed in (0, 1)]
+    prefix = "module." if form == "parallel" else ""
+    opened = open_checkpoint(pre)
+    expected = open_checkpoint(plain[0])
+    assert list(opened) == [prefix + name for name in expected]
+    assert all(torch.equal(opened[prefix + name], expected[name]) for name in expected)
+    edited, wanted = TaskVector(pre, ft).apply(pre, 0.4), TaskVector(*plain).apply(plain[0], 0.4)
+    assert all(torch.equal(edited[prefix + name], wanted[name]) for name in wanted)
+    assert len(merge([pre, ft])) == len(expected)
+    assert run(["inspect", str(ft), "--json"]) == 0
+    passed_over = json.loads(capsys.readouterr().out)["passed_over"]
+    assert {"src.modeling.ImageEncoder", "src.modeling.Transform", "src.modeling.helper"} <= set(
+        passed_over
+    )
+    assert "torch._utils._rebuild_tensor_v2" not in passed_over
+    assert any(name.endswith("mask") for name in passed_over)
+    assert run(["vector", str(pre), str(ft), "-o", str(tmp_path / "v.safetensors"), "--json"]) == 0
+
+
+def test_torchscript(net: nn.Module, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit.trace(net.hidden, torch.randn(2, 5))
+        torch.jit.save(script, str(tmp_path / "script.pt"))
+        deeper = torch.jit.trace(nn.Sequential(net.hidden, net.norm), torch.randn(2, 5))
+        torch.jit.save(deeper, str(tmp_path / "deeper.pt"))
+    for path, module in (("script.pt", script), ("deeper.pt", deeper)):
+        read = open_checkpoint(tmp_path / path).state_dict()
+        expected = module.state_dict()
+        assert read.keys() == expected.keys()
+        assert all(torch.equal(read[name], expected[name]) for name in expected)
+    assert TaskVector(tmp_path / "script.pt", tmp_path / "script.pt").norm() == 0
+
+
+def test_the_oldest_format(tmp_path: Path) -> None:
+    state = {
+        "w": torch.randn(3, 4),
+        "part": torch.randn(5, 5)[1:, 2:],
+        "turned": torch.randn(2, 3).T,
+    }
+    tar(tmp_path / "old.pth", state)
+    torch_reads = torch.load(tmp_path / "old.pth", weights_only=False)
+    read = open_checkpoint(tmp_path / "old.pth")
+    assert list(read) == list(torch_reads)
+    assert all(torch.equal(read[name], torch_reads[name]) for name in read)
+    assert TaskVector(tmp_path / "old.pth", state).norm() == 0
+
+
+def test_what_holds_more_than_one_mapping_of_weights(tmp_path: Path) -> None:
+    torch.save({"epoch": torch.tensor(3.0), "net": {"w": torch.ones(2)}}, tmp_path / "two.pt")
+    with pytest.raises(CheckpointError, match=r"tensors at the top \(epoch\) and under net"):
+        open_checkpoint(tmp_path / "two.pt")
+    around: dict[str, object] = {}
+    around["model"] = around
+    torch.save(around, tmp_path / "around.pt")
+    with pytest.raises(CheckpointError, match="a mapping with keys model"):
+        open_checkpoint(tmp_path / "around.pt")
+    torch.save({"module": {"w": torch.ones(2)}, "global_steps": 3}, tmp_path / "deepspeed.pt")
+    assert set(open_checkpoint(tmp_path / "deepspeed.pt")) == {"w"}
+
+
+def test_quantised_tensors_are_refused_by_name(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantised = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+        torch.save({"w": torch.zeros(2), "q": quantised}, tmp_path / "q.pt")
+    with pytest.raises(
+        CheckpointError, match=r"q\.pt .*storage is a torch.QInt8Storage, which isn't known"
+    ):
+        open_checkpoint(tmp_path / "q.pt")
+    torch.save({"w": torch.zeros(2), "s": torch.eye(3).to_sparse()}, tmp_path / "s.pt")
+    with pytest.raises(
+        CheckpointError,
+        match=r"s is what torch\._utils\._rebuild_sparse_tensor makes of stored numbers",
+    ):
+        open_checkpoint(tmp_path / "s.pt")
+
+
+def test_arithmetic_on_quantised_weights_is_refused_by_name() -> None:
+    gptq = {
+        "a.qweight": torch.ones(2, 2, dtype=torch.int32),
+        "a.scales": torch.ones(2),
+        "norm": torch.ones(2),
+    }
+    with pytest.raises(
+        MismatchError,
+        match=r"1 quantised or int32 tensors, in which differences would be wrong: a\.qweight",
+    ):
+        TaskVector(gptq, gptq)
+    with pytest.raises(
+        MismatchError, match=r"a\.weight\.absmax, a\.weight\.quant_state\.bitsandbytes__nf4"
+    ):
+        TaskVector(
+            {"a.weight": torch.ones(2)},
+            {
+                "a.weight.absmax": torch.ones(1),
+                "a.weight.quant_state.bitsandbytes__nf4": torch.ones(1),
+            },
+        )
+    fp8 = {"w": torch.ones(2).to(torch.float8_e4m3fn)}
+    with pytest.raises(
+        MismatchError, match="float8_e4m3fn tensors, in which differences would be wrong: w"
+    ):
+        merge([fp8, fp8])

@@ -1,0 +1,379 @@
+"""Folders of transformers models: opened, edited, saved back, built, and evaluated by open_clip."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from weightops import TaskVector, evaluate, merge, open_checkpoint
+from weightops.checkpoints.libraries.transformers import TransformersArchitecture
+from weightops.checkpoints.matching import for_open_clip, in_format
+from weightops.cli.main import run
+from weightops.errors import CheckpointError
+from weightops.evaluation.image_model import ImageModel
+from weightops.merging.mergekit import translate
+from weightops.merging.recipe import Recipe
+
+
+def clip_model(seed: int, **settings: Any) -> Any:
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+    torch.manual_seed(seed)
+    common = {"num_hidden_layers": 1, "num_attention_heads": 4, "projection_dim": 24, **settings}
+    text = CLIPTextConfig(
+        hidden_size=16, intermediate_size=32, max_position_embeddings=77, **common
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, image_size=32, patch_size=8, **common
+    )
+    return CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
+    ).eval()
+
+
+def save(model: Any, folder: Path, **options: Any) -> Path:
+    model.save_pretrained(folder, **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A CLIP model, and an image encoder that was tuned from it."""
+    from transformers import CLIPImageProcessor, CLIPVisionModel
+
+    root = tmp_path_factory.mktemp("transformers")
+    model = clip_model(0)
+    save(model, root / "base")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(root / "base")
+    (root / "base" / "vocab.json").write_text("{}")
+    encoder = CLIPVisionModel(model.config.vision_config)
+    torch.manual_seed(1)
+    start = {
+        name.removeprefix("vision_model."): tensor
+        for name, tensor in model.vision_model.state_dict().items()
+    }
+    encoder.load_state_dict(
+        {
+            name: start[name.removeprefix("vision_model.")] + 0.1 * torch.randn_like(t)
+            for name, t in encoder.state_dict().items()
+        }
+    )
+    return root / "base", save(encoder, root / "tuned")
+
+
+def test_saved_folders_load_in_transformers(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    base, tuned = folders
+    out = TaskVector(base, tuned).apply(base, 0.5).save(tmp_path / "edited")
+    assert {path.name for path in out.iterdir()} >= {
+        "config.json",
+        "preprocessor_config.json",
+        "vocab.json",
+        "model.safetensors",
+    }
+    edited, start = CLIPModel.from_pretrained(out).eval(), CLIPModel.from_pretrained(base).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        ours = open_checkpoint(out).model()
+        assert torch.equal(ours.vision_model(pixels)[0], edited.vision_model(pixels)[0])
+        assert not torch.allclose(start.vision_model(pixels)[0], edited.vision_model(pixels)[0])
+    bias = "vision_model.pre_layrnorm.bias"
+    moved = open_checkpoint(tuned)[
+        "pre_layrnorm.bias" if "pre_layrnorm.bias" in open_checkpoint(tuned) else bias
+    ]
+    assert torch.allclose(edited.state_dict()[bias], (start.state_dict()[bias] + moved) / 2)
+    assert torch.equal(edited.text_projection.weight, start.text_projection.weight)
+
+
+def test_shards_and_bins(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base = open_checkpoint(folders[0])
+    sharded = save(clip_model(0), tmp_path / "sharded", max_shard_size="50KB")
+    assert (sharded / "model.safetensors.index.json").is_file()
+    assert TaskVector(base, sharded).norm() == 0
+    written = base.save(tmp_path / "ours", max_shard_size=50_000)
+    assert (written / "model.safetensors.index.json").is_file()
+    state = clip_model(0).state_dict()
+    (tmp_path / "bin").mkdir()
+    where = {name: f"pytorch_model-0000{i % 2 + 1}-of-00002.bin" for i, name in enumerate(state)}
+    for file in set(where.values()):
+        torch.save(
+            {name: tensor for name, tensor in state.items() if where[name] == file},
+            tmp_path / "bin" / file,
+        )
+    (tmp_path / "bin" / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"weight_map": where})
+    )
+    assert TaskVector(base, tmp_path / "bin").norm() == 0
+    assert len(merge([written, tmp_path / "bin", sharded])) == len(base)
+
+
+def test_evaluated_by_open_clip_with_the_same_features(folders: tuple[Path, Path]) -> None:
+    from transformers import CLIPImageProcessor, CLIPModel
+
+    base, tuned = folders
+    clip = ImageModel.open(str(base), "cpu")
+    theirs = CLIPModel.from_pretrained(base).eval()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    pixels = CLIPImageProcessor.from_pretrained(base)(image, return_tensors="pt")["pixel_values"]
+    tokens = clip.tokenizer(["a red circle", "two dogs"])
+    with torch.no_grad():
+        expected = theirs.get_image_features(pixel_values=pixels)
+        text = theirs.get_text_features(input_ids=tokens.long())
+        assert torch.allclose(
+            clip.module.encode_image(pixels),
+            getattr(expected, "pooler_output", expected),
+            atol=1e-5,
+        )
+        assert torch.allclose(
+            clip.module.encode_text(tokens), getattr(text, "pooler_output", text), atol=1e-5
+        )
+    assert (clip.preprocess(image) - pixels[0]).abs().mean() < 0.02  # resized by two libraries
+    assert clip.base.architecture.config["model_cfg"]["quick_gelu"] is True  # type: ignore[union-attr]
+    result = evaluate(base, "counting", split="validation")
+    assert result["counting"]["n"] == 500
+    assert (
+        run(
+            [
+                "evaluate",
+                str(tuned),
+                "--base",
+                str(base),
+                "--tasks",
+                "counting",
+                "--split",
+                "validation",
+                "--json",
+            ]
+        )
+        == 0
+    )
+    with pytest.raises(CheckpointError, match="has no image and text encoder"):
+        ImageModel.open(str(tuned))
+
+
+def test_written_for_the_other_library(tmp_path: Path) -> None:
+    """The embedded model, for transformers and back: the same weights, tokens, pictures and features."""
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+    there, back = tmp_path / "transformers", tmp_path / "open_clip"
+    assert run(["merge", "embedded", "--format", "transformers", "-o", str(there)]) == 0
+    ours, theirs = ImageModel.open("embedded", "cpu"), CLIPModel.from_pretrained(there).eval()
+    prompts = ["a photo of the digit: 7", "Two RED triangles!", "don't"]
+    tokens = AutoTokenizer.from_pretrained(there)(
+        prompts, padding="max_length", return_tensors="pt"
+    )["input_ids"]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    pixels = AutoImageProcessor.from_pretrained(there)(image, return_tensors="pt")["pixel_values"]
+    assert torch.allclose(pixels[0], ours.preprocess(image), atol=1e-5)
+    with torch.no_grad():
+        text, seen = (
+            theirs.get_text_features(input_ids=tokens),
+            theirs.get_image_features(pixel_values=pixels),
+        )
+        text, seen = (getattr(features, "pooler_output", features) for features in (text, seen))
+        assert torch.allclose(text, ours.module.encode_text(ours.tokenizer(prompts)), atol=1e-5)
+        assert torch.allclose(seen, ours.module.encode_image(pixels), atol=1e-5)
+    assert run(["merge", str(there), "--format", "open_clip", "-o", str(back)]) == 0
+    start, again = open_checkpoint("embedded"), open_checkpoint(back)
+    assert set(start) == set(again)
+    assert all(torch.equal(start[name], again[name]) for name in start)
+    assert torch.equal(again.tokenizer()(prompts), start.tokenizer()(prompts))
+    assert evaluate(there, "counting", split="validation")["counting"]["acc1"] == pytest.approx(
+        evaluate("embedded", "counting", split="validation")["counting"]["acc1"], abs=0.005
+    )
+    assert run(["merge", str(there), "--format", "timm", "-o", str(tmp_path / "x")]) == 1
+    assert run(["merge", str(there), "--format", "safetensors", "-o", str(tmp_path / "plain")]) == 0
+    assert {path.name for path in (tmp_path / "plain").iterdir()} == {
+        "README.md",
+        "model.safetensors",
+    }
+
+
+def test_what_transformers_lacks(tmp_path: Path) -> None:
+    folder = open_checkpoint("embedded").save(tmp_path / "odd")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["no_ln_pre"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=r"settings that transformers' CLIP lacks: vision_cfg\.no_ln_pre"
+    ):
+        in_format(open_checkpoint(folder), "transformers")
+
+
+def test_an_activation_that_open_clip_lacks(tmp_path: Path) -> None:
+    gelu = for_open_clip(open_checkpoint(save(clip_model(0, hidden_act="gelu"), tmp_path / "gelu")))
+    assert gelu.architecture.config["model_cfg"]["quick_gelu"] is False  # type: ignore[union-attr]
+    with pytest.raises(CheckpointError, match="settings that open_clip doesn't have"):
+        for_open_clip(open_checkpoint(save(clip_model(0, hidden_act="relu"), tmp_path / "relu")))
+
+
+def test_language_models_with_tied_weights(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=8, bos_token_id=0, eos_token_id=0
+    )
+    pre, ft = (GPT2LMHeadModel(config).eval() for _ in range(2))
+    save(pre, tmp_path / "pre")
+    save(ft, tmp_path / "ft")
+    assert "lm_head.weight" not in load_file(tmp_path / "pre" / "model.safetensors")
+    edited = TaskVector(tmp_path / "pre", tmp_path / "ft").apply(tmp_path / "pre", 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = edited.model()
+    tokens = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model(tokens).logits, ft(tokens).logits)
+    assert TaskVector(pre, tmp_path / "ft").norm() == pytest.approx(TaskVector(pre, ft).norm())
+    assert TaskVector(tmp_path / "pre", ft).norm() == pytest.approx(TaskVector(pre, ft).norm())
+
+
+def test_names_of_the_inside_of_a_model(tmp_path: Path) -> None:
+    """As the Hub has GPT-2: without the head, its names without what the whole model puts before them, and with masks."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        n_layer=2, n_head=2, n_embd=8, vocab_size=20, n_positions=8, bos_token_id=0, eos_token_id=0
+    )
+    pre, ft = (GPT2LMHeadModel(config).eval() for _ in range(2))
+    save(ft, tmp_path / "ft")
+    hub = save(pre, tmp_path / "hub")
+    inside = {
+        name.removeprefix("transformer."): t
+        for name, t in load_file(hub / "model.safetensors").items()
+    }
+    for i in range(2):
+        inside |= {
+            f"h.{i}.attn.bias": torch.ones(1, 1, 8, 8).tril().bool(),
+            f"h.{i}.attn.masked_bias": torch.tensor(-1e4),
+        }
+    save_file(inside, hub / "model.safetensors", {"format": "pt", "title": "wte.weight"})
+    assert "title" not in open_checkpoint(hub)
+    tokens = torch.tensor([[1, 2, 3]])
+    assert torch.equal(open_checkpoint(hub).model()(tokens).logits, pre(tokens).logits)
+    for a, b in ((hub, tmp_path / "ft"), (pre, tmp_path / "ft"), (hub, ft)):
+        assert TaskVector(a, b).norm() == pytest.approx(TaskVector(pre, ft).norm())
+    edited = TaskVector(hub, tmp_path / "ft").apply(hub, 1.0)
+    assert torch.equal(edited.model()(tokens).logits, ft(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "mode"),
+    [
+        ("preprocessor_config.json", {"size": 32}, "shortest"),
+        ("preprocessor_config.json", {"size": None, "image_std": None}, "shortest"),
+        (
+            "processor_config.json",
+            {"image_processor": {"size": {"height": 32, "width": 32}}},
+            "squash",
+        ),
+    ],
+)
+def test_where_the_preparation_of_images_is_told(
+    name: str, settings: dict[str, Any], mode: str, tmp_path: Path
+) -> None:
+    folder = save(clip_model(0), tmp_path / "x")
+    inner = settings.get("image_processor", settings)
+    inner["image_mean"] = [0.1, 0.2, 0.3]
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    (folder / name).write_text(json.dumps(settings))
+    told = TransformersArchitecture(folder).open_clip()
+    assert told is not None
+    assert told.config["preprocess_cfg"]["mean"] == [0.1, 0.2, 0.3]
+    assert told.config["preprocess_cfg"]["resize_mode"] == mode
+
+
+def test_the_configuration_names_the_dtype_that_is_written(tmp_path: Path) -> None:
+    folder = save(clip_model(0), tmp_path / "x")
+    open_checkpoint(folder).save(tmp_path / "half", dtype=torch.bfloat16)
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
+
+
+def test_a_stack_of_layers_is_a_model_before_it_is_saved(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    folder = str(save(LlamaForCausalLM(config), tmp_path / "a"))
+    sources = [
+        {"sources": [{"model": folder, "layer_range": range_}]} for range_ in ([0, 2], [1, 2])
+    ]
+    stack = Recipe.of(translate({"merge_method": "passthrough", "slices": sources})).merge()
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        ours = stack.model()(tokens).logits
+        saved = AutoModelForCausalLM.from_pretrained(stack.save(tmp_path / "stack")).eval()
+        assert saved.config.num_hidden_layers == 3
+        assert torch.equal(ours, saved(tokens).logits)
+
+
+def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
+    folder = save(clip_model(0), tmp_path / "x")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "auto_map": {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"},
+        "model_type": "evil",
+        "architectures": ["Evil"],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'SENTINEL')!r}, 'w')")
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(
+        CheckpointError, match="names the architecture Evil, which transformers doesn't have"
+    ):
+        checkpoint.model()
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["CLIPModel"]}))
+    with pytest.raises(CheckpointError, match="can't be built"):
+        open_checkpoint(folder).model()
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["evil.Model", None]}})
+    )
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"auto_map": {"AutoImageProcessor": "evil.Model"}})
+    )
+    for part in (checkpoint.tokenizer, checkpoint.preprocess):
+        with pytest.raises(CheckpointError, match="that transformers loads"):
+            part()
+    clip = open_checkpoint("embedded").save(tmp_path / "clip")
+    content = json.loads((clip / "open_clip_config.json").read_text())
+    for name in ("tokenizer_config.json", "evil.py"):
+        (clip / name).write_bytes((folder / name).read_bytes())
+    for settings, message in (
+        ({"trust_remote_code": True}, "trust_remote_code of the tokenizer, which isn't allowed"),
+        ({}, "can't make the tokenizer"),
+    ):
+        content["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": settings}
+        (clip / "open_clip_config.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(clip).tokenizer()
+    assert not (tmp_path / "SENTINEL").exists()
+
+
+def test_a_link_to_elsewhere_is_not_copied(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    for folder, name in (
+        (save(clip_model(0), tmp_path / "x"), "vocab_more.txt"),
+        (open_checkpoint("embedded").save(tmp_path / "y"), "vocab_more.txt"),
+    ):
+        (folder / name).symlink_to(tmp_path / "secret")
+        with pytest.raises(
+            CheckpointError, match=r"vocab_more.txt, a link to .*secret, outside its folder"
+        ):
+            open_checkpoint(folder).save(tmp_path / "out")
+        assert not (tmp_path / "out").exists()

@@ -1,0 +1,190 @@
+"""Checkpoints under other names: wrappers' prefixes, transformers' CLIP and open_clip's, image encoders alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.clip_models import of_hf, of_open_clip
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from weightops import Checkpoint, TaskVector, merge, open_checkpoint
+from weightops.checkpoints.clip_names import mappings, of_transformers
+from weightops.checkpoints.matching import alike, open_like
+from weightops.errors import MismatchError
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def image_encoder(
+    state: dict[str, torch.Tensor], prefix: str = "vision_model."
+) -> dict[str, torch.Tensor]:
+    return {
+        prefix + n.removeprefix("vision_model."): t
+        for n, t in state.items()
+        if n.startswith("vision_model.")
+    }
+
+
+@pytest.fixture(scope="module")
+def states() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A base in open_clip's names, and two checkpoints in transformers'."""
+    return of_open_clip(0).state_dict(), of_hf(1).state_dict(), of_hf(2).state_dict()
+
+
+def test_features_of_both_libraries_agree() -> None:
+    ours, theirs = of_open_clip(0), of_hf(1)
+    alike(open_checkpoint(theirs), open_checkpoint(ours)).load_into(ours)
+    images = torch.randn(3, 3, 32, 32)
+    texts = torch.randint(1, 90, (3, 16))
+    texts[:, 10] = 98
+    with torch.no_grad():
+        image = theirs.get_image_features(pixel_values=images)
+        text = theirs.get_text_features(input_ids=texts)
+        assert torch.allclose(
+            ours.encode_image(images), getattr(image, "pooler_output", image), atol=1e-5
+        )
+        assert torch.allclose(
+            ours.encode_text(texts), getattr(text, "pooler_output", text), atol=1e-5
+        )
+
+
+def test_there_and_back_to_the_bit(states: Any) -> None:
+    base, ft, _ = map(open_checkpoint, states)
+    back = alike(alike(ft, base), ft)
+    assert list(alike(ft, base)) != list(ft)
+    assert {n: t.shape for n, t in back.state_dict().items()} == {
+        n: t.shape for n, t in ft.state_dict().items()
+    }
+    assert all(torch.equal(back[name], ft[name]) for name in ft)
+
+
+def test_task_vectors_across_the_libraries(states: Any, tmp_path: Path) -> None:
+    base, ft, other = states
+    vector = TaskVector(base, ft)
+    edited = vector.apply(base, 1.0)
+    assert all(
+        torch.equal(alike(open_checkpoint(edited), open_checkpoint(ft))[n], t)
+        for n, t in ft.items()
+    )
+    half = vector.apply(ft, -0.5)  # to a base in transformers' names, the result has them too
+    assert half.keys() == ft.keys()
+    q = base["visual.transformer.resblocks.1.attn.in_proj_weight"][:64]
+    name = "vision_model.encoder.layers.1.self_attn.q_proj.weight"
+    assert torch.allclose(half[name], ft[name] - 0.5 * (ft[name] - q), atol=1e-6)
+    both = TaskVector(base, ft) + TaskVector(ft, other)
+    assert len(both) == len(base)
+    assert torch.allclose(
+        both["visual.proj"], other["visual_projection.weight"].T - base["visual.proj"], atol=1e-6
+    )
+    mean = merge([base, ft, other])
+    assert torch.allclose(
+        mean["ln_final.bias"],
+        sum(s["text_model.final_layer_norm.bias"] for s in (ft, other)) / 3
+        + base["ln_final.bias"] / 3,
+    )
+    ties = merge([ft, other], "ties", base=base, density=0.5)
+    assert set(ties) == set(base)
+    chosen = vector.select("visual.*").apply(ft, 1.0)
+    assert torch.equal(chosen["text_projection.weight"], ft["text_projection.weight"])
+    with pytest.raises(MismatchError, match="have different coefficients, and are one tensor"):
+        TaskVector(ft, other).apply(base, {"*.q_proj.*": 1.0, "*.v_proj.*": 0.5})
+    save_file({n: t.contiguous() for n, t in ft.items()}, tmp_path / "model.safetensors")
+    saved = vector.apply(open_checkpoint(tmp_path / "model.safetensors"), -0.5).save(
+        tmp_path / "out.safetensors"
+    )
+    assert all(torch.equal(t, half[n]) for n, t in load_file(saved).items())
+
+
+@pytest.mark.parametrize("prefix", ["vision_model.", "", "module.vision_model."])
+def test_image_encoders_are_completed_from_the_base(
+    states: Any, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    base, ft, _ = states
+    alone = image_encoder(ft, prefix)
+    with caplog.at_level(logging.INFO, "weightops"):
+        edited = TaskVector(base, alone).apply(base, 1.0)
+    assert "is an image encoder" in caplog.text
+    assert torch.equal(
+        edited["visual.conv1.weight"], ft["vision_model.embeddings.patch_embedding.weight"]
+    )
+    assert torch.equal(edited["visual.proj"], base["visual.proj"])
+    assert torch.equal(
+        edited["transformer.resblocks.0.ln_1.weight"], base["transformer.resblocks.0.ln_1.weight"]
+    )
+    delta = TaskVector(alone, {n: t + 1 for n, t in alone.items()})
+    assert torch.allclose(delta.apply(base)["visual.ln_pre.bias"], base["visual.ln_pre.bias"] + 1)
+    assert delta.apply(alone).keys() == alone.keys()
+
+
+def test_the_authors_image_encoders(states: Any) -> None:
+    """Their text tower is partly dropped, and all names carry ``model.``."""
+    base = states[0]
+    kept = {f"model.{n}": t + 0.5 for n, t in base.items() if not n.startswith("transformer.")}
+    edited = TaskVector(base, kept).apply(base, 0.5)
+    assert torch.allclose(edited["visual.proj"], base["visual.proj"] + 0.25)
+    assert torch.equal(
+        edited["transformer.resblocks.0.ln_1.weight"], base["transformer.resblocks.0.ln_1.weight"]
+    )
+
+
+def test_what_is_missing_from_an_image_encoder_is_not_made_up(states: Any) -> None:
+    base, ft, _ = states
+    damaged = {n: t for n, t in image_encoder(ft).items() if "layers.1.mlp" not in n}
+    with pytest.raises(MismatchError, match="don't match"):
+        TaskVector(base, damaged)
+    with pytest.raises(MismatchError, match="don't match"):
+        TaskVector(
+            base,
+            {n: t for n, t in base.items() if n != "visual.proj"} | {"visual.head": torch.zeros(2)},
+        )
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "model.", "image_encoder.", "module._orig_mod.", "module.model."],
+)
+def test_prefixes_of_wrappers(net: nn.Module, tuned: nn.Module, prefix: str) -> None:
+    wrapped = {prefix + name: tensor for name, tensor in tuned.state_dict().items()}
+    expected = TaskVector(net, tuned).apply(net, 0.4).state_dict()
+    edited = TaskVector(net, wrapped).apply(net, 0.4).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in edited.items())
+    around = TaskVector(net, tuned).apply(wrapped, 1.0)
+    assert around.keys() == wrapped.keys()
+    assert open_like(wrapped, open_checkpoint(net)).source.ties == {"out.weight": "embed.weight"}
+    with pytest.raises(MismatchError, match="don't match"):
+        TaskVector(net, {**wrapped, "more": torch.zeros(2)})
+
+
+def test_sizes_in_buffers_are_the_bases_own(states: Any) -> None:
+    base, ft, _ = states
+    older = {
+        **ft,
+        "text_model.embeddings.position_ids": torch.arange(16)[None],
+        "vision_model.embeddings.position_ids": torch.arange(17)[None],
+    }
+    assert set(TaskVector(base, older).apply(base)) == set(base)
+    edited = TaskVector(older, ft).apply(older)
+    assert torch.equal(edited["text_model.embeddings.position_ids"], torch.arange(16)[None])
+    openai = {
+        **base,
+        "input_resolution": torch.tensor(224),
+        "context_length": torch.tensor(77),
+        "vocab_size": torch.tensor(99),
+    }
+    assert TaskVector(base, openai).norm() == 0
+
+
+def test_every_tensor_has_a_place(states: Any) -> None:
+    base, ft, _ = states
+    assert mappings(ft, base).keys() == base.keys()
+    assert mappings(base, ft).keys() == ft.keys()
+    assert of_transformers("visual.transformer.resblocks.0.attn.other") is None
+    assert isinstance(alike(open_checkpoint(ft), open_checkpoint(base)), Checkpoint)
+    assert json.dumps(list(base))

@@ -1,0 +1,190 @@
+"""The engine: the same bits however the work is cut up."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from weightops import TaskVector, open_checkpoint
+from weightops.algebra.dtypes import SAFETENSORS
+from weightops.algebra.kernels import CHUNK, has_nonfinite
+from weightops.engine.evaluate import allocate, materialize
+from weightops.engine.plan import SEGMENT, plan, units
+from weightops.engine.reduce import gram
+
+
+@pytest.fixture(scope="module")
+def large() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Tensors that end within, at and just after a chunk and a segment."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [1, CHUNK - 1, CHUNK, CHUNK + 1, SEGMENT, SEGMENT + 7]
+    pre = {f"w{n}": torch.randn(n, generator=generator) for n in sizes}
+    return pre, {n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in pre.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_and_files_agree_to_the_bit(
+    large: tuple[dict[str, torch.Tensor], ...], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    pre, ft = ({n: t.to(dtype) for n, t in state.items()} for state in large)
+    edited = TaskVector(pre, ft).apply(open_checkpoint(pre), 0.3)
+    results = []
+    for threads in (1, 2, 5):
+        out = allocate(edited.form)
+        materialize(edited.form, out, threads=threads)
+        results.append(out)
+    results.append(open_checkpoint(edited.save(tmp_path / "x.safetensors")).state_dict())
+    results.append({name: edited[name] for name in edited})
+    ulp = torch.finfo(dtype).eps
+    for name, tensor in results[0].items():
+        plain = pre[name].double() + (ft[name].double() - pre[name].double()) * 0.3
+        assert bool(((tensor.double() - plain).abs() <= plain.abs() * ulp / 2 + 1e-7).all())
+        assert all(
+            torch.equal(tensor.view(torch.uint8), other[name].view(torch.uint8))
+            for other in results
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "alphas", [(0.3, 0.3, 0.3), (0.4, -0.7, 1.5), (-0.2, -0.3, -1.0), (1.0, -1.0, 0.5)]
+)
+def test_several_terms_of_both_signs(
+    large: tuple[dict[str, torch.Tensor], ...],
+    dtype: torch.dtype,
+    alphas: tuple[float, ...],
+    tmp_path: Path,
+) -> None:
+    pre, ft = ({n: t.to(dtype) for n, t in state.items()} for state in large)
+    tuned = [{n: (t.float() * (1 + 0.01 * i)).to(dtype) for n, t in ft.items()} for i in range(3)]
+    for model in tuned:
+        for name, tensor in model.items():
+            tensor[::3] = pre[name][::3]  # what is equal in all
+    vector = sum(alpha * TaskVector(pre, model) for alpha, model in zip(alphas, tuned, strict=True))
+    assert isinstance(vector, TaskVector)
+    edited = vector.apply(open_checkpoint(pre))
+    out = edited.state_dict()
+    again = open_checkpoint(edited.save(tmp_path / "x.safetensors")).state_dict()
+    ulp = torch.finfo(dtype).eps
+    for name, tensor in out.items():
+        assert torch.equal(tensor, again[name])
+        assert torch.equal(tensor[::3], pre[name][::3])
+        shifts = [
+            alpha * (m[name].double() - pre[name].double())
+            for alpha, m in zip(alphas, tuned, strict=True)
+        ]
+        plain = pre[name].double() + sum(shifts)
+        assert bool(((tensor.double() - plain).abs() <= plain.abs() * ulp / 2 + 1e-6).all())
+        delta = sum(shifts)
+        assert torch.allclose(vector[name].double(), delta, rtol=2 * ulp, atol=1e-6)
+
+
+def test_what_cancels_is_nothing(large: tuple[dict[str, torch.Tensor], ...]) -> None:
+    pre, ft = large
+    other = {n: t + 1.0 for n, t in pre.items()}
+    frozen = TaskVector(pre, pre) + TaskVector(other, other)
+    for name in pre:
+        assert not frozen[name].any()
+        assert torch.equal(frozen.apply(ft, 1.0)[name], ft[name])
+        assert torch.equal(
+            (TaskVector(pre, ft) - TaskVector(pre, ft)).apply(other)[name], other[name]
+        )
+
+
+def test_a_sum_of_vectors_is_as_precise_as_its_terms() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(10_000, generator=generator)
+    models = [base + 2e-5 * torch.randn(10_000, generator=generator) for _ in range(8)]
+    total = sum(0.3 * TaskVector({"w": base}, {"w": model}) for model in models)
+    assert isinstance(total, TaskVector)
+    plain = 0.3 * sum(model.double() - base.double() for model in models)
+    assert float((total["w"].double() - plain).norm() / plain.norm()) < 1e-6
+    applied = total.apply({"w": base})["w"].double()
+    assert (
+        float((applied - (base.double() + plain)).abs().max())
+        <= torch.finfo(torch.float32).eps * float(base.abs().max()) / 2 * 1.01
+    )
+
+
+def test_the_callers_precision_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    plain = torch.bmm
+    monkeypatch.setattr(
+        torch, "bmm", lambda *a: seen.append(torch.get_float32_matmul_precision()) or plain(*a)
+    )
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        gram([open_checkpoint({"w": torch.ones(5000)}).form])
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {"highest"}
+
+
+def test_an_element_does_not_depend_on_its_neighbours(
+    large: tuple[dict[str, torch.Tensor], ...],
+) -> None:
+    x, y, z = (state[f"w{CHUNK - 1}"] for state in (*large, large[1]))
+    form = TaskVector({"w": x}, {"w": y}) + TaskVector({"w": x}, {"w": z * 1.5})
+    whole = form.apply({"w": x}, 0.3)["w"]
+    for start, stop in ((0, 1), (1, 4), (1000, 1077), (CHUNK - 9, CHUNK - 1)):
+        a, b, c = x[start:stop], y[start:stop], z[start:stop]
+        part = (TaskVector({"w": a}, {"w": b}) + TaskVector({"w": a}, {"w": c * 1.5})).apply(
+            {"w": a}, 0.3
+        )["w"]
+        assert torch.equal(part, whole[start:stop])
+
+
+def test_units_cover_each_element_once(large: tuple[dict[str, torch.Tensor], ...]) -> None:
+    form = open_checkpoint(large[0]).form
+    covered: dict[str, list[tuple[int, int]]] = {}
+    for batch in units(plan(form)):
+        assert sum(s.stop - s.start for s in batch) < 2 * SEGMENT
+        for segment in batch:
+            covered.setdefault(segment.step.name, []).append((segment.start, segment.stop))
+    for name, spans in covered.items():
+        spans.sort()
+        assert [a for a, _ in spans] == [0, *(b for _, b in spans)][:-1]
+        assert spans[-1][1] == form.specs[name].numel
+
+
+def test_gram_against_float64(large: tuple[dict[str, torch.Tensor], ...]) -> None:
+    pre, ft = large
+    half = {n: (t + pre[n]) / 2 for n, t in ft.items()}
+    forms = [TaskVector(pre, ft).form, TaskVector(pre, half).form]
+    for name, g in gram(forms).items():
+        x, y = ft[name].double() - pre[name].double(), half[name].double() - pre[name].double()
+        expected = torch.stack([torch.stack([x @ x, x @ y]), torch.stack([x @ y, y @ y])])
+        assert torch.allclose(g, expected, rtol=1e-5)
+        assert math.isclose(g[0, 1], g[1, 0])
+
+
+def test_noncontiguous_and_half_precision_targets(
+    large: tuple[dict[str, torch.Tensor], ...],
+) -> None:
+    form = open_checkpoint({"m": torch.arange(12.0).view(3, 4)}).form
+    out = torch.zeros(4, 3, dtype=torch.float16).T
+    materialize(form, {"m": out})
+    assert torch.equal(out, torch.arange(12.0).view(3, 4).half())
+
+
+def test_many_segments_of_one_tensor() -> None:
+    ones = {"w": torch.ones(3 * SEGMENT + 5), "v": torch.ones(3)}
+    assert all(bool((t == 1).all()) for t in open_checkpoint(ones).state_dict().values())
+
+
+@pytest.mark.parametrize("dtype", sorted(set(SAFETENSORS.values()), key=str))
+def test_nonfinite_in_every_dtype(dtype: torch.dtype) -> None:
+    chunk = torch.ones(100).to(dtype)
+    assert not has_nonfinite(chunk)
+    assert not has_nonfinite(chunk[:0])
+    if dtype.is_floating_point and dtype.itemsize > 1:
+        for value in (math.nan, math.inf, -math.inf):
+            chunk[50] = value
+            assert has_nonfinite(chunk)
+    elif dtype.is_floating_point and str(dtype) != "torch.float8_e8m0fnu":
+        assert has_nonfinite(torch.full((9,), math.nan).to(dtype))

@@ -1,0 +1,152 @@
+"""The patch workflow, small: its files, its resume, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from weightops import TaskVector, evaluate, open_checkpoint, patch
+from weightops.errors import OptionError, OutputError, TaskError
+from weightops.search.goal import NothingSatisfiesError
+from weightops.workflows.patch import Patch
+
+QUICK = {
+    "supported": ["digits"],
+    "alphas": [0.5],
+    "steps": 8,
+    "batch_size": 64,
+    "device": "cpu",
+    "lr": 1e-3,
+}
+
+
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("patched") / "out"
+    patch("mnist", out, max_supported_drop=1.0, **QUICK)
+    return out
+
+
+def test_files_and_summary(patched: Path) -> None:
+    names = {path.name for path in patched.iterdir()}
+    assert {
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+        "merges.txt.gz",
+        "README.md",
+        "results.jsonl",
+        "summary.json",
+        "frontier.png",
+    } <= names
+    assert sorted(os.listdir(patched.parent)) == ["out"]
+    summary = json.loads((patched / "summary.json").read_text())
+    assert summary["alpha"] in (0.5, 1.0)
+    assert summary["chosen_on"] == "the validation splits of mnist, digits"
+    assert summary["tasks"]["mnist"]["role"] == "patching"
+    assert summary["tasks"]["digits"]["role"] == "supported"
+    assert {"base", "finetuned", "patched"} <= summary["tasks"]["digits"].keys()
+    assert {"finetune", "sweep", "total"} == summary["seconds"].keys()
+    assert {"why", "model", "seed", "versions"} <= summary.keys()
+    rows = [json.loads(line) for line in (patched / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == (2 + 3) * 2
+    assert {"dataset", "model", "pretrained", "task", "metrics", "language"} <= rows[0].keys()
+    assert (patched / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_patched_model_is_the_one_that_was_tested(patched: Path) -> None:
+    summary = json.loads((patched / "summary.json").read_text())
+    assert evaluate(patched, "mnist", device="cpu")["mnist"] == summary["tasks"]["mnist"]["patched"]
+    edited = (
+        TaskVector.load(patched / "task_vector.safetensors")
+        .apply("embedded", summary["alpha"])
+        .to(torch.float32)
+        .state_dict()
+    )
+    assert all(
+        torch.allclose(t, edited[n], atol=1e-6)
+        for n, t in open_checkpoint(patched).state_dict().items()
+    )
+
+
+def test_given_finetuned_weights(patched: Path, tmp_path: Path) -> None:
+    options = {
+        name: value for name, value in QUICK.items() if name not in ("steps", "batch_size", "lr")
+    }
+    summary = patch("mnist", tmp_path / "out", finetuned=patched, max_supported_drop=1.0, **options)
+    assert summary["training"] is None
+    assert summary["finetuned"] == str(patched)
+
+
+def test_refusals(patched: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="exists"):
+        patch("mnist", patched, **QUICK)
+    with pytest.raises(TaskError, match="at least one supported"):
+        patch("mnist", tmp_path / "x", supported=["mnist"])
+    with pytest.raises(NothingSatisfiesError, match="nearest is alpha"):
+        patch("mnist", tmp_path / "x", finetuned=patched, max_supported_drop=-2.0, **QUICK)
+    with pytest.raises(NothingSatisfiesError, match="no alpha improves mnist"):
+        patch("mnist", tmp_path / "x", finetuned="embedded", **QUICK)
+    with pytest.raises(OptionError, match="finite"):
+        patch("mnist", tmp_path / "x", alphas=[float("nan")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan(tmp_path: Path) -> None:
+    plan = Patch("mnist", **QUICK).plan(tmp_path / "x" / "y")
+    assert plan.alphas == (0.0, 0.5)
+    assert plan.training_images == 8 * 64
+    assert plan.free_bytes > plan.output_bytes > 0
+
+
+def test_interrupted_and_resumed(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "weightops",
+        "patch",
+        "--task",
+        "mnist",
+        "--supported",
+        "digits",
+        "--alphas",
+        "0.5",
+        "--steps",
+        "8",
+        "--batch-size",
+        "16",
+        "--device",
+        "cpu",
+        "--max-supported-drop",
+        "1",
+        "-o",
+        str(tmp_path / "out"),
+        "-q",
+    ]
+    victim = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # which a shell's background jobs ignore
+    )
+    work = tmp_path / ".out.run"
+    while not (work / "mnist" / "finetuned.safetensors").exists() and victim.poll() is None:
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGINT)
+    _, errors = victim.communicate()
+    assert victim.returncode == 1, errors
+    assert len(errors.split("\n")) <= 3  # the terminal's own ^C, and one line
+    assert "interrupted" in errors
+    assert not (tmp_path / "out").exists()
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    assert os.listdir(tmp_path) == ["out"]

@@ -1,0 +1,153 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from hashlib import sha256
+from typing import Literal, NamedTuple
+
+import torch
+
+from weightops.algebra.dtypes import name_of
+from weightops.algebra.kernels import Scratch
+
+Space = Literal["weights", "delta"]
+"""Weights are affine (their coefficients sum to 1); deltas are differences of weights (0)."""
+
+
+class Spec(NamedTuple):
+    """Shape and dtype of a tensor that need not be in memory."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """How many elements."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+def flattened(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without gradient and with one dimension; the same memory, if it is contiguous."""
+    return tensor.detach().reshape(-1) if tensor.requires_grad or tensor.dim() != 1 else tensor
+
+
+def cut(flat: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Elements ``start`` to ``stop`` of a flat tensor, which is a slice only if they aren't all."""
+    return flat if stop - start == flat.numel() else flat[start:stop]
+
+
+class Source(ABC):
+    """Named tensors from one place: their specs at once, their data when asked for. Read-only.
+
+    Attributes:
+        ref: what the place is called in messages and provenance.
+        specs: name -> shape and dtype, in the order of the place.
+        ties: alias -> name of the tensor it shares its memory with; aliases are in ``specs`` too.
+        space: "weights" or "delta".
+        passed_over: what the place holds beside tensors.
+        computed: its tensors are computed when they are opened, so each is opened once.
+        identity: equal for two sources only if they are one place in one state; None if that can't be told.
+    """
+
+    ref: str
+    specs: Mapping[str, Spec]
+    ties: Mapping[str, str]
+    space: Space = "weights"
+    passed_over: tuple[str, ...] = ()
+    computed: bool = False
+    identity: object = None
+
+    @abstractmethod
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor, mapped from its file or shared with its owner: never write to it."""
+
+    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+        """A function that gives elements ``start`` to ``stop`` of the flat tensor, to be called in rising order.
+
+        What it gives may be in buffers of ``scratch``, and holds until the next call.
+        """
+        flat = flattened(self.read(name))
+        return lambda start, stop: cut(flat, start, stop)
+
+    def combination(self, name: str, scratch: Scratch) -> Mapping[Source, float] | None:
+        """The sources and coefficients that a tensor is a sum of, where it is one: it is then computed in one pass with what it takes part in."""
+        return None
+
+    @property
+    def leaves(self) -> list[Source]:
+        """The places that it reads from: itself, unless it is computed."""
+        return [self]
+
+    def working_bytes(self, name: str) -> int:
+        """Memory that opening a tensor takes, at most: none where it is mapped."""
+        return 0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify the weights, whatever file they are in: see `sample_fingerprint`."""
+        return self.sample_fingerprint()
+
+    def sample_fingerprint(self) -> str:
+        """16 hex digits from a sample of the weights.
+
+        SHA-256 over every tensor's name, dtype, shape and 16 evenly spaced blocks of at most 1 KiB of its
+        data. It tells checkpoints apart at the cost of reading a few megabytes; it doesn't
+        prove that two are equal (`same_weights` does), nor who made them.
+        """
+        digest = sha256()
+        for name in sorted(self.specs):
+            spec = self.specs[name]
+            digest.update(f"{name}\0{name_of(spec.dtype)}\0{spec.shape}\0".encode())
+            flat = self.read(name).detach().reshape(-1)
+            block = 1024 // spec.dtype.itemsize
+            step = max(block, -(-spec.numel // 16))
+            for start in range(0, spec.numel, step):
+                part = flat[start : start + block].cpu().contiguous()
+                digest.update(part.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> dict[str, object]:
+        """What to say of it in the metadata of what is made from it."""
+        return {"ref": self.ref, "fingerprint": self.fingerprint}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.ref!r}, {len(self.specs)} tensors)"
+
+
+class ComputedSource(Source):
+    """A source whose tensors are computed when they are opened."""
+
+    computed = True
+
+    @abstractmethod
+    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]: ...
+
+    def read(self, name: str) -> torch.Tensor:
+        spec = self.specs[name]
+        return self.open(name, Scratch())(0, spec.numel).reshape(spec.shape)
+
+
+def same_weights(a: Source, b: Source) -> bool:
+    """True if both hold the same names, shapes, dtypes and bits. Cheap where they differ."""
+    if a is b or (a.identity is not None and a.identity == b.identity):
+        return True
+    if dict(a.specs) != dict(b.specs):
+        return False
+    return all(_same_bits(a, b, name, 64) for name in a.specs) and all(
+        _same_bits(a, b, name) for name in a.specs
+    )
+
+
+def _same_bits(a: Source, b: Source, name: str, most: int | None = None) -> bool:
+    x, y = (source.read(name).detach().reshape(-1)[:most] for source in (a, b))
+    return torch.equal(
+        x.contiguous().view(torch.uint8), y.to(x.device).contiguous().view(torch.uint8)
+    )
