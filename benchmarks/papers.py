@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 
 from weightops import open_checkpoint
+from weightops.errors import NothingSatisfiesError
 from weightops.reports.outcome import versions
-from weightops.search.goal import NothingSatisfiesError, difference
+from weightops.search.goal import difference
 from weightops.search.session import EditSession, Measured
 from weightops.tasks.derived import neutral, typographic
 from weightops.tasks.table import find_task

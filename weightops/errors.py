@@ -1,14 +1,48 @@
-"""Errors: each says what is wrong, where (file, key, shape) and what to do."""
+"""The errors that weightops raises on purpose.
+
+Each says the fact (which file, key or shape) and, where there is one, the remedy as a hint::
+
+    WeightopsError
+    ├── CheckpointError        a file or object doesn't hold the weights that it should
+    ├── MismatchError          checkpoints differ in names, shapes or dtypes
+    ├── SpaceError             weights were given where a task vector is needed, or the reverse
+    ├── NonfiniteError         a tensor holds NaN or infinities
+    ├── OptionError            an argument has a value that it can't have (a ValueError, too)
+    │   └── UnknownNameError   no registry or list holds this name
+    ├── RecipeError            a recipe says something that isn't understood or can't be done
+    ├── MethodError            a merge method gave something that isn't a merged tensor
+    ├── TaskError              the data of a task are missing, or aren't what they should be
+    ├── NothingSatisfiesError  no coefficient satisfies the constraint
+    ├── OutputError            an output can't be written; nothing has been left behind
+    └── MissingExtraError      an optional package is needed
+"""
 
 from __future__ import annotations
 
 
 class WeightopsError(Exception):
-    """The root of every error that weightops raises on purpose."""
+    """The root of all errors that weightops raises on purpose.
+
+    Args:
+        fact: what is wrong, and where.
+        hint: what to do about it. Arguments are named as in Python, such as ``base=``; the command
+            line translates them into its options.
+
+    >>> str(WeightopsError("out exists", hint="overwrite=True replaces it"))
+    'out exists\\nhint: overwrite=True replaces it'
+    """
+
+    def __init__(self, fact: str, *, hint: str = "") -> None:
+        super().__init__(f"{fact}\nhint: {hint}" if hint else fact)
+        self.fact, self.hint = fact, hint
+
+    def prefixed(self, place: str) -> WeightopsError:
+        """Return the same error with the place before its fact, such as a file's name."""
+        return type(self)(f"{place}: {self.fact}", hint=self.hint)
 
 
 class CheckpointError(WeightopsError):
-    """A file or object doesn't hold the weights it should."""
+    """A file or object doesn't hold the weights that it should."""
 
 
 class MismatchError(WeightopsError):
@@ -19,28 +53,36 @@ class SpaceError(WeightopsError):
     """Weights were given where a task vector is needed, or the reverse."""
 
 
-class UnknownNameError(WeightopsError):
-    """A name that no registry or list holds."""
+class NonfiniteError(WeightopsError):
+    """A tensor holds NaN or infinities."""
 
 
 class OptionError(WeightopsError, ValueError):
-    """An option has a value that it can't have."""
+    """An argument has a value that it can't have."""
+
+
+class UnknownNameError(OptionError):
+    """No registry or list holds this name."""
 
 
 class RecipeError(WeightopsError):
     """A recipe says something that isn't understood or can't be done."""
 
 
-class OutputError(WeightopsError):
-    """An output can't be written; nothing has been left behind."""
-
-
-class NonfiniteError(WeightopsError):
-    """A tensor holds NaN or Inf."""
+class MethodError(WeightopsError):
+    """A merge method gave something that isn't a merged tensor."""
 
 
 class TaskError(WeightopsError):
-    """The data of a task can't be had, or aren't what they should be."""
+    """The data of a task are missing, or aren't what they should be."""
+
+
+class NothingSatisfiesError(WeightopsError):
+    """No coefficient satisfies the constraint; the message says which comes nearest."""
+
+
+class OutputError(WeightopsError):
+    """An output can't be written; nothing has been left behind."""
 
 
 class MissingExtraError(WeightopsError):
@@ -48,5 +90,7 @@ class MissingExtraError(WeightopsError):
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
-    """The error that names the ``pip install`` to run."""
-    return MissingExtraError(f"{package} is needed {purpose}: pip install 'weightops[{extra}]'")
+    """Return the error that names the ``pip install`` to run."""
+    return MissingExtraError(
+        f"{package} is needed {purpose}", hint=f"pip install 'weightops[{extra}]'"
+    )

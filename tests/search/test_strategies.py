@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from weightops import Point, choose
-from weightops.errors import UnknownNameError, WeightopsError
-from weightops.search.goal import Goal, NothingSatisfiesError, difference, interval
+from weightops.errors import NothingSatisfiesError, UnknownNameError, WeightopsError
+from weightops.search.goal import Goal, difference, interval
 from weightops.search.strategies import Measurements, coordinates, cut, evolve, grid, race
 
 # alpha, MNIST, CIFAR-10: points of the authors' log around the optima

@@ -39,14 +39,7 @@ def test_the_papers_recipe() -> None:
         config.weight_decay,
         config.warmup,
         config.max_grad_norm,
-    ) == (
-        2000,
-        128,
-        1e-5,
-        0.1,
-        200,
-        1.0,
-    )
+    ) == (2000, 128, 1e-5, 0.1, 200, 1.0)
     assert config.learning_rate(0) == pytest.approx(1e-5 / 200)
     assert config.learning_rate(199) == pytest.approx(1e-5)
     assert config.learning_rate(1100) == pytest.approx(0.5e-5)

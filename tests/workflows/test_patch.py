@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from weightops import TaskVector, evaluate, open_checkpoint, patch
-from weightops.errors import OptionError, OutputError, TaskError
-from weightops.search.goal import NothingSatisfiesError
+from weightops.errors import NothingSatisfiesError, OptionError, OutputError, TaskError
 from weightops.workflows.patch import Patch
 
 QUICK = {

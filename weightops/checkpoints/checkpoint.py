@@ -17,9 +17,7 @@ from weightops.algebra.kernels import pick_device
 from weightops.algebra.linear_form import LinearForm, describe, fingerprint, provenance
 from weightops.algebra.names import mismatch
 from weightops.algebra.source import Source
-from weightops.checkpoints.formats import (
-    memory,
-)
+from weightops.checkpoints.formats import memory
 from weightops.checkpoints.libraries.open_clip import CONFIG
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
 from weightops.engine.ranks import Ranks

@@ -6,11 +6,7 @@ import logging
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Architecture, Checkpoint
-from weightops.checkpoints.clip_names import (
-    is_clip,
-    outside_image_tower,
-    unwrapped,
-)
+from weightops.checkpoints.clip_names import is_clip, outside_image_tower, unwrapped
 from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
 from weightops.checkpoints.libraries.timm import TimmArchitecture
 from weightops.checkpoints.libraries.transformers import TransformersArchitecture

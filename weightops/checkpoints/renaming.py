@@ -11,10 +11,7 @@ import torch
 from weightops.algebra.linear_form import Factor, LinearForm, tied_names
 from weightops.algebra.names import NameRules, escape
 from weightops.algebra.source import Source, Spec
-from weightops.checkpoints.clip_names import (
-    TensorMapping,
-    mappings,
-)
+from weightops.checkpoints.clip_names import TensorMapping, mappings
 from weightops.errors import MismatchError
 from weightops.support.text import first_few
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from weightops.errors import UnknownNameError, WeightopsError
+from weightops.errors import NothingSatisfiesError, OptionError, UnknownNameError
 
 Rule = Literal["patching", "mean"]
 
@@ -30,10 +30,6 @@ Coefficients = tuple[float, ...]
 
 Hits = Mapping[str, torch.Tensor]
 """Task -> for each of its images whether it was named rightly, shape ``(n,)``, boolean."""
-
-
-class NothingSatisfiesError(WeightopsError):
-    """No coefficient satisfies the constraint; the message says which comes nearest."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +160,7 @@ class Goal:
             )
         base = base or next((point for point in ordered if not point.size[0]), None)
         if base is None:
-            raise WeightopsError(
+            raise OptionError(
                 "the base is needed to tell what an edit costs: measure alpha 0 too"
             )
         floor = self.ratio * base.kept - self.drop

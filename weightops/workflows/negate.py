@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from weightops.errors import NonfiniteError, OptionError, TaskError
-from weightops.search.goal import Goal, NothingSatisfiesError
+from weightops.errors import NonfiniteError, NothingSatisfiesError, OptionError, TaskError
+from weightops.search.goal import Goal
 from weightops.search.session import EditSession
 from weightops.task_vector import TaskVector
 from weightops.tasks.seeds import seed as seed_of

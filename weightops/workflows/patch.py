@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from weightops.errors import TaskError, UnknownNameError
-from weightops.search.goal import RULES, Coefficients, Goal, NothingSatisfiesError, Rule
+from weightops.errors import NothingSatisfiesError, TaskError, UnknownNameError
+from weightops.search.goal import RULES, Coefficients, Goal, Rule
 from weightops.search.session import EditSession, combined
 from weightops.search.strategies import grid
 from weightops.task_vector import TaskVector

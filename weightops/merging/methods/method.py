@@ -14,10 +14,7 @@ import torch
 
 from weightops.algebra.names import Each, PerTensor
 from weightops.algebra.source import Space
-from weightops.errors import (
-    OptionError,
-    UnknownNameError,
-)
+from weightops.errors import OptionError, UnknownNameError
 from weightops.support.registry import unknown
 
 F = TypeVar("F", bound=Callable[..., Any])

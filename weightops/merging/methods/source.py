@@ -21,12 +21,7 @@ from weightops.algebra.source import ComputedSource, Source
 from weightops.engine.evaluate import alone, reader, through
 from weightops.engine.plan import Segment, Step, combined, plan
 from weightops.engine.reduce import products
-from weightops.errors import (
-    MismatchError,
-    OptionError,
-    SpaceError,
-    WeightopsError,
-)
+from weightops.errors import MismatchError, OptionError, SpaceError, WeightopsError
 from weightops.merging.methods.inputs import ModelInputs, TensorInputs
 from weightops.merging.methods.method import Method
 from weightops.support.text import first_few
