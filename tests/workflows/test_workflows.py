@@ -118,8 +118,7 @@ def test_negate_keeps_the_control_and_writes_everything(own: Path, tmp_path: Pat
 
 
 def test_the_rule_of_negation() -> None:
-    from weightops.errors import NothingSatisfiesError
-from weightops.search.goal import Goal, Point
+        from weightops.search.goal import Goal, Point
 
     goal = Goal({"t": -1.0}, {"c": 1.0}, ratio=0.95, drop=0.0, errors=0.0, what="lowest t accuracy")
     points = [

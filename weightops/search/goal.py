@@ -160,9 +160,7 @@ class Goal:
             )
         base = base or next((point for point in ordered if not point.size[0]), None)
         if base is None:
-            raise OptionError(
-                "the base is needed to tell what an edit costs: measure alpha 0 too"
-            )
+            raise OptionError("the base is needed to tell what an edit costs: measure alpha 0 too")
         floor = self.ratio * base.kept - self.drop
         allowed = [
             point for point in ordered if point.kept - self.errors * point.error >= floor - 1e-9

@@ -54,7 +54,9 @@ class Registry(Mapping[str, T], Generic[T]):
             OptionError: if the name is taken.
         """
         if name in self:
-            raise OptionError(f"there is a {self.kind} {name!r} already", hint="choose another name")
+            raise OptionError(
+                f"there is a {self.kind} {name!r} already", hint="choose another name"
+            )
         self._table[name] = thing
 
     def _plugins(self) -> dict[str, EntryPoint]:
@@ -72,7 +74,9 @@ class Registry(Mapping[str, T], Generic[T]):
         except Exception as error:  # whatever somebody else's code raises
             package = point.dist.name if point.dist else point.value
             self.unavailable[name] = f"{package}: {type(error).__name__}: {error}"
-            log.warning("the %s %r can't be loaded from %s", self.kind, name, self.unavailable[name])
+            log.warning(
+                "the %s %r can't be loaded from %s", self.kind, name, self.unavailable[name]
+            )
 
     def names(self) -> list[str]:
         """Return all names, without loading any plug-in."""
