@@ -16,8 +16,7 @@ from PIL import Image
 
 from weightops import TaskVector, average, evaluate, open_checkpoint
 from weightops.cli.main import run
-from weightops.errors import OptionError, TaskError, UnknownNameError
-from weightops.errors import NothingSatisfiesError
+from weightops.errors import NothingSatisfiesError, OptionError, TaskError, UnknownNameError
 from weightops.search.session import EditSession
 from weightops.support.json_files import jsonable
 from weightops.tasks import drawing
@@ -118,7 +117,7 @@ def test_negate_keeps_the_control_and_writes_everything(own: Path, tmp_path: Pat
 
 
 def test_the_rule_of_negation() -> None:
-        from weightops.search.goal import Goal, Point
+    from weightops.search.goal import Goal, Point
 
     goal = Goal({"t": -1.0}, {"c": 1.0}, ratio=0.95, drop=0.0, errors=0.0, what="lowest t accuracy")
     points = [
