@@ -61,7 +61,7 @@ def test_a_gadget_beside_tensors_is_named_and_not_run(
         )
         assert list(checkpoint) == ["w"], label
         assert checkpoint["w"].shape == (2, 4)
-        assert told in checkpoint.source.passed_over, (label, checkpoint.source.passed_over)
+        assert told in checkpoint.source.skipped, (label, checkpoint.source.skipped)
         assert not sentinel.exists(), label
 
 
@@ -112,7 +112,7 @@ def test_a_module_of_a_hostile_class(tmp_path: Path, sentinel: Path) -> None:
             FORMS[form](tmp_path / "x.pt", module("subprocess.Popen", args=tensor()))
         )
         assert list(checkpoint) == ["args"]
-        assert checkpoint.source.passed_over == ("subprocess.Popen",)
+        assert checkpoint.source.skipped == ("subprocess.Popen",)
     with pytest.raises(
         CheckpointError, match=r"args is what posix\.system makes of stored numbers"
     ):

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from hashlib import sha256
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -52,16 +52,20 @@ class Source(ABC):
         specs: name -> shape and dtype, in the order of the place.
         ties: alias -> name of the tensor it shares its memory with; aliases are in ``specs`` too.
         space: "weights" or "delta".
-        passed_over: what the place holds beside tensors.
-        computed: its tensors are computed when they are opened, so each is opened once.
-        identity: equal for two sources only if they are one place in one state; None if that can't be told.
+        made_from: the provenance record that weightops wrote into the file; empty if there is none.
+        replaced: an adapter's modules that are saved whole, as weights; None if there are none.
+        skipped: the names of entries that aren't tensors.
+        computed: True if each tensor is computed when it is opened, so that it is opened once.
+        identity: equal for two sources only if they are one place in one state; None if unknown.
     """
 
     ref: str
     specs: Mapping[str, Spec]
     ties: Mapping[str, str]
     space: Space = "weights"
-    passed_over: tuple[str, ...] = ()
+    made_from: Mapping[str, Any] = {}
+    replaced: Source | None = None
+    skipped: tuple[str, ...] = ()
     computed: bool = False
     identity: object = None
 

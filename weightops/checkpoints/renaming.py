@@ -41,11 +41,11 @@ class Renamed(Source):
     def __init__(
         self, source: Source, made: Mapping[str, TensorMapping], specs: Mapping[str, Spec]
     ) -> None:
-        self.source, self.ref, self.space, self.passed_over = (
+        self.source, self.ref, self.space, self.skipped = (
             source,
             source.ref,
             source.space,
-            source.passed_over,
+            source.skipped,
         )
         self._made = {
             name: r for name, r in made.items() if any(part in source.specs for part in r.names)

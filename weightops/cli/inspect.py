@@ -32,7 +32,7 @@ def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
         "bytes": sum(spec.nbytes for spec in stored.values()),
         "dtypes": dtypes,
         "ties": dict(source.ties),
-        "passed_over": list(source.passed_over),
+        "passed_over": list(source.skipped),
         "made_from": made_from,
     }
     if tensors:
@@ -54,8 +54,8 @@ def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
     )
     click.echo("dtypes       " + ", ".join(f"{name} {count:,}" for name, count in dtypes.items()))
     click.echo(f"fingerprint  {source.fingerprint}")
-    if source.passed_over:
-        click.echo("passed over  " + ", ".join(source.passed_over))
+    if source.skipped:
+        click.echo("passed over  " + ", ".join(source.skipped))
     compressed = made_from.get("compressed")
     if isinstance(compressed, dict):
         click.echo(

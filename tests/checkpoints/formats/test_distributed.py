@@ -31,7 +31,7 @@ def test_edits_and_merges(net: nn.Module, tuned: nn.Module, tmp_path: Path) -> N
     )
     ft = save(tuned.state_dict(), tmp_path / "ft")
     assert set(open_checkpoint(pre)) == set(net.state_dict())
-    assert open_checkpoint(pre).source.passed_over == ("epoch", "optim.m")
+    assert open_checkpoint(pre).source.skipped == ("epoch", "optim.m")
     expected = TaskVector(net, tuned).apply(net, 0.4).state_dict()
     edited = TaskVector(pre, ft).apply(pre, 0.4)
     assert all(torch.equal(edited[name], expected[name]) for name in edited)

@@ -66,7 +66,7 @@ def test_all_that_torch_reads(tmp_path: Path, new: bool) -> None:
         ), name
         assert bits(read) == bits(tensor), name
     assert source.ties == {"tied": "weight"}
-    assert source.passed_over == ()
+    assert source.skipped == ()
 
 
 def test_dtypes_that_torch_keeps_without_a_type(tmp_path: Path) -> None:

@@ -170,8 +170,8 @@ class CompressedSource(Source):
     space = "delta"
     computed = True
 
-    def __init__(self, stored: Source, made_from: dict[str, Any]) -> None:
-        self.ref, self.passed_over, self._stored, self.made_from = stored.ref, (), stored, made_from
+    def __init__(self, stored: Source, made_from: Mapping[str, Any]) -> None:
+        self.ref, self.skipped, self._stored, self.made_from = stored.ref, (), stored, made_from
         self.identity = None if stored.identity is None else ("compact", stored.identity)
         try:
             record = made_from["compressed"]

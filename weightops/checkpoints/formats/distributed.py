@@ -46,7 +46,7 @@ class DcpSource(Source):
             key: _fields(value) for key, value in described.items() if "chunks" in _fields(value)
         }
         names = _names(entries, paths)
-        self.passed_over = tuple(str(key) for key in described if key not in names)
+        self.skipped = tuple(str(key) for key in described if key not in names)
         places: dict[tuple[Any, Any], StandIn] = {}
         for index, info in _dict(metadata.get("storage_data")).items():
             key = _fields(index)

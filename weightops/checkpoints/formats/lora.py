@@ -51,7 +51,7 @@ class LoraSource(Source):
     computed = True
 
     def __init__(self, config: Mapping[str, Any], stored: Source, ref: str) -> None:
-        self.ref, self.passed_over, self.ties, self._stored = ref, stored.passed_over, {}, stored
+        self.ref, self.skipped, self.ties, self._stored = ref, stored.skipped, {}, stored
         self.identity = (
             "adapter",
             json.dumps(config, sort_keys=True, default=str),

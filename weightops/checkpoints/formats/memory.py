@@ -44,7 +44,7 @@ class MemorySource(Source):
             self.specs[name] = Spec(tuple(shape), dtype)
             places[name] = (tensor.data_ptr(), tensor.device, shape, tensor.stride(), dtype)
         self.ties = _ties(places)
-        self.passed_over = passed_over
+        self.skipped = passed_over
         self.identity = identity or tuple(places.items())
 
     def read(self, name: str) -> torch.Tensor:

@@ -31,8 +31,8 @@ class ShardedSource(Source):
         self.ties = {alias: name for shard in shards for alias, name in shard.ties.items()}
         self.space = shards[0].space
         self.made_from: dict[str, Any] = getattr(shards[0], "made_from", {})
-        self.passed_over = tuple(
-            dict.fromkeys(item for shard in shards for item in shard.passed_over)
+        self.skipped = tuple(
+            dict.fromkeys(item for shard in shards for item in shard.skipped)
         )
         self.identity = ("shards", *(shard.identity for shard in shards))
 

@@ -72,7 +72,7 @@ class TorchSource(Source):
     ) -> None:
         self.ref = str(path)
         self._tensors, passed_over = named_tensors(content)
-        self.passed_over = (*passed_over, *names)
+        self.skipped = (*passed_over, *names)
         self._extents, self._data = extents, torch.frombuffer(data, dtype=torch.uint8)
         self._copies: dict[str, torch.Tensor] = {}
         total = sum(described.nbytes for described in set(self._tensors.values()))
