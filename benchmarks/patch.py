@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from weightops import TASKS, ImageModel, TaskVector, evaluate, open_checkpoint
-from weightops.tasks.table import RENDERED
+from weightops.tasks.table import SUPPORTED
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,7 +57,7 @@ def cost_of_a_step() -> dict[str, float]:
     """Milliseconds to set alpha in the resident model, and to evaluate it on the validation splits with all pixels kept."""
     clip, base = ImageModel.open("embedded"), open_checkpoint("embedded").to(torch.float32)
     vector = TaskVector(base, {name: tensor + 1e-3 for name, tensor in base.state_dict().items()})
-    tasks = [TASKS[name] for name in ("mnist", *RENDERED)]
+    tasks = [TASKS[name] for name in ("mnist", *SUPPORTED)]
     edits, passes = [], []
     for repeat in range(6):
         start = time.perf_counter()

@@ -13,7 +13,7 @@ from weightops import TASKS
 from weightops.errors import MissingExtraError, UnknownNameError
 from weightops.tasks.fonts import STYLES, faces
 from weightops.tasks.rendered import SIZES
-from weightops.tasks.table import RENDERED
+from weightops.tasks.table import SUPPORTED
 from weightops.tasks.task import SPLITS
 
 
@@ -47,7 +47,7 @@ def test_sizes_labels_and_prompts(name: str) -> None:
 
 def test_enough_to_test_on() -> None:
     assert SIZES["test"] >= 1000
-    assert len(RENDERED) == 7
+    assert len(SUPPORTED) == 7
 
 
 def test_no_font_is_in_two_splits() -> None:

@@ -1,10 +1,11 @@
-"""The tasks that can be named."""
+"""The tasks that have a name: built-in ones, those registered in a session, plug-ins, paths."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from weightops.errors import TaskError
 from weightops.support.registry import Registry
@@ -15,50 +16,107 @@ from weightops.tasks.folder import folder_task
 from weightops.tasks.hub import NAME, hub_task
 from weightops.tasks.task import Task
 
+TaskLike = str | Task
+"""A task, or the name of one: see `as_task`."""
+
+TaskList = str | Task | Iterable[str | Task]
+"""One task or several, each by name or as a `Task`: see `as_tasks`."""
+
+SUPPORTED = ("shapes", "colors", "textures", "counting", "letters", "fonts", "words")
+"""The tasks that an edit must not harm, unless others are named: those drawn by weightops."""
+
+EVALUATED = ("mnist", "digits", *SUPPORTED)
+"""The tasks that ``weightops evaluate`` scores, unless others are named."""
+
+
+def _plugin_task(name: str, thing: Any) -> Task:
+    """Return the task that an entry point names, or that the function it names returns."""
+    task = thing if isinstance(thing, Task) else thing()
+    if not isinstance(task, Task):
+        raise TypeError(f"a Task is needed, not {type(task).__name__}")
+    if task.name != name:
+        raise ValueError(f"the task is called {task.name!r}, its entry point {name!r}")
+    return task
+
+
 TASKS: Registry[Task] = Registry(
-    "task", "tasks", {task.name: task for task in (*embedded.TASKS, *rendered.TASKS)}
+    "task",
+    "tasks",
+    {task.name: task for task in (*embedded.TASKS, *rendered.TASKS)},
+    adapt=_plugin_task,
 )
 
-RENDERED = tuple(task.name for task in rendered.TASKS)
-"""The tasks that are drawn on the fly: what a patch must not harm, by default."""
+
+def register_task(task: Task | Callable[[], Task]) -> Task:
+    """Add a task for this session, under its own name.
+
+    Args:
+        task: a `Task`, or a function without arguments that returns one.
+
+    Returns:
+        The task.
+
+    Raises:
+        OptionError: if another task has the name.
+    """
+    added = task if isinstance(task, Task) else task()
+    TASKS.register(added.name, added)
+    return added
+
+
+def as_task(task: TaskLike) -> Task:
+    """Return one task.
+
+    Args:
+        task: a `Task`, which is returned as it is, or the name of one (see `find_task`).
+    """
+    return find_task(task) if isinstance(task, str) else task
+
+
+def as_tasks(tasks: TaskList) -> list[Task]:
+    """Return several tasks, each once.
+
+    Args:
+        tasks: `Task`s or names (see `find_task`), or a single one.
+
+    Raises:
+        TaskError: if two different tasks have the same name, by which results are kept.
+    """
+    listed = [tasks] if isinstance(tasks, (str, Task)) else tasks
+    unique = list(dict.fromkeys(map(as_task, listed)))
+    names = [task.name for task in unique]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise TaskError(
+            f"two different tasks are called {twice[0]}",
+            hint="rename a folder: results are kept by task name",
+        )
+    return unique
 
 
 @lru_cache(maxsize=256)
 def find_task(name: str) -> Task:
-    """A task by its name, a folder of images by its path, a data set on the Hub, or one derived from these, as ``typographic:shapes``.
+    """Return the task of a name, of a folder, of a data set, or one derived from these.
+
+    Args:
+        name: a name in `TASKS`, such as ``shapes``; the path of a folder of images; a data set on
+            the Hugging Face Hub, such as ``ylecun/mnist``; any of them after the name of a
+            derivation and a colon, such as ``typographic:shapes``.
 
     Raises:
-        UnknownNameError: if there is none of that name.
-        TaskError: if a folder isn't one of labelled images, or a data set can't be had.
+        UnknownNameError: if no task has that name.
+        TaskError: if a folder doesn't hold labelled images, or a data set isn't available.
     """
+    if name in TASKS:
+        return TASKS[name]
     kind, colon, rest = name.partition(":")
     if colon and kind in DERIVED:
         return DERIVED[kind](find_task(rest))
     folder = Path(name)
-    if "/" in name or (name not in TASKS and folder.is_dir()):
-        if is_archive(folder):
-            return archive_task(
-                folder.resolve().name.removeprefix("wds_"), lambda _: folder, f"the folder {folder}"
-            )
-        elsewhere = not folder.exists() and not folder.parent.exists() and NAME.fullmatch(name)
-        return hub_task(name) if elsewhere else folder_task(folder)
-    return TASKS[name]
-
-
-def as_tasks(tasks: str | Task | Iterable[str | Task]) -> list[Task]:
-    """Tasks by name or as they are, each once.
-
-    Raises:
-        TaskError: if two are called the same: results go by names.
-    """
-    listed = [tasks] if isinstance(tasks, (str, Task)) else tasks
-    found = list(
-        dict.fromkeys(find_task(task) if isinstance(task, str) else task for task in listed)
-    )
-    names = [task.name for task in found]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise TaskError(
-            f"two different tasks are called {twice[0]}: rename a folder, results go by names"
-        )
-    return found
+    if "/" not in name and not folder.is_dir():
+        return TASKS[name]  # raises the error that names the nearest tasks
+    if is_archive(folder):
+        task_name = folder.resolve().name.removeprefix("wds_")
+        return archive_task(task_name, lambda _: folder, f"the folder {folder}")
+    elsewhere = not folder.exists() and not folder.parent.exists() and NAME.fullmatch(name)
+    return hub_task(name) if elsewhere else folder_task(folder)

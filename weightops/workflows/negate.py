@@ -14,7 +14,7 @@ from weightops.search.goal import Goal
 from weightops.search.session import EditSession
 from weightops.task_vector import TaskVector
 from weightops.tasks.seeds import seed as seed_of
-from weightops.tasks.table import RENDERED, as_tasks
+from weightops.tasks.table import SUPPORTED, as_tasks
 from weightops.tasks.task import Task
 from weightops.workflows.base import EditResult, OnMeasured, Workflow, even, mean_of
 
@@ -51,7 +51,7 @@ class Negation(Workflow):
     ) -> None:
         [self.target] = as_tasks(target)
         self.control = [
-            t for t in as_tasks(RENDERED if control is None else control) if t is not self.target
+            t for t in as_tasks(SUPPORTED if control is None else control) if t is not self.target
         ]
         if not self.control:
             raise TaskError(

@@ -12,7 +12,7 @@ from weightops.search.session import EditSession, combined
 from weightops.search.strategies import grid
 from weightops.task_vector import TaskVector
 from weightops.tasks.derived import union
-from weightops.tasks.table import RENDERED, as_tasks
+from weightops.tasks.table import SUPPORTED, as_tasks
 from weightops.tasks.task import Task
 from weightops.workflows.base import EditResult, OnMeasured, Workflow, even, mean_of
 
@@ -39,7 +39,7 @@ class Patch(Workflow):
         self.patching = as_tasks(task)
         self.supported = [
             t
-            for t in as_tasks(RENDERED if supported is None else supported)
+            for t in as_tasks(SUPPORTED if supported is None else supported)
             if t not in self.patching
         ]
         if not self.supported:

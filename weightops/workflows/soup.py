@@ -10,7 +10,7 @@ from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError, UnknownNameError
 from weightops.search.goal import Coefficients, Goal, weighted
 from weightops.search.session import EditSession, combined
-from weightops.tasks.table import RENDERED, as_tasks
+from weightops.tasks.table import SUPPORTED, as_tasks
 from weightops.tasks.task import Task
 from weightops.workflows.base import EditResult, OnMeasured, Workflow, even, mean_of
 
@@ -40,7 +40,7 @@ class Soup(Workflow):
         self.models = [open_checkpoint(model) for model in models]
         self.recipe = recipe
         super().__init__(
-            dict.fromkeys(as_tasks(RENDERED if tasks is None else tasks), "target"),
+            dict.fromkeys(as_tasks(SUPPORTED if tasks is None else tasks), "target"),
             model=self.models[0],
             device=device,
         )
