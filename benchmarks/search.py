@@ -1,10 +1,11 @@
-"""What `race` saves: its choice and its image passes against the full grid of 21 alphas.
+"""Compare `race` with the full grid of 21 alphas: its choice, and the images that it measures.
 
     pip install '.[demo]' && python benchmarks/search.py
 
-Task vectors are fine-tuned, and all alphas measured on all validation images once. Then each goal is searched by `grid` and, with
-the images in 20 orders, by `race`, on the recorded hits. The gap is of the two choices' scores on all validation images; it is
-within the noise if it is at most two standard errors of the paired difference (or nothing at all).
+Task vectors are fine-tuned, and all alphas measured on all validation images once. Then `grid`
+searches each goal on the recorded hits, and `race` does with the images in 20 orders. The gap is
+between the scores of the two choices on all validation images; it is within the noise if it is at
+most two standard errors of the paired difference.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import torch
 from weightops import open_checkpoint
 from weightops.reports.outcome import versions
 from weightops.search.goal import Goal
+from weightops.search.measurements import Measurements, image_count
 from weightops.search.session import EditSession
-from weightops.search.strategies import Measurements, cut, grid, race
+from weightops.search.strategies import ALPHAS, grid, race
 from weightops.tasks.table import as_tasks
 from weightops.training.config import config_for
-from weightops.workflows.base import ALPHAS, even
+from weightops.workflows.base import even
 
 RESULTS = Path(__file__).parent / "results"
 SUPPORTED = as_tasks(["shapes", "textures", "counting", "letters", "words"])
@@ -42,11 +44,11 @@ def goals(task) -> dict[str, tuple[Goal, float]]:
     }
 
 
-def record(bench: EditSession, vector, sign: float) -> dict:
-    """Every alpha's hits on all validation images."""
-    trial = bench.trial({"": vector}, Goal(even(bench.tasks)))
-    grid(trial.sheet, [(sign * alpha + 0.0,) for alpha in ALPHAS])
-    return trial.sheet.hits
+def record(session: EditSession, vector, sign: float) -> dict:
+    """Return every alpha's hits on all validation images."""
+    trial = session.trial({"": vector}, Goal(even(session.tasks)))
+    grid(trial.measurements, [(sign * alpha + 0.0,) for alpha in ALPHAS])
+    return trial.measurements.hits
 
 
 def shuffled(hits: dict, seed: int) -> dict:
@@ -61,20 +63,21 @@ def shuffled(hits: dict, seed: int) -> dict:
 
 
 def searched(hits: dict, goal: Goal, search, names) -> tuple[tuple[float], int]:
-    """What a search chooses on recorded hits, and how many image passes it takes."""
+    """Return the choice of a search on recorded hits, and the number of images that it measures."""
     passes = 0
 
     def measure(alpha, start, stop):
         nonlocal passes
-        part = {
-            t: hits[alpha][t][cut(len(hits[alpha][t]), start) : cut(len(hits[alpha][t]), stop)]
-            for t in names
+        images = {
+            t: slice(image_count(sizes[t], start), image_count(sizes[t], stop)) for t in names
         }
-        passes += sum(map(len, part.values()))
-        return part
+        asked = {t: hits[alpha][t][images[t]] for t in names}
+        passes += sum(map(len, asked.values()))
+        return asked
 
-    sheet = Measurements(measure, goal, (0.0,), {t: len(hits[0.0,][t]) for t in names})
-    alpha = search(sheet, sorted(hits, key=lambda a: abs(a[0]))).alpha
+    sizes = {t: len(hits[0.0,][t]) for t in names}
+    measurements = Measurements(measure, goal, (0.0,), sizes)
+    alpha = search(measurements, sorted(hits, key=lambda a: abs(a[0]))).alpha
     return (alpha,), passes
 
 
@@ -90,9 +93,9 @@ def main() -> None:
     rows = []
     config = config_for(open_checkpoint("embedded"), steps=args.steps)
     for task in as_tasks(args.tasks.split(",")):
-        bench = EditSession("embedded", [task, *SUPPORTED], config=config)
-        vector = bench.learn(task)
-        recorded = {sign: record(bench, vector, sign) for sign in (1.0, -1.0)}
+        session = EditSession("embedded", [task, *SUPPORTED], config=config)
+        vector = session.learn(task)
+        recorded = {sign: record(session, vector, sign) for sign in (1.0, -1.0)}
         for name, (goal, sign) in goals(task).items():
             names = list({**goal.score, **goal.keep})
             full, cost = searched(recorded[sign], goal, grid, names)

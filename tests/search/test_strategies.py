@@ -8,8 +8,10 @@ import torch
 
 from weightops import Point, choose
 from weightops.errors import NothingSatisfiesError, UnknownNameError, WeightopsError
+from weightops.search.cma_es import evolve
 from weightops.search.goal import Goal, difference, interval
-from weightops.search.strategies import Measurements, coordinates, cut, evolve, grid, race
+from weightops.search.measurements import Measurements, image_count
+from weightops.search.strategies import coordinates, grid, race
 
 # alpha, MNIST, CIFAR-10: points of the authors' log around the optima
 CURVE = [
@@ -94,7 +96,10 @@ def sheet_of(
     passes = [0]
 
     def measure(alpha: tuple[float, ...], start: float, stop: float) -> dict[str, torch.Tensor]:
-        part = {t: h[cut(len(h), start) : cut(len(h), stop)] for t, h in hits[alpha].items()}
+        part = {
+            t: h[image_count(len(h), start) : image_count(len(h), stop)]
+            for t, h in hits[alpha].items()
+        }
         passes[0] += sum(map(len, part.values()))
         return part
 
@@ -157,7 +162,7 @@ def test_evolution_along_a_ridge() -> None:
         score = 0.95 - 0.1 * (a + b - 1.4) ** 2 - 1.5 * (a - b - 0.4) ** 2 - 0.2 * (c - 0.6) ** 2
         kept = 0.9 - 0.2 * max(c - 0.3, 0.0)
         seen.append(stop - start)
-        part = slice(cut(n, start), cut(n, stop))
+        part = slice(image_count(n, start), image_count(n, stop))
         return {"t": luck[0, part] < score, "k": luck[1, part] < kept}
 
     def found() -> tuple[tuple[float, ...], str]:

@@ -1,4 +1,4 @@
-"""A bench: the resident model, set to one edit after another, and measured on tasks; every pass is counted."""
+"""Hold one model in memory, set it to one edit after another, and measure each edit on tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from weightops.evaluation.batchnorm import normalised, recompute_batchnorm, reco
 from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.zero_shot import metrics, predict
 from weightops.search.goal import Coefficients, Goal, Hits
-from weightops.search.strategies import Measurements, cut
+from weightops.search.measurements import Measurements, image_count
 from weightops.task_vector import Origin, TaskVector
 from weightops.tasks.task import Task
 from weightops.training.config import TrainingConfig, config_for
@@ -29,18 +29,21 @@ from weightops.training.finetune import finetune
 
 Vectors = Mapping[str, TaskVector]
 """Task vectors by name, in the order of their coefficients."""
+Order = npt.NDArray[np.int64]
+"""Indices of images."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one edit scores on a split: every task's metrics, which images were named rightly, and the weights' fingerprint.
+    """The scores of one edit on a split.
 
     Attributes:
-        coefficients: of the edit's vectors.
-        scores: task -> metrics; their ``n`` tells on how many images.
-        hits: task -> boolean tensor of shape ``(n,)``, in one order for all edits.
-        guesses: task -> the classes named, in the same order.
-        fingerprint: of the weights, before batch statistics are made anew.
+        coefficients: one for each of the edit's vectors.
+        scores: task -> metrics; ``n`` among them is the number of images.
+        hits: task -> whether each image was classified correctly, shape ``(n,)``, boolean. The
+            order of the images is the same for all edits.
+        guesses: task -> the predicted classes, shape ``(n,)``, in the same order.
+        fingerprint: of the weights, before batch statistics are recomputed.
     """
 
     coefficients: Coefficients
@@ -51,27 +54,30 @@ class Measured:
 
     @property
     def alpha(self) -> float:
-        """The coefficient, where there is one."""
-        [alpha] = self.coefficients
+        """Return the coefficient of an edit that has one."""
+        (alpha,) = self.coefficients
         return alpha
 
 
 class EditSession:
-    """A model ready to be edited, fine-tuned and measured.
+    """A model in memory, ready to be edited, fine-tuned and measured.
 
     Args:
-        model: what is edited.
-        tasks: what it is measured on.
-        config: how it is fine-tuned; by default `config_for` the model.
+        model: the model to edit.
+        tasks: the tasks to measure it on.
+        config: how to fine-tune; by default `config_for` the model.
         device: "auto", "cpu", "cuda", ...
-        batchnorm: a task on whose images averages of weights get batch statistics of their own, see `recompute_batchnorm`.
-        work: a folder for what fine-tuning leaves; without it, vectors stay in memory.
-        resume: go on from what is in ``work``.
-        on_measured: called with each edit that a search measured on all validation images.
+        batchnorm: a task; averages of weights get batch statistics of its images, see
+            `recompute_batchnorm`.
+        work_folder: where fine-tuning writes its files; without it, vectors stay in memory.
+        resume: continue from the files in ``work_folder``.
+        on_measured: called with each edit that a search has measured on all validation images.
 
     Attributes:
-        passes: images that have been run through the model to measure it.
-        seconds: spent on fine-tuning.
+        image_model: the model in memory.
+        base: its weights before any edit, in the dtype of the model in memory.
+        images_measured: number of images that the model has classified.
+        finetuning_seconds: time spent on fine-tuning.
     """
 
     def __init__(
@@ -82,23 +88,23 @@ class EditSession:
         config: TrainingConfig | None = None,
         device: str = "auto",
         batchnorm: Task | None = None,
-        work: Path | None = None,
+        work_folder: Path | None = None,
         resume: bool = False,
-        on_measured: Callable[[Measured], None] = lambda _: None,
+        on_measured: Callable[[Measured], None] | None = None,
     ) -> None:
         checkpoint = open_checkpoint(model)
-        self.clip = ImageModel.open(checkpoint, device)
-        self.dtype: torch.dtype = next(self.clip.module.parameters()).dtype
-        self.base = self.clip.base.to(self.dtype)
+        self.image_model = ImageModel.open(checkpoint, device)
+        self.dtype: torch.dtype = next(self.image_model.module.parameters()).dtype
+        self.base = self.image_model.base.to(self.dtype)
         self.tasks = list(tasks)
         self.config = config or config_for(checkpoint)
         self.batchnorm = batchnorm
         if batchnorm is not None:
-            normalised(self.clip)
-        self.work, self.resume, self.on_measured = work, resume, on_measured
-        self.passes = 0
-        self.seconds = 0.0
-        self._orders: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
+            normalised(self.image_model)
+        self.work_folder, self.resume, self.on_measured = work_folder, resume, on_measured
+        self.images_measured = 0
+        self.finetuning_seconds = 0.0
+        self._orders: dict[tuple[str, int], Order] = {}
 
     # ------------------------------------------------------------ vectors
 
@@ -111,34 +117,51 @@ class EditSession:
         config: TrainingConfig | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> TaskVector:
-        """Fine-tune on a task: the vector from where it started, which is the base, or the base edited by ``start``."""
+        """Fine-tune on a task and return the task vector.
+
+        Args:
+            task: the task.
+            name: the name of the folder in ``work_folder``; by default the task's.
+            start: an edit to start from; the vector leads from the edited base to the result.
+            config: how to fine-tune; by default as the session does.
+            on_step: called with the number of each step.
+        """
         began = time.monotonic()
         origin = start.apply(self.base) if start else self.base
-        origin.load_into(self.clip.module)
-        folder = self.work / (name or file_name(task.name)) if self.work else None
-        tuned = finetune(
-            replace(self.clip, base=origin),
+        origin.load_into(self.image_model.module)
+        out = self.work_folder / (name or file_name(task.name)) if self.work_folder else None
+        finetuned = finetune(
+            replace(self.image_model, base=origin),
             task,
             config or self.config,
-            out=folder,
+            out=out,
             resume=self.resume,
             on_step=on_step,
         )
-        self.base.load_into(self.clip.module)
-        self.seconds += time.monotonic() - began
-        return TaskVector(origin, tuned.to(self.dtype))
+        self.base.load_into(self.image_model.module)
+        self.finetuning_seconds += time.monotonic() - began
+        return TaskVector(origin, finetuned.to(self.dtype))
 
     def vector(self, given: CheckpointLike | TaskVector) -> TaskVector:
-        """The vector from the base to given weights, or a given vector: an object, or the path of either."""
+        """Return a given task vector, or the task vector from the base to given weights.
+
+        Args:
+            given: a task vector, weights, or the path of either.
+        """
         if isinstance(given, TaskVector):
             return given
         if isinstance(given, (str, Path)) and open_ref(given).form.space == "delta":
             return TaskVector.load(given)
         return TaskVector(self.base, open_like(given, self.base).to(self.dtype))
 
-    def held(self, tensors: Mapping[str, torch.Tensor], ref: str) -> TaskVector:
-        """A vector whose deltas are in memory: for one that is dear to compute, or made from nothing else."""
-        source = MemorySource({name: tensors[name] for name in tensors}, ref)
+    def in_memory(self, tensors: Mapping[str, torch.Tensor], ref: str) -> TaskVector:
+        """Return a task vector whose deltas are in memory, for deltas that are expensive to compute.
+
+        Args:
+            tensors: name -> delta.
+            ref: the name of the vector in messages and reports.
+        """
+        source = MemorySource(dict(tensors), ref)
         source.space = "delta"
         return TaskVector._of(LinearForm.of(source), Origin.of(self.base))
 
@@ -151,136 +174,147 @@ class EditSession:
         tasks: Iterable[Task] | None = None,
         coefficients: Coefficients = (),
     ) -> Measured:
-        """The base edited by a vector, on whole splits."""
+        """Measure the base edited by a vector, on all images of a split.
+
+        Args:
+            vector: the edit.
+            split: "train", "validation" or "test".
+            tasks: the tasks; by default the session's.
+            coefficients: recorded in the result.
+        """
         self._set(vector)
-        guesses = {
-            task.name: self._predict(task, split)
-            for task in (self.tasks if tasks is None else tasks)
-        }
-        return self._measured(
-            vector, guesses, {name: None for name in guesses}, split, coefficients
-        )
+        tasks = self.tasks if tasks is None else tasks
+        guesses = {task.name: self._predict(task, split) for task in tasks}
+        return self._compare(vector, guesses, split, coefficients)
 
     def edited(self, vector: TaskVector) -> Checkpoint:
-        """The base edited by a vector, as it is measured."""
-        edited, statistics = vector.apply(self.base), self._statistics(vector)
-        if statistics is None:
+        """Return the base edited by a vector, with the batch statistics that `measure` used."""
+        edited, task = vector.apply(self.base), self._statistics_task(vector)
+        if task is None:
             return edited
-        vector.apply_(self.clip.module, base=self.base)
-        return recompute_batchnorm(replace(self.clip, base=edited), statistics)
+        vector.apply_(self.image_model.module, base=self.base)
+        return recompute_batchnorm(replace(self.image_model, base=edited), task)
+
+    def trial(self, vectors: Vectors, goal: Goal, tasks: Sequence[Task] | None = None) -> Trial:
+        """Return a `Trial`, in which a search measures coefficients of the vectors.
+
+        Args:
+            vectors: the vectors.
+            goal: what the search looks for.
+            tasks: the tasks to measure; by default the session's.
+        """
+        return Trial(self, vectors, goal, self.tasks if tasks is None else tasks)
 
     def _set(self, vector: TaskVector) -> None:
-        vector.apply_(self.clip.module, base=self.base)
-        statistics = self._statistics(vector)
-        if statistics is not None:
-            recompute_batchnorm_(self.clip, statistics)
+        """Set the model in memory to the base edited by a vector."""
+        vector.apply_(self.image_model.module, base=self.base)
+        task = self._statistics_task(vector)
+        if task is not None:
+            recompute_batchnorm_(self.image_model, task)
 
-    def _statistics(self, vector: TaskVector) -> Task | None:
-        """What the edited base's batch statistics are made anew on, if they are: not where it is one of the models as it is."""
-        return (
-            self.batchnorm
-            if self.batchnorm and len(vector.apply(self.base).form.sources) > 1
-            else None
-        )
+    def _statistics_task(self, vector: TaskVector) -> Task | None:
+        """Return the task for new batch statistics; None if the edited base is a model as it was."""
+        is_average = self.batchnorm and len(vector.apply(self.base).form.sources) > 1
+        return self.batchnorm if is_average else None
 
-    def _predict(
-        self, task: Task, split: str, only: npt.NDArray[np.int64] | None = None
-    ) -> torch.Tensor:
-        guesses = predict(self.clip, task, split, only=only)
-        self.passes += len(guesses)
+    def _predict(self, task: Task, split: str, only: Order | None = None) -> torch.Tensor:
+        """Return the best guesses for each image, shape ``(n, k)``, and count the images."""
+        guesses = predict(self.image_model, task, split, only=only)
+        self.images_measured += len(guesses)
         return guesses
 
-    def _measured(
+    def _compare(
         self,
         vector: TaskVector,
         guesses: Mapping[str, torch.Tensor],
-        orders: Mapping[str, npt.NDArray[np.int64] | None],
         split: str,
         coefficients: Coefficients,
+        orders: Mapping[str, Order] | None = None,
     ) -> Measured:
+        """Compare guesses with the labels of the first images in the orders, if there are any."""
         scores, hits = {}, {}
         for task in self.tasks:
-            if task.name in guesses:
-                labels = self.clip.pixels(task, split).labels
-                order = orders[task.name]
-                seen = labels if order is None else labels[order[: len(guesses[task.name])]]
-                scores[task.name] = metrics(guesses[task.name], seen, len(task.classes))
-                hits[task.name] = guesses[task.name][:, 0] == seen
-        first = {name: g[:, 0] for name, g in guesses.items()}
-        return Measured(coefficients, scores, hits, first, vector.apply(self.base).fingerprint)
+            if task.name not in guesses:
+                continue
+            guess = guesses[task.name]
+            labels = self.image_model.pixels(task, split).labels
+            if orders is not None:
+                labels = labels[orders[task.name][: len(guess)]]
+            scores[task.name] = metrics(guess, labels, len(task.classes))
+            hits[task.name] = guess[:, 0] == labels
+        best = {name: guess[:, 0] for name, guess in guesses.items()}
+        return Measured(coefficients, scores, hits, best, vector.apply(self.base).fingerprint)
 
-    def _order(self, task: Task) -> npt.NDArray[np.int64]:
-        """A fixed order of a task's validation images in which any first few are a fair sample."""
-        size = len(self.clip.pixels(task, "validation"))
+    def _order(self, task: Task) -> Order:
+        """Return a fixed random order of a task's validation images."""
+        size = len(self.image_model.pixels(task, "validation"))
         key = (task.name, size)
         if key not in self._orders:
             self._orders[key] = np.random.default_rng(0).permutation(size)
         return self._orders[key]
 
-    def trial(self, vectors: Vectors, goal: Goal, tasks: Sequence[Task] | None = None) -> Trial:
-        """What a search over the coefficients of vectors works on."""
-        return Trial(self, vectors, goal, self.tasks if tasks is None else tasks)
-
 
 class Trial:
-    """The coefficients of some vectors, measured on validation data as far as a search asks for it.
+    """Vectors whose coefficients a search measures on validation images, as far as needed.
 
     Attributes:
-        sheet: for `weightops.search`.
+        session: the session with the model.
+        vectors: the vectors by name.
+        tasks: the tasks that are measured.
+        measurements: the argument of a search, such as `weightops.search.strategies.race`.
     """
 
     def __init__(
-        self, bench: EditSession, vectors: Vectors, goal: Goal, tasks: Sequence[Task]
+        self, session: EditSession, vectors: Vectors, goal: Goal, tasks: Sequence[Task]
     ) -> None:
-        self.bench, self.vectors, self.tasks = bench, dict(vectors), list(tasks)
+        self.session, self.vectors, self.tasks = session, dict(vectors), list(tasks)
         self._guesses: dict[Coefficients, dict[str, torch.Tensor]] = {}
-        sizes = {task.name: len(bench.clip.pixels(task, "validation")) for task in self.tasks}
-        self.sheet = Measurements(self._measure, goal, (0.0,) * len(self.vectors), sizes)
+        sizes = {task.name: len(session._order(task)) for task in self.tasks}
+        self.measurements = Measurements(self._measure, goal, (0.0,) * len(self.vectors), sizes)
 
     def vector(self, alpha: Coefficients) -> TaskVector:
-        """The edit that coefficients stand for."""
-        return combined(self.vectors, alpha)
-
-    def _measure(self, alpha: Coefficients, start: float, stop: float) -> Hits:
-        bench = self.bench
-        bench._set(self.vector(alpha))
-        kept, hits = self._guesses.setdefault(alpha, {}), {}
-        for task in self.tasks:
-            order = bench._order(task)
-            first, last = cut(len(order), start), cut(len(order), stop)
-            if (first, last) == (0, len(order)):
-                new = bench._predict(task, "validation")[torch.from_numpy(order)]
-            else:
-                new = bench._predict(task, "validation", order[first:last])
-            kept[task.name] = torch.cat([kept[task.name], new]) if task.name in kept else new
-            labels = bench.clip.pixels(task, "validation").labels[order[first:last]]
-            hits[task.name] = new[:, 0] == labels
-        if stop == 1.0:
-            bench.on_measured(self.measured(alpha))
-        return hits
+        """Return the edit with these coefficients."""
+        return weighted_sum(self.vectors, alpha)
 
     def measured(self, alpha: Coefficients) -> Measured:
-        """Everything that was measured of some coefficients."""
-        orders = {task.name: self.bench._order(task) for task in self.tasks}
-        return self.bench._measured(
-            self.vector(alpha), self._guesses[alpha], orders, "validation", alpha
+        """Return all measurements of an edit."""
+        orders = {task.name: self.session._order(task) for task in self.tasks}
+        return self.session._compare(
+            self.vector(alpha), self._guesses[alpha], "validation", alpha, orders
         )
 
     @property
     def sweep(self) -> list[Measured]:
-        """Everything that was measured, the base first."""
-        return [
-            self.measured(alpha)
-            for alpha in sorted(self._guesses, key=lambda a: (sum(map(abs, a)), a))
-        ]
+        """Return all measurements of all edits, the base first."""
+        by_distance = sorted(self._guesses, key=lambda alpha: (sum(map(abs, alpha)), alpha))
+        return [self.measured(alpha) for alpha in by_distance]
+
+    def _measure(self, alpha: Coefficients, start: float, stop: float) -> Hits:
+        """Measure an edit on the images between two fractions of every task's validation split."""
+        session = self.session
+        session._set(self.vector(alpha))
+        seen, hits = self._guesses.setdefault(alpha, {}), {}
+        for task in self.tasks:
+            order = session._order(task)
+            images = order[image_count(len(order), start) : image_count(len(order), stop)]
+            if len(images) == len(order):
+                new = session._predict(task, "validation")[torch.from_numpy(order)]
+            else:
+                new = session._predict(task, "validation", images)
+            seen[task.name] = torch.cat([seen[task.name], new]) if task.name in seen else new
+            labels = session.image_model.pixels(task, "validation").labels[images]
+            hits[task.name] = new[:, 0] == labels
+        if stop == 1.0 and session.on_measured:
+            session.on_measured(self.measured(alpha))
+        return hits
 
 
-def combined(vectors: Vectors, alpha: Coefficients) -> TaskVector:
-    """The weighted sum of vectors."""
-    scaled = [vector * a for vector, a in zip(vectors.values(), alpha, strict=True)]
+def weighted_sum(vectors: Vectors, coefficients: Coefficients) -> TaskVector:
+    """Return ``sum_i alpha_i tau_i``."""
+    scaled = [vector * a for vector, a in zip(vectors.values(), coefficients, strict=True)]
     return sum(scaled[1:], scaled[0])
 
 
 def file_name(name: str) -> str:
-    """A task's name where it becomes a file's."""
+    """Return a task's name in the form that is used in file names."""
     return name.replace(":", "-")

@@ -1,0 +1,68 @@
+"""Keep the measurements of a search: hits of each edit on a growing share of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+
+from weightops.search.goal import Choice, Coefficients, Goal, Hits, Point
+
+Measure = Callable[[Coefficients, float, float], Hits]
+"""Return the hits of coefficients on the images between two fractions of every validation split."""
+
+
+def image_count(size: int, share: float) -> int:
+    """Return the number of images in a share of ``size`` images."""
+    return round(size * share)
+
+
+class Measurements:
+    """Hits of each choice of coefficients that a search has looked at.
+
+    Args:
+        measure: measures an edit on images that it hasn't been measured on.
+        goal: what the search looks for.
+        base: the coefficients of the base.
+        sizes: task -> number of its images.
+
+    Attributes:
+        hits: coefficients -> hits on all images that they have been measured on.
+        shares: coefficients -> share of the images that they have been measured on.
+    """
+
+    def __init__(
+        self, measure: Measure, goal: Goal, base: Coefficients, sizes: Mapping[str, int]
+    ) -> None:
+        self.goal, self.base, self.sizes = goal, base, sizes
+        self.hits: dict[Coefficients, Hits] = {}
+        self.shares: dict[Coefficients, float] = {}
+        self._measure = measure
+
+    def measure(self, alpha: Coefficients, share: float = 1.0) -> Hits:
+        """Measure coefficients on at least this share of the images; return all of their hits."""
+        done = self.shares.get(alpha, 0.0)
+        if share > done:
+            new = self._measure(alpha, done, share)
+            old = self.hits.get(alpha)
+            self.hits[alpha] = {t: torch.cat([old[t], new[t]]) for t in new} if old else new
+            self.shares[alpha] = share
+        return self.hits[alpha]
+
+    def first(self, alpha: Coefficients, share: float) -> Hits:
+        """Return the hits on this share of the images, though more may have been measured."""
+        return {
+            task: hits[: image_count(self.sizes[task], share)]
+            for task, hits in self.hits[alpha].items()
+        }
+
+    def points(self, among: Iterable[Coefficients] | None = None) -> list[Point]:
+        """Return the points of the coefficients that were measured on all images."""
+        among = self.hits if among is None else among
+        full = [alpha for alpha in among if self.shares.get(alpha) == 1.0]
+        return [self.goal.point(alpha, self.hits[alpha], self.hits[self.base]) for alpha in full]
+
+    def choose(self, among: Iterable[Coefficients] | None = None) -> Choice:
+        """Return the goal's choice among the coefficients that were measured on all images."""
+        (base,) = self.points([self.base])
+        return self.goal.choose(self.points(among), base=base)
