@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from weightops.algebra.dtypes import name_of
-from weightops.algebra.kernels import Scratch
+from weightops.algebra.scratch import Scratch
 
 Space = Literal["weights", "delta"]
 """Weights are affine (their coefficients sum to 1); deltas are differences of weights (0)."""

@@ -7,18 +7,19 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from weightops.algebra.kernels import pick_device
+from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm, describe, fingerprint, provenance
 from weightops.algebra.names import mismatch
 from weightops.algebra.source import Source
 from weightops.checkpoints.formats import memory
-from weightops.checkpoints.libraries.open_clip import CONFIG
+from weightops.checkpoints.libraries.base import Architecture
+from weightops.checkpoints.renaming import rename_to_match
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
 from weightops.engine.ranks import Ranks
 from weightops.engine.tensors import Tensors
@@ -28,28 +29,6 @@ from weightops.support.atomic import resumable_output, stage_of
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
-
-
-class Architecture(Protocol):
-    """What a folder says of the model whose weights it holds."""
-
-    folder: Path
-    weights_file: str
-
-    def build(self) -> nn.Module:
-        """The module, with weights yet to be filled in."""
-
-    def preprocess(self) -> Callable[[Any], torch.Tensor]:
-        """PIL image -> tensor."""
-
-    def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
-        """Texts -> token ids."""
-
-    def in_dtype(self, dtype: torch.dtype) -> Architecture:
-        """The same for weights in another dtype."""
-
-    def write(self, folder: Path, final: Path) -> None:
-        """Put all but the weights into ``folder``, which will be known as ``final``."""
 
 
 _OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -156,26 +135,29 @@ class Checkpoint(Tensors):
         Raises:
             CheckpointError: if nothing says what its architecture is.
         """
-        from weightops.checkpoints.renaming import fitted
-
-        module = self._architecture().build()
+        module = self.known_architecture().build()
         names = LinearForm.of(memory.MemorySource(module.state_dict(), self.ref))
-        load_into(fitted(self.form, names), module, on_nonfinite="warn")
+        load_into(rename_to_match(self.form, names), module, on_nonfinite="warn")
         return module
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
         """What turns a PIL image into the model's input."""
-        return self._architecture().preprocess()
+        return self.known_architecture().preprocess()
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
         """What turns texts into the model's input."""
-        return self._architecture().tokenizer()
+        return self.known_architecture().tokenizer()
 
-    def _architecture(self) -> Architecture:
+    def known_architecture(self) -> Architecture:
+        """Return the architecture.
+
+        Raises:
+            CheckpointError: if nothing says which model the weights are of.
+        """
         if self.architecture is None:
             raise CheckpointError(
-                f"{self.ref} holds weights but doesn't say of what model; name a folder with {CONFIG}, or their base "
-                "with --base where there is one; in Python, load_into(module)"
+                f"{self.ref} holds weights but doesn't say of what model",
+                hint="name a folder with a configuration beside the weights, or base=; load_into(module) fills a module",
             )
         return self.architecture
 

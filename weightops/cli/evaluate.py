@@ -78,7 +78,7 @@ def command(
     The files of --out are a superset of CLIP_benchmark's: `clip_benchmark build FOLDER/*.json` makes one table of them.
     """
     from weightops.checkpoints.checkpoint import Checkpoint
-    from weightops.checkpoints.matching import open_like
+    from weightops.checkpoints.matching import open_matched
     from weightops.checkpoints.opening import open_checkpoint
     from weightops.evaluation.image_model import ImageModel
     from weightops.evaluation.shift import add_robustness
@@ -107,7 +107,7 @@ def command(
         return (
             open_checkpoint(name)
             if start is None
-            else Checkpoint(open_like(name, start).form, start.architecture)
+            else Checkpoint(open_matched(name, start).form, start.architecture)
         )
 
     results = []
@@ -146,7 +146,7 @@ def command(
 
 
 def _perplexity(models: tuple[str, ...], text: Path, device: str, as_json: bool) -> None:
-    from weightops.algebra.kernels import pick_device
+    from weightops.algebra.devices import pick_device
     from weightops.checkpoints.opening import open_checkpoint
     from weightops.evaluation.perplexity import perplexity, token_blocks
     from weightops.reports.table import table

@@ -15,8 +15,9 @@ import torch
 from tqdm import tqdm
 
 from weightops.algebra.dtypes import accumulator
-from weightops.algebra.kernels import Scratch, Term, combine, has_nonfinite, widen
+from weightops.algebra.kernels import Term, combine, has_nonfinite, widen
 from weightops.algebra.linear_form import LinearForm, describe, tied_names
+from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import Source, cut, flattened
 from weightops.engine.plan import Segment, Step, _anchored, plan, size, units
 from weightops.errors import MismatchError, NonfiniteError
@@ -39,7 +40,7 @@ Reader = Callable[[int, int, Sequence[torch.Tensor]], None]
 def _expanded(step: Step, scratch: Scratch) -> Step:
     """The step with sources that are combinations of others replaced by these."""
     parts = {
-        s: s.combination(step.name, scratch.within(s)) if s.computed else None
+        s: s.combination(step.name, scratch.nested(s)) if s.computed else None
         for s in step.coefficients
     }
     if not any(part is not None for part in parts.values()):
@@ -62,7 +63,7 @@ def reader(steps: Sequence[Step], scratch: Scratch) -> Reader:
     steps = [_expanded(step, scratch) for step in steps]
     used = Counter(source for step in steps for source in step.coefficients)
     opened = {
-        source: source.open(steps[0].name, scratch.within(source) if source.computed else scratch)
+        source: source.open(steps[0].name, scratch.nested(source) if source.computed else scratch)
         for source in used
     }
     shared = (
@@ -81,11 +82,11 @@ def reader(steps: Sequence[Step], scratch: Scratch) -> Reader:
 
     def write(start: int, stop: int, rows: Sequence[torch.Tensor]) -> None:
         parts = {
-            source: scratch.sent(part(start, stop), rows[0].device)
+            source: scratch.to_device(part(start, stop), rows[0].device)
             for source, part in opened.items()
         }
         for i, source in enumerate(shared):
-            parts[source] = widen(parts[source], accumulator(rows[0].dtype), -1 - i, scratch)
+            parts[source] = widen(parts[source], accumulator(rows[0].dtype), scratch, Slot.SHARED, index=i)
         for step, terms, row in zip(steps, others, rows, strict=True):
             anchor = None if step.anchor is None else parts[step.anchor]
             combine(
@@ -105,7 +106,7 @@ def through(
     """What a reader writes, in a buffer on the device of ``scratch``."""
 
     def part(start: int, stop: int) -> torch.Tensor:
-        out = scratch.get(3, stop - start, dtype)
+        out = scratch.get(Slot.RESULT, stop - start, dtype)
         read(start, stop, [out])
         return out
 

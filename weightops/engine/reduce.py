@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from weightops.algebra.kernels import Scratch, span
+from weightops.algebra.kernels import row_length
 from weightops.algebra.linear_form import LinearForm, tied_names
+from weightops.algebra.scratch import Scratch, Slot
 from weightops.engine.evaluate import Reader, parallel, reader
 from weightops.engine.plan import Segment, plan, units
 from weightops.errors import MismatchError
@@ -72,10 +73,10 @@ def products(
     wide = any(s.specs[segment.step.name].dtype == torch.float64 for s in segment.step.coefficients)
     dtype = torch.float64 if wide else torch.float32
     totals = torch.zeros(k, k, dtype=torch.float64)
-    step = 2 * span(k)
+    step = 2 * row_length(k)
     for start in range(segment.start, segment.stop, step):
         stop = min(start + step, segment.stop)
-        rows = scratch.get(4, k * (stop - start), dtype).view(k, -1)
+        rows = scratch.get(Slot.ROWS, k * (stop - start), dtype).view(k, -1)
         read(start, stop, rows.unbind())
         rows = of(rows) if of else rows
         whole = (stop - start) // BLOCK * BLOCK

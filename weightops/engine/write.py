@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from weightops.algebra.dtypes import SAFETENSORS, name_of
-from weightops.algebra.kernels import CHUNK, Scratch, has_nonfinite
+from weightops.algebra.kernels import CHUNK, has_nonfinite
 from weightops.algebra.linear_form import LinearForm, tied_names
+from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import Spec
 from weightops.engine.evaluate import OnNonfinite, evaluate, parallel, report_nonfinite
 from weightops.engine.plan import SEGMENT, Segment, plan, units
@@ -180,7 +181,7 @@ def write(
 
     def do(unit: list[Segment], scratch: Scratch) -> list[str]:
         def target(segment: Segment) -> torch.Tensor:
-            return scratch.get(3, segment.stop - segment.start, form.specs[segment.step.name].dtype)
+            return scratch.get(Slot.RESULT, segment.stop - segment.start, form.specs[segment.step.name].dtype)
 
         bad = []
         for segment, out in evaluate(unit, target, scratch):

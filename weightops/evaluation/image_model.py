@@ -18,12 +18,11 @@ from safetensors.torch import load_file, save
 from torchvision.transforms import Compose, Normalize
 from tqdm import tqdm
 
-from weightops.algebra.kernels import pick_device
+from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
-from weightops.checkpoints.libraries.timm import TimmArchitecture
-from weightops.checkpoints.matching import for_open_clip
+from weightops.checkpoints.matching import as_open_clip
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import CheckpointError, OutputError, TaskError
 from weightops.support.atomic import atomic_output
@@ -77,9 +76,9 @@ class ImageModel:
         """
         if isinstance(model, ImageModel):
             return model
-        checkpoint = for_open_clip(open_checkpoint(model))
+        checkpoint = as_open_clip(open_checkpoint(model))
         place = pick_device(device)
-        if isinstance(checkpoint.architecture, TimmArchitecture):
+        if checkpoint.architecture is not None and checkpoint.architecture.is_classifier:
             return Classifier.of(checkpoint, place, learning)
         module = checkpoint.model().to(place)
         if not hasattr(module, "encode_image") or not hasattr(module, "encode_text"):
@@ -170,8 +169,7 @@ class Classifier(ImageModel):
         """Build it; with a new head if the task has another number of classes than its own."""
         module: Any = checkpoint.model()
         if learning is not None and module.num_classes != len(learning.classes):
-            folder = checkpoint.architecture.folder  # type: ignore[union-attr]
-            architecture = TimmArchitecture(folder, num_classes=len(learning.classes))
+            architecture = checkpoint.known_architecture().with_classes(len(learning.classes))
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 fresh = architecture.build().state_dict()

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 
 from weightops.algebra.dtypes import accumulator, is_editable
-from weightops.algebra.kernels import Scratch
 from weightops.algebra.linear_form import LinearForm, provenance, tied_names
 from weightops.algebra.names import depths, layer_of
+from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ComputedSource, Source
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.libraries.transformers import TransformersArchitecture
 from weightops.engine.evaluate import reader, through
 from weightops.engine.plan import plan
-from weightops.errors import RecipeError
+from weightops.errors import CheckpointError, RecipeError
 from weightops.support.text import first_few
-
-_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-"""What configurations call the number of layers."""
 
 
 class Layers(Source):
@@ -122,21 +117,9 @@ def stacked(parts: Sequence[Checkpoint], spans: Sequence[tuple[int, int]]) -> Ch
         RecipeError: if the architecture is one whose configuration weightops can't change.
     """
     architecture = parts[0].architecture
-    if isinstance(architecture, TransformersArchitecture):
-        config = architecture.config
-        count = next((key for key in _COUNTS if key in config), _COUNTS[0])
-        changes: dict[str, Any] = {count: sum(stop - start for start, stop in spans)}
-        for key, value in config.items():
-            if isinstance(value, list) and len(value) == config.get(count):
-                own = [part.architecture.config.get(key, value) for part in parts]  # type: ignore[union-attr]
-                changes[key] = [
-                    entry
-                    for row, span in zip(own, spans, strict=True)
-                    for entry in row[slice(*span)]
-                ]
-        architecture = TransformersArchitecture(architecture.folder, **changes)
-    elif architecture is not None:
-        raise RecipeError(
-            f"the number of layers of {parts[0].ref} can't be changed: it isn't a transformers folder"
-        )
+    if architecture is not None:
+        try:
+            architecture = architecture.with_layers(spans, [part.architecture for part in parts])
+        except CheckpointError as error:
+            raise RecipeError(error.fact, hint=error.hint) from error
     return Checkpoint(LinearForm.of(Stack([part.form for part in parts])), architecture)

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from weightops import Checkpoint, TaskVector, open_checkpoint
-from weightops.algebra.kernels import CHUNK, Scratch
+from weightops.algebra.kernels import CHUNK
 from weightops.algebra.names import Each, depths
+from weightops.algebra.scratch import Scratch
 from weightops.errors import (
     MismatchError,
     OptionError,

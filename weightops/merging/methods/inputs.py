@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from weightops.algebra.kernels import Scratch, span
+from weightops.algebra.kernels import row_length
+from weightops.algebra.scratch import Scratch, Slot
 from weightops.engine.evaluate import Reader
 
 Draws = Callable[[int], np.random.Generator]
@@ -72,8 +73,8 @@ class TensorInputs:
             else max(self.numel, 1)
         )
         self.by_rows = by_rows
-        self.length = max(span(k) // self.width, 1) * self.width if by_rows else span(k)
-        self._buffer = scratch.get(4, k * min(self.length, self.numel), dtype)
+        self.length = max(row_length(k) // self.width, 1) * self.width if by_rows else row_length(k)
+        self._buffer = scratch.get(Slot.ROWS, k * min(self.length, self.numel), dtype)
 
     def __len__(self) -> int:
         return -(-self.numel // self.length)

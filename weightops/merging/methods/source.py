@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import torch
 
 from weightops.algebra.dtypes import accumulator, is_editable
-from weightops.algebra.kernels import CHUNK, Scratch, has_nonfinite
+from weightops.algebra.kernels import CHUNK, has_nonfinite
 from weightops.algebra.linear_form import LinearForm, provenance, tied_names
 from weightops.algebra.names import PerTensor, check_per_tensor, depths, value_at
+from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import ComputedSource, Source
 from weightops.engine.evaluate import alone, reader, through
 from weightops.engine.plan import Segment, Step, combined, plan
@@ -202,7 +203,7 @@ class MethodSource(ComputedSource):
             return (made if unsound is None else made + unsound).reshape(-1)
 
         def part(start: int, stop: int) -> torch.Tensor:
-            out = scratch.get(3, stop - start, working)
+            out = scratch.get(Slot.RESULT, stop - start, working)
             for index in range(start // parts.length, -(-stop // parts.length)):
                 first = index * parts.length
                 a, b = max(start, first), min(stop, first + parts.length)
