@@ -20,9 +20,9 @@ from weightops.algebra.source import Spec, same_weights
 from weightops.checkpoints.checkpoint import Checkpoint, load_into
 from weightops.checkpoints.formats.compressed import coding, write_compressed
 from weightops.checkpoints.formats.lora import write_adapter
-from weightops.checkpoints.matching import alike, open_like
+from weightops.checkpoints.matching import match_to_base, open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint, open_ref
-from weightops.checkpoints.renaming import fitted
+from weightops.checkpoints.renaming import rename_to_match
 from weightops.engine.evaluate import OnNonfinite, materialize
 from weightops.engine.reduce import gram
 from weightops.engine.tensors import Tensors
@@ -70,7 +70,7 @@ class TaskVector(Tensors):
     ) -> None:
         base = open_checkpoint(pre)
         form, left_out = LinearForm.difference(
-            open_like(finetuned, base).form, base.form, strict=strict
+            open_matched(finetuned, base).form, base.form, strict=strict
         )
         if left_out:
             log.warning(
@@ -101,7 +101,7 @@ class TaskVector(Tensors):
         if not isinstance(other, TaskVector):
             return NotImplemented
         return TaskVector._of(
-            self.form.plus(fitted(other.form, self.form)), Origin.common(self.base, other.base)
+            self.form.plus(rename_to_match(other.form, self.form)), Origin.common(self.base, other.base)
         )
 
     __radd__ = __add__
@@ -284,7 +284,7 @@ class TaskVector(Tensors):
                 if strict:
                     raise MismatchError(message)
                 log.warning(message)
-        return start.plus(fitted(self.form.times(alpha), base.form))
+        return start.plus(rename_to_match(self.form.times(alpha), base.form))
 
     # --------------------------------------------------------------- file
 
@@ -413,7 +413,7 @@ class Origin:
     def like(self, other: Checkpoint) -> Origin:
         """The same base in another checkpoint's names."""
         return Origin(
-            self.ref, self.recorded, alike(self.checkpoint, other) if self.checkpoint else None
+            self.ref, self.recorded, match_to_base(self.checkpoint, other) if self.checkpoint else None
         )
 
     def matches(self, other: Checkpoint) -> bool:

@@ -27,8 +27,8 @@ from weightops import (
     open_checkpoint,
     patch,
 )
-from weightops.checkpoints.matching import in_format
-from weightops.checkpoints.renaming import fitted
+from weightops.checkpoints.matching import convert_to
+from weightops.checkpoints.renaming import rename_to_match
 from weightops.cli.main import run
 from weightops.training.config import config_for
 
@@ -87,7 +87,7 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
     made["transformers encoder"] = _encoder(
         config, state, folder / "encoder", CLIPConfig, CLIPVisionModel
     )
-    made["transformers directory"] = in_format(
+    made["transformers directory"] = convert_to(
         open_checkpoint(made["open_clip directory"]), "transformers"
     ).save(folder / "transformers")
     tar(folder / "oldest.pth", state)
@@ -150,7 +150,7 @@ def _encoder(
     visual = {
         name: t for name, t in state.items() if name.startswith("visual.") and name != "visual.proj"
     }
-    renamed = fitted(open_checkpoint(visual).form, wanted)
+    renamed = rename_to_match(open_checkpoint(visual).form, wanted)
     folder.mkdir()
     save_file(
         {n: t.contiguous() for n, t in Checkpoint(renamed).state_dict().items()},

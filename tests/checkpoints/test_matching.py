@@ -16,7 +16,7 @@ from torch import nn
 
 from weightops import Checkpoint, TaskVector, merge, open_checkpoint
 from weightops.checkpoints.clip_names import mappings, of_transformers
-from weightops.checkpoints.matching import alike, open_like
+from weightops.checkpoints.matching import match_to_base, open_matched
 from weightops.errors import MismatchError
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -40,7 +40,7 @@ def states() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str
 
 def test_features_of_both_libraries_agree() -> None:
     ours, theirs = of_open_clip(0), of_hf(1)
-    alike(open_checkpoint(theirs), open_checkpoint(ours)).load_into(ours)
+    match_to_base(open_checkpoint(theirs), open_checkpoint(ours)).load_into(ours)
     images = torch.randn(3, 3, 32, 32)
     texts = torch.randint(1, 90, (3, 16))
     texts[:, 10] = 98
@@ -57,8 +57,8 @@ def test_features_of_both_libraries_agree() -> None:
 
 def test_there_and_back_to_the_bit(states: Any) -> None:
     base, ft, _ = map(open_checkpoint, states)
-    back = alike(alike(ft, base), ft)
-    assert list(alike(ft, base)) != list(ft)
+    back = match_to_base(match_to_base(ft, base), ft)
+    assert list(match_to_base(ft, base)) != list(ft)
     assert {n: t.shape for n, t in back.state_dict().items()} == {
         n: t.shape for n, t in ft.state_dict().items()
     }
@@ -70,7 +70,7 @@ def test_task_vectors_across_the_libraries(states: Any, tmp_path: Path) -> None:
     vector = TaskVector(base, ft)
     edited = vector.apply(base, 1.0)
     assert all(
-        torch.equal(alike(open_checkpoint(edited), open_checkpoint(ft))[n], t)
+        torch.equal(match_to_base(open_checkpoint(edited), open_checkpoint(ft))[n], t)
         for n, t in ft.items()
     )
     half = vector.apply(ft, -0.5)  # to a base in transformers' names, the result has them too
@@ -157,7 +157,7 @@ def test_prefixes_of_wrappers(net: nn.Module, tuned: nn.Module, prefix: str) -> 
     assert all(torch.equal(tensor, expected[name]) for name, tensor in edited.items())
     around = TaskVector(net, tuned).apply(wrapped, 1.0)
     assert around.keys() == wrapped.keys()
-    assert open_like(wrapped, open_checkpoint(net)).source.ties == {"out.weight": "embed.weight"}
+    assert open_matched(wrapped, open_checkpoint(net)).source.ties == {"out.weight": "embed.weight"}
     with pytest.raises(MismatchError, match="don't match"):
         TaskVector(net, {**wrapped, "more": torch.zeros(2)})
 
@@ -186,5 +186,5 @@ def test_every_tensor_has_a_place(states: Any) -> None:
     assert mappings(ft, base).keys() == base.keys()
     assert mappings(base, ft).keys() == ft.keys()
     assert of_transformers("visual.transformer.resblocks.0.attn.other") is None
-    assert isinstance(alike(open_checkpoint(ft), open_checkpoint(base)), Checkpoint)
+    assert isinstance(match_to_base(open_checkpoint(ft), open_checkpoint(base)), Checkpoint)
     assert json.dumps(list(base))

@@ -5,32 +5,35 @@ from __future__ import annotations
 import logging
 
 from weightops.algebra.linear_form import LinearForm
-from weightops.checkpoints.checkpoint import Architecture, Checkpoint
+from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.clip_names import is_clip, outside_image_tower, unwrapped
-from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
-from weightops.checkpoints.libraries.timm import TimmArchitecture
-from weightops.checkpoints.libraries.transformers import TransformersArchitecture
+from weightops.checkpoints.libraries.clip_conversion import convert
+from weightops.checkpoints.libraries.table import LIBRARIES
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
-from weightops.checkpoints.renaming import _tells_a_size, fitted
+from weightops.checkpoints.renaming import rename_to_match, tells_a_size
 from weightops.errors import CheckpointError, MismatchError
+from weightops.support.registry import unknown
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
 
+WEIGHTS_ALONE = "safetensors"
+"""The name that `convert_to` takes for weights without anything that describes their model."""
 
-def alike(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
+
+def match_to_base(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     """Weights in the names of a base; an image encoder alone is completed by the rest of the base's CLIP model.
 
     What can't be brought to the base's names is given back as it is, for the comparison to refuse.
     """
-    form = fitted(checkpoint.form, base.form)
+    form = rename_to_match(checkpoint.form, base.form)
     missing = [name for name in base.specs if name not in form.specs]
     extra = [name for name in form.specs if name not in base.specs]
     short = {original: name for name, original in unwrapped(base.specs).items()}
     outside = outside_image_tower(
-        short[name] for name in missing if not _tells_a_size(name, base.specs[name])
+        short[name] for name in missing if not tells_a_size(name, base.specs[name])
     )
-    sizes = [name for name in missing if _tells_a_size(name, base.specs[name])]
+    sizes = [name for name in missing if tells_a_size(name, base.specs[name])]
     if (
         missing
         and not extra
@@ -50,7 +53,7 @@ def alike(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     )
 
 
-def open_like(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
+def open_matched(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
     """Open weights to be compared with a base: in its names, and with what changes only parts of it applied to it.
 
     Raises:
@@ -59,7 +62,7 @@ def open_like(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
     """
     opened = open_any(source)
     if opened.form.space == "weights":
-        return alike(opened, base)
+        return match_to_base(opened, base)
     made_on = getattr(opened.form.sources[0], "made_from", {}).get("base")
     if isinstance(made_on, dict) and made_on.get("fingerprint") != base.fingerprint:
         log.warning(
@@ -69,11 +72,13 @@ def open_like(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
             made_on.get("fingerprint"),
             base.ref,
         )
-    form = base.form.plus(fitted(opened.form, base.form)) if opened.form.specs else base.form
+    form = (
+        base.form.plus(rename_to_match(opened.form, base.form)) if opened.form.specs else base.form
+    )
     replaced = getattr(opened.form.sources[0], "replaced", None)
     if replaced is not None:
         whole, left_out = LinearForm.difference(
-            fitted(LinearForm.of(replaced), base.form), base.form, strict=False
+            rename_to_match(LinearForm.of(replaced), base.form), base.form, strict=False
         )
         form = form.plus(whole)
         extra = [name for name in left_out if name not in base.specs]
@@ -84,50 +89,42 @@ def open_like(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
     return Checkpoint(form, base.architecture)
 
 
-def for_open_clip(checkpoint: Checkpoint) -> Checkpoint:
-    """A CLIP model of transformers as open_clip has it; any other checkpoint as it is."""
-    architecture = checkpoint.architecture
-    converted = (
-        architecture.open_clip() if isinstance(architecture, TransformersArchitecture) else None
-    )
-    return _built_as(converted, checkpoint) if converted else checkpoint
+def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a CLIP model of transformers as open_clip's; any other checkpoint unchanged."""
+    return _converted(checkpoint, "open_clip") or checkpoint
 
 
-def in_format(checkpoint: Checkpoint, name: str) -> Checkpoint:
-    """A checkpoint as "open_clip", "transformers" or "timm" has it: the folder that it is saved to loads in that library.
+def convert_to(checkpoint: Checkpoint, library: str) -> Checkpoint:
+    """Return a checkpoint whose saved folder loads in a library.
 
-    CLIP models go from open_clip to transformers and back; "safetensors" leaves all but the weights away.
+    CLIP models are converted between open_clip and transformers.
+
+    Args:
+        checkpoint: weights with a known architecture.
+        library: a name in `LIBRARIES`, or "safetensors" for the weights alone.
 
     Raises:
-        CheckpointError: if that library hasn't such a model, or it isn't known of what model the weights are.
+        CheckpointError: if that library has no such model, or nothing says which model the weights are of.
+        UnknownNameError: if there is no such library.
     """
     architecture = checkpoint.architecture
-    if name == "safetensors":
+    if library == WEIGHTS_ALONE:
         return checkpoint.as_of(checkpoint.form, None)
-    if name == _library(architecture):
+    if library not in LIBRARIES:
+        raise unknown(LIBRARIES.kind, library, [*LIBRARIES.names(), WEIGHTS_ALONE])
+    if architecture is not None and architecture.library == library:
         return checkpoint
-    if name == "open_clip" and isinstance(architecture, TransformersArchitecture):
-        converted = for_open_clip(checkpoint)
-        if converted is not checkpoint:
-            return converted
-    if name == "transformers" and isinstance(architecture, OpenClipArchitecture):
-        return _built_as(TransformersArchitecture.of_open_clip(architecture), checkpoint)
-    known = _library(architecture)
-    what = f"a model of {known}" if known else "of no model that is known"
-    raise CheckpointError(f"{checkpoint.ref} is {what}, and can't be written for {name}")
+    converted = _converted(checkpoint, library)
+    if converted is None:
+        what = f"a model of {architecture.library}" if architecture else "of no model that is known"
+        raise CheckpointError(f"{checkpoint.ref} is {what}, and can't be written for {library}")
+    return converted
 
 
-def _library(architecture: Architecture | None) -> str | None:
-    kinds = {
-        "open_clip": OpenClipArchitecture,
-        "transformers": TransformersArchitecture,
-        "timm": TimmArchitecture,
-    }
-    return next((name for name, kind in kinds.items() if isinstance(architecture, kind)), None)
-
-
-def _built_as(architecture: Architecture, checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint in the names of the model that an architecture builds."""
-    return checkpoint.as_of(
-        fitted(checkpoint.form, open_checkpoint(architecture.build()).form), architecture
-    )
+def _converted(checkpoint: Checkpoint, library: str) -> Checkpoint | None:
+    """Return the checkpoint of the converted architecture, in the names of the model that it builds."""
+    architecture = checkpoint.architecture and convert(checkpoint.architecture, library)
+    if architecture is None:
+        return None
+    built = open_checkpoint(architecture.build())
+    return checkpoint.as_of(rename_to_match(checkpoint.form, built.form), architecture)

@@ -13,7 +13,7 @@ from torch import nn
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source
 from weightops.checkpoints import refs
-from weightops.checkpoints.checkpoint import Architecture, Checkpoint
+from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats import (
     distributed,
     lora,
@@ -22,11 +22,8 @@ from weightops.checkpoints.formats import (
     shards,
     torch_files,
 )
-from weightops.checkpoints.libraries.open_clip import CONFIG, OpenClipArchitecture
-from weightops.checkpoints.libraries.timm import TimmArchitecture
-from weightops.checkpoints.libraries.transformers import TransformersArchitecture
+from weightops.checkpoints.libraries.table import architecture_of
 from weightops.errors import CheckpointError, SpaceError
-from weightops.support.json_files import read_json
 from weightops.support.registry import Registry
 from weightops.support.text import first_few
 
@@ -137,25 +134,13 @@ def open_ref(ref: str | Path) -> Checkpoint:
         file = _weights_in(path) if path.is_dir() else path
         source = _open_file(file)
         architecture = (named.architecture if named else None) or (
-            _architecture_of(path) if path.is_dir() else None
+            architecture_of(path) if path.is_dir() else None
         )
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
     if named or file != path:
         source.ref = named.ref if named else str(path)
     return Checkpoint(LinearForm.of(source), architecture)
-
-
-def _architecture_of(folder: Path) -> Architecture | None:
-    """What a folder says of its model: the configuration of one of the libraries that are known."""
-    if (folder / CONFIG).is_file():
-        return OpenClipArchitecture(folder)
-    if not (folder / "config.json").is_file():
-        return None
-    config = read_json(folder / "config.json")
-    if "model_type" in config:
-        return TransformersArchitecture(folder)
-    return TimmArchitecture(folder) if "architecture" in config else None
 
 
 def _open_file(file: Path) -> Source:

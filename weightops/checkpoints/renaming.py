@@ -99,7 +99,7 @@ def _shape(recipe: TensorMapping, specs: Mapping[str, Spec]) -> tuple[int, ...]:
     return (shape[0] // 3, *shape[1:]) if recipe.kind == "part" and shape else shape
 
 
-def fitted(form: LinearForm, base: LinearForm) -> LinearForm:
+def rename_to_match(form: LinearForm, base: LinearForm) -> LinearForm:
     """A form in the names of a base, where it can be brought to them: else as it is.
 
     Weights are renamed if every name of theirs has its place, or what has none only tells a size; a delta likewise. Of tied
@@ -112,7 +112,7 @@ def fitted(form: LinearForm, base: LinearForm) -> LinearForm:
         lost = [
             name
             for name, spec in form.specs.items()
-            if name not in used and tied.get(name) not in used and not _tells_a_size(name, spec)
+            if name not in used and tied.get(name) not in used and not tells_a_size(name, spec)
         ]
         if made and not lost:
             form = _made(form, made)
@@ -171,7 +171,7 @@ def _renamed_rules(
     return NameRules(tuple(items))
 
 
-def _tells_a_size(name: str, spec: Spec) -> bool:
+def tells_a_size(name: str, spec: Spec) -> bool:
     leaf = name.rpartition(".")[2]
     return leaf in _DROPPED or (
         leaf == "bias" and len(spec.shape) == 4 and spec.shape[:2] == (1, 1)

@@ -362,7 +362,7 @@ def save(
     import torch
 
     from weightops.algebra.linear_form import provenance
-    from weightops.checkpoints.matching import in_format
+    from weightops.checkpoints.matching import convert_to
     from weightops.engine.ranks import torchrun
     from weightops.hub.push import check_push
 
@@ -370,7 +370,7 @@ def save(
         check_push(push)
     if push and out.suffix == ".safetensors":
         raise click.UsageError(f"{out} is one file; --push takes a folder, with its model card")
-    merged = in_format(merged, library) if library else merged
+    merged = convert_to(merged, library) if library else merged
     dtype = getattr(torch, out_dtype) if out_dtype else None
     if dry_run:
         takes = asdict(merged.estimate(out, dtype=dtype, max_shard_size=max_shard_size))

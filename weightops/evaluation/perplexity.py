@@ -11,7 +11,6 @@ from torch import nn
 from tqdm import tqdm
 
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.libraries.transformers import TransformersArchitecture
 from weightops.errors import CheckpointError, TaskError
 
 
@@ -27,7 +26,8 @@ def token_blocks(model: Checkpoint, text: str | Path, length: int | None = None)
         CheckpointError: if it is no model of transformers with a tokenizer.
         TaskError: if the file can't be read, or has fewer than ``length`` tokens, or fewer than two.
     """
-    if not isinstance(model.architecture, TransformersArchitecture):
+    architecture = model.architecture
+    if architecture is None:
         raise CheckpointError(
             f"{model.ref} isn't a folder of transformers, whose tokenizer a text needs"
         )
@@ -35,8 +35,8 @@ def token_blocks(model: Checkpoint, text: str | Path, length: int | None = None)
         content = Path(text).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{text} can't be read as a text of UTF-8: {error}") from error
-    tokens = model.architecture.tokens(content)
-    length = length or min(model.architecture.context, 1024, len(tokens))
+    tokens = architecture.tokens(content)
+    length = length or min(architecture.context, 1024, len(tokens))
     if length < 2 or len(tokens) < length:
         raise TaskError(f"{text} has {len(tokens)} tokens; a block takes {max(length, 2)}")
     return tokens[: len(tokens) // length * length].view(-1, length)

@@ -8,7 +8,7 @@ from typing import Any
 from weightops.algebra.linear_form import LinearForm, check_match
 from weightops.algebra.names import PerTensor
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.matching import open_like
+from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import WeightopsError
 from weightops.merging.methods.source import MethodSource
@@ -64,7 +64,7 @@ def merge(
                 "alpha is the coefficient of a task vector: say which base it is taken from (--base)"
             )
         first = open_checkpoint(models[0])
-        opened = [first, *(open_like(model, first) for model in models[1:])]
+        opened = [first, *(open_matched(model, first) for model in models[1:])]
         for other in opened[1:]:
             check_match(opened[0].form, other.form)
         form = MethodSource(
@@ -74,7 +74,7 @@ def merge(
     start = open_checkpoint(base)
     if not chosen.works_on("delta"):
         raise WeightopsError(f"{method} works on weights: it takes no base")
-    opened = [open_like(model, start) for model in models]
+    opened = [open_matched(model, start) for model in models]
     deltas = [LinearForm.difference(c.form, start.form)[0] for c in opened]
     merged = MethodSource(chosen, deltas, weights=weights, seed=seed, options=options).as_form()
     return Checkpoint(start.form.plus(merged.times(alpha)), start.architecture)

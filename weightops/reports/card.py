@@ -8,33 +8,10 @@ from typing import Any
 
 import yaml
 
-from weightops.checkpoints.checkpoint import Architecture
-from weightops.checkpoints.libraries.timm import TimmArchitecture
+from weightops.checkpoints.libraries.base import Architecture
+from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
 from weightops.hub.cards import base_model
 from weightops.reports.table import cell
-
-_OPEN_CLIP = (
-    "open_clip",
-    "zero-shot-image-classification",
-    """```python
-import open_clip
-
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
-tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
-```
-
-If the folder is moved and its configuration names a `bpe_path`, set that path to where `merges.txt.gz` now is; weightops finds it by itself.""",
-)
-_TIMM = (
-    "timm",
-    "image-classification",
-    """```python
-import timm
-
-model = timm.create_model("local-dir:{folder}", pretrained=True)
-```""",
-)
-"""Library, pipeline and use of a model, as its card says them."""
 
 
 def card(summary: Mapping[str, Any], word: str, architecture: Architecture | None = None) -> str:
@@ -46,7 +23,7 @@ def card(summary: Mapping[str, Any], word: str, architecture: Architecture | Non
         architecture: the model's.
     """
     tasks = summary["tasks"]
-    library, pipeline, use = _TIMM if isinstance(architecture, TimmArchitecture) else _OPEN_CLIP
+    library, pipeline, use = (architecture or OpenClipArchitecture).card_facts
     results = [
         {
             "task": {"type": pipeline},

@@ -15,7 +15,7 @@ import torch
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
-from weightops.checkpoints.matching import open_like
+from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint, open_ref
 from weightops.evaluation.batchnorm import normalised, recompute_batchnorm, recompute_batchnorm_
 from weightops.evaluation.image_model import ImageModel
@@ -152,7 +152,7 @@ class EditSession:
             return given
         if isinstance(given, (str, Path)) and open_ref(given).form.space == "delta":
             return TaskVector.load(given)
-        return TaskVector(self.base, open_like(given, self.base).to(self.dtype))
+        return TaskVector(self.base, open_matched(given, self.base).to(self.dtype))
 
     def in_memory(self, tensors: Mapping[str, torch.Tensor], ref: str) -> TaskVector:
         """Return a task vector whose deltas are in memory, for deltas that are expensive to compute.

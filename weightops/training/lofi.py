@@ -13,8 +13,9 @@ import torch
 from weightops.algebra.kernels import has_nonfinite
 from weightops.algebra.linear_form import LinearForm, check_match
 from weightops.algebra.names import NameRules
-from weightops.checkpoints.checkpoint import Architecture, Checkpoint
+from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import MismatchError, NonfiniteError, OptionError
 from weightops.evaluation.image_model import ImageModel

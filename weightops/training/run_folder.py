@@ -14,8 +14,9 @@ import torch
 
 from weightops.algebra.kernels import has_nonfinite
 from weightops.algebra.linear_form import LinearForm
-from weightops.checkpoints.checkpoint import Architecture, Checkpoint
+from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.opening import open_checkpoint
 from weightops.errors import CheckpointError, NonfiniteError, OutputError
 from weightops.hub.cards import training_card

@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from weightops import TaskVector, evaluate, merge, open_checkpoint
+from weightops.checkpoints.libraries.clip_conversion import convert
 from weightops.checkpoints.libraries.transformers import TransformersArchitecture
-from weightops.checkpoints.matching import for_open_clip, in_format
+from weightops.checkpoints.matching import as_open_clip, convert_to
 from weightops.cli.main import run
 from weightops.errors import CheckpointError
 from weightops.evaluation.image_model import ImageModel
@@ -206,14 +207,14 @@ def test_what_transformers_lacks(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"settings that transformers' CLIP lacks: vision_cfg\.no_ln_pre"
     ):
-        in_format(open_checkpoint(folder), "transformers")
+        convert_to(open_checkpoint(folder), "transformers")
 
 
 def test_an_activation_that_open_clip_lacks(tmp_path: Path) -> None:
-    gelu = for_open_clip(open_checkpoint(save(clip_model(0, hidden_act="gelu"), tmp_path / "gelu")))
+    gelu = as_open_clip(open_checkpoint(save(clip_model(0, hidden_act="gelu"), tmp_path / "gelu")))
     assert gelu.architecture.config["model_cfg"]["quick_gelu"] is False  # type: ignore[union-attr]
     with pytest.raises(CheckpointError, match="settings that open_clip doesn't have"):
-        for_open_clip(open_checkpoint(save(clip_model(0, hidden_act="relu"), tmp_path / "relu")))
+        as_open_clip(open_checkpoint(save(clip_model(0, hidden_act="relu"), tmp_path / "relu")))
 
 
 def test_language_models_with_tied_weights(tmp_path: Path) -> None:
@@ -286,7 +287,7 @@ def test_where_the_preparation_of_images_is_told(
     inner["image_mean"] = [0.1, 0.2, 0.3]
     (folder / "preprocessor_config.json").unlink(missing_ok=True)
     (folder / name).write_text(json.dumps(settings))
-    told = TransformersArchitecture(folder).open_clip()
+    told = convert(TransformersArchitecture(folder), "open_clip")
     assert told is not None
     assert told.config["preprocess_cfg"]["mean"] == [0.1, 0.2, 0.3]
     assert told.config["preprocess_cfg"]["resize_mode"] == mode

@@ -31,9 +31,7 @@ class ShardedSource(Source):
         self.ties = {alias: name for shard in shards for alias, name in shard.ties.items()}
         self.space = shards[0].space
         self.made_from: dict[str, Any] = getattr(shards[0], "made_from", {})
-        self.skipped = tuple(
-            dict.fromkeys(item for shard in shards for item in shard.skipped)
-        )
+        self.skipped = tuple(dict.fromkeys(item for shard in shards for item in shard.skipped))
         self.identity = ("shards", *(shard.identity for shard in shards))
 
     def read(self, name: str) -> torch.Tensor:

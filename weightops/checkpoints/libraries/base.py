@@ -1,38 +1,162 @@
-"""Folders in which ``config.json`` says what model the weights beside it are of."""
+"""`Architecture`: what every supported library of models must offer."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import torch
+from torch import nn
+from typing_extensions import Self
+
+from weightops.errors import CheckpointError
 from weightops.support.json_files import read_json, write_json
 from weightops.support.sibling_files import copy_siblings
 
-CONFIG = "config.json"
 
-
-class ConfiguredFolder:
-    """What such a folder says of its model.
-
-    Args:
-        folder: the folder.
-        changes: what the model has otherwise than the folder's configuration, such as ``num_classes``.
+class CardFacts(NamedTuple):
+    """The facts about a library that the model card of a saved folder states.
 
     Attributes:
-        config: the content of ``config.json``, changed so.
-        weights_file: the name that the library looks for.
-        beside: patterns of files that go wherever the weights go.
+        library_name: the name of the library on the Hugging Face Hub.
+        pipeline_tag: the kind of task that the models are for, as the Hub names it.
+        usage: Markdown that shows how to load the model; ``{folder}`` stands for its folder.
     """
 
-    weights_file = "model.safetensors"
-    beside: ClassVar[tuple[str, ...]] = (CONFIG,)
+    library_name: str
+    pipeline_tag: str
+    usage: str
 
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        self.folder, self._changes = folder, changes
-        self.config = {**read_json(folder / CONFIG), **changes}
+
+class Architecture(ABC):
+    """The model that a folder describes: how to build it, prepare its inputs and save it.
+
+    One subclass for each library of models is listed in `LIBRARIES`.
+
+    Args:
+        folder: the folder with the configuration.
+        changes: settings of the model that replace those in the configuration.
+
+    Attributes:
+        folder: the folder.
+        config: the content of the configuration file, with the changes.
+        library: the name of the library.
+        config_file: the name of the configuration file.
+        weights_file: the name of the weights file that the library looks for.
+        copied_files: patterns of the files that `write` copies.
+        is_classifier: True if the models classify images with a head of their own.
+        card_facts: the facts about the library that a model card states.
+    """
+
+    library: ClassVar[str]
+    config_file: ClassVar[str] = "config.json"
+    weights_file: ClassVar[str] = "model.safetensors"
+    copied_files: ClassVar[tuple[str, ...]] = ("config.json",)
+    is_classifier: ClassVar[bool] = False
+    card_facts: ClassVar[CardFacts]
+
+    def __init__(self, folder: Path, changes: Mapping[str, Any] | None = None) -> None:
+        self.folder = folder
+        self.changes = dict(changes or {})
+        self.config: dict[str, Any] = {**self.read_config(self.config_path), **self.changes}
+
+    @property
+    def config_path(self) -> Path:
+        """The configuration file."""
+        return self.folder / self.config_file
+
+    @classmethod
+    @abstractmethod
+    def recognise(cls, folder: Path) -> Self | None:
+        """Return the architecture that a folder of this library describes; None for other folders."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Build the module in evaluation mode; its weights are yet to be filled in."""
+
+    @abstractmethod
+    def preprocess(self) -> Callable[[Any], torch.Tensor]:
+        """Return the function that turns a PIL image into a tensor for evaluation."""
+
+    @abstractmethod
+    def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
+        """Return the function that turns texts into token ids of shape ``(n, context_length)``.
+
+        Raises:
+            CheckpointError: if the model takes no text, or the folder has no usable tokenizer.
+        """
+
+    @classmethod
+    def read_config(cls, path: Path) -> dict[str, Any]:
+        """Read the configuration file.
+
+        Raises:
+            CheckpointError: if the file isn't a configuration of this library.
+        """
+        return read_json(path)
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """Return the architecture with settings that replace those in the configuration."""
+        return type(self)(self.folder, {**self.changes, **changes})
+
+    def in_dtype(self, dtype: torch.dtype) -> Self:
+        """Return the architecture for weights in another dtype; itself if no setting names a dtype."""
+        return self
+
+    def with_classes(self, count: int) -> Self:
+        """Return the architecture with a head for ``count`` classes.
+
+        Raises:
+            CheckpointError: if the number of classes of such a model can't be changed.
+        """
+        raise CheckpointError(
+            f"the number of classes of {self.folder} can't be changed: it is a model of {self.library}"
+        )
+
+    def with_layers(
+        self, spans: Sequence[tuple[int, int]], parts: Sequence[Architecture | None]
+    ) -> Self:
+        """Return the architecture of a model that is put together from layers of several models.
+
+        Args:
+            spans: the first layer of each part in its own model, and the layer after its last.
+            parts: the architectures of these models, in the same order.
+
+        Raises:
+            CheckpointError: if the number of layers of such a model can't be changed.
+        """
+        raise CheckpointError(
+            f"the number of layers of {self.folder} can't be changed: it isn't a transformers folder"
+        )
+
+    def tokens(self, text: str) -> torch.Tensor:
+        """Return the token ids of a whole text, shape ``(n,)``.
+
+        Raises:
+            CheckpointError: if the model isn't a language model with a usable tokenizer.
+        """
+        raise CheckpointError(
+            f"{self.folder} isn't a folder of transformers, whose tokenizer a text needs"
+        )
+
+    @property
+    def context(self) -> int:
+        """The number of tokens that a language model takes at once.
+
+        Raises:
+            CheckpointError: if the model isn't a language model.
+        """
+        raise CheckpointError(f"{self.folder} is a model of {self.library}, not a language model")
 
     def write(self, folder: Path, final: Path) -> None:
-        """Put all but the weights into ``folder``, which will be known as ``final``."""
-        copy_siblings(self.folder / CONFIG, self.beside, folder)
-        if self._changes:
-            write_json(folder / CONFIG, self.config)
+        """Write everything but the weights into a folder.
+
+        Args:
+            folder: where to write.
+            final: the path that ``folder`` will be renamed to when it is complete.
+        """
+        copy_siblings(self.config_path, self.copied_files, folder)
+        if self.changes:
+            write_json(folder / self.config_file, self.config)

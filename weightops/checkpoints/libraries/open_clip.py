@@ -1,4 +1,4 @@
-"""open_clip directories: ``open_clip_config.json`` beside weights, as ``local-dir:`` and the Hub have them."""
+"""open_clip directories: ``open_clip_config.json`` beside weights, as on the Hub and for ``local-dir:``."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import Self
 
+from weightops.checkpoints.libraries.base import Architecture, CardFacts
 from weightops.errors import CheckpointError, missing_extra
 from weightops.support.cache import cached_folder
 from weightops.support.json_files import write_json
-from weightops.support.sibling_files import copy_siblings
 from weightops.support.text import first_few
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 MERGES = "merges.txt.gz"
-_TOKENIZER = (
+_TOKENIZER_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -30,7 +31,7 @@ _TOKENIZER = (
     "merges*",
     "*.model",
 )
-"""Files of a tokenizer, which go wherever the weights go."""
+"""The files of a tokenizer."""
 _TOKENIZER_SETTINGS = {
     "bpe_path",
     "clean",
@@ -39,28 +40,39 @@ _TOKENIZER_SETTINGS = {
     "additional_special_tokens",
     "reduction_mask",
 }
-"""What a configuration may set of a tokenizer. Others reach transformers, which some of them make run code of the folder."""
+"""Tokenizer settings that a configuration may contain. Others reach transformers, and with some of them it runs code of the folder."""
 
 
-class OpenClipArchitecture:
-    """What an open_clip directory says of its model: how to build it, its preprocessing and its tokenizer.
+class OpenClipArchitecture(Architecture):
+    """The CLIP model that an open_clip directory describes."""
 
-    Attributes:
-        folder: the directory.
-        config: the content of ``open_clip_config.json``.
-        weights_file: the name that open_clip looks for.
-    """
-
+    library = "open_clip"
+    config_file = CONFIG
     weights_file = WEIGHTS
+    copied_files = _TOKENIZER_FILES
+    card_facts = CardFacts(
+        "open_clip",
+        "zero-shot-image-classification",
+        """```python
+import open_clip
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        path = folder / CONFIG
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
+tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
+```
+
+If the folder is moved and its configuration names a `bpe_path`, set that path to where `merges.txt.gz` now is; weightops finds it by itself.""",
+    )
+
+    @classmethod
+    def recognise(cls, folder: Path) -> Self | None:
+        return cls(folder) if (folder / CONFIG).is_file() else None
+
+    @classmethod
+    def read_config(cls, path: Path) -> dict[str, Any]:
         try:
-            self.config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             sound = all(
-                isinstance(self.config["model_cfg"][part], dict)
-                for part in ("vision_cfg", "text_cfg")
+                isinstance(config["model_cfg"][part], dict) for part in ("vision_cfg", "text_cfg")
             )
         except (ValueError, KeyError, TypeError, RecursionError):
             sound = False
@@ -68,19 +80,24 @@ class OpenClipArchitecture:
             raise CheckpointError(
                 f"{path} is not an open_clip configuration with model_cfg, vision_cfg and text_cfg"
             )
+        return config
 
     @classmethod
     def of_config(
         cls, config: Mapping[str, Any], merges: str | None = None
     ) -> OpenClipArchitecture:
-        """The architecture of a configuration that is in no folder, and of a tokenizer's merges: they are put into one in the cache."""
+        """Return the architecture of a configuration that is in no folder; a folder of the cache takes it.
+
+        Args:
+            config: the content of ``open_clip_config.json``.
+            merges: the merges of its tokenizer, one a line; None for those of open_clip.
+        """
         files: dict[str, Any] = {CONFIG: config}
         if merges is not None:
             files[MERGES] = gzip.compress(merges.encode(), mtime=0)
         return cls(cached_folder("open_clip", files))
 
     def build(self) -> nn.Module:
-        """The module, with weights yet to be filled in, in evaluation mode."""
         import open_clip
 
         try:
@@ -90,12 +107,11 @@ class OpenClipArchitecture:
                 )
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"open_clip can't build the model of {self.folder / CONFIG}: {error}"
+                f"open_clip can't build the model of {self.config_path}: {error}"
             ) from error
         return module.eval()
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
-        """PIL image -> tensor, for evaluation."""
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
         size = self.config["model_cfg"]["vision_cfg"].get("image_size", 224)
@@ -104,23 +120,18 @@ class OpenClipArchitecture:
             transform: Callable[[Any], torch.Tensor] = image_transform_v2(settings, is_train=False)
         except (TypeError, ValueError, AssertionError) as error:
             raise CheckpointError(
-                f"open_clip can't use the preprocess_cfg of {self.folder / CONFIG}: {error}"
+                f"open_clip can't use the preprocess_cfg of {self.config_path}: {error}"
             ) from error
         return transform
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
-        """Texts -> token ids of shape ``(n, context_length)``.
-
-        Raises:
-            CheckpointError: if open_clip can't make it of the folder.
-        """
         import open_clip
 
         settings = self.config["model_cfg"]["text_cfg"]
-        odd = set(settings.get("tokenizer_kwargs") or {}) - _TOKENIZER_SETTINGS
-        if odd:
+        forbidden = set(settings.get("tokenizer_kwargs") or {}) - _TOKENIZER_SETTINGS
+        if forbidden:
             raise CheckpointError(
-                f"{self.folder / CONFIG} sets {first_few(sorted(odd))} of the tokenizer, which isn't allowed"
+                f"{self.config_path} sets {first_few(sorted(forbidden))} of the tokenizer, which isn't allowed"
             )
         given: dict[str, Any] = self._local_merges(self.folder)
         if settings.get("hf_tokenizer_name"):
@@ -142,7 +153,7 @@ class OpenClipArchitecture:
         return tokenizer
 
     def vocabulary(self) -> tuple[list[str], list[str]]:
-        """The tokens in the order of their ids, and the merges of byte pairs that make them.
+        """Return the tokens in the order of their ids, and the merges of byte pairs that build them.
 
         Raises:
             CheckpointError: if the tokenizer isn't open_clip's own.
@@ -153,7 +164,10 @@ class OpenClipArchitecture:
         return list(tokenizer.encoder), [" ".join(pair) for pair in tokenizer.bpe_ranks]
 
     def _local_merges(self, folder: Path) -> dict[str, str]:
-        """The tokenizer's merges where they lie in the folder: open_clip takes their path from the working directory."""
+        """Return the ``bpe_path`` setting for a folder that brings its own merges, else nothing.
+
+        open_clip would resolve a relative path from the working directory.
+        """
         kwargs = self.config["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {}
         name = Path(kwargs.get("bpe_path", "")).name
         return (
@@ -162,13 +176,8 @@ class OpenClipArchitecture:
             else {}
         )
 
-    def in_dtype(self, dtype: torch.dtype) -> OpenClipArchitecture:
-        """The same: a configuration of open_clip names no dtype."""
-        return self
-
     def write(self, folder: Path, final: Path) -> None:
-        """Put all but the weights into ``folder``, which will be known as ``final``."""
-        copy_siblings(self.folder / CONFIG, _TOKENIZER, folder)
+        super().write(folder, final)
         config = json.loads(json.dumps(self.config))
         merges = self._local_merges(final.resolve())
         if merges:
@@ -178,7 +187,7 @@ class OpenClipArchitecture:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """open_clip logs to the root logger that the weights are random, which they are only until we fill them."""
+    """Silence open_clip, which warns of random weights although they are filled in afterwards."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

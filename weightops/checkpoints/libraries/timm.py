@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import Self
 
-from weightops.checkpoints.libraries.base import CONFIG, ConfiguredFolder
+from weightops.checkpoints.libraries.base import Architecture, CardFacts
 from weightops.errors import CheckpointError
 
 
-class TimmArchitecture(ConfiguredFolder):
-    """What a folder of timm says of its model; see `ConfiguredFolder`."""
+class TimmArchitecture(Architecture):
+    """The image classifier that a folder of timm describes."""
+
+    library = "timm"
+    is_classifier = True
+    card_facts = CardFacts(
+        "timm",
+        "image-classification",
+        """```python
+import timm
+
+model = timm.create_model("local-dir:{folder}", pretrained=True)
+```""",
+    )
+
+    @classmethod
+    def recognise(cls, folder: Path) -> Self | None:
+        path = folder / cls.config_file
+        return cls(folder) if path.is_file() and "architecture" in cls.read_config(path) else None
+
+    def with_classes(self, count: int) -> Self:
+        return self.changed({"num_classes": count})
 
     def build(self) -> nn.Module:
-        """The module, with weights yet to be filled in, in evaluation mode."""
         import timm
 
         try:
             module: nn.Module = timm.create_model(
-                f"local-dir:{self.folder}", pretrained=False, **self._changes
+                f"local-dir:{self.folder}", pretrained=False, **self.changes
             )
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"timm can't build the model of {self.folder / CONFIG}: {error}"
+                f"timm can't build the model of {self.config_path}: {error}"
             ) from error
         return module.eval()
 
-    def in_dtype(self, dtype: torch.dtype) -> TimmArchitecture:
-        """The same: a configuration of timm names no dtype."""
-        return self
-
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
-        """PIL image -> tensor, for evaluation."""
         import timm
         from torchvision.transforms import Compose
 
@@ -47,9 +63,4 @@ class TimmArchitecture(ConfiguredFolder):
         return transform
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
-        """There is none.
-
-        Raises:
-            CheckpointError: always: these models take images.
-        """
         raise CheckpointError(f"{self.folder} is a model of images: it has no tokenizer")
