@@ -24,9 +24,10 @@ from weightops.checkpoints.matching import match_to_base, open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint, open_ref
 from weightops.checkpoints.renaming import rename_to_match
 from weightops.engine.evaluate import OnNonfinite, materialize
+from weightops.engine.layout import layout
 from weightops.engine.reduce import gram
 from weightops.engine.tensors import Tensors
-from weightops.engine.write import layout, write
+from weightops.engine.write import write
 from weightops.errors import CheckpointError, MismatchError, OptionError, SpaceError
 from weightops.hub.cards import adapter_card
 from weightops.support.atomic import atomic_output, resumable_output

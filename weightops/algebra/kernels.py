@@ -25,7 +25,7 @@ def row_length(k: int) -> int:
 
 
 class Term(NamedTuple):
-    """A tensor with its coefficient; if it is ``relative``, its difference from the anchor counts."""
+    """A tensor and its coefficient. A relative term counts by its difference from the anchor."""
 
     coefficient: float
     tensor: torch.Tensor
@@ -116,9 +116,9 @@ def _combine_chunk(
 def _move_towards_mean(
     origin: torch.Tensor, terms: Sequence[Term], total: torch.Tensor, scratch: Scratch
 ) -> torch.Tensor:
-    """Return ``a + sum_i c_i (x_i - a)`` in ``total``, in fewer passes: from ``a`` towards the mean.
+    """Write ``a + sum_i c_i (x_i - a)`` to ``total`` in fewer passes: from ``a`` towards the mean.
 
-    The error is a rounding of the weights, not of the delta, which a narrower result doesn't show.
+    The error is as large as a rounding of the weights, which a narrower result doesn't show.
     """
     mean, weight = origin, 0.0
     for coefficient, tensor, _ in terms:

@@ -21,9 +21,10 @@ from weightops.checkpoints.formats import memory
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.renaming import rename_to_match
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
-from weightops.engine.ranks import Ranks
+from weightops.engine.layout import Estimate, FileLayout, estimate, layout
+from weightops.engine.ranks import ONE_RANK, Ranks
 from weightops.engine.tensors import Tensors
-from weightops.engine.write import ALONE, Estimate, FileLayout, estimate, layout, write
+from weightops.engine.write import write
 from weightops.errors import CheckpointError, OptionError
 from weightops.support.atomic import resumable_output, stage_of
 from weightops.support.text import first_few
@@ -170,7 +171,7 @@ class Checkpoint(Tensors):
         max_shard_size: int | None = None,
         on_nonfinite: OnNonfinite = "warn",
         resume: bool = False,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = ONE_RANK,
         device: str = "cpu",
     ) -> Path:
         """Write it out: one safetensors file if ``path`` ends so, else a folder that loads where the base did.
@@ -229,7 +230,7 @@ class Checkpoint(Tensors):
         if dtype:
             self.to(dtype).save_into(folder, final=final, **options)
             return
-        if options.get("ranks", ALONE).first:
+        if options.get("ranks", ONE_RANK).first:
             if self.architecture:
                 self.architecture.write(folder, final)
             if self.card:
@@ -265,7 +266,7 @@ class Checkpoint(Tensors):
         dtype: torch.dtype | None = None,
         max_shard_size: int | None = None,
         on_nonfinite: OnNonfinite = "warn",
-        ranks: Ranks = ALONE,
+        ranks: Ranks = ONE_RANK,
         device: str = "cpu",
     ) -> None:
         cast = self.to(dtype) if dtype else self

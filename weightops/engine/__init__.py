@@ -1,1 +1,1 @@
-"""Run expressions: into memory, into files, or down to numbers. Streams; memory is bounded by chunks, not by the model."""
+"""The evaluation of forms: into memory, into files and to numbers, in bounded memory."""

@@ -1,23 +1,24 @@
-"""TODO."""
+"""Plan the evaluation of a form, before any tensor is read.
+
+A `Step` names the sources that are combined at one tensor, and their coefficients. Steps are cut
+into segments, and segments are gathered into units, each of them work for one thread. `evaluate`
+then computes the units, and `write` puts the results into files.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source
 
-log = logging.getLogger("weightops")
-T = TypeVar("T")
-
 SEGMENT = 1 << 20
-"""Elements that one thread takes at a time. A fixed partition: results don't depend on the number of threads."""
+"""Elements of a segment. It is fixed, so that results don't depend on the number of threads."""
 
 
 class Step(NamedTuple):
-    """What to compute at one tensor: the anchor, and each source's coefficient."""
+    """The computation of one tensor: each source's coefficient, and the anchor if there is one."""
 
     name: str
     numel: int
@@ -35,18 +36,38 @@ class Segment(NamedTuple):
 
 
 def plan(form: LinearForm, names: Iterable[str] | None = None) -> list[Step]:
-    """The steps that evaluate a form at some of its names, or at all."""
-    return [_step(form, name) for name in (form.specs if names is None else names)]
+    """Return the steps that evaluate a form at the given names; by default, at all names."""
+    return [
+        anchored_step(
+            name,
+            form.specs[name].numel,
+            form.coefficients(name),
+            base=form.base,
+            keep_anchor=form.space == "weights",
+        )
+        for name in (form.specs if names is None else names)
+    ]
 
 
-def _step(form: LinearForm, name: str) -> Step:
-    return _anchored(
-        name, form.specs[name].numel, form.coefficients(name), form.base, form.space == "weights"
-    )
+def anchored_step(
+    name: str,
+    numel: int,
+    coefficients: Mapping[Source, float],
+    *,
+    base: Source | None,
+    keep_anchor: bool,
+) -> Step:
+    """Return a step whose anchor is the base, or else the weights that are subtracted most."""
+    used = {source: value for source, value in coefficients.items() if value}
+    weights = [source for source in used if source.space == "weights"]
+    anchor = base if base in used else min(weights, key=lambda source: used[source], default=None)
+    return Step(name, numel, used, anchor, keep_anchor)
 
 
-def combined(steps: Sequence[Step], coefficients: Sequence[float]) -> dict[Source, float]:
-    """The sources of a linear combination of what steps of one tensor give, and their coefficients."""
+def combined_coefficients(
+    steps: Sequence[Step], coefficients: Sequence[float]
+) -> dict[Source, float]:
+    """Return source -> coefficient of a linear combination of steps, all of one tensor."""
     totals: dict[Source, float] = {}
     for step, coefficient in zip(steps, coefficients, strict=True):
         for source, value in step.coefficients.items():
@@ -54,39 +75,36 @@ def combined(steps: Sequence[Step], coefficients: Sequence[float]) -> dict[Sourc
     return totals
 
 
-def _anchored(
-    name: str, numel: int, coefficients: Mapping[Source, float], base: Source | None, whole: bool
-) -> Step:
-    """A step whose anchor is the base where it takes part, else what is subtracted most."""
-    used = {source: value for source, value in coefficients.items() if value}
-    weights = [source for source in used if source.space == "weights"]
-    anchor = base if base in used else min(weights, key=lambda source: used[source], default=None)
-    return Step(name, numel, used, anchor, whole)
+def units(steps: Iterable[Step], segment_length: int | None = None) -> list[list[Segment]]:
+    """Gather the segments of steps into units of work, the largest unit first.
 
-
-def units(steps: Iterable[Step], segment: int | None = None) -> list[list[Segment]]:
-    """Work for one thread at a time, the largest first: a part of a large tensor, several small ones, or one that is computed."""
-    segment = segment or SEGMENT
-    done: list[list[Segment]] = []
+    A unit is one segment of a large tensor, or several small tensors, or the whole of a tensor
+    that a source computes, as this source is then opened once.
+    """
+    length = segment_length or SEGMENT
+    complete: list[list[Segment]] = []
     batch: list[Segment] = []
-    held = 0
+    batch_numel = 0
     for step in steps:
-        parts = [
-            Segment(step, a, min(a + segment, step.numel))
-            for a in range(0, max(step.numel, 1), segment)
-        ]
+        segments = _segments(step, length)
         if any(source.computed for source in step.coefficients):
-            done.append(parts)
+            complete.append(segments)
             continue
-        done += [[part] for part in parts[:-1]]
-        batch.append(parts[-1])
-        held += parts[-1].stop - parts[-1].start
-        if held >= segment:
-            done.append(batch)
-            batch, held = [], 0
-    return sorted([*done, batch] if batch else done, key=size, reverse=True)
+        complete += [[segment] for segment in segments[:-1]]
+        batch.append(segments[-1])
+        batch_numel += unit_numel(segments[-1:])
+        if batch_numel >= length:
+            complete.append(batch)
+            batch, batch_numel = [], 0
+    return sorted([*complete, batch] if batch else complete, key=unit_numel, reverse=True)
 
 
-def size(unit: Iterable[Segment]) -> int:
-    """Elements of a unit."""
+def _segments(step: Step, length: int) -> list[Segment]:
+    """Cut a step into segments of at most ``length`` elements; an empty tensor has one segment."""
+    starts = range(0, max(step.numel, 1), length)
+    return [Segment(step, start, min(start + length, step.numel)) for start in starts]
+
+
+def unit_numel(unit: Iterable[Segment]) -> int:
+    """Return the number of elements of a unit."""
     return sum(segment.stop - segment.start for segment in unit)

@@ -1,4 +1,4 @@
-"""Several processes that share one job, as ``torchrun`` starts them."""
+"""Processes that share one job, as ``torchrun`` starts them."""
 
 from __future__ import annotations
 
@@ -9,43 +9,47 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from weightops.engine.plan import Segment, size
+from weightops.engine.plan import Segment, unit_numel
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that share a job."""
+    """This process among the processes that share a job."""
 
     index: int = 0
     count: int = 1
 
     @property
     def first(self) -> bool:
-        """True for the one that prepares and completes the output."""
+        """True for the process that prepares and completes the output."""
         return self.index == 0
 
     def share(self, work: Sequence[list[Segment]]) -> list[int]:
-        """Which units are this process's: the largest first, each to whoever has least."""
+        """Return the indices of this process's units: each goes to the least loaded process."""
         loads = [0] * self.count
-        mine = []
+        own = []
         for i, unit in enumerate(work):
             rank = loads.index(min(loads))
-            loads[rank] += size(unit)
+            loads[rank] += unit_numel(unit)
             if rank == self.index:
-                mine.append(i)
-        return mine
+                own.append(i)
+        return own
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have called this method."""
         if self.count > 1:
             dist.barrier()
 
 
+ONE_RANK = Ranks()
+"""The only process of a job."""
+
+
 @contextmanager
 def torchrun() -> Iterator[Ranks]:
-    """The processes that ``torchrun`` started, joined for as long as this lasts; this one alone without it."""
+    """Join the processes that ``torchrun`` started; without ``torchrun``, this is the only one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
+        yield ONE_RANK
         return
     dist.init_process_group("gloo")
     try:

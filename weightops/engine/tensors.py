@@ -1,4 +1,4 @@
-"""The tensors of a form, by name."""
+"""A form as a mapping of names to tensors."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from weightops.engine.evaluate import allocate, materialize
 
 
 class Tensors(Mapping[str, torch.Tensor]):
-    """A read-only mapping from names to tensors, each computed when it is asked for."""
+    """A read-only mapping from names to tensors, each of them computed at each access."""
 
     __slots__ = ()
     form: LinearForm
 
     @property
     def specs(self) -> Mapping[str, Spec]:
-        """Name -> shape and dtype of the tensors that there are."""
+        """Name -> shape and dtype of each tensor."""
         return self.form.specs
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.form.specs:
             raise KeyError(name)
-        part = self.form.part([name])
-        out = allocate(part)
-        materialize(part, out)
+        form = self.form.part([name])
+        out = allocate(form)
+        materialize(form, out)
         return out[name]
 
     def __contains__(self, name: object) -> bool:

@@ -12,7 +12,7 @@ from weightops.algebra.names import depths, layer_of
 from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ComputedSource, Source
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.engine.evaluate import reader, through
+from weightops.engine.evaluate import buffered, reader
 from weightops.engine.plan import plan
 from weightops.errors import CheckpointError, RecipeError
 from weightops.support.text import first_few
@@ -93,7 +93,7 @@ class Stack(ComputedSource):
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
         [step] = plan(self._owner[name], [name])
         dtype = self.specs[name].dtype
-        return through(
+        return buffered(
             reader([step], scratch), accumulator(dtype) if is_editable(dtype) else dtype, scratch
         )
 

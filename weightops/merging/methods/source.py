@@ -19,9 +19,10 @@ from weightops.algebra.linear_form import LinearForm, provenance, tied_names
 from weightops.algebra.names import PerTensor, check_per_tensor, depths, value_at
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import ComputedSource, Source
-from weightops.engine.evaluate import alone, reader, through
-from weightops.engine.plan import Segment, Step, combined, plan
+from weightops.engine.evaluate import buffered, reader
+from weightops.engine.plan import Segment, Step, combined_coefficients, plan
 from weightops.engine.reduce import products
+from weightops.engine.threads import all_torch_threads
 from weightops.errors import MismatchError, OptionError, SpaceError, WeightopsError
 from weightops.merging.methods.inputs import ModelInputs, TensorInputs
 from weightops.merging.methods.method import Method
@@ -158,14 +159,14 @@ class MethodSource(ComputedSource):
             if not self.method.fixed:
                 whole = Segment(steps[0], 0, steps[0].numel)
                 available["gram"] = products(whole, len(steps), reader(steps, scratch), scratch)
-            return combined(steps, call(self.method.function, available).tolist())
+            return combined_coefficients(steps, call(self.method.function, available).tolist())
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
         name = self.ties.get(name, name)
         spec = self.specs[name]
         working = accumulator(spec.dtype) if is_editable(spec.dtype) else spec.dtype
         if self.method.kind == "combination" or not is_editable(spec.dtype) or not spec.numel:
-            return through(reader(plan(LinearForm.of(self), [name]), scratch), working, scratch)
+            return buffered(reader(plan(LinearForm.of(self), [name]), scratch), working, scratch)
         available = self._at(name)
         available["weights"] = torch.tensor(available["weights"], dtype=torch.float64).to(
             scratch.device, working
@@ -230,7 +231,7 @@ class MethodSource(ComputedSource):
         self, name: str, available: dict[str, Any], working: torch.dtype, scratch: Scratch
     ) -> Callable[[int, int], torch.Tensor]:
         shape, read = self.specs[name].shape, reader(self._steps(name), scratch)
-        with alone():
+        with all_torch_threads():
             stack = torch.empty((len(self.inputs), *shape), dtype=working, device=scratch.device)
             rows = stack.view(len(stack), -1)
             for start in range(0, rows.shape[1], CHUNK):

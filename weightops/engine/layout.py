@@ -1,0 +1,129 @@
+"""Lay a form out in safetensors files, and estimate what it takes to write them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from weightops.algebra.dtypes import SAFETENSORS, name_of
+from weightops.algebra.kernels import CHUNK
+from weightops.algebra.linear_form import LinearForm, tied_names
+from weightops.algebra.source import Spec
+from weightops.engine.plan import SEGMENT, plan, units
+from weightops.errors import OptionError
+
+_SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS.items()}
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """One safetensors file: its header, and the offset in bytes of each tensor."""
+
+    name: str
+    header: bytes
+    offsets: Mapping[str, int]
+    size: int
+
+
+def layout(
+    form: LinearForm,
+    filename: str,
+    metadata: Mapping[str, str],
+    *,
+    max_shard_size: int | None = None,
+) -> list[FileLayout]:
+    """Lay a form out in one file, or in shards of at most ``max_shard_size`` bytes of tensors.
+
+    Tied names are stored once. The metadata map each alias to the name that is stored, as
+    ``safetensors.torch.save_model`` does.
+
+    Raises:
+        OptionError: if a tensor has a dtype that safetensors lacks.
+    """
+    tied = tied_names(form)
+    shards: list[dict[str, Spec]] = [{}]
+    shard_bytes = 0
+    for name, spec in form.specs.items():
+        if name in tied:
+            continue
+        if spec.dtype not in _SAFETENSORS_NAMES:
+            raise OptionError(f"{name} is {name_of(spec.dtype)}, which safetensors can't hold")
+        if max_shard_size and shards[-1] and shard_bytes + spec.nbytes > max_shard_size:
+            shards.append({})
+            shard_bytes = 0
+        shards[-1][name] = spec
+        shard_bytes += spec.nbytes
+    if len(shards) == 1:
+        return [_file(filename, shards[0], {**metadata, **tied})]
+    stem = filename.removesuffix(".safetensors")
+    names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    return [
+        _file(name, shard, {**metadata, **{a: n for a, n in tied.items() if n in shard}})
+        for name, shard in zip(names, shards, strict=True)
+    ]
+
+
+def _file(name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> FileLayout:
+    """Lay out one file, the tensors of the widest dtype first, so that all tensors are aligned."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    starts, end = {}, 0
+    for tensor in sorted(specs, key=lambda n: -specs[n].dtype.itemsize):
+        spec = specs[tensor]
+        entries[tensor] = {
+            "dtype": _SAFETENSORS_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [end, end + spec.nbytes],
+        }
+        starts[tensor], end = end, end + spec.nbytes
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    offsets = {tensor: len(header) + start for tensor, start in starts.items()}
+    return FileLayout(name, header, offsets, len(header) + end)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What it takes to write a form, known from headers alone.
+
+    Attributes:
+        tensors: the number of tensors that are computed.
+        files: the number of files that are written.
+        bytes_read: bytes of the inputs, each tensor counted once.
+        bytes_written: bytes of the files, headers included.
+        peak_memory: an upper bound of the bytes of buffers, without those of Python and torch.
+        free_disk: free bytes where the output will be.
+    """
+
+    tensors: int
+    files: int
+    bytes_read: int
+    bytes_written: int
+    peak_memory: int
+    free_disk: int
+
+
+def estimate(form: LinearForm, files: list[FileLayout], place: Path) -> Estimate:
+    """Estimate what it takes to write the files of a form to ``place``."""
+    steps = plan(form, [name for file in files for name in file.offsets])
+    inputs = {(leaf, s.name) for s in steps for source in s.coefficients for leaf in source.leaves}
+    threads = min(torch.get_num_threads(), len(units(steps)))
+    segment_bytes = 4 * max((min(step.numel, SEGMENT) for step in steps), default=0)
+    chunk_bytes = 3 * 4 * CHUNK
+    working_bytes = sorted(
+        (sum(s.working_bytes(step.name) for s in step.coefficients) for step in steps), reverse=True
+    )
+    parent = next(path for path in place.absolute().parents if path.exists())
+    return Estimate(
+        tensors=len(steps),
+        files=len(files),
+        bytes_read=sum(leaf.specs[n].nbytes for leaf, n in inputs if n in leaf.specs),
+        bytes_written=sum(file.size for file in files),
+        peak_memory=threads * (segment_bytes + chunk_bytes) + sum(working_bytes[:threads]),
+        free_disk=shutil.disk_usage(parent).free,
+    )
