@@ -1,9 +1,10 @@
-"""The main experiments of task arithmetic and PAINT on the embedded model, claim by claim, with several seeds.
+"""Test the main claims of task arithmetic and PAINT on the embedded model, with several seeds.
 
     pip install '.[demo]' && python benchmarks/papers.py
 
-Each seed fine-tunes everything anew. Coefficients are chosen on validation data; the numbers are of the test splits, in percent
-or points. A claim's shape holds if it does for the mean over the seeds. results/papers.json is written after each seed.
+Each seed fine-tunes all models. Coefficients are chosen on validation data; the numbers are of the
+test splits, in percent or points. A claim holds if it holds for the mean over the seeds.
+results/papers.json is written after each seed.
 """
 
 from __future__ import annotations
@@ -74,35 +75,38 @@ CLAIMS = {
 
 
 class Remembering(EditSession):
-    """A bench that fine-tunes on a task from the base only once."""
+    """A session that fine-tunes the base on each task only once."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.learned = {}
 
     def learn(self, task, *, name=None, start=None, **options):
         key = name or task.name
         if start is not None:
             return super().learn(task, name=name, start=start, **options)
-        self.learned = getattr(self, "learned", {})
         if key not in self.learned:
             self.learned[key] = super().learn(task, name=name, **options)
         return self.learned[key]
 
 
 def run(
-    bench: EditSession, workflow: Workflow, also: tuple = ()
+    session: EditSession, workflow: Workflow, also: tuple = ()
 ) -> tuple[EditResult, dict[str, Measured]]:
-    bench.tasks = list(workflow.tasks)
+    session.tasks = list(workflow.tasks)
     workflow.search = "race"
-    found = workflow.find(bench)
-    bench.tasks += also
-    return found, confirm(bench, found, workflow.word)
+    found = workflow.find(session)
+    session.tasks += also
+    return found, confirm(session, found, workflow.word)
 
 
 def mean(measured: Measured, tasks) -> float:
     return 100 * statistics.mean(measured.scores[t.name]["acc1"] for t in tasks)
 
 
-def patching(bench: EditSession) -> dict[str, float]:
+def patching(session: EditSession) -> dict[str, float]:
     workflow = Patch(MNIST)
-    found, test = run(bench, workflow)
+    found, test = run(session, workflow)
     return {
         "patch zero-shot": mean(test["base"], [MNIST]),
         "patch fine-tuned": mean(test["finetuned"], [MNIST]),
@@ -114,21 +118,21 @@ def patching(bench: EditSession) -> dict[str, float]:
     }
 
 
-def negation(bench: EditSession) -> dict[str, float]:
-    workflow = Negation(MNIST, baselines=True, seed=bench.config.seed)
-    workflow.config = bench.config
-    found, test = run(bench, workflow)
+def negation(session: EditSession) -> dict[str, float]:
+    workflow = Negation(MNIST, baselines=True, seed=session.config.seed)
+    workflow.config = session.config
+    found, test = run(session, workflow)
     control = mean(test["base"], workflow.control)
     result = {"negated zero-shot": mean(test["base"], [MNIST]), "negation alpha": found.alpha[0]}
     for which, word in (("edited", "negated"), ("random", "random"), ("ascent", "ascent")):
-        if which in test:  # going up may have diverged
+        if which in test:  # gradient ascent may have diverged
             result[f"{word} target"] = mean(test[which], [MNIST])
             result[f"{word} control share"] = 100 * mean(test[which], workflow.control) / control
     return result
 
 
-def addition(bench: EditSession) -> dict[str, float]:
-    found, test = run(bench, Addition(["mnist", "digits", "letters"], pairs=True))
+def addition(session: EditSession) -> dict[str, float]:
+    found, test = run(session, Addition(["mnist", "digits", "letters"], pairs=True))
     cosines = found.more["cosines"]
     shares = [
         100 * test["edited"].scores[t]["acc1"] / test["finetuned"].scores[t]["acc1"]
@@ -143,24 +147,24 @@ def addition(bench: EditSession) -> dict[str, float]:
     }
 
 
-def analogies(bench: EditSession) -> dict[str, float]:
+def analogies(session: EditSession) -> dict[str, float]:
     workflow = Analogy(*ANALOGY, supervised=True, alphas=TENTHS)
-    _, test = run(bench, workflow)
+    _, test = run(session, workflow)
     names = {"base": "analogy zero-shot", "edited": "analogy", "finetuned": "analogy supervised"}
     return {
         names.get(which, f"analogy {which}"): mean(m, [workflow.d]) for which, m in test.items()
     }
 
 
-def strategies(bench: EditSession) -> dict[str, float]:
+def strategies(session: EditSession) -> dict[str, float]:
     tasks = [MNIST, STRIPED]
     results = {}
     for strategy in ("joint", "sequential", "parallel"):
         workflow = Patch(tasks, supported=SUPPORTED, strategy=strategy, alphas=TENTHS)
-        if strategy == "joint":  # as many steps for each task as the others take
+        if strategy == "joint":  # each task gets as many steps as in the other strategies
             joint = workflow.learned[0]
-            bench.learn(joint, config=replace(bench.config, steps=2 * bench.config.steps))
-        results[strategy] = run(bench, workflow)[1]
+            session.learn(joint, config=replace(session.config, steps=2 * session.config.steps))
+        results[strategy] = run(session, workflow)[1]
     hits = {strategy: test["patched"].hits for strategy, test in results.items()}
     gaps = {
         f"{a} - {b}": difference(hits[a], hits[b], even(tasks))
@@ -180,10 +184,10 @@ def strategies(bench: EditSession) -> dict[str, float]:
     }
 
 
-def attack(bench: EditSession) -> dict[str, float]:
+def attack(session: EditSession) -> dict[str, float]:
     attacked, harmless = typographic(MNIST), neutral(MNIST)
     found, test = run(
-        bench,
+        session,
         Patch(attacked, supported=["shapes", "textures", "letters", "words"]),
         (harmless, MNIST),
     )
@@ -215,7 +219,7 @@ def summarize(rows: list[dict[str, float]], config: dict) -> dict:
     for claim, holds in CLAIMS.items():
         held = []
         for row in rows:
-            with suppress(KeyError):  # what a seed hasn't measured
+            with suppress(KeyError):  # a seed may lack a measurement
                 held.append(bool(holds(row)))
         if held:
             claims[claim] = {
@@ -234,17 +238,17 @@ def summarize(rows: list[dict[str, float]], config: dict) -> dict:
 
 
 def measure(seed: int, steps: int, threads: int | None) -> dict[str, float]:
-    """All parts with one seed."""
+    """Return the numbers of all experiments with one seed."""
     if threads:
         torch.set_num_threads(threads)
-    bench = Remembering(
+    session = Remembering(
         "embedded", [], config=config_for(open_checkpoint("embedded"), seed=seed, steps=steps)
     )
     row: dict[str, float] = {"seed": seed}
     for part in (patching, negation, addition, analogies, attack, strategies):
         began = time.monotonic()
         try:
-            row |= part(bench)
+            row |= part(session)
         except NothingSatisfiesError as error:
             print(f"{part.__name__}, seed {seed}: {error}", flush=True)
         print(
@@ -261,10 +265,10 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--steps", type=int, default=120, help="of each fine-tuning; more change little"
+        "--steps", type=int, default=120, help="steps of each fine-tuning; more change little"
     )
     parser.add_argument(
-        "--jobs", type=int, default=1, help="seeds at a time; of several each computes on one core"
+        "--jobs", type=int, default=1, help="seeds at a time; if several, each uses one core"
     )
     parser.add_argument("-o", "--out", type=Path, default=RESULTS / "papers.json")
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""The README's main job, with three seeds: how much a patch gains and what it costs.
+"""Measure what the README's patch gains and what it costs, with three seeds.
 
     pip install '.[demo]' && python benchmarks/patch.py
 
-Each seed is a whole `weightops patch --task mnist` in a process of its own. The tests' accuracies are of the alpha
-chosen on validation data; their mean and spread go to results/patch.json, and the first seed's picture to
+Each seed runs `weightops patch --task mnist` in a process. The accuracies are those of the chosen
+alpha on test data; their mean and spread go to results/patch.json, and the first seed's picture to
 results/frontier.png.
 """
 
@@ -45,7 +45,7 @@ def run(task: str, seed: int, folder: Path) -> dict:
 
 
 def points(summary: dict, which: str) -> tuple[float, float]:
-    """Percent correct on the patching task, and on average over the supported tasks."""
+    """Return the accuracy on the patching task and the mean over the supported tasks, in percent."""
     scores = {
         role: [100 * t[which]["acc1"] for t in summary["tasks"].values() if t["role"] == role]
         for role in ("patching", "supported")
@@ -54,16 +54,16 @@ def points(summary: dict, which: str) -> tuple[float, float]:
 
 
 def cost_of_a_step() -> dict[str, float]:
-    """Milliseconds to set alpha in the resident model, and to evaluate it on the validation splits with all pixels kept."""
-    clip, base = ImageModel.open("embedded"), open_checkpoint("embedded").to(torch.float32)
+    """Return the milliseconds that it takes to set alpha, and to evaluate with pixels in memory."""
+    image_model, base = ImageModel.open("embedded"), open_checkpoint("embedded").to(torch.float32)
     vector = TaskVector(base, {name: tensor + 1e-3 for name, tensor in base.state_dict().items()})
     tasks = [TASKS[name] for name in ("mnist", *SUPPORTED)]
     edits, passes = [], []
     for repeat in range(6):
         start = time.perf_counter()
-        vector.apply_(clip.module, 0.1 * repeat, base=base)
+        vector.apply_(image_model.module, 0.1 * repeat, base=base)
         edited = time.perf_counter()
-        evaluate(clip, tasks, split="validation")
+        evaluate(image_model, tasks, split="validation")
         if repeat:
             edits.append(edited - start)
             passes.append(time.perf_counter() - edited)

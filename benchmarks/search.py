@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=120, help="of fine-tuning")
+    parser.add_argument("--steps", type=int, default=120, help="steps of fine-tuning")
     parser.add_argument("--tasks", default="mnist,digits")
     parser.add_argument("--orders", type=int, default=20)
     parser.add_argument("-o", "--out", type=Path, default=RESULTS / "search.json")

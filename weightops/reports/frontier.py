@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import missing_extra
-from weightops.search.goal import Point
+from weightops.search.goal import Point, nearest_first
 
 INK, CURVE, CHOSEN, GUIDE = "#22252b", "#2f6db3", "#d1495b", "#9aa1ab"
 COLORS = (GUIDE, CURVE, "#c58a1b", "#4b9b6e", "#7a5ba6", CHOSEN)
@@ -63,7 +63,7 @@ def draw_frontier(
         MissingExtraError: without matplotlib.
     """
     figure, axes = new_figure()
-    points = sorted(points, key=lambda point: point.size)
+    points = nearest_first(points)
     base = points[0]
     full = next((p for p in points if p.alpha in (1, -1)), points[-1])
     xs, ys = [100 * p.kept for p in points], [100 * p.score for p in points]

@@ -1,4 +1,4 @@
-"""Search several coefficients that depend on each other, by CMA-ES."""
+"""Search several coefficients that depend on each other, by CMA-ES (Hansen, arXiv 1604.00772)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from weightops.search.goal import Choice, Coefficients
 from weightops.search.measurements import Measurements
 from weightops.search.strategies import race
 
+SHARE = 1 / 4
+"""Share of the images on which candidates are measured."""
+
 
 def evolve(
     measurements: Measurements,
@@ -20,94 +23,117 @@ def evolve(
     rounds: int = 12,
     seed: int = 0,
 ) -> Choice:
-    """Choose several coefficients that depend on each other, by CMA-ES (Hansen, arXiv 1604.00772), from the best of ``start``.
+    """Choose several coefficients that depend on each other, by CMA-ES (arXiv 1604.00772).
 
-    Candidates are drawn from a Gaussian whose mean, width and covariance follow the better half; they are clipped to the range of ``alphas``,
-    rounded to hundredths, and seen on a quarter of the images. Of what satisfies the constraint more is better; what doesn't is
-    worse, the more it lacks. The best of all rounds are measured in full.
+    Candidates are drawn from a Gaussian whose mean, width and covariance follow the better half of
+    them. They are clipped to the range of ``alphas``, rounded to hundredths, and measured on a
+    quarter of the images. Candidates that satisfy the constraint are ordered by score; all others
+    come after them, ordered by the size of the violation. The best candidates of all rounds are
+    measured on all images.
 
     Args:
-        measurements: what measures.
-        alphas: their least and largest bound each coefficient.
-        start: where to begin, such as one shared coefficient at every value.
-        rounds: how many.
-        seed: of the draws.
+        measurements: measures the coefficients.
+        alphas: their minimum and maximum are the bounds of each coefficient.
+        start: coefficients among which the best one is the start, such as a shared coefficient
+            with each value.
+        rounds: number of rounds.
+        seed: seed of the draws.
     """
-    best = race(measurements, list(start)).alpha
     low, high = min(alphas), max(alphas)
-    cloud = _Gaussian(best if isinstance(best, tuple) else (best,), 0.2 * (high - low), seed)
-    worth: dict[Coefficients, tuple[bool, float]] = {}
+    best = race(measurements, list(start)).coefficients
+    gaussian = _Gaussian(best, 0.2 * (high - low), seed)
+    fitness: dict[Coefficients, tuple[bool, float]] = {}
     for _ in range(rounds):
-        points = cloud.draw().clamp(low, high)
-        seen = [tuple(round(value, 2) + 0.0 for value in point) for point in points.tolist()]
-        for alpha in seen:
-            worth[alpha] = _worth(measurements, alpha, 1 / 4)
-        cloud.follow(points[sorted(range(len(seen)), key=lambda i: worth[seen[i]], reverse=True)])
-    for alpha in sorted(worth, key=lambda a: worth[a], reverse=True)[: cloud.size]:
+        points = gaussian.draw().clamp(low, high)
+        candidates = [tuple(round(a, 2) + 0.0 for a in point) for point in points.tolist()]
+        for alpha in candidates:
+            fitness[alpha] = _fitness(measurements, alpha)
+        places = range(len(candidates))
+        ranking = sorted(places, key=lambda i: fitness[candidates[i]], reverse=True)
+        gaussian.follow(points[ranking])
+    best_first = sorted(fitness, key=lambda alpha: fitness[alpha], reverse=True)
+    for alpha in best_first[: gaussian.population]:
         measurements.measure(alpha)
     return measurements.choose()
 
 
-class _Gaussian:
-    """What CMA-ES draws from: a mean, a step and a covariance that follow what was best."""
+def _fitness(measurements: Measurements, alpha: Coefficients) -> tuple[bool, float]:
+    """Return whether an edit satisfies the constraint, and its score, or else its margin."""
+    for coefficients in (alpha, measurements.base):
+        measurements.measure(coefficients, SHARE)
+    margin, _ = measurements.margin(alpha, SHARE)
+    if margin < 0:
+        return False, margin
+    return True, measurements.goal.value(measurements.first(alpha, SHARE))
 
-    def __init__(self, mean: Sequence[float], step: float, seed: int) -> None:
+
+class _Gaussian:
+    """The distribution of CMA-ES; comments give the paper's symbols.
+
+    Args:
+        mean: where to start.
+        step_size: initial standard deviation of each coordinate.
+        seed: seed of the draws.
+    """
+
+    def __init__(self, mean: Sequence[float], step_size: float, seed: int) -> None:
         n = len(mean)
-        self.mean, self.step = torch.tensor(mean, dtype=torch.float64), step
+        self.mean, self.step_size = torch.tensor(mean, dtype=torch.float64), step_size
         self.covariance = torch.eye(n, dtype=torch.float64)
-        self.path, self.path_of_step = torch.zeros(2, n, dtype=torch.float64)
-        self.turn, self.size = 0, 4 + int(3 * math.log(n))
-        self._drawn = torch.Generator().manual_seed(seed)
-        shares = (
-            math.log((self.size + 1) / 2)
-            - torch.arange(1, self.size // 2 + 1, dtype=torch.float64).log()
-        )
-        self.shares = shares / shares.sum()
-        self.effective = e = 1 / float(self.shares.square().sum())
-        # the rates at which paths and covariance are learnt, and the step is damped: equations 55 to 58
-        self.rate_path, self.rate_step = (4 + e / n) / (n + 4 + 2 * e / n), (e + 2) / (n + e + 5)
-        self.rate_one = 2 / ((n + 1.3) ** 2 + e)
-        self.rate_all = min(1 - self.rate_one, 2 * (e - 2 + 1 / e) / ((n + 2) ** 2 + e))
-        self.damping = 1 + 2 * max(0.0, math.sqrt((e - 1) / (n + 1)) - 1) + self.rate_step
-        self.usual = math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))
+        self.path = torch.zeros(n, dtype=torch.float64)  # p_c
+        self.step_path = torch.zeros(n, dtype=torch.float64)  # p_sigma
+        self.generation = 0
+        self.population = 4 + int(3 * math.log(n))  # lambda
+        self._generator = torch.Generator().manual_seed(seed)
+        ranks = torch.arange(1, self.population // 2 + 1, dtype=torch.float64)
+        weights = math.log((self.population + 1) / 2) - ranks.log()
+        self.weights = weights / weights.sum()
+        self.effective = mu = 1 / float(self.weights.square().sum())  # mu_eff
+        # Learning rates and damping: equations 55 to 58.
+        self.path_rate = (4 + mu / n) / (n + 4 + 2 * mu / n)  # c_c
+        self.step_rate = (mu + 2) / (n + mu + 5)  # c_sigma
+        self.rank_one_rate = 2 / ((n + 1.3) ** 2 + mu)  # c_1
+        rank_mu_rate = 2 * (mu - 2 + 1 / mu) / ((n + 2) ** 2 + mu)
+        self.rank_mu_rate = min(1 - self.rank_one_rate, rank_mu_rate)  # c_mu
+        self.damping = 1 + 2 * max(0.0, math.sqrt((mu - 1) / (n + 1)) - 1) + self.step_rate
+        self.expected_length = math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))  # of N(0, I)
 
     def draw(self) -> torch.Tensor:
-        """Points, shape ``(size, n)``."""
-        squares, self._axes = torch.linalg.eigh(self.covariance)
-        self._lengths = squares.clamp(min=1e-12).sqrt()
-        normal = torch.randn(self.size, len(self.mean), generator=self._drawn, dtype=torch.float64)
-        points: torch.Tensor = self.mean + self.step * (normal * self._lengths) @ self._axes.T
-        return points
+        """Return random points, shape ``(population, n)``."""
+        variances, self._axes = torch.linalg.eigh(self.covariance)
+        self._lengths = variances.clamp(min=1e-12).sqrt()
+        shape = (self.population, len(self.mean))
+        normal = torch.randn(shape, generator=self._generator, dtype=torch.float64)
+        moves: torch.Tensor = self.step_size * (normal * self._lengths) @ self._axes.T
+        return self.mean + moves
 
     def follow(self, points: torch.Tensor) -> None:
-        """Move towards the first half of the points that were drawn, the best first."""
-        n, e, rate = len(self.mean), self.effective, self.rate_step
-        self.turn += 1
-        moves = (points[: len(self.shares)] - self.mean) / self.step
-        move = self.shares @ moves
-        self.mean = self.mean + self.step * move
-        straight = self._axes @ ((self._axes.T @ move) / self._lengths)
-        self.path_of_step = (1 - rate) * self.path_of_step + math.sqrt(
-            rate * (2 - rate) * e
-        ) * straight
-        length = float(self.path_of_step.norm())
-        short = (
-            length / math.sqrt(1 - (1 - rate) ** (2 * self.turn)) < (1.4 + 2 / (n + 1)) * self.usual
-        )
-        reach = short * math.sqrt(self.rate_path * (2 - self.rate_path) * e)
-        self.path = (1 - self.rate_path) * self.path + reach * move
-        kept = (1 - self.rate_one - self.rate_all) * self.covariance + self.rate_one * torch.outer(
-            self.path, self.path
-        )
-        self.covariance = kept + self.rate_all * (moves.T * self.shares) @ moves
-        self.step *= math.exp(rate / self.damping * (length / self.usual - 1))
+        """Move towards the better half of the drawn points, which are sorted, the best first."""
+        self.generation += 1
+        moves = (points[: len(self.weights)] - self.mean) / self.step_size
+        move = self.weights @ moves
+        self.mean = self.mean + self.step_size * move
+        length = self._extend_step_path(move)
+        self._extend_path(move, length)
+        kept = 1 - self.rank_one_rate - self.rank_mu_rate
+        rank_one = self.rank_one_rate * torch.outer(self.path, self.path)
+        rank_mu = self.rank_mu_rate * (moves.T * self.weights) @ moves
+        self.covariance = kept * self.covariance + rank_one + rank_mu
+        excess = length / self.expected_length - 1
+        self.step_size *= math.exp(self.step_rate / self.damping * excess)
 
+    def _extend_step_path(self, move: torch.Tensor) -> float:
+        """Add a move, without the covariance, to the path of the step size; return its length."""
+        rate = self.step_rate
+        whitened = self._axes @ ((self._axes.T @ move) / self._lengths)
+        scale = math.sqrt(rate * (2 - rate) * self.effective)
+        self.step_path = (1 - rate) * self.step_path + scale * whitened
+        return float(self.step_path.norm())
 
-def _worth(measurements: Measurements, alpha: Coefficients, share: float) -> tuple[bool, float]:
-    """Whether coefficients satisfy the constraint on a share of the images, and their score, or by how much they don't."""
-    for coefficients in (alpha, measurements.base):
-        measurements.measure(coefficients, share)
-    hits, base = measurements.first(alpha, share), measurements.first(measurements.base, share)
-    slack, error = measurements.goal.slack(hits, base)
-    margin = slack - measurements.goal.errors * error * math.sqrt(share)  # as in `race`
-    return margin >= 0, measurements.goal.value(hits) if margin >= 0 else margin
+    def _extend_path(self, move: torch.Tensor, length: float) -> None:
+        """Add a move to the path of the covariance, unless the step path is unusually long."""
+        usual = math.sqrt(1 - (1 - self.step_rate) ** (2 * self.generation))
+        limit = (1.4 + 2 / (len(self.mean) + 1)) * self.expected_length
+        rate = self.path_rate
+        scale = math.sqrt(rate * (2 - rate) * self.effective) if length / usual < limit else 0.0
+        self.path = (1 - rate) * self.path + scale * move

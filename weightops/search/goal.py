@@ -1,7 +1,8 @@
-"""Choose coefficients on held-out data, under constraints, and say why.
+"""Choose coefficients on validation data, under constraints, and give the reason.
 
-A `Goal` says what is wanted. `grid`, `race`, `coordinates` and `evolve` decide which coefficients are measured on how many images;
-all of them end with `Goal.choose` on what was measured in full.
+A `Goal` defines which coefficients are best. The searches of `weightops.search.strategies` and
+`weightops.search.cma_es` decide which ones are measured, and on how many images; each search ends
+with `Goal.choose` among those measured on all images.
 """
 
 from __future__ import annotations
@@ -16,78 +17,84 @@ import torch
 from weightops.errors import NothingSatisfiesError, OptionError, UnknownNameError
 
 Rule = Literal["patching", "mean"]
-
-
 RULES: tuple[Rule, ...] = ("patching", "mean")
 
-
 CONFIDENCE = 1.64
-"""Standard errors that one-sided 95 % confidence takes."""
-
+"""Standard errors of a one-sided 95 % confidence bound."""
 
 Coefficients = tuple[float, ...]
 
-
 Hits = Mapping[str, torch.Tensor]
-"""Task -> for each of its images whether it was named rightly, shape ``(n,)``, boolean."""
+"""Task -> whether each of its images was classified correctly, shape ``(n,)``, boolean."""
 
 
 @dataclass(frozen=True)
-class Point:
-    """What one choice of coefficients gives, in [0, 1]: what is to be improved, and what must not get worse.
+class _Edit:
+    """The coefficients of an edit."""
+
+    alpha: float | Coefficients
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """Return the coefficients as a tuple, also if there is only one."""
+        return self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
+
+    @property
+    def distance(self) -> float:
+        """Return the distance from the base, ``sum_i |alpha_i|``; 0 for the base itself."""
+        return math.fsum(map(abs, self.coefficients))
+
+
+@dataclass(frozen=True)
+class Point(_Edit):
+    """The result of an edit: its score, and the accuracy that must not get worse.
 
     Attributes:
         alpha: the coefficient, or the coefficients.
-        score: of the tasks to improve; negative where the least accuracy is wanted.
-        kept: of the tasks that must not get worse.
-        error: standard error of the difference of ``kept`` from the base's, on the same images; 0 if not known.
+        score: accuracy of the tasks to improve, in [0, 1]; negative if it is to be low.
+        kept: accuracy of the tasks that must not get worse, in [0, 1].
+        error: standard error of the difference between ``kept`` and the base's, on the same
+            images; 0 if not known.
     """
 
-    alpha: float | Coefficients
     score: float
     kept: float
     error: float = 0.0
 
     @property
     def mean(self) -> float:
-        """Mean of both."""
+        """Return the mean of score and kept accuracy."""
         return (self.score + self.kept) / 2
-
-    @property
-    def size(self) -> tuple[float, ...]:
-        """How far from the base: what ties are broken by."""
-        alphas = self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
-        return math.fsum(map(abs, alphas)), *alphas
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A coefficient (or several) and the reason for it, in one sentence."""
+class Choice(_Edit):
+    """The chosen coefficients, with the reason in one sentence.
 
-    alpha: float | Coefficients
+    Attributes:
+        alpha: the coefficient, or the coefficients.
+        why: the reason.
+    """
+
     why: str
-
-    @property
-    def size(self) -> float:
-        """How far from the base; 0 for the base itself."""
-        return math.fsum(map(abs, self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)))
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What coefficients are chosen for: the highest score among those that keep what must be kept.
+    """A definition of the best edit: the highest score among edits that keep given tasks.
 
     Attributes:
-        score: task -> weight; the weighted sum of accuracies is to be high. Negative weights make it low.
-        keep: task -> weight of what must not get worse; empty if nothing has to be kept.
+        score: task -> weight; the score is the weighted sum of accuracies. Negative weights ask
+            for low accuracies.
+        keep: task -> weight of the tasks that must not get worse; empty for no constraint.
         ratio: the kept accuracy must be at least ``ratio * base - drop``.
-        drop: as a fraction: 0.01 is one point.
-        errors: by how many standard errors of the difference it must be so: of many alphas the one at the limit
-            has often passed it by luck.
+        drop: a fraction: 0.01 is one point.
+        errors: the constraint must hold by this many standard errors of the difference: of many
+            alphas, the one at the boundary has often crossed it by luck.
         worst: the score is the lowest weighted accuracy, instead of their sum.
-        each: every kept task must be kept, instead of their weighted mean.
+        each: each kept task must keep its accuracy, instead of their weighted mean.
         what: the score in words.
-        kept: what is kept, in words.
+        kept: the kept accuracy in words.
     """
 
     score: Mapping[str, float] = field(default_factory=dict)
@@ -101,7 +108,13 @@ class Goal:
     kept: str = "supported mean"
 
     def point(self, alpha: Coefficients, hits: Hits, base: Hits) -> Point:
-        """The point of measured coefficients."""
+        """Return the point of an edit.
+
+        Args:
+            alpha: the edit's coefficients.
+            hits: hits of the edit.
+            base: hits of the base on the same images.
+        """
         kept, error = 0.0, 0.0
         if self.each:
             changes = [difference(hits, base, {name: 1.0}) for name in self.keep]
@@ -112,15 +125,13 @@ class Goal:
         return Point(alpha[0] if len(alpha) == 1 else alpha, self.value(hits), kept, error)
 
     def value(self, hits: Hits) -> float:
-        """The score of hits."""
-        return (
-            min(w * accuracy(hits[t]) for t, w in self.score.items())
-            if self.worst
-            else weighted(hits, self.score)
-        )
+        """Return the score of an edit with these hits."""
+        if self.worst:
+            return min(weight * accuracy(hits[task]) for task, weight in self.score.items())
+        return weighted(hits, self.score)
 
     def gain(self, a: Hits, b: Hits) -> tuple[float, float]:
-        """The difference of two scores, and its standard error."""
+        """Return the score of ``a`` minus the score of ``b``, and its standard error."""
         if not self.worst:
             return difference(a, b, self.score)
         worst = [
@@ -130,132 +141,154 @@ class Goal:
         return self.value(a) - self.value(b), error
 
     def slack(self, hits: Hits, base: Hits) -> tuple[float, float]:
-        """By how much the constraint is satisfied, and the standard error of that; infinite where there is none."""
+        """Return the kept accuracy minus its lower bound, and the standard error.
+
+        The difference is infinite if nothing must be kept.
+        """
         if not self.keep:
             return math.inf, 0.0
         point = self.point((0.0,), hits, base)
-        floor = -self.drop if self.each else self.ratio * weighted(base, self.keep) - self.drop
-        return point.kept - floor, point.error
+        return point.kept - self._floor(
+            0.0 if self.each else weighted(base, self.keep)
+        ), point.error
 
     def choose(
         self, points: Iterable[Point], *, base: Point | None = None, constrained: bool | None = None
     ) -> Choice:
-        """The best of the points that keep what must be kept; ties go to the one nearer to the base.
+        """Choose the highest score among the points that satisfy the constraint.
+
+        Of equal scores, the one nearest to the base is chosen.
 
         Args:
-            points: what has been measured.
-            base: what it is kept against; the point at 0 unless it is given.
-            constrained: whether anything must be kept; by default if the goal says what.
+            points: the measured points.
+            base: the point of the base; by default the point at 0 among ``points``.
+            constrained: whether the constraint applies; by default if ``keep`` isn't empty.
 
         Raises:
-            NothingSatisfiesError: if none does, with the one that comes nearest.
+            NothingSatisfiesError: if no point satisfies the constraint; the message has the
+                nearest one.
         """
-        ordered = sorted(points, key=lambda point: point.size)
-        constrained = bool(self.keep) if constrained is None else constrained
-        many = f"{len(ordered)} {'alphas' if ordered and not isinstance(ordered[0].alpha, tuple) else 'candidates'}"
-        if not constrained:
+        ordered = nearest_first(points)
+        kind = "alphas" if ordered and not isinstance(ordered[0].alpha, tuple) else "candidates"
+        count = f"{len(ordered)} {kind}"
+        if not (bool(self.keep) if constrained is None else constrained):
             best = max(ordered, key=lambda point: point.score)
-            return Choice(
-                best.alpha, f"{self.what} on validation data ({abs(best.score):.2%}) of {many}"
-            )
-        base = base or next((point for point in ordered if not point.size[0]), None)
+            return Choice(best.alpha, f"{self._scored(best)} of {count}")
+        base = base or next((point for point in ordered if not point.distance), None)
         if base is None:
-            raise OptionError("the base is needed to tell what an edit costs: measure alpha 0 too")
-        floor = self.ratio * base.kept - self.drop
-        allowed = [
-            point for point in ordered if point.kept - self.errors * point.error >= floor - 1e-9
-        ]
-        if not allowed:
-            near = max(ordered, key=lambda point: point.kept)
-            raise NothingSatisfiesError(
-                f"no alpha keeps the {self.kept} at {floor:.2%}; nearest is alpha {shown(near.alpha)} with {near.kept:.2%} "
-                f"({self.what.split(' ', 1)[-1]} {abs(near.score):.2%})"
+            raise OptionError(
+                "the cost of an edit can't be computed without the base", hint="measure alpha 0 too"
             )
+        floor = self._floor(base.kept)
+        allowed = [p for p in ordered if p.kept - self.errors * p.error >= floor - 1e-9]
+        if not allowed:
+            raise self._unsatisfied(ordered, floor)
         best = max(allowed, key=lambda point: point.score)
-        limit = (
-            f"at least {100 * self.ratio:g} % of"
-            if self.ratio != 1
-            else f"at most {100 * self.drop:g} points under"
-        )
-        sure = (
-            " with 95 % confidence" if self.errors and any(point.error for point in ordered) else ""
-        )
+        is_sure = self.errors and any(point.error for point in ordered)
         return Choice(
             best.alpha,
-            f"{self.what} on validation data ({abs(best.score):.2%}) among the {len(allowed)} of {many} whose {self.kept} "
-            f"({best.kept:.2%}) is {limit} the base's ({base.kept:.2%}){sure}",
+            f"{self._scored(best)} among the {len(allowed)} of {count} "
+            f"whose {self.kept} ({best.kept:.2%}) is {self._bound()} the base's ({base.kept:.2%})"
+            f"{' with 95 % confidence' if is_sure else ''}",
+        )
+
+    def _floor(self, kept: float) -> float:
+        """Return the lowest allowed accuracy, given the base's."""
+        return self.ratio * kept - self.drop
+
+    def _bound(self) -> str:
+        if self.ratio != 1:
+            return f"at least {100 * self.ratio:g} % of"
+        return f"at most {100 * self.drop:g} points under"
+
+    def _scored(self, best: Point) -> str:
+        return f"{self.what} on validation data ({abs(best.score):.2%})"
+
+    def _unsatisfied(self, points: Sequence[Point], floor: float) -> NothingSatisfiesError:
+        nearest = max(points, key=lambda point: point.kept)
+        return NothingSatisfiesError(
+            f"no alpha keeps the {self.kept} at {floor:.2%}; nearest is alpha "
+            f"{shown(nearest.alpha)} with {nearest.kept:.2%} "
+            f"({self.what.split(' ', 1)[-1]} {abs(nearest.score):.2%})"
         )
 
 
 def choose(
     points: Sequence[Point], *, rule: Rule = "patching", max_supported_drop: float = 0.01
 ) -> Choice:
-    """Choose alpha from points measured on validation data (arXiv 2208.05592). Ties go to the alpha nearer to 0.
+    """Choose alpha from points measured on validation data (PAINT, arXiv 2208.05592).
+
+    Of equally good alphas, the one nearest to 0 is chosen.
 
     Args:
-        points: one for each alpha; the one at 0 is the base. The score is patching accuracy, what is kept supported accuracy.
-        rule: "patching": the best patching accuracy among the points whose supported accuracy is at most
-            ``max_supported_drop`` below the base's, with 95 % confidence (1.64 standard errors) where the error is known.
-            "mean": the best mean of patching and supported accuracy.
-        max_supported_drop: as a fraction: 0.01 is one point.
+        points: one for each alpha, 0 among them: that one is the base. Their score is the patching
+            accuracy, their kept accuracy the supported accuracy.
+        rule: "patching" takes the best patching accuracy among the points whose supported accuracy
+            is at most ``max_supported_drop`` below the base's, with 95 % confidence (1.64 standard
+            errors) where the error is known. "mean" takes the best mean of patching and supported
+            accuracy.
+        max_supported_drop: a fraction: 0.01 is one point.
+
+    Returns:
+        The chosen alpha and the reason.
 
     Raises:
-        NothingSatisfiesError: if no point satisfies the constraint, with the one that comes nearest.
+        NothingSatisfiesError: if no point satisfies the constraint; the message has the nearest.
+        OptionError: if the rule needs the base, and no point is at 0.
+        UnknownNameError: if there is no such rule.
 
     >>> curve = [Point(0.0, 0.48, 0.90), Point(0.5, 0.95, 0.895), Point(1.0, 0.99, 0.60)]
     >>> choose(curve).alpha, choose(curve, max_supported_drop=0.0).alpha
     (0.5, 0.0)
     """
     if rule not in RULES:
-        raise UnknownNameError(f"there is no rule {rule!r}; known: {', '.join(RULES)}")
+        raise UnknownNameError(f"there is no rule {rule!r}", hint=f"known: {', '.join(RULES)}")
     if rule == "mean":
+        means = [replace(point, score=point.mean) for point in points]
         goal = Goal(what="best mean of patching and supported accuracy")
-        return goal.choose(
-            [replace(point, score=point.mean) for point in points], constrained=False
-        )
-    return Goal(drop=max_supported_drop, what="best patching accuracy").choose(
-        points, constrained=True
-    )
+        return goal.choose(means, constrained=False)
+    goal = Goal(drop=max_supported_drop, what="best patching accuracy")
+    return goal.choose(points, constrained=True)
+
+
+def nearest_first(points: Iterable[Point]) -> list[Point]:
+    """Return the points, sorted by their distance from the base."""
+    return sorted(points, key=lambda point: (point.distance, point.coefficients))
 
 
 def shown(alpha: float | Coefficients) -> str:
-    """Coefficients for a message."""
+    """Return coefficients in the form that messages have."""
     return " ".join(f"{a:g}" for a in (alpha if isinstance(alpha, tuple) else (alpha,)))
 
 
 def accuracy(hits: torch.Tensor) -> float:
-    """The share of hits."""
+    """Return the share of images that were classified correctly."""
     return hits.double().mean().item()
 
 
 def weighted(hits: Hits, weights: Mapping[str, float]) -> float:
-    """A weighted sum of accuracies."""
+    """Return ``sum_t w_t accuracy_t``."""
     return math.fsum(weight * accuracy(hits[task]) for task, weight in weights.items())
 
 
-def difference(
-    a: Hits, b: Hits, weights: Mapping[str, float], *, prior: float = 0.0
-) -> tuple[float, float]:
-    """The difference of two weighted accuracies on the same images, and its standard error, from pairs.
+def difference(a: Hits, b: Hits, weights: Mapping[str, float]) -> tuple[float, float]:
+    """Return the weighted accuracy of ``a`` minus that of ``b``, and its paired standard error.
 
     Args:
-        a: hits.
-        b: hits on the same images.
+        a: hits of one edit.
+        b: hits of another edit on the same images.
         weights: task -> weight.
-        prior: images of each task that are taken to differ beside those that do, for few images.
     """
     total, variance = 0.0, 0.0
     for task, weight in weights.items():
         change = a[task].double() - b[task].double()
         total += weight * change.mean().item()
-        variance += (
-            weight**2 * (change.var(unbiased=False).item() + prior / len(change)) / len(change)
-        )
+        variance += weight**2 * change.var(unbiased=False).item() / len(change)
     return total, math.sqrt(variance)
 
 
 def interval(hits: torch.Tensor) -> tuple[float, float]:
-    """Wilson's 95 % confidence interval of an accuracy."""
+    """Return Wilson's 95 % confidence interval of the accuracy."""
     n, p, z = len(hits), accuracy(hits), 1.96
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -55,6 +56,15 @@ class Measurements:
             task: hits[: image_count(self.sizes[task], share)]
             for task, hits in self.hits[alpha].items()
         }
+
+    def margin(self, alpha: Coefficients, share: float) -> tuple[float, float]:
+        """Return the slack on this share of the images, minus its uncertainty on all images.
+
+        The second value is the standard error on this share; the error on all images will be
+        smaller by a factor of ``sqrt(share)``.
+        """
+        slack, error = self.goal.slack(self.first(alpha, share), self.first(self.base, share))
+        return slack - self.goal.errors * error * math.sqrt(share), error
 
     def points(self, among: Iterable[Coefficients] | None = None) -> list[Point]:
         """Return the points of the coefficients that were measured on all images."""

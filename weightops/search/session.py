@@ -106,8 +106,6 @@ class EditSession:
         self.finetuning_seconds = 0.0
         self._orders: dict[tuple[str, int], Order] = {}
 
-    # ------------------------------------------------------------ vectors
-
     def learn(
         self,
         task: Task,
@@ -121,9 +119,9 @@ class EditSession:
 
         Args:
             task: the task.
-            name: the name of the folder in ``work_folder``; by default the task's.
+            name: the folder in ``work_folder``; by default named like the task.
             start: an edit to start from; the vector leads from the edited base to the result.
-            config: how to fine-tune; by default as the session does.
+            config: how to fine-tune; by default the session's.
             on_step: called with the number of each step.
         """
         began = time.monotonic()
@@ -145,8 +143,7 @@ class EditSession:
     def vector(self, given: CheckpointLike | TaskVector) -> TaskVector:
         """Return a given task vector, or the task vector from the base to given weights.
 
-        Args:
-            given: a task vector, weights, or the path of either.
+        ``given`` may also be the path of either.
         """
         if isinstance(given, TaskVector):
             return given
@@ -155,17 +152,10 @@ class EditSession:
         return TaskVector(self.base, open_matched(given, self.base).to(self.dtype))
 
     def in_memory(self, tensors: Mapping[str, torch.Tensor], ref: str) -> TaskVector:
-        """Return a task vector whose deltas are in memory, for deltas that are expensive to compute.
-
-        Args:
-            tensors: name -> delta.
-            ref: the name of the vector in messages and reports.
-        """
+        """Return a task vector whose deltas are given; messages and reports call it ``ref``."""
         source = MemorySource(dict(tensors), ref)
         source.space = "delta"
         return TaskVector._of(LinearForm.of(source), Origin.of(self.base))
-
-    # ------------------------------------------------------------ measure
 
     def measure(
         self,
@@ -176,11 +166,7 @@ class EditSession:
     ) -> Measured:
         """Measure the base edited by a vector, on all images of a split.
 
-        Args:
-            vector: the edit.
-            split: "train", "validation" or "test".
-            tasks: the tasks; by default the session's.
-            coefficients: recorded in the result.
+        The tasks are the session's unless others are given; ``coefficients`` go into the result.
         """
         self._set(vector)
         tasks = self.tasks if tasks is None else tasks
@@ -196,13 +182,7 @@ class EditSession:
         return recompute_batchnorm(replace(self.image_model, base=edited), task)
 
     def trial(self, vectors: Vectors, goal: Goal, tasks: Sequence[Task] | None = None) -> Trial:
-        """Return a `Trial`, in which a search measures coefficients of the vectors.
-
-        Args:
-            vectors: the vectors.
-            goal: what the search looks for.
-            tasks: the tasks to measure; by default the session's.
-        """
+        """Return a `Trial` of vectors, on the session's tasks unless others are given."""
         return Trial(self, vectors, goal, self.tasks if tasks is None else tasks)
 
     def _set(self, vector: TaskVector) -> None:
@@ -213,7 +193,7 @@ class EditSession:
             recompute_batchnorm_(self.image_model, task)
 
     def _statistics_task(self, vector: TaskVector) -> Task | None:
-        """Return the task for new batch statistics; None if the edited base is a model as it was."""
+        """Return the task for new batch statistics, if the edited base is an average."""
         is_average = self.batchnorm and len(vector.apply(self.base).form.sources) > 1
         return self.batchnorm if is_average else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from weightops.algebra.names import finite
 from weightops.errors import UnknownNameError
@@ -18,12 +18,12 @@ SearchStrategy = Literal["grid", "race", "cma"]
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How coefficients are searched on validation data.
+    """Options of a search for coefficients on validation data.
 
     Attributes:
         alphas: Coefficients to try; 0 is always among them.
-        strategy: grid measures every alpha on all validation images; race drops hopeless ones early,
-            on few images; cma is for several alphas that depend on each other.
+        strategy: grid measures every alpha on all validation images; race drops hopeless ones
+            early, on few images; cma is for several alphas that depend on each other.
 
     >>> SearchOptions((1, 0.5)).alphas
     (0.0, 0.5, 1.0)
@@ -49,79 +49,86 @@ def grid(measurements: Measurements, alphas: Iterable[Coefficients]) -> Choice:
     return measurements.choose(alphas)
 
 
-ROUNDS = ((4, 1 / 8, 4), (2, 1 / 4, 3), (1, 1 / 2, 4), (0, 1.0, 0))
-"""Of `race`: distance of the new alphas to the survivors (in the first round, to each other), share of images, most survivors."""
+class _Round(NamedTuple):
+    """A round of `race`."""
 
+    stride: int  # distance of the new alphas from the survivors; in the first round, between them
+    share: float  # of the images
+    survivors: int  # largest number of alphas that stay
+
+
+ROUNDS = (_Round(4, 1 / 8, 4), _Round(2, 1 / 4, 3), _Round(1, 1 / 2, 4), _Round(0, 1.0, 0))
 
 SURE = 2.0
-"""Standard errors at which `race` takes a difference for settled."""
+"""Standard errors from which on `race` takes a difference as certain."""
 
 
 def race(measurements: Measurements, alphas: Sequence[Coefficients]) -> Choice:
-    """Choose along a line of coefficients, coarse to fine, dropping what is hopeless early.
+    """Choose along a line of coefficients, from coarse to fine, and drop hopeless ones early.
 
-    Each round looks at the survivors' neighbours at half the distance, on twice the images. An alpha is dropped if it is
-    settled that it will not satisfy the constraint, or that another will and has a higher score; differences are
-    paired, and shrink with the share of images that is still to come. Of the others those nearest to the likeliest
-    choice stay; the last are measured in full.
+    Each round adds the survivors' neighbours at half the distance, and doubles the images. An alpha
+    is dropped if it almost certainly violates the constraint, or if another one satisfies the
+    constraint with a higher score. Differences are paired; their errors shrink with the share of
+    images that is still to come. Of the other alphas, those nearest to the likeliest choice stay.
+    The last ones are measured on all images.
+
+    Args:
+        measurements: measures the coefficients.
+        alphas: the line, from one end to the other.
     """
-    line = list(dict.fromkeys(alphas))
-    alive: set[int] = set()
-    for number, (stride, share, most) in enumerate(ROUNDS):
-        near = {i + step for i in alive for step in (-stride, stride)} & set(range(len(line)))
-        alive |= near if number else {*range(0, len(line), stride), len(line) - 1}
-        for alpha in (measurements.base, *(line[i] for i in sorted(alive))):
-            measurements.measure(alpha, share)
-        if share < 1:
-            alive = _survivors(measurements, line, alive, share, most)
-    choice = measurements.choose([measurements.base, *(line[i] for i in sorted(alive))])
-    while (
-        line[0] == measurements.base
-        and not choice.size
-        and (lower := min(alive - {0}, default=0) - 1) > 0
-    ):
-        alive.add(lower)  # all that looked promising have failed: back towards the base
+    base, line = measurements.base, list(dict.fromkeys(alphas))
+    alive: set[int] = set()  # places in the line
+    for this in ROUNDS:
+        alive |= _added(alive, len(line), this.stride)
+        for alpha in (base, *(line[i] for i in sorted(alive))):
+            measurements.measure(alpha, this.share)
+        if this.share < 1:
+            alive = _survivors(measurements, line, alive, this)
+    choice = measurements.choose([base, *(line[i] for i in sorted(alive))])
+    lower = min(alive - {0}, default=0) - 1
+    while line[0] == base and not choice.distance and lower > 0:
+        # All promising alphas have failed: go back towards the base.
+        alive.add(lower)
         measurements.measure(line[lower])
-        choice = measurements.choose([measurements.base, *(line[i] for i in sorted(alive))])
+        choice = measurements.choose([base, *(line[i] for i in sorted(alive))])
+        lower -= 1
     return choice
 
 
+def _added(alive: set[int], size: int, stride: int) -> set[int]:
+    """Return the survivors' neighbours, or a coarse grid before there are survivors."""
+    if not alive:
+        return {*range(0, size, stride), size - 1}
+    return {i + step for i in alive for step in (-stride, stride)} & set(range(size))
+
+
 def _survivors(
-    measurements: Measurements,
-    line: Sequence[Coefficients],
-    alive: set[int],
-    share: float,
-    most: int,
+    measurements: Measurements, line: Sequence[Coefficients], alive: set[int], this: _Round
 ) -> set[int]:
-    """Those that may still be chosen when all images are counted."""
-    goal, left = measurements.goal, math.sqrt(1 - share)
-    hits = {
-        i: measurements.first(line[i], share) for i in alive
-    }  # some have been measured on more in another race
-    base = measurements.first(measurements.base, share)
-    margins, unsure = {}, {}
+    """Return the places in the line that may still be chosen when all images are measured."""
+    goal, error_to_come = measurements.goal, SURE * math.sqrt(1 - this.share)
+    # Another race may have measured more images of some alphas.
+    hits = {i: measurements.first(line[i], this.share) for i in alive}
+    margins, uncertainties = {}, {}
     for i in alive:
-        slack, error = goal.slack(hits[i], base)
-        margins[i] = slack - goal.errors * error * math.sqrt(
-            share
-        )  # the error will be as much smaller on all images
-        unsure[i] = SURE * left * error
-    hopeful = {i for i in alive if margins[i] + unsure[i] >= 0}
+        margins[i], error = measurements.margin(line[i], this.share)
+        uncertainties[i] = error_to_come * error
+    hopeful = {i for i in alive if margins[i] + uncertainties[i] >= 0}
     likely = [i for i in alive if margins[i] >= 0]
     if not likely:
-        return set(sorted(hopeful or alive, key=lambda i: -margins[i])[:most])
+        return set(sorted(hopeful or alive, key=lambda i: -margins[i])[: this.survivors])
     best = max(likely, key=lambda i: goal.value(hits[i]))
-    certain = [i for i in alive if margins[i] - unsure[i] >= 0]
+    certain = [i for i in alive if margins[i] - uncertainties[i] >= 0]
     leader = max(certain, key=lambda i: goal.value(hits[i]), default=None)
 
-    def beaten(i: int) -> bool:
+    def is_beaten(i: int) -> bool:
         if leader is None:
             return False
         behind, error = goal.gain(hits[leader], hits[i])
-        return behind > max(SURE * left * error, 0.0)
+        return behind > max(error_to_come * error, 0.0)
 
-    kept = [i for i in hopeful if not beaten(i)]
-    return set(sorted(kept, key=lambda i: (abs(i - best), i))[:most])
+    unbeaten = [i for i in hopeful if not is_beaten(i)]
+    return set(sorted(unbeaten, key=lambda i: (abs(i - best), i))[: this.survivors])
 
 
 def coordinates(
@@ -131,24 +138,21 @@ def coordinates(
     *,
     sweeps: int = 2,
 ) -> Choice:
-    """Choose several coefficients: the best of ``start``, then each in turn along ``alphas``, until none changes.
+    """Choose several coefficients, each in turn, until none changes.
 
     Args:
-        measurements: what measures.
-        alphas: the values of each coefficient.
-        start: where to begin, such as one shared coefficient at every value.
-        sweeps: how often each coefficient is looked at, at most.
+        measurements: measures the coefficients.
+        alphas: values to try for each coefficient.
+        start: coefficients among which the best one is the start, such as a shared coefficient
+            with each value.
+        sweeps: largest number of searches for each coefficient.
     """
-    best = race(measurements, list(start)).alpha
-    tried: list[Coefficients] = []
+    best = race(measurements, list(start)).coefficients
     for _ in range(sweeps):
         before = best
         for place in range(len(measurements.base)):
-            here = best if isinstance(best, tuple) else (best,)
-            line = [(*here[:place], alpha, *here[place + 1 :]) for alpha in alphas]
-            race(measurements, line)
-            tried += [here, *line]
-            best = measurements.choose().alpha
+            race(measurements, [(*best[:place], a, *best[place + 1 :]) for a in alphas])
+            best = measurements.choose().coefficients
         if best == before:
             break
     return measurements.choose()
