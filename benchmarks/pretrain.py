@@ -26,9 +26,10 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tqdm import tqdm
 
-from weightops.tasks import drawing
+from weightops.tasks import drawing, masks
 from weightops.tasks.fonts import STYLES, Face, faces
 from weightops.tasks.rendered import COUNTS
 from weightops.tasks.seeds import seed
@@ -42,7 +43,7 @@ FONTS = {
     "handwritten": "dancing-script delius great-vibes lobster-two oleo-script pacifico permanent-marker satisfy shadows-into-light yellowtail zeyada",
 }
 WORDS = [
-    *drawing.SHAPES,
+    *masks.SHAPES,
     *drawing.COLORS,
     *COUNTS,
     "zero",
@@ -125,14 +126,14 @@ def scene(index: int) -> tuple[np.ndarray, dict[str, str]]:
         )
     )
     if kind == "texture":
-        name = pick(list(drawing.TEXTURES))
+        name = pick(list(masks.TEXTURES))
         image, facts = (
             drawing.texture(rng, name, ink, ground),
             {"texture": name, "mix": f"{ink} and {ground}"},
         )
     elif kind in ("shape", "count"):
-        shape, count = pick(list(drawing.SHAPES)), 1 if kind == "shape" else int(rng.integers(1, 6))
-        image = drawing.picture(rng, drawing.shape_mask(rng, shape, count), ink, ground)
+        shape, count = pick(list(masks.SHAPES)), 1 if kind == "shape" else int(rng.integers(1, 6))
+        image = drawing.picture(rng, masks.shape_mask(rng, shape, count), ink, ground)
         facts = {
             "shape": shape,
             "count": COUNTS[count - 1],
@@ -141,10 +142,10 @@ def scene(index: int) -> tuple[np.ndarray, dict[str, str]]:
             "concept": shape,
         }
     elif kind == "both":
-        shape, word, style = pick(list(drawing.SHAPES)), pick(WORDS), pick(STYLES)
+        shape, word, style = pick(list(masks.SHAPES)), pick(WORDS), pick(STYLES)
         words = drawing.contrasting_colors(rng)
-        image = drawing.picture(rng, drawing.shape_mask(rng, shape), ink, ground)
-        mask = drawing.text_mask(rng, word, pick(_POOL[style]), scale=float(rng.uniform(0.6, 0.95)))
+        image = drawing.picture(rng, masks.shape_mask(rng, shape), ink, ground)
+        mask = masks.text_mask(rng, word, pick(_POOL[style]), scale=float(rng.uniform(0.6, 0.95)))
         shift = int(rng.integers(-20, 21))
         mask = np.roll(mask, shift, axis=0)
         image = drawing.expose(
@@ -174,7 +175,7 @@ def scene(index: int) -> tuple[np.ndarray, dict[str, str]]:
             ink, ground = ("white", "black") if rng.random() < 0.6 else ("black", "white")
         facts |= {"style": style, "color": ink, "ground": ground}
         image = drawing.glyphs(rng, text, pick(_POOL[style]), colors=(ink, ground), warp=warp)
-    small = drawing.Image.fromarray(image).resize((32, 32), drawing.Image.Resampling.BICUBIC)
+    small = Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)
     return np.asarray(small), facts
 
 
@@ -330,7 +331,7 @@ def zero_shot(
         pixels = np.stack(
             [
                 np.asarray(
-                    images[i].convert("RGB").resize((32, 32), drawing.Image.Resampling.BICUBIC)
+                    images[i].convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
                 )
                 for i in range(len(images))
             ]

@@ -20,7 +20,7 @@ from weightops.evaluation.table import Evaluator
 from weightops.evaluation.zero_shot import encoded
 from weightops.tasks.folder import folder_task
 from weightops.tasks.table import find_task
-from weightops.tasks.task import SomeImages, captions_of
+from weightops.tasks.task import ImageSubset, captions_of
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_texts_that_no_image_is_of_are_not_missed(clip: ImageModel) -> None:
     task = find_task("digits")
     images = task.load("test")
     few = [int(np.flatnonzero(images.labels == label)[0]) for label in (0, 1)]
-    some = replace(task, load=lambda split: SomeImages(images, np.array(few), images.labels[few]))
+    some = replace(task, load=lambda split: ImageSubset(images, np.array(few), images.labels[few]))
     assert retrieval(clip, some, "test")["image_retrieval_recall@10"] == 1.0
 
 

@@ -1,4 +1,4 @@
-"""Tasks from folders of images, and tasks made from others."""
+"""Tasks from folders of images."""
 
 from __future__ import annotations
 
@@ -6,24 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from helpers.data_sets import paint
 from PIL import Image
 
-from weightops import ImageModel, Task, evaluate
+from weightops import Task, evaluate
 from weightops.cli.main import run
-from weightops.errors import TaskError, UnknownNameError
-from weightops.tasks.derived import neutral, part_of, typographic, union
+from weightops.errors import TaskError
 from weightops.tasks.folder import folder_task
-from weightops.tasks.table import as_tasks, find_task
-from weightops.tasks.task import PROMPTS, SPLITS, read_picture
-
-
-def paint(path: Path, value: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8), (value % 256, 0, 0)).save(path)
+from weightops.tasks.table import find_task
+from weightops.tasks.task import PROMPTS, SPLITS, read_image
 
 
 def contents(task: Task, split: str) -> set[tuple[int, int]]:
+    """Return the value (see `paint`) and label of each image."""
     images = task.load(split)
     return {(images[i].getpixel((0, 0))[0], int(images.labels[i])) for i in range(len(images))}
 
@@ -52,25 +47,18 @@ def test_with_splits_and_prompts(tmp_path: Path) -> None:
     task = find_task(str(tmp_path))
     assert dict(task.sizes) == {"train": 20, "validation": 4, "test": 6}
     assert task.prompts[0] == ("the letter a.", "a a")
-    for path in (tmp_path / "val").rglob("*.png"):
-        path.unlink()
-    for folder in (tmp_path / "val").iterdir():
-        folder.rmdir()
-    (tmp_path / "val").rmdir()
-    assert dict(folder_task(tmp_path).sizes) == {"train": 18, "validation": 2, "test": 6}
+    (tmp_path / "val").rename(tmp_path / "test" / "a" / "more")
+    assert dict(folder_task(tmp_path).sizes) == {"train": 18, "validation": 2, "test": 10}
 
 
-def test_folders_as_others_lay_them_out(tmp_path: Path) -> None:
+def test_layouts_of_other_data_sets(tmp_path: Path) -> None:
     for i in range(40):
         paint(tmp_path / "deep" / "ab"[i % 2] / str(i % 3) / f"{i}.png", i)
         paint(tmp_path / "imagenet" / ("val" if i < 10 else "train") / "ab"[i % 2] / f"{i}.png", i)
         paint(tmp_path / "cifar" / ("train" if i % 2 else "truck") / f"{i}.png", i)
     assert sum(folder_task(tmp_path / "deep").sizes.values()) == 40
-    assert dict(folder_task(tmp_path / "imagenet").sizes) == {
-        "train": 27,
-        "validation": 3,
-        "test": 10,
-    }
+    imagenet = folder_task(tmp_path / "imagenet")
+    assert dict(imagenet.sizes) == {"train": 27, "validation": 3, "test": 10}
     assert folder_task(tmp_path / "cifar").classes == ("train", "truck")
     paint(tmp_path / "imagenet" / "valid" / "a" / "1.png", 1)
     with pytest.raises(TaskError, match="has two folders for validation: val and valid"):
@@ -79,11 +67,13 @@ def test_folders_as_others_lay_them_out(tmp_path: Path) -> None:
         paint(tmp_path / "planes" / f"label={name}.png", 1)
     with pytest.raises(TaskError, match="too few images"):
         folder_task(tmp_path / "planes")
-    wide = Image.fromarray(np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16))
-    wide.save(tmp_path / "wide.png")
-    assert np.asarray(read_picture(tmp_path / "wide.png", "wide"))[..., 0].ravel().tolist() == [
-        int(v / 256) for v in np.linspace(0, 65535, 64).astype(np.uint16)
-    ]
+
+
+def test_images_of_16_bits_are_scaled(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 64).astype(np.uint16)
+    Image.fromarray(values.reshape(8, 8)).save(tmp_path / "wide.png")
+    image = np.asarray(read_image(tmp_path / "wide.png", "wide"))
+    assert image[..., 0].ravel().tolist() == [int(value / 256) for value in values]
 
 
 def test_names_with_label_and_text(tmp_path: Path) -> None:
@@ -108,7 +98,7 @@ def test_names_with_label_and_text(tmp_path: Path) -> None:
         (["a/1.png", "label=b.png"], "give one of the two"),
     ],
 )
-def test_wrong_folders(
+def test_wrong_layouts(
     tmp_path: Path, files: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in files:
@@ -119,11 +109,7 @@ def test_wrong_folders(
     assert message in capsys.readouterr().err
 
 
-def test_more_that_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="there is no folder"):
-        find_task("./no/such/folder")
-    with pytest.raises(UnknownNameError, match="did you mean mnist"):
-        find_task("typographic:mnits")
+def test_wrong_prompts_and_images(tmp_path: Path) -> None:
     for i in range(30):
         paint(tmp_path / "ab"[i % 2] / f"{i}.png", i)
     (tmp_path / "prompts.txt").write_text("a photo\n")
@@ -137,77 +123,13 @@ def test_more_that_is_wrong(tmp_path: Path) -> None:
         task.load("train")[0]
 
 
-def test_an_attack_names_a_wrong_class() -> None:
-    clean = find_task("shapes")
-    attacked, harmless = typographic(clean), neutral(clean)
-    images = attacked.load("test")
-    original = clean.load("test")
-    for i in (0, 1, 17):
-        words = images.words(int(images.labels[i]))
-        assert set(words) == set(clean.classes) - {clean.classes[images.labels[i]]}
-        assert images.labels[i] == original.labels[i]
-        changed = (
-            np.abs(np.asarray(images[i], dtype=int) - np.asarray(original[i], dtype=int)).max(-1)
-            > 40
-        )
-        assert 0.005 < changed.mean() < 0.6
-        assert np.array_equal(np.asarray(images[i]), np.asarray(attacked.load("test")[i]))
-    assert not set(harmless.load("test").words(0)) & set(clean.classes)
-    assert find_task("typographic:shapes").name == "typographic:shapes"
-    large = typographic(
-        Task("large", ("x", "y"), ("{}",), lambda split: Large(), {"test": 1}, "", "")
-    )
-    assert large.load("test")[0].size == (300, 200)
-
-
-class Large:
-    labels = np.zeros(1, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return Image.new("RGB", (300, 200), "navy")
-
-
-def test_parts() -> None:
-    task = find_task("colors")
-    some = part_of(task, ("yellow", "red"), "some")
-    assert some.classes == ("red", "yellow")
-    images, everything = some.load("validation"), task.load("validation")
-    assert [some.classes[k] for k in images.labels] == [
-        task.classes[k] for k in everything.labels if task.classes[k] in some.classes
-    ]
-    assert some.sizes["validation"] == len(images)
-    halves = [find_task(f"{half}:colors") for half in ("first-half", "second-half")]
-    assert halves[0].classes + halves[1].classes == task.classes
-    with pytest.raises(TaskError, match="no class mauve"):
-        part_of(task, ("mauve",), "x")
-
-
-def test_union() -> None:
-    tasks = as_tasks(["mnist", "digits", "fonts"])
-    joint = union(tasks)
-    assert union(tasks[:1]) is tasks[0]
-    assert joint.name == "mnist+digits+fonts"
-    assert len(joint.classes) == len(joint.prompts) == 14  # the digits of both are the same classes
-    images = joint.load("validation")
-    assert len(images) == len(images.labels) == joint.sizes["validation"] == 1300
-    first = tasks[1].load("validation")
-    assert np.array_equal(np.asarray(images[500]), np.asarray(first[0]))
-    assert joint.classes[images.labels[500]] == tasks[1].classes[first.labels[0]]
-    clip = ImageModel.open("embedded", "cpu")
-    heads = torch.cat([clip.zero_shot_head(tasks[0]), clip.zero_shot_head(tasks[2])])
-    assert torch.allclose(clip.zero_shot_head(joint), heads, atol=1e-4)
-
-
 def test_a_folder_is_evaluated_like_any_task(tmp_path: Path) -> None:
-    shapes = find_task("shapes").load("test")
-    names = find_task("shapes").classes
+    shapes = find_task("shapes")
+    images = shapes.load("test")
     for i in range(60):
-        path = tmp_path / "own" / names[shapes.labels[i]] / f"{i}.png"
+        path = tmp_path / "own" / shapes.classes[images.labels[i]] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        shapes[i].save(path)
+        images[i].save(path)
     result = evaluate("embedded", str(tmp_path / "own"), device="cpu")["own"]
     assert result["n"] == 12
     assert result["acc1"] > 0.9

@@ -19,7 +19,7 @@ from weightops.cli.main import run
 from weightops.errors import NothingSatisfiesError, OptionError, TaskError, UnknownNameError
 from weightops.search.session import EditSession
 from weightops.support.json_files import jsonable
-from weightops.tasks import drawing
+from weightops.tasks import drawing, masks
 from weightops.tasks.table import find_task
 from weightops.training.config import config_for
 from weightops.workflows.add import Addition, add
@@ -40,7 +40,7 @@ def draw(folder: Path, names: dict[str, str], count: int, seed: int) -> None:
         (folder / name).mkdir(parents=True)
         for i in range(count):
             picture = drawing.picture(
-                rng, drawing.shape_mask(rng, shape), *drawing.contrasting_colors(rng)
+                rng, masks.shape_mask(rng, shape), *drawing.contrasting_colors(rng)
             )
             Image.fromarray(picture).save(folder / name / f"{i:03}.png")
 

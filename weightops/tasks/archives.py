@@ -1,10 +1,10 @@
-"""Tasks from CLIP_benchmark's archives: tar files of pictures, each with its class or its captions, beside lists of classes and prompts."""
+"""Tasks in CLIP_benchmark's layout: tar archives of images, beside lists of classes and prompts."""
 
 from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,31 +16,31 @@ from PIL import Image
 from tqdm import tqdm
 
 from weightops.errors import TaskError
-from weightops.tasks.split import three_splits
+from weightops.tasks.split import split_loader
 from weightops.tasks.task import (
     PROMPTS,
     SPLITS,
     Captions,
     Images,
-    Sizes,
+    LazySizes,
     Task,
+    read_image,
     read_lines,
-    read_picture,
     read_prompts,
 )
 
-CLASSES, TEMPLATES, KIND, COUNT = (
-    "classnames.txt",
-    "zeroshot_classification_templates.txt",
-    "dataset_type.txt",
-    "nshards.txt",
-)
+CLASSES = "classnames.txt"
+TEMPLATES = "zeroshot_classification_templates.txt"
+KIND = "dataset_type.txt"
+COUNT = "nshards.txt"
 TEXTS = (CLASSES, TEMPLATES, KIND, *(f"{split}/{COUNT}" for split in SPLITS))
-"""The small files that describe a set."""
+"""The small files that describe a data set."""
+
+_IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 
 
 class Member(NamedTuple):
-    """A file in an archive."""
+    """A file inside an archive."""
 
     archive: Path
     name: str
@@ -48,7 +48,7 @@ class Member(NamedTuple):
     size: int
 
     def read(self) -> bytes:
-        """Its content."""
+        """Return the content of the file."""
         with open(self.archive, "rb") as stream:
             stream.seek(self.start)
             return stream.read(self.size)
@@ -56,143 +56,156 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class ArchiveImages:
-    """Pictures in archives, read when they are asked for."""
+    """Images inside archives, each read when it is accessed."""
 
-    pictures: Sequence[Member]
+    members: Sequence[Member]
     labels: npt.NDArray[np.int64]
     captions: Captions | None
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.members)
 
     def __getitem__(self, index: int) -> Image.Image:
-        member = self.pictures[index]
-        return read_picture(BytesIO(member.read()), f"{member.name} in {member.archive}")
+        member = self.members[index]
+        return read_image(BytesIO(member.read()), f"{member.name} in {member.archive}")
 
 
 def is_archive(folder: Path) -> bool:
-    """True for a folder that is laid out as CLIP_benchmark's data sets are."""
+    """Return whether a folder has CLIP_benchmark's layout."""
     return any((folder / split / COUNT).is_file() for split in SPLITS)
 
 
-def archive_task(name: str, place: Callable[[Iterable[str]], Path], source: str) -> Task:
-    """A task from ``{split}/{i}.tar``, ``{split}/nshards.txt``, ``classnames.txt`` and ``zeroshot_classification_templates.txt``.
+def archive_task(name: str, locate: Callable[[Iterable[str]], Path], source: str) -> Task:
+    """Return the task of a data set in CLIP_benchmark's layout.
 
-    In an archive ``KEY.png`` (or ``jpg``, ``webp``) is a picture, ``KEY.cls`` the number of its class, ``KEY.txt`` its captions, one a
-    line. For the splits that a set lacks, see `three_splits`.
+    The images of a split are in ``{split}/{i}.tar``, whose number is in ``{split}/nshards.txt``.
+    In an archive, ``KEY.png`` (or ``jpg``, ``jpeg``, ``webp``) is an image, ``KEY.cls`` the index
+    of its class, ``KEY.txt`` its captions, one a line. Names of classes are in ``classnames.txt``,
+    prompts in ``zeroshot_classification_templates.txt``. For missing splits see `split_loader`.
 
     Args:
-        name: of the task.
-        place: the folder that has some files of the set, after they have been fetched if need be.
+        name: the name of the task.
+        locate: returns the folder that holds the given files of the data set; it may fetch them.
         source: where the images come from.
 
     Raises:
-        TaskError: if it isn't laid out so, or is of a kind that can't be scored.
+        TaskError: if the layout is wrong, or the data set is of a kind that can't be scored.
     """
-    folder = place(TEXTS)
-    classes = _classes(folder / CLASSES)
+    folder = locate(TEXTS)
+    classes = _read_classes(folder / CLASSES)
     templates = (
         read_prompts(folder / TEMPLATES, "{c}") if (folder / TEMPLATES).is_file() else PROMPTS
     )
     if (folder / KIND).is_file() and "multilabel" in read_lines(folder / KIND):
         raise TaskError(f"{source} has several labels an image, which weightops can't score")
-    shards = {
-        split: _count(folder / split / COUNT)
+    counts = {
+        split: _read_count(folder / split / COUNT)
         for split in SPLITS
         if (folder / split / COUNT).is_file()
     }
 
     def read(split: str) -> Images:
-        names = [f"{split}/{i}.tar" for i in range(shards[split])]
-        there = place(names)
-        missing = [shard for shard in names if not (there / shard).is_file()]
+        names = [f"{split}/{i}.tar" for i in range(counts[split])]
+        present = locate(names)
+        missing = [name for name in names if not (present / name).is_file()]
         if missing:
-            raise TaskError(
-                f"{source} lacks {missing[0]} ({len(missing)} of {len(names)} archives)"
-            )
-        return read_archives([there / shard for shard in names], len(classes))
+            share = f"{len(missing)} of {len(names)} archives"
+            raise TaskError(f"{source} lacks {missing[0]} ({share})")
+        return read_archives([present / name for name in names], len(classes))
 
-    load = three_splits(read, shards, source)
-    return Task(name, classes, templates, load, Sizes(load), source, "see the data set's page")
+    load = split_loader(read, counts, source)
+    return Task(name, classes, templates, load, LazySizes(load), source, "see the data set's page")
 
 
 def read_archives(archives: Sequence[Path], classes: int) -> ArchiveImages:
-    """The pictures of some archives, in their order.
+    """Return the images of archives, in their order.
 
     Args:
-        archives: tar files.
-        classes: how many classes there are: their numbers are smaller.
+        archives: tar files in one folder.
+        classes: the number of classes; every label is smaller.
 
     Raises:
-        TaskError: naming the archive, or the file in it, that isn't as it should be.
+        TaskError: naming the damaged archive, or the file in it.
     """
-    pictures, labels, captions = [], [], []
+    members, labels, captions = [], [], []
     for archive in tqdm(archives, desc="archives", delay=1, leave=False):
-        for key, parts in _samples(archive):
-            picture = next(
-                (parts[suffix] for suffix in ("png", "jpg", "jpeg", "webp") if suffix in parts),
-                None,
-            )
-            if picture is None or not ("cls" in parts or "txt" in parts):
-                raise TaskError(
-                    f"{key} in {archive} has no {'picture' if picture is None else 'class (.cls) and no captions (.txt)'}"
-                )
-            pictures.append(picture)
-            if "cls" in parts:
-                labels.append(_label(parts["cls"], classes))
-            if "txt" in parts:
-                text = parts["txt"].read().decode(errors="replace")
-                captions.append(tuple(line.strip() for line in text.splitlines() if line.strip()))
-                if not captions[-1]:
-                    raise TaskError(f"{parts['txt'].name} in {archive} is empty")
-    for kind, found in (("classes", labels), ("captions", captions)):
-        if found and len(found) < len(pictures):
-            raise TaskError(
-                f"{len(pictures) - len(found)} of {len(pictures)} pictures in {archives[0].parent} have no {kind}"
-            )
-    truth = np.array(labels, dtype=np.int64) if labels else np.zeros(len(pictures), dtype=np.int64)
-    return ArchiveImages(pictures, truth, captions or None)
+        for key, files in _samples(archive):
+            members.append(_image_member(key, files, archive))
+            if "cls" in files:
+                labels.append(_read_label(files["cls"], classes))
+            if "txt" in files:
+                captions.append(_read_captions(files["txt"]))
+    for kind, values in (("classes", labels), ("captions", captions)):
+        if values and len(values) < len(members):
+            share = f"{len(members) - len(values)} of {len(members)} pictures"
+            raise TaskError(f"{share} in {archives[0].parent} have no {kind}")
+    truth = np.array(labels, dtype=np.int64) if labels else np.zeros(len(members), dtype=np.int64)
+    return ArchiveImages(members, truth, captions or None)
 
 
 def _samples(archive: Path) -> Iterator[tuple[str, dict[str, Member]]]:
-    """The files of an archive by the names before their first dot; those of one name follow each other."""
-    held: dict[str, Member] = {}
-    last = None
+    """Yield each key with its files by suffix; the files of a key follow each other.
+
+    The key of a file is its path up to the first dot of its name.
+    """
+    files: dict[str, Member] = {}
+    key = None
     try:
         with tarfile.open(archive, "r:") as tar:
             for info in tar:
-                file = info.name.rpartition("/")[2]
-                if not info.isreg() or info.issparse() or file.startswith("."):
+                name = info.name.rpartition("/")[2]
+                if not info.isreg() or info.issparse() or name.startswith("."):
                     continue
-                stem, _, suffix = file.partition(".")
-                key = info.name.removesuffix(file) + stem
-                if key != last and held:
-                    yield str(last), held
-                    held = {}
-                last = key
-                held[suffix.lower()] = Member(archive, info.name, info.offset_data, info.size)
-            if tar.offset >= archive.stat().st_size:  # an empty block ends it
-                raise TaskError(f"{archive} is cut short: the download or copy is incomplete")
+                stem, _, suffix = name.partition(".")
+                next_key = info.name.removesuffix(name) + stem
+                if next_key != key and files:
+                    yield str(key), files
+                    files = {}
+                key = next_key
+                files[suffix.lower()] = Member(archive, info.name, info.offset_data, info.size)
+            if tar.offset >= archive.stat().st_size:  # an empty block ends a sound archive
+                raise TaskError(
+                    f"{archive} is cut short", hint="the download or copy is incomplete: repeat it"
+                )
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise TaskError(f"{archive} is not an archive that can be read: {error}") from error
-    if held:
-        yield str(last), held
+    if files:
+        yield str(key), files
 
 
-def _label(member: Member, classes: int) -> int:
+def _image_member(key: str, files: Mapping[str, Member], archive: Path) -> Member:
+    """Return the image of a key that has an image, and a class or captions."""
+    image = next((files[suffix] for suffix in _IMAGE_SUFFIXES if suffix in files), None)
+    if image is None:
+        raise TaskError(f"{key} in {archive} has no picture")
+    if not ("cls" in files or "txt" in files):
+        raise TaskError(f"{key} in {archive} has no class (.cls) and no captions (.txt)")
+    return image
+
+
+def _read_label(member: Member, classes: int) -> int:
     text = member.read().strip()
-    if not text.isdigit() or int(text) >= classes:
+    if not re.fullmatch(rb"\d{1,9}", text) or int(text) >= classes:
         raise TaskError(
-            f"{member.name} in {member.archive} is {text[:20]!r}, not the number of one of {classes} classes"
+            f"{member.name} in {member.archive} is {text[:20]!r}, "
+            f"not the number of one of {classes} classes"
         )
     return int(text)
 
 
-def _classes(path: Path) -> tuple[str, ...]:
-    """The names of classes, one a line, by their numbers; none where there is no such file."""
+def _read_captions(member: Member) -> tuple[str, ...]:
+    lines = member.read().decode(errors="replace").splitlines()
+    captions = tuple(line.strip() for line in lines if line.strip())
+    if not captions:
+        raise TaskError(f"{member.name} in {member.archive} is empty")
+    return captions
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
+    """Return the names of classes, one a line, by index; none if there is no such file."""
     if not path.is_file():
         return ()
-    read_lines(path)
+    read_lines(path)  # raises if the file can't be read or is empty
     names = path.read_text(encoding="utf-8").rstrip().splitlines()
     blank = [i for i, name in enumerate(names) if not name.strip()]
     if blank:
@@ -200,7 +213,7 @@ def _classes(path: Path) -> tuple[str, ...]:
     return tuple(name.strip() for name in names)
 
 
-def _count(path: Path) -> int:
+def _read_count(path: Path) -> int:
     text = " ".join(read_lines(path))
     if not re.fullmatch(r"[1-9]\d{0,5}", text):
         raise TaskError(f"{path} should hold the number of archives, not {text[:20]!r}")

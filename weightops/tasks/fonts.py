@@ -1,4 +1,4 @@
-"""Fonts that come with packages on PyPI, by style and by split: no font of one split is in another."""
+"""Fonts from packages on PyPI, by style and split. No font is in two splits."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from weightops.errors import missing_extra
 
 
 class Face(NamedTuple):
-    """A font to draw with: a file ("" is the one built into Pillow) and, for a variable font, a weight."""
+    """A font: its file ("" is the font built into Pillow) and the weight of a variable font."""
 
     path: str
     weight: int | None = None
 
 
-# style -> split -> (package, file, weight of a variable font); the empty package is Pillow itself
+# style -> split -> (package, file, weight of a variable font); an empty package is Pillow itself
 _FACES: dict[str, dict[str, list[tuple[str, str, int | None]]]] = {
     "serif": {
         "train": [("matplotlib", f"DejaVuSerif{v}.ttf", None) for v in ("", "-Bold", "-Italic")],
@@ -48,10 +48,10 @@ STYLES = tuple(_FACES)
 
 
 def faces(style: str, split: str) -> list[Face]:
-    """The fonts of one style in one split.
+    """Return the fonts of one style in one split.
 
     Raises:
-        MissingExtra: if a package that carries them is not installed.
+        MissingExtraError: if a package that contains them is not installed.
     """
     return [
         Face(_locate(package, file) if package else "", weight)
@@ -60,6 +60,7 @@ def faces(style: str, split: str) -> list[Face]:
 
 
 def _locate(package: str, file: str) -> str:
+    """Return the path of a font in a package."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise missing_extra(package.replace("_", "-"), "demo", "to draw text in held-out fonts")

@@ -1,4 +1,4 @@
-"""Tasks whose pictures are drawn on the fly from a seed: no network, no files, nothing to download."""
+"""Built-in tasks whose images are drawn from a seed, without network or files."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from PIL import Image
 
 from weightops.tasks import drawing
 from weightops.tasks.fonts import STYLES, Face, faces
+from weightops.tasks.masks import SHAPES, TEXTURES, shape_mask
 from weightops.tasks.seeds import seed
 from weightops.tasks.task import Task
 
 Draw = Callable[[np.random.Generator, str, str], drawing.Picture]
-"""Draws one picture: generator, class name, split (which says which fonts may be used)."""
-
+"""A function that draws an image, given a generator, a class name and a split (for its fonts)."""
 
 COUNTS = ("one", "two", "three", "four", "five")
-
 
 SIZES = {"train": 2000, "validation": 500, "test": 1000}
 
 
 @dataclass(frozen=True)
 class RenderedImages(Sequence[Image.Image]):
-    """Pictures of one split; picture ``i`` is drawn from the seed (task, split, i) when it is asked for."""
+    """Images of one split. Image ``i`` is drawn from the seed (task, split, i) when accessed."""
 
     task: str
     split: str
@@ -44,7 +43,14 @@ class RenderedImages(Sequence[Image.Image]):
 
 
 def rendered(name: str, classes: Sequence[str], templates: Sequence[str], draw: Draw) -> Task:
-    """A task drawn by ``draw``; classes are balanced within each split."""
+    """Return a task whose images are drawn.
+
+    Args:
+        name: the name of the task, part of the seed of every image.
+        classes: names of the classes; each has equally many images in a split.
+        templates: prompts with ``{}`` for the class.
+        draw: draws an image.
+    """
     classes = tuple(classes)
 
     def load(split: str) -> RenderedImages:
@@ -63,26 +69,24 @@ def rendered(name: str, classes: Sequence[str], templates: Sequence[str], draw: 
 
 
 def any_face(rng: np.random.Generator, split: str, style: str | None = None) -> Face:
-    """A font of the split, of one style or any."""
+    """Return a random font of the split, of one style or any."""
     choices = faces(style or STYLES[rng.integers(len(STYLES))], split)
     return choices[rng.integers(len(choices))]
 
 
 def _shape(rng: np.random.Generator, label: str, split: str) -> drawing.Picture:
     ink, ground = drawing.contrasting_colors(rng)
-    return drawing.picture(rng, drawing.shape_mask(rng, label), ink, ground)
+    return drawing.picture(rng, shape_mask(rng, label), ink, ground)
 
 
 def _color(rng: np.random.Generator, label: str, split: str) -> drawing.Picture:
     ink, ground = drawing.contrasting_colors(rng, label)
-    return drawing.picture(
-        rng, drawing.shape_mask(rng, str(rng.choice(list(drawing.SHAPES)))), ink, ground
-    )
+    return drawing.picture(rng, shape_mask(rng, str(rng.choice(list(SHAPES)))), ink, ground)
 
 
 def _count(rng: np.random.Generator, label: str, split: str) -> drawing.Picture:
     ink, ground = drawing.contrasting_colors(rng)
-    mask = drawing.shape_mask(rng, str(rng.choice(list(drawing.SHAPES))), 1 + COUNTS.index(label))
+    mask = shape_mask(rng, str(rng.choice(list(SHAPES))), 1 + COUNTS.index(label))
     return drawing.picture(rng, mask, ink, ground)
 
 
@@ -97,9 +101,8 @@ def _letter(rng: np.random.Generator, label: str, split: str) -> drawing.Picture
 
 def _font(rng: np.random.Generator, label: str, split: str) -> drawing.Picture:
     letter = ascii_lowercase[rng.integers(26)]
-    return drawing.glyphs(
-        rng, letter if rng.random() < 0.5 else letter.upper(), any_face(rng, split, label)
-    )
+    letter = letter if rng.random() < 0.5 else letter.upper()
+    return drawing.glyphs(rng, letter, any_face(rng, split, label))
 
 
 def _word(rng: np.random.Generator, label: str, split: str) -> drawing.Picture:
@@ -109,7 +112,7 @@ def _word(rng: np.random.Generator, label: str, split: str) -> drawing.Picture:
 TASKS = (
     rendered(
         "shapes",
-        list(drawing.SHAPES),
+        list(SHAPES),
         ["a {}.", "a photo of a {}.", "a picture of a {}.", "a drawing of a {}."],
         _shape,
     ),
@@ -121,7 +124,7 @@ TASKS = (
     ),
     rendered(
         "textures",
-        list(drawing.TEXTURES),
+        list(TEXTURES),
         ["{}.", "a photo of {}.", "a picture of {}.", "a pattern of {}."],
         _texture,
     ),
@@ -160,7 +163,7 @@ TASKS = (
     ),
     rendered(
         "words",
-        list(drawing.SHAPES),
+        list(SHAPES),
         ['the word "{}".', 'a photo of the word "{}".', "the word {}.", "text that says {}."],
         _word,
     ),

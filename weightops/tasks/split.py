@@ -1,4 +1,4 @@
-"""Cut one set of labelled images into splits."""
+"""Divide a set of labelled images into splits."""
 
 from __future__ import annotations
 
@@ -9,23 +9,32 @@ import numpy as np
 import numpy.typing as npt
 
 from weightops.errors import TaskError
-from weightops.tasks.task import Images, SomeImages
+from weightops.tasks.task import Images, ImageSubset
 
 
 def split_indices(
     labels: npt.NDArray[np.int64], sizes: Mapping[str, int]
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Disjoint indices of the given numbers, classes in proportion, the same every time.
+    """Return disjoint sorted indices for each split, the same in every process.
 
-    Within each class the order is shuffled with a fixed seed; then position ``(r + 0.5) / n`` of the
-    class's r-th image orders all images, and the splits are cut from that order in turn.
+    Each split has all classes in proportion. Within a class, images are shuffled with a fixed seed.
+    Then the position ``(r + 0.5) / n`` of the r-th of n images of each class orders all images, and
+    one split after another is taken from the start of that order.
+
+    Args:
+        labels: class indices, shape ``(n,)``.
+        sizes: the number of images in each split.
+
+    >>> parts = split_indices(np.array([0, 0, 1, 1]), {"train": 2, "test": 2})
+    >>> sorted(np.concatenate(list(parts.values())).tolist())
+    [0, 1, 2, 3]
     """
     rng = np.random.default_rng(0)
-    place = np.empty(len(labels))
+    position = np.empty(len(labels))
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    order = np.lexsort((labels, place))
+        position[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = np.lexsort((labels, position))
     ends = np.cumsum(list(sizes.values()))
     return {
         split: np.sort(order[end - size : end])
@@ -33,49 +42,49 @@ def split_indices(
     }
 
 
-def cut(images: Images, sizes: Mapping[str, int]) -> dict[str, Images]:
-    """The images of each part; see `split_indices`."""
-    parts = split_indices(images.labels, sizes)
+def split_images(images: Images, sizes: Mapping[str, int]) -> dict[str, Images]:
+    """Return the images of each split: see `split_indices`."""
     return {
-        split: SomeImages(images, indices, images.labels[indices])
-        for split, indices in parts.items()
+        split: ImageSubset(images, indices, images.labels[indices])
+        for split, indices in split_indices(images.labels, sizes).items()
     }
 
 
-def held_out(images: Images) -> dict[str, Images]:
-    """Training images in two: a tenth of them, at most 5,000, are for validation, as in the papers."""
-    validation = min(len(images) // 10, 5000)
-    return cut(images, {"train": len(images) - validation, "validation": validation})
-
-
-def three_splits(
-    read: Callable[[str], Images], have: Collection[str], source: str
+def split_loader(
+    read: Callable[[str], Images], available: Collection[str], source: str
 ) -> Callable[[str], Images]:
-    """The images of a split, from those that a data set has.
+    """Return a function that loads any split of a data set, which may lack some.
 
-    Without one for validation, part of the training images is for it; without one for the test, the validation split is the test.
+    Without a split for validation, a tenth of the training images (at most 5,000, as in the papers)
+    is held out for it. Without a test split, the validation split becomes the test split.
 
     Args:
-        read: gives the images of one of the set's own splits.
-        have: these splits, of "train", "validation" and "test".
-        source: what the set is called in messages.
+        read: reads one of the data set's own splits.
+        available: the splits that the data set has, of "train", "validation" and "test".
+        source: what errors call the data set.
 
     Returns:
-        A function of a split's name, which keeps what it has read, and raises `TaskError` for a split that can't be had.
+        A function of a split's name. It keeps the images that it has read, and raises `TaskError`
+        for a split that isn't available.
     """
-    test = "test" if "test" in have else "validation"
+    test = "test" if "test" in available else "validation"
 
     @cache
     def load(split: str) -> Images:
         own = test if split == "test" else split
-        if own in have and (split == "test" or (split, test) == ("validation", "test")):
+        if own in available and (split == "test" or (split, test) == ("validation", "test")):
             return read(own)
-        if "train" not in have or split == "test":
-            raise TaskError(f"{source} has no images for {split}, only for {' and '.join(have)}")
-        return read("train") if {"validation", "test"} <= set(have) else training()[split]
+        if "train" not in available or split == "test":
+            listed = " and ".join(available)
+            raise TaskError(f"{source} has no images for {split}, only for {listed}")
+        if {"validation", "test"} <= set(available):
+            return read("train")
+        return divided_training()[split]
 
     @cache
-    def training() -> Mapping[str, Images]:
-        return held_out(read("train"))
+    def divided_training() -> Mapping[str, Images]:
+        images = read("train")
+        held_out = min(len(images) // 10, 5000)
+        return split_images(images, {"train": len(images) - held_out, "validation": held_out})
 
     return load

@@ -1,4 +1,4 @@
-"""What a task is: labelled images in splits, the classes' names, and prompts to say them in."""
+"""A task: labelled images in splits, the names of the classes, and prompts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from PIL import Image, UnidentifiedImageError
 from weightops.errors import TaskError
 
 SPLITS = ("train", "validation", "test")
+
 PROMPTS = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "a {}.")
-"""Templates for classes that come without any."""
+"""The default templates, for classes that come without any."""
 
 Captions = Sequence[tuple[str, ...]]
-"""The texts that are true of each image."""
+"""The captions of each image."""
 
 
 class Images(Protocol):
-    """Labelled images: a sequence of pictures and an array of class indices, equally long. Some also have `captions_of`."""
+    """The labelled images of a split: a sequence of RGB or grey images with an array of labels.
+
+    Images with captions also have an attribute ``captions``: see `captions_of`.
+    """
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -34,19 +38,19 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class Altered:
-    """Images with other pictures and the same labels; what is done to a picture is up to ``__getitem__``."""
+class AlteredImages:
+    """Images that are changed by the ``__getitem__`` of a subclass; labels and captions stay."""
 
     images: Images
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """Those of the images."""
+        """Class indices, shape ``(n,)``."""
         return self.images.labels
 
     @property
     def captions(self) -> Captions | None:
-        """Those of the images."""
+        """The captions of the unchanged images."""
         return captions_of(self.images)
 
     def __len__(self) -> int:
@@ -54,8 +58,8 @@ class Altered:
 
 
 @dataclass(frozen=True)
-class SomeImages:
-    """Some of a split's pictures, with labels of their own."""
+class ImageSubset:
+    """Some images of a split, with labels of their own."""
 
     images: Images
     indices: npt.NDArray[np.int64]
@@ -63,9 +67,9 @@ class SomeImages:
 
     @property
     def captions(self) -> Captions | None:
-        """Those of the images."""
-        every = captions_of(self.images)
-        return None if every is None else [every[int(i)] for i in self.indices]
+        """The captions of the chosen images."""
+        captions = captions_of(self.images)
+        return None if captions is None else [captions[int(i)] for i in self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -75,73 +79,77 @@ class SomeImages:
 
 
 def captions_of(images: Images) -> Captions | None:
-    """The texts that are true of each image, where these have any."""
+    """Return the captions of each image, or None if the images have none."""
     captions: Captions | None = getattr(images, "captions", None)
     return captions
 
 
-def read_picture(file: Path | IO[bytes], name: str) -> Image.Image:
-    """A picture in RGB.
+def read_image(file: Path | IO[bytes], name: str) -> Image.Image:
+    """Read an image as RGB.
+
+    Args:
+        file: its path or content.
+        name: what an error calls the image.
 
     Raises:
-        TaskError: naming it, if it isn't one.
+        TaskError: if the file isn't an image.
     """
-    try:
-        with Image.open(file) as image:
-            wide = image.mode.startswith("I")  # 16 bits a pixel, which `convert` would clip to 8
-            picture: Image.Image = (
-                image.point(lambda value: value / 256, "L") if wide else image
-            ).convert("RGB")
-            return picture
-    except (
+    unreadable = (
         OSError,
         SyntaxError,
         ValueError,
         EOFError,
         UnidentifiedImageError,
         Image.DecompressionBombError,
-    ) as error:
+    )
+    try:
+        with Image.open(file) as image:
+            grey_16_bits = image.mode.startswith("I")  # which `convert` would clip to 8 bits
+            picture = image.point(lambda value: value / 256, "L") if grey_16_bits else image
+            rgb: Image.Image = picture.convert("RGB")
+            return rgb
+    except unreadable as error:
         raise TaskError(f"{name} is not an image that can be read: {error}") from error
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
-    """The lines of a text that aren't blank.
+    """Return the lines of a text file that aren't blank.
 
     Raises:
-        TaskError: if it can't be read, or there are none.
+        TaskError: if the file can't be read, or all its lines are blank.
     """
     try:
-        lines = tuple(
-            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        )
+        content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path} can't be read: {error}") from error
+    lines = tuple(line.strip() for line in content.splitlines() if line.strip())
     if not lines:
         raise TaskError(f"{path} is empty")
     return lines
 
 
-def read_prompts(path: Path, blank: str = "{}") -> tuple[str, ...]:
-    """Templates, one a line, with ``{}`` for the class.
+def read_prompts(path: Path, placeholder: str = "{}") -> tuple[str, ...]:
+    """Read templates, one a line, and return them with ``{}`` for the class.
 
     Args:
-        path: the text.
-        blank: what stands for the class in it.
+        path: the text file.
+        placeholder: what stands for the class in the file.
 
     Raises:
-        TaskError: as from `read_lines`, and if a line has no place for the class.
+        TaskError: if the file can't be read or is empty, or a line lacks the placeholder.
     """
     lines = read_lines(path)
-    odd = [line for line in lines if blank not in line]
-    if odd:
+    without = [line for line in lines if placeholder not in line]
+    if without:
         raise TaskError(
-            f"{path} needs one prompt a line, each with {blank} for the class; not {odd[0]!r}"
+            f"{path} needs one prompt a line, each with {placeholder} for the class; "
+            f"not {without[0]!r}"
         )
-    return tuple(line.replace(blank, "{}") for line in lines)
+    return tuple(line.replace(placeholder, "{}") for line in lines)
 
 
-class Sizes(Mapping[str, int]):
-    """Sizes of splits that are known only when the pictures are."""
+class LazySizes(Mapping[str, int]):
+    """Sizes of splits, which are known once the images are loaded."""
 
     def __init__(self, load: Callable[[str], Images]) -> None:
         self._load = load
@@ -160,13 +168,13 @@ class Sizes(Mapping[str, int]):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Zero-shot classification: images in splits, class names, and prompt templates with ``{}`` for the class.
+    """Image classification: images in splits, names of classes, and prompt templates.
 
     Attributes:
-        name: what it is called on the command line and in results.
+        name: what the task is called on the command line and in results.
         classes: names of the classes; an image's label is an index into them.
-        templates: prompts; ``{}`` stands for the class.
-        load: gives the images of a split ("train", "validation" or "test").
+        templates: prompts with ``{}`` for the name of the class.
+        load: returns the `Images` of a split: "train", "validation" or "test".
         sizes: number of images in each split.
         source: where the images come from.
         license: the licence of the images.
@@ -182,7 +190,7 @@ class Task:
 
     @property
     def prompts(self) -> tuple[tuple[str, ...], ...]:
-        """The texts that stand for each class."""
+        """The prompts of each class: all templates with the name of the class."""
         return tuple(
             tuple(template.replace("{}", name) for template in self.templates)
             for name in self.classes
