@@ -26,20 +26,23 @@ from weightops.errors import NothingSatisfiesError
 from weightops.reports.outcome import versions
 from weightops.search.goal import difference
 from weightops.search.session import EditSession, Measured
+from weightops.search.strategies import SearchOptions
 from weightops.tasks.derived import neutral, typographic
 from weightops.tasks.table import find_task
 from weightops.training.config import config_for
 from weightops.workflows.add import Addition
 from weightops.workflows.analogy import Analogy
-from weightops.workflows.base import EditResult, Workflow, confirm, even
+from weightops.workflows.base import Workflow, even_weights
 from weightops.workflows.experiments import ANALOGY, STRIPED
 from weightops.workflows.negate import Negation
 from weightops.workflows.patch import Patch
+from weightops.workflows.result import EditResult, confirm
 
 RESULTS = Path(__file__).parent / "results"
 MNIST = find_task("mnist")
 SUPPORTED = ("shapes", "textures", "counting", "words")
-TENTHS = [0.1 * i for i in range(11)]  # where several coefficients are searched
+RACE = SearchOptions(strategy="race")
+TENTHS = SearchOptions(tuple(0.1 * i for i in range(11)), "race")  # for several coefficients
 
 CLAIMS = {
     "patching gains >= 25 points at <= 1 point of supported loss": lambda r: (
@@ -94,10 +97,9 @@ def run(
     session: EditSession, workflow: Workflow, also: tuple = ()
 ) -> tuple[EditResult, dict[str, Measured]]:
     session.tasks = list(workflow.tasks)
-    workflow.search = "race"
-    found = workflow.find(session)
+    result = workflow.find(session)
     session.tasks += also
-    return found, confirm(session, found, workflow.word)
+    return result, confirm(session, result, workflow.word)
 
 
 def mean(measured: Measured, tasks) -> float:
@@ -105,13 +107,13 @@ def mean(measured: Measured, tasks) -> float:
 
 
 def patching(session: EditSession) -> dict[str, float]:
-    workflow = Patch(MNIST)
-    found, test = run(session, workflow)
+    workflow = Patch.from_call(MNIST, search=RACE)
+    result, test = run(session, workflow)
     return {
         "patch zero-shot": mean(test["base"], [MNIST]),
         "patch fine-tuned": mean(test["finetuned"], [MNIST]),
         "patched": mean(test["patched"], [MNIST]),
-        "patch alpha": found.alpha[0],
+        "patch alpha": result.alpha[0],
         "patch gain": mean(test["patched"], [MNIST]) - mean(test["base"], [MNIST]),
         "patch supported loss": mean(test["base"], workflow.supported)
         - mean(test["patched"], workflow.supported),
@@ -119,28 +121,28 @@ def patching(session: EditSession) -> dict[str, float]:
 
 
 def negation(session: EditSession) -> dict[str, float]:
-    workflow = Negation(MNIST, baselines=True, seed=session.config.seed)
-    workflow.config = session.config
-    found, test = run(session, workflow)
+    workflow = Negation.from_call(MNIST, baselines=True, training=session.config, search=RACE)
+    result, test = run(session, workflow)
     control = mean(test["base"], workflow.control)
-    result = {"negated zero-shot": mean(test["base"], [MNIST]), "negation alpha": found.alpha[0]}
+    row = {"negated zero-shot": mean(test["base"], [MNIST]), "negation alpha": result.alpha[0]}
     for which, word in (("edited", "negated"), ("random", "random"), ("ascent", "ascent")):
         if which in test:  # gradient ascent may have diverged
-            result[f"{word} target"] = mean(test[which], [MNIST])
-            result[f"{word} control share"] = 100 * mean(test[which], workflow.control) / control
-    return result
+            row[f"{word} target"] = mean(test[which], [MNIST])
+            row[f"{word} control share"] = 100 * mean(test[which], workflow.control) / control
+    return row
 
 
 def addition(session: EditSession) -> dict[str, float]:
-    found, test = run(session, Addition(["mnist", "digits", "letters"], pairs=True))
-    cosines = found.more["cosines"]
+    workflow = Addition.from_call(["mnist", "digits", "letters"], pairs=True, search=RACE)
+    result, test = run(session, workflow)
+    cosines, subsets = result.more["cosines"], result.more["subsets"]
     shares = [
         100 * test["edited"].scores[t]["acc1"] / test["finetuned"].scores[t]["acc1"]
         for t in test["edited"].scores
     ]
     return {
-        **{f"pair {' + '.join(g['tasks'])}": 100 * g["normalized"] for g in found.more["subsets"]},
-        "pairs normalized": statistics.mean(100 * g["normalized"] for g in found.more["subsets"]),
+        **{f"pair {' + '.join(g['tasks'])}": 100 * g["normalized"] for g in subsets},
+        "pairs normalized": statistics.mean(100 * g["normalized"] for g in subsets),
         "all three normalized": statistics.mean(shares),
         "cosine kin": cosines["mnist, digits"],
         "cosine unlike": statistics.mean([cosines["mnist, letters"], cosines["digits, letters"]]),
@@ -148,11 +150,12 @@ def addition(session: EditSession) -> dict[str, float]:
 
 
 def analogies(session: EditSession) -> dict[str, float]:
-    workflow = Analogy(*ANALOGY, supervised=True, alphas=TENTHS)
+    workflow = Analogy.from_call(*ANALOGY, supervised=True, search=TENTHS)
     _, test = run(session, workflow)
     names = {"base": "analogy zero-shot", "edited": "analogy", "finetuned": "analogy supervised"}
     return {
-        names.get(which, f"analogy {which}"): mean(m, [workflow.d]) for which, m in test.items()
+        names.get(which, f"analogy {which}"): mean(m, [workflow.target])
+        for which, m in test.items()
     }
 
 
@@ -160,14 +163,14 @@ def strategies(session: EditSession) -> dict[str, float]:
     tasks = [MNIST, STRIPED]
     results = {}
     for strategy in ("joint", "sequential", "parallel"):
-        workflow = Patch(tasks, supported=SUPPORTED, strategy=strategy, alphas=TENTHS)
+        workflow = Patch.from_call(tasks, supported=SUPPORTED, strategy=strategy, search=TENTHS)
         if strategy == "joint":  # each task gets as many steps as in the other strategies
             joint = workflow.learned[0]
             session.learn(joint, config=replace(session.config, steps=2 * session.config.steps))
         results[strategy] = run(session, workflow)[1]
     hits = {strategy: test["patched"].hits for strategy, test in results.items()}
     gaps = {
-        f"{a} - {b}": difference(hits[a], hits[b], even(tasks))
+        f"{a} - {b}": difference(hits[a], hits[b], even_weights(tasks))
         for a, b in (("joint", "sequential"), ("sequential", "parallel"))
     }
     supported = [find_task(t) for t in SUPPORTED]
@@ -186,21 +189,19 @@ def strategies(session: EditSession) -> dict[str, float]:
 
 def attack(session: EditSession) -> dict[str, float]:
     attacked, harmless = typographic(MNIST), neutral(MNIST)
-    found, test = run(
-        session,
-        Patch(attacked, supported=["shapes", "textures", "letters", "words"]),
-        (harmless, MNIST),
-    )
-    tuned = test["finetuned"]
-    result = {"attack alpha": found.alpha[0], "attack fine-tuned": mean(tuned, [attacked])}
-    result |= {
-        f"{name} fine-tuned under attack": 100 * tuned.scores[name]["acc1"]
+    supported = ["shapes", "textures", "letters", "words"]
+    workflow = Patch.from_call(attacked, supported=supported, search=RACE)
+    result, test = run(session, workflow, (harmless, MNIST))
+    finetuned = test["finetuned"]
+    row = {"attack alpha": result.alpha[0], "attack fine-tuned": mean(finetuned, [attacked])}
+    row |= {
+        f"{name} fine-tuned under attack": 100 * finetuned.scores[name]["acc1"]
         for name in ("letters", "words")
     }
     for word, task in (("attack", attacked), ("neutral", harmless), ("no words", MNIST)):
         before, after = mean(test["base"], [task]), mean(test["patched"], [task])
-        result |= {f"{word} before": before, f"{word} after": after, f"{word} gain": after - before}
-    return result
+        row |= {f"{word} before": before, f"{word} after": after, f"{word} gain": after - before}
+    return row
 
 
 def summarize(rows: list[dict[str, float]], config: dict) -> dict:

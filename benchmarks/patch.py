@@ -45,12 +45,32 @@ def run(task: str, seed: int, folder: Path) -> dict:
 
 
 def points(summary: dict, which: str) -> tuple[float, float]:
-    """Return the accuracy on the patching task and the mean over the supported tasks, in percent."""
+    """Return the accuracy on the patching task and the supported mean, in percent."""
     scores = {
         role: [100 * t[which]["acc1"] for t in summary["tasks"].values() if t["role"] == role]
         for role in ("patching", "supported")
     }
     return scores["patching"][0], statistics.mean(scores["supported"])
+
+
+def seed_row(seed: int, summary: dict) -> dict:
+    """Return the numbers of one seed."""
+    (base, before), (full, lost), (patched, after) = (
+        points(summary, which) for which in ("base", "finetuned", "patched")
+    )
+    return {
+        "seed": seed,
+        "alpha": summary["alpha"],
+        "zero_shot": base,
+        "finetuned": full,
+        "patched": patched,
+        "gain": patched - base,
+        "supported_base": before,
+        "supported_finetuned": lost,
+        "supported_patched": after,
+        "supported_drop": before - after,
+        "seconds": summary["seconds"]["total"],
+    }
 
 
 def cost_of_a_step() -> dict[str, float]:
@@ -89,24 +109,7 @@ def main() -> None:
             if seed == 0:
                 RESULTS.mkdir(exist_ok=True)
                 shutil.copyfile(Path(folder, "out", "frontier.png"), RESULTS / "frontier.png")
-        (base, before), (full, lost), (patched, after) = (
-            points(summary, which) for which in ("base", "finetuned", "patched")
-        )
-        rows.append(
-            {
-                "seed": seed,
-                "alpha": summary["alpha"],
-                "zero_shot": base,
-                "finetuned": full,
-                "patched": patched,
-                "gain": patched - base,
-                "supported_base": before,
-                "supported_finetuned": lost,
-                "supported_patched": after,
-                "supported_drop": before - after,
-                "seconds": summary["seconds"]["total"],
-            }
-        )
+        rows.append(seed_row(seed, summary))
         print("  ".join(f"{name} {value:.2f}" for name, value in rows[-1].items()), flush=True)
     spread = {
         name: {

@@ -26,7 +26,7 @@ from weightops.search.session import EditSession
 from weightops.search.strategies import ALPHAS, grid, race
 from weightops.tasks.table import as_tasks
 from weightops.training.config import config_for
-from weightops.workflows.base import even
+from weightops.workflows.base import even_weights
 
 RESULTS = Path(__file__).parent / "results"
 SUPPORTED = as_tasks(["shapes", "textures", "counting", "letters", "words"])
@@ -34,19 +34,25 @@ SUPPORTED = as_tasks(["shapes", "textures", "counting", "letters", "words"])
 
 def goals(task) -> dict[str, tuple[Goal, float]]:
     """Name -> goal and the sign of its alphas."""
-    kept = even(SUPPORTED)
+    kept = even_weights(SUPPORTED)
     return {
-        "patch, <= 1 point": (Goal(even([task]), kept, drop=0.01), 1),
-        "patch, <= 3 points": (Goal(even([task]), kept, drop=0.03), 1),
-        "patch, mean rule": (Goal({**even([task], 0.5), **even(SUPPORTED, 0.5)}), 1),
-        "patch, each <= 2 points": (Goal(even([task]), kept, drop=0.02, each=True), 1),
-        "negate, control >= 95 %": (Goal(even([task], -1.0), kept, ratio=0.95, drop=0.0), -1),
+        "patch, <= 1 point": (Goal(even_weights([task]), kept, drop=0.01), 1),
+        "patch, <= 3 points": (Goal(even_weights([task]), kept, drop=0.03), 1),
+        "patch, mean rule": (
+            Goal({**even_weights([task], 0.5), **even_weights(SUPPORTED, 0.5)}),
+            1,
+        ),
+        "patch, each <= 2 points": (Goal(even_weights([task]), kept, drop=0.02, each=True), 1),
+        "negate, control >= 95 %": (
+            Goal(even_weights([task], -1.0), kept, ratio=0.95, drop=0.0),
+            -1,
+        ),
     }
 
 
 def record(session: EditSession, vector, sign: float) -> dict:
     """Return every alpha's hits on all validation images."""
-    trial = session.trial({"": vector}, Goal(even(session.tasks)))
+    trial = session.trial({"": vector}, Goal(even_weights(session.tasks)))
     grid(trial.measurements, [(sign * alpha + 0.0,) for alpha in ALPHAS])
     return trial.measurements.hits
 
@@ -81,6 +87,29 @@ def searched(hits: dict, goal: Goal, search, names) -> tuple[tuple[float], int]:
     return (alpha,), passes
 
 
+def compare(name: str, goal: Goal, recorded: dict, orders: int) -> dict:
+    """Return a row of the table: grid and race on the images in several orders."""
+    names = list({**goal.score, **goal.keep})
+    full, cost = searched(recorded, goal, grid, names)
+    same, shares, gaps = [], [], []
+    for order in range(orders):
+        hits = shuffled(recorded, order)
+        chosen, passes = searched(hits, goal, race, names)
+        gap, error = goal.gain(hits[full], hits[chosen])
+        same.append(chosen == full)
+        shares.append(passes / cost)
+        gaps.append((gap, abs(gap) <= 2 * error + 1e-9))
+    return {
+        "goal": name,
+        "grid alpha": full[0],
+        "same alpha": round(statistics.mean(same), 3),
+        "within noise": round(statistics.mean(within for _, within in gaps), 3),
+        "mean gap, points": round(100 * statistics.mean(gap for gap, _ in gaps), 3),
+        "passes, % of the grid's": round(100 * statistics.mean(shares), 1),
+        "most": round(100 * max(shares), 1),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -97,28 +126,8 @@ def main() -> None:
         vector = session.learn(task)
         recorded = {sign: record(session, vector, sign) for sign in (1.0, -1.0)}
         for name, (goal, sign) in goals(task).items():
-            names = list({**goal.score, **goal.keep})
-            full, cost = searched(recorded[sign], goal, grid, names)
-            found, shares, gaps = [], [], []
-            for order in range(args.orders):
-                hits = shuffled(recorded[sign], order)
-                chosen, passes = searched(hits, goal, race, names)
-                gap, error = goal.gain(hits[full], hits[chosen])
-                found.append(chosen == full)
-                shares.append(passes / cost)
-                gaps.append((gap, abs(gap) <= 2 * error + 1e-9))
-            rows.append(
-                {
-                    "task": task.name,
-                    "goal": name,
-                    "grid alpha": full[0],
-                    "same alpha": round(statistics.mean(found), 3),
-                    "within noise": round(statistics.mean(within for _, within in gaps), 3),
-                    "mean gap, points": round(100 * statistics.mean(gap for gap, _ in gaps), 3),
-                    "passes, % of the grid's": round(100 * statistics.mean(shares), 1),
-                    "most": round(100 * max(shares), 1),
-                }
-            )
+            row = compare(name, goal, recorded[sign], args.orders)
+            rows.append({"task": task.name, **row})
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
         mean = {
             key: round(statistics.mean(row[key] for row in rows), 3) for key in list(rows[0])[3:]
