@@ -1,4 +1,4 @@
-"""Which tensors arithmetic may touch, and in what precision."""
+"""The dtypes of tensors: which of them can be edited, and in what precision."""
 
 from __future__ import annotations
 
@@ -22,15 +22,9 @@ SAFETENSORS = {
     "F8_E5M2": torch.float8_e5m2,
     "C64": torch.complex64,
 }
-"""What safetensors headers call the dtypes."""
+"""Name in safetensors headers -> dtype."""
 
 _EDITABLE = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
-
-
-def is_editable(dtype: torch.dtype) -> bool:
-    """True for the floating-point dtypes that weights are edited in; others are carried from the base."""
-    return dtype in _EDITABLE
-
 
 _QUANTISED = {
     "qweight",
@@ -44,20 +38,25 @@ _QUANTISED = {
     "weight_scale_inv",
     "weight_zero_point",
 }
-"""Parts of the names under which libraries keep what belongs to quantised weights."""
+"""Parts of names under which libraries store quantised weights and their scales."""
+
+
+def is_editable(dtype: torch.dtype) -> bool:
+    """Return True for the dtypes of weights; tensors of other dtypes are copied from the base."""
+    return dtype in _EDITABLE
 
 
 def is_unfit(name: str, dtype: torch.dtype) -> bool:
-    """True for tensors whose differences would mean nothing: quantised weights and what belongs to them, float8, complex."""
-    odd = (dtype.is_floating_point or dtype.is_complex) and not is_editable(dtype)
-    return odd or not _QUANTISED.isdisjoint(name.split("."))
+    """Return True for float8, complex and quantised tensors: their differences mean nothing."""
+    inexact = dtype.is_floating_point or dtype.is_complex
+    return (inexact and not is_editable(dtype)) or not _QUANTISED.isdisjoint(name.split("."))
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for everything else."""
+    """Return the dtype to add up in: float64 for float64, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """``float32`` for ``torch.float32``."""
+    """Return the short name of a dtype, such as ``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Tensor names: patterns that select them, and how two sets of them differ."""
+"""Values by tensor name: by patterns of names, and by depth in the layers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from weightops.support.text import first_few
 
 
 def escape(name: str) -> str:
-    """The pattern that matches just this name."""
+    """Return the pattern that matches only this name."""
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def finite(value: float) -> float:
-    """A coefficient as a float.
+    """Return a coefficient as a float.
 
     Raises:
         OptionError: if it is NaN or infinite.
@@ -37,11 +37,21 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(translate(pattern))
 
 
+def _matches(pattern: str, name: str) -> bool:
+    return pattern == name or _compiled(pattern).match(name) is not None
+
+
+def _check_pattern(pattern: str, names: Iterable[str]) -> None:
+    """Raise UnknownNameError for a pattern that matches none of the names: most likely a slip."""
+    if not any(_matches(pattern, name) for name in names):
+        raise unknown("tensor that matches", pattern, names)
+
+
 @dataclass(frozen=True)
 class NameRules:
-    """A number for each tensor name, by shell patterns: the first that matches counts, 0 where none does.
+    """A number for each tensor name, by shell patterns: of the first that matches, or else 0.
 
-    >>> rules = Rules.of({"visual.ln_*": 0.5, "visual.*": 1.0})
+    >>> rules = NameRules.of({"visual.ln_*": 0.5, "visual.*": 1.0})
     >>> rules("visual.ln_pre.weight"), rules("visual.proj"), rules("ln_final.bias")
     (0.5, 1.0, 0.0)
     """
@@ -50,54 +60,50 @@ class NameRules:
 
     @classmethod
     def of(cls, patterns: Mapping[str, float]) -> NameRules:
-        """The rules of a mapping ``{pattern: number}``, in its order."""
+        """Return the rules of a mapping ``{pattern: number}``, in its order."""
         return cls(tuple((pattern, finite(value)) for pattern, value in patterns.items()))
 
     @classmethod
     def exactly(cls, names: Iterable[str]) -> NameRules:
-        """1 at the given names, whatever characters they have, and 0 elsewhere."""
+        """Return rules that give 1 for the names, with any characters in them, and 0 for others."""
         return cls(tuple((escape(name), 1.0) for name in names))
 
     @cached_property
-    def _names(self) -> dict[str, float] | None:
-        """The items as a table, if none of them is a pattern."""
-        return (
-            None
-            if any(set("*?[") & set(pattern) for pattern, _ in self.items)
-            else dict(reversed(self.items))
-        )
+    def _by_name(self) -> dict[str, float] | None:
+        """The items as a table; None if one of them is a pattern."""
+        if any(set("*?[") & set(pattern) for pattern, _ in self.items):
+            return None
+        return dict(reversed(self.items))
 
     def __call__(self, name: str) -> float:
-        if self._names is not None:
-            return self._names.get(name, 0.0)
-        for pattern, value in self.items:
-            if pattern == name or _compiled(pattern).match(name):
-                return value
-        return 0.0
+        if self._by_name is not None:
+            return self._by_name.get(name, 0.0)
+        return next((value for pattern, value in self.items if _matches(pattern, name)), 0.0)
 
     def check(self, names: Iterable[str]) -> None:
-        """Refuse a pattern that matches none of ``names``: it is most likely a slip.
+        """Check that each pattern matches a name.
 
         Raises:
-            UnknownNameError: naming the pattern.
+            UnknownNameError: naming the first pattern that matches no name.
         """
-        names = list(names)
+        names = dict.fromkeys(names)
         for pattern, _ in self.items:
-            if pattern not in names and not any(map(_compiled(pattern).match, names)):
-                raise unknown("tensor that matches", pattern, names)
+            if pattern not in names:
+                _check_pattern(pattern, names)
 
 
 PerTensor = Any
-"""A value for all tensors, a mapping of name patterns to settings (the first that matches counts), or a list of numbers that
-are spread evenly over the depth of the layers and interpolated (see `depths`)."""
+"""A value for all tensors; or a mapping of name patterns to values, the first that matches counts;
+or a list of numbers that are spread evenly over the depth of the layers (see `depths`), with linear
+interpolation between them."""
 
 
 class Each(tuple[Any, ...]):
-    """A setting for each input of a merge, where one for all won't do."""
+    """A `PerTensor` for each input of a merge, where the inputs have different ones."""
 
 
 class Layer(NamedTuple):
-    """A name cut at its first number: what comes before, the number, what comes after; dots included."""
+    """A name, cut at its first number: the text before, the number, and the text after."""
 
     before: str
     number: int
@@ -105,96 +111,87 @@ class Layer(NamedTuple):
 
 
 def layer_of(name: str) -> Layer | None:
-    """Where in a tower of layers a tensor is; None if its name has no number.
+    """Return the layer that a tensor belongs to; None if its name has no number.
 
     >>> layer_of("visual.blocks.3.mlp.weight")
     Layer(before='visual.blocks.', number=3, after='.mlp.weight')
     """
-    found = re.fullmatch(r"(.*?(?:^|\.))(\d+)(\..*|$)", name)
-    return Layer(found[1], int(found[2]), found[3]) if found else None
+    match = re.fullmatch(r"(.*?(?:^|\.))(\d+)(\..*|$)", name)
+    return Layer(match[1], int(match[2]), match[3]) if match else None
 
 
-_FIRST = re.compile(r"embed|conv1|patch|ln_pre|pre_layrnorm|cls_token|wte|wpe")
+_EMBEDDING = re.compile(r"embed|conv1|patch|ln_pre|pre_layrnorm|cls_token|wte|wpe")
 
 
 def depths(names: Iterable[str]) -> dict[str, float]:
-    """How deep in its tower each tensor lies, from 0 in its first layer to 1 in its last: by the first number in its name.
+    """Return the depth of each tensor in its tower: 0 in the first layer, 1 in the last.
 
-    Of those without a number, embeddings are at 0 and all else, such as a head, at 1.
+    Layers are numbered by the first number in a name. Of the names without a number, embeddings
+    have depth 0, and all others, such as a head, have depth 1.
 
-    >>> depths(["embed.weight", "layers.0.w", "layers.1.w", "layers.2.w", "head.weight"])
-    {'embed.weight': 0.0, 'layers.0.w': 0.0, 'layers.1.w': 0.5, 'layers.2.w': 1.0, 'head.weight': 1.0}
+    >>> depths(["embed.weight", "layers.0.w", "layers.1.w", "layers.2.w"])
+    {'embed.weight': 0.0, 'layers.0.w': 0.0, 'layers.1.w': 0.5, 'layers.2.w': 1.0}
     """
-    found = {name: layer_of(name) for name in names}
+    layers = {name: layer_of(name) for name in names}
     towers: dict[str, list[int]] = defaultdict(list)
-    for place in filter(None, found.values()):
-        towers[place.before].append(place.number)
-    first, last = ({tower: end(numbers) for tower, numbers in towers.items()} for end in (min, max))
+    for layer in filter(None, layers.values()):
+        towers[layer.before].append(layer.number)
+    first = {tower: min(numbers) for tower, numbers in towers.items()}
+    last = {tower: max(numbers) for tower, numbers in towers.items()}
 
-    def depth(name: str, place: Layer | None) -> float:
-        if place is None:
-            return float(not _FIRST.search(name))
-        length = last[place.before] - first[place.before]
-        return (place.number - first[place.before]) / length if length else 1.0
+    def depth(name: str, layer: Layer | None) -> float:
+        if layer is None:
+            return float(not _EMBEDDING.search(name))
+        length = last[layer.before] - first[layer.before]
+        return (layer.number - first[layer.before]) / length if length else 1.0
 
-    return {name: depth(name, place) for name, place in found.items()}
+    return {name: depth(name, layer) for name, layer in layers.items()}
 
 
-def value_at(setting: PerTensor, name: str, depth: float, default: Any) -> Any:
-    """The value of a setting at a tensor; the default where no pattern matches.
+def value_at(value: PerTensor, name: str, depth: float, default: Any) -> Any:
+    """Return the value at one tensor; the default if no pattern matches its name.
 
-    >>> setting_at({"*.mlp.*": [0.2, 0.4], "*": 1.0}, "layers.1.mlp.w", 0.5, None)
+    >>> value_at({"*.mlp.*": [0.2, 0.4], "*": 1.0}, "layers.1.mlp.w", 0.5, None)
     0.30000000000000004
     """
-    if isinstance(setting, Each):
-        return Each(value_at(value, name, depth, default) for value in setting)
-    if isinstance(setting, Mapping):
-        matching = (
-            value
-            for pattern, value in setting.items()
-            if pattern == name or _compiled(pattern).match(name)
-        )
+    if isinstance(value, Each):
+        return Each(value_at(item, name, depth, default) for item in value)
+    if isinstance(value, Mapping):
+        matching = (item for pattern, item in value.items() if _matches(pattern, name))
         return value_at(next(matching, default), name, depth, default)
-    if isinstance(setting, (list, tuple)):
-        place = depth * (len(setting) - 1)
-        low = min(int(place), len(setting) - 2) if len(setting) > 1 else 0
-        high = min(low + 1, len(setting) - 1)
-        return (1 - (place - low)) * setting[low] + (place - low) * setting[high]
-    return setting
+    if isinstance(value, (list, tuple)):
+        place = depth * (len(value) - 1)
+        low = min(int(place), len(value) - 2) if len(value) > 1 else 0
+        high = min(low + 1, len(value) - 1)
+        return (1 - (place - low)) * value[low] + (place - low) * value[high]
+    return value
 
 
-def check_per_tensor(setting: PerTensor, names: Iterable[str], what: str) -> None:
-    """Refuse a setting with a pattern that matches no tensor, or a list that isn't of numbers.
+def check_per_tensor(value: PerTensor, names: Iterable[str], label: str) -> None:
+    """Check that each pattern of a value matches a name, and that lists hold numbers.
 
     Raises:
-        UnknownNameError: naming the pattern.
-        OptionError: for a list with anything but finite numbers.
+        UnknownNameError: naming the first pattern that matches no name.
+        OptionError: for a list with anything but finite numbers, named by its ``label``.
     """
-    if isinstance(setting, Each):
-        for value in setting:
-            check_per_tensor(value, names, what)
-    elif isinstance(setting, Mapping):
-        names = list(names)
-        for pattern, value in setting.items():
-            if (
-                pattern != "*"
-                and pattern not in names
-                and not any(map(_compiled(pattern).match, names))
-            ):
-                raise unknown("tensor that matches", pattern, names)
-            check_per_tensor(value, names, what)
-    elif isinstance(setting, (list, tuple)) and not (
-        setting
-        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in setting)
+    if isinstance(value, Each):
+        for item in value:
+            check_per_tensor(item, names, label)
+    elif isinstance(value, Mapping):
+        names = dict.fromkeys(names)
+        for pattern, item in value.items():
+            if pattern != "*" and pattern not in names:
+                _check_pattern(pattern, names)
+            check_per_tensor(item, names, label)
+    elif isinstance(value, (list, tuple)) and not (
+        value and all(isinstance(item, (int, float)) and math.isfinite(item) for item in value)
     ):
-        raise OptionError(
-            f"{what} over the depth of the layers is a list of numbers, not {setting}"
-        )
+        raise OptionError(f"{label} over the depth of the layers is a list of numbers, not {value}")
 
 
-def mismatch(what: str, differences: Mapping[str, list[str]], remedy: str) -> MismatchError:
-    """One error for all the ways in which names, shapes and dtypes differ."""
+def mismatch(subjects: str, differences: Mapping[str, list[str]], hint: str) -> MismatchError:
+    """Return one error for all differences: kind of difference -> the tensors that differ so."""
     lines = [
         f"  {len(items)} {kind}: {first_few(items)}" for kind, items in differences.items() if items
     ]
-    return MismatchError("\n".join([f"{what} don't match", *lines, f"  {remedy}"]))
+    return MismatchError("\n".join([f"{subjects} don't match", *lines]), hint=hint)

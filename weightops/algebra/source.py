@@ -1,4 +1,4 @@
-"""TODO."""
+"""Sources: named tensors in one place, such as a file, whose data are read when they are needed."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ Space = Literal["weights", "delta"]
 
 
 class Spec(NamedTuple):
-    """Shape and dtype of a tensor that need not be in memory."""
+    """The shape and dtype of a tensor that need not be in memory."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
     def numel(self) -> int:
-        """How many elements."""
+        """The number of elements."""
         return torch.Size(self.shape).numel()
 
     @property
     def nbytes(self) -> int:
-        """How many bytes."""
+        """The number of bytes."""
         return self.numel * self.dtype.itemsize
 
 
 def flattened(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor without gradient and with one dimension; the same memory, if it is contiguous."""
+    """Return a tensor without gradient and with one dimension; it shares contiguous memory."""
     return tensor.detach().reshape(-1) if tensor.requires_grad or tensor.dim() != 1 else tensor
 
 
 def cut(flat: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    """Elements ``start`` to ``stop`` of a flat tensor, which is a slice only if they aren't all."""
+    """Return elements ``start`` to ``stop`` of a flat tensor; without a slice if these are all."""
     return flat if stop - start == flat.numel() else flat[start:stop]
 
 
 class Source(ABC):
-    """Named tensors from one place: their specs at once, their data when asked for. Read-only.
+    """Named tensors in one place. Their specs are known at once, their data are read when needed.
 
     Attributes:
-        ref: what the place is called in messages and provenance.
+        ref: the name of the place in messages and provenance.
         specs: name -> shape and dtype, in the order of the place.
-        ties: alias -> name of the tensor it shares its memory with; aliases are in ``specs`` too.
+        ties: alias -> name of the tensor that it shares; aliases are in ``specs`` too.
         space: "weights" or "delta".
         made_from: the provenance record that weightops wrote into the file; empty if there is none.
         replaced: an adapter's modules that are saved whole, as weights; None if there are none.
@@ -71,39 +71,43 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
-        """The tensor, mapped from its file or shared with its owner: never write to it."""
+        """Return a tensor, mapped from its file or shared with its owner: never write to it."""
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
-        """A function that gives elements ``start`` to ``stop`` of the flat tensor, to be called in rising order.
+        """Return a function that returns elements ``start`` to ``stop`` of the flat tensor.
 
-        What it gives may be in buffers of ``scratch``, and holds until the next call.
+        It must be called in rising order. The elements may be in a buffer of ``scratch`` that the
+        next call overwrites.
         """
         flat = flattened(self.read(name))
         return lambda start, stop: cut(flat, start, stop)
 
     def combination(self, name: str, scratch: Scratch) -> Mapping[Source, float] | None:
-        """The sources and coefficients that a tensor is a sum of, where it is one: it is then computed in one pass with what it takes part in."""
+        """Return source -> coefficient if a tensor is a linear combination of sources, else None.
+
+        The engine then computes the combination in one pass with the terms around it.
+        """
         return None
 
     @property
     def leaves(self) -> list[Source]:
-        """The places that it reads from: itself, unless it is computed."""
+        """The places that are read: the source itself, unless it is computed."""
         return [self]
 
     def working_bytes(self, name: str) -> int:
-        """Memory that opening a tensor takes, at most: none where it is mapped."""
+        """Return the most bytes of memory that opening a tensor takes: 0 if it is mapped."""
         return 0
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that identify the weights, whatever file they are in: see `sample_fingerprint`."""
+        """16 hex digits that identify the weights in any file; see `sample_fingerprint`."""
         return self.sample_fingerprint()
 
     def sample_fingerprint(self) -> str:
-        """16 hex digits from a sample of the weights.
+        """Return 16 hex digits from a sample of the weights.
 
-        SHA-256 over every tensor's name, dtype, shape and 16 evenly spaced blocks of at most 1 KiB of its
-        data. It tells checkpoints apart at the cost of reading a few megabytes; it doesn't
+        SHA-256 over every tensor's name, dtype, shape and 16 evenly spaced blocks of at most 1 KiB
+        of its data. It distinguishes checkpoints at the cost of reading a few megabytes. It doesn't
         prove that two are equal (`same_weights` does), nor who made them.
         """
         digest = sha256()
@@ -114,12 +118,12 @@ class Source(ABC):
             block = 1024 // spec.dtype.itemsize
             step = max(block, -(-spec.numel // 16))
             for start in range(0, spec.numel, step):
-                part = flat[start : start + block].cpu().contiguous()
-                digest.update(part.view(torch.uint8).numpy().tobytes())
+                sample = flat[start : start + block].cpu().contiguous()
+                digest.update(sample.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def describe(self) -> dict[str, object]:
-        """What to say of it in the metadata of what is made from it."""
+        """Return the description of this source in the metadata of its derivatives."""
         return {"ref": self.ref, "fingerprint": self.fingerprint}
 
     def __repr__(self) -> str:
@@ -140,18 +144,15 @@ class ComputedSource(Source):
 
 
 def same_weights(a: Source, b: Source) -> bool:
-    """True if both hold the same names, shapes, dtypes and bits. Cheap where they differ."""
+    """Return True if both hold the same names, shapes, dtypes and bits. Fast where they differ."""
     if a is b or (a.identity is not None and a.identity == b.identity):
         return True
     if dict(a.specs) != dict(b.specs):
         return False
-    return all(_same_bits(a, b, name, 64) for name in a.specs) and all(
-        _same_bits(a, b, name) for name in a.specs
-    )
+    return all(_same_bits(a, b, name, first=n) for n in (64, None) for name in a.specs)
 
 
-def _same_bits(a: Source, b: Source, name: str, most: int | None = None) -> bool:
-    x, y = (source.read(name).detach().reshape(-1)[:most] for source in (a, b))
-    return torch.equal(
-        x.contiguous().view(torch.uint8), y.to(x.device).contiguous().view(torch.uint8)
-    )
+def _same_bits(a: Source, b: Source, name: str, *, first: int | None) -> bool:
+    """Return True if a tensor has the same bits in both, in its first elements or in all."""
+    x, y = (source.read(name).detach().reshape(-1)[:first].contiguous() for source in (a, b))
+    return torch.equal(x.view(torch.uint8), y.to(x.device).view(torch.uint8))
