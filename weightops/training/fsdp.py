@@ -1,4 +1,4 @@
-"""Tensors of which each process of a node holds a part (FSDP2), and their whole."""
+"""Tensors that the processes of a node hold in shards (FSDP2), and how they are gathered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from weightops.errors import OptionError
 
 
 def shard_(module: nn.Module, group: Any) -> None:
-    """Leave each process of a group its part of a module's parameters; block by block they are gathered when they are used.
+    """Shard a module's parameters over the processes of a group, in place.
+
+    Each block is gathered when it is used.
 
     Raises:
         OptionError: if torch can't: a parameter is a single number or empty, or shared by blocks.
@@ -27,11 +29,13 @@ def shard_(module: nn.Module, group: Any) -> None:
         fully_shard(module, mesh=mesh)
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise OptionError(f"the model can't be sharded: {reason}; train it without fsdp") from error
+        raise OptionError(
+            f"the model can't be sharded: {reason}", hint="train it without fsdp=True"
+        ) from error
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of the outermost lists in a module: its layers."""
+    """Yield the members of the outermost lists in a module: its layers."""
     for child in module.children():
         if isinstance(child, (nn.ModuleList, nn.Sequential)):
             yield from (member for member in child if any(True for _ in member.parameters()))
@@ -40,35 +44,39 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor on CPU; a sharded one is put together, which all processes of its node must do at once.
+    """Return a tensor on CPU, gathered if it is sharded; all processes of its node must call this.
 
-    torch.distributed.checkpoint would gather to the first process of the job, which is another node's.
+    torch.distributed.checkpoint would gather to the first process of the job, and that process may
+    belong to another node.
     """
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach().cpu()
 
 
 def local_part(tensor: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """A whole tensor as ``own`` has it: on its device, and this process's part if that is sharded. Nothing is sent."""
+    """Return a gathered tensor in the form of ``own``: on its device, and sharded if ``own`` is.
+
+    Nothing is sent between processes.
+    """
     tensor = tensor.to(own.device)
     if not isinstance(own, DTensor):
         return tensor
     return distribute_tensor(tensor, own.device_mesh, own.placements, src_data_rank=None)
 
 
-class Learning:
-    """The state of a module and its optimizer, whole, in the same form for sharded and others.
+class TrainingState:
+    """The gathered state of a module and its optimizer, in one form for sharded modules and others.
 
     Args:
-        module: what learns.
-        optimizer: of its parameters.
+        module: the module that learns.
+        optimizer: the optimizer of the module's parameters.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._module, self._optimizer = module, optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything on CPU. All processes of a node must ask for it at once."""
+        """Return the state on CPU. All processes of a node must call this."""
         optimizer = self._optimizer.state_dict()
         moments = {
             index: {
@@ -81,14 +89,12 @@ class Learning:
         return {"module": module, "optimizer": {**optimizer, "state": moments}}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """What `state_dict` gave, or its parts."""
+        """Load a state that `state_dict` returned."""
         own = self._module.state_dict()
         self._module.load_state_dict(
             {name: local_part(tensor, own[name]) for name, tensor in state_dict["module"].items()}
         )
-        parameters = [
-            p for parameter_group in self._optimizer.param_groups for p in parameter_group["params"]
-        ]
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         moments = {
             index: {
                 key: local_part(value, parameters[index])

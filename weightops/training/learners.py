@@ -1,4 +1,4 @@
-"""What can be fine-tuned: a model, its training data, and the loss of a batch."""
+"""Learners: a model with its training data and the loss of a batch."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ from weightops.training.fsdp import gather
 
 
 class Learner(nn.Module):
-    """A model with what it is to learn. A module, as that is what data parallelism takes; its parameters are those that learn.
+    """A model with its training data and loss.
+
+    A learner is a module whose parameters are those that learn, because data parallelism takes a
+    module.
 
     Attributes:
-        base: the weights that it starts from.
+        base: the weights that the model starts from.
         trained: the part of the model that learns.
-        prefix: what the names of that part begin with in the whole.
-        device: where the model is.
-        name: of the task.
+        prefix: what the names of that part begin with in the whole model.
+        name: name of the task.
         source: where the data come from.
+        device: where the model is.
     """
 
     def __init__(
@@ -47,35 +50,35 @@ class Learner(nn.Module):
         device: torch.device,
     ) -> None:
         super().__init__()
-        self._whole = (module,)  # in a tuple, as what doesn't learn is no part of this module
+        self._whole_model = (module,)  # in a tuple: what doesn't learn is no part of this module
         self.trained = module.get_submodule(prefix.removesuffix("."))
-        self.base, self.prefix, self.name, self.source, self.device = (
-            base,
-            prefix,
-            name,
-            source,
-            device,
-        )
-        self._ties = MemorySource(
-            module.state_dict(), name
-        ).ties  # which sharded tensors don't show
+        self.base, self.prefix, self.device = base, prefix, device
+        self.name, self.source = name, source
+        # Sharded tensors don't show which of them are tied.
+        self._ties = MemorySource(module.state_dict(), name).ties
 
     @property
     def module(self) -> nn.Module:
         """The whole model."""
-        return self._whole[0]
+        return self._whole_model[0]
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The tensors of the part that learns, by their names in the whole; shared with it. Of tied ones, the first."""
+        """Return the tensors of the part that learns, by their names in the whole model.
+
+        They share memory with the module. Of tied tensors, only the first is returned.
+        """
         own = {f"{self.prefix}{name}": tensor for name, tensor in self.trained.state_dict().items()}
         return {name: tensor for name, tensor in own.items() if self._ties.get(name) not in own}
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The whole model's tensors, copied to CPU; those that share memory still do. All processes of a node ask for them at once."""
+        """Return the whole model's tensors, copied to CPU; tied tensors stay tied.
+
+        All processes of a node must call this.
+        """
         return copies(self.module.state_dict(), self._ties)
 
     def blank(self) -> dict[str, torch.Tensor]:
-        """Zeros in the place of `weights`."""
+        """Return zeros in the form of `weights`."""
         zeros = {
             name: torch.zeros(t.shape, dtype=t.dtype)
             for name, t in self.module.state_dict().items()
@@ -83,62 +86,60 @@ class Learner(nn.Module):
         return copies(zeros, self._ties)
 
     def prepare(self) -> None:
-        """Get what training needs, once it is sure that there will be any."""
+        """Load the data; called once, before the first step."""
 
     @property
     @abstractmethod
     def digest(self) -> str:
-        """Eight hex digits that other data to learn from don't share."""
+        """Eight hex digits that identify the data to learn from."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many samples there are to learn from."""
+        """Return how many samples there are to learn from."""
 
     @abstractmethod
     def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and labels, on CPU."""
+        """Return the inputs and labels of samples, on CPU."""
 
     @abstractmethod
     def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The mean loss of a batch."""
+        """Return the mean loss of a batch."""
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 on CUDA, nothing on CPU."""
+        """Return a context that computes in bfloat16 on CUDA, and changes nothing on CPU."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
 
 class ImageLearner(Learner):
-    """The image encoder of a CLIP model, under the frozen head of a task; or a classifier with its own head.
+    """The image encoder of a CLIP model, under a task's frozen head; or a classifier with its own.
 
     Args:
-        clip: the model.
-        task: its training split is used.
+        model: the model, whose module is trained in place.
+        task: the task, whose training split is used.
     """
 
     _head: torch.Tensor
     _pixels: Pixels
 
-    def __init__(self, clip: ImageModel, task: Task) -> None:
+    def __init__(self, model: ImageModel, task: Task) -> None:
         super().__init__(
-            clip.base,
-            clip.module,
-            clip.learns,
+            model.base,
+            model.module,
+            model.learns,
             name=task.name,
             source=task.source,
-            device=clip.device,
+            device=model.device,
         )
-        self._clip, self._task = clip, task
+        self._model, self._task = model, task
 
     def prepare(self) -> None:
-        """The head and the images.
+        """Build the head and load the images.
 
         Raises:
             TaskError: if there are no training images.
         """
-        self._head, self._pixels = (
-            self._clip.zero_shot_head(self._task),
-            self._clip.pixels(self._task, "train"),
-        )
+        self._head = self._model.zero_shot_head(self._task)
+        self._pixels = self._model.pixels(self._task, "train")
         if not len(self._pixels):
             raise TaskError(f"{self.name} has no training images")
 
@@ -155,26 +156,27 @@ class ImageLearner(Learner):
 
     def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with self.autocast():
-            features = self._clip.encode_image(inputs)
+            features = self._model.encode_image(inputs)
         return F.cross_entropy(features @ self._head.T, labels)
 
 
 class ModuleLearner(Learner):
-    """Any module, all of which learns: a timm classifier with its own head, a causal language model of transformers.
+    """Any module, all of which learns, such as a timm classifier or a causal language model.
 
     Args:
-        module: the model, as it starts.
+        module: the model to start from; it is trained in place.
         inputs: shape ``(n, ...)``.
         labels: shape ``(n, ...)``; for a language model, the tokens again.
-        loss: gives the mean loss of a batch from the module, inputs and labels, as `classification` does for timm's models, and
-            `weightops.evaluators.perplexity.token_loss` for language models.
-        name: of the task.
-        base: what the module is made from; by default its weights as they are.
+        loss: function of the module, inputs and labels that returns the mean loss of a batch, such
+            as `classification` for timm's models and `token_loss` for language models.
+        name: name of the task.
+        base: the checkpoint that the module was built from. Default: the module's weights.
 
     Raises:
-        OptionError: if there are no samples, or other numbers of inputs and labels.
+        OptionError: if there are no samples, or the numbers of inputs and labels differ.
 
-    >>> learner = ModuleLearner(nn.Linear(3, 2), torch.ones(8, 3), torch.zeros(8, dtype=torch.long), classification, name="zeros")
+    >>> inputs, labels = torch.ones(8, 3), torch.zeros(8, dtype=torch.long)
+    >>> learner = ModuleLearner(nn.Linear(3, 2), inputs, labels, classification, name="zeros")
     >>> learner(*learner.batch(torch.arange(4))).shape
     torch.Size([])
     """
@@ -192,28 +194,23 @@ class ModuleLearner(Learner):
         if not len(inputs) or len(inputs) != len(labels):
             raise OptionError(f"{name} has {len(inputs)} inputs and {len(labels)} labels")
         device = next(module.parameters()).device
-        own = (
-            {}
-            if base
-            else copies(module.state_dict(), MemorySource(module.state_dict(), name).ties)
-        )
-        base = base or Checkpoint(LinearForm.of(MemorySource(own, type(module).__name__)))
+        if base is None:
+            state = module.state_dict()
+            start = copies(state, MemorySource(state, name).ties)
+            base = Checkpoint(LinearForm.of(MemorySource(start, type(module).__name__)))
         super().__init__(base, module, "", name=name, source="tensors", device=device)
-        self._data, self._loss = (inputs, labels), loss
+        self._inputs, self._labels, self._loss = inputs, labels, loss
 
     @property
     def digest(self) -> str:
-        return _digest(
-            str(self._data[0].shape),
-            self._data[1].cpu().contiguous().view(torch.uint8).numpy().tobytes(),
-        )
+        labels = self._labels.cpu().contiguous().view(torch.uint8)
+        return _digest(str(self._inputs.shape), labels.numpy().tobytes())
 
     def __len__(self) -> int:
-        return len(self._data[0])
+        return len(self._inputs)
 
     def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs, labels = self._data
-        return inputs[indices], labels[indices]
+        return self._inputs[indices], self._labels[indices]
 
     def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with self.autocast():
@@ -224,14 +221,14 @@ class TextLearner(ModuleLearner):
     """A causal language model of transformers, all of which learns from a text.
 
     Args:
-        model: its folder or ref.
-        text: a file of UTF-8.
-        device: "auto", "cpu", "cuda", ...
-        length: tokens a block; by default as many as the model takes, at most 1,024.
+        model: the folder or ref of the model.
+        text: a UTF-8 file.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        length: tokens per block. Default: as many as the model takes, at most 1,024.
 
     Raises:
-        CheckpointError: if it isn't a model of transformers with a tokenizer.
-        TaskError: if the text has not even one block of tokens.
+        CheckpointError: if the model isn't one of transformers with a tokenizer.
+        TaskError: if the text is shorter than one block.
     """
 
     def __init__(
@@ -253,11 +250,11 @@ def _digest(text: str, content: bytes) -> str:
 
 
 def classification(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy of a classifier that gives logits, as timm's do."""
+    """Return the cross-entropy of a classifier that returns logits, as timm's models do."""
     return F.cross_entropy(module(images).float(), labels)
 
 
 def copies(state: Mapping[str, torch.Tensor], ties: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Tensors copied to CPU; those that share memory still do."""
+    """Return tensors copied to CPU; tied tensors stay tied."""
     own = {name: gather(tensor).clone() for name, tensor in state.items() if name not in ties}
     return {name: own[ties.get(name, name)] for name in state}

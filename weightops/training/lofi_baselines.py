@@ -1,4 +1,7 @@
-"""What lo-fi is compared with: communication in every step, single nodes, a moving average, an ensemble (arXiv 2210.11948)."""
+"""lo-fi against its baselines (arXiv 2210.11948).
+
+The baselines are communication in every step, single nodes, a moving average and an ensemble.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,18 @@ from weightops.evaluation.shift import effective_robustness, shift
 from weightops.evaluation.zero_shot import logits
 from weightops.support.atomic import atomic_output
 from weightops.support.json_files import write_json
-from weightops.tasks.table import as_tasks
+from weightops.tasks.table import as_task
 from weightops.tasks.task import Task
 from weightops.training import lofi
 from weightops.training.config import TrainingConfig, config_for
 from weightops.training.finetune import finetune
 from weightops.training.learners import ImageLearner
 from weightops.training.nodes import Node, OneProcess
-from weightops.training.run_folder import EMA, LOG, RECORD
+from weightops.training.run_folder import CHECKPOINT_EVERY, EMA, LOG, RECORD
 
 EMA_DECAY = 0.99
-"""Of the moving average of a node, where the recipe names none."""
-ALONE, ENSEMBLE = " alone", "ensemble"
+"""Decay of the moving average of a node, where the recipe has none."""
+BASE, BASELINE, ALONE, ENSEMBLE = "base", "baseline", " alone", "ensemble"
 
 
 def compare_with_baselines(
@@ -42,102 +45,122 @@ def compare_with_baselines(
     strategy: OneProcess | None = None,
     nodes: int | None = None,
     like: Node | None = None,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    resume: bool = False,
+    overwrite: bool = False,
     device: str = "auto",
-    **options: Any,
 ) -> dict[str, Any] | None:
-    """Fine-tune with communication in every step and without, on equally many samples, and score all that comes of it.
+    """Fine-tune with communication in every step and without, on equally many samples; score all.
 
     Args:
-        task: what to learn.
-        out: a folder for ``baseline``, the nodes and ``merged`` (see `weightops.lofi.run`), and ``comparison.json``.
-        model: what to start from.
-        config: how; by default `config_for` the model.
-        strategy: this process's part in a job that torchrun started; by default this process alone.
-        nodes: how many, without torchrun.
+        task: what to learn: a name, a folder or a `Task`.
+        out: folder for ``baseline``, the nodes, ``merged`` (see `lofi.run`) and
+            ``comparison.json``.
+        model: the model to start from.
+        config: the recipe. Default: that of `config_for`.
+        strategy: this process's node, from `connected`. Default: this process alone.
+        nodes: number of nodes, one after another; only without torchrun.
         like: how the nodes work together.
-        device: "auto", "cpu", "cuda", ...
-        options: ``checkpoint_every``, ``resume`` and ``overwrite`` of `weightops.lofi.run`.
+        checkpoint_every: steps between states that a killed run can be resumed from.
+        resume: continue each run from its last state.
+        overwrite: replace runs that exist.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
 
     Returns:
-        In the process that wrote the average: ``models``, name -> accuracy on the test split, under shift, and effective
-        robustness against the line through base, baseline and single nodes; and ``cost``, the seconds that
-        training took, and those of them in communication. None in other processes.
+        In the process that wrote the average, ``models`` and ``cost``; None in others. ``models``
+        has, by name, accuracy on the test split, accuracy under shift, and effective robustness
+        against the line through base, baseline and single nodes. ``cost`` has the seconds of
+        training and of communication.
     """
-    out, strategy, [task] = Path(out), strategy or OneProcess(), as_tasks(task)
-    clip = ImageModel.open(model, device, learning=task)
-    config = config or config_for(clip.base)
+    out, strategy, task = Path(out), strategy or OneProcess(), as_task(task)
+    image_model = ImageModel.open(model, device, learning=task)
+    config = config or config_for(image_model.base)
     config = replace(config, ema=config.ema or EMA_DECAY)
-    everyone = strategy.everyone()
-    finetune(clip, task, config, out=out / "baseline", strategy=everyone, **options)
+    finetune(
+        image_model,
+        task,
+        config,
+        out=out / BASELINE,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        overwrite=overwrite,
+        strategy=strategy.as_one_node(),
+    )
     average = lofi.run(
-        ImageLearner(clip, task),
+        ImageLearner(image_model, task),
         out,
         config=config,
         strategy=strategy,
         nodes=nodes,
         like=like,
-        **options,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        overwrite=overwrite,
     )
     if average is None:
         return None
     folders = {name: out / Path(name).name for name in average.weights}
     first = next(iter(folders))
-    models = {"base": clip.base, "baseline": open_checkpoint(out / "baseline")}
+    models = {BASE: image_model.base, BASELINE: open_checkpoint(out / BASELINE)}
     models |= {f"{name}{ALONE}": open_checkpoint(folder) for name, folder in folders.items()}
     models |= {"average": average.model, f"EMA of {first}": open_checkpoint(folders[first] / EMA)}
-    scores = _scorer(clip, models)
-    rows = {name: shift(partial(scores, name), task) for name in [*models, ENSEMBLE]}
-    known = [
-        (r["in_distribution"], r["under_shift"])
-        for n, r in rows.items()
-        if n.startswith("base") or n.endswith(ALONE)
-    ]
-    for row in rows.values():
-        row["effective_robustness"] = effective_robustness(
-            (row["in_distribution"], row["under_shift"]), known
-        )
-    cost = {"baseline": _cost(out / "baseline"), "lo-fi": _cost(folders[first], strategy.seconds)}
+    lofi_cost = _cost(folders[first]) | {"communication_seconds": strategy.seconds}
     result = {
         "task": task.name,
         "config": asdict(config),
         "average": average.record(),
-        "models": rows,
-        "cost": cost,
+        "models": _scored(image_model, task, models),
+        "cost": {"baseline": _cost(out / BASELINE), "lo-fi": lofi_cost},
     }
-    with atomic_output(out / "comparison.json", overwrite=True) as part:
-        write_json(part, result)
+    with atomic_output(out / "comparison.json", overwrite=True) as temporary:
+        write_json(temporary, result)
     return result
 
 
+def _scored(
+    image_model: ImageModel, task: Task, models: Mapping[str, Checkpoint]
+) -> dict[str, dict[str, Any]]:
+    """Return name -> scores of each model and of the ensemble of single nodes."""
+    score = _scorer(image_model, models)
+    rows = {name: shift(partial(score, name), task) for name in [*models, ENSEMBLE]}
+    points = {name: (row["in_distribution"], row["under_shift"]) for name, row in rows.items()}
+    references = [points[n] for n in points if n in (BASE, BASELINE) or n.endswith(ALONE)]
+    for name, row in rows.items():
+        row["effective_robustness"] = effective_robustness(points[name], references)
+    return rows
+
+
 def _scorer(
-    clip: ImageModel, models: Mapping[str, Checkpoint]
+    image_model: ImageModel, models: Mapping[str, Checkpoint]
 ) -> Callable[[str, Task, str], float]:
-    """The accuracy of a model, by name, on a task; all of them at once, in one resident module that keeps the images."""
+    """Return a function of a model's name, a task and a split that gives the accuracy.
+
+    All models are scored at once, in one resident module that keeps the images.
+    """
 
     @cache
     def accuracies(task: Task, split: str) -> dict[str, float]:
-        found = {}
-        ensemble = torch.zeros(())
-        labels = clip.pixels(task, split).labels
+        scores = {}
+        ensemble_logits = torch.zeros(())
+        labels = image_model.pixels(task, split).labels
         for name, checkpoint in models.items():
-            checkpoint.load_into(clip.module)
-            scores = torch.cat([batch.cpu() for batch in logits(clip, task, split)])
-            found[name] = (scores.argmax(1) == labels).double().mean().item()
+            checkpoint.load_into(image_model.module)
+            model_logits = torch.cat([batch.cpu() for batch in logits(image_model, task, split)])
+            scores[name] = _accuracy(model_logits, labels)
             if name.endswith(ALONE):
-                ensemble = ensemble + scores
-        return {**found, ENSEMBLE: (ensemble.argmax(1) == labels).double().mean().item()}
+                ensemble_logits = ensemble_logits + model_logits
+        return {**scores, ENSEMBLE: _accuracy(ensemble_logits, labels)}
 
     return lambda name, task, split: accuracies(task, split)[name]
 
 
-def _cost(run: Path, communication: float | None = None) -> dict[str, float]:
-    """Seconds that a run took, and those in communication."""
+def _accuracy(class_logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return (class_logits.argmax(1) == labels).double().mean().item()
+
+
+def _cost(run: Path) -> dict[str, float]:
+    """Return the seconds that a run took, and those that it spent in communication."""
     record = json.loads((run / RECORD).read_text(encoding="utf-8"))
     lines = (run / LOG).read_text(encoding="utf-8").splitlines()
     seconds = json.loads(lines[-1])["seconds"] if lines else math.nan
-    return {
-        "seconds": seconds,
-        "communication_seconds": record["communication_seconds"]
-        if communication is None
-        else communication,
-    }
+    return {"seconds": seconds, "communication_seconds": record["communication_seconds"]}

@@ -1,4 +1,4 @@
-"""The folder of a fine-tuning run: its state while it lasts; its weights, log and record at the end."""
+"""The folder of a fine-tuning run: states while it lasts; weights, log and record at its end."""
 
 from __future__ import annotations
 
@@ -28,28 +28,30 @@ log = logging.getLogger("weightops")
 
 WEIGHTS, LOG, RECORD, STATE = "finetuned.safetensors", "log.jsonl", "training.json", "training."
 EMA = "ema"
-"""The folder, inside the run's, of the moving average of the weights."""
+"""The folder of the moving average of the weights, inside of the run's folder."""
+CHECKPOINT_EVERY = 500
+"""Steps between the states that a run can be resumed from."""
 
 
 class Stateful(Protocol):
-    """Something that a run goes on from."""
+    """An object whose state a run saves and restores."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
 class RunFolder:
-    """A run's folder. It opens as a model when the run is finished.
+    """The folder of a run, which opens as a model when the run is finished.
 
-    Of a run that averages with others on the way, two states are kept: the last one, and the last one from before the average
-    that came before it. Another node may not have come any further.
+    Of a run whose nodes average on the way, two states are kept: the last one, and the last one
+    from before the latest average, because another node may not have come any further.
 
     Args:
         path: the folder.
-        identity: what makes it this run; nothing of another is resumed.
-        architecture: of the weights.
-        steps: of the whole run.
-        stretch: step -> how many averages came before it.
+        identity: config, base, task, digest and node; a run with another identity isn't resumed.
+        architecture: the architecture of the weights.
+        steps: steps of the whole run.
+        averages_before: step -> number of averages over the nodes up to its end.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class RunFolder:
         identity: Mapping[str, Any],
         architecture: Architecture | None,
         steps: int,
-        stretch: Callable[[int], int],
+        averages_before: Callable[[int], int],
     ) -> None:
         self.path = path
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
@@ -66,220 +68,235 @@ class RunFolder:
         self.steps = steps
         self.lines: list[dict[str, float]] = []
         self.finished = False
-        self._stretch = stretch
+        self._averages_before = averages_before
 
     def begin(self, *, resume: bool, overwrite: bool) -> list[int]:
-        """Make the folder ready; the steps that the run can go on from, the last of all if it is finished.
+        """Prepare the folder and return the steps that the run can resume from.
+
+        The last step of the run is among them if the run is finished.
 
         Raises:
-            OutputError: if it is, or was interrupted, and is neither to be resumed nor overwritten.
-            CheckpointError: if it is to be resumed, and is of another run.
+            OutputError: if the folder holds a run, and neither argument is true.
+            CheckpointError: if the run is to be resumed, and the folder holds another run.
         """
         if not resume:
             check_free(self.path / WEIGHTS, overwrite=overwrite)
             if states_in(self.path) and not overwrite:
                 raise OutputError(
-                    f"{self.path} holds a run that was interrupted; --resume goes on with it, --overwrite starts anew"
+                    f"{self.path} holds a run that was interrupted",
+                    hint="resume=True continues the run, overwrite=True starts it again",
                 )
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
             self.go_back(0)
-        steps = self._sound_states()
-        self.finished = (self.path / RECORD).is_file() and (self.path / WEIGHTS).is_file()
+        steps = self._usable_states()
+        has_weights = (self.path / WEIGHTS).is_file()
+        self.finished = has_weights and (self.path / RECORD).is_file()
         if self.finished:
-            self._same(read_json(self.path / RECORD))
+            self._check_identity(read_json(self.path / RECORD))
             steps.append(self.steps)
-        elif (
-            resume
-            and (self.path / WEIGHTS).is_file()
-            and not training_record(open_checkpoint(self.path / WEIGHTS))
-        ):
+        elif resume and has_weights and not training_record(open_checkpoint(self.path / WEIGHTS)):
+            # Weights with a record are those of an earlier run, which this run replaces.
             raise CheckpointError(
-                f"{self.path} holds weights and no record of how they were made; --overwrite starts anew"
-            )  # other weights are of a run that is being replaced
-        return steps if len({self._stretch(step) for step in steps}) > 1 else [0, *steps]
+                f"{self.path} holds weights, and no record of how they were made",
+                hint="overwrite=True starts the run again",
+            )
+        return steps if len({self._averages_before(step) for step in steps}) > 1 else [0, *steps]
 
-    def _sound_states(self) -> list[int]:
-        """The steps of which there is a state of this run; a damaged one is passed over if there is another.
+    def _usable_states(self) -> list[int]:
+        """Return the steps that have a state of this run; skip damaged states if another is sound.
 
         Raises:
-            CheckpointError: if all are damaged, or one is of another run.
+            CheckpointError: if all states are damaged, or one is of another run.
         """
-        sound, damage = [], None
+        usable, damage = [], None
         for step in states_in(self.path):
             try:
                 identity = json.loads(self._load(step, mmap=True)["identity"])
             except CheckpointError as error:
                 damage = error
                 continue
-            self._same(identity)
-            sound.append(step)
-        if damage and not sound:
+            self._check_identity(identity)
+            usable.append(step)
+        if damage and not usable:
             raise damage
         if damage:
             log.warning("%s", damage)
-        return sound
+        return usable
 
     def go_back(self, step: int) -> None:
-        """Forget what came after a step, and what isn't needed any more before it; weights stay until they are replaced."""
+        """Delete the states after a step and those no longer needed before it.
+
+        Weights stay until new ones replace them.
+        """
         if step < self.steps:
             (self.path / RECORD).unlink(missing_ok=True)
-        self._forget(later for later in states_in(self.path) if later > step)
-        self._forget_before(step)
+        self._delete_states(later for later in states_in(self.path) if later > step)
+        self._delete_states_before(step)
 
-    def _forget(self, steps: Iterable[int]) -> None:
+    def _delete_states(self, steps: Iterable[int]) -> None:
         for step in list(steps):
             self._state(step).unlink()
+
+    def _delete_states_before(self, step: int) -> None:
+        """Delete the states that no node needs once this node has come to a step."""
+        states = states_in(self.path)
+        averages = self._averages_before(step)
+        earlier = [kept for kept in states if self._averages_before(kept) < averages]
+        self._delete_states({*states} - {step, max(earlier, default=step)})
 
     def _state(self, step: int) -> Path:
         return self.path / f"{STATE}{step}.pt"
 
-    def _same(self, identity: Mapping[str, Any]) -> None:
-        theirs, mine = ({**run.get("config", {}), **run} for run in (identity, self.identity))
-        odd = [
-            f"{key} {theirs.get(key)!r}, not {mine[key]!r}"
-            for key in mine
-            if key != "config" and theirs.get(key) != mine[key]
+    def _check_identity(self, identity: Mapping[str, Any]) -> None:
+        theirs, ours = ({**run.get("config", {}), **run} for run in (identity, self.identity))
+        differences = [
+            f"{key} {theirs.get(key)!r}, not {ours[key]!r}"
+            for key in ours
+            if key != "config" and theirs.get(key) != ours[key]
         ]
-        if odd:
+        if differences:
             raise CheckpointError(
-                f"{self.path} holds another run: {first_few(odd)}; give the same options, or start again without resume"
+                f"{self.path} holds another run: {first_few(differences)}",
+                hint="give the arguments of that run, or start again without resume=True",
             )
 
-    def restore(self, parts: Mapping[str, Stateful], step: int) -> None:
-        """Load the state of a step, counted from 1; at 0 there is none."""
+    def restore(self, stateful: Mapping[str, Stateful], step: int) -> None:
+        """Load the log and the objects' states after a number of steps; after 0 there is none."""
         if not step:
             return
         state = self._load(step)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        for name, target in stateful.items():
+            target.load_state_dict(state[name])
         self.lines = json.loads(state["lines"])
-        log.info("going on from step %d", step)
+        log.info("resuming from step %d", step)
 
     def _load(self, step: int, *, mmap: bool = False) -> dict[str, Any]:
         path = self._state(step)
+        unreadable = (RuntimeError, UnpicklingError, TypeError, LookupError, ValueError, OSError)
         try:
             state: dict[str, Any] = torch.load(
                 path, map_location="cpu", mmap=mmap, weights_only=True
             )
             json.loads(state["identity"])
-        except (
-            RuntimeError,
-            UnpicklingError,
-            TypeError,
-            LookupError,
-            ValueError,
-            OSError,
-            EOFError,
-        ) as error:
+        except (*unreadable, EOFError) as error:
             raise CheckpointError(
-                f"{path} isn't a state to go on from; delete it, or start anew with --overwrite"
+                f"{path} isn't a state that a run can resume from",
+                hint="delete the file, or start again with overwrite=True",
             ) from error
         return state
 
     def keep(self, states: Mapping[str, Any], step: int) -> None:
-        """Write the state to go on from, whole or not at all."""
-        self._keep({"lines": json.dumps(self.lines), **states}, step)
-        self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
-        self._forget_before(step)
+        """Write the state after a step, complete or not at all, and the log."""
+        self._write_state({"lines": json.dumps(self.lines), **states}, step)
+        self._write_log()
+        self._delete_states_before(step)
 
-    def _keep(self, state: Mapping[str, Any], step: int) -> None:
-        content = io.BytesIO()  # torch.save to a file tells of a full disk in its own way
+    def _write_state(self, state: Mapping[str, Any], step: int) -> None:
+        content = io.BytesIO()  # torch.save to a file reports a full disk as another error
         torch.save({**state, "identity": json.dumps(self.identity)}, content)
-        with atomic_output(self._state(step), overwrite=True) as part:
-            part.write_bytes(content.getbuffer())
+        with atomic_output(self._state(step), overwrite=True) as temporary:
+            temporary.write_bytes(content.getbuffer())
 
-    def _forget_before(self, step: int) -> None:
-        """Delete the states that no node needs once this one has come to a step."""
-        states = states_in(self.path)
-        earlier = [kept for kept in states if self._stretch(kept) < self._stretch(step)]
-        self._forget({*states} - {step, max(earlier, default=step)})
-
-    def give(self, step: int) -> bytes:
-        """The state of a step, for another node."""
+    def state_bytes(self, step: int) -> bytes:
+        """Return the state after a step, for another node."""
         return self._state(step).read_bytes()
 
-    def take(self, content: bytes, step: int) -> None:
-        """Have the state that another node gave as one's own."""
-        self._keep(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), step)
+    def accept_state(self, content: bytes, step: int) -> None:
+        """Write the state that another node sent as this run's own."""
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        self._write_state(state, step)
 
     def finish(
         self, weights: Mapping[str, torch.Tensor], ema: Mapping[str, torch.Tensor], **facts: Any
     ) -> None:
-        """Write what is left of the run: first the weights, which a full disk has no room for, and last the record, which says that it ended."""
-        bad = [name for name, tensor in weights.items() if has_nonfinite(tensor)]
-        if bad:
+        """Write the results of the run and delete its states.
+
+        The weights come first, because a full disk has no room for them. The record comes last,
+        because it marks the run as finished.
+
+        Args:
+            weights: the tensors of the whole model.
+            ema: the same with the moving average; empty if there is none.
+            facts: entries of the record besides the run's identity.
+
+        Raises:
+            NonfiniteError: if the weights hold NaN or infinities.
+        """
+        nonfinite = [name for name, tensor in weights.items() if has_nonfinite(tensor)]
+        if nonfinite:
             raise NonfiniteError(
-                f"NaN or Inf in {first_few(bad)}: the training of {self.path} diverged; a lower learning rate may help"
+                f"the training of {self.path} diverged: NaN or Inf in {first_few(nonfinite)}",
+                hint="a lower learning rate may help",
             )
         record = {**self.identity, **facts}
-        self._checkpoint(weights, record).save(
-            self.path / WEIGHTS, overwrite=True, on_nonfinite="error"
-        )
+        self._save(weights, record, self.path / WEIGHTS)
         if ema:
-            self._checkpoint(ema, record).save(
-                self.path / EMA, overwrite=True, on_nonfinite="error"
-            )
-        self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
+            self._save(ema, record, self.path / EMA)
+        self._write_log()
         if self.architecture:
             self.architecture.write(self.path, self.path)
         self._write("README.md", training_card(record))
         self._write(RECORD, json.dumps(record, indent=2) + "\n")
-        self._forget_before(self.steps)
+        self._delete_states_before(self.steps)
 
-    def _checkpoint(
-        self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]
-    ) -> Checkpoint:
+    def _save(
+        self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any], path: Path
+    ) -> None:
         source = RecordedSource(tensors, f"a run in {self.path}", training=dict(record))
-        return Checkpoint(LinearForm.of(source), self.architecture)
+        checkpoint = Checkpoint(LinearForm.of(source), self.architecture)
+        checkpoint.save(path, overwrite=True, on_nonfinite="error")
+
+    def _write_log(self) -> None:
+        self._write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def _write(self, name: str, text: str) -> None:
-        with atomic_output(self.path / name, overwrite=True) as part:
-            part.write_text(text, encoding="utf-8")
+        with atomic_output(self.path / name, overwrite=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def weights(self) -> Checkpoint:
-        """The finished run's weights."""
+        """Return the finished run's weights."""
         return Checkpoint(open_checkpoint(self.path / WEIGHTS).form, self.architecture)
 
 
 def states_in(path: Path) -> dict[int, Path]:
-    """Step -> the state of it that an unfinished run in a folder can go on from."""
+    """Return step -> file of the states that an unfinished run in a folder can resume from."""
     files = ((file.name[len(STATE) : -len(".pt")], file) for file in path.glob(f"{STATE}*.pt"))
     return {int(step): file for step, file in files if step.isdecimal()}
 
 
 class RecordedSource(MemorySource):
-    """Weights in memory that tell the metadata of the file they go to how they were made."""
+    """Weights in memory that write records of how they were made into their file's metadata."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], ref: str, **records: Any) -> None:
         super().__init__(tensors, ref)
         self._records = records
 
     def describe(self) -> dict[str, object]:
-        """As every source's, and the records."""
+        """Return the description that every source has, and the records."""
         return {**super().describe(), **self._records}
 
 
 def training_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """The record that a run left in its weights' metadata: config, base, task, node, samples; None for other weights."""
-    [source, *others] = checkpoint.form.sources
-    made_from = {} if others else getattr(source, "made_from", {})
-    base = made_from.get("base")
+    """Return the record that a run left in its weights' metadata; None for other weights.
+
+    A record holds config, base, task, node and samples.
+    """
+    sources = list(checkpoint.form.sources)
+    base = sources[0].made_from.get("base") if len(sources) == 1 else None
     record = base.get("training") if isinstance(base, dict) else None
-    return record if isinstance(record, dict) and _sound(record) else None
+    return record if isinstance(record, dict) and _is_complete(record) else None
 
 
-def _sound(record: Mapping[str, Any]) -> bool:
-    """True if a record has what is asked of it: anyone may have written the file."""
+def _is_complete(record: Mapping[str, Any]) -> bool:
+    """Return True if a record has the entries that are read from it: anyone may have written it."""
     kinds = {"config": dict, "node": dict, "base": str, "task": str, "source": str, "samples": int}
     if not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
         return False
-    numbers = [
-        record["config"].get("seed"),
-        *(record["node"].get(key) for key in ("index", "count")),
-    ]
+    config, node = record["config"], record["node"]
+    numbers = [config.get("seed"), node.get("index"), node.get("count")]
     return (
         all(isinstance(number, int) for number in numbers)
-        and "data" in record["node"]
+        and "data" in node
         and record["samples"] > 0
     )
