@@ -11,9 +11,10 @@ tensor([0.4000, 0.4000])
 
 import ast as _ast
 from importlib import import_module as _import_module
+from importlib.metadata import version as _version
 from pathlib import Path as _Path
 
-# Names are listed once, in the stub that type checkers read; each is imported when it is first used,
+# Names are listed once, in the stub that type checkers read. Each is imported when it is first used,
 # so that the command line can answer without importing torch.
 _EXPORTS = {
     alias.name: node.module
@@ -26,6 +27,8 @@ __all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return _version("weightops")
     if name not in _EXPORTS:
         raise AttributeError(f"module 'weightops' has no attribute {name!r}")
     module = _import_module(_EXPORTS[name])

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import weightops as package
 from weightops import TaskVector, cli, open_checkpoint
 from weightops.cli.main import VERBS, run
 
@@ -226,6 +230,14 @@ def test_evaluate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r" / "000_digits_validation.json").read_text()) == row
 
 
+def test_env_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = weightops(capsys, "env", "--json")
+    assert code == 0
+    assert {"weightops", "torch", "python", "devices", "threads", "cache"} <= json.loads(out).keys()
+    code, out, _ = weightops(capsys, "--version")
+    assert (code, out.strip()) == (0, f"weightops, version {package.__version__}")
+
+
 def test_completion(capsys: pytest.CaptureFixture[str]) -> None:
     for shell in ("bash", "zsh", "fish"):
         code, out, _ = weightops(capsys, "completion", shell)
@@ -240,21 +252,23 @@ def test_module_and_debug() -> None:
         for more in ([], ["--debug"])
     )
     assert plain.returncode == 1
-    assert plain.stderr.count("\n") == 1
+    assert plain.stderr.splitlines()[0] == "weightops: there is no file or folder nowhere"
+    assert all(line.startswith("hint: ") for line in plain.stderr.splitlines()[1:])
     assert "Traceback" in debug.stderr
 
 
 def test_every_verb_is_listed() -> None:
-    folder = Path(cli.__file__).parent
-    files = {
-        path.stem
-        for path in folder.glob("*.py")
-        if "def command(" in path.read_text() or "def command\n" in path.read_text()
+    stems = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "main"}
+    modules = {stem: import_module(f"weightops.cli.{stem}") for stem in stems}
+    verbs = {
+        stem
+        for stem, module in modules.items()
+        for name in (stem, "command")
+        if isinstance(getattr(module, name, None), click.Command)
     }
-    groups = {path.stem for path in folder.glob("*.py") if "@click.group" in path.read_text()} - {
-        "main"
-    }
-    assert set(VERBS) == files | groups
+    assert verbs == set(VERBS)
+    contract = (Path(__file__).parents[2] / "setup.cfg").read_text()
+    assert set(re.findall(r"^    weightops\.cli\.(\w+)$", contract, re.MULTILINE)) == verbs
 
 
 def test_an_interrupt_is_told_as_one(
@@ -266,7 +280,7 @@ def test_an_interrupt_is_told_as_one(
         except KeyboardInterrupt:
             raise ValueError("what native code makes of a pending exception") from None
 
-    monkeypatch.setattr("weightops.cli.tasks.command.callback", lambda **_: native())
+    monkeypatch.setattr("weightops.cli.tasks.tasks.callback", lambda **_: native())
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code, _, err = weightops(capsys, "tasks")
@@ -279,7 +293,7 @@ def test_an_interrupt_is_told_as_one(
 
 def test_quiet_whatever_was_imported_before(tmp_path: Path) -> None:
     script = (
-        "import time, tqdm; from weightops.cli.options import quieten; quieten();\n"
+        "import time, tqdm; from weightops.cli.printing import quieten; quieten();\n"
         "for _ in tqdm.tqdm(range(3)): time.sleep(0.2)\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -13,24 +13,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from weightops import TaskVector, evaluate, open_checkpoint, patch
-from weightops.errors import NothingSatisfiesError, OptionError, OutputError, TaskError
+from weightops import (
+    SearchOptions,
+    TaskVector,
+    TrainingConfig,
+    config_for,
+    evaluate,
+    open_checkpoint,
+    patch,
+)
+from weightops.errors import (
+    NothingSatisfiesError,
+    OptionError,
+    OutputError,
+    TaskError,
+    UnknownNameError,
+)
 from weightops.workflows.patch import Patch
 
-QUICK = {
-    "supported": ["digits"],
-    "alphas": [0.5],
-    "steps": 8,
-    "batch_size": 64,
-    "device": "cpu",
-    "lr": 1e-3,
-}
+QUICK = {"supported": ["digits"], "search": SearchOptions((0.5,)), "device": "cpu"}
+
+
+def short() -> TrainingConfig:
+    return config_for("embedded", steps=8, batch_size=64, lr=1e-3)
 
 
 @pytest.fixture(scope="module")
 def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("patched") / "out"
-    patch("mnist", out, max_supported_drop=1.0, **QUICK)
+    patch("mnist", out, max_supported_drop=1.0, training=short(), **QUICK)
     return out
 
 
@@ -76,10 +87,7 @@ def test_the_patched_model_is_the_one_that_was_tested(patched: Path) -> None:
 
 
 def test_given_finetuned_weights(patched: Path, tmp_path: Path) -> None:
-    options = {
-        name: value for name, value in QUICK.items() if name not in ("steps", "batch_size", "lr")
-    }
-    summary = patch("mnist", tmp_path / "out", finetuned=patched, max_supported_drop=1.0, **options)
+    summary = patch("mnist", tmp_path / "out", finetuned=patched, max_supported_drop=1.0, **QUICK)
     assert summary["training"] is None
     assert summary["finetuned"] == str(patched)
 
@@ -89,17 +97,23 @@ def test_refusals(patched: Path, tmp_path: Path) -> None:
         patch("mnist", patched, **QUICK)
     with pytest.raises(TaskError, match="at least one supported"):
         patch("mnist", tmp_path / "x", supported=["mnist"])
-    with pytest.raises(NothingSatisfiesError, match="nearest is alpha"):
-        patch("mnist", tmp_path / "x", finetuned=patched, max_supported_drop=-2.0, **QUICK)
+    with pytest.raises(OptionError, match=r"max_supported_drop is -2.0, and must be at least 0"):
+        patch("mnist", tmp_path / "x", max_supported_drop=-2.0)
+    with pytest.raises(UnknownNameError, match="no strategy 'both'"):
+        patch(["mnist", "digits"], tmp_path / "x", strategy="both")
+    with pytest.raises(TypeError, match="suported"):
+        patch("mnist", tmp_path / "x", suported=["digits"])
     with pytest.raises(NothingSatisfiesError, match="no alpha improves mnist"):
         patch("mnist", tmp_path / "x", finetuned="embedded", **QUICK)
     with pytest.raises(OptionError, match="finite"):
-        patch("mnist", tmp_path / "x", alphas=[float("nan")])
+        SearchOptions((float("nan"),))
+    with pytest.raises(UnknownNameError, match="'fast'"):
+        SearchOptions(strategy="fast")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_plan(tmp_path: Path) -> None:
-    plan = Patch("mnist", **QUICK).plan(tmp_path / "x" / "y")
+    plan = Patch.from_call("mnist", training=short(), **QUICK).plan(tmp_path / "x" / "y")
     assert plan.alphas == (0.0, 0.5)
     assert plan.training_images == 8 * 64
     assert plan.free_bytes > plan.output_bytes > 0

@@ -2,59 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightops.cli import options
+from weightops.cli.from_signature import command
+from weightops.cli.saving import OUTPUT, SAVE, output_options, save
 
+if TYPE_CHECKING:
+    from weightops.tasks.table import TaskLike
 
-@click.command()
-@click.argument("vectors", nargs=-1, required=True, metavar="VECTOR...")
-@click.option("--base", required=True, help="What to edit.")
-@click.option(
-    "--alpha",
-    "alphas",
+_ALPHA = click.Option(
+    ["--alpha"],
     multiple=True,
     type=float,
-    default=(1.0,),
-    show_default=True,
+    show_default="1.0",
     help="One coefficient for all vectors, or one for each; negative to forget.",
 )
-@click.option(
-    "--strict",
-    is_flag=True,
-    help="Refuse a vector that was made from another base, instead of warning.",
-)
-@options.batchnorm
-@options.output
-@options.printing
-def command(
+
+
+@command(SAVE, arguments=(_ALPHA, *OUTPUT), metavar="VECTOR...")
+def apply(
     vectors: tuple[str, ...],
+    *,
     base: str,
-    alphas: tuple[float, ...],
-    strict: bool,
-    batchnorm: str | None,
-    as_json: bool,
-    **output: Any,
+    strict: bool = False,
+    batchnorm: TaskLike | None = None,
+    json_: bool = False,
+    **given: Any,
 ) -> None:
-    """Write BASE + alpha * VECTOR (+ alpha * VECTOR ...), with vectors that `weightops vector` saved."""
+    """Write BASE + alpha * VECTOR (+ alpha * VECTOR ...), with vectors that were saved.
+
+    Args:
+        vectors: the saved task vectors.
+        base: the weights to edit.
+        strict: refuse a vector that was made from another base, instead of warning.
+        batchnorm: recompute running statistics on the images of a task.
+    """
     from weightops.hub.cards import edit_card, edit_title
     from weightops.support.atomic import check_free
     from weightops.task_vector import TaskVector
 
+    alphas = given.pop("alpha", (1.0,))
     if len(alphas) not in (1, len(vectors)):
         raise click.UsageError(
-            f"there are {len(vectors)} vectors and {len(alphas)} alphas: give one alpha, or one for each vector"
+            f"there are {len(vectors)} vectors and {len(alphas)} alphas: give one alpha, or one "
+            "for each vector"
         )
-    check_free(output["out"], overwrite=output["overwrite"])
+    output = output_options(given)
+    check_free(output["out"], overwrite=output.get("overwrite", False))
     alphas = alphas * len(vectors) if len(alphas) == 1 else alphas
     scaled = [TaskVector.load(path) * alpha for path, alpha in zip(vectors, alphas, strict=True)]
     edited = sum(scaled[1:], scaled[0]).apply(base, strict=strict)
     terms = list(zip(vectors, alphas, strict=True))
     edited.card = edit_card(base, terms)
-    if batchnorm and not output["dry_run"]:
+    if batchnorm and not output.get("dry_run"):
         from weightops.evaluation.batchnorm import recompute_batchnorm
 
-        edited = recompute_batchnorm(edited, batchnorm, device=output["device"])
-    options.save(edited, edit_title(base, terms), as_json, **output)
+        edited = recompute_batchnorm(edited, batchnorm, device=output.get("device", "cpu"))
+    save(edited, edit_title(base, terms), json_, **output)

@@ -3,98 +3,135 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightops.cli import options
-from weightops.support.text import first_few
+from weightops.cli.from_signature import Borrowed, command
+from weightops.cli.printing import echo_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from weightops.vector_comparison import Comparison
 
 
-@click.command()
-@click.argument("models", nargs=-1, required=True, metavar="A B [C ...]")
-@click.option(
-    "--base",
-    default=None,
-    help="What the weights are fine-tuned from; without it, A is the base, unless task vectors are compared.",
+@command(
+    Borrowed("weightops.vector_comparison:compare", leave_out=("models",)), metavar="A B [C ...]"
 )
-@click.option(
-    "--per-tensor", is_flag=True, help="Norms and cosines of each tensor, not only of each layer."
-)
-@click.option("--spectra", is_flag=True, help="Singular values and principal angles, too: slower.")
-@options.folder("A PNG file for the picture.")
-@options.printing
-def command(
+def compare(
     models: tuple[str, ...],
-    base: str | None,
-    per_tensor: bool,
-    spectra: bool,
-    out: Path | None,
-    overwrite: bool,
-    as_json: bool,
+    *,
+    per_tensor: bool = False,
+    out: Path | None = None,
+    overwrite: bool = False,
+    json_: bool = False,
+    **given: Any,
 ) -> None:
-    """Compare task vectors: lengths, angles, conflicts of sign, by layer and whole."""
+    """Compare task vectors: lengths, angles, conflicts of sign, by layer and whole.
+
+    Args:
+        models: task vectors, or fine-tuned weights. Without --base, A is the base of the weights.
+        per_tensor: norms and cosines of each tensor, not only of each layer.
+        out: a PNG file for the picture.
+        overwrite: replace an output that exists; it stays until the new one is complete.
+    """
+    from weightops import vector_comparison
     from weightops.checkpoints.opening import open_ref
-    from weightops.reports.table import table
-    from weightops.reports.vector_comparison import draw_geometry
-    from weightops.support.atomic import atomic_output, check_free
-    from weightops.vector_comparison import compare, cosines
+    from weightops.support.atomic import check_free
 
     if out is not None:
         check_free(out, overwrite=overwrite)
-    if base is None and open_ref(models[0]).form.space == "weights":
-        base, *models = models  # type: ignore[assignment]
-    found = compare(models, base=base, spectra=spectra)
-    parts = found.grams if per_tensor else found.layers()
-    parts = {name: g for name, g in parts.items() if bool(g.any())}
-    norms = {name: g.diagonal().sqrt().tolist() for name, g in parts.items()}
+    others = list(models)
+    if given.get("base") is None and open_ref(others[0]).form.space == "weights":
+        given["base"] = others.pop(0)
+    comparison = vector_comparison.compare(others, **given)
     if out is not None:
-        with atomic_output(out, overwrite=overwrite) as part:
-            layers = {
-                name: g.diagonal().sqrt().tolist()
-                for name, g in found.layers().items()
-                if bool(g.any())
-            }
-            draw_geometry(part, found.names, found.cosines, layers, found.spectra)
-    if as_json:
-        options.echo_json(
-            {
-                "names": found.names,
-                "base": base,
-                "norms": found.norms,
-                "cosines": found.cosines.tolist(),
-                "unchanged": [name for name, g in found.grams.items() if not bool(g.any())],
-                "conflicts": found.conflicts.tolist(),
-                "overlaps": found.overlaps.tolist() if found.overlaps is not None else None,
-                "spectra": found.spectra,
-                "tensors" if per_tensor else "layers": {
-                    name: {"norms": norms[name], "cosines": cosines(g).tolist()}
-                    for name, g in parts.items()
-                },
-            }
-        )
-        return
+        _draw(comparison, out, overwrite=overwrite)
+    if json_:
+        echo_json(_record(comparison, given.get("base"), per_tensor))
+    else:
+        _print(comparison, per_tensor)
 
-    def matrix(title: str, values: list[list[float]]) -> None:
-        rows = [
-            [name, *(f"{value:.3f}" for value in row)]
-            for name, row in zip(found.names, values, strict=True)
-        ]
-        click.echo("\n" + table([title, *found.names], rows))
+
+def _changed(grams: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return those inner products that aren't all 0."""
+    return {name: gram for name, gram in grams.items() if bool(gram.any())}
+
+
+def _norms(gram: torch.Tensor) -> list[float]:
+    norms: list[float] = gram.diagonal().sqrt().tolist()
+    return norms
+
+
+def _draw(comparison: Comparison, out: Path, *, overwrite: bool) -> None:
+    from weightops.reports.vector_comparison import draw_geometry
+    from weightops.support.atomic import atomic_output
+
+    layers = {name: _norms(gram) for name, gram in _changed(comparison.layers()).items()}
+    with atomic_output(out, overwrite=overwrite) as file:
+        draw_geometry(file, comparison.names, comparison.cosines, layers, comparison.spectra)
+
+
+def _record(comparison: Comparison, base: str | None, per_tensor: bool) -> dict[str, Any]:
+    from weightops.vector_comparison import cosines
+
+    grams = _changed(comparison.grams if per_tensor else comparison.layers())
+    overlaps = comparison.overlaps
+    return {
+        "names": comparison.names,
+        "base": base,
+        "norms": comparison.norms,
+        "cosines": comparison.cosines.tolist(),
+        "unchanged": _unchanged(comparison),
+        "conflicts": comparison.conflicts.tolist(),
+        "overlaps": overlaps.tolist() if overlaps is not None else None,
+        "spectra": comparison.spectra,
+        "tensors" if per_tensor else "layers": {
+            name: {"norms": _norms(gram), "cosines": cosines(gram).tolist()}
+            for name, gram in grams.items()
+        },
+    }
+
+
+def _unchanged(comparison: Comparison) -> list[str]:
+    return [name for name, gram in comparison.grams.items() if not bool(gram.any())]
+
+
+def _print(comparison: Comparison, per_tensor: bool) -> None:
+    """Print norms and cosines by layer or tensor, then a matrix for each measure."""
+    from weightops.reports.table import table
+    from weightops.support.text import first_few
+    from weightops.vector_comparison import cosines
+
+    names = comparison.names
+    grams = _changed(comparison.grams if per_tensor else comparison.layers())
+    rows = [
+        [part, *(f"{norm:.4g}" for norm in _norms(gram)), *_upper(cosines(gram).tolist())]
+        for part, gram in grams.items()
+    ]
+    pairs = [f"{a}/{b}" for i, a in enumerate(names) for b in names[i + 1 :]]
+    norms = [f"{norm:.4g}" for norm in comparison.norms]
+    rows.append(["all", *norms, *_upper(comparison.cosines.tolist())])
+    click.echo(table(["norm, then cosine", *names, *pairs], rows))
+    if unchanged := _unchanged(comparison):
+        click.echo(f"unchanged by all: {first_few(unchanged)}")
+    _print_matrix("cosine", names, comparison.cosines)
+    _print_matrix("signs in conflict", names, comparison.conflicts)
+    if comparison.overlaps is not None:
+        _print_matrix("overlap of subspaces", names, comparison.overlaps)
+
+
+def _print_matrix(title: str, names: tuple[str, ...], values: torch.Tensor) -> None:
+    from weightops.reports.table import table
 
     rows = [
-        [name, *(f"{n:.4g}" for n in norms[name]), *_angles(cosines(g).tolist())]
-        for name, g in parts.items()
+        [name, *(f"{value:.3f}" for value in row)]
+        for name, row in zip(names, values.tolist(), strict=True)
     ]
-    pairs = [f"{a}/{b}" for i, a in enumerate(found.names) for b in found.names[i + 1 :]]
-    rows.append(["all", *(f"{n:.4g}" for n in found.norms), *_angles(found.cosines.tolist())])
-    click.echo(table(["norm, then cosine", *found.names, *pairs], rows))
-    if unchanged := [name for name, g in found.grams.items() if not bool(g.any())]:
-        click.echo(f"unchanged by all: {first_few(unchanged)}")
-    matrix("cosine", found.cosines.tolist())
-    matrix("signs in conflict", found.conflicts.tolist())
-    if found.overlaps is not None:
-        matrix("overlap of subspaces", found.overlaps.tolist())
+    click.echo("\n" + table([title, *names], rows))
 
 
-def _angles(values: list[list[float]]) -> list[str]:
+def _upper(values: list[list[float]]) -> list[str]:
+    """Return the entries above the diagonal."""
     return [f"{value:.3f}" for i, row in enumerate(values) for value in row[i + 1 :]]

@@ -2,150 +2,181 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightops.cli import options
+from weightops.cli.borrowing import taken
+from weightops.cli.from_signature import Borrowed, command
+from weightops.cli.printing import echo_json
+from weightops.cli.signatures import names_in
 
+if TYPE_CHECKING:
+    from weightops.checkpoints.checkpoint import Checkpoint
+    from weightops.evaluation.table import Evaluator
+    from weightops.tasks.table import TaskList
+    from weightops.tasks.task import Task
 
-@click.command()
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
-@click.option(
-    "--tasks", type=options.TaskNames(), default=None, help="Default: all that weightops has."
+_SCORING = ("batch_size", "details")
+_EVALUATOR = click.Option(
+    ["--evaluator"],
+    metavar=f"[{'|'.join(names_in('weightops.evaluation.table:EVALUATORS'))}]",
+    default="zero_shot",
+    show_default=True,
+    help="How models are scored: see the text above.",
 )
-@click.option(
-    "--text",
+_TEXT = click.Option(
+    ["--text"],
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Perplexity of language models on a text, instead of tasks.",
 )
-@click.option(
-    "--split",
-    type=click.Choice(["test", "validation", "train"]),
-    default="test",
-    show_default=True,
-    help="Which images.",
+
+
+@command(
+    Borrowed("weightops.evaluation.table:evaluate", only=("split", "device", *_SCORING)),
+    arguments=[_EVALUATOR, _TEXT],
 )
-@click.option(
-    "--base",
-    default=None,
-    help="What weights are completed from, configuration included, and task vectors and adapters are applied to.",
-)
-@click.option(
-    "--evaluator",
-    default="zero_shot",
-    show_default=True,
-    help="One of those above, or of a plug-in.",
-)
-@click.option(
-    "--reference",
-    "references",
-    multiple=True,
-    help="With --evaluator shift: models whose line tells effective robustness; two or more.",
-)
-@click.option(
-    "--details", is_flag=True, help="Recall of each class and the confusion matrix, in the JSON."
-)
-@click.option(
-    "--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at a time."
-)
-@options.device
-@options.folder("A folder for a JSON file a model and task.")
-@options.printing
-def command(
-    models: tuple[str, ...],
-    tasks: tuple[str, ...] | None,
-    text: Path | None,
-    split: str,
-    base: str | None,
-    evaluator: str,
-    references: tuple[str, ...],
-    details: bool,
-    batch_size: int,
-    device: str,
-    out: Path | None,
-    overwrite: bool,
-    as_json: bool,
+def evaluate(
+    models: tuple[str, ...] = ("embedded",),
+    *,
+    tasks: TaskList | None = None,
+    base: str | None = None,
+    reference: tuple[str, ...] = (),
+    out: Path | None = None,
+    overwrite: bool = False,
+    json_: bool = False,
+    **given: Any,
 ) -> None:
     """Score models on tasks; the embedded model if none is named.
 
-    \b
-    zero_shot     accuracy with the head that class names and prompts make, or with a classifier's own
-    shift         also under noise, blur, contrast, rotation and inversion, 5 severities each
-    linear_probe  accuracy of a linear classifier trained on the model's features
-    retrieval     images found by their captions, and captions by their images
+        zero_shot     accuracy with the head that class names and prompts make, or with a
+                      classifier's own
+        shift         also under noise, blur, contrast, rotation and inversion, 5 severities each
+        linear_probe  accuracy of a linear classifier trained on the model's features
+        retrieval     images found by their captions, and captions by their images
 
-    The files of --out are a superset of CLIP_benchmark's: `clip_benchmark build FOLDER/*.json` makes one table of them.
+    The files of --out are a superset of CLIP_benchmark's: `clip_benchmark build FOLDER/*.json`
+    makes one table of them.
+
+    Args:
+        models: the models to score.
+        tasks: the tasks. Default: all that weightops has.
+        base: what weights are completed from, configuration included, and what task vectors and
+            adapters are applied to.
+        reference: with --evaluator shift: models whose line shows effective robustness; two or
+            more.
+        out: a folder for a JSON file a model and task.
+        overwrite: replace an output that exists; it stays until the new one is complete.
     """
-    from weightops.checkpoints.checkpoint import Checkpoint
-    from weightops.checkpoints.matching import open_matched
-    from weightops.checkpoints.opening import open_checkpoint
-    from weightops.evaluation.image_model import ImageModel
-    from weightops.evaluation.shift import add_robustness
     from weightops.evaluation.table import EVALUATORS
-    from weightops.evaluation.zero_shot import record
-    from weightops.reports.table import table
-    from weightops.support.atomic import atomic_output, check_free
-    from weightops.support.json_files import write_json
-    from weightops.tasks.table import TASKS, as_tasks
+    from weightops.support.atomic import check_free
+    from weightops.tasks.table import EVALUATED, as_tasks
 
-    if text is not None:
-        if tasks or out or base or evaluator != "zero_shot":
-            raise click.UsageError("--text takes no tasks, no --base, no --evaluator and no --out")
-        if not models:
-            raise click.UsageError("--text is for language models: name one")
-        _perplexity(models, text, device, as_json)
+    if "text" in given:
+        _check_text(given, tasks, base, out)
+        _print_perplexity(models, given["text"], given.get("device", "auto"), json_)
         return
-    chosen = EVALUATORS[evaluator]
-    if references and evaluator != "shift":
+    name = given.get("evaluator", "zero_shot")
+    evaluator = EVALUATORS[name]
+    if reference and name != "shift":
         raise click.UsageError("--reference is for --evaluator shift")
     if out is not None:
         check_free(out, overwrite=overwrite)
-    start = open_checkpoint(base) if base is not None else None
+    opened = _open_models((*reference, *models), base)
+    listed = as_tasks(tasks or EVALUATED)
+    split = given.get("split", "test")
+    scoring = taken(given, _SCORING)
+    device = given.get("device", "auto")
+    records = _score(opened, listed, evaluator, split=split, device=device, **scoring)
+    columns = list(evaluator.columns)
+    if reference:
+        from weightops.evaluation.shift import add_robustness
 
-    def completed(name: str) -> Checkpoint:
-        return (
-            open_checkpoint(name)
-            if start is None
-            else Checkpoint(open_matched(name, start).form, start.architecture)
-        )
-
-    results = []
-    opened = [completed(name) for name in (*references, *(models or ("embedded",)))]
-    for checkpoint in opened:
-        clip = ImageModel.open(checkpoint, device)
-        for task in as_tasks(tasks or list(TASKS)):
-            scores = chosen.score(clip, task, split, batch_size=batch_size, details=details)
-            results.append(record(clip, task, split, scores, kind=chosen.kind))
-            clip.forget(task)
-    columns = list(chosen.columns)
-    if references:
-        known = len(results) // len(opened) * len(references)
-        results = add_robustness(results[known:], results[:known])
+        count = len(reference) * len(listed)
+        records = add_robustness(records[count:], records[:count])
         columns.append("effective_robustness")
     if out is not None:
-        with atomic_output(out, overwrite=overwrite) as part:
-            part.mkdir()
-            for i, result in enumerate(results):
-                write_json(part / f"{i:03}_{result['dataset']}_{split}.json", result)
-    if as_json:
-        options.echo_json(results)
-        return
-    several = len(opened) - len(references) > 1
+        _write(records, out, split, overwrite=overwrite)
+    if json_:
+        echo_json(records)
+    else:
+        _print(records, columns, show_models=len(models) > 1)
+
+
+def _check_text(given: dict[str, Any], tasks: Any, base: str | None, out: Path | None) -> None:
+    """Refuse options that aren't for language models."""
+    if tasks or out or base or given.get("evaluator", "zero_shot") != "zero_shot":
+        raise click.UsageError("--text takes no tasks, no --base, no --evaluator and no --out")
+    source = click.get_current_context().get_parameter_source("models")
+    if source is click.core.ParameterSource.DEFAULT:
+        raise click.UsageError("--text is for language models: name one")
+
+
+def _open_models(names: Sequence[str], base: str | None) -> list[Checkpoint]:
+    """Open models, completed from the base if there is one."""
+    from weightops.checkpoints.checkpoint import Checkpoint
+    from weightops.checkpoints.matching import open_matched
+    from weightops.checkpoints.opening import open_checkpoint
+
+    if base is None:
+        return [open_checkpoint(name) for name in names]
+    start = open_checkpoint(base)
+    return [Checkpoint(open_matched(name, start).form, start.architecture) for name in names]
+
+
+def _score(
+    models: Sequence[Checkpoint],
+    tasks: Sequence[Task],
+    evaluator: Evaluator,
+    *,
+    split: str,
+    device: str,
+    **scoring: Any,
+) -> list[dict[str, Any]]:
+    """Score each model on each task: one record for both."""
+    from weightops.evaluation.image_model import ImageModel
+    from weightops.evaluation.zero_shot import record
+
+    records = []
+    for checkpoint in models:
+        model = ImageModel.open(checkpoint, device)
+        for task in tasks:
+            scores = evaluator.score(model, task, split, **scoring)
+            records.append(record(model, task, split, scores, kind=evaluator.kind))
+            model.forget(task)
+    return records
+
+
+def _write(records: Sequence[dict[str, Any]], out: Path, split: str, *, overwrite: bool) -> None:
+    from weightops.support.atomic import atomic_output
+    from weightops.support.json_files import write_json
+
+    with atomic_output(out, overwrite=overwrite) as folder:
+        folder.mkdir()
+        for i, record in enumerate(records):
+            write_json(folder / f"{i:03}_{record['dataset']}_{split}.json", record)
+
+
+def _print(records: Sequence[dict[str, Any]], columns: Sequence[str], *, show_models: bool) -> None:
+    from weightops.reports.table import table
+
     rows = [
         [
-            r["dataset"],
-            *([r["model"]] if several else []),
-            *(r["metrics"][c] for c in columns),
-            r["metrics"]["n"],
-            r["source"],
+            record["dataset"],
+            *([record["model"]] if show_models else []),
+            *(record["metrics"][column] for column in columns),
+            record["metrics"]["n"],
+            record["source"],
         ]
-        for r in results
+        for record in records
     ]
-    click.echo(table(["task", *(["model"] if several else []), *columns, "images", "source"], rows))
+    header = ["task", *(["model"] if show_models else []), *columns, "images", "source"]
+    click.echo(table(header, rows))
 
 
-def _perplexity(models: tuple[str, ...], text: Path, device: str, as_json: bool) -> None:
+def _print_perplexity(models: Sequence[str], text: Path, device: str, as_json: bool) -> None:
     from weightops.algebra.devices import pick_device
     from weightops.checkpoints.opening import open_checkpoint
     from weightops.evaluation.perplexity import perplexity, token_blocks
@@ -156,15 +187,10 @@ def _perplexity(models: tuple[str, ...], text: Path, device: str, as_json: bool)
         checkpoint = open_checkpoint(name)
         blocks = token_blocks(checkpoint, text)
         value = perplexity(checkpoint.model().to(pick_device(device)), blocks)
-        results.append(
-            {"model": name, "text": str(text), "perplexity": value, "tokens": blocks.numel()}
-        )
+        tokens = blocks.numel()
+        results.append({"model": name, "text": str(text), "perplexity": value, "tokens": tokens})
     if as_json:
-        options.echo_json(results)
-    else:
-        click.echo(
-            table(
-                ["model", "perplexity", "tokens"],
-                [[r["model"], f"{r['perplexity']:.4g}", r["tokens"]] for r in results],
-            )
-        )
+        echo_json(results)
+        return
+    rows = [[r["model"], f"{r['perplexity']:.4g}", r["tokens"]] for r in results]
+    click.echo(table(["model", "perplexity", "tokens"], rows))

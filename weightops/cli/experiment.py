@@ -7,49 +7,45 @@ from typing import Any
 
 import click
 
-from weightops.cli import options
+from weightops.cli.borrowing import TRAINING, training_config
+from weightops.cli.from_signature import Borrowed, command
+from weightops.cli.printing import echo_json, echo_plan
 
 
-@click.command()
-@click.argument("name", required=False)
-@click.option(
-    "--task", default=None, help="What it is about, instead of the experiment's own task."
+@command(
+    Borrowed("weightops.workflows.experiments:run_experiment", leave_out=("name",)),
+    TRAINING,
+    optional=("out",),
 )
-@options.model
-@options.training
-@options.seed
-@options.device
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-@options.folder("Folder for the results. Default: experiment-NAME.")
-@options.printing
-def command(
-    name: str | None,
-    out: Path | None,
-    dry_run: bool,
-    overwrite: bool,
-    as_json: bool,
-    **settings: Any,
-) -> None:
-    """Run an experiment of the papers and write its table and picture; without a name, list them."""
-    from inspect import getdoc
+def experiment(name: str = "", *, dry_run: bool = False, json_: bool = False, **given: Any) -> None:
+    """Run an experiment of the papers, and write its table and picture.
 
-    from weightops.workflows.experiments import EXPERIMENTS, plan_experiment, run_experiment
+    Without a name, the experiments are listed.
 
-    if name is None:
-        listed = {
-            key: (getdoc(function) or "").partition("\n")[0]
-            for key, function in EXPERIMENTS.items()
-        }
-        options.echo_json(listed) if as_json else click.echo(
-            "\n".join(f"{key:16} {text}" for key, text in listed.items())
-        )
+    Args:
+        name: the experiment.
+        dry_run: say what would be done, and do nothing.
+    """
+    from weightops.workflows.experiments import (
+        EXPERIMENTS,
+        about_experiment,
+        plan_experiment,
+        run_experiment,
+    )
+
+    if not name:
+        listed = {key: about_experiment(function) for key, function in EXPERIMENTS.items()}
+        lines = [f"{key:16} {text}" for key, text in listed.items()]
+        echo_json(listed) if json_ else click.echo("\n".join(lines))
         return
-    out = out or Path(f"experiment-{name}")
+    out = given.pop("out", None) or Path(f"experiment-{name}")
+    given["training"] = training_config(given.get("model", "embedded"), given)
     if dry_run:
-        options.echo_plan(plan_experiment(name, out, **settings), as_json)
+        given.pop("overwrite", None)
+        echo_plan(plan_experiment(name, out, **given), json_)
         return
-    outcome = run_experiment(name, out, overwrite=overwrite, **settings)
-    if as_json:
-        options.echo_json(outcome.record)
+    outcome = run_experiment(name, out, **given)
+    if json_:
+        echo_json(outcome.record)
         return
     click.echo(f"{outcome.text}\n\n{out}/ holds table.txt, results.json and figure.png")

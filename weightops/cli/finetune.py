@@ -8,86 +8,89 @@ from typing import Any
 
 import click
 
-from weightops.cli import options
+from weightops.cli.borrowing import TRAINING_AND_EMA, taken, training_config
+from weightops.cli.from_signature import Borrowed, command
+from weightops.cli.learning import TASK, TEXT, check_one
+from weightops.cli.printing import echo_plan
+from weightops.cli.types import NodeOf
 
-
-@click.command()
-@options.learning
-@options.model
-@options.training
-@options.seed
-@options.device
-@options.folder("Folder for the weights and the log. Default: finetuned-TASK.")
-@click.option(
-    "--node",
-    type=options.NodeOf(),
-    default=None,
+_NODE = click.Option(
+    ["--node"],
+    type=NodeOf(),
     help="Which node of how many this is (lo-fi): 0/4, 1/4, 2/4 or 3/4. Default output: nodeINDEX.",
 )
-@options.node_data
-@click.option(
-    "--ema",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=None,
-    help="Also keep the weights' moving average, of this decay.",
+
+
+@command(
+    TRAINING_AND_EMA,
+    Borrowed(
+        "weightops.training.finetune:finetune",
+        only=("checkpoint_every", "resume", "overwrite", "device"),
+    ),
+    Borrowed("weightops.training.nodes:Node", only=("data",), names={"data": "node_data"}),
+    arguments=[TASK, TEXT, _NODE],
 )
-@options.checkpoints
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-@options.printing
-def command(
-    task: str | None,
-    text: Path | None,
-    model: str,
-    out: Path | None,
-    node: tuple[int, int] | None,
-    node_data: str,
-    checkpoint_every: int,
-    resume: bool,
-    dry_run: bool,
-    overwrite: bool,
-    as_json: bool,
-    device: str,
-    **training: Any,
+def finetune(
+    *,
+    model: str = "embedded",
+    out: Path | None = None,
+    dry_run: bool = False,
+    json_: bool = False,
+    **given: Any,
 ) -> None:
-    """Fine-tune the image encoder of a CLIP model under the frozen zero-shot head, a classifier of timm, or a language model."""
+    """Fine-tune a model on a task or a text.
+
+    What learns is the image encoder of a CLIP model, under the frozen zero-shot head; or all of a
+    classifier of timm, or of a language model of transformers.
+
+    Args:
+        model: a path to a model with its configuration, or a ref.
+        out: the folder for the weights and the log. Default: finetuned-TASK.
+        dry_run: say what would be done, and do nothing.
+    """
     from weightops.checkpoints.opening import open_checkpoint
-    from weightops.tasks.table import find_task
-    from weightops.training.config import config_for
-    from weightops.training.finetune import finetune, fit
-    from weightops.training.learners import TextLearner
+    from weightops.tasks.table import as_task
     from weightops.training.nodes import Node
     from weightops.training.run_folder import WEIGHTS
 
-    options.one_of(task, text)
-    index, count = node or (0, 1)
-    name = text.stem if text else find_task(task or "").name.replace(":", "-")
-    out = out or Path(f"node{index}" if node else f"finetuned-{name}")
+    check_one(given)
+    learned = taken(given, ("task", "text"))
+    index, count = given.get("node", (0, 1))
+    node = Node(index, count, given.pop("node_data", Node.data))
+    name = learned["text"].stem if "text" in learned else as_task(learned["task"]).name
+    default = f"node{index}" if "node" in given else f"finetuned-{name.replace(':', '-')}"
+    out = out or Path(default)
     checkpoint = open_checkpoint(model)
-    config = config_for(checkpoint, **training)
-    share = Node(index, count, node_data)  # type: ignore[arg-type]
+    config = training_config(checkpoint, given)
     plan = {
         "model": checkpoint.ref,
-        "task": task or str(text),
+        "task": str(next(iter(learned.values()))),
         **asdict(config),
         "output": str(out / WEIGHTS),
     }
-    if node:
-        plan |= {
-            "node": f"{index}/{count}",
-            "node_data": node_data,
-            "samples": config.steps * share.batch_size(config.batch_size),
-        }
+    if given.pop("node", None):
+        samples = config.steps * node.batch_size(config.batch_size)
+        plan |= {"node": f"{index}/{count}", "node_data": node.data, "samples": samples}
     if not dry_run:
-        run: dict[str, Any] = {
-            "out": out,
-            "checkpoint_every": checkpoint_every,
-            "resume": resume,
-            "overwrite": overwrite,
-            "node": share,
-        }
-        if task is not None:
-            finetuned = finetune(checkpoint, task, config, device=device, **run)
-        else:
-            finetuned = fit(TextLearner(checkpoint, text, device=device), config, **run)  # type: ignore[arg-type]
-        plan["fingerprint"] = finetuned.source.fingerprint
-    options.echo_plan(plan, as_json)
+        tuned = _learn(checkpoint, config, out=out, node=node, **learned, **given)
+        plan["fingerprint"] = tuned.source.fingerprint
+    echo_plan(plan, json_)
+
+
+def _learn(
+    checkpoint: Any,
+    config: Any,
+    *,
+    task: str | None = None,
+    text: Path | None = None,
+    device: str = "auto",
+    **how: Any,
+) -> Any:
+    """Fine-tune on a task, or a language model on a text."""
+    from weightops.training import finetune as module
+    from weightops.training.learners import TextLearner
+
+    if task is not None:
+        return module.finetune(checkpoint, task, config, device=device, **how)
+    assert text is not None
+    return module.fit(TextLearner(checkpoint, text, device=device), config, **how)

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from textwrap import indent
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightops.cli import options
+from weightops.cli.from_signature import command
+from weightops.cli.printing import echo_json
+
+if TYPE_CHECKING:
+    from weightops.algebra.source import Source, Spec
 
 
-@click.command()
-@click.argument("checkpoint")
-@click.option("--tensors/--no-tensors", default=True, show_default=True, help="List every tensor.")
-@options.printing
-def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
-    """Tell what a checkpoint or task vector holds: tensors, sizes, dtypes, fingerprint, origin. Its data aren't loaded."""
+@command()
+def inspect(checkpoint: str, *, tensors: bool = True, json_: bool = False) -> None:
+    """Show what a checkpoint or task vector holds: tensors, sizes, dtypes, fingerprint, origin.
+
+    Its data aren't loaded.
+
+    Args:
+        checkpoint: a file, a folder or a ref.
+        tensors: list every tensor.
+    """
     from weightops.algebra.dtypes import name_of
     from weightops.checkpoints.opening import open_ref
 
     source = open_ref(checkpoint).form.sources[0]
     stored = {name: spec for name, spec in source.specs.items() if name not in source.ties}
-    dtypes: dict[str, int] = {}
-    for spec in stored.values():
-        dtypes[name_of(spec.dtype)] = dtypes.get(name_of(spec.dtype), 0) + spec.numel
-    made_from = getattr(source, "made_from", {})
-    result: dict[str, object] = {
+    dtypes = _count_dtypes(stored)
+    if not json_:
+        if tensors:
+            _print_tensors(source)
+        _print_totals(source, stored, dtypes)
+        _print_origin(source.made_from)
+        return
+    record: dict[str, object] = {
         "checkpoint": checkpoint,
         "fingerprint": source.fingerprint,
         "parameters": sum(dtypes.values()),
@@ -33,57 +46,74 @@ def command(checkpoint: str, tensors: bool, as_json: bool) -> None:
         "dtypes": dtypes,
         "ties": dict(source.ties),
         "passed_over": list(source.skipped),
-        "made_from": made_from,
+        "made_from": source.made_from,
     }
     if tensors:
-        result["tensors"] = {
-            n: {"shape": list(s.shape), "dtype": name_of(s.dtype)} for n, s in source.specs.items()
+        record["tensors"] = {
+            name: {"shape": list(spec.shape), "dtype": name_of(spec.dtype)}
+            for name, spec in source.specs.items()
         }
-    if as_json:
-        options.echo_json(result)
-        return
-    if tensors:
-        width = max((len(name) for name in source.specs), default=0)
-        for name, spec in source.specs.items():
-            tied = f"  = {source.ties[name]}" if name in source.ties else ""
-            click.echo(
-                f"{name:{width}}  {name_of(spec.dtype):9} {'x'.join(map(str, spec.shape)) or 'scalar'}{tied}"
-            )
-    click.echo(
-        f"{len(source.specs)} tensors, {result['parameters']:,} numbers, {_size(math.fsum(s.nbytes for s in stored.values()))}"
-    )
+    echo_json(record)
+
+
+def _count_dtypes(specs: Mapping[str, Spec]) -> dict[str, int]:
+    """Return dtype -> how many numbers have it."""
+    from weightops.algebra.dtypes import name_of
+
+    counts: dict[str, int] = {}
+    for spec in specs.values():
+        name = name_of(spec.dtype)
+        counts[name] = counts.get(name, 0) + spec.numel
+    return counts
+
+
+def _print_tensors(source: Source) -> None:
+    from weightops.algebra.dtypes import name_of
+
+    width = max((len(name) for name in source.specs), default=0)
+    for name, spec in source.specs.items():
+        tied = f"  = {source.ties[name]}" if name in source.ties else ""
+        shape = "x".join(map(str, spec.shape)) or "scalar"
+        click.echo(f"{name:{width}}  {name_of(spec.dtype):9} {shape}{tied}")
+
+
+def _print_totals(source: Source, stored: Mapping[str, Spec], dtypes: dict[str, int]) -> None:
+    numbers = sum(dtypes.values())
+    size = _size(math.fsum(spec.nbytes for spec in stored.values()))
+    click.echo(f"{len(source.specs)} tensors, {numbers:,} numbers, {size}")
     click.echo("dtypes       " + ", ".join(f"{name} {count:,}" for name, count in dtypes.items()))
     click.echo(f"fingerprint  {source.fingerprint}")
     if source.skipped:
-        click.echo("passed over  " + ", ".join(source.skipped))
+        click.echo("skipped      " + ", ".join(source.skipped))
+
+
+def _print_origin(made_from: Mapping[str, Any]) -> None:
+    """Print how the weights were compressed, adapted, merged or edited."""
     compressed = made_from.get("compressed")
     if isinstance(compressed, dict):
-        click.echo(
-            f"compressed   {compressed.get('how')}, relative error {compressed.get('relative_error')}"
-        )
+        error = compressed.get("relative_error")
+        click.echo(f"compressed   {compressed.get('how')}, relative error {error}")
     adapter = made_from.get("adapter")
     if isinstance(adapter, dict):
         ranks = ", ".join(map(str, adapter["ranks"]))
         whole = f", and {len(adapter['whole'])} whole tensors" if adapter["whole"] else ""
-        click.echo(
-            f"adapter      {adapter['kind']} of rank {ranks} on {adapter['modules']} modules of {adapter['base'] or 'a base it does not name'}{whole}"
-        )
-    recipe = made_from.get("recipe")
+        base = adapter["base"] or "a base it does not name"
+        modules = f"{adapter['modules']} modules of {base}"
+        click.echo(f"adapter      {adapter['kind']} of rank {ranks} on {modules}{whole}")
+    recipe, terms = made_from.get("recipe"), made_from.get("terms")
     if isinstance(recipe, dict):
         import yaml
 
         click.echo("recipe\n" + indent(yaml.safe_dump(recipe, sort_keys=False).strip(), "  "))
         return
-    terms = made_from.get("terms")
     for term in terms if isinstance(terms, list) else []:
         what = term.get("method") or f"{term.get('ref')} ({term.get('fingerprint')})"
-        click.echo(
-            f"made from    {term.get('coefficient', 1):+g} x {what}"
-            + (f" at {term['rules']}" if term.get("rules") else "")
-        )
+        rules = f" at {term['rules']}" if term.get("rules") else ""
+        click.echo(f"made from    {term.get('coefficient', 1):+g} x {what}{rules}")
 
 
 def _size(count: float) -> str:
+    """Return a number of bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             break

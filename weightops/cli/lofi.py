@@ -2,177 +2,155 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightops.cli import options
+from weightops.cli import from_signature
+from weightops.cli.borrowing import TRAINING, taken, training_config
+from weightops.cli.from_signature import Borrowed
+from weightops.cli.learning import NODE, TASK, TEXT, check_one
+from weightops.cli.printing import echo_json, echo_plan, quieten
+
+if TYPE_CHECKING:
+    from weightops.checkpoints.checkpoint import Checkpoint
+    from weightops.tasks.table import TaskLike
+    from weightops.training.config import TrainingConfig
+    from weightops.training.nodes import Node
 
 
-@click.group(invoke_without_command=True)
-@options.learning
-@options.model
-@options.training
-@options.seed
-@options.device
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Folder for node0, node1, ..., and merged."
+@from_signature.command(
+    TRAINING,
+    Borrowed(
+        "weightops.training.lofi:run",
+        only=("nodes", "checkpoint_every", "resume", "overwrite", "device"),
+    ),
+    Borrowed("weightops.training.process_groups:connected", only=("node_size", "patience", "fsdp")),
+    NODE,
+    arguments=[TASK, TEXT],
 )
-@click.option(
-    "--nodes", type=click.IntRange(1), help="How many, one after another; only without torchrun."
-)
-@click.option(
-    "--node-size", type=click.IntRange(1), help="Processes in a node. Default: those of a machine."
-)
-@click.option(
-    "--fsdp",
-    is_flag=True,
-    help="Shard what is trained over the processes of a node (FSDP2), not copy it.",
-)
-@options.node_data
-@click.option(
-    "--average-every", type=click.IntRange(0), default=0, help="Also average every so many steps."
-)
-@click.option(
-    "--only",
-    multiple=True,
-    help="Average only tensors of these names (*, ?); others are the first node's.",
-)
-@click.option(
-    "--compare",
-    is_flag=True,
-    help="Also train with communication in every step, and compare all under shift.",
-)
-@click.option(
-    "--patience",
-    type=float,
-    default=1800.0,
-    show_default=True,
-    help="Seconds to wait for other nodes.",
-)
-@options.checkpoints
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-@options.writing
-@options.printing
-@click.pass_context
-def command(
-    ctx: click.Context,
-    /,
-    task: str | None,
-    text: Path | None,
-    model: str,
-    out: Path | None,
-    nodes: int | None,
-    node_size: int | None,
-    fsdp: bool,
-    node_data: str,
-    average_every: int,
-    only: tuple[str, ...],
-    compare: bool,
-    patience: float,
-    checkpoint_every: int,
-    resume: bool,
-    dry_run: bool,
-    overwrite: bool,
-    as_json: bool,
-    device: str,
-    **training: Any,
+def lofi(
+    *,
+    model: str = "embedded",
+    out: Path | None = None,
+    compare: bool = False,
+    dry_run: bool = False,
+    json_: bool = False,
+    **given: Any,
 ) -> None:
     """Fine-tune on nodes that don't communicate, and average their weights (arXiv 2210.11948).
 
-    \b
-    torchrun --nnodes 4 --nproc-per-node 8 -m weightops lofi --task mnist -o DIR
-    weightops lofi merge DIR/node* -o DIR/merged
+        torchrun --nnodes 4 --nproc-per-node 8 -m weightops lofi --task mnist -o DIR
+        weightops lofi merge DIR/node* -o DIR/merged
+
+    Args:
+        model: a path to a model with its configuration, or a ref.
+        out: the folder for node0, node1, ..., and merged.
+        compare: also train with communication in every step, and compare all under shift.
+        dry_run: say what would be done, and do nothing.
     """
-    if ctx.invoked_subcommand:
-        return
     if out is None:
         raise click.UsageError("lofi needs --task (or --text) and --out, or the verb merge")
-    options.one_of(task, text)
-    if nodes and node_size:
+    check_one(given)
+    if "nodes" in given and "node_size" in given:
         raise click.UsageError(
             "--nodes is for one process, which trains them in turn, and --node-size for torchrun"
         )
-    if compare and task is None:
+    if compare and "task" not in given:
         raise click.UsageError("--compare scores images under shift, and takes a --task")
-    import os
-
     if int(os.environ.get("RANK", 0)):
         os.environ["TQDM_DISABLE"] = "1"  # one bar is enough
     from weightops.checkpoints.opening import open_checkpoint
-    from weightops.training.config import config_for
-    from weightops.training.learners import TextLearner
-    from weightops.training.lofi import run
-    from weightops.training.nodes import Node, connected
+    from weightops.training.nodes import Node
 
     checkpoint = open_checkpoint(model)
-    config = config_for(checkpoint, **training)
-    like = Node(data=node_data, every=average_every, only=only or ("*",))  # type: ignore[arg-type]
+    config = training_config(checkpoint, given)
+    names = {"node_data": "data", "average_every": "every", "only": "only"}
+    like = Node(**{names[name]: value for name, value in taken(given, [*names]).items()})
     if dry_run:
-        world = int(os.environ.get("WORLD_SIZE", 1))
-        count = nodes or world // (node_size or int(os.environ.get("LOCAL_WORLD_SIZE", world)))
-        samples = {
-            f"node{i}": config.steps
-            * replace(like, index=i, count=count).batch_size(config.batch_size)
-            for i in range(count)
-        }
-        recipe = {"model": checkpoint.ref, "task": task or str(text), **asdict(config)}
-        options.echo_plan({**recipe, "samples": samples, "output": str(out)}, as_json)
+        _print_plan(checkpoint, config, like, given, out, json_)
         return
-    with connected(node_size, patience, fsdp=fsdp) as strategy:
-        if strategy.rank:
-            options.quieten()
-        given: dict[str, Any] = {
-            "model": checkpoint,
-            "config": config,
-            "strategy": strategy,
-            "nodes": nodes,
-            "like": like,
-            "checkpoint_every": checkpoint_every,
-            "resume": resume or strategy.begun,
-            "overwrite": overwrite,
-            "device": device,
-        }
-        if compare:
-            from weightops.training.lofi_baselines import compare_with_baselines as comparison
-
-            assert task is not None
-            compared = comparison(task, out, **given)
-            if compared is not None:
-                _tell_comparison(compared, as_json)
-            return
-        what = task or TextLearner(checkpoint, text, device=device)  # type: ignore[arg-type]
-        merged = run(what, out, **given)
-    if merged is not None:
-        _tell(
-            out / "merged", {**merged.record(), "communication_seconds": strategy.seconds}, as_json
-        )
+    _train(checkpoint, config, like, given, out, compare, json_)
 
 
-@command.command()
-@click.argument("nodes", nargs=-1, required=True, metavar="NODE...")
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="A folder for the average."
-)
-@click.option(
-    "--only",
-    multiple=True,
-    help="Average only tensors of these names (*, ?); others are the first node's.",
-)
-@options.batchnorm
-@options.writing
-@options.printing
-def merge(
-    nodes: tuple[str, ...],
+def _print_plan(
+    checkpoint: Checkpoint,
+    config: TrainingConfig,
+    like: Node,
+    given: Mapping[str, Any],
     out: Path,
-    only: tuple[str, ...],
-    batchnorm: str | None,
-    overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Average the checkpoints of nodes that belong together, weighted by the samples they saw."""
+    """Print the recipe, and how many samples each node would see."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    node_size = given.get("node_size") or int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    count = given.get("nodes") or processes // node_size
+    nodes = [replace(like, index=index, count=count) for index in range(count)]
+    samples = {
+        f"node{node.index}": config.steps * node.batch_size(config.batch_size) for node in nodes
+    }
+    learned = str(given.get("task") or given["text"])
+    recipe = {"model": checkpoint.ref, "task": learned, **asdict(config)}
+    echo_plan({**recipe, "samples": samples, "output": str(out)}, as_json)
+
+
+def _train(
+    checkpoint: Checkpoint,
+    config: TrainingConfig,
+    like: Node,
+    given: dict[str, Any],
+    out: Path,
+    compare: bool,
+    as_json: bool,
+) -> None:
+    """Train this process's node, or all nodes in turn, and print the average or comparison."""
+    from weightops.training.learners import TextLearner
+    from weightops.training.lofi import run
+    from weightops.training.lofi_baselines import compare_with_baselines
+    from weightops.training.process_groups import connected
+
+    task, text = given.pop("task", None), given.pop("text", None)
+    with connected(**taken(given, ("node_size", "patience", "fsdp"))) as strategy:
+        if strategy.rank:
+            quieten()
+        given["resume"] = given.get("resume", False) or strategy.restarted
+        how = {"model": checkpoint, "config": config, "strategy": strategy, "like": like, **given}
+        if compare:
+            comparison = compare_with_baselines(task, out, **how)
+            if comparison is not None:
+                _print_comparison(comparison, as_json)
+            return
+        device = given.get("device", "auto")
+        learned = task or TextLearner(checkpoint, text, device=device)
+        average = run(learned, out, **how)
+    if average is not None:
+        record = {**average.record(), "communication_seconds": strategy.seconds}
+        _print_average(out / "merged", record, as_json)
+
+
+@from_signature.command(metavar="NODE...")
+def merge(
+    nodes: tuple[str, ...],
+    *,
+    out: Path,
+    only: tuple[str, ...] = (),
+    batchnorm: TaskLike | None = None,
+    overwrite: bool = False,
+    json_: bool = False,
+) -> None:
+    """Average the checkpoints of nodes that belong together, weighted by the samples they saw.
+
+    Args:
+        nodes: the nodes' folders.
+        out: a folder for the average.
+        only: average only tensors of these names (*, ?); others are the first node's.
+        batchnorm: recompute running statistics on the images of a task.
+        overwrite: replace an output that exists; it stays until the new one is complete.
+    """
     from weightops.support.atomic import check_free
     from weightops.training.lofi import survey
 
@@ -183,35 +161,48 @@ def merge(
 
         average = replace(average, model=recompute_batchnorm(average.model, batchnorm))
     average.save(out, overwrite=overwrite)
-    _tell(out, average.record(), as_json)
+    _print_average(out, average.record(), json_)
 
 
-def _tell(out: Path, record: dict[str, Any], as_json: bool) -> None:
+def _print_average(out: Path, record: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        options.echo_json({"output": str(out), **record})
+        echo_json({"output": str(out), **record})
         return
-    lines = [f"  {name}: {node['coefficient']:.4g}" for name, node in record["nodes"].items()]
-    lines += [f"  {name}: left out, {reason}" for name, reason in record["left_out"].items()]
-    click.echo(
-        "\n".join(
-            [f"{out}: the average of {len(record['nodes'])} nodes ({record['means']})", *lines]
-        )
-    )
+    click.echo(f"{out}: the average of {len(record['nodes'])} nodes ({record['means']})")
+    for name, node in record["nodes"].items():
+        click.echo(f"  {name}: {node['coefficient']:.4g}")
+    for name, reason in record["left_out"].items():
+        click.echo(f"  {name}: left out, {reason}")
 
 
-def _tell_comparison(compared: dict[str, Any], as_json: bool) -> None:
+def _print_comparison(comparison: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        options.echo_json(compared)
+        echo_json(comparison)
         return
     from weightops.reports.table import table
 
     columns = ("in_distribution", "under_shift", "effective_robustness")
-    rows = [
-        [name, *(float(row[column]) for column in columns)]
-        for name, row in compared["models"].items()
-    ]
-    click.echo(table([compared["task"], *columns], rows))
-    for name, cost in compared["cost"].items():
-        click.echo(
-            f"{name}: {cost['communication_seconds']:.1f} of {cost['seconds']:.1f} seconds in communication"
-        )
+    models = comparison["models"]
+    rows = [[name, *(float(row[column]) for column in columns)] for name, row in models.items()]
+    click.echo(table([comparison["task"], *columns], rows))
+    for name, cost in comparison["cost"].items():
+        seconds, communication = cost["seconds"], cost["communication_seconds"]
+        click.echo(f"{name}: {communication:.1f} of {seconds:.1f} seconds in communication")
+
+
+def _unless_subcommand(callback: Any) -> Any:
+    def run(**values: Any) -> None:
+        if click.get_current_context().invoked_subcommand is None:
+            callback(**values)
+
+    return run
+
+
+command = click.Group(
+    "lofi",
+    params=lofi.params,
+    callback=_unless_subcommand(lofi.callback),
+    help=lofi.help,
+    commands={"merge": merge},
+    invoke_without_command=True,
+)

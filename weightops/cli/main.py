@@ -1,4 +1,4 @@
-"""``weightops``: find the verb, run it, and turn errors into one line and an exit code."""
+"""``weightops``: find the verb, run it, and turn errors into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -16,44 +16,37 @@ from types import FrameType
 
 import click
 
-from weightops.errors import OptionError, UnknownNameError, WeightopsError
+from weightops.errors import OptionError, WeightopsError
 from weightops.support.registry import unknown
 
 VERBS = (
-    "patch",
-    "negate",
-    "add",
-    "analogy",
-    "soup",
-    "lofi",
-    "finetune",
-    "evaluate",
-    "vector",
-    "apply",
-    "merge",
-    "compare",
-    "select",
-    "inspect",
-    "experiment",
-    "push",
-    "tasks",
-    "methods",
-    "completion",
+    *("patch", "negate", "add", "analogy", "soup", "lofi", "finetune", "evaluate"),
+    *("vector", "apply", "merge", "compare", "rank", "inspect", "experiment"),
+    *("push", "tasks", "methods", "env", "completion"),
 )
+"""The verbs, in the order in which they are best learnt; each has a module of its name here."""
+
+_FORMER = {"select": "rank"}
+"""Former names of verbs, which still answer."""
+
+_GC_THRESHOLD = 100_000
+"""Allocations between garbage collections. What torch's import allocates lives as long as the
+process, and looking through it again and again takes a fifth of the import's time."""
 
 
 class Verbs(click.Group):
-    """Verbs by the names of the modules that hold them. None of these imports torch before it runs."""
+    """The verbs. No module of theirs imports torch before the verb runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which they are best learnt."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        name = _FORMER.get(cmd_name, cmd_name)
+        if name not in VERBS:
             ctx.fail(str(unknown("verb", cmd_name, VERBS)))
-        command: click.Command = import_module(f"weightops.cli.{cmd_name}").command
-        return command
+        module = import_module(f"weightops.cli.{name}")
+        found = [getattr(module, member, None) for member in ("command", name)]
+        return next(command for command in found if isinstance(command, click.Command))
 
 
 @click.group(
@@ -69,19 +62,11 @@ def weightops() -> None:
 
 
 def main() -> None:
-    """The console script."""
-    gc.set_threshold(
-        100_000
-    )  # what torch's import makes lives on: looking it through again and again takes a fifth as long
+    """Run the console script."""
+    gc.set_threshold(_GC_THRESHOLD)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("weightops: %(message)s"))
-    logging.getLogger("weightops").addHandler(handler)
-    logging.getLogger().addHandler(
-        logging.NullHandler()
-    )  # logging.info of a library adds one that prints if there is none
-    logging.getLogger("weightops").setLevel(logging.DEBUG if debug else logging.INFO)
+    _log_to_stderr(logging.DEBUG if debug else logging.INFO)
     code = run([argument for argument in arguments if argument != "--debug"], debug=debug)
     atexit._run_exitfuncs()
     try:
@@ -89,36 +74,45 @@ def main() -> None:
         sys.stderr.flush()
     except OSError:
         code = code or 1
-    os._exit(code)  # taking torch's modules apart one by one would need another half second
+    os._exit(code)  # unloading torch's modules one by one would take half a second
+
+
+def _log_to_stderr(level: int) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("weightops: %(message)s"))
+    logger = logging.getLogger("weightops")
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    # A library that logs to the root logger would otherwise add a handler that prints.
+    logging.getLogger().addHandler(logging.NullHandler())
+
+
+def run(arguments: list[str], *, debug: bool = False) -> int:
+    """Run one command line and return its exit code."""
+    with interrupts() as received:
+        return _run(arguments, received, debug)
 
 
 @contextmanager
 def interrupts() -> Iterator[list[int]]:
-    """The interrupts that came, also those that native code below turned into errors of other kinds."""
-    came: list[int] = []
+    """Collect interrupts, including those that native code turns into other errors."""
+    received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    ours = (
-        before is signal.default_int_handler
-    )  # and not ignored, as in a shell's background, or somebody else's
-    if not ours or threading.current_thread() is not threading.main_thread():
-        yield came
+    # A shell ignores interrupts for its background jobs, and a program may have its own handler.
+    is_default = before is signal.default_int_handler
+    if not is_default or threading.current_thread() is not threading.main_thread():
+        yield received
         return
     signal.signal(signal.SIGINT, interrupt)
     try:
-        yield came
+        yield received
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def run(arguments: list[str], *, debug: bool = False) -> int:
-    """Run one command line; its exit code."""
-    with interrupts() as came:
-        return _run(arguments, came, debug)
 
 
 def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
@@ -135,18 +129,20 @@ def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
         if debug:
             raise
         if isinstance(error, click.Abort) and isinstance(error.__cause__, EOFError):
-            error = error.__cause__  # which click takes for the end of what is typed
+            error = error.__cause__  # click takes an EOFError for the end of what is typed
         if interrupted or isinstance(error, (KeyboardInterrupt, click.Abort)):
-            click.echo(
-                "weightops: interrupted; nothing is half written (--resume goes on where a verb has it)",
-                err=True,
-            )
+            text = "interrupted; nothing is half written (--resume resumes where a verb has it)"
+            click.echo(f"weightops: {text}", err=True)
             return 1
-        own = isinstance(error, WeightopsError)
-        text = str(error) if own else f"{type(error).__name__}: {error}"
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            own, text = True, f"{error.filename}: {error.strerror}"
-        hint = "" if own else " (--debug shows where)"
-        click.echo(f"weightops: {text}{hint}", err=True)
-        return 2 if isinstance(error, (OptionError, UnknownNameError)) else 1  # misused, or failed
+        click.echo(f"weightops: {_message(error)}", err=True)
+        return 2 if isinstance(error, OptionError) else 1
     return 0
+
+
+def _message(error: BaseException) -> str:
+    """Return what to say of an error: those of weightops and of the system speak for themselves."""
+    if isinstance(error, WeightopsError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {error} (--debug shows where)"

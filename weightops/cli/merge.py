@@ -2,134 +2,122 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightops.cli import options
+from weightops.cli.borrowing import taken
+from weightops.cli.from_signature import Borrowed, command
+from weightops.cli.method_options import read_method_options
+from weightops.cli.printing import echo_json
+from weightops.cli.saving import OUTPUT, SAVE, output_options, save
 
+if TYPE_CHECKING:
+    from weightops.merging.recipe import Recipe
+    from weightops.tasks.table import TaskLike
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
-@click.argument(
-    "arguments",
+_STATED = ("method", "base", "weights", "alpha", "seed", "batchnorm")
+_UNKNOWN_OPTIONS = {"ignore_unknown_options": True, "allow_interspersed_args": True}
+_ARGUMENTS = click.Argument(
+    ["arguments"],
     nargs=-1,
     type=click.UNPROCESSED,
     metavar="RECIPE.yaml | MODEL... [--OPTION VALUE]...",
 )
-@click.option("--method", default="linear", show_default=True, help="See `weightops methods`.")
-@click.option(
-    "--base", default=None, help="What task vectors are taken from, for methods that work on them."
-)
-@click.option(
-    "--weights",
-    type=options.Alphas(),
-    default=None,
-    help="One number for each model. Default: 1 each.",
-)
-@click.option(
-    "--alpha",
-    type=options.Alphas(),
-    default=(1.0,),
-    help="Of the merged task vector; several are spread over depth. Default: 1.",
-)
-@options.seed
-@options.batchnorm
-@click.option(
-    "--print-recipe",
+_PRINT_RECIPE = click.Option(
+    ["--print-recipe"],
     is_flag=True,
     is_eager=True,
     help="Print the recipe that this is, and do nothing.",
 )
-@options.output
-@options.printing
-def command(arguments: tuple[str, ...], print_recipe: bool, as_json: bool, **given: Any) -> None:
+
+
+@command(
+    Borrowed("weightops.merging.merge:merge", only=("base", "seed")),
+    SAVE,
+    arguments=(_ARGUMENTS, _PRINT_RECIPE, *OUTPUT),
+    settings=_UNKNOWN_OPTIONS,
+)
+def merge(
+    *,
+    method: str = "linear",
+    weights: Sequence[float] | None = None,
+    alpha: Sequence[float] | None = None,
+    batchnorm: TaskLike | None = None,
+    json_: bool = False,
+    **given: Any,
+) -> None:
     """Merge models into one, by any method; the method's own options go by their names.
 
-    \b
-    weightops merge node0 node1 node2 node3 -o merged
-    weightops merge a b c --method ties --base pre --density 0.2 -o merged
-    weightops merge recipe.yaml -o merged
-    torchrun --nproc-per-node 4 -m weightops merge recipe.yaml -o merged
+        weightops merge node0 node1 node2 node3 -o merged
+        weightops merge a b c --method ties --base pre --density 0.2 -o merged
+        weightops merge recipe.yaml -o merged
+        torchrun --nproc-per-node 4 -m weightops merge recipe.yaml -o merged
 
     A recipe is weightops' own (see --print-recipe) or mergekit's.
+
+    Args:
+        method: the method, see `weightops methods`.
+        weights: one number for each model. Default: 1 each.
+        alpha: the coefficient of the merged task vector; several are spread over depth. Default: 1.
+        batchnorm: recompute running statistics on the images of a task.
     """
-    from weightops.merging.recipe import Recipe
     from weightops.support.atomic import check_free
 
     stated = {
-        name: given.pop(name)
-        for name in ("method", "base", "weights", "alpha", "seed", "batchnorm")
+        "method": method,
+        "weights": weights,
+        "alpha": alpha or (1.0,),
+        "batchnorm": batchnorm,
+        **taken(given, ("base", "seed")),
     }
-    models, settings = _split(arguments)
-    if len(models) == 1 and models[0].endswith((".yaml", ".yml")):
-        context = click.get_current_context()
-        extra = [
-            n
-            for n in stated
-            if context.get_parameter_source(n) is not click.core.ParameterSource.DEFAULT
-        ]
-        if extra or settings:
-            raise click.UsageError(
-                f"the recipe says all of that: leave out --{', --'.join([*extra, *settings])}"
-            )
-        recipe = Recipe.read(models[0])
-    else:
-        recipe = _recipe(models, settings, **stated)
-    if print_recipe:
-        if as_json:
-            options.echo_json(recipe.to_dict())
-        else:
-            click.echo(recipe.to_yaml(), nl=False)
+    recipe = _read_recipe(given.pop("arguments", ()), stated)
+    if given.pop("print_recipe", False):
+        echo_json(recipe.to_dict()) if json_ else click.echo(recipe.to_yaml(), nl=False)
         return
-    if given["dry_run"]:
+    output = output_options(given)
+    if output.get("dry_run"):
         recipe = replace(recipe, batchnorm=None)
     else:
-        check_free(given["out"], overwrite=given["overwrite"])
-    options.save(
-        recipe.merge(),
-        f"{recipe.method} of {len(recipe.models)} model{'s' * (len(recipe.models) > 1)}",
-        as_json,
-        **given,
-    )
+        check_free(output["out"], overwrite=output.get("overwrite", False))
+    count = len(recipe.models)
+    title = f"{recipe.method} of {count} model{'s' * (count > 1)}"
+    save(recipe.merge(), title, json_, **output)
 
 
-def _recipe(
-    models: list[str],
-    settings: dict[str, str],
-    *,
-    method: str,
-    weights: Any,
-    alpha: tuple[float, ...],
-    **rest: Any,
-) -> Any:
-    """The recipe that the command line describes."""
+def _read_recipe(arguments: Sequence[str], stated: dict[str, Any]) -> Recipe:
+    """Return the recipe of a file, or the one that the command line describes."""
     from weightops.merging.methods.table import METHODS
     from weightops.merging.recipe import Recipe
 
-    values = options.of_method(METHODS[method], settings)
-    return Recipe(
-        tuple(models),
-        method,
-        weights=weights,
-        alpha=alpha[0] if len(alpha) == 1 else list(alpha),
-        options=values,
-        **rest,
-    )
+    models, texts = _split(arguments)
+    if len(models) == 1 and models[0].endswith((".yaml", ".yml")):
+        context = click.get_current_context()
+        default = click.core.ParameterSource.DEFAULT
+        extra = [n for n in _STATED if context.get_parameter_source(n) is not default]
+        if extra or texts:
+            named = ", ".join(f"--{name}" for name in [*extra, *texts])
+            raise click.UsageError(f"the recipe says all of that: leave out {named}")
+        return Recipe.read(models[0])
+    alpha = stated.pop("alpha")
+    options = read_method_options(METHODS[stated["method"]], texts)
+    single = alpha[0] if len(alpha) == 1 else list(alpha)
+    return Recipe(tuple(models), alpha=single, options=options, **stated)
 
 
-def _split(arguments: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
-    """Models, and the method's options by name."""
-    models, settings = [], {}
-    rest = iter(arguments)
-    for argument in rest:
+def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the models, and the method's options by name."""
+    models, texts = [], {}
+    remaining = iter(arguments)
+    for argument in remaining:
         if not argument.startswith("--"):
             models.append(argument)
             continue
         name, _, value = argument[2:].partition("=")
-        if not value:
-            value = next(rest, "")
+        value = value or next(remaining, "")
         if not value or value.startswith("--"):
             raise click.UsageError(f"{argument} needs a value")
-        settings[name.replace("-", "_")] = value
-    return models, settings
+        texts[name.replace("-", "_")] = value
+    return models, texts

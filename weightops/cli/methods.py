@@ -2,69 +2,82 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightops.cli import options
+from weightops.cli.from_signature import command
+from weightops.cli.printing import echo_json
+from weightops.support import docstrings
 
 if TYPE_CHECKING:
-    from weightops.merging.methods.method import Method
+    from weightops.merging.methods.method import Method, Option
 
 
-@click.command()
-@click.argument("method", required=False)
-@options.printing
-def command(method: str | None, as_json: bool) -> None:
-    """List the merge methods, or tell one's formula, options and source."""
+@command()
+def methods(method: str = "", *, markdown: bool = False, json_: bool = False) -> None:
+    """List the merge methods, or show the formula, options and source of one.
+
+    Args:
+        method: the name of one method.
+        markdown: print all that is known of all methods, as a page.
+    """
     from weightops.merging.methods.table import METHODS
     from weightops.reports.table import table
 
     chosen = [METHODS[method]] if method else list(METHODS.values())
-    if as_json:
-        options.echo_json(
-            [
-                {
-                    "name": m.name,
-                    "on": _on(m),
-                    "summary": m.summary,
-                    "options": {
-                        n: {
-                            "type": o.type.__name__,
-                            "default": o.default,
-                            "choices": list(o.choices),
-                        }
-                        for n, o in m.options.items()
-                    },
-                }
-                for m in chosen
-            ]
-        )
+    if json_:
+        echo_json([_record(m) for m in chosen])
+    elif markdown:
+        click.echo("\n".join(_section(m) for m in chosen), nl=False)
     elif method:
         click.echo(_page(chosen[0]))
     else:
-        click.echo(
-            table(
-                ["method", "works on", "options"],
-                [[m.name, _on(m), ", ".join(m.options) or "-"] for m in chosen],
-            )
-        )
+        rows = [[m.name, _space(m), ", ".join(m.options) or "-"] for m in chosen]
+        click.echo(table(["method", "works on", "options"], rows))
 
 
-def _on(method: Method) -> str:
+def _record(method: Method) -> dict[str, Any]:
+    options = {
+        name: {"type": o.type.__name__, "default": o.default, "choices": list(o.choices)}
+        for name, o in method.options.items()
+    }
+    return {
+        "name": method.name,
+        "on": _space(method),
+        "summary": method.summary,
+        "options": options,
+    }
+
+
+def _space(method: Method) -> str:
     return "task vectors" if method.space == "delta" else "weights"
 
 
+def _values(option: Option) -> str:
+    return "|".join(map(str, option.choices)) or option.type.__name__
+
+
 def _page(method: Method) -> str:
-    """What its docstring says, for people at a terminal: of the arguments, the options, with defaults and choices."""
-    text, _, rest = (inspect.getdoc(method.function) or "").partition("\n\nArgs:\n")
-    text = re.sub(r":math:`([^`]*)`", r"\1", text).replace("`", "")
-    said = dict(re.findall(r"^    (\w+): ((?:.|\n {8})*)", rest.partition("\n\n")[0], re.MULTILINE))
-    lines = [f"{text}\n\nWorks on {_on(method)}."]
+    """Return the docstring for people at a terminal: of the arguments, the options."""
+    parsed = docstrings.parse(method.function.__doc__)
+    lines = [f"{docstrings.plain(parsed.text)}\n\nWorks on {_space(method)}."]
     for name, option in method.options.items():
-        choices = "|".join(map(str, option.choices)) or option.type.__name__
-        lines.append(f"\n  --{name.replace('_', '-')} {choices}, by default {option.default}")
-        lines.append("      " + " ".join(said.get(name, "").replace("`", "").split()))
+        flag = f"--{name.replace('_', '-')}"
+        lines.append(f"\n  {flag} {_values(option)}, by default {option.default}")
+        lines.append("      " + docstrings.plain(parsed.arguments.get(name, "")))
     return "\n".join(lines)
+
+
+def _section(method: Method) -> str:
+    """Return the docstring as a section of a page in Markdown."""
+    parsed = docstrings.parse(method.function.__doc__)
+    text = parsed.text.replace("``", "`")
+    lines = [f"## {method.name}\n\n{text}\n\nWorks on {_space(method)}.\n"]
+    if method.options:
+        lines.append("| option | values | default | meaning |\n|---|---|---|---|")
+    for name, option in method.options.items():
+        values = _values(option).replace("|", ", ")
+        meaning = parsed.arguments.get(name, "").replace("``", "`")
+        lines.append(f"| `{name}` | {values} | {option.default} | {meaning} |")
+    return "\n".join(lines) + "\n"

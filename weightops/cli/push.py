@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightops.cli import options
+from weightops.cli.from_signature import Borrowed, command
+from weightops.cli.printing import echo_json
+from weightops.cli.pushing import check_push
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
-@click.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("repo")
-@click.option("--private", is_flag=True, help="Make the repository private, if it is made.")
-@click.option("--dry-run", is_flag=True, help="Only tell what would be uploaded; takes no token.")
-@options.printing
-def command(folder: Path, repo: str, private: bool, dry_run: bool, as_json: bool) -> None:
-    """Upload a FOLDER with weights and their model card to the Hugging Face Hub as REPO (org/name), in one commit."""
+@command(Borrowed("weightops.hub.push:push", only=("private",)))
+def push(
+    folder: Path, repo: str, *, dry_run: bool = False, json_: bool = False, **given: Any
+) -> None:
+    """Upload a FOLDER with weights and their model card to the Hugging Face Hub as REPO.
+
+    REPO is org/name. All files go up in one commit.
+
+    Args:
+        folder: the folder.
+        repo: the repository.
+        dry_run: only show what would be uploaded; takes no token.
+    """
     from weightops.checkpoints.opening import open_ref
     from weightops.errors import CheckpointError
-    from weightops.hub.push import check_push, push
+    from weightops.hub import push as hub
 
+    if not folder.is_dir():
+        raise click.UsageError(f"there is no folder {folder}")
     if not dry_run:
         check_push(repo)
     open_ref(folder)
     if not (folder / "README.md").is_file():
         raise CheckpointError(
-            f"{folder} has no model card; write what these weights are, and what was measured, to {folder}/README.md"
+            f"{folder} has no model card",
+            hint=f"write what these weights are, and what was measured, to {folder}/README.md",
         )
-    sizes = {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    address = None if dry_run else push(folder, repo, private=private)
-    if as_json:
-        options.echo_json({"repo": repo, "files": sizes, "private": private, "address": address})
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    address = None if dry_run else hub.push(folder, repo, **given)
+    if json_:
+        private = given.get("private", False)
+        echo_json({"repo": repo, "files": sizes, "private": private, "address": address})
         return
     for name, size in sizes.items():
         click.echo(f"{size:14,}  {name}")

@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import click
 
-from weightops.cli import options
+from weightops.cli.from_signature import command
+from weightops.cli.printing import echo_json
 
 
-@click.command()
-@click.option("--classes", is_flag=True, help="Name every class and template.")
-@options.printing
-def command(classes: bool, as_json: bool) -> None:
-    """List the tasks: sizes, classes, source and licence."""
+@command()
+def tasks(*, classes: bool = False, json_: bool = False) -> None:
+    """List the tasks: sizes, classes, source and licence.
+
+    Args:
+        classes: name every class and template.
+    """
     from weightops.reports.table import table
     from weightops.tasks.table import TASKS
 
-    if as_json:
+    if json_:
         fields = ("classes", "templates", "sizes", "source", "license")
-        options.echo_json(
-            {
-                name: {field: getattr(task, field) for field in fields}
-                for name, task in TASKS.items()
-            }
-        )
+        echo_json({n: {f: getattr(task, f) for f in fields} for n, task in TASKS.items()})
         return
+    splits = ("train", "validation", "test")
     rows = [
-        [
-            t.name,
-            len(t.classes),
-            *(f"{t.sizes[s]:,}" for s in ("train", "validation", "test")),
-            t.license,
-            t.source,
-        ]
+        [t.name, len(t.classes), *(f"{t.sizes[s]:,}" for s in splits), t.license, t.source]
         for t in TASKS.values()
     ]
-    click.echo(table(["task", "classes", "train", "validation", "test", "licence", "source"], rows))
-    if classes:
-        for task in TASKS.values():
-            click.echo(
-                f"\n{task.name}\n  classes    {', '.join(task.classes)}\n  templates  {' | '.join(task.templates)}"
-            )
+    click.echo(table(["task", "classes", *splits, "licence", "source"], rows))
+    for task in TASKS.values() if classes else ():
+        click.echo(f"\n{task.name}\n  classes    {', '.join(task.classes)}")
+        click.echo(f"  templates  {' | '.join(task.templates)}")

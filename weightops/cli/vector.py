@@ -2,106 +2,99 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Annotated, Any
 
 import click
 
-from weightops.cli import options
+from weightops.cli.from_signature import Borrowed, command
+from weightops.cli.printing import echo_json
+from weightops.support.ranges import Range
+
+_TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 
-@click.command()
-@click.argument("base")
-@click.argument("finetuned")
-@options.folder(
-    "A safetensors file for the task vector, or a folder for --lora; without it, only numbers are printed."
+@command(
+    Borrowed("weightops.task_vector:TaskVector.save", only=("overwrite", "compress")),
+    Borrowed("weightops.task_vector:TaskVector.save_lora", only=("fan_in_fan_out",)),
 )
-@click.option(
-    "--compress",
-    metavar="bf16|int8|sparse:DENSITY|lowrank:RANK",
-    default=None,
-    help="Store it in fewer bytes, with the error that this introduces in its metadata.",
-)
-@click.option(
-    "--lora",
-    type=click.IntRange(1),
-    default=None,
-    metavar="RANK",
-    help="Write the nearest LoRA of a rank, for peft.",
-)
-@click.option(
-    "--fan-in-fan-out",
-    is_flag=True,
-    help="With --lora: weights are of shape (in, out), as in GPT-2.",
-)
-@click.option(
-    "--select",
-    multiple=True,
-    metavar="PATTERN",
-    help="Only tensors whose names match, such as 'visual.*'.",
-)
-@click.option(
-    "--allow-missing", is_flag=True, help="Leave out tensors that only one of the checkpoints has."
-)
-@click.option("--per-tensor", is_flag=True, help="The norm of each tensor, too.")
-@options.printing
-def command(
+def vector(
     base: str,
     finetuned: str,
-    out: Path | None,
-    select: tuple[str, ...],
-    allow_missing: bool,
-    per_tensor: bool,
-    compress: str | None,
-    lora: int | None,
-    fan_in_fan_out: bool,
-    overwrite: bool,
-    as_json: bool,
+    *,
+    out: Path | None = None,
+    lora: Annotated[int, Range(min=1)] | None = None,
+    select: tuple[str, ...] = (),
+    allow_missing: bool = False,
+    per_tensor: bool = False,
+    json_: bool = False,
+    **given: Any,
 ) -> None:
-    """Make the task vector FINETUNED - BASE: save it, or tell its size."""
-    import math
+    """Make the task vector FINETUNED - BASE: save it, or print its size.
 
-    from weightops.checkpoints.opening import open_ref
+    Args:
+        base: the pre-trained weights.
+        finetuned: the fine-tuned weights.
+        out: a safetensors file for the task vector, or a folder for the LoRA; without it, only
+            numbers are printed.
+        lora: write the nearest LoRA of this rank, for peft.
+        select: only tensors whose names match a pattern, such as 'visual.*'.
+        allow_missing: leave out tensors that only one of the checkpoints has.
+        per_tensor: print the norm of each tensor, too.
+    """
     from weightops.task_vector import TaskVector
 
-    if (compress or lora) and out is None:
-        raise click.UsageError("--compress and --lora say how to write: give --out, too")
-    if compress and lora:
-        raise click.UsageError(
-            "--lora writes an adapter, --compress a task vector: give one of them"
-        )
-    if fan_in_fan_out and not lora:
-        raise click.UsageError("--fan-in-fan-out is for --lora")
-    if out is not None and (
-        out.suffix in (".pt", ".pth", ".bin", ".ckpt") or (lora and out.suffix == ".safetensors")
-    ):
-        raise click.UsageError(f"{out}: --out is {'a folder' if lora else 'a .safetensors file'}")
-    vector = TaskVector(base, finetuned, strict=not allow_missing)
-    if select:
-        vector = vector.select(select)
-    norms = vector.norm(per_tensor=True)
-    stored: dict[str, float] = {}
-    if out is not None and lora:
-        stored = vector.save_lora(out, lora, fan_in_fan_out=fan_in_fan_out, overwrite=overwrite)
-    elif out is not None:
-        vector.save(out, overwrite=overwrite, compress=compress)
-        stored = getattr(open_ref(out).form.sources[0], "made_from", {}).get("compressed", {})
-    error = stored.get("relative_error")
+    _check(out, lora, given)
+    tau = TaskVector(base, finetuned, strict=not allow_missing)
+    tau = tau.select(select) if select else tau
+    norms = tau.norm(per_tensor=True)
+    error = _save(tau, out, lora, given) if out is not None else None
     total = math.sqrt(math.fsum(norm * norm for norm in norms.values()))
     unchanged = sum(norm == 0 for norm in norms.values())
-    result = {
-        "base": base,
-        "finetuned": finetuned,
-        "tensors": len(norms),
-        "unchanged": unchanged,
-        "norm": total,
-        "relative_error": error,
-        "output": str(out) if out else None,
-    }
-    if as_json:
-        options.echo_json({**result, **({"norms": norms} if per_tensor else {})})
+    if json_:
+        result = {
+            "base": base,
+            "finetuned": finetuned,
+            "tensors": len(norms),
+            "unchanged": unchanged,
+            "norm": total,
+            "relative_error": error,
+            "output": str(out) if out else None,
+        }
+        echo_json({**result, **({"norms": norms} if per_tensor else {})})
         return
     click.echo(f"{len(norms)} tensors, {unchanged} of them unchanged; norm {total:.6g}")
     if error is not None:
         click.echo(f"stored with a relative error of {error:.3g}")
     if per_tensor:
         click.echo("\n".join(f"{norm:12.6g}  {name}" for name, norm in norms.items()))
+
+
+def _check(out: Path | None, lora: int | None, given: dict[str, Any]) -> None:
+    """Refuse options that don't go together."""
+    compress = given.get("compress")
+    if (compress or lora) and out is None:
+        raise click.UsageError("--compress and --lora say how to write: give --out, too")
+    if compress and lora:
+        raise click.UsageError("--lora writes an adapter, --compress a task vector: give one")
+    if given.get("fan_in_fan_out") and not lora:
+        raise click.UsageError("--fan-in-fan-out is for --lora")
+    if out is None:
+        return
+    if out.suffix in _TORCH_SUFFIXES or (lora and out.suffix == ".safetensors"):
+        kind = "a folder" if lora else "a .safetensors file"
+        raise click.UsageError(f"{out}: --out is {kind}")
+
+
+def _save(tau: Any, out: Path, lora: int | None, given: dict[str, Any]) -> float | None:
+    """Save a vector as it is, compressed or as a LoRA; return its relative error, if any."""
+    from weightops.checkpoints.opening import open_ref
+
+    if lora:
+        lost: float = tau.save_lora(out, lora, **given)["relative_error"]
+        return lost
+    tau.save(out, **given)
+    record = open_ref(out).form.sources[0].made_from.get("compressed", {})
+    error: float | None = record.get("relative_error")
+    return error

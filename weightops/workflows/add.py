@@ -1,55 +1,55 @@
-"""TODO."""
+"""Addition: put several tasks into one model (arXiv 2212.04089)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
 from weightops.algebra.linear_form import LinearForm
-from weightops.errors import OptionError, TaskError, UnknownNameError
+from weightops.checkpoints.opening import CheckpointLike
+from weightops.errors import OptionError, TaskError
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import METHODS
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession, Vectors
+from weightops.search.strategies import SearchOptions
+from weightops.support.arguments import check_arguments
+from weightops.support.docstrings import describe_arguments_as
 from weightops.task_vector import TaskVector
-from weightops.tasks.table import as_tasks
+from weightops.tasks.table import TaskList, as_tasks
 from weightops.tasks.task import Task
-from weightops.workflows.base import EditResult, OnMeasured, Workflow, even, mean_of
-from weightops.workflows.negate import TaskLike
+from weightops.training.config import TrainingConfig
+from weightops.workflows.base import Finetuned, OnMeasured, Workflow, even_weights, mean_name
+from weightops.workflows.result import EditResult
 
-Objective = Literal["mean", "normalized", "worst"]
-
-
-OBJECTIVES: tuple[Objective, ...] = ("normalized", "mean", "worst")
+Objective = Literal["normalized", "mean", "worst"]
+"""What the coefficients make best on validation data."""
 
 
 class Addition(Workflow):
-    """Several tasks in one model; see `add`."""
+    """The workflow of `add`."""
 
     verb = "add"
 
     def __init__(
         self,
-        tasks: Iterable[TaskLike],
+        tasks: TaskList,
         *,
-        method: str = "sum",
-        each: bool = False,
-        objective: Objective = "normalized",
-        pairs: bool = False,
-        subsets: bool = False,
-        method_options: Mapping[str, Any] | None = None,
-        **options: Any,
+        method: str,
+        method_options: Mapping[str, Any] | None,
+        each: bool,
+        objective: Objective,
+        pairs: bool,
+        subsets: bool,
+        **shared: Any,
     ) -> None:
+        check_arguments(add, objective=objective)
         self.added = as_tasks(tasks)
         if len(self.added) < 2:
             raise TaskError("an addition needs two tasks at least")
-        if objective not in OBJECTIVES:
-            raise UnknownNameError(
-                f"there is no objective {objective!r}; known: {', '.join(OBJECTIVES)}"
-            )
         self.combiner = METHODS["task_arithmetic" if method == "sum" else method]
         self.method_options = self.combiner.check(method_options or {})
         if each and method != "sum":
@@ -57,8 +57,11 @@ class Addition(Workflow):
                 f"{method} makes one vector of all: it has one alpha, not one for each task"
             )
         self.each, self.objective, self.pairs, self.subsets = each, objective, pairs, subsets
-        self.method = f"The weights are `base + alpha * {method}(finetuned - base, ...)` (task arithmetic, arXiv 2212.04089)"
-        super().__init__(dict.fromkeys(self.added, "added"), **options)
+        self.method = (
+            f"The weights are `base + alpha * {method}(finetuned - base, ...)` "
+            "(task arithmetic, arXiv 2212.04089)"
+        )
+        super().__init__(dict.fromkeys(self.added, "added"), **shared)
 
     @property
     def learned(self) -> list[Task]:
@@ -66,148 +69,176 @@ class Addition(Workflow):
 
     @property
     def view(self) -> Goal:
-        return Goal(even(self.added), what=mean_of(self.added, "added"))
-
-    def combine(self, bench: EditSession, vectors: Sequence[TaskVector]) -> TaskVector:
-        """One vector of several, by the method."""
-        source = MethodSource(
-            self.combiner,
-            [v.form for v in vectors],
-            seed=self.config.seed,
-            options=self.method_options,
-        )
-        if self.combiner.fixed:
-            return TaskVector._of(source.as_form(), vectors[0].base)
-        made = LinearForm.of(source)
-        vector = TaskVector._of(made, vectors[0].base)
-        return bench.held(dict(vector), source.ref)  # computed once, for all alphas
+        return Goal(even_weights(self.added), what=mean_name(self.added, "added"))
 
     def goal(self, tasks: Sequence[Task], experts: Mapping[str, float]) -> Goal:
-        """What alpha is chosen for, given the fine-tuned models' validation accuracy."""
+        """Return what the coefficients are chosen for.
+
+        Args:
+            tasks: the tasks that are added.
+            experts: task -> validation accuracy of the model that was fine-tuned on it.
+        """
         if self.objective == "mean":
-            return Goal(even(tasks), what="best mean accuracy")
+            return Goal(even_weights(tasks), what="best mean accuracy")
         scale = {task.name: 1 / max(experts[task.name], 1e-9) for task in tasks}
         if self.objective == "worst":
             return Goal(scale, worst=True, what="best normalized accuracy of the worst task")
-        return Goal(
-            {name: weight / len(tasks) for name, weight in scale.items()},
-            what="best mean normalized accuracy",
-        )
+        weights = {name: weight / len(tasks) for name, weight in scale.items()}
+        return Goal(weights, what="best mean normalized accuracy")
 
-    def find(self, bench: EditSession) -> EditResult:
-        singles = dict(zip(self.added, self.vectors(bench), strict=True))
-        own = {
-            task: bench.measure(vector, "validation", [task]) for task, vector in singles.items()
+    def find(self, session: EditSession) -> EditResult:
+        vectors = dict(zip(self.added, self.vectors(session), strict=True))
+        experts = {
+            task.name: _accuracy(session, vector, "validation", task)
+            for task, vector in vectors.items()
         }
-        experts = {task.name: float(m.scores[task.name]["acc1"]) for task, m in own.items()}
-        found = self._search(bench, singles, experts)
-        found.rivals = {"finetuned": [(vector, [task]) for task, vector in singles.items()]}
-        sizes = range(2, len(self.added)) if self.subsets else (2,) if self.pairs else ()
-        groups = [
-            group
-            for size in sizes
-            for group in combinations(self.added, size)
-            if len(group) < len(self.added)
+        result = self._search_alphas(session, vectors, experts)
+        result.rivals = {"finetuned": [(vector, [task]) for task, vector in vectors.items()]}
+        result.more["subsets"] = [
+            self._measure_group(session, {task: vectors[task] for task in group}, experts)
+            for group in self._groups()
         ]
-        found.more["subsets"] = [
-            self._group(bench, {t: singles[t] for t in group}, experts) for group in groups
-        ]
-        found.more["cosines"] = {
-            f"{a.name}, {b.name}": singles[a].cosine(singles[b])
+        result.more["cosines"] = {
+            f"{a.name}, {b.name}": vectors[a].cosine(vectors[b])
             for a, b in combinations(self.added, 2)
         }
-        return found
+        return result
 
-    def _search(
-        self, bench: EditSession, singles: Mapping[Task, TaskVector], experts: Mapping[str, float]
+    def _groups(self) -> Iterator[tuple[Task, ...]]:
+        """Yield the pairs or subsets that are measured, too."""
+        sizes = range(2, len(self.added)) if self.subsets else (2,) if self.pairs else ()
+        for size in sizes:
+            if size < len(self.added):
+                yield from combinations(self.added, size)
+
+    def _combine(self, session: EditSession, vectors: Sequence[TaskVector]) -> TaskVector:
+        """Combine several vectors into one by the merge method."""
+        forms = [vector.form for vector in vectors]
+        source = MethodSource(
+            self.combiner, forms, seed=self.config.seed, options=self.method_options
+        )
+        if self.combiner.fixed:
+            return TaskVector.of_form(source.as_form(), vectors[0].base)
+        merged = TaskVector.of_form(LinearForm.of(source), vectors[0].base)
+        return session.in_memory(dict(merged), source.ref)  # computed once, for all alphas
+
+    def _search_alphas(
+        self, session: EditSession, vectors: Mapping[Task, TaskVector], experts: Mapping[str, float]
     ) -> EditResult:
-        vectors: Vectors
+        searched: Vectors
         if self.each:
-            vectors = {task.name: vector for task, vector in singles.items()}
+            searched = {task.name: vector for task, vector in vectors.items()}
         else:
-            vectors = {
-                "+".join(t.name for t in singles): self.combine(bench, list(singles.values()))
-            }
-        trial = bench.trial(vectors, self.goal(list(singles), experts), list(singles))
+            combined = self._combine(session, list(vectors.values()))
+            searched = {"+".join(task.name for task in vectors): combined}
+        trial = session.trial(searched, self.goal(list(vectors), experts), list(vectors))
         alpha, why = self.choose(trial)
-        return EditResult(vectors, alpha, why, trial.sweep)
+        return EditResult(searched, alpha, why, trial.sweep)
 
-    def _group(
-        self, bench: EditSession, singles: Mapping[Task, TaskVector], experts: Mapping[str, float]
+    def _measure_group(
+        self, session: EditSession, vectors: Mapping[Task, TaskVector], experts: Mapping[str, float]
     ) -> dict[str, Any]:
-        """What a subset of the tasks comes to on test data, with a coefficient of its own."""
-        found = self._search(bench, singles, experts)
-        edited = bench.measure(found.edit, "test", singles)
+        """Add a subset of the tasks, with an alpha of its own, and measure it on test data."""
+        result = self._search_alphas(session, vectors, experts)
+        edited = session.measure(result.edit, "test", vectors)
         alone = {
-            t.name: bench.measure(v, "test", [t]).scores[t.name]["acc1"] for t, v in singles.items()
+            task.name: _accuracy(session, vector, "test", task) for task, vector in vectors.items()
         }
         accuracy = {name: float(edited.scores[name]["acc1"]) for name in alone}
         shares = [_share(accuracy[name], alone[name]) for name in alone]
         return {
             "tasks": list(alone),
-            "alpha": found.named,
+            "alpha": result.named_alpha,
             "accuracy": accuracy,
             "normalized": math.fsum(shares) / len(shares),
         }
 
     def conclude(self, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        edited = {name: task[self.word]["acc1"] for name, task in tasks.items()}
         shares = {
-            name: _share(task[self.word]["acc1"], task["finetuned"]["acc1"])
-            for name, task in tasks.items()
+            name: _share(accuracy, tasks[name]["finetuned"]["acc1"])
+            for name, accuracy in edited.items()
         }
         return {
             "normalized": shares,
             "mean": {
-                "accuracy": math.fsum(task[self.word]["acc1"] for task in tasks.values())
-                / len(tasks),
+                "accuracy": math.fsum(edited.values()) / len(tasks),
                 "normalized": math.fsum(shares.values()) / len(shares),
             },
         }
 
     def remarks(self, summary: Mapping[str, Any]) -> list[str]:
-        shares = ", ".join(
-            f"{name} {100 * share:.1f}" for name, share in summary["normalized"].items()
-        )
+        shares = ", ".join(f"{name} {100 * s:.1f}" for name, s in summary["normalized"].items())
         groups = [
-            f"{' + '.join(g['tasks'])}: normalized {100 * g['normalized']:.1f} % with alpha {g['alpha']}"
-            for g in summary["subsets"]
+            f"{' + '.join(group['tasks'])}: normalized {100 * group['normalized']:.1f} % "
+            f"with alpha {group['alpha']}"
+            for group in summary["subsets"]
         ]
-        return [
-            f"normalized accuracy {100 * summary['mean']['normalized']:.1f} % ({shares})",
-            *(["\n".join(groups)] if groups else []),
-        ]
+        mean = f"normalized accuracy {100 * summary['mean']['normalized']:.1f} % ({shares})"
+        return [mean, "\n".join(groups)] if groups else [mean]
 
 
-def add(
-    tasks: Iterable[TaskLike],
-    out: str | Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    on_measured: OnMeasured = lambda _: None,
-    **options: Any,
-) -> dict[str, Any]:
-    r"""Several tasks in one model: :math:`\theta = \theta_0 + \alpha\sum_i\tau_i` (arXiv 2212.04089), or by any merge method.
-
-    Args:
-        tasks: what to add, two at least.
-        out: the folder for the edited model and the results; it appears whole.
-        resume: go on from where a killed run stopped.
-        overwrite: replace ``out``.
-        on_measured: called with the validation scores of each candidate.
-        options: ``method`` ("sum" or a name in `METHODS`, with ``method_options``), ``each`` (one alpha for each task, by coordinate
-            search, instead of a shared one), ``objective`` ("normalized": the mean accuracy relative to each task's fine-tuned
-            model's; "mean"; "worst": the lowest normalized accuracy), ``pairs`` and ``subsets`` (do it for every pair or every
-            subset, too), and those of `Workflow`.
-
-    Returns:
-        The content of ``summary.json``; ``normalized`` is accuracy over the fine-tuned model's, on test data.
-    """
-    return Addition(tasks, **options).run(
-        Path(out), resume=resume, overwrite=overwrite, on_measured=on_measured
-    )
+def _accuracy(session: EditSession, vector: TaskVector, split: str, task: Task) -> float:
+    """Return the accuracy of an edit on one task."""
+    return float(session.measure(vector, split, [task]).scores[task.name]["acc1"])
 
 
 def _share(accuracy: float, reference: float) -> float:
-    """An accuracy as a share of another; NaN of one that is 0."""
+    """Return an accuracy as a share of another; NaN of one that is 0."""
     return accuracy / reference if reference else math.nan
+
+
+@describe_arguments_as(Workflow)
+def add(
+    tasks: TaskList,
+    out: str | Path,
+    *,
+    model: CheckpointLike = "embedded",
+    method: str = "sum",
+    method_options: Mapping[str, Any] | None = None,
+    each: bool = False,
+    objective: Objective = "normalized",
+    pairs: bool = False,
+    subsets: bool = False,
+    finetuned: Finetuned = None,
+    search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
+    training: TrainingConfig | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    on_measured: OnMeasured | None = None,
+) -> dict[str, Any]:
+    """Put several tasks into one model (task arithmetic, arXiv 2212.04089).
+
+    The weights are ``theta_0 + alpha * sum_i tau_i``, or ``theta_0 + alpha * m(tau_1, tau_2, ...)``
+    with a merge method m. Normalized accuracy is accuracy over that of the model which was
+    fine-tuned on the task.
+
+    Args:
+        tasks: what to add, two tasks at least.
+        method: the name of a merge method, or sum.
+        method_options: options of the method, such as density=0.2.
+        each: search an alpha for each task, instead of a shared one.
+        objective: what the coefficients make best on validation data. normalized: the mean
+            normalized accuracy; mean: the mean accuracy; worst: the lowest normalized accuracy.
+        pairs: add every pair of the tasks, too.
+        subsets: add every subset of the tasks, too.
+
+    Returns:
+        The content of ``summary.json``; ``normalized`` is measured on test data.
+    """
+    workflow = Addition(
+        tasks,
+        method=method,
+        method_options=method_options,
+        each=each,
+        objective=objective,
+        pairs=pairs,
+        subsets=subsets,
+        model=model,
+        finetuned=finetuned,
+        search=search,
+        training=training,
+        device=device,
+    )
+    return workflow.run(out, resume=resume, overwrite=overwrite, on_measured=on_measured)

@@ -1,24 +1,31 @@
-"""TODO."""
+"""Analogy: a model for a task without training data, from three others (arXiv 2212.04089)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import TaskError
 from weightops.search.goal import Goal
-from weightops.search.session import EditSession, Vectors, combined
-from weightops.tasks.table import as_tasks
+from weightops.search.session import EditSession, Vectors, weighted_sum
+from weightops.search.strategies import SearchOptions
+from weightops.support.docstrings import describe_arguments_as
+from weightops.tasks.table import TaskLike, as_task
 from weightops.tasks.task import Task
-from weightops.workflows.base import EditResult, OnMeasured, Workflow, even
-from weightops.workflows.negate import TaskLike
+from weightops.training.config import TrainingConfig
+from weightops.workflows.base import Finetuned, OnMeasured, Workflow, even_weights
+from weightops.workflows.result import EditResult
 
 
 class Analogy(Workflow):
-    """A is to B as C is to D: a model for D without training data of it; see `analogy`."""
+    """The workflow of `analogy`."""
 
     verb = "analogy"
-    method = "The weights are `base + alpha_C * C + alpha_B * B - alpha_A * A`, vectors each (task analogies, arXiv 2212.04089)"
+    method = (
+        "The weights are `base + alpha_C * C + alpha_B * B - alpha_A * A`, vectors each "
+        "(task analogies, arXiv 2212.04089)"
+    )
 
     def __init__(
         self,
@@ -27,18 +34,18 @@ class Analogy(Workflow):
         c: TaskLike,
         target: TaskLike,
         *,
-        each: bool = True,
-        supervised: bool = False,
-        **options: Any,
+        shared: bool,
+        supervised: bool,
+        **common: Any,
     ) -> None:
-        self.a, self.b, self.c, self.d = [as_tasks(name)[0] for name in (a, b, c, target)]
-        if len({self.a.name, self.b.name, self.c.name, self.d.name}) < 4:
+        self.a, self.b, self.c, self.target = map(as_task, (a, b, c, target))
+        if len({task.name for task in (self.a, self.b, self.c, self.target)}) < 4:
             raise TaskError(
                 "an analogy needs four different tasks: A is to B as C is to the target"
             )
-        self.each, self.supervised = each, supervised
-        roles = {self.d: "target", **dict.fromkeys([self.a, self.b, self.c], "given")}
-        super().__init__(roles, **options)
+        self.shared, self.supervised = shared, supervised
+        given = dict.fromkeys([self.a, self.b, self.c], "given")
+        super().__init__({self.target: "target", **given}, **common)
 
     @property
     def learned(self) -> list[Task]:
@@ -46,24 +53,27 @@ class Analogy(Workflow):
 
     @property
     def view(self) -> Goal:
-        return Goal(even([self.d]), what=self.d.name)
+        return Goal(even_weights([self.target]), what=self.target.name)
 
-    def find(self, bench: EditSession) -> EditResult:
-        a, b, c = self.vectors(bench)
-        names = {f"{self.c.name}": c, f"{self.b.name}": b, f"minus {self.a.name}": -a}
-        vectors: Vectors = names if self.each else {"analogy": combined(names, (1.0, 1.0, 1.0))}
-        trial = bench.trial(
-            vectors, Goal(even([self.d]), what=f"best {self.d.name} accuracy"), [self.d]
-        )
+    def find(self, session: EditSession) -> EditResult:
+        a, b, c = self.vectors(session)
+        vectors: Vectors = {self.c.name: c, self.b.name: b, f"minus {self.a.name}": -a}
+        if self.shared:
+            vectors = {"analogy": weighted_sum(vectors, (1.0, 1.0, 1.0))}
+        goal = Goal(even_weights([self.target]), what=f"best {self.target.name} accuracy")
+        trial = session.trial(vectors, goal, [self.target])
         alpha, why = self.choose(trial)
-        found = EditResult(vectors, alpha, why, trial.sweep, {})
-        for name, vector in (("A", a), ("B", b), ("C", c)):
-            found.rivals[f"only {name}"] = [(vector, [self.d])]
+        rivals = {
+            f"only {name}": [(vector, [self.target])]
+            for name, vector in (("A", a), ("B", b), ("C", c))
+        }
         if self.supervised:
-            found.rivals["finetuned"] = [(bench.learn(self.d, name="supervised"), [self.d])]
-        return found
+            learned = session.learn(self.target, name="supervised")
+            rivals["finetuned"] = [(learned, [self.target])]
+        return EditResult(vectors, alpha, why, trial.sweep, rivals)
 
 
+@describe_arguments_as(Workflow)
 def analogy(
     a: TaskLike,
     b: TaskLike,
@@ -71,27 +81,45 @@ def analogy(
     target: TaskLike,
     out: str | Path,
     *,
+    model: CheckpointLike = "embedded",
+    shared: bool = False,
+    supervised: bool = False,
+    finetuned: Finetuned = None,
+    search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
+    training: TrainingConfig | None = None,
+    device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
-    on_measured: OnMeasured = lambda _: None,
-    **options: Any,
+    on_measured: OnMeasured | None = None,
 ) -> dict[str, Any]:
-    r"""A model for a task without training data, by analogy: :math:`\tau_D = \tau_C + \tau_B - \tau_A` (arXiv 2212.04089).
+    """Make a model for a task without training data: C + B - A (arXiv 2212.04089).
+
+    A is to B as C is to the target, so the target's vector is ``tau_C + tau_B - tau_A``. The
+    built-in example has letters of two halves of the alphabet in two styles: trained on both
+    styles of the first half and on one of the second, it reads the other style of the second half.
 
     Args:
-        a: A, which is to B ...
-        b: B ...
-        c: as C is ...
-        target: to this. Its training images are not used; its validation images choose the coefficients.
-        out: the folder for the edited model and the results; it appears whole.
-        resume: go on from where a killed run stopped.
-        overwrite: replace ``out``.
-        on_measured: called with the validation scores of each candidate.
-        options: ``each`` (default True: an alpha for each vector, by coordinate search; False: a shared one), ``supervised`` (compare
-            with fine-tuning on the target), and those of `Workflow`.
+        a: A is to B ...
+        b: ... as ...
+        c: ... C is to the target.
+        target: the task without training data; its validation images choose the coefficients.
+        shared: search one alpha for all three vectors, instead of one each.
+        supervised: compare with fine-tuning on the target.
 
     Returns:
         The content of ``summary.json``.
     """
-    workflow = Analogy(a, b, c, target, **options)
-    return workflow.run(Path(out), resume=resume, overwrite=overwrite, on_measured=on_measured)
+    workflow = Analogy(
+        a,
+        b,
+        c,
+        target,
+        shared=shared,
+        supervised=supervised,
+        model=model,
+        finetuned=finetuned,
+        search=search,
+        training=training,
+        device=device,
+    )
+    return workflow.run(out, resume=resume, overwrite=overwrite, on_measured=on_measured)

@@ -1,513 +1,301 @@
-"""What all workflows share: make vectors, choose coefficients on validation data, confirm once on test data, write it all."""
+"""Edit a model from end to end: learn vectors, choose coefficients, confirm them once, write all.
+
+A `Workflow` says what is particular to one edit: which tasks it learns, how their vectors are
+combined, and what coefficients are chosen for. `Workflow.run` does what all of them share.
+"""
 
 from __future__ import annotations
 
-import json
+import inspect
 import logging
 import shutil
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar
 
-from weightops.algebra.names import finite
+from typing_extensions import Self
+
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
-from weightops.errors import (
-    MissingExtraError,
-    OptionError,
-    OutputError,
-    TaskError,
-    UnknownNameError,
-)
-from weightops.evaluation.zero_shot import record
-from weightops.reports.card import card
-from weightops.reports.frontier import draw_bars, draw_frontier
-from weightops.reports.outcome import versions
-from weightops.reports.page import write_page
-from weightops.search.goal import (
-    Coefficients,
-    Goal,
-    NothingSatisfiesError,
-    Point,
-    difference,
-    interval,
-    shown,
-)
-from weightops.search.session import EditSession, Measured, Trial, Vectors, combined, file_name
-from weightops.search.strategies import coordinates, evolve, grid, race
+from weightops.errors import NothingSatisfiesError, OptionError, OutputError
+from weightops.search.cma_es import evolve
+from weightops.search.goal import Choice, Coefficients, Goal, Point, shown
+from weightops.search.session import EditSession, Measured, Trial
+from weightops.search.strategies import SearchOptions, coordinates, grid, race
 from weightops.support.atomic import atomic_output, check_free
-from weightops.support.json_files import jsonable, write_json
 from weightops.task_vector import TaskVector
+from weightops.tasks.table import as_tasks
 from weightops.tasks.task import Task
 from weightops.training.config import TrainingConfig, config_for
+from weightops.workflows.folder import write_folder
+from weightops.workflows.plan import Plan, plan_run
+from weightops.workflows.result import EditResult, confirm
+from weightops.workflows.summary import summarize
 
 log = logging.getLogger("weightops")
 
-ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
-Search = Literal["grid", "race", "cma"]
-SEARCHES: tuple[Search, ...] = get_args(Search)
 OnMeasured = Callable[[Measured], None]
+"""A function that is called with each edit that a search has measured in full."""
 
+Finetuned = CheckpointLike | TaskVector | Sequence[CheckpointLike | TaskVector] | None
+"""Fine-tuned weights or task vectors that replace fine-tuning: one, or one for each task."""
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do and what it takes, for ``--dry-run``."""
-
-    verb: str
-    model: str
-    tasks: Mapping[str, str]
-    learned: tuple[str, ...]
-    alphas: tuple[float, ...]
-    search: str
-    config: TrainingConfig
-    training_images: int
-    evaluated_images: int
-    output: str
-    output_bytes: int
-    free_bytes: int
-
-
-@dataclass
-class EditResult:
-    """What a workflow has made and chosen.
-
-    Attributes:
-        vectors: by name; the edit is their sum, weighted by ``alpha``.
-        alpha: their coefficients.
-        why: in one sentence.
-        sweep: what was measured on validation data on the way.
-        rivals: what the edit is compared with on test data: name -> (vector, its tasks) for each.
-        more: what else belongs into the summary.
-    """
-
-    vectors: Vectors
-    alpha: Coefficients
-    why: str
-    sweep: list[Measured]
-    rivals: dict[str, list[tuple[TaskVector, list[Task]]]] = field(default_factory=dict)
-    more: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def edit(self) -> TaskVector:
-        """The chosen edit."""
-        return combined(self.vectors, self.alpha)
-
-    @property
-    def named(self) -> float | dict[str, float]:
-        """The coefficient, or the coefficients by name."""
-        return (
-            self.alpha[0]
-            if len(self.alpha) == 1
-            else dict(zip(self.vectors, self.alpha, strict=True))
-        )
+_RUN = ("out", "resume", "overwrite", "on_measured")
+"""Parameters of a workflow's function that belong to `Workflow.run`."""
 
 
 class Workflow(ABC):
     """One edit of a model, from data to a folder with the edited model.
 
+    Each module of this folder has a workflow and the function that runs it, which is called as the
+    workflow's ``verb``. The function's signature holds all defaults. These parameters mean the same
+    in all of them:
+
     Args:
-        roles: what each task is for.
-        model: what is edited.
-        finetuned: weights or vectors to use instead of fine-tuning, one for each task that is learned.
-        alphas: values to try for each coefficient, beside 0.
-        search: "grid" measures all of them on all validation images; "race" drops the hopeless early; "cma" is for several
-            coefficients that depend on each other. Of several, the others look at each in turn.
-        device: "auto", "cpu", "cuda", ...
-        training: fields of `TrainingConfig`.
+        roles: task -> its role, such as "target".
+        model: the model to edit: a path to a model with its configuration, or a ref.
+        finetuned: weights, or saved task vectors, to use instead of fine-tuning: one for each task
+            that is learned, in their order.
+        search: the coefficients to try, and how.
+        training: the recipe of fine-tuning, see `config_for`; the model's own by default.
+        device: where to compute: auto, cpu, cuda, cuda:1, ...
+        resume: resume a run that was killed or interrupted.
+        overwrite: replace an output that exists; it stays until the new one is complete.
+        on_measured: called with the validation scores of each edit that is measured in full.
+        out: the folder for the edited model, ``results.jsonl``, ``summary.json``, ``report.html``
+            and pictures; it appears whole, at the end.
+
+    Raises:
+        OptionError: if there aren't as many fine-tuned weights as learned tasks.
+        TaskError: if two different tasks have one name.
     """
 
-    verb: str
-    """What it is called on the command line."""
-    word = "edited"
-    """What its result is called in the summary."""
+    verb: ClassVar[str]
+    """The name of the function, and of the verb on the command line."""
+    word: ClassVar[str] = "edited"
+    """The name of the edited model in the summary."""
     method: str
-    """How the weights are made, for the model card."""
-    sign = 1.0
-    """What the values of alpha are multiplied by."""
+    """How the weights are computed, for the model card."""
+    sign: ClassVar[float] = 1.0
+    """A factor of all coefficients that are tried."""
     batchnorm: Task | None = None
-    """On whose images averages of weights get batch statistics of their own."""
-    keeps_vectors = True
-    """Whether the vectors are among its results."""
+    """The task on whose images running statistics are recomputed, if any."""
+    keeps_vectors: ClassVar[bool] = True
+    """Whether the vectors are written, too."""
 
     def __init__(
         self,
         roles: Mapping[Task, str],
         *,
-        model: CheckpointLike = "embedded",
-        finetuned: CheckpointLike | TaskVector | Sequence[Any] | None = None,
-        alphas: Iterable[float] = ALPHAS,
-        search: Search = "grid",
-        device: str = "auto",
-        **training: Any,
+        model: CheckpointLike,
+        finetuned: Finetuned,
+        search: SearchOptions,
+        training: TrainingConfig | None,
+        device: str,
     ) -> None:
         self.roles = dict(roles)
-        names = [task.name for task in self.roles]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise TaskError(
-                f"two different tasks are called {twice[0]}: rename a folder, results go by names"
-            )
+        self.tasks = as_tasks(self.roles)
         self.checkpoint = open_checkpoint(model)
-        self.finetuned: list[Any] = (
-            list(finetuned) if isinstance(finetuned, (list, tuple)) else [finetuned]
-        )
-        if finetuned is None:
-            self.finetuned = []
-        self.alphas = tuple(sorted({0.0, *map(finite, alphas)}))
-        if search not in SEARCHES:
-            raise UnknownNameError(f"there is no search {search!r}; known: {', '.join(SEARCHES)}")
-        self.search: Search = search
-        self.config = config_for(self.checkpoint, **training)
+        self.finetuned = _as_list(finetuned)
+        self.search = search
+        self.config = training or config_for(self.checkpoint)
         self.device = device
         if self.finetuned and len(self.finetuned) != len(self.learned):
+            names = ", ".join(task.name for task in self.learned)
             raise OptionError(
-                f"{self.verb} learns {len(self.learned)} tasks ({', '.join(task.name for task in self.learned)}), and "
-                f"{len(self.finetuned)} weights or vectors were given instead: give one for each, in this order"
+                f"{self.verb} learns {len(self.learned)} tasks ({names}), and "
+                f"{len(self.finetuned)} weights or vectors were given",
+                hint="give one finetuned= for each task, in this order",
             )
 
-    # -------------------------------------------------- what each one says
+    @classmethod
+    def from_call(cls, *arguments: Any, **named: Any) -> Self:
+        """Return the workflow that a call of its function would run, with the function's defaults.
+
+        Raises:
+            TypeError: for arguments that the function doesn't have.
+        """
+        signature = inspect.signature(getattr(sys.modules[cls.__module__], cls.verb))
+        kept = [p for name, p in signature.parameters.items() if name not in _RUN]
+        bound = signature.replace(parameters=kept).bind(*arguments, **named)
+        bound.apply_defaults()
+        return cls(**bound.arguments)
+
+    # ------------------------------------------- what is particular to an edit
 
     @property
     @abstractmethod
     def learned(self) -> list[Task]:
-        """The tasks that are fine-tuned on, in the order of ``finetuned``."""
+        """The tasks to fine-tune on, in the order of ``finetuned``."""
 
     @abstractmethod
-    def find(self, bench: EditSession) -> EditResult:
-        """Make the vectors and choose their coefficients, on training and validation data alone."""
+    def find(self, session: EditSession) -> EditResult:
+        """Learn the vectors and choose their coefficients, on training and validation data."""
 
     @property
     @abstractmethod
     def view(self) -> Goal:
-        """What the picture shows: the score upwards, what is kept to the right."""
-
-    # ------------------------------------------------------- what all share
-
-    @property
-    def tasks(self) -> list[Task]:
-        """All of its tasks."""
-        return list(self.roles)
+        """The axes of the picture: the score upwards, what is kept to the right."""
 
     @property
     def candidates(self) -> int:
         """About how many edits are measured on validation data."""
-        return len(self.alphas)
-
-    def vectors(self, bench: EditSession) -> list[TaskVector]:
-        """A vector for each learned task: given, or fine-tuned now."""
-        if self.finetuned:
-            return [bench.vector(given) for given in self.finetuned]
-        return [bench.learn(task) for task in self.learned]
-
-    def choose(
-        self, trial: Trial, alphas: Iterable[float] | None = None
-    ) -> tuple[Coefficients, str]:
-        """Search the coefficients of a trial on validation data.
-
-        Raises:
-            NothingSatisfiesError: if nothing satisfies the constraint, or nothing but the base does.
-        """
-        values = [self.sign * alpha + 0.0 for alpha in (self.alphas if alphas is None else alphas)]
-        k = len(trial.vectors)
-        shared = [(value,) * k for value in values]
-        if k == 1:
-            choice = (grid if self.search == "grid" else race)(trial.sheet, shared)
-        elif self.search == "cma":
-            choice = evolve(trial.sheet, values, shared, seed=self.config.seed)
-        else:
-            choice = coordinates(trial.sheet, values, shared)
-        alpha = choice.alpha if isinstance(choice.alpha, tuple) else (choice.alpha,)
-        if not any(alpha):
-            best = max(
-                (p for p in self.points(trial.sweep) if p.size[0]), key=lambda p: (p.kept, p.score)
-            )
-            kept = f" at {best.kept:.2%} {self.view.kept}" if self.view.keep else ""
-            raise NothingSatisfiesError(
-                f"no alpha improves {', '.join(t.name for t in self.learned)} within the rule, so there is nothing to write; the one that "
-                f"costs least is alpha {shown(best.alpha)}: {abs(best.score):.2%}{kept}"
-            )
-        return alpha, choice.why
-
-    def plan(self, out: Path) -> Plan:
-        """What `run` would do."""
-        validation, test = (
-            sum(task.sizes[split] for task in self.tasks) for split in ("validation", "test")
-        )
-        learned = 0 if self.finetuned else len(self.learned)
-        copies = (
-            2 + len(self.learned) + 3 * learned
-        )  # the model, the vectors; weights and state of the fine-tuning
-        parent = next(p for p in out.absolute().parents if p.exists())
-        return Plan(
-            self.verb,
-            self.checkpoint.ref,
-            {t.name: role for t, role in self.roles.items()},
-            tuple(t.name for t in self.learned),
-            tuple(self.sign * a + 0.0 for a in self.alphas),
-            self.search,
-            self.config,
-            learned * self.config.steps * self.config.batch_size,
-            self.candidates * validation + 3 * test,
-            str(out),
-            copies * sum(spec.numel * 4 for spec in self.checkpoint.specs.values()),
-            shutil.disk_usage(parent).free,
-        )
-
-    def run(
-        self,
-        out: Path,
-        *,
-        resume: bool = False,
-        overwrite: bool = False,
-        on_measured: OnMeasured = lambda _: None,
-    ) -> dict[str, Any]:
-        """Do it all; the content of ``summary.json``. ``out`` appears whole, at the end."""
-        check_free(out, overwrite=overwrite)
-        plan = self.plan(out)
-        if plan.free_bytes < plan.output_bytes:
-            need, free = plan.output_bytes / 1e6, plan.free_bytes / 1e6
-            raise OutputError(
-                f"{out} needs about {need:.0f} MB while it is made, and {free:.0f} MB are free"
-            )
-        for task in self.tasks:
-            for split in ("validation", "test"):
-                task.load(split)[
-                    0
-                ]  # what can't be had is better told now than after the fine-tuning
-        work = out.with_name(f".{out.name}.run")
-        if not resume and work.exists():
-            log.warning(
-                "an earlier run that was interrupted is started anew; --resume would have gone on with it"
-            )
-            shutil.rmtree(work, ignore_errors=True)
-        started = time.monotonic()
-        try:
-            bench = EditSession(
-                self.checkpoint,
-                self.tasks,
-                config=self.config,
-                device=self.device,
-                batchnorm=self.batchnorm,
-                work=work,
-                resume=resume,
-                on_measured=on_measured,
-            )
-            found = self.find(bench)
-            searched = time.monotonic() - started - bench.seconds
-            test = confirm(bench, found, self.word)
-            seconds = {
-                "finetune": bench.seconds,
-                "sweep": searched,
-                "total": time.monotonic() - started,
-            }
-            summary = self._summary(bench, found, test, seconds, out)
-            with atomic_output(out, overwrite=overwrite) as part:
-                part.mkdir()
-                self._write(part, bench, found, test, summary)
-        except (NothingSatisfiesError, OptionError):
-            shutil.rmtree(work, ignore_errors=True)
-            raise  # after all else, an interrupt or a full disk, what was learned is kept, to go on from
-        shutil.rmtree(work, ignore_errors=True)
-        return summary
+        return len(self.search.alphas)
 
     def remarks(self, summary: Mapping[str, Any]) -> list[str]:
-        """What else to say of the result, for the terminal."""
+        """Return further results to print in a terminal."""
         return []
 
     def conclude(self, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """What follows from the test scores, for the summary."""
+        """Return entries of the summary that follow from the test scores."""
         return {}
 
-    def _summary(
-        self,
-        bench: EditSession,
-        found: EditResult,
-        test: Mapping[str, Measured],
-        seconds: Mapping[str, float],
-        out: Path,
-    ) -> dict[str, Any]:
-        edited, base = test[self.word], test["base"]
-        tasks, intervals = {}, {}
-        for task, role in self.roles.items():
-            measured = {which: m for which, m in test.items() if task.name in m.scores}
-            scores = {which: dict(m.scores[task.name]) for which, m in measured.items()}
-            tasks[task.name] = {"role": role, "source": task.source, **scores}
-            change, error = difference(edited.hits, base.hits, {task.name: 1.0})
-            intervals[task.name] = {
-                **{which: interval(m.hits[task.name]) for which, m in measured.items()},
-                "change": (change - 1.96 * error, change + 1.96 * error),
-            }
-        summary = {
-            "alpha": found.named,
-            "chosen_on": "the validation splits of " + ", ".join(tasks),
-            "why": found.why,
-            "tasks": tasks,
-            "intervals": intervals,
-            "seconds": {name: round(value, 2) for name, value in seconds.items()},
-            "images": bench.passes,
-            "model": {"ref": self.checkpoint.ref, "fingerprint": self.checkpoint.fingerprint},
-            "finetuned": _given(self.finetuned),
-            "training": None if self.finetuned else asdict(self.config),
-            "seed": self.config.seed,
-            "device": str(bench.clip.device),
-            "verb": self.verb,
-            "method": self.method,
-            "output": str(out.absolute()),
-            "versions": versions(),
-            **found.more,
-        }
-        return {**summary, **self.conclude(tasks)}
+    # ----------------------------------------------------------- what all share
 
-    def _write(
-        self,
-        folder: Path,
-        bench: EditSession,
-        found: EditResult,
-        test: Mapping[str, Measured],
-        summary: Mapping[str, Any],
-    ) -> None:
-        edited = bench.edited(found.edit)
-        edited.save_into(folder, final=Path(summary["output"]))
-        names = list(found.vectors)
-        rows = [
-            {
-                **record(bench.clip, task, split, m.scores[task.name], m.fingerprint),
-                "alpha": m.coefficients[0]
-                if len(m.coefficients) == 1
-                else dict(zip(names, m.coefficients, strict=False)) or None,
-                "weights": which,
-            }
-            for split, rows in (
-                ("validation", [("sweep", m) for m in found.sweep]),
-                ("test", list(test.items())),
-            )
-            for which, m in rows
-            for task in self.tasks
-            if task.name in m.scores
-        ]
-        (folder / "results.jsonl").write_text(
-            "".join(json.dumps(jsonable(row)) + "\n" for row in rows), encoding="utf-8"
+    def vectors(self, session: EditSession) -> list[TaskVector]:
+        """Return a vector for each learned task: the given one, or one that is fine-tuned now."""
+        if self.finetuned:
+            return [session.vector(given) for given in self.finetuned]
+        return [session.learn(task) for task in self.learned]
+
+    def choose(self, trial: Trial) -> tuple[Coefficients, str]:
+        """Search the coefficients of a trial on validation data.
+
+        Returns:
+            The coefficients, and the reason for them.
+
+        Raises:
+            NothingSatisfiesError: if nothing, or nothing but the base, satisfies the constraint.
+        """
+        choice = self._search(trial)
+        alpha = choice.alpha if isinstance(choice.alpha, tuple) else (choice.alpha,)
+        if any(alpha):
+            return alpha, choice.why
+        edits = [point for point in self.points(trial.sweep) if point.distance]
+        nearest = max(edits, key=lambda point: (point.kept, point.score))
+        kept = f" at {nearest.kept:.2%} {self.view.kept}" if self.view.keep else ""
+        names = ", ".join(task.name for task in self.learned)
+        raise NothingSatisfiesError(
+            f"no alpha improves {names} within the rule, so there is nothing to write; the one "
+            f"that costs least is alpha {shown(nearest.alpha)}: {abs(nearest.score):.2%}{kept}"
         )
-        (folder / "README.md").write_text(
-            card(summary, self.word, edited.architecture), encoding="utf-8"
-        )
-        for name, vector in found.vectors.items() if self.keeps_vectors else ():
-            vector.save(
-                folder
-                / (
-                    "task_vector.safetensors"
-                    if len(names) == 1
-                    else f"task_vector.{file_name(name)}.safetensors"
-                )
-            )
-        logs = sorted(bench.work.glob("*/log.jsonl")) if bench.work else []
-        for path in logs:
-            shutil.copyfile(
-                path,
-                folder
-                / (
-                    "finetuning.jsonl" if len(logs) == 1 else f"finetuning.{path.parent.name}.jsonl"
-                ),
-            )
-        points = self.points(found.sweep)
-        title = self.title(summary)
-        try:
-            if self.view.keep and len(found.alpha) == 1:
-                [chosen] = [point for point in points if point.alpha == found.alpha[0]]
-                draw_frontier(
-                    folder / "frontier",
-                    points,
-                    chosen,
-                    title=title,
-                    score=self.view.what,
-                    kept=self.view.kept,
-                    word=self.word,
-                )
-            else:
-                draw_bars(folder / "accuracy", summary["tasks"], title=title)
-        except MissingExtraError as error:
-            log.warning("the picture is left out: %s", error)
-        write_page(
-            folder / "report.html",
-            summary,
-            found.sweep,
-            points,
-            self.view,
-            bench,
-            test,
-            self.word,
-            title,
-        )
-        write_json(folder / "summary.json", summary)
+
+    def _search(self, trial: Trial) -> Choice:
+        """Search by the strategy of the options; several coefficients start from a shared one."""
+        values = self.signed_alphas
+        shared = [(value,) * len(trial.vectors) for value in values]
+        if len(trial.vectors) == 1:
+            search = grid if self.search.strategy == "grid" else race
+            return search(trial.measurements, shared)
+        if self.search.strategy == "cma":
+            return evolve(trial.measurements, values, shared, seed=self.config.seed)
+        return coordinates(trial.measurements, values, shared)
+
+    @property
+    def signed_alphas(self) -> list[float]:
+        """The coefficients to try, with the workflow's sign."""
+        return [self.sign * alpha + 0.0 for alpha in self.search.alphas]
 
     def points(self, sweep: Sequence[Measured]) -> list[Point]:
-        """What was measured in full, as points of the picture."""
-        base = next((m for m in sweep if not any(m.coefficients)), None)
+        """Return the edits that were measured in full, as points of the picture."""
+        base = next((measured for measured in sweep if not any(measured.coefficients)), None)
         if base is None:
             return []
         sizes = {name: len(hits) for name, hits in base.hits.items()}
         full = [m for m in sweep if {name: len(hits) for name, hits in m.hits.items()} == sizes]
         return [self.view.point(m.coefficients, m.hits, base.hits) for m in full]
 
-    def title(self, summary: Mapping[str, Any]) -> str:
-        """One line above the picture: what the edit did on test data."""
-        parts = []
-        for words, tasks in ((None, self.view.score), (self.view.kept, self.view.keep)):
-            if tasks:
-                rows = [summary["tasks"][name] for name in tasks]
-                before, after = (
-                    100 * sum(r[which]["acc1"] for r in rows) / len(rows)
-                    for which in ("base", self.word)
-                )
-                parts.append(f"{words or ', '.join(tasks)} {before:.1f} → {after:.1f} %")
-        return ", ".join(parts) + " (test)"
+    def plan(self, out: str | Path) -> Plan:
+        """Return what `run` would do, and what it takes."""
+        return plan_run(self, Path(out))
+
+    def run(
+        self,
+        out: str | Path,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        on_measured: OnMeasured | None = None,
+    ) -> dict[str, Any]:
+        """Run the workflow and write its folder.
+
+        Returns:
+            The content of ``summary.json``.
+
+        Raises:
+            OutputError: if ``out`` exists, or the disk is full.
+            NothingSatisfiesError: if no coefficient satisfies the constraint; nothing is written.
+        """
+        out = Path(out)
+        self._check(out, overwrite=overwrite)
+        work_folder = _work_folder(out, resume=resume)
+        started = time.monotonic()
+        try:
+            session = EditSession(
+                self.checkpoint,
+                self.tasks,
+                config=self.config,
+                device=self.device,
+                batchnorm=self.batchnorm,
+                work_folder=work_folder,
+                resume=resume,
+                on_measured=on_measured,
+            )
+            result = self.find(session)
+            searched = time.monotonic() - started - session.finetuning_seconds
+            test = confirm(session, result, self.word)
+            seconds = {
+                "finetune": session.finetuning_seconds,
+                "sweep": searched,
+                "total": time.monotonic() - started,
+            }
+            summary = summarize(self, session, result, test, seconds, out)
+            with atomic_output(out, overwrite=overwrite) as folder:
+                folder.mkdir()
+                write_folder(folder, self, session, result, test, summary)
+        except (NothingSatisfiesError, OptionError):
+            shutil.rmtree(work_folder, ignore_errors=True)
+            raise  # after any other error, what was learned stays, to be resumed
+        shutil.rmtree(work_folder, ignore_errors=True)
+        return summary
+
+    def _check(self, out: Path, *, overwrite: bool) -> None:
+        """Refuse what would fail after the fine-tuning: an output, a disk or data."""
+        check_free(out, overwrite=overwrite)
+        plan = self.plan(out)
+        if plan.free_bytes < plan.output_bytes:
+            raise OutputError(
+                f"{out} needs about {plan.output_bytes / 1e6:.0f} MB while it is made, and "
+                f"{plan.free_bytes / 1e6:.0f} MB are free"
+            )
+        for task in self.tasks:
+            for split in ("validation", "test"):
+                task.load(split)[0]
 
 
-def confirm(bench: EditSession, found: EditResult, word: str = "edited") -> dict[str, Measured]:
-    """The base, its rivals and the edit on the test splits: the one time that these are used."""
-    zero = (0.0,) * len(found.alpha)
-    results = {"base": bench.measure(combined(found.vectors, zero), "test", coefficients=zero)}
-    for name, parts in found.rivals.items():
-        measured = [
-            bench.measure(vector, "test", tasks, _unit(found, vector)) for vector, tasks in parts
-        ]
-        fields = ("scores", "hits", "guesses")
-        scores, hits, guesses = (
-            {k: v for m in measured for k, v in getattr(m, which).items()} for which in fields
-        )
-        alpha = measured[0].coefficients if len(parts) == 1 else ()
-        results[name] = Measured(alpha, scores, hits, guesses, measured[0].fingerprint)
-    results[word] = bench.measure(found.edit, "test", coefficients=found.alpha)
-    return results
+def _work_folder(out: Path, *, resume: bool) -> Path:
+    """Return the folder for what fine-tuning leaves; without ``resume`` it is emptied."""
+    folder = out.with_name(f".{out.name}.run")
+    if not resume and folder.exists():
+        log.warning("an interrupted run is started again; resume=True would have resumed it")
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
-def _unit(found: EditResult, vector: TaskVector) -> Coefficients:
-    """The coefficients of a vector as it is, if it is one of those that the edit is made of."""
-    own = [other is vector for other in found.vectors.values()]
-    return tuple(map(float, own)) if any(own) else ()
+def _as_list(finetuned: Finetuned) -> list[CheckpointLike | TaskVector]:
+    if finetuned is None:
+        return []
+    return list(finetuned) if isinstance(finetuned, (list, tuple)) else [finetuned]  # type: ignore[list-item]
 
 
-def even(tasks: Iterable[Task], total: float = 1.0) -> dict[str, float]:
-    """Equal weights that sum to ``total``."""
+def even_weights(tasks: Iterable[Task], total: float = 1.0) -> dict[str, float]:
+    """Return task name -> weight, with equal weights that sum to ``total``."""
     names = [task.name for task in tasks]
     return dict.fromkeys(names, total / len(names)) if names else {}
 
 
-def mean_of(tasks: Sequence[Task], kind: str) -> str:
-    """What the mean over some tasks is called."""
+def mean_name(tasks: Sequence[Task], kind: str) -> str:
+    """Return the name of the mean over some tasks, such as "mean of 3 supported tasks"."""
     return tasks[0].name if len(tasks) == 1 else f"mean of {len(tasks)} {kind} tasks"
-
-
-def _given(finetuned: Sequence[Any]) -> Any:
-    refs = [
-        f"{given!r}" if isinstance(given, TaskVector) else open_ref_name(given)
-        for given in finetuned
-    ]
-    return refs[0] if len(refs) == 1 else refs or None
-
-
-def open_ref_name(given: Any) -> str:
-    """What given weights are called."""
-    return str(given) if isinstance(given, (str, Path)) else open_checkpoint(given).ref

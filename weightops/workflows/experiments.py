@@ -1,4 +1,4 @@
-"""Named experiments of the papers, on the embedded tasks or one's own: each writes a table and a picture."""
+"""The papers' other experiments, on the embedded tasks or one's own: each a table and a picture."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ from weightops.reports.frontier import COLORS, INK
 from weightops.reports.outcome import Outcome
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession, Measured
-from weightops.search.strategies import race
+from weightops.search.strategies import SearchOptions, race
 from weightops.support.atomic import check_free
 from weightops.support.registry import Registry
 from weightops.task_vector import TaskVector
-from weightops.tasks import drawing
-from weightops.tasks.derived import neutral, part_of, typographic
-from weightops.tasks.rendered import any_face, rendered
+from weightops.tasks.derived import neutral, typographic, with_classes
 from weightops.tasks.table import find_task
 from weightops.tasks.task import Task
 from weightops.training.config import TrainingConfig, config_for
-from weightops.workflows.base import EditResult, Workflow, confirm, even
+from weightops.workflows.base import even_weights
 from weightops.workflows.patch import Patch
+from weightops.workflows.result import EditResult, confirm
 
 SUPPORTED = ("shapes", "textures", "letters", "words")
-"""What patches must not harm here: the tasks that fine-tuning harms most, and easy ones."""
+"""The tasks that a patch must not harm here: those that it harms most, and easy ones."""
+
+_LINE = tuple((0.05 * i,) for i in range(21))
+"""The coefficients that a sum of vectors is tried with."""
 
 
 @dataclass(frozen=True)
 class ExperimentSettings:
-    """What an experiment runs on.
+    """The model, task and recipe that an experiment runs on.
 
     Attributes:
-        model: what is edited.
-        task: what it is about; None for the experiment's own.
-        config: how it is fine-tuned.
-        device: "auto", "cpu", "cuda", ...
+        model: the model to edit.
+        task: the name of its task; None for the experiment's own.
+        config: the recipe of fine-tuning.
+        device: where to compute.
     """
 
     model: Checkpoint
@@ -47,159 +49,130 @@ class ExperimentSettings:
     config: TrainingConfig
     device: str = "auto"
 
-    @classmethod
-    def of(
-        cls,
-        model: CheckpointLike = "embedded",
-        task: str | None = None,
-        device: str = "auto",
-        **training: Any,
-    ) -> ExperimentSettings:
-        """A setting from options and fields of `TrainingConfig`."""
-        checkpoint = open_checkpoint(model)
-        return cls(checkpoint, task, config_for(checkpoint, **training), device)
-
-    def bench(self, tasks: Iterable[Task]) -> EditSession:
-        """A bench with the model."""
+    def session(self, tasks: Iterable[Task]) -> EditSession:
+        """Return a session with the model."""
         return EditSession(self.model, tasks, config=self.config, device=self.device)
-
-    def edit(
-        self, workflow: Workflow, also: Sequence[Task] = ()
-    ) -> tuple[EditResult, dict[str, Measured]]:
-        """Run a workflow, writing nothing: what it found, and the test scores of its tasks and of others."""
-        bench = self.bench(workflow.tasks)
-        workflow.search = "race"
-        found = workflow.find(bench)
-        bench.tasks += also
-        return found, confirm(bench, found, workflow.word)
 
     def patch(
         self, task: Task, also: Sequence[Task] = ()
     ) -> tuple[EditResult, dict[str, Measured]]:
-        """Patch a task, and look at others that had no part in it."""
-        return self.edit(
-            Patch(task, supported=SUPPORTED, model=self.model, device=self.device), also
+        """Patch a task without writing anything.
+
+        Args:
+            task: the task to patch.
+            also: further tasks to measure on test data, which have no part in the patch.
+
+        Returns:
+            The chosen edit, and model -> test scores.
+        """
+        workflow = Patch.from_call(
+            task,
+            supported=SUPPORTED,
+            model=self.model,
+            search=SearchOptions(strategy="race"),
+            device=self.device,
         )
+        session = self.session(workflow.tasks)
+        result = workflow.find(session)
+        session.tasks += also
+        return result, confirm(session, result, workflow.word)
 
 
-def _before_after(
-    title: str,
-    tasks: Sequence[tuple[Task, str]],
-    found: EditResult,
-    test: Mapping[str, Measured],
-    word: str = "patched",
-) -> Outcome:
-    """The outcome of a patch: tasks with what they are, before and after."""
-    rows: list[list[Any]] = [
-        [task.name, what, *(acc(test[which], task) for which in ("base", word))]
-        for task, what in tasks
-    ]
-    rows = [[*row, row[3] - row[2]] for row in rows]
-
-    def draw(axes: Any) -> None:
-        for i, (label, which) in enumerate((("before", 2), ("after", 3))):
-            places = [j + (i - 0.5) * 0.38 for j in range(len(rows))]
-            bars = axes.bar(
-                places,
-                [100 * row[which] for row in rows],
-                width=0.36,
-                color=(COLORS[0], COLORS[-1])[i],
-                label=label,
-            )
-            axes.bar_label(bars, fmt="%.0f", fontsize=8, color=INK)
-        axes.set_xticks(range(len(rows)), [f"{row[0]}\n{row[1]}" for row in rows], fontsize=8)
-        axes.set_ylabel("test accuracy (%)")
-        axes.set_ylim(0, 108)
-        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
-
-    return Outcome(
-        title,
-        ["task", "what it is", "before", "after", "change"],
-        rows,
-        draw,
-        {"alpha": found.named, "why": found.why},
-    )
-
-
-def acc(measured: Measured, task: Task) -> float:
-    """Its accuracy."""
+def accuracy(measured: Measured, task: Task) -> float:
+    """Return the accuracy on a task."""
     return float(measured.scores[task.name]["acc1"])
 
 
-def attack(setting: ExperimentSettings) -> Outcome:
-    """Typographic attacks: patch on pictures with wrong class names written over them (arXiv 2208.05592)."""
-    clean = find_task(setting.task or "mnist")
+# ------------------------------------------------------------------------ PAINT
+
+
+def attack(settings: ExperimentSettings) -> Outcome:
+    """Typographic attacks: patch on pictures with wrong class names on them (arXiv 2208.05592)."""
+    clean = find_task(settings.task or "mnist")
     attacked, harmless = typographic(clean), neutral(clean)
-    found, test = setting.patch(attacked, [clean, harmless])
-    gains = [100 * (acc(test["patched"], t) - acc(test["base"], t)) for t in (attacked, harmless)]
-    title = f"A patch on attacked {clean.name}: {gains[0]:+.1f} points under attack, {gains[1]:+.1f} under neutral words"
-    kinds = [(attacked, "wrong class names"), (harmless, "neutral words"), (clean, "no words")]
-    return _before_after(
-        title,
-        [*kinds, *((find_task(t), "supported") for t in SUPPORTED if t != clean.name)],
-        found,
-        test,
-    )
-
-
-def broad_transfer(setting: ExperimentSettings) -> Outcome:
-    """Broad transfer: patch on half of the classes, test on the other half (arXiv 2208.05592)."""
-    whole_task = setting.task or "mnist"
-    seen, unseen = find_task(f"first-half:{whole_task}"), find_task(f"second-half:{whole_task}")
-    found, test = setting.patch(seen, [unseen])
-    gain = 100 * (acc(test["patched"], unseen) - acc(test["base"], unseen))
-    title = f"A patch on half of {whole_task}'s classes: {gain:+.1f} points on the other half"
-    return _before_after(title, [(seen, "patched on"), (unseen, "never seen")], found, test)
-
-
-def counting(setting: ExperimentSettings) -> Outcome:
-    """Counting: patch on some numbers of things, test on others (arXiv 2208.05592)."""
-    task = find_task(setting.task or "counting")
-    seen, unseen = (
-        part_of(task, task.classes[::2], f"{task.name}: odd places"),
-        part_of(task, task.classes[1::2], f"{task.name}: even places"),
-    )
-    found, test = setting.patch(seen, [unseen])
-    gain = 100 * (acc(test["patched"], unseen) - acc(test["base"], unseen))
+    result, test = settings.patch(attacked, [clean, harmless])
+    gains = [
+        100 * (accuracy(test["patched"], task) - accuracy(test["base"], task))
+        for task in (attacked, harmless)
+    ]
     title = (
-        f"A patch on {', '.join(seen.classes)}: {gain:+.1f} points on {', '.join(unseen.classes)}"
+        f"A patch on attacked {clean.name}: {gains[0]:+.1f} points under attack, "
+        f"{gains[1]:+.1f} under neutral words"
     )
-    return _before_after(
-        title, [(seen, ", ".join(seen.classes)), (unseen, ", ".join(unseen.classes))], found, test
-    )
+    kinds = [(attacked, "wrong class names"), (harmless, "neutral words"), (clean, "no words")]
+    supported = [(find_task(name), "supported") for name in SUPPORTED if name != clean.name]
+    return _before_and_after(title, [*kinds, *supported], result, test)
 
 
-def intermediate(setting: ExperimentSettings) -> Outcome:
-    """Intermediate task vectors: how early the direction and the accuracy settle (arXiv 2212.04089)."""
-    task = find_task(setting.task or "mnist")
-    bench = setting.bench([task])
-    steps = setting.config.steps
-    marks = sorted(
-        {max(1, round(steps * share)) for share in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)}
-    )
-    states: dict[int, dict[str, Any]] = {}
+def broad_transfer(settings: ExperimentSettings) -> Outcome:
+    """Broad transfer: patch on half of the classes, test on the others (arXiv 2208.05592)."""
+    name = settings.task or "mnist"
+    seen, unseen = find_task(f"first-half:{name}"), find_task(f"second-half:{name}")
+    result, test = settings.patch(seen, [unseen])
+    gain = 100 * (accuracy(test["patched"], unseen) - accuracy(test["base"], unseen))
+    title = f"A patch on half of {name}'s classes: {gain:+.1f} points on the other half"
+    return _before_and_after(title, [(seen, "patched on"), (unseen, "never seen")], result, test)
 
-    def keep(step: int) -> None:
-        if step in marks:
-            states[step] = {
-                n: t.detach().cpu().clone() for n, t in bench.clip.module.state_dict().items()
-            }
 
-    bench.learn(task, on_step=keep)
-    vectors = {
-        step: TaskVector(bench.base, Checkpoint(open_checkpoint(state).form))
-        for step, state in states.items()
-    }
-    last = vectors[marks[-1]]
-    base = acc(bench.measure(last * 0.0, "test"), task)
+def counting(settings: ExperimentSettings) -> Outcome:
+    """Counting: patch on some numbers of things, test on others (arXiv 2208.05592)."""
+    task = find_task(settings.task or "counting")
+    seen = with_classes(task, task.classes[::2], f"{task.name}: odd places")
+    unseen = with_classes(task, task.classes[1::2], f"{task.name}: even places")
+    result, test = settings.patch(seen, [unseen])
+    gain = 100 * (accuracy(test["patched"], unseen) - accuracy(test["base"], unseen))
+    seen_names, unseen_names = ", ".join(seen.classes), ", ".join(unseen.classes)
+    title = f"A patch on {seen_names}: {gain:+.1f} points on {unseen_names}"
+    return _before_and_after(title, [(seen, seen_names), (unseen, unseen_names)], result, test)
+
+
+def _before_and_after(
+    title: str, tasks: Sequence[tuple[Task, str]], result: EditResult, test: Mapping[str, Measured]
+) -> Outcome:
+    """Return the outcome of a patch: tasks with what they are, before and after."""
+    rows: list[list[Any]] = []
+    for task, kind in tasks:
+        before, after = accuracy(test["base"], task), accuracy(test["patched"], task)
+        rows.append([task.name, kind, before, after, after - before])
+    header = ["task", "what it is", "before", "after", "change"]
+    more = {"alpha": result.named_alpha, "why": result.why}
+    return Outcome(title, header, rows, lambda axes: _draw_before_and_after(axes, rows), more)
+
+
+def _draw_before_and_after(axes: Any, rows: Sequence[Sequence[Any]]) -> None:
+    for i, (label, column) in enumerate((("before", 2), ("after", 3))):
+        bars = axes.bar(
+            [j + (i - 0.5) * 0.38 for j in range(len(rows))],
+            [100 * row[column] for row in rows],
+            width=0.36,
+            color=(COLORS[0], COLORS[-1])[i],
+            label=label,
+        )
+        axes.bar_label(bars, fmt="%.0f", fontsize=8, color=INK)
+    axes.set_xticks(range(len(rows)), [f"{row[0]}\n{row[1]}" for row in rows], fontsize=8)
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylim(0, 108)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
+
+
+# -------------------------------------------------------------- task arithmetic
+
+
+def intermediate(settings: ExperimentSettings) -> Outcome:
+    """Intermediate task vectors: how early direction and accuracy settle (arXiv 2212.04089)."""
+    task = find_task(settings.task or "mnist")
+    session, steps = settings.session([task]), settings.config.steps
+    vectors = _vectors_on_the_way(session, task, steps)
+    last = vectors[steps]
+    base = accuracy(session.measure(last * 0.0, "test"), task)
     rows = [
         [
             step,
-            vectors[step].cosine(last),
-            vectors[step].norm() / last.norm(),
-            acc(bench.measure(vectors[step], "test"), task),
+            vector.cosine(last),
+            vector.norm() / last.norm(),
+            accuracy(session.measure(vector, "test"), task),
         ]
-        for step in marks
+        for step, vector in vectors.items()
     ]
 
     def draw(axes: Any) -> None:
@@ -208,72 +181,96 @@ def intermediate(setting: ExperimentSettings) -> Outcome:
             (2, "norm over the last's", COLORS[0]),
             (3, "test accuracy", COLORS[-1]),
         ):
-            axes.plot(
-                [row[0] for row in rows],
-                [100 * float(row[column]) for row in rows],
-                marker="o",
-                color=color,
-                label=label,
-            )
+            _draw_line(axes, [row[0] for row in rows], rows, column, label, color)
         axes.axhline(100 * base, color=INK, linewidth=1, linestyle=":", label="zero-shot accuracy")
         axes.set_xlabel("step")
         axes.set_ylabel("%")
         axes.legend(frameon=False, fontsize=9)
 
     early = next(row for row in rows if row[0] >= 0.2 * steps)
-    title = f"{task.name}: after {100 * early[0] / steps:.0f} % of the steps, cosine {early[1]:.2f} with the last, accuracy {100 * early[3]:.1f} %"
-    return Outcome(
-        title, ["step", "cosine %", "norm %", "accuracy"], rows, draw, {"zero_shot": base}
+    title = (
+        f"{task.name}: after {100 * early[0] / steps:.0f} % of the steps, cosine {early[1]:.2f} "
+        f"with the last, accuracy {100 * early[3]:.1f} %"
     )
+    header = ["step", "cosine %", "norm %", "accuracy"]
+    return Outcome(title, header, rows, draw, {"zero_shot": base})
 
 
-def learning_rate(setting: ExperimentSettings) -> Outcome:
-    """Learning rates: larger ones hurt the sum of two vectors more than the fine-tuned models (arXiv 2212.04089)."""
-    tasks = [
-        find_task(n) for n in (setting.task.split(",") if setting.task else ("mnist", "letters"))
+def _vectors_on_the_way(session: EditSession, task: Task, steps: int) -> dict[int, TaskVector]:
+    """Fine-tune once; return step -> the vector up to there, at some steps and the last."""
+    shares = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+    marks = sorted({max(1, round(steps * share)) for share in shares})
+    states: dict[int, dict[str, Any]] = {}
+
+    def keep(step: int) -> None:
+        if step in marks:
+            state = session.image_model.module.state_dict()
+            states[step] = {name: t.detach().cpu().clone() for name, t in state.items()}
+
+    session.learn(task, on_step=keep)
+    return {
+        step: TaskVector(session.base, Checkpoint(open_checkpoint(states[step]).form))
+        for step in marks
+    }
+
+
+def learning_rate(settings: ExperimentSettings) -> Outcome:
+    """Learning rates: large ones hurt the sum of vectors more than each (arXiv 2212.04089)."""
+    names = settings.task.split(",") if settings.task else ("mnist", "letters")
+    tasks = [find_task(name) for name in names]
+    session = settings.session(tasks)
+    rows = [
+        _sum_at(session, tasks, replace(settings.config, lr=factor * settings.config.lr))
+        for factor in (0.25, 0.5, 1.0, 2.0, 4.0)
     ]
-    bench = setting.bench(tasks)
-    rows: list[list[Any]] = []
-    for factor in (0.25, 0.5, 1.0, 2.0, 4.0):
-        config = replace(setting.config, lr=factor * setting.config.lr)
-        vectors = {t.name: bench.learn(t, config=config) for t in tasks}
-        trial = bench.trial(
-            {"sum": sum(list(vectors.values())[1:], vectors[tasks[0].name])},
-            Goal(even(tasks), what="best mean accuracy"),
-        )
-        alpha = race(trial.sheet, [(0.05 * i,) for i in range(21)]).alpha
-        own = [acc(bench.measure(vectors[t.name], "test", [t]), t) for t in tasks]
-        both = bench.measure(trial.vector((alpha,) if isinstance(alpha, float) else alpha), "test")
-        shares = [acc(both, t) / single for t, single in zip(tasks, own, strict=True)]
-        rows.append(
-            [
-                f"{config.lr:g}",
-                sum(own) / len(own),
-                sum(acc(both, t) for t in tasks) / len(tasks),
-                sum(shares) / len(shares),
-                f"{alpha:g}",
-            ]
-        )
 
     def draw(axes: Any) -> None:
+        rates = [float(str(row[0])) for row in rows]
         for column, label, color in (
             (1, "fine-tuned models", COLORS[1]),
             (2, "their sum", COLORS[-1]),
         ):
-            axes.plot(
-                [float(str(row[0])) for row in rows],
-                [100 * float(row[column]) for row in rows],
-                marker="o",
-                color=color,
-                label=label,
-            )
+            _draw_line(axes, rates, rows, column, label, color)
         axes.set_xscale("log")
         axes.set_xlabel("peak learning rate")
         axes.set_ylabel("mean test accuracy (%)")
         axes.legend(frameon=False)
 
-    title = f"{' + '.join(t.name for t in tasks)}: normalized {100 * rows[0][3]:.1f} % at the lowest rate, {100 * rows[-1][3]:.1f} % at the highest"
-    return Outcome(title, ["learning rate", "fine-tuned", "sum", "normalized", "alpha"], rows, draw)
+    title = (
+        f"{' + '.join(task.name for task in tasks)}: normalized {100 * rows[0][3]:.1f} % at the "
+        f"lowest rate, {100 * rows[-1][3]:.1f} % at the highest"
+    )
+    header = ["learning rate", "fine-tuned", "sum", "normalized", "alpha"]
+    return Outcome(title, header, rows, draw)
+
+
+def _sum_at(session: EditSession, tasks: Sequence[Task], config: TrainingConfig) -> list[Any]:
+    """Fine-tune on each task and add the vectors: one row of the table of `learning_rate`."""
+    vectors = [session.learn(task, config=config) for task in tasks]
+    goal = Goal(even_weights(tasks), what="best mean accuracy")
+    trial = session.trial({"sum": sum(vectors[1:], vectors[0])}, goal)
+    alpha = race(trial.measurements, _LINE).alpha
+    alone = [
+        accuracy(session.measure(vector, "test", [task]), task)
+        for vector, task in zip(vectors, tasks, strict=True)
+    ]
+    both = session.measure(trial.vector((alpha,) if isinstance(alpha, float) else alpha), "test")
+    together = [accuracy(both, task) for task in tasks]
+    shares = [value / single for value, single in zip(together, alone, strict=True)]
+    means = [sum(values) / len(values) for values in (alone, together, shares)]
+    return [f"{config.lr:g}", *means, f"{alpha:g}"]
+
+
+def _draw_line(
+    axes: Any,
+    x: Sequence[float],
+    rows: Sequence[Sequence[Any]],
+    column: int,
+    label: str,
+    color: str,
+) -> None:
+    y = [100 * float(row[column]) for row in rows]
+    axes.plot(x, y, marker="o", color=color, label=label)
 
 
 EXPERIMENTS: Registry[Callable[[ExperimentSettings], Outcome]] = Registry(
@@ -289,16 +286,33 @@ EXPERIMENTS: Registry[Callable[[ExperimentSettings], Outcome]] = Registry(
 )
 
 
+def _settings(
+    model: CheckpointLike, task: str | None, training: TrainingConfig | None, device: str
+) -> ExperimentSettings:
+    checkpoint = open_checkpoint(model)
+    return ExperimentSettings(checkpoint, task, training or config_for(checkpoint), device)
+
+
 def run_experiment(
-    name: str, out: str | Path, *, overwrite: bool = False, **options: Any
+    name: str,
+    out: str | Path,
+    *,
+    model: CheckpointLike = "embedded",
+    task: str | None = None,
+    training: TrainingConfig | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
 ) -> Outcome:
-    """Run a named experiment, and write ``table.txt``, ``results.json`` and its picture.
+    """Run an experiment of the papers and write its table and picture.
 
     Args:
-        name: of `EXPERIMENTS`.
-        out: the folder; it appears whole.
-        overwrite: replace ``out``.
-        options: ``model``, ``task`` (instead of the experiment's own), ``device``, and fields of `TrainingConfig`.
+        name: a name in `EXPERIMENTS`.
+        out: the folder for ``table.txt``, ``results.json`` and the picture; it appears whole.
+        model: the model to edit: a path to a model with its configuration, or a ref.
+        task: the task to run it on, instead of the experiment's own.
+        training: the recipe of fine-tuning, see `config_for`; the model's own by default.
+        device: where to compute: auto, cpu, cuda, cuda:1, ...
+        overwrite: replace an output that exists; it stays until the new one is complete.
 
     Raises:
         UnknownNameError: if there is no such experiment.
@@ -306,52 +320,34 @@ def run_experiment(
     out = Path(out)
     check_free(out, overwrite=overwrite)
     experiment = EXPERIMENTS[name]
-    setting = ExperimentSettings.of(**options)
-    outcome = experiment(setting)
-    outcome.write(
-        out,
-        {"experiment": name, "model": setting.model.ref, "training": asdict(setting.config)},
-        overwrite=overwrite,
-    )
+    settings = _settings(model, task, training, device)
+    outcome = experiment(settings)
+    about = {"experiment": name, "model": settings.model.ref, "training": asdict(settings.config)}
+    outcome.write(out, about, overwrite=overwrite)
     return outcome
 
 
-def plan_experiment(name: str, out: str | Path, **options: Any) -> dict[str, Any]:
-    """What `run_experiment` would do with the same arguments, for ``--dry-run``."""
-    about = (getdoc(EXPERIMENTS[name]) or "").partition("\n")[0]
-    setting = ExperimentSettings.of(**options)
+def plan_experiment(
+    name: str,
+    out: str | Path,
+    *,
+    model: CheckpointLike = "embedded",
+    task: str | None = None,
+    training: TrainingConfig | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Return what `run_experiment` would do with the same arguments."""
+    settings = _settings(model, task, training, device)
     return {
         "experiment": name,
-        "about": about,
-        "model": setting.model.ref,
-        "task": setting.task or "the experiment's own",
-        **asdict(setting.config),
+        "about": about_experiment(EXPERIMENTS[name]),
+        "model": settings.model.ref,
+        "task": task or "the experiment's own",
+        **asdict(settings.config),
         "output": str(out),
     }
 
 
-# -------------------------------------------------- the built-in analogy: a style by a half of the classes
-
-
-def _striped(rng: Any, label: str, split: str) -> drawing.Picture:
-    """A letter on stripes."""
-    mask = drawing.text_mask(
-        rng, label if rng.random() < 0.5 else label.upper(), any_face(rng, split)
-    )
-    ink, ground = drawing.contrasting_colors(rng)
-    light = drawing.color(rng, ground)
-    dark = light + (90 if light.mean() < 128 else -90)
-    stripes = drawing.TEXTURES["diagonal stripes"](rng)[..., None]
-    return drawing.expose(
-        rng, drawing.compose(mask, drawing.color(rng, ink), light + stripes * (dark - light))
-    )
-
-
-PLAIN = find_task("letters")
-STRIPED = rendered("striped letters", PLAIN.classes, PLAIN.templates, _striped)
-ANALOGY = tuple(
-    part_of(style, half, f"{style.name} {half[0]}-{half[-1]}")
-    for half in (PLAIN.classes[:13], PLAIN.classes[13:])
-    for style in (PLAIN, STRIPED)
-)
-"""Plain letters a-m are to striped letters a-m as plain letters n-z are to striped letters n-z."""
+def about_experiment(experiment: Callable[[ExperimentSettings], Outcome]) -> str:
+    """Return the first line of an experiment's docstring."""
+    return (getdoc(experiment) or "").partition("\n")[0]

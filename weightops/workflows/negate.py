@@ -1,69 +1,57 @@
-"""Task arithmetic: forget a task, add several, or make one from three others (arXiv 2212.04089)."""
+"""Negation: make a model forget a task and keep others (arXiv 2212.04089)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from weightops.errors import NonfiniteError, NothingSatisfiesError, OptionError, TaskError
+from weightops.checkpoints.opening import CheckpointLike
+from weightops.errors import NonfiniteError, NothingSatisfiesError, TaskError
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession
+from weightops.search.strategies import SearchOptions
+from weightops.support.arguments import check_arguments
+from weightops.support.docstrings import describe_arguments_as
+from weightops.support.ranges import Range
 from weightops.task_vector import TaskVector
 from weightops.tasks.seeds import seed as seed_of
-from weightops.tasks.table import SUPPORTED, as_tasks
+from weightops.tasks.table import SUPPORTED, TaskLike, TaskList, as_task, as_tasks
 from weightops.tasks.task import Task
-from weightops.workflows.base import EditResult, OnMeasured, Workflow, even, mean_of
-
-TaskLike = str | Task
-
-
-def random_like(bench: EditSession, vector: TaskVector, seed: int = 0) -> TaskVector:
-    """A random vector with the norm of ``vector`` at every tensor: the baseline of arXiv 2212.04089."""
-    norms = vector.norm(per_tensor=True)
-    tensors = {}
-    for name, spec in vector.specs.items():
-        generator = torch.Generator().manual_seed(seed_of("random vector", seed, name) % (1 << 63))
-        noise = torch.randn(spec.shape, generator=generator, dtype=torch.float64)
-        tensors[name] = (noise * (norms.get(name, 0.0) / max(float(noise.norm()), 1e-30))).to(
-            spec.dtype
-        )
-    return bench.held(tensors, f"a random vector (seed {seed})")
+from weightops.training.config import TrainingConfig
+from weightops.workflows.base import Finetuned, OnMeasured, Workflow, even_weights, mean_name
+from weightops.workflows.result import EditResult
 
 
 class Negation(Workflow):
-    """Forget a task and keep others; see `negate`."""
+    """The workflow of `negate`."""
 
-    verb, word, sign = "negate", "edited", -1.0
-    method = "The weights are `base + alpha * (finetuned - base)` with a negative alpha (task arithmetic, arXiv 2212.04089)"
+    verb, sign = "negate", -1.0
+    method = (
+        "The weights are `base + alpha * (finetuned - base)` with a negative alpha "
+        "(task arithmetic, arXiv 2212.04089)"
+    )
 
     def __init__(
         self,
         target: TaskLike,
         *,
-        control: Iterable[TaskLike] | None = None,
-        control_threshold: float = 0.95,
-        baselines: bool = False,
-        **options: Any,
+        control: TaskList | None,
+        control_threshold: float,
+        baselines: bool,
+        **shared: Any,
     ) -> None:
-        [self.target] = as_tasks(target)
-        self.control = [
-            t for t in as_tasks(SUPPORTED if control is None else control) if t is not self.target
-        ]
+        check_arguments(negate, control_threshold=control_threshold)
+        self.target = as_task(target)
+        others = as_tasks(SUPPORTED if control is None else control)
+        self.control = [task for task in others if task is not self.target]
         if not self.control:
-            raise TaskError(
-                "a negation needs at least one control task, to tell what else is forgotten"
-            )
-        if not 0 <= control_threshold <= 1:
-            raise OptionError(
-                f"the control threshold is a fraction of the base's accuracy, not {control_threshold}"
-            )
+            raise TaskError("a negation needs at least one control task, to measure what it harms")
         self.threshold, self.baselines = control_threshold, baselines
         super().__init__(
-            {self.target: "target", **dict.fromkeys(self.control, "control")}, **options
+            {self.target: "target", **dict.fromkeys(self.control, "control")}, **shared
         )
 
     @property
@@ -72,10 +60,10 @@ class Negation(Workflow):
 
     @property
     def goal(self) -> Goal:
-        """The least target accuracy that keeps the control's."""
+        """The goal: the lowest target accuracy that keeps the control accuracy."""
         return Goal(
-            even([self.target], -1.0),
-            even(self.control),
+            even_weights([self.target], -1.0),
+            even_weights(self.control),
             ratio=self.threshold,
             drop=0.0,
             what=f"lowest {self.target.name} accuracy",
@@ -85,67 +73,93 @@ class Negation(Workflow):
     @property
     def view(self) -> Goal:
         return Goal(
-            even([self.target]),
-            even(self.control),
+            even_weights([self.target]),
+            even_weights(self.control),
             what=self.target.name,
-            kept=mean_of(self.control, "control"),
+            kept=mean_name(self.control, "control"),
         )
 
-    def find(self, bench: EditSession) -> EditResult:
-        [vector] = self.vectors(bench)
-        trial = bench.trial({self.target.name: vector}, self.goal)
+    def find(self, session: EditSession) -> EditResult:
+        vector = self.vectors(session)[0]
+        trial = session.trial({self.target.name: vector}, self.goal)
         alpha, why = self.choose(trial)
-        found = EditResult(
-            trial.vectors, alpha, why, trial.sweep, {"finetuned": [(vector, self.tasks)]}
-        )
+        rivals = {"finetuned": [(vector, self.tasks)]}
+        result = EditResult(trial.vectors, alpha, why, trial.sweep, rivals)
         if self.baselines:
-            self._compare(bench, vector, found)
-        return found
+            result.more["baselines"] = {
+                "random": self._add_random_vector(session, vector, result),
+                **self._add_gradient_ascent(session, result),
+            }
+        return result
 
-    def _compare(self, bench: EditSession, vector: TaskVector, found: EditResult) -> None:
-        """Add the baselines: a random vector under the same rule, and fine-tuning with the gradient's sign turned."""
-        noise = random_like(bench, vector, self.config.seed)
-        found.more["baselines"] = {
-            "random": {"alpha": 0.0, "why": "no alpha lowers the target within the rule"}
-        }
+    def _add_random_vector(
+        self, session: EditSession, vector: TaskVector, result: EditResult
+    ) -> dict[str, Any]:
+        """Add a random vector as a rival, with an alpha by the same rule; return that choice."""
+        noise = random_like(session, vector, self.config.seed)
         try:
-            alpha, why = self.choose(bench.trial({"random": noise}, self.goal))
-            found.more["baselines"]["random"] = {"alpha": alpha[0], "why": why}
-            noise = noise * alpha[0]
+            alpha, why = self.choose(session.trial({"random": noise}, self.goal))
         except NothingSatisfiesError:
-            noise = noise * 0.0
-        found.rivals["random"] = [(noise, self.tasks)]
+            alpha, why = (0.0,), "no alpha lowers the target within the rule"
+        result.rivals["random"] = [(noise * alpha[0], self.tasks)]
+        return {"alpha": alpha[0], "why": why}
+
+    def _add_gradient_ascent(self, session: EditSession, result: EditResult) -> dict[str, Any]:
+        """Add fine-tuning that raises the loss as a rival; return why not, if it diverged."""
+        raised = replace(self.config, ascend=True)
         try:
-            ascent = bench.learn(
-                self.target, name="ascent", config=replace(self.config, ascend=True)
-            )
-            found.rivals["ascent"] = [(ascent, self.tasks)]
-        except NonfiniteError as error:  # going up has no end
-            found.more["baselines"]["ascent"] = {"why": f"diverged: {error}"}
+            ascent = session.learn(self.target, name="ascent", config=raised)
+        except NonfiniteError as error:  # a loss that is raised has no bound
+            return {"ascent": {"why": f"diverged: {error.fact}"}}
+        result.rivals["ascent"] = [(ascent, self.tasks)]
+        return {}
 
 
+def random_like(session: EditSession, vector: TaskVector, seed: int = 0) -> TaskVector:
+    """Return a random vector with the norm of ``vector`` at every tensor.
+
+    This is a baseline of arXiv 2212.04089.
+    """
+    norms = vector.norm(per_tensor=True)
+    tensors = {}
+    for name, spec in vector.specs.items():
+        drawn_from = seed_of("random vector", seed, name) % (1 << 63)
+        generator = torch.Generator().manual_seed(drawn_from)
+        noise = torch.randn(spec.shape, generator=generator, dtype=torch.float64)
+        scale = norms.get(name, 0.0) / max(float(noise.norm()), 1e-30)
+        tensors[name] = (noise * scale).to(spec.dtype)
+    return session.in_memory(tensors, f"a random vector (seed {seed})")
+
+
+@describe_arguments_as(Workflow)
 def negate(
     target: TaskLike,
     out: str | Path,
     *,
+    model: CheckpointLike = "embedded",
+    control: TaskList | None = None,
+    control_threshold: Annotated[float, Range(0, 1)] = 0.95,
+    baselines: bool = False,
+    finetuned: Finetuned = None,
+    search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
+    training: TrainingConfig | None = None,
+    device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
-    on_measured: OnMeasured = lambda _: None,
-    **options: Any,
+    on_measured: OnMeasured | None = None,
 ) -> dict[str, Any]:
-    r"""Make a model forget a task: :math:`\theta = \theta_0 - \alpha\tau` (arXiv 2212.04089).
+    """Make a model forget a task and keep others (task arithmetic, arXiv 2212.04089).
 
-    Alpha has the least validation accuracy on the target among those whose mean control accuracy is, with 95 % confidence, at least
-    ``control_threshold`` of the base's; ties go to the smaller alpha. The test splits are used once, after that.
+    Fine-tunes on the task, subtracts alpha times the task vector,
+    ``theta = theta_0 - alpha * tau``, for one alpha after another, and takes the alpha with the
+    lowest target accuracy on validation data that keeps, with 95 % confidence, the mean control
+    accuracy; of equal ones the smaller. The test splits are used once, after that.
 
     Args:
-        target: what to forget.
-        out: the folder for the edited model and the results; it appears whole.
-        resume: go on from where a killed run stopped.
-        overwrite: replace ``out``.
-        on_measured: called with the validation scores at each alpha.
-        options: ``control`` tasks (default all rendered ones), ``control_threshold`` (default 0.95), ``baselines`` (a random vector of
-            the same norm at every tensor, and gradient ascent), and those of `Workflow`.
+        target: the task to forget.
+        control: what must be kept. Default: all tasks that weightops draws.
+        control_threshold: the share of the base's mean control accuracy to keep.
+        baselines: compare with a random vector of equal norms and with gradient ascent.
 
     Returns:
         The content of ``summary.json``.
@@ -153,6 +167,15 @@ def negate(
     Raises:
         NothingSatisfiesError: if no alpha satisfies the constraint; then nothing is written.
     """
-    return Negation(target, **options).run(
-        Path(out), resume=resume, overwrite=overwrite, on_measured=on_measured
+    workflow = Negation(
+        target,
+        control=control,
+        control_threshold=control_threshold,
+        baselines=baselines,
+        model=model,
+        finetuned=finetuned,
+        search=search,
+        training=training,
+        device=device,
     )
+    return workflow.run(out, resume=resume, overwrite=overwrite, on_measured=on_measured)

@@ -2,75 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from weightops.errors import NothingSatisfiesError, TaskError, UnknownNameError
-from weightops.search.goal import RULES, Coefficients, Goal, Rule
-from weightops.search.session import EditSession, combined
-from weightops.search.strategies import grid
+from weightops.checkpoints.opening import CheckpointLike
+from weightops.errors import NothingSatisfiesError, TaskError
+from weightops.search.goal import Coefficients, Goal, Rule
+from weightops.search.session import EditSession, weighted_sum
+from weightops.search.strategies import SearchOptions, grid
+from weightops.support.arguments import check_arguments
+from weightops.support.docstrings import describe_arguments_as
+from weightops.support.ranges import Range
 from weightops.task_vector import TaskVector
 from weightops.tasks.derived import union
-from weightops.tasks.table import SUPPORTED, as_tasks
+from weightops.tasks.table import SUPPORTED, TaskList, as_tasks
 from weightops.tasks.task import Task
-from weightops.workflows.base import EditResult, OnMeasured, Workflow, even, mean_of
+from weightops.training.config import TrainingConfig
+from weightops.workflows.base import Finetuned, OnMeasured, Workflow, even_weights, mean_name
+from weightops.workflows.result import EditResult
 
 Strategy = Literal["joint", "sequential", "parallel"]
-STRATEGIES: tuple[Strategy, ...] = ("joint", "sequential", "parallel")
+"""How several tasks are patched."""
 
 
 class Patch(Workflow):
-    """One patching run: fine-tune, sweep alpha on validation data, choose, confirm on test data once, write; see `patch`."""
+    """The workflow of `patch`."""
 
     verb, word = "patch", "patched"
     method = "The weights are `(1 - alpha) * base + alpha * finetuned` (PAINT, arXiv 2208.05592)"
 
     def __init__(
         self,
-        task: str | Task | Iterable[str | Task],
+        task: TaskList,
         *,
-        supported: Iterable[str | Task] | None = None,
-        rule: Rule = "patching",
-        max_supported_drop: float = 0.01,
-        strategy: Strategy = "joint",
-        **options: Any,
+        supported: TaskList | None,
+        rule: Rule,
+        max_supported_drop: float,
+        strategy: Strategy,
+        **shared: Any,
     ) -> None:
+        check_arguments(patch, rule=rule, max_supported_drop=max_supported_drop, strategy=strategy)
         self.patching = as_tasks(task)
-        self.supported = [
-            t
-            for t in as_tasks(SUPPORTED if supported is None else supported)
-            if t not in self.patching
-        ]
+        others = as_tasks(SUPPORTED if supported is None else supported)
+        self.supported = [task for task in others if task not in self.patching]
         if not self.supported:
-            raise TaskError("a patch needs at least one supported task, to tell what it harms")
-        for kind, value, known in (("rule", rule, RULES), ("strategy", strategy, STRATEGIES)):
-            if value not in known:
-                raise UnknownNameError(f"there is no {kind} {value!r}; known: {', '.join(known)}")
+            raise TaskError("a patch needs at least one supported task, to measure what it harms")
         self.rule, self.max_supported_drop = rule, max_supported_drop
         self.strategy: Strategy = strategy if len(self.patching) > 1 else "joint"
         self._joint = union(self.patching)
-        super().__init__(
-            {
-                **dict.fromkeys(self.patching, "patching"),
-                **dict.fromkeys(self.supported, "supported"),
-            },
-            **options,
+        roles = dict.fromkeys(self.patching, "patching") | dict.fromkeys(
+            self.supported, "supported"
         )
+        super().__init__(roles, **shared)
 
     @property
     def learned(self) -> list[Task]:
         return [self._joint] if self.strategy == "joint" else self.patching
 
     def goal(self, patching: list[Task], drop: float) -> Goal:
-        """What alpha is chosen for, where ``patching`` are the tasks patched so far."""
+        """Return what alpha is chosen for.
+
+        Args:
+            patching: the tasks that have been patched so far.
+            drop: the supported accuracy that they may cost together.
+        """
         kept = "supported mean"
         if self.rule == "mean":
-            score = {**even(patching, 0.5), **even(self.supported, 0.5)}
+            score = even_weights(patching, 0.5) | even_weights(self.supported, 0.5)
             return Goal(score, what="best mean of patching and supported accuracy", kept=kept)
         return Goal(
-            even(patching),
-            even(self.supported),
+            even_weights(patching),
+            even_weights(self.supported),
             drop=drop,
             what="best patching accuracy",
             kept=kept,
@@ -78,102 +80,113 @@ class Patch(Workflow):
 
     @property
     def view(self) -> Goal:
-        kept = mean_of(self.supported, "supported")
         return Goal(
-            even(self.patching),
-            even(self.supported),
-            what=mean_of(self.patching, "patching"),
-            kept=kept,
+            even_weights(self.patching),
+            even_weights(self.supported),
+            what=mean_name(self.patching, "patching"),
+            kept=mean_name(self.supported, "supported"),
         )
 
-    def find(self, bench: EditSession) -> EditResult:
+    def find(self, session: EditSession) -> EditResult:
         if self.strategy == "sequential":
-            return self._one_after_another(bench)
-        vectors = dict(zip([t.name for t in self.learned], self.vectors(bench), strict=True))
-        trial = bench.trial(vectors, self.goal(self.patching, self.max_supported_drop))
+            return self._find_in_sequence(session)
+        learned = self.vectors(session)
+        vectors = dict(zip([task.name for task in self.learned], learned, strict=True))
+        trial = session.trial(vectors, self.goal(self.patching, self.max_supported_drop))
         alpha, why = self.choose(trial)
         if self.strategy == "joint":
-            rivals = [(vector, self.tasks) for vector in vectors.values()]
+            finetuned = [(vector, self.tasks) for vector in learned]
         else:
-            rivals = [
-                (vector, [task])
-                for task, vector in zip(self.patching, vectors.values(), strict=True)
-            ]
-        return EditResult(
-            vectors, alpha, why, trial.sweep, {"finetuned": rivals}, {"strategy": self.strategy}
-        )
+            finetuned = [(v, [task]) for task, v in zip(self.patching, learned, strict=True)]
+        return self._result(vectors, alpha, why, trial.sweep, finetuned)
 
-    def _one_after_another(self, bench: EditSession) -> EditResult:
-        """Patch the patched model, task after task."""
+    def _find_in_sequence(self, session: EditSession) -> EditResult:
+        """Patch the patched model again, task after task."""
         vectors: dict[str, TaskVector] = {}
         alphas: Coefficients = ()
-        reasons, rivals, sweep = [], [], []
+        reasons, finetuned, sweep = [], [], []
         for i, task in enumerate(self.patching):
-            sofar = combined(vectors, alphas) if vectors else None
+            patched = weighted_sum(vectors, alphas) if vectors else None
             vectors[task.name] = (
-                bench.vector(self.finetuned[i])
+                session.vector(self.finetuned[i])
                 if self.finetuned
-                else bench.learn(task, start=sofar)
+                else session.learn(task, start=patched)
             )
-            done = i + 1
-            # Each step may cost its share of what all may, against the model that it all began with.
-            goal = self.goal(
-                self.patching[:done], self.max_supported_drop * done / len(self.patching)
-            )
-            trial = bench.trial(vectors, goal)
-            choice = grid(trial.sheet, [(*alphas, alpha) for alpha in self.alphas])
+            # Each step may cost its share of the drop, against the model that all began with.
+            share = self.max_supported_drop * (i + 1) / len(self.patching)
+            trial = session.trial(vectors, self.goal(self.patching[: i + 1], share))
+            line = [(*alphas, alpha) for alpha in self.search.alphas]
+            choice = grid(trial.measurements, line)
             alphas = choice.alpha if isinstance(choice.alpha, tuple) else (choice.alpha,)
             reasons.append(f"{task.name} {alphas[-1]:g}: {choice.why}")
-            rivals.append((combined(vectors, (*alphas[:-1], 1.0)), [task]))
+            finetuned.append((weighted_sum(vectors, (*alphas[:-1], 1.0)), [task]))
             sweep = trial.sweep
         if not any(alphas):
             raise NothingSatisfiesError(
                 f"no alpha improves {', '.join(vectors)} within the rule, so there is no patch"
             )
-        return EditResult(
-            vectors,
-            alphas,
-            "; then ".join(reasons),
-            sweep,
-            {"finetuned": rivals},
-            {"strategy": self.strategy},
-        )
+        return self._result(vectors, alphas, "; then ".join(reasons), sweep, finetuned)
+
+    def _result(
+        self, vectors: Any, alpha: Coefficients, why: str, sweep: Any, finetuned: Any
+    ) -> EditResult:
+        rivals, more = {"finetuned": finetuned}, {"strategy": self.strategy}
+        return EditResult(vectors, alpha, why, sweep, rivals, more)
 
 
+@describe_arguments_as(Workflow)
 def patch(
-    task: str | Task | Iterable[str | Task],
+    task: TaskList,
     out: str | Path,
     *,
+    model: CheckpointLike = "embedded",
+    supported: TaskList | None = None,
+    rule: Rule = "patching",
+    max_supported_drop: Annotated[float, Range(0, 1)] = 0.01,
+    strategy: Strategy = "joint",
+    finetuned: Finetuned = None,
+    search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
+    training: TrainingConfig | None = None,
+    device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
-    on_sweep: OnMeasured = lambda _: None,
-    **options: Any,
+    on_measured: OnMeasured | None = None,
 ) -> dict[str, Any]:
-    r"""Patch a model on one task, or several, without harming others (PAINT, arXiv 2208.05592).
+    """Make a model better at one task, or several, and no worse at others (arXiv 2208.05592).
 
-    Fine-tune under the frozen zero-shot head, then :math:`\theta = (1 - \alpha)\theta_0 + \alpha\theta_{ft}` with alpha chosen on
-    validation data of the patching and the supported tasks; the test splits are used once, after that. A task that is its own
-    support under another distribution makes this WiSE-FT (arXiv 2109.01903): name the shifted sets as supported tasks.
+    Fine-tunes on the task under the frozen zero-shot head, tries
+    ``theta = (1 - alpha) * theta_0 + alpha * theta_ft`` for one alpha after another on validation
+    data of the patching and the supported tasks, chooses one, confirms it once on the test splits,
+    and writes the patched model with its results. A task that is its own support under another
+    distribution makes this WiSE-FT (arXiv 2109.01903): name the shifted sets as supported tasks.
 
     Args:
-        task: what to patch: names, folders of images, or `Task`s.
-        out: the folder for the patched model, ``results.jsonl``, ``summary.json``, ``report.html`` and pictures; it appears whole.
-        resume: go on from where a killed run stopped.
-        overwrite: replace ``out``.
-        on_sweep: called with the validation scores at each alpha.
-        options: ``strategy`` for several tasks: "joint" (one fine-tuning on all of them), "sequential" (patch the patched model again, in the
-            order given) or "parallel" (fine-tune on each, search one alpha for each); ``supported`` tasks (default all rendered
-            ones), ``rule`` ("patching" or "mean", see `choose`), ``max_supported_drop``, and those of `Workflow`: ``model``
-            (default the embedded one), ``finetuned``, ``alphas``, ``search``, ``device``, and any field of `TrainingConfig`,
-            such as ``steps`` or ``seed``.
+        task: what to patch: a task, a folder of images, or several.
+        supported: what must not get worse. Default: all tasks that weightops draws.
+        rule: how alpha is chosen. patching: the best patching accuracy that keeps the supported
+            mean, with 95 % confidence, within max_supported_drop of the base's; mean: the best mean
+            of patching accuracy and supported mean.
+        max_supported_drop: for the rule "patching", as a fraction: 0.01 is one point.
+        strategy: for several tasks. joint: one fine-tuning on all of them; sequential: patch the
+            patched model again; parallel: fine-tune on each, one alpha for each.
 
     Returns:
         The content of ``summary.json``.
 
     Raises:
         OutputError: if ``out`` exists or the disk is full.
-        NothingSatisfiesError: if no alpha satisfies the constraint; then nothing is written.
+        NothingSatisfiesError: if no alpha satisfies the rule; then nothing is written.
     """
-    return Patch(task, **options).run(
-        Path(out), resume=resume, overwrite=overwrite, on_measured=on_sweep
+    workflow = Patch(
+        task,
+        supported=supported,
+        rule=rule,
+        max_supported_drop=max_supported_drop,
+        strategy=strategy,
+        model=model,
+        finetuned=finetuned,
+        search=search,
+        training=training,
+        device=device,
     )
+    return workflow.run(out, resume=resume, overwrite=overwrite, on_measured=on_measured)

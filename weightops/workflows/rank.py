@@ -1,11 +1,11 @@
-"""Which of many task vectors will help a target task."""
+"""Rank task vectors by how much each can be expected to help a task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,134 +17,180 @@ from weightops.reports.frontier import COLORS, INK
 from weightops.reports.outcome import Outcome
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession
-from weightops.search.strategies import race
+from weightops.search.strategies import ALPHAS, race
+from weightops.support.arguments import check_arguments
 from weightops.support.atomic import check_free
+from weightops.support.ranges import Range
 from weightops.task_vector import TaskVector
-from weightops.tasks.table import as_tasks
-from weightops.tasks.task import Images, SomeImages, Task
+from weightops.tasks.table import TaskLike, as_task
+from weightops.tasks.task import Images, ImageSubset, Task
 from weightops.training.config import config_for
-from weightops.workflows.base import even
+from weightops.workflows.base import even_weights
+from weightops.workflows.soup import short_names
 
-PROBE = 0.3
-"""Alpha at which the gain on validation data is looked at."""
+PROBE_ALPHA = 0.3
+"""The alpha at which a vector's gain on validation data is measured."""
 
 
-def select(
-    vectors: Mapping[str, CheckpointLike | TaskVector],
-    target: str | Task,
+def rank(
+    vectors: Mapping[str, CheckpointLike | TaskVector] | Sequence[str | Path],
+    target: TaskLike,
     out: str | Path | None = None,
     *,
     model: CheckpointLike = "embedded",
-    labels: int | None = None,
-    steps: int = 20,
+    labels: Annotated[int, Range(min=0)] | None = None,
+    steps: Annotated[int, Range(min=1)] = 20,
     truth: bool = False,
-    overwrite: bool = False,
     device: str = "auto",
-    seed: int = 0,
+    seed: Annotated[int, Range(min=0)] = 0,
+    overwrite: bool = False,
 ) -> Outcome:
-    r"""Rank task vectors by how much they can be expected to help a target task.
+    """Rank task vectors (or fine-tuned weights) by how much they can be expected to help a task.
 
-    Two signs: the cosine of each vector with one of a few steps on the target, and what a small step along each (alpha 0.3) gains
-    on validation data. They are ranked by the gain where there are labels, by the cosine where there are none.
+    A vector is ranked by what a small step along it (alpha 0.3) gains on validation data; where no
+    labels may be used, by its cosine with the vector of a few steps of fine-tuning on the target.
 
     Args:
-        vectors: by name: vectors, fine-tuned weights, or paths of either.
+        vectors: name -> vector, fine-tuned weights, or the path of either; or only paths.
         target: the task to be helped.
         out: a folder for table, picture and results.
-        model: what the vectors are of.
-        labels: how many labelled images of the target may be used for each sign; all by default. With 0 the model's own
-            guesses take the labels' place for the cosine, and nothing is gained or lost by sight.
-        steps: of the fine-tuning that the cosine is taken with.
-        truth: measure what each vector really gives on test data, with the alpha that is best on all validation data, and how
-            well the order agrees with that (Spearman's rank correlation).
-        overwrite: replace ``out``.
-        device: "auto", "cpu", "cuda", ...
-        seed: of the fine-tuning.
+        model: the model that the vectors belong to.
+        labels: how many labelled images of the target to use for each criterion. Default: all. With
+            0, the model's own guesses replace the labels for the cosine, and no gain is measured.
+        steps: steps of the fine-tuning that the cosine is taken with.
+        truth: measure what each vector really gives on test data, with the alpha that is best on
+            all validation data, and how well the order agrees (Spearman's rank correlation).
+        device: where to compute: auto, cpu, cuda, cuda:1, ...
+        seed: seed of the fine-tuning.
+        overwrite: replace an output that exists; it stays until the new one is complete.
+
+    Raises:
+        OptionError: if there are no vectors.
     """
+    check_arguments(rank, steps=steps, seed=seed)
     if not vectors:
-        raise OptionError("there are no vectors to choose from")
+        raise OptionError("there are no vectors to rank")
     if out is not None:
         check_free(Path(out), overwrite=overwrite)
-    [task] = as_tasks(target)
+    if not isinstance(vectors, Mapping):
+        names = short_names([str(path) for path in vectors])
+        vectors = dict(zip(names, vectors, strict=True))
+    task = as_task(target)
     config = config_for(open_checkpoint(model), steps=steps, seed=seed)
-    bench = EditSession(model, [task], config=config, device=device)
-    opened = {name: bench.vector(given) for name, given in vectors.items()}
-    probe = bench.learn(_few(bench, task, labels))
-    share = 1.0 if labels is None else min(1.0, labels / task.sizes["validation"])
-    cosines = {name: vector.cosine(probe) for name, vector in opened.items()}
-    gains = {}
-    for name, vector in opened.items() if share else ():
-        sheet = bench.trial({name: vector}, Goal(even([task]))).sheet
-        hits, base = sheet.see((PROBE,), share), sheet.see((0.0,), share)
-        gains[name] = sheet.goal.gain(hits, base)[0]
-    order = sorted(opened, key=lambda name: (-gains.get(name, 0.0), -cosines[name]))
-    header = ["vector", "cosine %", *(["gain"] if gains else [])]
-    rows: list[list[object]] = [
-        [name, cosines[name], *([gains[name]] if gains else [])] for name in order
-    ]
-    more: dict[str, Any] = {"target": task.name, "order": order, "labels": labels, "steps": steps}
-    if truth:
-        real = {name: _real(bench, task, vector) for name, vector in opened.items()}
-        header += ["real gain", "alpha"]
-        rows = [[*row, *real[str(row[0])]] for row in rows]
-        column = [real[name][0] for name in order]
-        signs = {
-            "cosine": [cosines[name] for name in order],
-            **({"gain": [gains[name] for name in order]} if gains else {}),
-        }
-        more["agreement"] = {name: spearman(values, column) for name, values in signs.items()}
-    agreed = (
-        "; rank correlation with the real gain: "
-        + ", ".join(f"{k} {v:.2f}" for k, v in more["agreement"].items())
-        if truth
-        else ""
-    )
-    outcome = Outcome(
-        f"What should help {task.name} most: {order[0]}{agreed}",
-        header,
-        rows,
-        lambda axes: _draw(axes, header, rows),
-        more,
-    )
+    session = EditSession(model, [task], config=config, device=device)
+    criteria = _measure(session, task, vectors, labels)
+    outcome = _outcome(session, task, criteria, labels=labels, steps=steps, truth=truth)
     if out is not None:
-        outcome.write(Path(out), {"model": bench.base.ref}, overwrite=overwrite)
+        outcome.write(Path(out), {"model": session.base.ref}, overwrite=overwrite)
     return outcome
 
 
-def _few(bench: EditSession, task: Task, labels: int | None) -> Task:
-    """The target with as many labelled training images as there are; with none, the model's own guesses."""
+@dataclass(frozen=True)
+class _Criteria:
+    """The two criteria of each vector, and the order that follows.
+
+    Attributes:
+        vectors: name -> vector.
+        cosines: name -> cosine with a few steps on the target.
+        gains: name -> gain on validation data; empty without labels.
+    """
+
+    vectors: Mapping[str, TaskVector]
+    cosines: Mapping[str, float]
+    gains: Mapping[str, float]
+
+    @property
+    def order(self) -> list[str]:
+        """The names, the most promising first."""
+        return sorted(
+            self.vectors, key=lambda name: (-self.gains.get(name, 0.0), -self.cosines[name])
+        )
+
+
+def _measure(
+    session: EditSession,
+    task: Task,
+    given: Mapping[str, CheckpointLike | TaskVector],
+    labels: int | None,
+) -> _Criteria:
+    """Measure both criteria of all vectors."""
+    vectors = {name: session.vector(vector) for name, vector in given.items()}
+    direction = session.learn(_with_few_labels(session, task, labels))
+    share = 1.0 if labels is None else min(1.0, labels / task.sizes["validation"])
+    cosines = {name: vector.cosine(direction) for name, vector in vectors.items()}
+    gains = {}
+    for name, vector in vectors.items() if share else ():
+        measurements = session.trial({name: vector}, Goal(even_weights([task]))).measurements
+        hits = measurements.measure((PROBE_ALPHA,), share)
+        base = measurements.measure((0.0,), share)
+        gains[name] = measurements.goal.gain(hits, base)[0]
+    return _Criteria(vectors, cosines, gains)
+
+
+def _with_few_labels(session: EditSession, task: Task, labels: int | None) -> Task:
+    """Return the task with so many training images; with 0, labelled by the model's guesses."""
     if labels is None:
         return task
     if labels == 0:
-        guesses = predict(bench.clip, task, "train")[:, 0].numpy()
+        guesses = predict(session.image_model, task, "train")[:, 0].numpy()
         order = np.arange(len(guesses))
     else:
         order = np.random.default_rng(0).permutation(task.sizes["train"])[:labels]
 
     def load(split: str) -> Images:
         images = task.load(split)
-        return (
-            SomeImages(images, order, guesses if labels == 0 else images.labels[order])
-            if split == "train"
-            else images
-        )
+        if split != "train":
+            return images
+        return ImageSubset(images, order, guesses if labels == 0 else images.labels[order])
 
     return replace(task, load=load)
 
 
-def _real(bench: EditSession, task: Task, vector: TaskVector) -> tuple[float, str]:
-    """What a vector gains on test data with its best alpha, and that."""
-    trial = bench.trial({"": vector}, Goal(even([task])))
-    choice = race(trial.sheet, [(0.05 * i,) for i in range(21)])
+def _outcome(
+    session: EditSession,
+    task: Task,
+    criteria: _Criteria,
+    *,
+    labels: int | None,
+    steps: int,
+    truth: bool,
+) -> Outcome:
+    """Build the table, the picture and the title."""
+    order, cosines, gains = criteria.order, criteria.cosines, criteria.gains
+    header = ["vector", "cosine %", *(["gain"] if gains else [])]
+    rows: list[list[object]] = [
+        [name, cosines[name], *([gains[name]] if gains else [])] for name in order
+    ]
+    more: dict[str, Any] = {"target": task.name, "order": order, "labels": labels, "steps": steps}
+    agreed = ""
+    if truth:
+        real = [_real_gain(session, task, criteria.vectors[name]) for name in order]
+        header += ["real gain", "alpha"]
+        rows = [[*row, *measured] for row, measured in zip(rows, real, strict=True)]
+        scores = {"cosine": cosines, **({"gain": gains} if gains else {})}
+        more["agreement"] = {
+            criterion: spearman([values[name] for name in order], [gain for gain, _ in real])
+            for criterion, values in scores.items()
+        }
+        correlations = ", ".join(f"{name} {value:.2f}" for name, value in more["agreement"].items())
+        agreed = f"; rank correlation with the real gain: {correlations}"
+    title = f"What should help {task.name} most: {order[0]}{agreed}"
+    return Outcome(title, header, rows, lambda axes: _draw(axes, header, rows), more)
+
+
+def _real_gain(session: EditSession, task: Task, vector: TaskVector) -> tuple[float, str]:
+    """Return the gain of a vector on test data with its best alpha, and that alpha."""
+    trial = session.trial({"": vector}, Goal(even_weights([task])))
+    choice = race(trial.measurements, [(0.05 * i,) for i in range(len(ALPHAS))])
     alpha = choice.alpha if isinstance(choice.alpha, float) else choice.alpha[0]
     before, after = (
-        bench.measure(vector * a, "test").scores[task.name]["acc1"] for a in (0.0, alpha)
+        session.measure(vector * a, "test").scores[task.name]["acc1"] for a in (0.0, alpha)
     )
     return after - before, f"{alpha:g}"
 
 
 def spearman(a: list[float], b: list[float]) -> float:
-    """Spearman's rank correlation; ties share their mean rank.
+    """Return Spearman's rank correlation; equal values share their mean rank.
 
     >>> spearman([0.1, 0.5, 0.3], [1, 9, 4])
     1.0
@@ -160,12 +206,13 @@ def spearman(a: list[float], b: list[float]) -> float:
 
 
 def _draw(axes: Any, header: list[str], rows: list[list[Any]]) -> None:
+    """Draw horizontal bars, one for each criterion of each vector."""
     columns = [i for i, title in enumerate(header) if title in ("cosine %", "gain", "real gain")]
     height = 0.8 / len(columns)
     for k, i in enumerate(columns):
-        places = [j + (k - (len(columns) - 1) / 2) * height for j in range(len(rows))]
+        shift = (k - (len(columns) - 1) / 2) * height
         axes.barh(
-            places,
+            [j + shift for j in range(len(rows))],
             [100 * row[i] for row in rows],
             height=0.9 * height,
             color=(COLORS[0], COLORS[1], COLORS[-1])[k],

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
-from weightops.errors import OptionError, UnknownNameError
+from weightops.errors import OptionError
 from weightops.search.goal import Coefficients, Goal, weighted
-from weightops.search.session import EditSession, combined
-from weightops.tasks.table import SUPPORTED, as_tasks
+from weightops.search.session import EditSession, Trial, weighted_sum
+from weightops.search.strategies import SearchOptions
+from weightops.support.arguments import check_arguments
+from weightops.support.docstrings import describe_arguments_as
+from weightops.tasks.table import SUPPORTED, TaskLike, TaskList, as_task, as_tasks
 from weightops.tasks.task import Task
-from weightops.workflows.base import EditResult, OnMeasured, Workflow, even, mean_of
+from weightops.workflows.base import OnMeasured, Workflow, even_weights, mean_name
+from weightops.workflows.result import EditResult
 
 Selection = Literal["greedy", "uniform"]
-SELECTIONS: tuple[Selection, ...] = ("greedy", "uniform")
+"""Which models a soup takes in."""
 
 
 class Soup(Workflow):
-    """An average of models; see `soup`."""
+    """The workflow of `soup`."""
 
     verb, word, keeps_vectors = "soup", "soup", False
     method = "The weights are an average of models (model soups, arXiv 2203.05482)"
@@ -28,26 +33,33 @@ class Soup(Workflow):
         self,
         models: Sequence[CheckpointLike],
         *,
-        tasks: Iterable[str | Task] | None = None,
-        recipe: Selection = "greedy",
-        batchnorm: str | Task | None = None,
-        device: str = "auto",
+        tasks: TaskList | None,
+        recipe: Selection,
+        base: CheckpointLike | None,
+        batchnorm: TaskLike | None,
+        device: str,
     ) -> None:
+        check_arguments(soup, recipe=recipe)
         if len(models) < 2:
             raise OptionError("a soup needs two models at least")
-        if recipe not in SELECTIONS:
-            raise UnknownNameError(f"there is no recipe {recipe!r}; known: {', '.join(SELECTIONS)}")
         self.models = [open_checkpoint(model) for model in models]
-        self.recipe = recipe
+        if base is not None and self.models[0].architecture is None:
+            self.models[0] = Checkpoint(self.models[0].form, open_checkpoint(base).architecture)
+        self.selection = recipe
         super().__init__(
             dict.fromkeys(as_tasks(SUPPORTED if tasks is None else tasks), "target"),
             model=self.models[0],
+            finetuned=None,
+            search=SearchOptions(),
+            training=None,
             device=device,
         )
         self.finetuned = list(self.models)
         if batchnorm is not None:
-            [self.batchnorm] = as_tasks(batchnorm)
-            self.method = f"{self.method}, with batch statistics of the training images of {self.batchnorm.name}"
+            self.batchnorm = as_task(batchnorm)
+            self.method += (
+                f", with batch statistics of the training images of {self.batchnorm.name}"
+            )
 
     @property
     def learned(self) -> list[Task]:
@@ -59,101 +71,127 @@ class Soup(Workflow):
 
     @property
     def view(self) -> Goal:
-        return Goal(even(self.tasks), what=f"accuracy, {mean_of(self.tasks, 'target')}")
+        return Goal(even_weights(self.tasks), what=f"accuracy, {mean_name(self.tasks, 'target')}")
 
-    def find(self, bench: EditSession) -> EditResult:
-        names = names_of([model.ref for model in self.models])
-        vectors = dict(zip(names, (bench.vector(model) for model in self.models), strict=True))
-        trial = bench.trial(vectors, self.view)
-        k = len(names)
-
-        def mixed(members: Sequence[int]) -> Coefficients:
-            return tuple(1 / len(members) if i in members else 0.0 for i in range(k))
-
-        def value(members: Sequence[int]) -> float:
-            return weighted(trial.sheet.see(mixed(members)), self.view.score)
-
-        alone = [value([i]) for i in range(k)]
-        order = sorted(range(k), key=lambda i: -alone[i])
-        steps = [
-            {
-                "model": names[order[0]],
-                "accuracy": alone[order[0]],
-                "accepted": True,
-                "why": "the best on its own",
-            }
-        ]
-        members = [order[0]]
-        best = alone[order[0]]
-        if self.recipe == "uniform":
-            members = list(range(k))
-            why = f"all {k} models, whatever they score ({value(members):.2%} on validation data; the best alone {best:.2%})"
+    def find(self, session: EditSession) -> EditResult:
+        names = short_names([model.ref for model in self.models])
+        opened = [session.vector(model) for model in self.models]
+        vectors = dict(zip(names, opened, strict=True))
+        trial = session.trial(vectors, self.view)
+        tasting = _Tasting(trial, names, self.view)
+        if self.selection == "uniform":
+            members, why = tasting.take_all()
         else:
-            for i in order[1:]:
-                with_it = value([*members, i])
-                accepted = with_it > best
-                steps.append(
-                    {
-                        "model": names[i],
-                        "accuracy": alone[i],
-                        "accepted": accepted,
-                        "why": f"the soup {'rises' if accepted else 'does not rise'} with it: {best:.2%} to {with_it:.2%}",
-                    }
-                )
-                if accepted:
-                    members, best = [*members, i], with_it
-            why = f"of {k} models, best first, those {len(members)} were kept with which mean validation accuracy strictly rose (to {best:.2%})"
-        single = vectors[names[order[0]]]
+            members, why = tasting.take_greedily()
+        uniform = weighted_sum(vectors, _shares(range(len(names)), len(names)))
         rivals = {
-            "best single": [(single, self.tasks)],
-            "uniform": [(combined(vectors, mixed(range(k))), self.tasks)],
+            "best single": [(opened[tasting.order[0]], self.tasks)],
+            "uniform": [(uniform, self.tasks)],
         }
-        chosen = {"chosen_on": "no data"} if self.recipe == "uniform" else {}
-        return EditResult(
-            vectors,
-            mixed(members),
-            why,
-            trial.sweep,
-            rivals,
-            {"recipe": self.recipe, "steps": steps, **chosen},
-        )
+        more: dict[str, Any] = {"recipe": self.selection, "steps": tasting.steps}
+        if self.selection == "uniform":
+            more["chosen_on"] = "no data"
+        alpha = _shares(members, len(names))
+        return EditResult(vectors, alpha, why, trial.sweep, rivals, more)
 
-    def remarks(self, summary: Any) -> list[str]:
-        return [
-            "\n".join(
-                f"{'+' if s['accepted'] else '-'} {s['model']} ({100 * s['accuracy']:.1f}): {s['why']}"
-                for s in summary["steps"]
-            )
+    def remarks(self, summary: Mapping[str, Any]) -> list[str]:
+        lines = [
+            f"{'+' if step['accepted'] else '-'} {step['model']} ({100 * step['accuracy']:.1f}): "
+            f"{step['why']}"
+            for step in summary["steps"]
         ]
+        return ["\n".join(lines)]
 
 
-def names_of(refs: Sequence[str]) -> list[str]:
-    """Short names for models, all different."""
+class _Tasting:
+    """The choice of models for a soup, by mean validation accuracy.
+
+    Attributes:
+        order: indices of the models, the best on its own first.
+        steps: one record for each model that was looked at.
+    """
+
+    def __init__(self, trial: Trial, names: Sequence[str], goal: Goal) -> None:
+        self._trial, self._names, self._goal = trial, names, goal
+        self._alone = [self._score([i]) for i in range(len(names))]
+        self.order = sorted(range(len(names)), key=lambda i: -self._alone[i])
+        self.steps: list[dict[str, Any]] = []
+        self._record(self.order[0], True, "the best on its own")
+
+    def _score(self, members: Sequence[int]) -> float:
+        """Return the score of an average of models."""
+        shares = _shares(members, len(self._names))
+        return weighted(self._trial.measurements.measure(shares), self._goal.score)
+
+    def _record(self, index: int, accepted: bool, why: str) -> None:
+        name, accuracy = self._names[index], self._alone[index]
+        step = {"model": name, "accuracy": accuracy, "accepted": accepted, "why": why}
+        self.steps.append(step)
+
+    def take_all(self) -> tuple[Sequence[int], str]:
+        """Return all models, and the reason."""
+        everyone = range(len(self._names))
+        why = (
+            f"all {len(everyone)} models, whatever they score ({self._score(everyone):.2%} on "
+            f"validation data; the best alone {self._alone[self.order[0]]:.2%})"
+        )
+        return everyone, why
+
+    def take_greedily(self) -> tuple[Sequence[int], str]:
+        """Return the models with which the score strictly rose, best first, and the reason."""
+        members, best = [self.order[0]], self._alone[self.order[0]]
+        for i in self.order[1:]:
+            score = self._score([*members, i])
+            accepted = score > best
+            rises = "rises" if accepted else "does not rise"
+            self._record(i, accepted, f"the soup {rises} with it: {best:.2%} to {score:.2%}")
+            if accepted:
+                members, best = [*members, i], score
+        why = (
+            f"of {len(self._names)} models, best first, those {len(members)} were kept with which "
+            f"mean validation accuracy strictly rose (to {best:.2%})"
+        )
+        return members, why
+
+
+def _shares(members: Sequence[int], count: int) -> Coefficients:
+    """Return the coefficients of an average of some of ``count`` models."""
+    return tuple(1 / len(members) if i in members else 0.0 for i in range(count))
+
+
+def short_names(refs: Sequence[str]) -> list[str]:
+    """Return short names for models, all different."""
     short = [Path(ref).name.removesuffix(".safetensors") or ref for ref in refs]
     return [name if short.count(name) == 1 else f"{name} {i + 1}" for i, name in enumerate(short)]
 
 
+@describe_arguments_as(Workflow)
 def soup(
     models: Sequence[CheckpointLike],
     out: str | Path,
     *,
+    tasks: TaskList | None = None,
+    recipe: Selection = "greedy",
+    base: CheckpointLike | None = None,
+    batchnorm: TaskLike | None = None,
+    device: str = "auto",
     overwrite: bool = False,
-    on_measured: OnMeasured = lambda _: None,
-    **options: Any,
+    on_measured: OnMeasured | None = None,
 ) -> dict[str, Any]:
-    r"""Average models: all of them, or greedily those that help on validation data (arXiv 2203.05482).
-
-    The greedy soup begins with the best model and takes in each next best if the mean validation accuracy strictly rises.
+    """Average models: all of them, or those that help on validation data (arXiv 2203.05482).
 
     Args:
-        models: what to average, of one architecture; the first must know it.
-        out: the folder for the soup and the results; it appears whole.
-        overwrite: replace ``out``.
-        on_measured: called with the validation scores of each soup.
-        options: ``tasks`` to measure on (default all rendered ones), ``recipe`` ("greedy" or "uniform"), ``batchnorm`` (a task on whose
-            images each soup's running statistics are made anew) and ``device``.
+        models: the models to average, of one architecture.
+        tasks: what to measure on. Default: all tasks that weightops draws.
+        recipe: greedy: best first, each model is taken in if mean validation accuracy strictly
+            rises; uniform: all of them.
+        base: a model whose configuration to use for weights that come without one.
+        batchnorm: a task on whose images each soup's running statistics are recomputed.
 
     Returns:
         The content of ``summary.json``; its ``steps`` say why each model was taken or left.
     """
-    return Soup(models, **options).run(Path(out), overwrite=overwrite, on_measured=on_measured)
+    workflow = Soup(
+        models, tasks=tasks, recipe=recipe, base=base, batchnorm=batchnorm, device=device
+    )
+    return workflow.run(out, overwrite=overwrite, on_measured=on_measured)

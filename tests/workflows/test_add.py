@@ -1,0 +1,62 @@
+"""Addition: several tasks in one model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from weightops import TaskVector, add, open_checkpoint
+from weightops.cli.main import run
+from weightops.errors import OptionError, TaskError, UnknownNameError
+
+
+@pytest.mark.parametrize(
+    ("method", "each"), [("sum", False), ("sum", True), ("ties", False), ("linear", False)]
+)
+def test_add(
+    own: Path, options: dict[str, object], tmp_path: Path, method: str, each: bool
+) -> None:
+    out = tmp_path / "out"
+    paths = [own / "swapped.safetensors", own / "turned.safetensors"]
+    tasks = [str(own / "swapped"), str(own / "turned")]
+    result = add(tasks, out, method=method, each=each, finetuned=paths, **options)
+    for name, task in result["tasks"].items():
+        assert task["role"] == "added"
+        assert result["normalized"][name] == task["edited"]["acc1"] / task["finetuned"]["acc1"]
+    shares = list(result["normalized"].values())
+    assert result["mean"]["normalized"] == pytest.approx(np.mean(shares))
+    before = [task["base"]["acc1"] for task in result["tasks"].values()]
+    assert result["mean"]["accuracy"] > np.mean(before)
+    if method == "sum":
+        alphas = list(result["alpha"].values()) if each else [result["alpha"]] * 2
+        a, b = (TaskVector.load(path) * alpha for path, alpha in zip(paths, alphas, strict=True))
+        expected = (a + b).apply(own / "model").state_dict()
+        written = open_checkpoint(out).state_dict()
+        assert all(torch.allclose(t, expected[name], atol=1e-5) for name, t in written.items())
+
+
+def test_on_the_command_line(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vectors = ["--vector", own / "swapped.safetensors", "--vector", own / "turned.safetensors"]
+    arguments = ["add", "--tasks", f"{own / 'swapped'},{own / 'turned'}", *vectors]
+    arguments += ["--model", own / "model", "--alphas", "0.5,1", "--device", "cpu", "-q"]
+    command = [*map(str, arguments), "-o", str(tmp_path / "a")]
+    assert run([*command, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["tasks"] == {"swapped": "added", "turned": "added"}
+    assert plan["training_images"] == 0
+    assert run(command) == 0
+    assert "normalized accuracy" in capsys.readouterr().out
+    assert (tmp_path / "a" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_refusals(own: Path) -> None:
+    with pytest.raises(TaskError, match="two tasks at least"):
+        add(["mnist"], own / "x")
+    with pytest.raises(OptionError, match="one vector of all"):
+        add(["mnist", "digits"], own / "x", method="ties", each=True)
+    with pytest.raises(UnknownNameError, match="no objective 'best'"):
+        add(["mnist", "digits"], own / "x", objective="best")

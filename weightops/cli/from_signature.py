@@ -1,0 +1,230 @@
+"""Make commands from signatures: one option for each parameter, with its type, default and text.
+
+A value that isn't given on the command line isn't passed, so the function's default holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import click
+
+from weightops.cli import types
+from weightops.cli.signatures import REQUIRED, Expression, Parameter, read
+from weightops.errors import WeightopsError
+from weightops.support.docstrings import plain
+
+_FLAGS = {"out": ("-o", "--out"), "finetuned": ("--finetuned", "--vector")}
+"""Options that aren't spelt as their parameter."""
+
+
+def _quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        from weightops.cli.printing import quieten
+
+        quieten()
+
+
+_JSON = click.Option(["json_", "--json"], is_flag=True, help="Print JSON.")
+_QUIET = click.Option(
+    ["-q", "--quiet"],
+    is_flag=True,
+    expose_value=False,
+    callback=_quiet,
+    help="Print no progress and no warnings.",
+)
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """Parameters of a function or dataclass of the library that a verb has as options, too.
+
+    Attributes:
+        reference: ``module:name``, see `read`.
+        only: the parameters to take; all of them by default.
+        leave_out: parameters not to take.
+        names: parameter -> its name on the command line, where that is another.
+        shown_defaults: parameter -> default to show, where the default isn't a literal.
+    """
+
+    reference: str
+    only: Sequence[str] = ()
+    leave_out: Sequence[str] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    shown_defaults: Mapping[str, str] = field(default_factory=dict)
+
+    def parameters(self) -> list[Parameter]:
+        """Return the parameters that the command line can express."""
+        return [
+            replace(parameter, name=self.names.get(parameter.name, parameter.name))
+            for parameter in read(self.reference).parameters
+            if parameter.name not in self.leave_out
+            and (not self.only or parameter.name in self.only)
+            and types.of(parameter.kind) is not None
+        ]
+
+    def options(self, *, optional: Sequence[str] = ()) -> list[click.Parameter]:
+        """Return an option for each parameter."""
+        return [
+            option(
+                parameter,
+                shown_default=self.shown_defaults.get(parameter.name),
+                optional=parameter.name in optional,
+            )
+            for parameter in self.parameters()
+        ]
+
+
+def option(
+    parameter: Parameter, *, shown_default: str | None = None, optional: bool = False
+) -> click.Option:
+    """Return the option of a parameter."""
+    name, kind, default = parameter.name, parameter.kind, parameter.default
+    spelt = list(_FLAGS.get(name) or (f"--{name.rstrip('_').replace('_', '-')}",))
+    text = plain(parameter.text)
+    starts_with_choice = text.partition(" ")[0].rstrip(":") in kind.choices
+    settings: dict[str, Any] = {"help": text if starts_with_choice else text[:1].upper() + text[1:]}
+    if kind.name == "bool":
+        if default is True:
+            spelt[-1] += f"/--no-{spelt[-1].removeprefix('--')}"
+        return click.Option([name, *spelt], is_flag=True, default=bool(default), **settings)
+    if default is REQUIRED and not optional:
+        settings["required"] = True
+    shown = shown_default or _literal(default)
+    if shown is not None:
+        settings |= {"default": shown, "show_default": True}
+    many = types.is_multiple(kind)
+    return click.Option([name, *spelt], type=types.of(kind), multiple=many, **settings)
+
+
+def _literal(default: Any) -> Any:
+    """Return a default that help can show; the function's own holds, so it is never passed."""
+    hidden = default in (None, REQUIRED, "") or isinstance(default, (Expression, tuple, list))
+    return None if hidden else default
+
+
+def argument(parameter: Parameter, *, metavar: str | None = None) -> click.Argument:
+    """Return the argument of a parameter that is taken by position."""
+    many = parameter.kind.many
+    required = parameter.default is REQUIRED
+    name = parameter.name.upper().removesuffix("S" if many else "")
+    return click.Argument(
+        [parameter.name],
+        nargs=-1 if many else 1,
+        required=required,
+        type=types.of(parameter.kind),
+        metavar=metavar or (f"{name}..." if many and required else None),
+    )
+
+
+def command(
+    *borrowed: Borrowed,
+    about: str | None = None,
+    arguments: Sequence[click.Parameter] = (),
+    optional: Sequence[str] = (),
+    metavar: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a command of a function: its own parameters are arguments and options, too.
+
+    Args:
+        borrowed: parameters of the library that are options.
+        about: the help; by default the function's docstring.
+        arguments: further click parameters.
+        optional: borrowed parameters that need not be given although they have no default.
+        metavar: how help shows the function's argument.
+        settings: of the click context.
+    """
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        own = read(f"{function.__module__}:{function.__name__}")
+        parameters = [
+            argument(p, metavar=metavar) if p.positional else option(p)
+            for p in own.parameters
+            if p.name != _JSON.name and types.of(p.kind) is not None
+        ]
+        return build(
+            function.__name__.rstrip("_"),
+            function,
+            [*parameters, *arguments, *_options(borrowed, optional)],
+            about or own.docstring.text,
+            settings,
+        )
+
+    return decorate
+
+
+def _options(borrowed: Sequence[Borrowed], optional: Sequence[str]) -> list[click.Parameter]:
+    return [option for library in borrowed for option in library.options(optional=optional)]
+
+
+def build(
+    name: str,
+    function: Callable[..., Any],
+    parameters: Sequence[click.Parameter],
+    about: str,
+    settings: Mapping[str, Any] | None = None,
+) -> click.Command:
+    """Return a command that calls a function with those values that were given."""
+    options = [p for p in parameters if isinstance(p, click.Option)]
+    flags = {str(option.name): max(option.opts, key=len) for option in options}
+    for option in options:
+        option.help = _name_flags(option.help or "", flags)
+    return click.Command(
+        name,
+        params=[*parameters, _JSON, _QUIET],
+        callback=translated(function),
+        help=help_text(about),
+        context_settings=dict(settings or {}),
+    )
+
+
+def _name_flags(text: str, flags: Mapping[str, str]) -> str:
+    """Return a text in which parameters of several words are named as options."""
+    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", lambda match: flags.get(match[0], match[0]), text)
+
+
+def help_text(text: str) -> str:
+    """Return a docstring's text as help: without the marks of code, indented blocks as they are."""
+    return re.sub(r"\n\n(    .+(?:\n    .+)*)", r"\n\n\b\n\1", plain(text.replace("::\n", ":\n")))
+
+
+def translated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a callback that passes what was given, and translates the arguments in errors."""
+
+    def callback(**values: Any) -> Any:
+        context = click.get_current_context()
+        source = click.core.ParameterSource
+        unset = (source.DEFAULT, source.DEFAULT_MAP)
+        given = {n: v for n, v in values.items() if context.get_parameter_source(n) not in unset}
+        try:
+            return function(**given)
+        except WeightopsError as error:
+            flags = {
+                str(p.name): max(p.opts, key=len)
+                for p in context.command.params
+                if isinstance(p, click.Option)
+            }
+            hint = translate(error.hint, flags)
+            raise type(error)(translate(error.fact, flags), hint=hint) from error
+
+    return callback
+
+
+def translate(text: str, flags: Mapping[str, str]) -> str:
+    """Return a text with Python's arguments as the options of a command.
+
+    >>> translate("overwrite=True replaces it; give base=", {"overwrite": "--overwrite"})
+    '--overwrite replaces it; give base='
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        if name not in flags:
+            return match[0]
+        return flags[name] if value in ("", "...", "True") else f"{flags[name]} {value}"
+
+    return re.sub(r"(?<![\w-])([a-z_]+)=(True|\.\.\.|[\w.]*)", replaced, text)

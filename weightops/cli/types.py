@@ -1,0 +1,138 @@
+"""Types of options: how values are read from text."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from weightops.cli.signatures import Kind
+from weightops.errors import TaskError, UnknownNameError
+
+
+class TaskNames(click.ParamType):  # type: ignore[type-arg]
+    """Names of tasks or folders of images, separated by commas; completed by the shell."""
+
+    name = "TASK[,TASK]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        from weightops.tasks.table import find_task
+
+        names = tuple(part.strip() for part in value.split(",") if part.strip())
+        if not names:
+            self.fail("name at least one task", param, ctx)
+        try:
+            for name in names:
+                find_task(name)
+        except (UnknownNameError, TaskError) as error:
+            self.fail(str(error), param, ctx)
+        return names
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from weightops.tasks.table import TASKS
+
+        done, _, last = incomplete.rpartition(",")
+        prefix = f"{done}," if done else ""
+        return [CompletionItem(prefix + name) for name in TASKS.names() if name.startswith(last)]
+
+
+class OneTask(TaskNames):
+    """The name of one task, or a folder of images."""
+
+    name = "TASK"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        names = super().convert(value, param, ctx)
+        if len(names) != 1:
+            self.fail(f"one task is needed, not {len(names)}", param, ctx)
+        return names[0]
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers separated by commas, or START:STOP:STEP."""
+
+    name = "A,B,...|START:STOP:STEP"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        try:
+            return _numbers(value)
+        except ValueError:
+            example = "neither numbers such as 0,0.1,0.4 nor a rising range such as 0:1:0.05"
+            self.fail(f"{value!r} is {example}", param, ctx)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    numbers = [float(part) for part in text.replace(",", ":").split(":")]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError
+    if ":" not in text:
+        return tuple(numbers)
+    start, stop, step = numbers
+    if step <= 0 or stop < start or (stop - start) / step > 10_000:
+        raise ValueError
+    count = int((stop - start) / step + 1 + 1e-9)
+    return tuple(round(start + i * step, 10) for i in range(count))
+
+
+class NodeOf(click.ParamType):  # type: ignore[type-arg]
+    """A node's number, from 0, and how many there are."""
+
+    name = "INDEX/COUNT"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        index, _, count = str(value).partition("/")
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            example = "not a node such as 0/4, the first of four, or 3/4, the last"
+            self.fail(f"{value!r} is {example}", param, ctx)
+        return int(index), int(count)
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]
+    """Bytes, as 5GB or 200MB."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(value).strip().upper())
+        if not match or not float(match[1]):
+            self.fail(f"{value!r} is not a size such as 5GB or 200MB", param, ctx)
+        return int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " "))
+
+
+def of(kind: Kind) -> Any:
+    """Return the click type of a kind of parameter, or None if there is none."""
+    if kind.choices:
+        return click.Choice(kind.choices)
+    if kind.name == "float" and kind.many:
+        return Numbers()
+    if kind.name in ("int", "float") and kind.range is not None:
+        ranged: Any = click.IntRange if kind.name == "int" else click.FloatRange
+        return ranged(**dict(kind.range))
+    return {
+        "str": click.STRING,
+        "int": click.INT,
+        "float": click.FLOAT,
+        "bool": click.BOOL,
+        "Path": click.Path(path_type=Path),
+        "TaskLike": OneTask(),
+        "TaskList": TaskNames(),
+        "CheckpointLike": click.STRING,
+        "Finetuned": click.STRING,
+    }.get(kind.name)
+
+
+def is_multiple(kind: Kind) -> bool:
+    """Return True for an option that may be given several times, such as ``--only a --only b``."""
+    return kind.name == "Finetuned" or (kind.many and kind.name != "float")

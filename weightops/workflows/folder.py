@@ -1,0 +1,124 @@
+"""Write the folder of a run: the edited model, its results, pictures, page and card."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightops.errors import MissingExtraError
+from weightops.evaluation.zero_shot import record
+from weightops.reports.card import card
+from weightops.reports.frontier import draw_bars, draw_frontier
+from weightops.reports.page import write_page
+from weightops.search.session import EditSession, Measured, file_name
+from weightops.support.json_files import jsonable, write_json
+from weightops.workflows.result import EditResult
+from weightops.workflows.summary import title
+
+if TYPE_CHECKING:
+    from weightops.workflows.base import Workflow
+
+log = logging.getLogger("weightops")
+
+
+def write_folder(
+    folder: Path,
+    workflow: Workflow,
+    session: EditSession,
+    result: EditResult,
+    test: Mapping[str, Measured],
+    summary: Mapping[str, Any],
+) -> None:
+    """Write all results of a run into its folder.
+
+    Args:
+        folder: the folder, which exists and is empty.
+        workflow: the workflow.
+        session: the session that it ran in.
+        result: its vectors and coefficients.
+        test: model -> scores on the test splits.
+        summary: the content of ``summary.json``.
+    """
+    edited = session.edited(result.edit)
+    edited.save_into(folder, final=Path(summary["output"]))
+    text = card(summary, workflow.word, edited.architecture)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    lines = [json.dumps(jsonable(row)) + "\n" for row in _rows(workflow, session, result, test)]
+    (folder / "results.jsonl").write_text("".join(lines), encoding="utf-8")
+    if workflow.keeps_vectors:
+        _write_vectors(folder, result)
+    _copy_logs(folder, session)
+    _draw(folder, workflow, result, summary)
+    write_page(
+        folder / "report.html",
+        summary=summary,
+        sweep=result.sweep,
+        points=workflow.points(result.sweep),
+        view=workflow.view,
+        session=session,
+        test=test,
+        word=workflow.word,
+        title=title(workflow, summary),
+    )
+    write_json(folder / "summary.json", summary)
+
+
+def _rows(
+    workflow: Workflow, session: EditSession, result: EditResult, test: Mapping[str, Measured]
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each edit and task: the sweep on validation data, then the test scores."""
+    splits = {
+        "validation": [("sweep", measured) for measured in result.sweep],
+        "test": list(test.items()),
+    }
+    for split, edits in splits.items():
+        for weights, measured in edits:
+            alpha = measured.coefficients
+            named = dict(zip(result.vectors, alpha, strict=False)) or None
+            for task in workflow.tasks:
+                if task.name in measured.scores:
+                    scores = measured.scores[task.name]
+                    yield {
+                        **record(session.image_model, task, split, scores, measured.fingerprint),
+                        "alpha": alpha[0] if len(alpha) == 1 else named,
+                        "weights": weights,
+                    }
+
+
+def _write_vectors(folder: Path, result: EditResult) -> None:
+    for name, vector in result.vectors.items():
+        middle = "" if len(result.vectors) == 1 else f".{file_name(name)}"
+        vector.save(folder / f"task_vector{middle}.safetensors")
+
+
+def _copy_logs(folder: Path, session: EditSession) -> None:
+    logs = sorted(session.work_folder.glob("*/log.jsonl")) if session.work_folder else []
+    for path in logs:
+        middle = "" if len(logs) == 1 else f".{path.parent.name}"
+        shutil.copyfile(path, folder / f"finetuning{middle}.jsonl")
+
+
+def _draw(folder: Path, workflow: Workflow, result: EditResult, summary: Mapping[str, Any]) -> None:
+    """Draw the frontier of one coefficient under a constraint, else bars by task."""
+    view, heading = workflow.view, title(workflow, summary)
+    try:
+        if view.keep and len(result.alpha) == 1:
+            points = workflow.points(result.sweep)
+            chosen = next(point for point in points if point.alpha == result.alpha[0])
+            draw_frontier(
+                folder / "frontier",
+                points,
+                chosen,
+                title=heading,
+                score=view.what,
+                kept=view.kept,
+                word=workflow.word,
+            )
+        else:
+            draw_bars(folder / "accuracy", summary["tasks"], title=heading)
+    except MissingExtraError as error:
+        log.warning("the picture is left out: %s", error)

@@ -1,0 +1,74 @@
+"""Say what a run of a workflow would do and what it takes, before it does anything."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weightops.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from weightops.workflows.base import Workflow
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a run.
+
+    Attributes:
+        verb: the workflow's verb.
+        model: ref of the model to edit.
+        tasks: task name -> its role.
+        learned: the tasks that are fine-tuned on.
+        alphas: the coefficients to try.
+        search: the strategy of the search.
+        config: the recipe of fine-tuning.
+        training_images: images that fine-tuning sees.
+        evaluated_images: about how many images are scored.
+        output: the folder.
+        output_bytes: bytes that the run needs on the disk while it is made.
+        free_bytes: bytes that are free there.
+    """
+
+    verb: str
+    model: str
+    tasks: Mapping[str, str]
+    learned: tuple[str, ...]
+    alphas: tuple[float, ...]
+    search: str
+    config: TrainingConfig
+    training_images: int
+    evaluated_images: int
+    output: str
+    output_bytes: int
+    free_bytes: int
+
+
+def plan_run(workflow: Workflow, out: Path) -> Plan:
+    """Return the plan of a workflow's run into a folder."""
+    config = workflow.config
+    validation, test = (
+        sum(task.sizes[split] for task in workflow.tasks) for split in ("validation", "test")
+    )
+    trainings = 0 if workflow.finetuned else len(workflow.learned)
+    # The model and the vectors; for each fine-tuning its weights, and its state of twice the size.
+    copies = 2 + len(workflow.learned) + 3 * trainings
+    model_bytes = sum(spec.numel * 4 for spec in workflow.checkpoint.specs.values())
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    return Plan(
+        verb=workflow.verb,
+        model=workflow.checkpoint.ref,
+        tasks={task.name: role for task, role in workflow.roles.items()},
+        learned=tuple(task.name for task in workflow.learned),
+        alphas=tuple(workflow.signed_alphas),
+        search=workflow.search.strategy,
+        config=config,
+        training_images=trainings * config.steps * config.batch_size,
+        evaluated_images=workflow.candidates * validation + 3 * test,
+        output=str(out),
+        output_bytes=copies * model_bytes,
+        free_bytes=shutil.disk_usage(parent).free,
+    )

@@ -1,0 +1,112 @@
+"""Summarize a run of a workflow: scores, intervals, and where all of it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightops.checkpoints.opening import open_checkpoint
+from weightops.reports.outcome import versions
+from weightops.search.goal import difference, interval
+from weightops.search.session import EditSession, Measured
+from weightops.task_vector import TaskVector
+from weightops.workflows.result import EditResult
+
+if TYPE_CHECKING:
+    from weightops.workflows.base import Workflow
+
+_CONFIDENCE_95 = 1.96
+"""Standard errors to either side that make a 95 % confidence interval."""
+
+
+def summarize(
+    workflow: Workflow,
+    session: EditSession,
+    result: EditResult,
+    test: Mapping[str, Measured],
+    seconds: Mapping[str, float],
+    out: Path,
+) -> dict[str, Any]:
+    """Return the content of ``summary.json``.
+
+    Args:
+        workflow: the workflow.
+        session: the session that it ran in.
+        result: its vectors and coefficients.
+        test: model -> scores on the test splits.
+        seconds: part of the run -> how long it took.
+        out: the run's folder.
+    """
+    tasks = {
+        task.name: {
+            "role": role,
+            "source": task.source,
+            **{
+                model: dict(measured.scores[task.name])
+                for model, measured in test.items()
+                if task.name in measured.scores
+            },
+        }
+        for task, role in workflow.roles.items()
+    }
+    intervals = {name: _intervals(name, test, workflow.word) for name in tasks}
+    summary = {
+        "alpha": result.named_alpha,
+        "chosen_on": "the validation splits of " + ", ".join(tasks),
+        "why": result.why,
+        "tasks": tasks,
+        "intervals": intervals,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "images": session.images_measured,
+        "model": {"ref": workflow.checkpoint.ref, "fingerprint": workflow.checkpoint.fingerprint},
+        "finetuned": _refs(workflow.finetuned),
+        "training": None if workflow.finetuned else asdict(workflow.config),
+        "seed": workflow.config.seed,
+        "device": str(session.image_model.device),
+        "verb": workflow.verb,
+        "method": workflow.method,
+        "output": str(out.absolute()),
+        "versions": versions(),
+        **result.more,
+    }
+    return {**summary, **workflow.conclude(tasks)}
+
+
+def _intervals(
+    task: str, test: Mapping[str, Measured], word: str
+) -> dict[str, tuple[float, float]]:
+    """Return 95 % intervals of each model's accuracy on a task, and of the edit's change."""
+    hits = {model: m.hits[task] for model, m in test.items() if task in m.hits}
+    change, error = difference({task: hits[word]}, {task: hits["base"]}, {task: 1.0})
+    half_width = _CONFIDENCE_95 * error
+    intervals = {model: interval(own) for model, own in hits.items()}
+    return {**intervals, "change": (change - half_width, change + half_width)}
+
+
+def title(workflow: Workflow, summary: Mapping[str, Any]) -> str:
+    """Return the line above the picture: what the edit did on test data."""
+    view = workflow.view
+    texts = []
+    for label, weights in ((", ".join(view.score), view.score), (view.kept, view.keep)):
+        if weights:
+            rows = [summary["tasks"][name] for name in weights]
+            before, after = (
+                100 * sum(row[model]["acc1"] for row in rows) / len(rows)
+                for model in ("base", workflow.word)
+            )
+            texts.append(f"{label} {before:.1f} → {after:.1f} %")
+    return ", ".join(texts) + " (test)"
+
+
+def _refs(finetuned: Sequence[Any]) -> Any:
+    """Return the ref of the weights that were given, a list of several, or None."""
+    refs = [_ref(given) for given in finetuned]
+    return refs[0] if len(refs) == 1 else refs or None
+
+
+def _ref(given: Any) -> str:
+    if isinstance(given, TaskVector):
+        return repr(given)
+    return str(given) if isinstance(given, (str, Path)) else open_checkpoint(given).ref
