@@ -93,9 +93,9 @@ def test_help_is_whole(command: click.Command) -> None:
     for option in options:
         assert option.help, option.name
         assert not set("`\\") & set(option.help), option.help
-        assert option.help[0].isupper() or option.help.split()[0].rstrip(":") in getattr(
-            option.type, "choices", ()
-        ), option.help
+        first = option.help.split()[0].rstrip(":")
+        choices = getattr(option.type, "choices", ())
+        assert not first[0].islower() or first in choices, option.help
     names = [name for option in options for name in option.opts]
     assert len(names) == len(set(names))
 

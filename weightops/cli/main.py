@@ -120,6 +120,9 @@ def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
         weightops.main(arguments, prog_name="weightops", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""
