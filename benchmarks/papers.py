@@ -27,13 +27,13 @@ from weightops.reports.outcome import versions
 from weightops.search.goal import difference
 from weightops.search.session import EditSession, Measured
 from weightops.search.strategies import SearchOptions
+from weightops.tasks.analogy_example import ANALOGY, STRIPED
 from weightops.tasks.derived import neutral, typographic
 from weightops.tasks.table import find_task
 from weightops.training.config import config_for
 from weightops.workflows.add import Addition
 from weightops.workflows.analogy import Analogy
 from weightops.workflows.base import Workflow, even_weights
-from weightops.workflows.experiments import ANALOGY, STRIPED
 from weightops.workflows.negate import Negation
 from weightops.workflows.patch import Patch
 from weightops.workflows.result import EditResult, confirm

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from weightops import Point, choose
 from weightops.errors import NothingSatisfiesError, OptionError, UnknownNameError
-from weightops.search.goal import Goal, difference, interval, nearest_first
+from weightops.search.goal import Goal, Point, choose, difference, interval, nearest_first
 
 # alpha, accuracy on MNIST, accuracy on CIFAR-10 (supported): from the authors' log, near the optima
 CURVE = [

@@ -17,7 +17,11 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint, open_ref
-from weightops.evaluation.batchnorm import normalised, recompute_batchnorm, recompute_batchnorm_
+from weightops.evaluation.batchnorm import (
+    encoder_with_batchnorm,
+    recompute_batchnorm,
+    recompute_batchnorm_,
+)
 from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.zero_shot import metrics, predict
 from weightops.search.goal import Coefficients, Goal, Hits
@@ -100,7 +104,7 @@ class EditSession:
         self.config = config or config_for(checkpoint)
         self.batchnorm = batchnorm
         if batchnorm is not None:
-            normalised(self.image_model)
+            encoder_with_batchnorm(self.image_model)
         self.work_folder, self.resume, self.on_measured = work_folder, resume, on_measured
         self.images_measured = 0
         self.finetuning_seconds = 0.0
@@ -155,7 +159,7 @@ class EditSession:
         """Return a task vector whose deltas are given; messages and reports call it ``ref``."""
         source = MemorySource(dict(tensors), ref)
         source.space = "delta"
-        return TaskVector._of(LinearForm.of(source), Origin.of(self.base))
+        return TaskVector.of_form(LinearForm.of(source), Origin.of(self.base))
 
     def measure(
         self,
