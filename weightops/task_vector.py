@@ -17,9 +17,10 @@ from torch import nn
 from weightops.algebra.dtypes import accumulator
 from weightops.algebra.linear_form import Alpha, LinearForm, provenance
 from weightops.algebra.source import Spec, same_weights
-from weightops.checkpoints.checkpoint import Checkpoint, load_into
+from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.compressed import coding, write_compressed
 from weightops.checkpoints.formats.lora import write_adapter
+from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.matching import match_to_base, open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint, open_ref
 from weightops.checkpoints.renaming import rename_to_match
@@ -82,7 +83,7 @@ class TaskVector(Tensors):
         self.base: Origin | None = Origin.of(base)
 
     @classmethod
-    def _of(cls, form: LinearForm, base: Origin | None) -> TaskVector:
+    def of_form(cls, form: LinearForm, base: Origin | None) -> TaskVector:
         vector = cls.__new__(cls)
         vector.form, vector.base = form, base
         return vector
@@ -101,7 +102,7 @@ class TaskVector(Tensors):
             return self
         if not isinstance(other, TaskVector):
             return NotImplemented
-        return TaskVector._of(
+        return TaskVector.of_form(
             self.form.plus(rename_to_match(other.form, self.form)), Origin.common(self.base, other.base)
         )
 
@@ -112,7 +113,7 @@ class TaskVector(Tensors):
             raise SpaceError(
                 "task vectors can't be multiplied with each other; dot() and cosine() compare them"
             )
-        return TaskVector._of(self.form.times(alpha), self.base)
+        return TaskVector.of_form(self.form.times(alpha), self.base)
 
     __rmul__ = __mul__
 
@@ -131,7 +132,7 @@ class TaskVector(Tensors):
         Raises:
             UnknownNameError: if a pattern matches nothing.
         """
-        return TaskVector._of(self.form.select(patterns), self.base)
+        return TaskVector.of_form(self.form.select(patterns), self.base)
 
     # ------------------------------------------------------------ numbers
 
@@ -386,8 +387,8 @@ class TaskVector(Tensors):
             )
         record = getattr(source, "made_from", {}).get("base")
         if not isinstance(record, dict) or not {"ref", "fingerprint"} <= record.keys():
-            return cls._of(LinearForm.of(source), None)
-        return cls._of(LinearForm.of(source), Origin(record["ref"], record["fingerprint"], None))
+            return cls.of_form(LinearForm.of(source), None)
+        return cls.of_form(LinearForm.of(source), Origin(record["ref"], record["fingerprint"], None))
 
 
 class Origin:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -19,15 +19,15 @@ from weightops.support.text import first_few
 
 
 class Layers(Source):
-    """A source's layers ``start`` to ``stop`` renumbered from ``first``, and what comes before or after all layers if it is wanted.
+    """Some layers of a source under new numbers, with the tensors before or after all layers.
 
     Args:
         source: the model.
         start: the first layer.
-        stop: behind the last.
-        first: the new number of the first.
-        before: keep embeddings and what else isn't in a layer and comes before them.
-        after: keep heads and what else comes after them.
+        stop: the layer after the last.
+        first: the new number of the first layer.
+        before: keep embeddings, and other tensors that come before the layers.
+        after: keep heads, and other tensors that come after the layers.
 
     Raises:
         RecipeError: if the model lacks some of the layers.
@@ -37,16 +37,16 @@ class Layers(Source):
         self, source: Source, start: int, stop: int, *, first: int, before: bool, after: bool
     ) -> None:
         self._names: dict[str, str] = {}
-        found = set()
+        present = set()
         for name, depth in depths(source.specs).items():
             layer = layer_of(name)
             if layer is None:
                 if (before and depth == 0) or (after and depth == 1):
                     self._names[name] = name
             elif start <= layer.number < stop:
-                found.add(layer.number)
+                present.add(layer.number)
                 self._names[f"{layer.before}{layer.number - start + first}{layer.after}"] = name
-        missing = [str(i) for i in range(start, stop) if i not in found]
+        missing = [str(number) for number in range(start, stop) if number not in present]
         if missing or stop <= start:
             raise RecipeError(
                 f"{source.ref} has no layer {first_few(missing) or f'from {start} to {stop}'}"
@@ -56,11 +56,8 @@ class Layers(Source):
         new = {old: name for name, old in self._names.items()}
         self.ties = {new[a]: new[b] for a, b in source.ties.items() if a in new and b in new}
         self.computed = source.computed
-        self.identity = (
-            None
-            if source.identity is None
-            else ("layers", source.identity, tuple(self._names.items()))
-        )
+        if source.identity is not None:
+            self.identity = ("layers", source.identity, tuple(self._names.items()))
 
     def read(self, name: str) -> torch.Tensor:
         return self._source.read(self._names[name])
@@ -69,52 +66,50 @@ class Layers(Source):
         return self._source.open(self._names[name], scratch)
 
     def describe(self) -> dict[str, object]:
-        """The source, and which of its layers."""
+        """Return the provenance of the source, with the layers in its ref."""
         return {**self._source.describe(), "ref": self.ref}
 
 
 class Stack(ComputedSource):
-    """Weights of which each part comes from another form."""
+    """The tensors of several forms that have no name in common, as one source."""
 
-    def __init__(self, parts: Sequence[LinearForm]) -> None:
-        self._owner: Mapping[str, LinearForm] = {
-            name: form for form in parts for name in form.specs
-        }
-        self._parts = parts
-        self.ref = " / ".join(source.ref for form in parts for source in form.sources)
+    def __init__(self, forms: Sequence[LinearForm]) -> None:
+        self._owner = {name: form for form in forms for name in form.specs}
+        self._forms = forms
+        self.ref = " / ".join(source.ref for form in forms for source in form.sources)
         self.specs = {name: form.specs[name] for name, form in self._owner.items()}
         self.ties = {
-            a: b
-            for form in parts
-            for a, b in tied_names(form).items()
-            if self._owner[a] is self._owner[b] is form
+            alias: name
+            for form in forms
+            for alias, name in tied_names(form).items()
+            if self._owner[alias] is self._owner[name] is form
         }
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
-        [step] = plan(self._owner[name], [name])
+        steps = plan(self._owner[name], [name])
         dtype = self.specs[name].dtype
-        return buffered(
-            reader([step], scratch), accumulator(dtype) if is_editable(dtype) else dtype, scratch
-        )
+        working = accumulator(dtype) if is_editable(dtype) else dtype
+        return buffered(reader(steps, scratch), working, scratch)
 
     @property
     def leaves(self) -> list[Source]:
-        return list(dict.fromkeys(leaf for form in self._parts for leaf in form.leaves))
+        return list(dict.fromkeys(leaf for form in self._forms for leaf in form.leaves))
 
     def describe(self) -> dict[str, object]:
-        """Its parts, from the first layer to the last."""
-        return {"stack": [provenance(form) for form in self._parts]}
+        """Return the provenance of the forms, from the first layers to the last."""
+        return {"stack": [provenance(form) for form in self._forms]}
 
 
-def stacked(parts: Sequence[Checkpoint], spans: Sequence[tuple[int, int]]) -> Checkpoint:
-    """One model of parts with different layers, whose configuration says how many there are, and what it says of each layer.
+def stack_layers(parts: Sequence[Checkpoint], spans: Sequence[tuple[int, int]]) -> Checkpoint:
+    """Stack checkpoints with different layers to one model, with a configuration of all layers.
 
     Args:
-        parts: from the first layers to the last.
-        spans: where each part's layers begin and end in the model that it is of.
+        parts: the checkpoints, from the first layers to the last.
+        spans: for each part, its first layer and the one after its last, as the model numbers them
+            that the part is taken from.
 
     Raises:
-        RecipeError: if the architecture is one whose configuration weightops can't change.
+        RecipeError: if weightops can't change the number of layers of the architecture.
     """
     architecture = parts[0].architecture
     if architecture is not None:

@@ -19,7 +19,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import RecipeError
 from weightops.hub.cards import merge_card
-from weightops.merging.layers import Layers, stacked
+from weightops.merging.layers import Layers, stack_layers
 from weightops.merging.merge import merge
 from weightops.merging.mergekit import looks_like_mergekit, translate
 from weightops.merging.methods.table import METHODS
@@ -284,7 +284,7 @@ class Recipe:
             base = part(piece.base, piece.layers[0]) if piece.base else None
             parts.append(piece._merged(models, base))
             first += piece.layers[0][1] - piece.layers[0][0]
-        return stacked(parts, [piece.layers[0] for piece in self.slices if piece.layers])
+        return stack_layers(parts, [piece.layers[0] for piece in self.slices if piece.layers])
 
 
 def _check_keys(content: Mapping[str, Any], known: Sequence[str], what: str) -> None:

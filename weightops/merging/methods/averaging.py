@@ -1,6 +1,6 @@
-"""Methods whose result is a linear combination of the inputs: each gives the coefficients.
+"""Methods whose result is a linear combination of the inputs: each returns the coefficients.
 
-Where these depend on the tensors, it is through their inner products alone.
+Where the coefficients depend on the tensors, it is through their inner products alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from weightops.merging.methods.method import combination
 
 @combination("weights")
 def linear(weights: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
-    r"""Weighted average :math:`\sum_i w_i \theta_i / \sum_i w_i`; with equal weights the uniform soup (arXiv 2203.05482).
+    """Average the models by weights; equal weights give the uniform soup.
+
+        merged = sum_i w_i theta_i / sum_i w_i
+
+    Source: model soups, arXiv 2203.05482.
 
     Args:
         weights: shape ``(k,)``.
@@ -32,7 +36,11 @@ def linear(weights: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
 
 @combination("delta")
 def task_arithmetic(weights: torch.Tensor) -> torch.Tensor:
-    r"""The sum of task vectors :math:`\sum_i w_i \tau_i` (arXiv 2212.04089).
+    """Add the task vectors.
+
+        merged = sum_i w_i tau_i
+
+    Source: task arithmetic, arXiv 2212.04089.
 
     Args:
         weights: shape ``(k,)``.
@@ -42,11 +50,14 @@ def task_arithmetic(weights: torch.Tensor) -> torch.Tensor:
 
 @combination("weights")
 def ema(weights: torch.Tensor, *, decay: float = 0.9) -> torch.Tensor:
-    r"""Exponential moving average over a run's checkpoints, the oldest first: :math:`\mu \leftarrow d\,\mu + (1 - d)\,\theta_i`.
+    """Take the exponential moving average over the checkpoints of a run, from the oldest on.
+
+        mu_1 = theta_1
+        mu_i = decay mu_(i-1) + (1 - decay) theta_i
 
     Args:
-        weights: shape ``(k,)``; only their number counts.
-        decay: :math:`d`, from 0 (the last) to 1 (the first).
+        weights: shape ``(k,)``; their values don't matter.
+        decay: from 0, which gives the last checkpoint, to 1, which gives the first.
     """
     ages = torch.arange(len(weights) - 1, -1, -1, dtype=weights.dtype)
     coefficients = (1 - decay) * decay**ages
@@ -56,12 +67,14 @@ def ema(weights: torch.Tensor, *, decay: float = 0.9) -> torch.Tensor:
 
 @combination("weights")
 def passthrough(weights: torch.Tensor, *, index: int = 0, scale: float = 1.0) -> torch.Tensor:
-    """One of the models as it is, or multiplied by a number.
+    """Take one of the models, multiplied by a number.
+
+        merged = scale theta_index
 
     Args:
-        weights: shape ``(k,)``; only their number counts.
-        index: which.
-        scale: what to multiply it by.
+        weights: shape ``(k,)``; their values don't matter.
+        index: the position of the model; negative ones count from the last.
+        scale: the factor.
 
     Raises:
         OptionError: if there is no such model.
@@ -75,15 +88,20 @@ def passthrough(weights: torch.Tensor, *, index: int = 0, scale: float = 1.0) ->
 
 @combination("delta")
 def model_stock(gram: torch.Tensor) -> torch.Tensor:
-    r"""Model Stock: :math:`t\,\bar\tau` with :math:`t = k\cos\theta / (1 + (k - 1)\cos\theta)` (arXiv 2403.19522).
+    """Shrink the mean of the deltas by the angle between them (Model Stock).
 
-    :math:`\cos\theta` is the mean cosine of two deltas of the tensor. Where the denominator is 0, :math:`t` is 0.
+        merged = t mean_i tau_i
+        t = k cos / (1 + (k - 1) cos)
+
+    cos is the mean cosine of two deltas of the tensor. Where the denominator is 0, t is 0.
+
+    Source: arXiv 2403.19522.
 
     Args:
-        gram: inner products of the deltas, shape ``(k, k)``, at least two.
+        gram: the inner products of the deltas, shape ``(k, k)``.
 
     Raises:
-        OptionError: for fewer than two.
+        OptionError: for fewer than two models.
     """
     k = len(gram)
     if k < 2:

@@ -1,4 +1,4 @@
-"""A merge method's inputs at one tensor, chunk by chunk."""
+"""The inputs of a merge method: at one tensor, chunk by chunk, or at all tensors of the model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ from weightops.algebra.scratch import Scratch, Slot
 from weightops.engine.evaluate import Reader
 
 Draws = Callable[[int], np.random.Generator]
-"""Gives the random generator of an input by its index; seeded from (seed, tensor name, index, place of the chunk)."""
+"""Gives the random generator of an input by its index, seeded from (seed, tensor name, index,
+position of the chunk)."""
 
 T = TypeVar("T")
 
-_BLOCK = 1024  # a sample is blocks of so many elements: at least 32, and of large tensors a 256th
+_BLOCK = 1024
+"""Elements of a block of a sample, which has at least 32 blocks, and a 256th of a large tensor."""
 
 
 class Chunk(NamedTuple):
-    """The inputs' values from element ``start`` on: ``(k, n)``, or ``(k, rows, width)`` where rows are kept whole."""
+    """The inputs' values from element ``start`` on.
+
+    Their shape is ``(k, n)``, or ``(k, rows, width)`` where rows aren't cut.
+    """
 
     values: torch.Tensor
     start: int
@@ -32,17 +37,17 @@ class Chunk(NamedTuple):
 
 
 class TensorInputs:
-    """The inputs at one tensor, as an iterable of chunks that can be gone through again. A chunk is overwritten by the next.
+    """The inputs at one tensor, as an iterable of chunks; a chunk is overwritten by the next.
 
     Args:
         read: a reader of the inputs.
-        k: how many inputs.
-        shape: of the tensor.
-        dtype: to read in.
-        scratch: whose buffers to use.
-        by_rows: don't cut rows (of a matrix with the first dimension as its height).
-        seed: what draws depend on beside name, index and place.
-        name: of the tensor.
+        k: the number of inputs.
+        shape: the shape of the tensor.
+        dtype: the dtype to read in.
+        scratch: the buffers to use.
+        by_rows: don't cut the rows of the tensor, as a matrix with its first dimension as height.
+        seed: the seed of the draws.
+        name: the name of the tensor.
     """
 
     def __init__(
@@ -57,23 +62,14 @@ class TensorInputs:
         seed: int,
         name: str,
     ) -> None:
-        self._read, self.k, self.shape, self.dtype, self.seed, self.name = (
-            read,
-            k,
-            shape,
-            dtype,
-            seed,
-            name,
-        )
+        self._read, self.k, self.shape, self.dtype = read, k, shape, dtype
+        self.by_rows, self.seed, self.name = by_rows, seed, name
         self.device = scratch.device
         self.numel = torch.Size(shape).numel()
-        self.width = (
-            self.numel // shape[0]
-            if by_rows and len(shape) > 1 and self.numel
-            else max(self.numel, 1)
-        )
-        self.by_rows = by_rows
-        self.length = max(row_length(k) // self.width, 1) * self.width if by_rows else row_length(k)
+        has_rows = by_rows and len(shape) > 1 and self.numel
+        self.width = self.numel // shape[0] if has_rows else max(self.numel, 1)
+        length = row_length(k)
+        self.length = max(length // self.width, 1) * self.width if by_rows else length
         self._buffer = scratch.get(Slot.ROWS, k * min(self.length, self.numel), dtype)
 
     def __len__(self) -> int:
@@ -83,7 +79,7 @@ class TensorInputs:
         return map(self.chunk, range(len(self)))
 
     def chunk(self, index: int) -> Chunk:
-        """The ``index``-th chunk."""
+        """Read the chunk of an index."""
         start = index * self.length
         values = self.read(start, min(start + self.length, self.numel), self._buffer)
         if self.by_rows:
@@ -96,73 +92,71 @@ class TensorInputs:
         return Chunk(values, start, draws)
 
     def read(self, start: int, stop: int, buffer: torch.Tensor) -> torch.Tensor:
-        """Elements of all inputs, shape ``(k, n)``, in a buffer."""
+        """Read elements of all inputs into a buffer, as shape ``(k, n)``."""
         rows = buffer[: self.k * (stop - start)].view(self.k, stop - start)
         self._read(start, stop, rows.unbind())
         return rows
 
     def sample(self) -> torch.Tensor:
-        """Evenly spaced blocks of all inputs, shape ``(k, m)``; everything where that isn't more."""
+        """Read evenly spaced blocks of all inputs, at most everything; shape ``(k, m)``."""
         blocks = max(32, self.numel // (256 * _BLOCK))
         if self.numel <= blocks * _BLOCK:
-            return self.read(
-                0,
-                self.numel,
-                torch.empty(self.k * self.numel, dtype=self.dtype, device=self.device),
-            )
+            size = self.k * self.numel
+            return self.read(0, self.numel, torch.empty(size, dtype=self.dtype, device=self.device))
         starts = np.linspace(0, self.numel - _BLOCK, blocks).astype(int).tolist()
         buffers = torch.empty(blocks, self.k * _BLOCK, dtype=self.dtype, device=self.device)
-        return torch.cat(
-            [self.read(a, a + _BLOCK, b) for a, b in zip(starts, buffers, strict=True)], dim=1
-        )
+        rows = [
+            self.read(start, start + _BLOCK, buffer)
+            for start, buffer in zip(starts, buffers, strict=True)
+        ]
+        return torch.cat(rows, dim=1)
 
 
 class ModelInputs:
     """The inputs' tensors end to end, as `TensorInputs` of one long tensor.
 
     Args:
-        parts: of each tensor, opened anew, in given buffers.
-        sizes: elements of each tensor.
-        k: how many inputs.
+        inputs_at: function that opens the inputs at a tensor, by its name, in given buffers.
+        sizes: name -> elements of each tensor.
+        k: the number of inputs.
     """
 
     def __init__(
-        self, parts: Callable[[str, Scratch], TensorInputs], sizes: Mapping[str, int], k: int
+        self, inputs_at: Callable[[str, Scratch], TensorInputs], sizes: Mapping[str, int], k: int
     ) -> None:
-        self._parts = parts
+        self._inputs_at = inputs_at
         ends = list(accumulate(sizes.values()))
         self.starts = dict(zip(sizes, [0, *ends], strict=False))
         self.numel = ends[-1] if ends else 0
         self.k = k
-        self._lock, self._kept = RLock(), {}
-
-    _kept: dict[Hashable, Any]
+        self._lock = RLock()
+        self._computed: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """What is the same for all tensors, computed for the first that asks."""
+        """Return a value that all tensors share, which the first to ask computes."""
         with self._lock:
-            if key not in self._kept:
-                self._kept[key] = compute()
-            kept: T = self._kept[key]
-            return kept
+            if key not in self._computed:
+                self._computed[key] = compute()
+            value: T = self._computed[key]
+            return value
 
     def __iter__(self) -> Iterator[Chunk]:
         scratch = Scratch()
         for name, start in self.starts.items():
-            for chunk in self._parts(name, scratch):
+            for chunk in self._inputs_at(name, scratch):
                 yield chunk._replace(values=chunk.values.flatten(1), start=start + chunk.start)
 
     def sample(self) -> torch.Tensor:
-        """Elements of all inputs, from each tensor by its size; shape ``(k, m)``.
+        """Read elements of all inputs, from each tensor by its size, as shape ``(k, m)``.
 
-        So many that they are about as many as those that they leave to be looked at: m^(3/2) = 4 n (see `_Bracket`).
+        With m^(3/2) = 4 n, there are about as many in the sample as in the bracket that it gives
+        (see `kept_elements.cutoffs`), so that their sum is smallest.
         """
-        found, most = [], max(65_536, round((4 * self.numel) ** (2 / 3)))
+        samples, size = [], max(65_536, round((4 * self.numel) ** (2 / 3)))
         for name in self.starts:
-            part = self._parts(name, Scratch())
-            few = part.sample()
-            share = max(round(most * part.numel / self.numel), 8)
-            found.append(
-                few[:, np.linspace(0, few.shape[1] - 1, min(share, few.shape[1])).astype(int)]
-            )
-        return torch.cat(found, dim=1)
+            inputs = self._inputs_at(name, Scratch())
+            sample = inputs.sample()
+            share = max(round(size * inputs.numel / self.numel), 8)
+            chosen = np.linspace(0, sample.shape[1] - 1, min(share, sample.shape[1]))
+            samples.append(sample[:, chosen.astype(int)])
+        return torch.cat(samples, dim=1)

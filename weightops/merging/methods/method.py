@@ -1,14 +1,14 @@
-"""What a merge method is: a function whose signature is its schema, and the lazy source that runs it."""
+"""Merge methods: functions whose signatures are their schema."""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -17,40 +17,65 @@ from weightops.algebra.source import Space
 from weightops.errors import OptionError, UnknownNameError
 from weightops.support.registry import unknown
 
-F = TypeVar("F", bound=Callable[..., Any])
-
+Function = Callable[..., torch.Tensor]
+Statistic = Callable[..., Any]
 Kind = Literal["whole", "chunks", "combination"]
 
 
-def combination(space: Space) -> Callable[[F], F]:
-    """Mark a function that gives the coefficients of a linear combination of the inputs, which are weights or deltas.
+@dataclass(frozen=True)
+class Computation:
+    """A description of what a method's function computes.
 
-    It takes some of ``gram`` (the inputs' inner products at the tensor, float64, shape ``(k, k)``) and ``weights``
-    (shape ``(k,)``), and gives shape ``(k,)``.
+    Attributes:
+        kind: what the function returns: "whole" tensors, "chunks" of them, or the coefficients
+            of a linear "combination" of the inputs.
+        space: for a combination, whether the inputs are weights or deltas.
+        statistics: for chunks, parameter of the function -> the function that computes its value.
+        by_rows: for chunks, never cut rows.
     """
-    return _marked("combination", space=space)
+
+    kind: Kind = "whole"
+    space: Space | None = None
+    statistics: Mapping[str, Statistic] = field(default_factory=dict, hash=False)
+    by_rows: bool = False
+
+    @property
+    def arguments(self) -> set[str]:
+        """The names that the function's positional parameters may have."""
+        if self.kind == "combination":
+            return {"gram", "weights"}
+        inputs = {"deltas", "models", "weights"}
+        return inputs if self.kind == "whole" else {*inputs, *self.statistics, "start", "draws"}
 
 
-def chunks(*statistics: Callable[..., Any], by_rows: bool = False) -> Callable[[F], F]:
-    """Mark a function that computes each element from the inputs at that element, and from statistics.
+def combination(space: Space) -> Callable[[Function], Method]:
+    """Build a `Method` from a function that returns the coefficients of a linear combination.
 
-    It takes and gives parts of the flat tensor, ``(k, n)`` to ``(n,)``, or with ``by_rows`` whole rows, ``(k, rows, width)`` to
-    ``(rows, width)``, may overwrite what it takes, and may ask for ``start``, the part's place.
+    The function takes some of ``gram`` (the inner products of the inputs at one tensor, float64,
+    shape ``(k, k)``) and ``weights`` (float64, shape ``(k,)``), and returns shape ``(k,)``.
 
     Args:
-        statistics: functions of `TensorInputs`, and of any of the options, weights and statistics before them, whose results the function gets
-            under their names.
-        by_rows: don't cut rows.
+        space: "weights" or "delta": what the inputs are.
     """
-    return _marked("chunks", statistics=statistics, by_rows=by_rows)
+    return lambda function: Method(function.__name__, function, Computation("combination", space))
 
 
-def _marked(kind: Kind, **marks: Any) -> Callable[[F], F]:
-    def mark(function: F) -> F:
-        function.__dict__.update(marks, kind=kind)
-        return function
+def chunks(*, by_rows: bool = False, **statistics: Statistic) -> Callable[[Function], Method]:
+    """Build a `Method` from a function that computes each element from the inputs at that element.
 
-    return mark
+    The function takes a part of the flat tensor, ``deltas`` or ``models`` of shape ``(k, n)``,
+    which it may overwrite, and returns shape ``(n,)``. It may also take ``weights`` (shape
+    ``(k,)``), ``start`` (the position of the part), ``draws`` (see `Draws`) and statistics of the
+    whole tensor.
+
+    Args:
+        by_rows: give the function whole rows, shape ``(k, rows, width)``, for ``(rows, width)``.
+        statistics: parameter of the function -> the function that computes its value. A statistic
+            takes some of ``inputs`` (`TensorInputs`), ``model_inputs`` (`ModelInputs`), the
+            weights, the options and the statistics before it.
+    """
+    computation = Computation("chunks", statistics=statistics, by_rows=by_rows)
+    return lambda function: Method(function.__name__, function, computation)
 
 
 @dataclass(frozen=True)
@@ -61,19 +86,65 @@ class Option:
     default: Any
     choices: tuple[Any, ...] = ()
 
+    def parse(self, value: Any, name: str) -> Any:
+        """Return a value in the option's type.
+
+        Args:
+            value: one value, not a `PerTensor`.
+            name: what messages call the option.
+
+        Raises:
+            UnknownNameError: if the value isn't one of the choices.
+            OptionError: if the value has another type.
+        """
+        if self.choices:
+            if value not in self.choices:
+                choices = " or ".join(map(repr, self.choices))
+                raise UnknownNameError(f"{name} is {choices}, not {value!r}")
+            return value
+        if self.type is bool:
+            valid, wanted = isinstance(value, bool), "true or false"
+        elif self.type in (int, float):
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            whole = self.type is float or (number and value == int(value))
+            valid = number and math.isfinite(value) and whole
+            wanted = "a whole number" if self.type is int else "a finite number"
+        else:
+            return value
+        if not valid:
+            raise OptionError(f"{name} is {wanted}, not {value!r}")
+        return self.type(value)
+
 
 @dataclass(frozen=True)
 class Method:
-    """A merge method, read off its function.
+    """A merge method: a name, and a function whose signature says what the method takes.
 
-    The function takes the inputs' tensors of one name, stacked in float32 (float64 for float64) with shape ``(k, ...)``:
-    as ``deltas``, differences from the base, and then gives a delta; or as ``models``, weights, and then gives weights.
-    It may also take ``weights`` (a tensor of shape ``(k,)``) and, in `chunks`, ``draws`` (see `Draws`). All its
-    keyword-only parameters are options. Functions marked by `chunks` or `combination` need never hold a whole tensor.
+    The function takes the inputs' tensors of one name, stacked in float32 (float64 for float64)
+    with shape ``(k, ...)``: as ``deltas``, differences from the base, to return a merged delta; or
+    as ``models``, weights, to return merged weights. It may also take ``weights`` (shape ``(k,)``).
+    All its keyword-only parameters are options. A function of `chunks` or `combination` need never
+    hold a whole tensor.
+
+    Raises:
+        OptionError: if a parameter is neither of these, or an option has no default.
     """
 
     name: str
-    function: Callable[..., torch.Tensor]
+    function: Function
+    computation: Computation = Computation()
+
+    def __post_init__(self) -> None:
+        for name, parameter in self._parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                if parameter.default is inspect.Parameter.empty:
+                    raise OptionError(f"the option {name} of {self.name} has no default")
+            elif name not in self.computation.arguments:
+                raise OptionError(
+                    f"{self.name} has a parameter {name!r}, which no merge fills",
+                    hint=f"known: {', '.join(sorted(self.computation.arguments))}; options are "
+                    f"keyword-only, as in {self.name}(deltas, *, {name}=...)",
+                )
 
     @cached_property
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -81,18 +152,16 @@ class Method:
 
     @property
     def kind(self) -> Kind:
-        """What the function gives: a whole tensor, parts of it, or the coefficients of a combination."""
-        kind: Kind = getattr(self.function, "kind", "whole")
-        return kind
+        """Whether the function returns a whole tensor, chunks of it, or coefficients."""
+        return self.computation.kind
 
     @property
     def space(self) -> Space:
-        """Whether it works on weights or on deltas: differences from a base."""
-        space: Space | None = getattr(self.function, "space", None)
-        return space or ("delta" if next(iter(self._parameters)) == "deltas" else "weights")
+        """Whether the method works on weights or on deltas, differences from a base."""
+        return self.computation.space or ("delta" if "deltas" in self._parameters else "weights")
 
     def works_on(self, space: Space) -> bool:
-        """Combinations of weights are combinations of deltas too."""
+        """Return True if the method takes inputs of a space; combinations always take deltas."""
         return space == self.space or (self.kind == "combination" and space == "delta")
 
     @property
@@ -101,9 +170,9 @@ class Method:
         return self.kind == "combination" and "gram" not in self._parameters
 
     def takes(self, argument: str) -> bool:
-        """True if the function, or a statistic that it asks for, has a parameter of this name."""
-        asked = [self.function, *self.function.__dict__.get("statistics", ())]
-        return any(argument in inspect.signature(function).parameters for function in asked)
+        """Return True if the function, or one of its statistics, has a parameter of this name."""
+        functions = [self.function, *self.computation.statistics.values()]
+        return any(argument in inspect.signature(each).parameters for each in functions)
 
     @cached_property
     def options(self) -> dict[str, Option]:
@@ -112,22 +181,25 @@ class Method:
         options = {}
         for name, parameter in self._parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                choices = get_args(hints[name])
+                default = parameter.default
+                hint = hints.get(name, type(default))
+                literal = get_origin(hint) is Literal
                 options[name] = Option(
-                    type(parameter.default) if choices else hints[name], parameter.default, choices
+                    type(default) if literal else hint, default, get_args(hint) if literal else ()
                 )
         return options
 
     @property
     def summary(self) -> str:
-        """The first line of its docstring."""
+        """The first line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     def check(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options with defaults filled in.
+        """Return all options, with defaults where none is given.
 
         Raises:
-            UnknownNameError: for an option that it hasn't, or a choice that isn't one, with the nearest.
+            UnknownNameError: for an option that the method doesn't have, or a value that isn't one
+                of the choices, with the nearest.
             OptionError: for a value of another type.
         """
         for name in options:
@@ -137,32 +209,11 @@ class Method:
         return {name: checked.get(name, option.default) for name, option in self.options.items()}
 
     def _checked(self, name: str, value: PerTensor) -> PerTensor:
-        """An option's value, or each within a setting, as a number of its type."""
-        option = self.options[name]
+        """Return an option's `PerTensor` with each value in the option's type."""
         if isinstance(value, Mapping):
             return {pattern: self._checked(name, inner) for pattern, inner in value.items()}
         if isinstance(value, Each):
             return Each(self._checked(name, inner) for inner in value)
-        if isinstance(value, (list, tuple)) and option.type is float:
+        if isinstance(value, (list, tuple)) and self.options[name].type is float:
             return [self._checked(name, inner) for inner in value]
-        if option.choices:
-            if value not in option.choices:
-                raise UnknownNameError(
-                    f"{name} of {self.name} is {' or '.join(map(repr, option.choices))}, not {value!r}"
-                )
-            return value
-        if option.type not in (bool, int, float):
-            return value
-        if option.type is bool:
-            sound = isinstance(value, bool)
-        else:
-            number = isinstance(value, Real) and not isinstance(value, bool)
-            sound = (
-                number and math.isfinite(value) and (option.type is float or value == int(value))
-            )
-        if not sound:
-            kind = {bool: "true or false", int: "a whole number", float: "a finite number"}[
-                option.type
-            ]
-            raise OptionError(f"{name} of {self.name} is {kind}, not {value!r}")
-        return option.type(value)
+        return self.options[name].parse(value, f"{name} of {self.name}")

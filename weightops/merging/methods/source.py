@@ -1,4 +1,4 @@
-"""TODO."""
+"""The lazy source that runs a merge method on several forms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property, lru_cache, reduce
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -23,17 +23,15 @@ from weightops.engine.evaluate import buffered, reader
 from weightops.engine.plan import Segment, Step, combined_coefficients, plan
 from weightops.engine.reduce import products
 from weightops.engine.threads import all_torch_threads
-from weightops.errors import MismatchError, OptionError, SpaceError, WeightopsError
+from weightops.errors import MethodError, MismatchError, OptionError, SpaceError, WeightopsError
 from weightops.merging.methods.inputs import ModelInputs, TensorInputs
-from weightops.merging.methods.method import Method
+from weightops.merging.methods.table import MethodLike, as_method
 from weightops.support.text import first_few
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def call(function: Callable[..., Any], available: Mapping[str, Any]) -> Any:
-    """Call a function with those of the available arguments that it has parameters for."""
-    return function(**{name: available[name] for name in _parameters_of(function)})
+def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a function with those of the arguments that it has parameters for."""
+    return function(**{name: arguments[name] for name in _parameters_of(function)})
 
 
 @cache
@@ -42,193 +40,220 @@ def _parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 class MethodSource(ComputedSource):
-    """The result of a method on several forms, computed when it is read, in the working precision.
+    """The result of a merge method, computed when it is read, in the working precision.
 
     Args:
-        method: what to compute.
-        inputs: forms of one kind, deltas or weights, with equal names.
-        weights: a number, or a `PerTensor`, for each input.
-        seed: of what is random.
-        options: the method's; each may be a `PerTensor`.
+        method: the name of a method, a `Method`, or a function that is one.
+        inputs: forms of one space, deltas or weights, with equal names.
+        weights: a number, or a `PerTensor`, for each input; 1 by default.
+        seed: the seed of methods that draw.
+        options: the method's own options; each may be a `PerTensor`.
+
+    Raises:
+        UnknownNameError: for an unknown method, option or choice, or a pattern without a match.
+        OptionError: for weights or options that the method doesn't take.
+        SpaceError: if the method doesn't merge what the inputs are.
+        MismatchError: if the names of the inputs differ.
     """
 
     def __init__(
         self,
-        method: Method,
+        method: MethodLike,
         inputs: Sequence[LinearForm],
         *,
         weights: Sequence[PerTensor] | None = None,
         seed: int = 0,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.method, self.inputs, self.seed = method, list(inputs), seed
-        self.options = method.check(options or {})
+        self.method, self.inputs, self.seed = as_method(method), list(inputs), seed
+        self.options = self.method.check(options or {})
         self.weights = [1.0] * len(self.inputs) if weights is None else list(weights)
-        if not self.inputs or len(self.weights) != len(self.inputs):
-            raise WeightopsError(
-                f"{method.name} needs as many weights as inputs, and one at least: {len(self.weights)} and {len(self.inputs)}"
-            )
+        self._check()
         first = self.inputs[0]
         self.space = first.space
-        if any(form.space != self.space for form in self.inputs) or not method.works_on(self.space):
-            raise SpaceError(
-                f"{method.name} merges {'task vectors' if method.space == 'delta' else 'weights'}, and was given the other"
-            )
-        other = next(
-            (form for form in self.inputs if form.specs.keys() != first.specs.keys()), None
-        )
-        if other is not None and not method.fixed:
-            odd = sorted(first.specs.keys() ^ other.specs.keys())
-            raise MismatchError(
-                f"{method.name} takes inputs with the same tensors; only some have {first_few(odd)}"
-            )
-        if any(weight != 1.0 for weight in self.weights) and not method.takes("weights"):
-            raise OptionError(f"{method.name} takes no weights: it finds them itself")
         self.specs = {
-            n: s for n, s in first.specs.items() if all(n in form.specs for form in self.inputs)
+            name: spec
+            for name, spec in first.specs.items()
+            if all(name in form.specs for form in self.inputs)
         }
-        self.ref = f"{method.name}({', '.join(source.ref for form in self.inputs for source in form.sources)})"
-        for name, setting in [("weight", weight) for weight in self.weights] + list(
-            self.options.items()
-        ):
-            check_per_tensor(setting, self.specs, name)
+        refs = [source.ref for form in self.inputs for source in form.sources]
+        self.ref = f"{self.method.name}({', '.join(refs)})"
+        for weight in self.weights:
+            check_per_tensor(weight, self.specs, "weight")
+        for option, value in self.options.items():
+            check_per_tensor(value, self.specs, option)
         self._depths = depths(self.specs)
         self.ties = self._common_ties()
-        chosen = {
-            n: s
-            for n, s in self.specs.items()
-            if n not in self.ties and is_editable(s.dtype) and s.numel
-        }
-        self._vector = ModelInputs(
-            self._parts, {n: s.numel for n, s in chosen.items()}, len(self.inputs)
-        )
+        sizes = {name: spec.numel for name, spec in self.specs.items() if name not in self.ties}
+        merged = {name: numel for name, numel in sizes.items() if self._is_merged(name)}
+        self._model_inputs = ModelInputs(self._inputs_at, merged, len(self.inputs))
+
+    def _check(self) -> None:
+        """Refuse inputs and weights that the method doesn't take."""
+        name, weights, inputs = self.method.name, self.weights, self.inputs
+        if not inputs or len(weights) != len(inputs):
+            raise OptionError(
+                f"{name} needs one input at least, and as many weights as inputs; there are "
+                f"{len(inputs)} inputs and {len(weights)} weights"
+            )
+        spaces = {form.space for form in inputs}
+        if len(spaces) > 1 or not self.method.works_on(inputs[0].space):
+            kinds = {"delta": "task vectors", "weights": "weights"}
+            others = [kinds[space] for space in spaces - {self.method.space}]
+            raise SpaceError(f"{name} merges {kinds[self.method.space]}, not {others[0]}")
+        names = inputs[0].specs.keys()
+        for form in inputs[1:]:
+            if form.specs.keys() != names and not self.method.fixed:
+                raise MismatchError(
+                    f"{name} takes inputs with the same tensors, and only some have "
+                    f"{first_few(sorted(names ^ form.specs.keys()))}"
+                )
+        if any(weight != 1.0 for weight in weights) and not self.method.takes("weights"):
+            raise OptionError(f"{name} takes no weights: it finds them itself")
+
+    def _is_merged(self, name: str) -> bool:
+        """Return True if the method computes a tensor, which is otherwise the first input's."""
+        spec = self.specs[name]
+        return is_editable(spec.dtype) and spec.numel > 0
 
     def _common_ties(self) -> dict[str, str]:
-        """Alias -> owner, of what is tied in all inputs and has the same settings: these are one tensor of the result, too."""
+        """Return alias -> owner of the tensors that are tied in the result, too.
+
+        They are tied in all inputs, and have the same options and weights.
+        """
         tied = [tied_names(form) for form in self.inputs]
         return {
             alias: owner
             for alias, owner in tied[0].items()
             if all(other.get(alias) == owner for other in tied)
-            and self._at(alias) == self._at(owner)
+            and self._values_at(alias) == self._values_at(owner)
         }
 
-    def _at(self, name: str) -> dict[str, Any]:
-        """Options at a tensor, and weights as a list."""
+    def _values_at(self, name: str) -> dict[str, Any]:
+        """Return the options at a tensor, and its weights as a list."""
 
         def value(setting: PerTensor, default: Any) -> Any:
             return value_at(setting, name, self._depths[name], default)
 
-        options = {
-            key: value(setting, self.method.options[key].default)
-            for key, setting in self.options.items()
+        values = {
+            option: value(setting, self.method.options[option].default)
+            for option, setting in self.options.items()
         }
-        return options | {"weights": [float(value(weight, 1.0)) for weight in self.weights]}
+        return values | {"weights": [float(value(weight, 1.0)) for weight in self.weights]}
 
     def as_form(self) -> LinearForm:
-        """The result as a form: of the inputs themselves where it is a fixed combination of them, which is one fused pass."""
+        """Return the result as a form.
+
+        A fixed combination becomes a form of the inputs themselves, which is one fused pass.
+        """
         settings = [*self.weights, *self.options.values()]
-        if not self.method.fixed or any(
-            isinstance(setting, (Mapping, list, tuple)) for setting in settings
-        ):
+        varies = any(isinstance(setting, (Mapping, list, tuple)) for setting in settings)
+        if not self.method.fixed or varies:
             return LinearForm.of(self)
         weights = torch.tensor(self.weights, dtype=torch.float64)
-        coefficients = call(self.method.function, {**self.options, "weights": weights}).tolist()
-        first, *rest = self.inputs
+        coefficients = self._coefficients({**self.options, "weights": weights})
         if self.space == "delta":
-            scaled = [form.times(c) for form, c in zip(self.inputs, coefficients, strict=True)]
-            return reduce(LinearForm.plus, scaled)
+            pairs = zip(self.inputs, coefficients, strict=True)
+            return reduce(LinearForm.plus, [form.times(value) for form, value in pairs])
         if abs(math.fsum(coefficients) - 1) > 1e-12:
             return LinearForm.of(self)
+        first, *rest = self.inputs
         shifts = [
-            LinearForm.difference(form, first)[0].times(c)
-            for form, c in zip(rest, coefficients[1:], strict=True)
+            LinearForm.difference(form, first)[0].times(value)
+            for form, value in zip(rest, coefficients[1:], strict=True)
         ]
         return reduce(LinearForm.plus, shifts, first)
 
+    def _coefficients(self, arguments: Mapping[str, Any]) -> list[float]:
+        coefficients = call(self.method.function, arguments)
+        _check_result(coefficients, (len(self.inputs),))
+        values: list[float] = coefficients.tolist()
+        return values
+
     def combination(self, name: str, scratch: Scratch) -> Mapping[Source, float] | None:
         name = self.ties.get(name, name)
-        spec, steps = self.specs[name], self._steps(name)
-        if not is_editable(spec.dtype) or not spec.numel:
+        steps = self._steps(name)
+        if not self._is_merged(name):
             return steps[0].coefficients
         if self.method.kind != "combination":
             return None
-        available = self._at(name)
-        available["weights"] = torch.tensor(available["weights"], dtype=torch.float64)
-        with self._at_fault(name):
+        arguments = self._values_at(name)
+        arguments["weights"] = torch.tensor(arguments["weights"], dtype=torch.float64)
+        with self._located(name):
             if not self.method.fixed:
                 whole = Segment(steps[0], 0, steps[0].numel)
-                available["gram"] = products(whole, len(steps), reader(steps, scratch), scratch)
-            return combined_coefficients(steps, call(self.method.function, available).tolist())
+                arguments["gram"] = products(whole, len(steps), reader(steps, scratch), scratch)
+            return combined_coefficients(steps, self._coefficients(arguments))
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
         name = self.ties.get(name, name)
-        spec = self.specs[name]
-        working = accumulator(spec.dtype) if is_editable(spec.dtype) else spec.dtype
-        if self.method.kind == "combination" or not is_editable(spec.dtype) or not spec.numel:
+        dtype = self.specs[name].dtype
+        working = accumulator(dtype) if is_editable(dtype) else dtype
+        if self.method.kind == "combination" or not self._is_merged(name):
             return buffered(reader(plan(LinearForm.of(self), [name]), scratch), working, scratch)
-        available = self._at(name)
-        available["weights"] = torch.tensor(available["weights"], dtype=torch.float64).to(
-            scratch.device, working
-        )
-        with self._at_fault(name):
-            made = self._chunks if self.method.kind == "chunks" else self._whole
-            return made(name, available, working, scratch)
+        arguments = self._values_at(name)
+        weights = torch.tensor(arguments["weights"], dtype=torch.float64)
+        arguments["weights"] = weights.to(scratch.device, working)
+        opened = self._open_chunks if self.method.kind == "chunks" else self._open_whole
+        with self._located(name):
+            return opened(name, arguments, working, scratch)
 
     def _steps(self, name: str) -> list[Step]:
         return [plan(form, [name])[0] for form in self.inputs]
 
     @contextmanager
-    def _at_fault(self, name: str) -> Iterator[None]:
-        """Errors say in which method and at which tensor."""
+    def _located(self, name: str) -> Iterator[None]:
+        """Put the method and the tensor before the fact of an error."""
         try:
             yield
         except WeightopsError as error:
-            raise type(error)(f"{self.method.name} at {name}: {error}") from error
+            raise error.prefixed(f"{self.method.name} at {name}") from error
 
-    def _chunks(
-        self, name: str, available: dict[str, Any], working: torch.dtype, scratch: Scratch
+    def _open_chunks(
+        self, name: str, arguments: dict[str, Any], working: torch.dtype, scratch: Scratch
     ) -> Callable[[int, int], torch.Tensor]:
-        parts = self._parts(name, scratch)
-        available = {**available, "parts": parts, "vector": self._vector}
-        for statistic in self.method.function.__dict__["statistics"]:
-            available[statistic.__name__] = call(statistic, available)
+        inputs = self._inputs_at(name, scratch)
+        arguments = {**arguments, "inputs": inputs, "model_inputs": self._model_inputs}
+        for parameter, statistic in self.method.computation.statistics.items():
+            arguments[parameter] = call(statistic, arguments)
         stacked = "deltas" if self.space == "delta" else "models"
 
         @lru_cache(maxsize=1)
-        def result(index: int) -> torch.Tensor:
-            chunk = parts.chunk(index)
-            unsound = chunk.values.sum(0) * 0 if has_nonfinite(chunk.values) else None
-            given = {**available, stacked: chunk.values, "start": chunk.start, "draws": chunk.draws}
-            made: torch.Tensor = call(self.method.function, given)
-            return (made if unsound is None else made + unsound).reshape(-1)
+        def merged_chunk(index: int) -> torch.Tensor:
+            values, start, draws = inputs.chunk(index)
+            nonfinite = values.sum(0) * 0 if has_nonfinite(values) else None
+            given = {**arguments, stacked: values, "start": start, "draws": draws}
+            with self._located(name):
+                merged: torch.Tensor = call(self.method.function, given)
+                _check_result(merged, values.shape[1:])
+            return (merged if nonfinite is None else merged + nonfinite).reshape(-1)
 
-        def part(start: int, stop: int) -> torch.Tensor:
+        def elements(start: int, stop: int) -> torch.Tensor:
             out = scratch.get(Slot.RESULT, stop - start, working)
-            for index in range(start // parts.length, -(-stop // parts.length)):
-                first = index * parts.length
-                a, b = max(start, first), min(stop, first + parts.length)
-                out[a - start : b - start] = result(index)[a - first : b - first]
+            for index in range(start // inputs.length, -(-stop // inputs.length)):
+                offset = index * inputs.length
+                low, high = max(start, offset), min(stop, offset + inputs.length)
+                chunk = merged_chunk(index)
+                out[low - start : high - start] = chunk[low - offset : high - offset]
             return out
 
-        return part
+        return elements
 
-    def _parts(self, name: str, scratch: Scratch) -> TensorInputs:
-        spec, by_rows = self.specs[name], self.method.function.__dict__["by_rows"]
-        read, working = reader(self._steps(name), scratch), accumulator(spec.dtype)
+    def _inputs_at(self, name: str, scratch: Scratch) -> TensorInputs:
+        spec = self.specs[name]
         return TensorInputs(
-            read,
+            reader(self._steps(name), scratch),
             len(self.inputs),
             spec.shape,
-            working,
+            accumulator(spec.dtype),
             scratch,
-            by_rows=by_rows,
+            by_rows=self.method.computation.by_rows,
             seed=self.seed,
             name=name,
         )
 
-    def _whole(
-        self, name: str, available: dict[str, Any], working: torch.dtype, scratch: Scratch
+    def _open_whole(
+        self, name: str, arguments: dict[str, Any], working: torch.dtype, scratch: Scratch
     ) -> Callable[[int, int], torch.Tensor]:
         shape, read = self.specs[name].shape, reader(self._steps(name), scratch)
         with all_torch_threads():
@@ -237,14 +262,13 @@ class MethodSource(ComputedSource):
             for start in range(0, rows.shape[1], CHUNK):
                 stop = min(start + CHUNK, rows.shape[1])
                 read(start, stop, rows[:, start:stop].unbind())
-            available["deltas" if self.space == "delta" else "models"] = stack
-            unsound = has_nonfinite(rows)  # of which no method need know
-            made: torch.Tensor = (
-                stack[0].fill_(math.nan) if unsound else call(self.method.function, available)
-            )
-        if tuple(made.shape) != shape:
-            raise WeightopsError(f"the result has shape {tuple(made.shape)}, not {shape}")
-        flat = made.reshape(-1)
+            arguments["deltas" if self.space == "delta" else "models"] = stack
+            if has_nonfinite(rows):  # so that no method need handle them
+                merged = stack[0].fill_(math.nan)
+            else:
+                merged = call(self.method.function, arguments)
+        _check_result(merged, shape)
+        flat = merged.reshape(-1)
         return lambda start, stop: flat[start:stop]
 
     @property
@@ -253,30 +277,35 @@ class MethodSource(ComputedSource):
 
     def working_bytes(self, name: str) -> int:
         spec, k = self.specs[name], len(self.inputs)
-        rows = (
-            spec.numel // spec.shape[0]
-            if self.method.function.__dict__.get("by_rows") and spec.numel and spec.shape
-            else 0
-        )
-        elements = spec.numel if self.method.kind == "whole" else min(spec.numel, max(CHUNK, rows))
-        return (
-            elements
-            * accumulator(spec.dtype).itemsize
-            * (3 * k if self.method.kind != "combination" else k + 2)
-        )
+        has_rows = self.method.computation.by_rows and spec.numel and spec.shape
+        width = spec.numel // spec.shape[0] if has_rows else 0
+        elements = spec.numel if self.method.kind == "whole" else min(spec.numel, max(CHUNK, width))
+        copies = k + 2 if self.method.kind == "combination" else 3 * k
+        return elements * accumulator(spec.dtype).itemsize * copies
 
     def describe(self) -> dict[str, object]:
-        """Method, options, weights and inputs."""
-        inputs = [provenance(form) for form in self.inputs]
+        """Return the method, its options, and the weights and provenance of the inputs."""
         return {
             "method": self.method.name,
             "options": self.options,
             "weights": self.weights,
             "seed": self.seed,
-            "inputs": inputs,
+            "inputs": [provenance(form) for form in self.inputs],
         }
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of what it is computed from: the result itself isn't known until it is computed."""
+        """16 hex digits that identify the expression, as its result isn't computed yet."""
         return sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_result(result: object, shape: Sequence[int]) -> None:
+    """Refuse what isn't a tensor of a shape.
+
+    Raises:
+        MethodError: naming what it is.
+    """
+    if not isinstance(result, torch.Tensor):
+        raise MethodError(f"the method returned {type(result).__name__}, not a tensor")
+    if tuple(result.shape) != tuple(shape):
+        raise MethodError(f"the result has shape {tuple(result.shape)}, not {tuple(shape)}")

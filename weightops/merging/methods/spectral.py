@@ -1,4 +1,7 @@
-"""Merging by singular vectors: TSV-M, Iso-C and Iso-CTS. For matrices; other tensors get the mean or the sum of their deltas."""
+"""Methods on singular vectors: TSV-M, Iso-C and Iso-CTS.
+
+They merge matrices. For other tensors they return the mean or the sum of the deltas.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from weightops.merging.methods.kept_elements import fraction
+from weightops.merging.methods.option_values import fraction
 
 Others = Literal["mean", "sum"]
 
@@ -18,32 +21,35 @@ def _by_matrix(
     stacked: int,
     merge: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Apply ``merge``, ``(batch, k, height, width)`` to ``(batch, height, width)``, to deltas of matrices.
+    """Merge the deltas of a matrix, or of matrices of equal height that are stacked in one tensor.
 
-    Of ``stacked`` matrices of equal height that lie above each other in one tensor, each is one of the batch.
+    Args:
+        deltas: shape ``(k, ...)``.
+        others: what to return for tensors that aren't matrices.
+        stacked: the number of matrices in the tensor.
+        merge: function of ``(batch, k, height, width)`` that returns ``(batch, height, width)``.
     """
     if deltas.ndim != 3 or 0 in deltas.shape or len(deltas) == 1:
         return deltas.mean(0) if others == "mean" and deltas.ndim != 3 else deltas.sum(0)
     count = stacked if deltas.shape[1] % stacked == 0 else 1
-    return merge(deltas.reshape(len(deltas), count, -1, deltas.shape[2]).transpose(0, 1)).flatten(
-        0, 1
-    )
+    matrices = deltas.reshape(len(deltas), count, -1, deltas.shape[2]).transpose(0, 1)
+    return merge(matrices).flatten(0, 1)
 
 
-def svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The thin singular value decomposition; matrices may be stacked in front."""
+def _svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the thin singular value decomposition of matrices, shape ``(..., height, width)``."""
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     return u, s, vh
 
 
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """The nearest matrix with orthonormal columns (or rows): the polar factor."""
-    u, _, vh = svd(matrix)
+    """Return the nearest matrix with orthonormal columns, or rows: the polar factor."""
+    u, _, vh = _svd(matrix)
     return u @ vh
 
 
-def _beside(matrices: torch.Tensor) -> torch.Tensor:
-    """``(batch, k, height, width)`` side by side: ``(batch, height, k * width)``."""
+def _side_by_side(matrices: torch.Tensor) -> torch.Tensor:
+    """Return ``(batch, k, height, width)`` as ``(batch, height, k * width)``."""
     return matrices.transpose(1, 2).flatten(2)
 
 
@@ -52,40 +58,50 @@ def _mean(values: torch.Tensor) -> torch.Tensor:
 
 
 def tsv_m(deltas: torch.Tensor, *, others: Others = "mean", stacked: int = 1) -> torch.Tensor:
-    r"""Task singular vectors: keep each task's first 1/k singular triplets, decorrelate them, add (arXiv 2412.00081).
+    """Keep the first 1/k of each task's singular vectors, decorrelate them, and add (TSV-M).
 
-    With :math:`\tau_i = U_i \Sigma_i V_i^T` cut to rank :math:`r / k` and stacked side by side into U, Σ and V, the result is
-    :math:`U_\perp \Sigma V_\perp^T`, where :math:`\perp` takes the nearest orthonormal matrix.
+        tau_i = U_i S_i V_i', cut to rank r / k
+        merged = orth([U_1 ... U_k]) diag(S_1, ..., S_k) orth([V_1 ... V_k])'
+
+    orth is the nearest matrix with orthonormal columns.
+
+    Source: task singular vectors, arXiv 2412.00081.
 
     Args:
         deltas: shape ``(k, ...)``.
-        others: what tensors that aren't matrices get: the "mean" (the authors' choice) or the "sum" of the deltas.
-        stacked: treat so many matrices of equal height apart, such as 3 for q, k and v in ``in_proj_weight``.
+        others: for tensors that aren't matrices, the "mean" of the deltas, as the authors take, or
+            their "sum".
+        stacked: the number of matrices of equal height that a tensor holds and that are merged
+            separately, such as 3 for q, k and v in ``in_proj_weight``.
     """
 
     def merge(matrices: torch.Tensor) -> torch.Tensor:
-        u, s, vh = svd(matrices)
+        u, s, vh = _svd(matrices)
         rank = max(1, s.shape[-1] // matrices.shape[1])
-        left, right = (
-            _orthogonal(_beside(u[..., :rank])),
-            _orthogonal(vh[..., :rank, :].flatten(1, 2)),
-        )
+        left = _orthogonal(_side_by_side(u[..., :rank]))
+        right = _orthogonal(vh[..., :rank, :].flatten(1, 2))
         return (left * s[..., :rank].flatten(1)[:, None]) @ right
 
     return _by_matrix(deltas, others, stacked, merge)
 
 
 def iso_c(deltas: torch.Tensor, *, others: Others = "mean", stacked: int = 1) -> torch.Tensor:
-    r"""Isotropic merging in the common subspace: the sum of the deltas with all singular values made equal to their mean (arXiv 2502.04959).
+    """Add the deltas, and set all singular values of the sum to their mean (Iso-C).
+
+        sum_i tau_i = U S V'
+        merged = mean(S) U V'
+
+    Source: isotropic merging in the common subspace, arXiv 2502.04959.
 
     Args:
         deltas: shape ``(k, ...)``.
-        others: as in `tsv_m`.
-        stacked: as in `tsv_m`.
+        others: for tensors that aren't matrices, the "mean" of the deltas or their "sum".
+        stacked: the number of matrices of equal height that a tensor holds and that are merged
+            separately, such as 3 for q, k and v in ``in_proj_weight``.
     """
 
     def merge(matrices: torch.Tensor) -> torch.Tensor:
-        u, s, vh = svd(matrices.sum(1))
+        u, s, vh = _svd(matrices.sum(1))
         return _mean(s) * (u @ vh)
 
     return _by_matrix(deltas, others, stacked, merge)
@@ -94,21 +110,27 @@ def iso_c(deltas: torch.Tensor, *, others: Others = "mean", stacked: int = 1) ->
 def iso_cts(
     deltas: torch.Tensor, *, common: float = 0.8, others: Others = "mean", stacked: int = 1
 ) -> torch.Tensor:
-    r"""Isotropic merging in the common and task-specific subspaces (arXiv 2502.04959).
+    """Merge common and task-specific singular vectors with equal singular values (Iso-CTS).
 
-    The first ``common`` share of the singular directions is the sum's; the rest are, for each task, the first ones of what
-    of its delta lies outside. All are made orthonormal, and all singular values equal to their mean.
+        U = orth([U_0 U_1 ... U_k]), V = orth([V_0 V_1 ... V_k])
+        merged = mean(S) U V'
+
+    U_0 and V_0 are the first singular vectors of the sum of the deltas, the share ``common`` of
+    them. U_i and V_i are the first ones of the part of tau_i outside of U_0.
+
+    Source: isotropic merging in common and task-specific subspaces, arXiv 2502.04959.
 
     Args:
         deltas: shape ``(k, ...)``.
-        common: share of directions that is common.
-        others: as in `tsv_m`.
-        stacked: as in `tsv_m`.
+        common: the share of the singular vectors that is common.
+        others: for tensors that aren't matrices, the "mean" of the deltas or their "sum".
+        stacked: the number of matrices of equal height that a tensor holds and that are merged
+            separately, such as 3 for q, k and v in ``in_proj_weight``.
     """
 
     def merge(matrices: torch.Tensor) -> torch.Tensor:
         k = matrices.shape[1]
-        u, s, vh = svd(matrices.sum(1))
+        u, s, vh = _svd(matrices.sum(1))
         count = s.shape[-1]
         own = (count - int(count * fraction(common, "common"))) // k
         shared = count - own * k
@@ -116,9 +138,10 @@ def iso_cts(
             return _mean(s) * (u @ vh)
         basis = u[..., :shared]
         rest = matrices - basis[:, None] @ (basis.mT[:, None] @ matrices)
-        ru, rs, rvh = svd(rest)
-        left = _orthogonal(torch.cat([basis, _beside(ru[..., :own])], dim=-1))
-        right = _orthogonal(torch.cat([vh[:, :shared], rvh[..., :own, :].flatten(1, 2)], dim=1))
-        return _mean(torch.cat([s[:, :shared], rs[..., :own].flatten(1)], dim=1)) * (left @ right)
+        own_u, own_s, own_vh = _svd(rest)
+        left = _orthogonal(torch.cat([basis, _side_by_side(own_u[..., :own])], dim=-1))
+        right = _orthogonal(torch.cat([vh[:, :shared], own_vh[..., :own, :].flatten(1, 2)], dim=1))
+        values = torch.cat([s[:, :shared], own_s[..., :own].flatten(1)], dim=1)
+        return _mean(values) * (left @ right)
 
     return _by_matrix(deltas, others, stacked, merge)

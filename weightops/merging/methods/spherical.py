@@ -1,4 +1,4 @@
-"""Merging along great circles: SLERP, NuSLERP and the Karcher mean. All lie in the span of the inputs."""
+"""Methods along great circles: SLERP, NuSLERP, Karcher mean. Results are in the inputs' span."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ import torch
 from weightops.errors import OptionError
 from weightops.merging.methods.method import combination
 
-_PARALLEL = 1e-6  # a sine this small: the arc is a line
+_PARALLEL = 1e-6
+"""The sine of an angle up to which an arc is treated as a straight line."""
 
 
 def _arc(gram: torch.Tensor, start: torch.Tensor, end: torch.Tensor, t: float) -> torch.Tensor:
-    """From ``start`` to ``end`` (coefficients) along the great circle of their directions, on the straight line where there is none."""
+    """Return the coefficients of a point on the great circle between two combinations.
+
+    Where their directions are parallel, the point is on the straight line.
+
+    Args:
+        gram: the inner products of the models, shape ``(k, k)``.
+        start: the coefficients at ``t = 0``, shape ``(k,)``.
+        end: the coefficients at ``t = 1``, shape ``(k,)``.
+        t: the share of the angle.
+    """
     norms = math.sqrt(float(start @ gram @ start) * float(end @ gram @ end))
     cosine = min(max(float(start @ gram @ end) / norms, -1.0), 1.0) if norms > 0 else 1.0
     angle = math.acos(cosine)
@@ -25,21 +35,26 @@ def _arc(gram: torch.Tensor, start: torch.Tensor, end: torch.Tensor, t: float) -
 
 @combination("weights")
 def slerp(gram: torch.Tensor, *, t: float = 0.5, parallel: float = 1.0) -> torch.Tensor:
-    r"""Spherical interpolation of two models: :math:`\frac{\sin((1-t)\theta)}{\sin\theta} x + \frac{\sin(t\theta)}{\sin\theta} y`.
+    """Interpolate two models along the great circle of their directions (SLERP).
 
-    :math:`\theta` is the angle between the two tensors; where they are parallel it is linear (Shoemake, 1985).
+        merged = (sin((1 - t) angle) theta_1 + sin(t angle) theta_2) / sin(angle)
+
+    The angle is that between the two tensors. Parallel tensors are interpolated linearly.
+
+    Source: Shoemake, 1985.
 
     Args:
-        gram: inner products of the two, shape ``(2, 2)``.
-        t: 0 gives the first, 1 the second.
-        parallel: tensors whose cosine is more than this are interpolated linearly.
+        gram: the inner products of the models, shape ``(2, 2)``.
+        t: the share of the angle: 0 gives the first model, 1 the second.
+        parallel: the cosine above which tensors count as parallel.
 
     Raises:
         OptionError: for other than two models.
     """
     if len(gram) != 2:
         raise OptionError(
-            f"slerp goes from one model to another; there are {len(gram)}: nuslerp and karcher take more"
+            f"slerp goes from one model to another, and there are {len(gram)}",
+            hint="nuslerp and karcher take any number of models",
         )
     first, second = torch.eye(2, dtype=gram.dtype)
     norms = math.sqrt(float(gram[0, 0] * gram[1, 1]))
@@ -50,11 +65,16 @@ def slerp(gram: torch.Tensor, *, t: float = 0.5, parallel: float = 1.0) -> torch
 
 @combination("weights")
 def nuslerp(gram: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    r"""SLERP by weights, one model after another: the next is taken in by its share of the weights so far.
+    """Interpolate models along great circles by weights, one after another (NuSLERP).
+
+        mu_1 = theta_1
+        mu_i = slerp(mu_(i-1), theta_i) at t = w_i / (w_1 + ... + w_i)
+
+    Source: Shoemake, 1985, for two models.
 
     Args:
-        gram: inner products of the models, shape ``(k, k)``.
-        weights: shape ``(k,)``; for two it is `slerp` at :math:`w_2 / (w_1 + w_2)`.
+        gram: the inner products of the models, shape ``(k, k)``.
+        weights: shape ``(k,)``.
     """
     models = torch.eye(len(gram), dtype=gram.dtype)
     merged, total = models[0], float(weights[0])
@@ -68,15 +88,17 @@ def nuslerp(gram: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 def karcher(
     gram: torch.Tensor, weights: torch.Tensor, *, steps: int = 50, tolerance: float = 1e-6
 ) -> torch.Tensor:
-    r"""The Karcher mean: the point of the sphere from which the models' directions, as arcs, sum to zero; with their mean norm.
+    """Average the models' directions on the sphere, at their mean norm (Karcher mean).
 
-    Iterates :math:`\mu \leftarrow \exp_\mu \sum_i w_i \log_\mu x_i` (Karcher, 1977).
+        mu <- exp_mu(sum_i w_i log_mu(theta_i / ||theta_i||)), until it stays where it is
+
+    Source: Karcher, 1977.
 
     Args:
-        gram: inner products of the models, shape ``(k, k)``.
-        weights: shape ``(k,)``; normalised.
-        steps: at most so many.
-        tolerance: stop when a step is shorter than this angle.
+        gram: the inner products of the models, shape ``(k, k)``.
+        weights: shape ``(k,)``; they are normalised.
+        steps: the largest number of iterations.
+        tolerance: the angle of an iteration, in radians, at which to stop.
     """
     shares = weights / weights.sum()
     norms = gram.diagonal().sqrt()

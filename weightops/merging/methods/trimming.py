@@ -1,0 +1,203 @@
+"""Methods that keep elements by magnitude: trimming, TIES and Breadcrumbs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from weightops.algebra.names import Each
+from weightops.merging.methods.consensus import Normalize, consensus
+from weightops.merging.methods.inputs import ModelInputs, TensorInputs
+from weightops.merging.methods.kept_elements import NONE, Counts, Cutoff, cutoffs
+from weightops.merging.methods.method import chunks
+from weightops.merging.methods.option_values import fraction, kept_count, per_input
+
+Scope = Literal["tensor", "global"]
+
+
+def _cutoffs(
+    inputs: TensorInputs, model_inputs: ModelInputs, scope: Scope, counts: Counts
+) -> list[list[Cutoff]]:
+    """Return cutoffs for each input: over the tensor, or over what it changes in all tensors."""
+    if scope == "tensor":
+        return cutoffs(inputs, counts)
+    key = tuple(tuple(counts(i, 10**9)) for i in range(model_inputs.k))
+    found = model_inputs.once(key, lambda: cutoffs(model_inputs, counts, of_nonzero=True))
+    start = model_inputs.starts[inputs.name]
+    return [[cutoff.counted_from(start) for cutoff in row] for row in found]
+
+
+def largest_elements(
+    inputs: TensorInputs, model_inputs: ModelInputs, density: float | Each, scope: Scope
+) -> list[Cutoff]:
+    """Return the cutoff of each input's largest elements, a fraction ``density`` of them."""
+    densities = per_input(density, inputs.k)
+    rows = _cutoffs(inputs, model_inputs, scope, lambda i, n: [kept_count(densities[i], n)])
+    return [cutoff for [cutoff] in rows]
+
+
+def _trim(deltas: torch.Tensor, largest: list[Cutoff], start: int) -> torch.Tensor:
+    """Set all but the largest elements of each delta to 0, in place."""
+    for delta, cutoff in zip(deltas, largest, strict=True):
+        cutoff.keep(delta, start)
+    return deltas
+
+
+@chunks(largest=largest_elements)
+def magnitude(
+    deltas: torch.Tensor,
+    weights: torch.Tensor,
+    largest: list[Cutoff],
+    start: int,
+    *,
+    density: float = 0.2,
+    scope: Scope = "tensor",
+) -> torch.Tensor:
+    """Trim each delta to its largest elements, and add the deltas.
+
+        merged = sum_i w_i trim(tau_i)
+
+    Source: the trimming of TIES, arXiv 2306.01708.
+
+    Args:
+        deltas: shape ``(k, n)``.
+        weights: shape ``(k,)``.
+        largest: the cutoff of each delta.
+        start: the position of the part.
+        density: the fraction of the elements that is kept.
+        scope: "tensor" keeps this fraction of each tensor; "global" of all that an input changes
+            in the model, as the authors of TIES do.
+    """
+    return consensus(_trim(deltas, largest, start), weights, elect=False, normalize="none")
+
+
+@chunks(largest=largest_elements)
+def ties(
+    deltas: torch.Tensor,
+    weights: torch.Tensor,
+    largest: list[Cutoff],
+    start: int,
+    *,
+    density: float = 0.2,
+    normalize: Normalize = "weights",
+    scope: Scope = "tensor",
+) -> torch.Tensor:
+    """Trim each delta, elect a sign for each element, and average the deltas of this sign (TIES).
+
+        t_i = trim(tau_i)
+        sign = sgn(sum_i w_i t_i)
+        merged = sum_i [w_i t_i sign > 0] w_i t_i / n
+
+    Source: arXiv 2306.01708.
+
+    Args:
+        deltas: shape ``(k, n)``.
+        weights: shape ``(k,)``.
+        largest: the cutoff of each delta.
+        start: the position of the part.
+        density: the fraction of the elements that is kept, the largest ones.
+        normalize: the divisor n: "weights" is the sum of the weights that agree with the sign, as
+            in mergekit; "count" their number, the paper's disjoint mean; "none" is 1, its disjoint
+            sum.
+        scope: "tensor" keeps this fraction of each tensor; "global" of all that an input changes
+            in the model, as the authors of TIES do.
+    """
+    return consensus(_trim(deltas, largest, start), weights, elect=True, normalize=normalize)
+
+
+def elements_between_outliers(
+    inputs: TensorInputs,
+    model_inputs: ModelInputs,
+    density: float | Each,
+    gamma: float | Each,
+    scope: Scope,
+) -> list[list[Cutoff]]:
+    """Return two cutoffs for each input: of its kept elements and its outliers, and of these."""
+    densities, gammas = per_input(density, inputs.k), per_input(gamma, inputs.k)
+
+    def counts(i: int, n: int) -> list[int]:
+        kept = kept_count(densities[i], n)
+        dropped = min(int(fraction(gammas[i], "gamma") * n), n - kept)
+        return [kept + dropped, dropped]
+
+    return _cutoffs(inputs, model_inputs, scope, counts)
+
+
+def _drop_outliers(deltas: torch.Tensor, between: list[list[Cutoff]], start: int) -> torch.Tensor:
+    """Set the largest and the smallest elements of each delta to 0, in place."""
+    for delta, (lower, upper) in zip(deltas, between, strict=True):
+        if upper != NONE:
+            delta -= upper.keep(delta.clone(), start)
+        lower.keep(delta, start)
+    return deltas
+
+
+@chunks(between=elements_between_outliers)
+def breadcrumbs(
+    deltas: torch.Tensor,
+    weights: torch.Tensor,
+    between: list[list[Cutoff]],
+    start: int,
+    *,
+    density: float = 0.9,
+    gamma: float = 0.01,
+    scope: Scope = "tensor",
+) -> torch.Tensor:
+    """Drop the largest and the smallest elements of each delta, and add the deltas (Breadcrumbs).
+
+        merged = sum_i w_i m_i tau_i
+
+    m_i is 0 for the largest elements, a fraction gamma of them, 1 for the next ones, a fraction
+    density, and 0 for the rest.
+
+    Source: arXiv 2312.06795.
+
+    Args:
+        deltas: shape ``(k, n)``.
+        weights: shape ``(k,)``.
+        between: the cutoffs of each delta.
+        start: the position of the part.
+        density: the fraction of the elements that is kept.
+        gamma: the fraction of the elements that is dropped as the largest.
+        scope: "tensor" takes these fractions of each tensor; "global" of all that an input changes
+            in the model.
+    """
+    kept = _drop_outliers(deltas, between, start)
+    return consensus(kept, weights, elect=False, normalize="none")
+
+
+@chunks(between=elements_between_outliers)
+def breadcrumbs_ties(
+    deltas: torch.Tensor,
+    weights: torch.Tensor,
+    between: list[list[Cutoff]],
+    start: int,
+    *,
+    density: float = 0.9,
+    gamma: float = 0.01,
+    normalize: Normalize = "none",
+    scope: Scope = "tensor",
+) -> torch.Tensor:
+    """Drop the largest and smallest elements, elect signs, and add the deltas of the elected signs.
+
+        t_i = m_i tau_i, with m_i as in breadcrumbs
+        sign = sgn(sum_i w_i t_i)
+        merged = sum_i [w_i t_i sign > 0] w_i t_i / n
+
+    Source: arXiv 2312.06795, and 2306.01708 for the election.
+
+    Args:
+        deltas: shape ``(k, n)``.
+        weights: shape ``(k,)``.
+        between: the cutoffs of each delta.
+        start: the position of the part.
+        density: the fraction of the elements that is kept.
+        gamma: the fraction of the elements that is dropped as the largest.
+        normalize: the divisor n: "weights" is the sum of the weights that agree with the sign,
+            "count" their number, "none" is 1.
+        scope: "tensor" takes these fractions of each tensor; "global" of all that an input changes
+            in the model.
+    """
+    kept = _drop_outliers(deltas, between, start)
+    return consensus(kept, weights, elect=True, normalize=normalize)
