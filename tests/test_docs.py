@@ -1,72 +1,141 @@
-"""The README: its code runs, its numbers are those of the benchmarks' results."""
+"""The pages: they are short, their links lead somewhere, their numbers are those of the results."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from helpers.pages import EXAMPLES, PAGES, ROOT, Provider, blocks, small_tasks
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+OTHERS = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/examples/README.md")
+FILES_OF_EXTENDING = ("own_method", "own_task", "own_format", "own_evaluator")
 
 
-def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def words(page: str) -> str:
+    """Return a page's text on one line."""
+    return " ".join(PAGES[page].split())
+
+
+def result(name: str) -> Any:
+    """Return what a benchmark wrote."""
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def spread(value: dict[str, float]) -> str:
+    """Return a mean and a range as pages show them."""
+    return f"{value['mean']:.1f} ({value['min']:.1f} to {value['max']:.1f})"
+
+
+# ------------------------------------------------------------------------------ the text
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README.md"].split()) <= 700
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert anchor in anchors, link
+
+
+def test_the_readme_links_every_page() -> None:
+    missing = [
+        page for page in PAGES if page != "README.md" and f"({page})" not in PAGES["README.md"]
+    ]
+    assert not missing
+
+
+def test_the_citation_is_of_the_newest_version() -> None:
+    versions = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert f"\nversion: {versions[0]}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+# ------------------------------------------------------------------------- Python blocks
+
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page != "docs/extending.md"]
+
+
+WITH_SCORES = ("README.md", "docs/evaluation.md")
+"""Pages that show scores, and so need all images."""
+
+
+@pytest.fixture(scope="module")
+def provider(tmp_path_factory: pytest.TempPathFactory) -> Provider:
+    return Provider(tmp_path_factory.mktemp("named"))
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_python_blocks_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: Provider
+) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
-    for block in blocks:
+    if page not in WITH_SCORES:
+        small_tasks(monkeypatch)
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(page, "python"):
+        provider.provide(" ".join(re.findall(r'"[\w-]+\.pt"', block)), tmp_path)
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(block, "README.md", "exec"), {})
-        for expected in re.findall(r"print\(.*?#\s*(.*)", block):
-            assert expected in printed.getvalue()
-    assert "edited" in os.listdir()
+            exec(compile(block, page, "exec"), namespace)
+        shown = re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
+        lines = printed.getvalue().splitlines()
+        assert len(shown) == len(lines)
+        for expected, line in zip(shown, lines, strict=True):
+            assert line.startswith(expected)
 
 
-def test_files_that_it_names_are_there() -> None:
-    for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / link).is_file(), link
+def test_the_recipes_for_extensions_are_the_examples() -> None:
+    files = [(EXAMPLES / f"{name}.py").read_text() for name in FILES_OF_EXTENDING]
+    assert blocks("docs/extending.md", "python") == files
 
 
-def test_numbers_are_those_of_the_results() -> None:
-    patch = json.loads((ROOT / "benchmarks" / "results" / "patch.json").read_text())
-    spread = patch["spread"]
-    for row in (
-        "zero_shot",
-        "finetuned",
-        "patched",
-        "supported_base",
-        "supported_finetuned",
-        "supported_patched",
+# ------------------------------------------------------------------------------- numbers
+
+
+def test_a_patch_gains_what_was_measured() -> None:
+    measured = result("patch")["spread"]
+    for row in ("zero_shot", "finetuned", "patched"):
+        cells = f"| {spread(measured[row])} | {spread(measured[_supported(row)])} |"
+        assert cells in PAGES["docs/results.md"], row
+
+
+def _supported(row: str) -> str:
+    return f"supported_{'base' if row == 'zero_shot' else row}"
+
+
+def test_the_papers_claims_are_as_measured() -> None:
+    papers, page = result("papers"), PAGES["docs/results.md"]
+    for claim, verdict in papers["claims"].items():
+        held, of = verdict["seeds in which it does"], verdict["of"]
+        answer = f"{'yes' if verdict['holds'] else 'no'}, in {held} of {of} seeds"
+        assert f"| {claim} | {answer} |" in page, claim
+    for name in (
+        "patch gain",
+        "negated control share",
+        "pairs normalized",
+        "analogy",
+        "attack gain",
     ):
-        value = spread[row]
-        assert f"{value['mean']:.1f} ({value['min']:.1f} to {value['max']:.1f})" in README, row
-    algebra = json.loads((ROOT / "benchmarks" / "results" / "algebra.json").read_text())
-    for dtype, result in algebra.items():
-        assert (
-            f"| {dtype} | {result['over_floor']} | {result['loop_over_weightops']} | {result['in_place_over_floor']} |"
-            in README
-        ), dtype
-    lofi = json.loads((ROOT / "benchmarks" / "results" / "lofi.json").read_text())
-    for task in lofi["tasks"].values():
-        for method, row in task["spread"].items():
-            cells = [
-                f"{v['mean']:.1f} ({v['min']:.1f} to {v['max']:.1f})"
-                for v in (row["in_distribution"], row["under_shift"])
-            ]
-            assert f"| {cells[0]} | {cells[1]} |" in README, method
+        assert spread(papers["spread"][name]) in page, name
 
 
 def test_why_a_claim_does_not_hold() -> None:
-    spread = json.loads((ROOT / "benchmarks" / "results" / "papers.json").read_text())["spread"]
-    words = " ".join(README.split())
+    measured = result("papers")["spread"]
     tuned, before, letters, alpha = (
-        spread[name]["mean"]
+        measured[name]["mean"]
         for name in (
             "attack fine-tuned",
             "attack before",
@@ -74,24 +143,34 @@ def test_why_a_claim_does_not_hold() -> None:
             "attack alpha",
         )
     )
-    assert (
-        f"right on {tuned:.0f} % of the attacked digits ({before:.1f} % before), but on {letters:.0f} % of the letters"
-        in words
-    )
-    assert f"alpha stops at {alpha:.2f}" in words
+    attacked = f"right on {tuned:.0f} % of the attacked digits ({before:.1f} % before)"
+    assert f"{attacked}, but on {letters:.0f} % of the letters" in words("docs/results.md")
+    assert f"alpha stops at {alpha:.2f}" in words("docs/results.md")
 
 
-def test_the_share_of_passes_is_the_measured_one() -> None:
-    search = json.loads((ROOT / "benchmarks" / "results" / "search.json").read_text())
+def test_lofi_is_as_good_as_measured() -> None:
+    for task in result("lofi")["tasks"].values():
+        for method, row in task["spread"].items():
+            cells = f"| {spread(row['in_distribution'])} | {spread(row['under_shift'])} |"
+            assert cells in PAGES["docs/results.md"], method
+
+
+def test_a_race_takes_what_was_measured() -> None:
+    search = result("search")
     share, noise = search["mean"]["passes, % of the grid's"], 100 * search["mean"]["within noise"]
-    words = " ".join(README.split())
-    assert f"takes {share:.0f} % of the grid's image passes" in words
-    assert f"in {noise:.0f} % of {20 * len(search['rows'])} trials" in words
+    page = words("docs/choosing_coefficients.md")
+    assert f"`race` takes {share:.0f} % of the grid's image passes" in page
+    assert f"in {noise:.0f} % of {20 * len(search['rows'])} trials" in page
+
+
+def test_the_algebra_is_as_fast_as_measured() -> None:
+    for dtype, row in result("algebra").items():
+        cells = [dtype, row["over_floor"], row["loop_over_weightops"], row["in_place_over_floor"]]
+        assert f"| {' | '.join(map(str, cells))} |" in PAGES["docs/speed.md"], dtype
 
 
 def test_merges_are_as_fast_as_measured() -> None:
-    engine = json.loads((ROOT / "benchmarks" / "results" / "engine.json").read_text())
-    for method, row in engine["methods"].items():
+    for method, row in result("engine")["methods"].items():
         ours, theirs = row["weightops"], row["mergekit"]
         cells = [
             method,
@@ -101,23 +180,21 @@ def test_merges_are_as_fast_as_measured() -> None:
             ours["gigabytes"],
             theirs["gigabytes"],
         ]
-        assert f"| {' | '.join(map(str, cells))} |" in README, method
+        assert f"| {' | '.join(map(str, cells))} |" in PAGES["docs/speed.md"], method
 
 
-def test_the_papers_claims_are_as_measured() -> None:
-    papers = json.loads((ROOT / "benchmarks" / "results" / "papers.json").read_text())
-    for claim, verdict in papers["claims"].items():
-        held, of = verdict["seeds in which it does"], verdict["of"]
-        assert (
-            f"| {claim} | {'yes' if verdict['holds'] else 'no'}, in {held} of {of} seeds |"
-            in README
-        ), claim
-    for name in (
-        "patch gain",
-        "negated control share",
-        "pairs normalized",
-        "analogy",
-        "attack gain",
-    ):
-        value = papers["spread"][name]
-        assert f"{value['mean']:.1f} ({value['min']:.1f} to {value['max']:.1f})" in README, name
+def test_merges_by_size_take_what_was_measured() -> None:
+    rows = [row for row in result("engine")["scale"] if row["ranks"] == 1]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = [f"{r['seconds']} s, {r['gigabytes']} GB" for r in rows if r["method"] == method]
+        assert f"| {method} | {' | '.join(cells)} |" in PAGES["docs/speed.md"], method
+
+
+def test_mergekit_is_as_near_as_measured() -> None:
+    largest = [
+        measured["float32"]["largest"]
+        for name, measured in result("parity").items()
+        if "largest" in measured["float32"] and "FusionBench" not in name
+    ]
+    assert 1e-5 < max(largest) < 3e-5
+    assert "at most 0.00003 of the largest change" in words("docs/mergekit.md")
