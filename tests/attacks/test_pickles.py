@@ -25,7 +25,8 @@ from bytewise import (
 from gadgets import CALLED, COMMAND, GADGETS
 
 from weightops import open_checkpoint
-from weightops.checkpoints.formats import unpickler
+from weightops.checkpoints.formats import pickle_calls
+from weightops.checkpoints.formats.pickle_objects import StandIn
 from weightops.errors import CheckpointError
 
 STORED, TENSOR_KEYS = b"FloatStorage", b"(X\x01\x00\x00\x000l"
@@ -168,15 +169,15 @@ def test_persistent_ids_that_lie(tmp_path: Path, sentinel: Path) -> None:
 
 def test_nothing_that_a_table_names_runs_what_it_is_given() -> None:
     """Every listed call, given hostile arguments, answers with descriptions only."""
-    hostile = unpickler.StandIn("posix.system", (COMMAND,))
-    for path, function in unpickler.CALLS.items():
-        assert function.__module__ == unpickler.__name__, path
+    hostile = StandIn("posix.system", (COMMAND,))
+    for path, function in pickle_calls.CALLS.items():
+        assert function.__module__ == pickle_calls.__name__, path
         for count in range(8):
             try:
                 answer = function(*[hostile] * count)
             except (CheckpointError, TypeError):
                 continue
-            assert answer is None or isinstance(answer, unpickler.StandIn), path
+            assert answer is None or isinstance(answer, StandIn), path
 
 
 RUN_ALL = """

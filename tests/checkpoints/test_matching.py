@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weightops import Checkpoint, TaskVector, merge, open_checkpoint
-from weightops.checkpoints.clip_names import mappings, of_transformers
+from weightops.checkpoints.clip_names import mappings, from_transformers
 from weightops.checkpoints.matching import match_to_base, open_matched
 from weightops.errors import MismatchError
 
@@ -185,6 +185,6 @@ def test_every_tensor_has_a_place(states: Any) -> None:
     base, ft, _ = states
     assert mappings(ft, base).keys() == base.keys()
     assert mappings(base, ft).keys() == ft.keys()
-    assert of_transformers("visual.transformer.resblocks.0.attn.other") is None
+    assert from_transformers("visual.transformer.resblocks.0.attn.other") is None
     assert isinstance(match_to_base(open_checkpoint(ft), open_checkpoint(base)), Checkpoint)
     assert json.dumps(list(base))

@@ -128,7 +128,7 @@ def test_offline_from_the_cache(tmp_path: Path) -> None:
     assert facts["timm"] == ["timm:test_vit.r160_in1k", [1, 1000]]
     assert facts["timm_again"]
     assert facts["absent"].startswith(
-        "org/absent is nothing here, and can't be had from the Hugging Face Hub: "
+        "org/absent is not a local path, and can't be fetched from the Hugging Face Hub: "
     )
     assert "\n" not in facts["absent"] + facts["no_file"]
     assert facts["mistyped"].startswith("there is no file or folder out/model.safetensors")
@@ -256,7 +256,7 @@ def test_over_http(endpoint: str, tmp_path: Path) -> None:
     ).splitlines()
     assert told[0] == f"org/tiny@{COMMIT} 2 TransformersArchitecture"
     assert told[1].startswith(
-        "org/absent is nothing here, and can't be had from the Hugging Face Hub: "
+        "org/absent is not a local path, and can't be fetched from the Hugging Face Hub: "
     )
     fetched = {path.name for path in (home / "hub").rglob("snapshots/*/*")}
     assert fetched == {"model.safetensors", "config.json"}  # and not the weights a second time

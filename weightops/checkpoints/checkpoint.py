@@ -1,24 +1,22 @@
-"""`Checkpoint`: weights from anywhere, as a lazy mapping of names to tensors."""
+"""`Checkpoint`: weights from any place, as a lazy mapping of names to tensors."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from typing_extensions import Unpack
 
 from weightops.algebra.devices import pick_device
-from weightops.algebra.linear_form import LinearForm, describe, fingerprint, provenance
-from weightops.algebra.names import mismatch
+from weightops.algebra.linear_form import LinearForm, fingerprint, provenance
 from weightops.algebra.source import Source
-from weightops.checkpoints.formats import memory
+from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.libraries.base import Architecture
+from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.renaming import rename_to_match
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
 from weightops.engine.layout import Estimate, FileLayout, estimate, layout
@@ -27,18 +25,13 @@ from weightops.engine.tensors import Tensors
 from weightops.engine.write import write
 from weightops.errors import CheckpointError, OptionError
 from weightops.support.atomic import resumable_output, stage_of
-from weightops.support.text import first_few
-
-log = logging.getLogger("weightops")
-
 
 _OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 
-class _Write(TypedDict, total=False):
-    """Options of `Checkpoint.save`."""
+class _Writing(NamedTuple):
+    """The options of `Checkpoint.save` for the weights of one output."""
 
-    dtype: torch.dtype | None
     max_shard_size: int | None
     on_nonfinite: OnNonfinite
     ranks: Ranks
@@ -46,14 +39,15 @@ class _Write(TypedDict, total=False):
 
 
 class Checkpoint(Tensors):
-    """Named tensors, read when asked for. Opening one reads headers only.
+    """Named tensors that are read when they are used. Opening a checkpoint reads headers only.
 
     Attributes:
-        form: the lazy expression that it stands for.
-        architecture: what is known of its model, or None.
-        recipe: how it is made, if a recipe says so; it goes into what is saved.
-        card: the model card of a folder it is saved to.
+        form: the lazy expression that gives the tensors.
+        architecture: the model that the weights are of; None if it isn't known.
+        recipe: the merge recipe that made the weights, or None; a saved file states it.
+        card: the text of the model card for a saved folder, or None.
 
+    >>> from weightops import open_checkpoint
     >>> checkpoint = open_checkpoint({"weight": torch.ones(2, 3)})
     >>> checkpoint.specs["weight"].shape
     (2, 3)
@@ -69,25 +63,26 @@ class Checkpoint(Tensors):
 
     @property
     def source(self) -> Source:
-        """The one place that the weights are in.
+        """The one source of all tensors.
 
         Raises:
-            CheckpointError: if they are an expression that isn't computed yet.
+            CheckpointError: if the weights are an expression that isn't computed yet.
         """
         if self.form.base is None or self.form.sources != [self.form.base]:
             raise CheckpointError(
-                f"{self.ref} is an expression over {len(self.form.sources)} checkpoints; save it first"
+                f"{self.ref} is an expression over {len(self.form.sources)} checkpoints",
+                hint="save it first",
             )
         return self.form.base
 
     @property
     def ref(self) -> str:
-        """What it is called in messages."""
+        """The name of the weights in messages."""
         return " + ".join(source.ref for source in self.form.sources)
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that identify the weights, or the expression that gives them; see `Source.fingerprint`."""
+        """16 hex digits that identify the weights or their expression; see `Source.fingerprint`."""
         return fingerprint(self.form)
 
     def __repr__(self) -> str:
@@ -95,13 +90,12 @@ class Checkpoint(Tensors):
         return f"Checkpoint({self.ref!r}, {len(self)} tensors, {size / 1e6:.1f} MB)"
 
     def to(self, dtype: torch.dtype) -> Checkpoint:
-        """The same weights with floating-point tensors in another dtype, cast when they are read."""
-        return self.as_of(
-            self.form.to(dtype), self.architecture.in_dtype(dtype) if self.architecture else None
-        )
+        """Return the weights with editable tensors in another dtype; a tensor is cast when it is read."""
+        architecture = self.architecture.in_dtype(dtype) if self.architecture else None
+        return self.with_form(self.form.to(dtype), architecture)
 
-    def as_of(self, form: LinearForm, architecture: Architecture | None) -> Checkpoint:
-        """What this is made of and says, with another form or of another architecture."""
+    def with_form(self, form: LinearForm, architecture: Architecture | None) -> Checkpoint:
+        """Return a checkpoint of another form and architecture with this recipe and model card."""
         other = Checkpoint(form, architecture)
         other.recipe, other.card = self.recipe, self.card
         return other
@@ -112,7 +106,11 @@ class Checkpoint(Tensors):
         like: Mapping[str, torch.Tensor] | None = None,
         on_nonfinite: OnNonfinite = "ignore",
     ) -> dict[str, torch.Tensor]:
-        """All tensors in memory, on the devices of ``like`` or on CPU; tied names share one tensor.
+        """Compute all tensors. Tied names share one tensor.
+
+        Args:
+            like: tensors whose devices the new tensors are put on; CPU by default.
+            on_nonfinite: what to do about NaN and Inf: "ignore", "warn" or "error".
 
         Raises:
             NonfiniteError: if a tensor holds NaN or Inf and ``on_nonfinite="error"``.
@@ -122,31 +120,38 @@ class Checkpoint(Tensors):
         return tensors
 
     def load_into(self, module: nn.Module, *, strict: bool = True) -> nn.Module:
-        """Fill a module's parameters and buffers, in its own dtypes and on its device.
+        """Fill the parameters and buffers of a module, in its dtypes and on its device.
+
+        Args:
+            module: the module.
+            strict: require equal names; otherwise names that only one of them has are skipped.
+
+        Returns:
+            The module.
 
         Raises:
-            MismatchError: if names or shapes differ (names: unless ``strict=False``).
+            MismatchError: if shapes differ, or names differ and ``strict=True``.
         """
         load_into(self.form, module, strict=strict)
         return module
 
     def model(self) -> nn.Module:
-        """The model itself, in evaluation mode, on CPU.
+        """Build the model in evaluation mode on CPU.
 
         Raises:
-            CheckpointError: if nothing says what its architecture is.
+            CheckpointError: if the architecture isn't known.
         """
         module = self.known_architecture().build()
-        names = LinearForm.of(memory.MemorySource(module.state_dict(), self.ref))
+        names = LinearForm.of(MemorySource(module.state_dict(), self.ref))
         load_into(rename_to_match(self.form, names), module, on_nonfinite="warn")
         return module
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
-        """What turns a PIL image into the model's input."""
+        """Return the function that turns a PIL image into the model's input."""
         return self.known_architecture().preprocess()
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
-        """What turns texts into the model's input."""
+        """Return the function that turns texts into the model's input."""
         return self.known_architecture().tokenizer()
 
     def known_architecture(self) -> Architecture:
@@ -158,7 +163,8 @@ class Checkpoint(Tensors):
         if self.architecture is None:
             raise CheckpointError(
                 f"{self.ref} holds weights but doesn't say of what model",
-                hint="name a folder with a configuration beside the weights, or base=; load_into(module) fills a module",
+                hint="name a folder with a configuration beside the weights, or give base=; "
+                "in Python, load_into(module) fills a module",
             )
         return self.architecture
 
@@ -174,72 +180,57 @@ class Checkpoint(Tensors):
         ranks: Ranks = ONE_RANK,
         device: str = "cpu",
     ) -> Path:
-        """Write it out: one safetensors file if ``path`` ends so, else a folder that loads where the base did.
-
-        The metadata say what it was computed from. The output appears whole or not at all.
+        """Write the weights, whole or not at all, with metadata that state their origin.
 
         Args:
-            path: where to.
-            overwrite: replace what is there; it stays until the new one is complete.
-            dtype: of the tensors that can be edited; their own by default.
-            max_shard_size: bytes of tensors a file; in a folder only.
+            path: a ``.safetensors`` file, or a folder that loads in the architecture's library.
+            overwrite: replace an existing output; it stays until the new one is complete.
+            dtype: the dtype of the editable tensors; unchanged by default.
+            max_shard_size: the most bytes of tensors in one file; for folders only.
             on_nonfinite: what to do about NaN and Inf in the result: "ignore", "warn" or "error".
-            resume: go on from where a killed process of the same job stopped; the result is the same to the byte.
-            ranks: the processes that share the work and a file system; each must call this.
-            device: where to compute: "cpu", "cuda", ... The tensors go there chunk by chunk.
+            resume: continue the output of a killed process; the result is the same to the byte.
+            ranks: the processes that share the work and a file system; each must call this method.
+            device: where to compute: "cpu", "cuda", ... Tensors are moved there chunk by chunk.
+
+        Returns:
+            The path.
 
         Raises:
-            OutputError: if ``path`` exists, or can't be written.
-            OptionError: if there is no such device, or ``path`` isn't what weightops writes.
-            NonfiniteError: naming the tensors, if asked for.
+            OutputError: if ``path`` exists or can't be written.
+            OptionError: if there is no such device, or ``path`` has the suffix of another format.
+            NonfiniteError: naming the tensors, if ``on_nonfinite="error"``.
         """
         path = Path(path)
-        single = path.suffix == ".safetensors"
-        if single and max_shard_size is not None:
-            raise OptionError(f"{path} is one file; give a folder to write shards to")
-        if path.suffix in _OTHER_SUFFIXES:
-            raise OptionError(
-                f"{path} has the suffix of another format: weightops writes .safetensors files, and folders"
-            )
+        single = _is_single_file(path, max_shard_size)
+        checkpoint = self.to(dtype) if dtype else self
+        options = _Writing(max_shard_size, on_nonfinite, ranks, device)
         stage = resumable_output(path, single=single, overwrite=overwrite, resume=resume)
         with stage if ranks.first else nullcontext(stage_of(path)) as folder:
             if single:
-                self._write(
-                    folder,
-                    path.name,
-                    dtype=dtype,
-                    on_nonfinite=on_nonfinite,
-                    ranks=ranks,
-                    device=device,
-                )
+                checkpoint._write_weights(folder, path.name, options)
             else:
-                self.save_into(
-                    folder,
-                    final=path,
-                    dtype=dtype,
-                    max_shard_size=max_shard_size,
-                    on_nonfinite=on_nonfinite,
-                    ranks=ranks,
-                    device=device,
-                )
+                checkpoint._write_folder(folder, path, options)
         return path
 
-    def save_into(self, folder: Path, *, final: Path, **options: Unpack[_Write]) -> None:
-        """Write into a folder that is being made and will be known as ``final``; see `save`."""
-        dtype = options.pop("dtype", None)
-        if dtype:
-            self.to(dtype).save_into(folder, final=final, **options)
-            return
-        if options.get("ranks", ONE_RANK).first:
-            if self.architecture:
-                self.architecture.write(folder, final)
-            if self.card:
-                (folder / "README.md").write_text(self.card, encoding="utf-8")
-        self._write(folder, self.weights_file, **options)
+    def save_into(
+        self,
+        folder: Path,
+        *,
+        final: Path,
+        dtype: torch.dtype | None = None,
+        max_shard_size: int | None = None,
+        on_nonfinite: OnNonfinite = "warn",
+        ranks: Ranks = ONE_RANK,
+        device: str = "cpu",
+    ) -> None:
+        """Write into an existing folder that will be renamed to ``final``; see `save`."""
+        checkpoint = self.to(dtype) if dtype else self
+        options = _Writing(max_shard_size, on_nonfinite, ranks, device)
+        checkpoint._write_folder(folder, final, options)
 
     @property
     def weights_file(self) -> str:
-        """What the file of weights in a folder is called."""
+        """The name of the weights file in a saved folder."""
         return self.architecture.weights_file if self.architecture else "model.safetensors"
 
     def estimate(
@@ -249,7 +240,7 @@ class Checkpoint(Tensors):
         dtype: torch.dtype | None = None,
         max_shard_size: int | None = None,
     ) -> Estimate:
-        """What `save` would take: bytes, memory and disk, from headers alone."""
+        """Estimate the bytes, memory and disk space that `save` would take, from headers alone."""
         cast = self.to(dtype) if dtype else self
         return estimate(cast.form, cast._layout(self.weights_file, max_shard_size), Path(path))
 
@@ -258,77 +249,37 @@ class Checkpoint(Tensors):
         metadata = {"format": "pt", "weightops": json.dumps(made_from)}
         return layout(self.form, filename, metadata, max_shard_size=max_shard_size)
 
-    def _write(
-        self,
-        folder: Path,
-        filename: str,
-        *,
-        dtype: torch.dtype | None = None,
-        max_shard_size: int | None = None,
-        on_nonfinite: OnNonfinite = "warn",
-        ranks: Ranks = ONE_RANK,
-        device: str = "cpu",
-    ) -> None:
-        cast = self.to(dtype) if dtype else self
-        files = cast._layout(filename, max_shard_size)
+    def _write_folder(self, folder: Path, final: Path, options: _Writing) -> None:
+        if options.ranks.first:
+            if self.architecture:
+                self.architecture.write(folder, final)
+            if self.card:
+                (folder / "README.md").write_text(self.card, encoding="utf-8")
+        self._write_weights(folder, self.weights_file, options)
+
+    def _write_weights(self, folder: Path, filename: str, options: _Writing) -> None:
         write(
-            cast.form,
+            self.form,
             folder,
-            files,
-            on_nonfinite=on_nonfinite,
-            ranks=ranks,
-            device=pick_device(device),
+            self._layout(filename, options.max_shard_size),
+            on_nonfinite=options.on_nonfinite,
+            ranks=options.ranks,
+            device=pick_device(options.device),
         )
 
 
-def load_into(
-    form: LinearForm,
-    module: nn.Module,
-    *,
-    strict: bool | None = True,
-    on_nonfinite: OnNonfinite = "ignore",
-) -> None:
-    """Evaluate a form into a module's own tensors.
-
-    Names that only one of them has are an error; with ``strict=False`` they are left, and named in a warning; with None
-    they are left.
+def _is_single_file(path: Path, max_shard_size: int | None) -> bool:
+    """Return whether an output is one file, not a folder.
 
     Raises:
-        MismatchError: if shapes differ, or names do and ``strict`` is True.
-        CheckpointError: if the module's own tensors take part in the form: they change while it is computed.
+        OptionError: if the path has the suffix of another format, or shards were asked for.
     """
-    targets = module.state_dict(keep_vars=True)
-    shapes = [
-        f"{n} {form.specs[n].shape} / {tuple(t.shape)}"
-        for n, t in targets.items()
-        if n in form.specs and form.specs[n].shape != tuple(t.shape)
-    ]
-    filled = {id(t) for n, t in targets.items() if n in form.specs}  # of tied names, one is enough
-    missing = [n for n, t in targets.items() if id(t) not in filled]
-    extra = [n for n in form.specs if n not in targets]
-    if shapes or (strict and (missing or extra)):
-        remedy = "load into the architecture that the weights are of" + (
-            "" if shapes else ", or with strict=False"
+    if path.suffix in _OTHER_SUFFIXES:
+        raise OptionError(
+            f"{path} has the suffix of another format",
+            hint="weightops writes .safetensors files, and folders",
         )
-        differences = {
-            "only in the checkpoint": extra,
-            "only in the module": missing,
-            "of other shape": shapes,
-        }
-        raise mismatch(f"{describe(form)} and {type(module).__name__}", differences, remedy)
-    if any(
-        isinstance(source, memory.MemorySource) and source.shares_memory_with(targets)
-        for source in form.sources
-    ):
-        raise CheckpointError(
-            f"{type(module).__name__}'s own tensors take part in what it is to be filled with, and would change under "
-            "the computation; copy the module first (copy.deepcopy)"
-        )
-    if strict is False and (missing or extra):
-        log.warning(
-            "left as they are, as only one of module and checkpoint has them: %s",
-            first_few(missing + extra),
-        )
-    materialize(
-        form, {n: t for n, t in targets.items() if n in form.specs}, on_nonfinite=on_nonfinite
-    )
+    single = path.suffix == ".safetensors"
+    if single and max_shard_size is not None:
+        raise OptionError(f"{path} is one file", hint="give a folder to write shards to")
+    return single

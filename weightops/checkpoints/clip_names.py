@@ -1,4 +1,4 @@
-"""What the tensors of a CLIP model are called by transformers and by open_clip, and how the ones are made of the others."""
+"""The names of a CLIP model's tensors in open_clip and in transformers, and the mappings between them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ Kind = Literal["copy", "transpose", "stack", "part"]
 
 
 class TensorMapping(NamedTuple):
-    """How a tensor is made: a copy, a transpose, several stacked, or the ``part``-th of three equal parts."""
+    """How a tensor is obtained from others.
+
+    Attributes:
+        kind: "copy", "transpose", "stack" for several joined in their first dimension, or "part"
+            for one of three equal parts.
+        names: the names of the tensors that are read.
+        part: the index of the part.
+    """
 
     kind: Kind
     names: tuple[str, ...]
     part: int = 0
 
 
-_WHOLE = {
+_COPIED = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
@@ -30,7 +37,7 @@ _TRANSPOSED = {
     "text_projection": "text_projection.weight",
 }
 _MODULES = {
-    "visual.ln_pre": "vision_model.pre_layrnorm",  # as transformers spells it
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # transformers' own spelling
     "visual.ln_post": "vision_model.post_layernorm",
     "ln_final": "text_model.final_layer_norm",
 }
@@ -47,64 +54,71 @@ _BLOCK = {
 }
 _LAYER = re.compile(r"(.*transformer\.resblocks)\.(\d+)\.(.+)")
 
-WRAPPINGS = ("module.", "_orig_mod.", "model.", "image_encoder.")
-"""What wrappers of modules put before every name."""
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "image_encoder.")
+"""Prefixes that wrappers of modules put before every name."""
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """Name without what wrappers put before all names, and with a tower's own name before a lone CLIP tower's -> name.
+    """Return canonical name -> name, without the prefixes of wrappers.
+
+    A lone tower of CLIP gets the prefix that the tower has in a whole model.
 
     >>> unwrapped(["module.model.a", "module.model.b"])
     {'a': 'module.model.a', 'b': 'module.model.b'}
     """
-    found = {name: name for name in names}
-    while found:
-        prefix = next((p for p in WRAPPINGS if all(name.startswith(p) for name in found)), None)
+    originals = {name: name for name in names}
+    while originals:
+        prefix = next(
+            (p for p in WRAPPER_PREFIXES if all(name.startswith(p) for name in originals)), None
+        )
         if prefix is None:
             break
-        found = {name.removeprefix(prefix): original for name, original in found.items()}
-    for mark, tower in (
+        originals = {name.removeprefix(prefix): old for name, old in originals.items()}
+    for embedding, tower in (
         ("embeddings.class_embedding", "vision_model."),
         ("embeddings.token_embedding.weight", "text_model."),
     ):
-        if mark in found and any(name.startswith("encoder.layers.") for name in found):
-            return {tower + name: original for name, original in found.items()}
-    return found
+        layers = any(name.startswith("encoder.layers.") for name in originals)
+        if embedding in originals and layers:
+            return {tower + name: old for name, old in originals.items()}
+    return originals
 
 
-def _nested(mine: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str]:
-    """Names with the first part put before or taken away that brings most of them to others': a model's inside has it not.
+def _aligned(originals: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """Return the names with one leading part added or removed, whichever matches most wanted names.
 
-    >>> _nested({"h.0.w": "h.0.w"}, {"transformer.h.0.w": "", "head.w": ""})
+    A model without its head, for example, lacks the part that the whole model puts before names.
+
+    >>> _aligned({"h.0.w": "h.0.w"}, {"transformer.h.0.w": "", "head.w": ""})
     {'transformer.h.0.w': 'h.0.w'}
     """
-    choices = [dict(mine)]
-    for part in sorted({name.partition(".")[0] + "." for name in theirs}):
+    longer = [{name: part + name for name in originals} for part in _leading_parts(wanted)]
+    shorter = [
+        {name: name.removeprefix(part) for name in originals} for part in _leading_parts(originals)
+    ]
+    choices = [dict(originals)]
+    for renamed in (*longer, *shorter):
         choices.append(
-            {
-                part + name if part + name in theirs else name: original
-                for name, original in mine.items()
-            }
+            {renamed[n] if renamed[n] in wanted else n: old for n, old in originals.items()}
         )
-    for part in sorted({name.partition(".")[0] + "." for name in mine}):
-        shorter = {
-            name.removeprefix(part) if name.removeprefix(part) in theirs else name: o
-            for name, o in mine.items()
-        }
-        choices.append(shorter)
     return max(
-        choices, key=lambda names: (len(names) == len(mine), sum(name in theirs for name in names))
+        choices,
+        key=lambda names: (len(names) == len(originals), sum(name in wanted for name in names)),
     )
 
 
-def of_transformers(name: str) -> TensorMapping | None:
-    """How a tensor of open_clip is made of transformers'.
+def _leading_parts(names: Iterable[str]) -> list[str]:
+    return sorted({name.partition(".")[0] + "." for name in names})
 
-    >>> of_transformers("visual.transformer.resblocks.3.attn.in_proj_bias").names[0]
+
+def from_transformers(name: str) -> TensorMapping | None:
+    """Return how a tensor of open_clip is obtained from transformers' tensors; None for other names.
+
+    >>> from_transformers("visual.transformer.resblocks.3.attn.in_proj_bias").names[0]
     'vision_model.encoder.layers.3.self_attn.q_proj.bias'
     """
-    if name in _WHOLE:
-        return TensorMapping("copy", (_WHOLE[name],))
+    if name in _COPIED:
+        return TensorMapping("copy", (_COPIED[name],))
     if name in _TRANSPOSED:
         return TensorMapping("transpose", (_TRANSPOSED[name],))
     module, _, leaf = name.rpartition(".")
@@ -113,72 +127,75 @@ def of_transformers(name: str) -> TensorMapping | None:
     layer = _LAYER.fullmatch(name)
     if layer is None or layer[1] not in _TOWERS:
         return None
-    place = f"{_TOWERS[layer[1]]}.{layer[2]}"
-    module, _, leaf = layer[3].rpartition(".")
-    if layer[3] in ("attn.in_proj_weight", "attn.in_proj_bias"):
-        return TensorMapping(
-            "stack",
-            tuple(f"{place}.self_attn.{x}_proj.{layer[3].rpartition('_')[2]}" for x in "qkv"),
-        )
-    return (
-        TensorMapping("copy", (f"{place}.{_BLOCK[module]}.{leaf}",)) if module in _BLOCK else None
-    )
+    place, inner = f"{_TOWERS[layer[1]]}.{layer[2]}", layer[3]
+    if inner in ("attn.in_proj_weight", "attn.in_proj_bias"):
+        kind = inner.rpartition("_")[2]
+        return TensorMapping("stack", tuple(f"{place}.self_attn.{x}_proj.{kind}" for x in "qkv"))
+    module, _, leaf = inner.rpartition(".")
+    if module not in _BLOCK:
+        return None
+    return TensorMapping("copy", (f"{place}.{_BLOCK[module]}.{leaf}",))
+
+
+def _from_open_clip(names: Iterable[str]) -> dict[str, TensorMapping]:
+    """Return transformers' name -> how its tensor is obtained from open_clip's tensors ``names``."""
+    found = {}
+    for name in names:
+        mapping = from_transformers(name)
+        if mapping is not None:
+            kind: Kind = "part" if mapping.kind == "stack" else mapping.kind
+            for i, theirs in enumerate(mapping.names):
+                found[theirs] = TensorMapping(kind, (name,), i)
+    return found
 
 
 def mappings(
     have: Iterable[str], want: Iterable[str], *, partly: bool = False
 ) -> dict[str, TensorMapping]:
-    """How as many of the wanted tensors as possible are made of those there are.
+    """Map as many of the wanted tensors as possible to tensors that exist.
 
     Args:
-        have: the names there are.
-        want: the names that are wanted.
-        partly: a stack may lack some of its parts (in a delta, these are zero).
+        have: the names that exist.
+        want: the wanted names.
+        partly: allow stacks that lack some of their parts (in a delta, these are zero).
+
+    Returns:
+        Wanted name -> how its tensor is obtained.
     """
-    theirs = unwrapped(want)
-    mine = _nested(unwrapped(have), theirs)
-    made: dict[str, TensorMapping] = {}
-    split = {
-        part: TensorMapping("part" if recipe.kind == "stack" else recipe.kind, (name,), i)
-        for name in mine
-        for recipe in [of_transformers(name)]
-        if recipe
-        for i, part in enumerate(recipe.names)
-    }
-    for short, name in theirs.items():
-        if short in mine:
-            made[name] = TensorMapping("copy", (mine[short],))
+    wanted = unwrapped(want)
+    existing = _aligned(unwrapped(have), wanted)
+    open_clip_mappings = _from_open_clip(existing)
+    found: dict[str, TensorMapping] = {}
+    for name, original in wanted.items():
+        if name in existing:
+            found[original] = TensorMapping("copy", (existing[name],))
             continue
-        recipe = of_transformers(short) or split.get(short)
-        if recipe is None:
-            continue
-        there = [part in mine for part in recipe.names]
-        if all(there) or (partly and any(there)):
-            made[name] = recipe._replace(names=tuple(mine.get(part, "") for part in recipe.names))
-            continue
-        if short in split:
-            made[name] = split[short]._replace(
-                names=tuple(mine[part] for part in split[short].names)
-            )
-    return made
+        for mapping in (from_transformers(name), open_clip_mappings.get(name)):
+            if mapping is None:
+                continue
+            available = [old in existing for old in mapping.names]
+            if all(available) or (partly and any(available)):
+                names = tuple(existing.get(old, "") for old in mapping.names)
+                found[original] = mapping._replace(names=names)
+                break
+    return found
 
 
 def outside_image_tower(names: Iterable[str]) -> bool:
-    """True if these are names of a CLIP model, and none is of its image encoder proper (the projection is not)."""
-    shorts = list(names)
-    return bool(shorts) and not any(
+    """Return whether all names of a CLIP model are outside its image encoder proper.
+
+    The image encoder's projection counts as outside. No names at all give False.
+    """
+    listed = list(names)
+    return bool(listed) and not any(
         name.startswith("vision_model.") or (name.startswith("visual.") and name != "visual.proj")
-        for name in shorts
+        for name in listed
     )
 
 
-def is_clip(names: Mapping[str, object] | Iterable[str]) -> bool:
-    """True for the names of a whole CLIP model, whichever library's."""
-    found = set(names)
-    return any(
-        name in found
-        for name in ("visual.class_embedding", "vision_model.embeddings.class_embedding")
-    ) and any(
-        name in found
-        for name in ("token_embedding.weight", "text_model.embeddings.token_embedding.weight")
-    )
+def is_clip(names: Iterable[str]) -> bool:
+    """Return whether the names are those of a whole CLIP model, of either library."""
+    listed = set(names)
+    images = {"visual.class_embedding", "vision_model.embeddings.class_embedding"}
+    texts = {"token_embedding.weight", "text_model.embeddings.token_embedding.weight"}
+    return bool(listed & images) and bool(listed & texts)

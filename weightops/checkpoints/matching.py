@@ -1,16 +1,17 @@
-"""One checkpoint in the names of another: wrappers' prefixes, transformers' and open_clip's names, image encoders alone, deltas."""
+"""Bring a checkpoint to the names of another one, or to another library."""
 
 from __future__ import annotations
 
 import logging
 
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.source import Source
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.clip_names import is_clip, outside_image_tower, unwrapped
 from weightops.checkpoints.libraries.clip_conversion import convert
 from weightops.checkpoints.libraries.table import LIBRARIES
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
-from weightops.checkpoints.renaming import rename_to_match, tells_a_size
+from weightops.checkpoints.renaming import rename_to_match, states_a_size
 from weightops.errors import CheckpointError, MismatchError
 from weightops.support.registry import unknown
 from weightops.support.text import first_few
@@ -22,65 +23,53 @@ WEIGHTS_ALONE = "safetensors"
 
 
 def match_to_base(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """Weights in the names of a base; an image encoder alone is completed by the rest of the base's CLIP model.
+    """Return weights in the names of a base.
 
-    What can't be brought to the base's names is given back as it is, for the comparison to refuse.
+    An image encoder alone is completed with the other tensors of the base's CLIP model. Weights
+    that can't be renamed are returned unchanged, so that a comparison refuses them.
     """
     form = rename_to_match(checkpoint.form, base.form)
     missing = [name for name in base.specs if name not in form.specs]
     extra = [name for name in form.specs if name not in base.specs]
-    short = {original: name for name, original in unwrapped(base.specs).items()}
-    outside = outside_image_tower(
-        short[name] for name in missing if not tells_a_size(name, base.specs[name])
-    )
-    sizes = [name for name in missing if tells_a_size(name, base.specs[name])]
-    if (
-        missing
-        and not extra
-        and (len(sizes) == len(missing) or (outside and is_clip(short.values())))
-    ):
-        if len(sizes) < len(missing):
-            log.info(
-                "%s is an image encoder: %s come from %s",
-                checkpoint.ref,
-                first_few(missing),
-                base.ref,
-            )
+    if missing and not extra and _can_be_completed(missing, base, checkpoint.ref):
         delta, _ = LinearForm.difference(form, base.form, strict=False)
         form = base.form.plus(delta)
-    return (
-        checkpoint if form is checkpoint.form else checkpoint.as_of(form, checkpoint.architecture)
-    )
+    if form is checkpoint.form:
+        return checkpoint
+    return checkpoint.with_form(form, checkpoint.architecture)
+
+
+def _can_be_completed(missing: list[str], base: Checkpoint, ref: str) -> bool:
+    """Return whether a base may supply the missing tensors of the weights called ``ref``."""
+    weights = [name for name in missing if not states_a_size(name, base.specs[name])]
+    if not weights:
+        return True
+    canonical = {original: name for name, original in unwrapped(base.specs).items()}
+    only_images = outside_image_tower(canonical[name] for name in weights)
+    if not only_images or not is_clip(canonical.values()):
+        return False
+    log.info("%s is an image encoder: %s come from %s", ref, first_few(missing), base.ref)
+    return True
 
 
 def open_matched(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
-    """Open weights to be compared with a base: in its names, and with what changes only parts of it applied to it.
+    """Open weights in the names of a base; a delta or an adapter is applied to the base.
 
     Raises:
-        CheckpointError: if it can't be opened.
-        MismatchError: if it is a delta whose tensors the base hasn't.
+        CheckpointError: if ``source`` can't be opened.
+        MismatchError: if ``source`` is a delta with tensors that the base lacks.
     """
     opened = open_any(source)
     if opened.form.space == "weights":
         return match_to_base(opened, base)
-    made_on = getattr(opened.form.sources[0], "made_from", {}).get("base")
-    if isinstance(made_on, dict) and made_on.get("fingerprint") != base.fingerprint:
-        log.warning(
-            "%s was made from %s (%s), and is taken from %s",
-            opened.ref,
-            made_on.get("ref"),
-            made_on.get("fingerprint"),
-            base.ref,
-        )
-    form = (
-        base.form.plus(rename_to_match(opened.form, base.form)) if opened.form.specs else base.form
-    )
-    replaced = getattr(opened.form.sources[0], "replaced", None)
-    if replaced is not None:
-        whole, left_out = LinearForm.difference(
-            rename_to_match(LinearForm.of(replaced), base.form), base.form, strict=False
-        )
-        form = form.plus(whole)
+    stored = opened.form.sources[0]
+    _warn_of_other_base(stored, base)
+    delta = rename_to_match(opened.form, base.form)
+    form = base.form.plus(delta) if opened.form.specs else base.form
+    if stored.replaced is not None:
+        replaced = rename_to_match(LinearForm.of(stored.replaced), base.form)
+        change, left_out = LinearForm.difference(replaced, base.form, strict=False)
+        form = form.plus(change)
         extra = [name for name in left_out if name not in base.specs]
         if extra:
             raise MismatchError(
@@ -89,9 +78,23 @@ def open_matched(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
     return Checkpoint(form, base.architecture)
 
 
+def _warn_of_other_base(stored: Source, base: Checkpoint) -> None:
+    """Warn if a task vector was made from other weights than a base."""
+    made_on = stored.made_from.get("base")
+    if isinstance(made_on, dict) and made_on.get("fingerprint") != base.fingerprint:
+        log.warning(
+            "%s was made from %s (%s), and is taken from %s",
+            stored.ref,
+            made_on.get("ref"),
+            made_on.get("fingerprint"),
+            base.ref,
+        )
+
+
 def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
     """Return a CLIP model of transformers as open_clip's; any other checkpoint unchanged."""
-    return _converted(checkpoint, "open_clip") or checkpoint
+    converted = _converted(checkpoint, "open_clip")
+    return checkpoint if converted is None else converted
 
 
 def convert_to(checkpoint: Checkpoint, library: str) -> Checkpoint:
@@ -104,12 +107,12 @@ def convert_to(checkpoint: Checkpoint, library: str) -> Checkpoint:
         library: a name in `LIBRARIES`, or "safetensors" for the weights alone.
 
     Raises:
-        CheckpointError: if that library has no such model, or nothing says which model the weights are of.
+        CheckpointError: if that library has no such model, or the architecture isn't known.
         UnknownNameError: if there is no such library.
     """
     architecture = checkpoint.architecture
     if library == WEIGHTS_ALONE:
-        return checkpoint.as_of(checkpoint.form, None)
+        return checkpoint.with_form(checkpoint.form, None)
     if library not in LIBRARIES:
         raise unknown(LIBRARIES.kind, library, [*LIBRARIES.names(), WEIGHTS_ALONE])
     if architecture is not None and architecture.library == library:
@@ -127,4 +130,4 @@ def _converted(checkpoint: Checkpoint, library: str) -> Checkpoint | None:
     if architecture is None:
         return None
     built = open_checkpoint(architecture.build())
-    return checkpoint.as_of(rename_to_match(checkpoint.form, built.form), architecture)
+    return checkpoint.with_form(rename_to_match(checkpoint.form, built.form), architecture)

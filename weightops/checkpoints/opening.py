@@ -1,8 +1,7 @@
-"""TODO."""
+"""Open weights from files, folders, refs, state dicts and modules; the table of file formats."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,45 +16,55 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats import (
     distributed,
     lora,
-    memory,
     safetensors,
     shards,
-    torch_files,
+    torch_stream,
+    torch_tar,
+    torch_zip,
 )
+from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.libraries.table import architecture_of
 from weightops.errors import CheckpointError, SpaceError
 from weightops.support.registry import Registry
 from weightops.support.text import first_few
 
-log = logging.getLogger("weightops")
-
 EMBEDDED = "embedded"
 """The ref of the small CLIP model that comes with weightops."""
 
+CheckpointLike = str | Path | Checkpoint | Mapping[str, torch.Tensor] | nn.Module
+"""Everything that `open_checkpoint` opens."""
+
 
 class Format(NamedTuple):
-    """A kind of file: how it is recognised by its content, and how it is opened."""
+    """A kind of weights file.
+
+    Attributes:
+        recognises: returns whether a file is of this format, from its content.
+        open: returns the tensors of such a file. Nothing in the file may be executed.
+        order: formats are asked for a file from the lowest order to the highest.
+    """
 
     recognises: Callable[[Path], bool]
     open: Callable[[Path], Source]
+    order: float = 100
 
 
 FORMATS: Registry[Format] = Registry(
     "checkpoint format",
     "formats",
     {
-        "safetensors": Format(safetensors.recognises, safetensors.open_file),
-        "index": Format(shards.recognises, lambda path: shards.open_index(path, _open_file)),
-        "adapter": Format(lora.recognises, lambda path: lora.open_adapter(path, _open_file)),
-        "distributed checkpoint": Format(distributed.recognises, distributed.open_folder),
-        "torch zip": Format(torch_files.recognises_zip, torch_files.open_zip),
-        "torch stream": Format(torch_files.recognises_stream, torch_files.open_stream),
-        "torch tar": Format(torch_files.recognises_tar, torch_files.open_tar),
+        "safetensors": Format(safetensors.recognises, safetensors.open_file, 10),
+        "index": Format(shards.recognises, lambda path: shards.open_index(path, _open_file), 20),
+        "adapter": Format(lora.recognises, lambda path: lora.open_adapter(path, _open_file), 30),
+        "distributed checkpoint": Format(distributed.recognises, distributed.open_folder, 40),
+        "torch zip": Format(torch_zip.recognises, torch_zip.open_file, 50),
+        "torch stream": Format(torch_stream.recognises, torch_stream.open_file, 60),
+        "torch tar": Format(torch_tar.recognises, torch_tar.open_file, 70),
     },
 )
+"""Name -> format. An index may be JSON that an adapter's reader takes too, so the order counts."""
 
-
-_KNOWN = (
+_USUAL_NAMES = (
     "finetuned.safetensors",
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
@@ -67,120 +76,166 @@ _KNOWN = (
     lora.CONFIG,
     ".metadata",
 )
-"""What the files of weights in a folder are usually called, the preferred first."""
+"""The usual names of weights files in a folder, the preferred first."""
+
+
+def register_format(
+    name: str,
+    *,
+    recognises: Callable[[Path], bool],
+    open: Callable[[Path], Source],
+    order: float = 100,
+) -> None:
+    r"""Register a kind of weights file for this session.
+
+    A package registers its formats with entry points in the group ``weightops.formats``.
+
+    >>> import numpy, tempfile
+    >>> from weightops.checkpoints.formats.memory import MemorySource
+    >>> def is_npy(path):
+    ...     with open(path, "rb") as stream:
+    ...         return stream.read(6) == b"\x93NUMPY"
+    >>> def open_npy(path):
+    ...     return MemorySource({"weight": torch.from_numpy(numpy.load(path))}, str(path))
+    >>> register_format("npy", recognises=is_npy, open=open_npy)
+    >>> file = Path(tempfile.mkdtemp(), "weights.npy")
+    >>> numpy.save(file, numpy.ones(3, dtype=numpy.float32))
+    >>> open_checkpoint(file)["weight"]
+    tensor([1., 1., 1.])
+
+    Args:
+        name: the name of the format in messages.
+        recognises: returns whether a file is of this format, from its content, never its suffix.
+        open: returns the tensors of such a file. Nothing in the file may be executed.
+        order: the place of the format among the others. The built-in formats are asked for a file
+            first, from 10 (safetensors) to 70; a lower order precedes them.
+
+    Raises:
+        OptionError: if there is a format of this name.
+    """
+    FORMATS.register(name, Format(recognises, open, order))
 
 
 def open_checkpoint(source: CheckpointLike) -> Checkpoint:
-    """Open weights from wherever they are: a path or ref, a state dict, a module, or a `Checkpoint`.
-
-    A file's format is told by its content, never by its suffix; nothing in it is executed.
+    """Open weights. The content of a file shows its format; nothing in the file is executed.
 
     Args:
-        source: ``"embedded"``, a file, a folder (one file, shards with an index, a distributed checkpoint, a directory of open_clip,
-            transformers or timm), a ref (``org/name``, ``open_clip:model/tag``, ``timm:name``), a ``dict[str, Tensor]`` or an ``nn.Module``.
-            What is in memory is referred to, not copied.
+        source: ``"embedded"``; a file; a folder (one file, shards with an index, a distributed
+            checkpoint, a directory of open_clip, transformers or timm); a ref (``org/name``,
+            ``open_clip:model/tag``, ``timm:name``); a ``dict[str, Tensor]``; an ``nn.Module``; or
+            a `Checkpoint`. Tensors in memory are referred to, not copied.
 
     Raises:
         CheckpointError: naming the file and what is wrong with it.
+        SpaceError: if ``source`` holds a task vector.
     """
     opened = open_any(source)
     if opened.form.space == "delta":
         raise SpaceError(
-            f"{source} holds a task vector, not weights; `weightops apply`, or --base where there is one, applies it; "
-            "in Python, TaskVector.load"
+            f"{source} holds a task vector, not weights",
+            hint="`weightops apply`, or base= where there is one, applies it; in Python, TaskVector.load",
         )
     return opened
 
 
-CheckpointLike = str | Path | Checkpoint | Mapping[str, torch.Tensor] | nn.Module
-
-
 def open_any(source: CheckpointLike) -> Checkpoint:
-    """As `open_checkpoint`, but what is stored may be a delta: a saved task vector, or an adapter."""
-    if isinstance(source, nn.Module):
-        return Checkpoint(
-            LinearForm.of(memory.MemorySource(source.state_dict(), type(source).__name__))
-        )
+    """Open weights or a stored delta (a saved task vector or an adapter); see `open_checkpoint`.
+
+    Raises:
+        CheckpointError: as `open_checkpoint`.
+        SpaceError: if ``source`` is a `TaskVector`.
+    """
     if isinstance(source, Checkpoint):
         return source
+    if isinstance(source, nn.Module):
+        return Checkpoint(LinearForm.of(MemorySource(source.state_dict(), type(source).__name__)))
     if isinstance(getattr(source, "form", None), LinearForm):
         raise SpaceError(
-            "a task vector was given where weights are needed; apply it to a base first"
+            "a task vector was given where weights are needed", hint="apply it to a base first"
         )
     if isinstance(source, Mapping):
-        return Checkpoint(LinearForm.of(memory.MemorySource(source, "a state dict")))
+        return Checkpoint(LinearForm.of(MemorySource(source, "a state dict")))
     opened = open_ref(source)
     # Half precision is only how the embedded model is stored.
     return opened.to(torch.float32) if source == EMBEDDED else opened
 
 
 def open_ref(ref: str | Path) -> Checkpoint:
-    """Open what a path or ref names as it is stored, be it weights or a task vector."""
+    """Open the file or folder that a path or ref names, in its own dtypes, weights or a delta.
+
+    Raises:
+        CheckpointError: as `open_checkpoint`.
+    """
     if ref == EMBEDDED:
         embedded = open_ref(Path(__file__).parent.parent / "clip")
         embedded.source.ref = EMBEDDED
         return embedded
-    path = Path(ref)
-    named = None
+    path, fetched = Path(ref), None
     if not path.exists():
-        named = refs.place(str(ref), _KNOWN)
-        if named is None:
-            hint = f"{EMBEDDED!r} is the model that comes with weightops, {ref}@main would be one of the Hugging Face Hub"
+        fetched = refs.fetch_ref(str(ref), _USUAL_NAMES)
+        if fetched is None:
             raise CheckpointError(
-                f"there is no file or folder {path} (and no ref of that name; {hint})"
+                f"there is no file or folder {path} (and no ref of that name)",
+                hint=f"{EMBEDDED!r} is the model that comes with weightops, "
+                f"{ref}@main would be one of the Hugging Face Hub",
             )
-        path = named.path
+        path = fetched.path
     try:
         file = _weights_in(path) if path.is_dir() else path
         source = _open_file(file)
-        architecture = (named.architecture if named else None) or (
-            architecture_of(path) if path.is_dir() else None
-        )
+        architecture = fetched.architecture if fetched else None
+        if architecture is None and path.is_dir():
+            architecture = architecture_of(path)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
-    if named or file != path:
-        source.ref = named.ref if named else str(path)
+    if fetched or file != path:
+        source.ref = fetched.ref if fetched else str(path)
     return Checkpoint(LinearForm.of(source), architecture)
 
 
 def _open_file(file: Path) -> Source:
-    found = _format_of(file)
-    if found is None:
-        with open(file, "rb") as stream:
-            head = stream.read(16)
-        size, length = file.stat().st_size, int.from_bytes(head[:8], "little")
-        if head[8:9] == b"{" and length < 1 << 30:
-            raise CheckpointError(
-                f"{file} is cut short: its header says that it has {length:,} bytes, and the file has {size:,}"
-            )
-        if head[:4] == b"PK\3\4":
-            raise CheckpointError(
-                f"{file} is a zip archive that is cut short, or without weights: it has {size:,} bytes"
-            )
-        raise CheckpointError(
-            f"{file} is not a checkpoint: it is none of {', '.join(FORMATS)}, and begins with {head!r}"
+    format_ = _format_of(file)
+    if format_ is None:
+        raise _unrecognised(file)
+    return format_.open(file)
+
+
+def _unrecognised(file: Path) -> CheckpointError:
+    with open(file, "rb") as stream:
+        head = stream.read(16)
+    size, length = file.stat().st_size, int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and length < 1 << 30:
+        return CheckpointError(
+            f"{file} is cut short: its header says that it has {length:,} bytes, and the file has {size:,}"
         )
-    return found.open(file)
+    if head[:4] == b"PK\3\4":
+        return CheckpointError(
+            f"{file} is a zip archive that is cut short, or without weights: it has {size:,} bytes"
+        )
+    return CheckpointError(
+        f"{file} is not a checkpoint: it is none of {', '.join(FORMATS)}, and begins with {head!r}"
+    )
 
 
 def _format_of(file: Path) -> Format | None:
-    return next((form for form in FORMATS.values() if form.recognises(file)), None)
+    by_order = sorted(FORMATS.values(), key=lambda format_: format_.order)
+    return next((format_ for format_ in by_order if format_.recognises(file)), None)
 
 
 def _weights_in(folder: Path) -> Path:
-    """The file of weights in a folder: the one with a usual name, else the only one there is."""
-    for name in _KNOWN:
+    """Return the weights file of a folder: the one with a usual name, else the only one."""
+    for name in _USUAL_NAMES:
         if (folder / name).is_file():
             return folder / name
-    found = [
-        path for path in sorted(folder.iterdir()) if path.is_file() and _format_of(path) is not None
-    ]
-    indexes = [path for path in found if FORMATS["index"].recognises(path)]
-    chosen = indexes or found
-    if len(chosen) == 1:
-        return chosen[0]
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and _format_of(path)]
+    indexes = [path for path in files if FORMATS["index"].recognises(path)]
+    chosen = indexes or files
     if not chosen:
         raise CheckpointError(f"{folder} holds no file of weights ({', '.join(FORMATS)})")
-    raise CheckpointError(
-        f"{folder} holds {len(chosen)} files of weights and no one index: {first_few(p.name for p in chosen)}; name one of them"
-    )
+    if len(chosen) > 1:
+        raise CheckpointError(
+            f"{folder} holds {len(chosen)} files of weights and no one index: "
+            f"{first_few(path.name for path in chosen)}",
+            hint="name one of them",
+        )
+    return chosen[0]

@@ -1,13 +1,14 @@
-"""Refs: strings that name weights which aren't a path, and where what they name lies once it has been fetched."""
+"""Refs: strings that name weights on the Hugging Face Hub, or pretrained models of a library."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.open_clip import CONFIG, OpenClipArchitecture
 from weightops.errors import CheckpointError
 from weightops.hub.fetch import REPO, fetch, reason
@@ -17,88 +18,105 @@ log = logging.getLogger("weightops")
 
 _HUB = re.compile(rf"(?P<repo>{REPO})(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]+))?")
 
+_SAFETENSORS, _PICKLED = ".safetensors", (".bin", ".pt", ".pth", ".ckpt")
 
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_DESCRIPTIONS = ("*.json", "*.txt", "*.model", "vocab*", "merges*")
+"""Patterns of the files that describe a model."""
 
-
-_BESIDE = ("*.json", "*.txt", "*.model", "vocab*", "merges*")
-
-
-_WITH = {".metadata": (".metadata", "*.distcp"), "adapter_config.json": ("adapter_model.*",)}
-"""What belongs to a file that tells of weights."""
+_COMPANIONS = {".metadata": (".metadata", "*.distcp"), "adapter_config.json": ("adapter_model.*",)}
+"""A file that describes weights -> patterns of the files that hold them."""
 
 
-class Place(NamedTuple):
-    """Where weights lie, what they are called, and what is known of their model beside what lies there."""
+class FetchedRef(NamedTuple):
+    """The weights that a ref names.
+
+    Attributes:
+        path: the file or folder of the weights.
+        ref: the ref with the revision that was fetched.
+        architecture: the model of the weights, if the files beside them don't describe it.
+    """
 
     path: Path
     ref: str
-    architecture: OpenClipArchitecture | None = None
+    architecture: Architecture | None = None
 
 
-def place(ref: str, preferred: Iterable[str]) -> Place | None:
-    """Fetch what a ref names; None if it is no ref.
+def fetch_ref(ref: str, preferred: Iterable[str]) -> FetchedRef | None:
+    """Fetch the weights that a ref names; None if the text isn't a ref.
 
     Args:
-        ref: ``org/name`` (where there is no folder ``org``), ``org/name@revision``, ``org/name:file``, or ``scheme:name`` with a scheme of `SCHEMES`.
-        preferred: the names of files of weights, the preferred first.
+        ref: ``org/name`` (if there is no folder ``org``), ``org/name@revision``, ``org/name:file``, or
+            ``scheme:name`` with a scheme of `SCHEMES`.
+        preferred: the names of weights files, the preferred first.
 
     Raises:
-        CheckpointError: if it can't be had, in one line.
+        CheckpointError: in one line, if the weights can't be fetched.
+        UnknownNameError: if the library of the scheme has no such pretrained model.
     """
     scheme, separator, name = ref.partition(":")
     if separator and scheme in SCHEMES:
         return SCHEMES[scheme](name, tuple(preferred))
     hub = _HUB.fullmatch(ref)
-    mistyped = Path(ref).suffix in _SUFFIXES or (Path(ref).parent.is_dir() and "@" not in ref)
-    if hub and not hub["file"] and mistyped:
-        return None  # a path
-    return from_hub(hub["repo"], hub["revision"], hub["file"], tuple(preferred)) if hub else None
+    if hub is None:
+        return None
+    has_suffix = Path(ref).suffix in (_SAFETENSORS, *_PICKLED)
+    in_a_folder = Path(ref).parent.is_dir() and "@" not in ref
+    if not hub["file"] and (has_suffix or in_a_folder):
+        return None  # a path with a slip
+    return from_hub(hub["repo"], hub["revision"], hub["file"], tuple(preferred))
 
 
 def from_hub(
     repo: str, revision: str | None, file: str | None, preferred: tuple[str, ...]
-) -> Place:
-    """A file, or the weights and all that describes them, of a repository on the Hugging Face Hub, through its cache."""
+) -> FetchedRef:
+    """Fetch weights from a repository on the Hugging Face Hub, through its cache.
+
+    Args:
+        repo: ``org/name``.
+        revision: a branch, tag or commit; the main branch by default.
+        file: the one file to fetch; by default one form of the weights and all that describes them.
+        preferred: the names of weights files, the preferred first.
+
+    Raises:
+        CheckpointError: in one line, if the weights can't be fetched.
+    """
     from huggingface_hub import hf_hub_download
 
     try:
         if file is not None:
             path = Path(hf_hub_download(repo, file, revision=revision))
-            return Place(path, f"{repo}@{_commit(path)}:{file}")
+            return FetchedRef(path, f"{repo}@{_commit_of(path)}:{file}")
         path = fetch(
             repo, lambda names: _wanted(names, preferred), revision=revision, known=preferred
         )
     except Exception as error:  # the library raises whatever its many back ends raise
         raise CheckpointError(
-            f"{repo} is nothing here, and can't be had from the Hugging Face Hub: {reason(error)}"
+            f"{repo} is not a local path, and can't be fetched from the Hugging Face Hub: {reason(error)}"
         ) from error
-    return Place(path, f"{repo}@{path.name}")
+    return FetchedRef(path, f"{repo}@{path.name}")
 
 
-def _commit(path: Path) -> str:
-    """The revision that a file of the Hub's cache is of."""
+def _commit_of(path: Path) -> str:
+    """Return the commit of a file in the Hub's cache."""
     parts = path.parts
     return parts[parts.index("snapshots") + 1] if "snapshots" in parts else "main"
 
 
 def _wanted(names: list[str], preferred: tuple[str, ...]) -> list[str]:
-    """The files to fetch: one form of the weights, with all shards, and what describes them."""
+    """Return patterns of the files to fetch: one form of the weights, and all that describes them."""
     chosen = next((name for name in preferred if name in names), None)
     if chosen is None:
-        suffixes = (
-            (".safetensors",)
-            if any(name.endswith(".safetensors") for name in names)
-            else (".bin", ".pt", ".pth", ".ckpt")
-        )
-        return [*_BESIDE, *(f"*{suffix}" for suffix in suffixes)]
-    stem, index, _ = chosen.partition(".index.json")
-    shards = f"{Path(stem).stem}-*{Path(stem).suffix}"
-    return [*_BESIDE, shards if index else chosen, *_WITH.get(chosen, ())]
+        has_safetensors = any(name.endswith(_SAFETENSORS) for name in names)
+        suffixes = (_SAFETENSORS,) if has_safetensors else _PICKLED
+        return [*_DESCRIPTIONS, *(f"*{suffix}" for suffix in suffixes)]
+    weights, index, _ = chosen.partition(".index.json")
+    if index:
+        chosen = f"{Path(weights).stem}-*{Path(weights).suffix}"
+    return [*_DESCRIPTIONS, chosen, *_COMPANIONS.get(chosen, ())]
 
 
-def _open_clip(name: str, preferred: tuple[str, ...]) -> Place:
-    """``model/tag``, any pair of ``open_clip.list_pretrained()``; the activation is the one that the weights were trained with."""
+def _open_clip(name: str, preferred: tuple[str, ...]) -> FetchedRef:
+    """Fetch ``model/tag``, any pair of ``open_clip.list_pretrained()``."""
     import open_clip
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
@@ -106,35 +124,37 @@ def _open_clip(name: str, preferred: tuple[str, ...]) -> Place:
     known = [f"{m}/{t}" for m, t in open_clip.list_pretrained()]
     if name not in known:
         raise unknown("pretrained model of open_clip", name, known)
+    ref = f"open_clip:{name}"
     pretrained = get_pretrained_cfg(model, tag)
     config = open_clip.get_model_config(model)
-    if pretrained.get("quick_gelu") and not config.get("quick_gelu"):
-        log.info("%s was trained with QuickGELU: its configuration says so", name)
-        config["quick_gelu"] = True
-    preprocess = {
-        key: pretrained[key]
-        for key in ("mean", "std", "interpolation", "resize_mode")
-        if key in pretrained
-    }
-    architecture = OpenClipArchitecture.of_config(
-        {"model_cfg": config, "preprocess_cfg": preprocess}
-    )
+    architecture = _pretrained_architecture(name, config, pretrained)
     repo, _, file = pretrained.get("hf_hub", "").rpartition("/")
     if repo:
-        found = from_hub(repo, None, file or None, preferred)
-        own = (
-            "hf_tokenizer_name" in config["text_cfg"] and (found.path / CONFIG).is_file()
-        )  # beside its tokenizer
-        return Place(found.path, f"open_clip:{name}", None if own else architecture)
+        path = from_hub(repo, None, file or None, preferred).path
+        # Its own configuration is beside the tokenizer that a model of this kind needs.
+        described = "hf_tokenizer_name" in config["text_cfg"] and (path / CONFIG).is_file()
+        return FetchedRef(path, ref, None if described else architecture)
     try:
         path = Path(download_pretrained(pretrained))
     except Exception as error:  # the library raises whatever its downloads raise
-        raise CheckpointError(f"open_clip:{name} can't be had: {error}") from error
-    return Place(path, f"open_clip:{name}", architecture)
+        raise CheckpointError(f"{ref} can't be fetched: {error}") from error
+    return FetchedRef(path, ref, architecture)
 
 
-def _timm(name: str, preferred: tuple[str, ...]) -> Place:
-    """A model of timm with pretrained weights: ``vit_tiny_patch16_224``, with a tag behind a dot or its default one."""
+def _pretrained_architecture(
+    name: str, config: dict[str, Any], pretrained: Mapping[str, Any]
+) -> OpenClipArchitecture:
+    """Return the architecture with the activation and preprocessing that a model was trained with."""
+    if pretrained.get("quick_gelu") and not config.get("quick_gelu"):
+        log.info("%s was trained with QuickGELU: its configuration says so", name)
+        config["quick_gelu"] = True
+    settings = ("mean", "std", "interpolation", "resize_mode")
+    preprocess = {key: pretrained[key] for key in settings if key in pretrained}
+    return OpenClipArchitecture.of_config({"model_cfg": config, "preprocess_cfg": preprocess})
+
+
+def _timm(name: str, preferred: tuple[str, ...]) -> FetchedRef:
+    """Fetch a pretrained model of timm, such as ``vit_tiny_patch16_224``, with or without a tag."""
     import timm
 
     known = timm.list_models(pretrained=True)
@@ -145,7 +165,7 @@ def _timm(name: str, preferred: tuple[str, ...]) -> Place:
     return from_hub(repo, None, None, preferred)._replace(ref=f"timm:{name}")
 
 
-SCHEMES: Registry[Callable[[str, tuple[str, ...]], Place]] = Registry(
+SCHEMES: Registry[Callable[[str, tuple[str, ...]], FetchedRef]] = Registry(
     "scheme of refs", "refs", {"open_clip": _open_clip, "timm": _timm}
 )
-"""What may stand before a colon in a ref."""
+"""The scheme before the colon of a ref -> the function that fetches the name behind it."""

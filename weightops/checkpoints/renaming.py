@@ -1,8 +1,7 @@
-"""TODO."""
+"""Rename the tensors of a form to those of another: prefixes of wrappers, names of CLIP in two libraries, tied names."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -15,9 +14,7 @@ from weightops.checkpoints.clip_names import TensorMapping, mappings
 from weightops.errors import MismatchError
 from weightops.support.text import first_few
 
-log = logging.getLogger("weightops")
-
-_DROPPED = (
+_SIZE_BUFFERS = (
     "position_ids",
     "attn_mask",
     "input_resolution",
@@ -26,59 +23,59 @@ _DROPPED = (
     "masked_bias",
     "inv_freq",
 )
-"""Buffers that tell a model's sizes, which only one of two libraries keeps, or one version of one."""
+"""Buffers that only state a size of the model. Some libraries, and some of their versions, lack them."""
 
 
 class Renamed(Source):
-    """A source under other names, some of its tensors transposed, stacked or divided.
+    """A source under other names, with some of its tensors transposed, stacked or divided.
 
     Args:
-        source: what it is made from.
-        made: new name -> how it is made.
-        specs: of the new names.
+        source: the source of the tensors.
+        mapped: new name -> how its tensor is obtained from the source's tensors.
+        specs: the shapes of the new tensors.
     """
 
     def __init__(
-        self, source: Source, made: Mapping[str, TensorMapping], specs: Mapping[str, Spec]
+        self, source: Source, mapped: Mapping[str, TensorMapping], specs: Mapping[str, Spec]
     ) -> None:
-        self.source, self.ref, self.space, self.skipped = (
-            source,
-            source.ref,
-            source.space,
-            source.skipped,
-        )
-        self._made = {
-            name: r for name, r in made.items() if any(part in source.specs for part in r.names)
+        self.source = source
+        self.ref, self.space, self.skipped = source.ref, source.space, source.skipped
+        self._mapped = {
+            name: mapping
+            for name, mapping in mapped.items()
+            if any(old in source.specs for old in mapping.names)
         }
-        self.specs = {name: Spec(specs[name].shape, self._dtype(name)) for name in self._made}
-        self.computed = source.computed or any(r.kind != "copy" for r in self._made.values())
-        first: dict[str, str] = {}
-        copies = {name: r.names[0] for name, r in self._made.items() if r.kind == "copy"}
-        owners = {
-            name: first.setdefault(source.ties.get(copied, copied), name)
-            for name, copied in copies.items()
+        self.specs = {
+            name: Spec(specs[name].shape, _first_spec(mapping, source.specs).dtype)
+            for name, mapping in self._mapped.items()
         }
-        self.ties = {name: owner for name, owner in owners.items() if owner != name}
+        self.computed = source.computed or any(m.kind != "copy" for m in self._mapped.values())
+        self.ties = self._find_ties()
         self.identity = (
             None
             if source.identity is None
-            else ("renamed", source.identity, tuple(self._made.items()))
+            else ("renamed", source.identity, tuple(self._mapped.items()))
         )
 
-    def _dtype(self, name: str) -> torch.dtype:
-        return next(
-            self.source.specs[part].dtype
-            for part in self._made[name].names
-            if part in self.source.specs
-        )
+    def _find_ties(self) -> dict[str, str]:
+        """Return alias -> name for the new names that are copies of one tensor of the source."""
+        ties: dict[str, str] = {}
+        owners: dict[str, str] = {}
+        for name, mapping in self._mapped.items():
+            if mapping.kind == "copy":
+                old = mapping.names[0]
+                owner = owners.setdefault(self.source.ties.get(old, old), name)
+                if owner != name:
+                    ties[name] = owner
+        return ties
 
     def read(self, name: str) -> torch.Tensor:
-        kind, names, index = self._made[name]
+        kind, names, index = self._mapped[name]
         if kind == "stack":
             height, *rest = self.specs[name].shape
             zero = torch.zeros(1, dtype=self.specs[name].dtype).expand(height // len(names), *rest)
             return torch.cat(
-                [self.source.read(part) if part in self.source.specs else zero for part in names]
+                [self.source.read(old) if old in self.source.specs else zero for old in names]
             )
         tensor = self.source.read(names[0])
         if kind == "part":
@@ -86,36 +83,20 @@ class Renamed(Source):
         return tensor.T if kind == "transpose" else tensor
 
     def describe(self) -> dict[str, object]:
-        """As its source: names aren't what it was made from."""
+        """Return the description of the source: other names don't change what it was made from."""
         return self.source.describe()
 
 
-def _shape(recipe: TensorMapping, specs: Mapping[str, Spec]) -> tuple[int, ...]:
-    shape = next(specs[part].shape for part in recipe.names if part in specs)
-    if recipe.kind == "transpose":
-        return shape[::-1]
-    if recipe.kind == "stack":
-        return (shape[0] * len(recipe.names), *shape[1:]) if shape else shape
-    return (shape[0] // 3, *shape[1:]) if recipe.kind == "part" and shape else shape
-
-
 def rename_to_match(form: LinearForm, base: LinearForm) -> LinearForm:
-    """A form in the names of a base, where it can be brought to them: else as it is.
+    """Return a form in the names of a base, or the form itself where it can't be renamed.
 
-    Weights are renamed if every name of theirs has its place, or what has none only tells a size; a delta likewise. Of tied
-    names, it has those that the base has.
+    A form is renamed if each of its names has a counterpart in the base, or belongs to a buffer
+    that only states a size. Of names that are tied in the base, the result has all.
     """
     if not set(form.specs) <= set(base.specs):
-        made = mappings(form.specs, base.specs, partly=form.space == "delta")
-        used = {part for recipe in made.values() for part in recipe.names}
-        tied = tied_names(form)
-        lost = [
-            name
-            for name, spec in form.specs.items()
-            if name not in used and tied.get(name) not in used and not tells_a_size(name, spec)
-        ]
-        if made and not lost:
-            form = _made(form, made)
+        mapped = mappings(form.specs, base.specs, partly=form.space == "delta")
+        if mapped and not _unmapped(form, mapped):
+            form = _renamed(form, mapped)
     aliases = {
         name: other
         for pair in tied_names(base).items()
@@ -124,55 +105,71 @@ def rename_to_match(form: LinearForm, base: LinearForm) -> LinearForm:
     }
     if not aliases:
         return form
-    return _made(
-        form,
-        {
-            name: TensorMapping("copy", (aliases.get(name, name),))
-            for name in (*form.specs, *aliases)
-        },
+    names = (*form.specs, *aliases)
+    return _renamed(
+        form, {name: TensorMapping("copy", (aliases.get(name, name),)) for name in names}
     )
 
 
-def _made(form: LinearForm, made: Mapping[str, TensorMapping]) -> LinearForm:
-    """The form of what is made of a form's tensors."""
-    specs = {
-        name: Spec(
-            _shape(r, form.specs),
-            next(form.specs[part].dtype for part in r.names if part in form.specs),
-        )
-        for name, r in made.items()
-    }
-    sources = {source: Renamed(source, made, specs) for source in form.sources}
-    terms = {
-        Factor(
-            sources[f.source], tuple(_renamed_rules(rules, made, f.source) for rules in f.rules)
-        ): coefficient
-        for f, coefficient in form.terms.items()
-    }
+def states_a_size(name: str, spec: Spec) -> bool:
+    """Return whether a tensor is a buffer that only states a size of the model."""
+    leaf = name.rpartition(".")[2]
+    is_gpt2_mask = leaf == "bias" and len(spec.shape) == 4 and spec.shape[:2] == (1, 1)
+    return leaf in _SIZE_BUFFERS or is_gpt2_mask
+
+
+def _unmapped(form: LinearForm, mapped: Mapping[str, TensorMapping]) -> list[str]:
+    """Return the names of tensors that would be lost if only mapped tensors were kept."""
+    used = {old for mapping in mapped.values() for old in mapping.names}
+    tied = tied_names(form)
+    return [
+        name
+        for name, spec in form.specs.items()
+        if name not in used and tied.get(name) not in used and not states_a_size(name, spec)
+    ]
+
+
+def _first_spec(mapping: TensorMapping, specs: Mapping[str, Spec]) -> Spec:
+    return next(specs[old] for old in mapping.names if old in specs)
+
+
+def _spec(mapping: TensorMapping, specs: Mapping[str, Spec]) -> Spec:
+    """Return the spec of a new tensor."""
+    shape, dtype = _first_spec(mapping, specs)
+    if mapping.kind == "transpose":
+        shape = shape[::-1]
+    elif mapping.kind == "stack" and shape:
+        shape = (shape[0] * len(mapping.names), *shape[1:])
+    elif mapping.kind == "part" and shape:
+        shape = (shape[0] // 3, *shape[1:])
+    return Spec(shape, dtype)
+
+
+def _renamed(form: LinearForm, mapped: Mapping[str, TensorMapping]) -> LinearForm:
+    """Return the form of the new tensors."""
+    specs = {name: _spec(mapping, form.specs) for name, mapping in mapped.items()}
+    sources = {source: Renamed(source, mapped, specs) for source in form.sources}
+    terms: dict[Factor, float] = {}
+    for factor, coefficient in form.terms.items():
+        rules = tuple(_renamed_rules(rule, mapped, factor.source) for rule in factor.rules)
+        terms[Factor(sources[factor.source], rules)] = coefficient
     return replace(form, specs=specs, terms=terms, base=sources[form.base] if form.base else None)
 
 
 def _renamed_rules(
-    rules: NameRules, made: Mapping[str, TensorMapping], source: Source
+    rules: NameRules, mapped: Mapping[str, TensorMapping], source: Source
 ) -> NameRules:
-    """Rules on old names as rules on new ones.
+    """Return rules on old names as rules on new names.
 
     Raises:
-        MismatchError: if they differ within what is one tensor now.
+        MismatchError: if the rules differ within one new tensor.
     """
     items = []
-    for name, recipe in made.items():
-        values = {rules(part) for part in recipe.names if part in source.specs}
+    for name, mapping in mapped.items():
+        values = {rules(old) for old in mapping.names if old in source.specs}
         if len(values) > 1:
             raise MismatchError(
-                f"{first_few(recipe.names)} have different coefficients, and are one tensor {name} in the other"
+                f"{first_few(mapping.names)} have different coefficients, and are one tensor {name} in the other"
             )
         items += [(escape(name), value) for value in values]
     return NameRules(tuple(items))
-
-
-def tells_a_size(name: str, spec: Spec) -> bool:
-    leaf = name.rpartition(".")[2]
-    return leaf in _DROPPED or (
-        leaf == "bias" and len(spec.shape) == 4 and spec.shape[:2] == (1, 1)
-    )  # GPT-2's mask

@@ -84,7 +84,7 @@ def test_zip_files_are_mapped(tmp_path: Path) -> None:
     torch.save({"w": torch.randn(100_000)}, tmp_path / "w.pt")
     source = open_checkpoint(tmp_path / "w.pt").source
     assert source.read("w").data_ptr() == source.read("w").data_ptr()
-    assert not source._copies  # type: ignore[attr-defined]
+    assert not source._aligned_copies  # type: ignore[attr-defined]
 
 
 SRC = """

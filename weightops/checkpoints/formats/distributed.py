@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import torch
 
 from weightops.algebra.source import Source, Spec
+from weightops.checkpoints.formats.pickle_objects import NAMED_DTYPES, Global, StandIn
 from weightops.checkpoints.formats.state_dicts import WRAPPERS
-from weightops.checkpoints.formats.torch_files import EXPANSION, read_one
-from weightops.checkpoints.formats.unpickler import NAMED_DTYPES, Global, StandIn, Unpickler
+from weightops.checkpoints.formats.torch_source import EXPANSION
+from weightops.checkpoints.formats.torch_zip import read_tensor
+from weightops.checkpoints.formats.unpickler import Unpickler
 from weightops.errors import CheckpointError
 from weightops.support.sibling_files import sibling
 
@@ -75,7 +77,7 @@ class DcpSource(Source):
         for chunk in self._chunks[name]:
             with open(chunk.file, "rb") as stream:
                 stream.seek(chunk.start)
-                piece = read_one(
+                piece = read_tensor(
                     bytearray(stream.read(chunk.length)), f"{chunk.file} at {chunk.start} ({name})"
                 )
             if tuple(piece.shape) != chunk.sizes or piece.dtype != spec.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from weightops.checkpoints.formats.unpickler import Global, StandIn, Storage, StoredTensor
+from weightops.checkpoints.formats.pickle_objects import Global, StandIn, Storage, StoredTensor
 from weightops.errors import CheckpointError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")

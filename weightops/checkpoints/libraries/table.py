@@ -14,8 +14,9 @@ LIBRARIES: Registry[type[Architecture]] = Registry(
     "library of models",
     "libraries",
     {
-        kind.library: kind
-        for kind in (OpenClipArchitecture, TransformersArchitecture, TimmArchitecture)
+        "open_clip": OpenClipArchitecture,
+        "transformers": TransformersArchitecture,
+        "timm": TimmArchitecture,
     },
 )
 """Name of a library -> its architecture class, in the order in which they are asked for a folder."""

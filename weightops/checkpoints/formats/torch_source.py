@@ -1,0 +1,229 @@
+"""The tensors of a file that ``torch.save`` or ``torch.jit.save`` wrote, in any of its containers.
+
+The pickle in the file is read by `Unpickler`, which executes nothing. State dicts and whole modules
+give the same names. Data are mapped from disk where they are aligned, as in zip archives.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from weightops.algebra.source import Source, Spec
+from weightops.checkpoints.formats.pickle_objects import STORAGES, Global, Storage, StoredTensor
+from weightops.checkpoints.formats.state_dicts import named_tensors
+from weightops.checkpoints.formats.unpickler import with_refused_names
+from weightops.errors import CheckpointError
+
+DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    ValueError,
+    struct.error,
+    NotImplementedError,
+    EOFError,
+)
+"""The errors that damaged containers lead to."""
+
+EXPANSION = 8
+"""The most bytes of dense tensors for each byte of a file; files that claim more are traps."""
+
+
+class Extent(NamedTuple):
+    """A range of bytes in a file."""
+
+    start: int
+    length: int
+
+    @property
+    def slice(self) -> slice:
+        """The range as a slice."""
+        return slice(self.start, self.start + self.length)
+
+
+class TorchContent(NamedTuple):
+    """The structure of a torch file.
+
+    Attributes:
+        value: the object that its pickle describes.
+        extents: storage key -> the bytes of the storage.
+        refused_names: the names that its pickle asked for and didn't get.
+    """
+
+    value: Any
+    extents: Mapping[str, Extent]
+    refused_names: Mapping[str, None]
+
+
+class TorchSource(Source):
+    """The tensors of one torch file, each built when it is read.
+
+    Args:
+        path: the file.
+        data: its bytes.
+        content: its structure.
+
+    Raises:
+        CheckpointError: if it holds no tensors, or their bytes aren't all there.
+    """
+
+    def __init__(self, path: Path, data: mmap.mmap, content: TorchContent) -> None:
+        self.ref = str(path)
+        self._tensors, skipped = named_tensors(content.value)
+        self.skipped = (*skipped, *content.refused_names)
+        self._extents = content.extents
+        self._data = torch.frombuffer(data, dtype=torch.uint8)
+        self._aligned_copies: dict[str, torch.Tensor] = {}
+        claimed = sum(tensor.nbytes for tensor in set(self._tensors.values()))
+        if claimed > EXPANSION * len(self._data) + 65536:
+            raise CheckpointError(
+                f"its tensors claim {claimed:,} bytes, out of a file of {len(self._data):,}"
+            )
+        owners: dict[StoredTensor, str] = {}
+        self.ties: dict[str, str] = {}
+        for name, tensor in self._tensors.items():
+            check_storage(name, tensor.storage, content.extents)
+            if tensor.nbytes and owners.setdefault(tensor, name) != name:
+                self.ties[name] = owners[tensor]
+        self.specs = {name: Spec(t.shape, t.dtype) for name, t in self._tensors.items()}
+        stat = path.stat()
+        self.identity = ("file", stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+    def read(self, name: str) -> torch.Tensor:
+        tensor = self._tensors[name]
+        key = tensor.storage.key
+        extent = self._extents[key]
+        stored = self._data[extent.slice]
+        if extent.start % 16:  # not aligned for the processor
+            if key not in self._aligned_copies:
+                self._aligned_copies[key] = stored.clone()
+            stored = self._aligned_copies[key]
+        return dense(tensor, stored)
+
+
+def dense(tensor: StoredTensor, stored: torch.Tensor) -> torch.Tensor:
+    """Return a tensor from the bytes of its storage."""
+    if not tensor.nbytes:
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+    storage, width = tensor.storage, tensor.dtype.itemsize
+    begin = storage.start * storage.dtype.itemsize
+    elements = stored[begin : begin + storage.numel * storage.dtype.itemsize // width * width]
+    typed = (elements.clone() if begin % width else elements).view(tensor.dtype)
+    return typed.as_strided(tensor.shape, tensor.stride, typed.storage_offset() + tensor.offset)
+
+
+def check_storage(name: str, storage: Storage, extents: Mapping[str, Extent]) -> None:
+    """Check that a file holds the storage of a tensor.
+
+    Raises:
+        CheckpointError: naming the tensor.
+    """
+    extent = extents.get(storage.key)
+    if extent is None:
+        raise CheckpointError(f"{name} lies in storage {storage.key!r}, which it doesn't hold")
+    need = (storage.start + storage.numel) * storage.dtype.itemsize
+    if need > extent.length:
+        raise CheckpointError(
+            f"{name} lies in storage {storage.key!r} of {need:,} bytes, of which {extent.length:,} are there"
+        )
+
+
+def open_mapped(path: Path, read: Callable[[mmap.mmap], TorchContent]) -> Source:
+    """Map a file and read its structure with ``read``.
+
+    Raises:
+        CheckpointError: naming the file and what is wrong with it.
+    """
+    try:
+        with open(path, "rb") as stream:
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        content = read(data)
+        try:
+            return TorchSource(path, data, content)
+        except CheckpointError as error:
+            raise with_refused_names(error, content.refused_names) from error
+    except CheckpointError as error:
+        raise error.prefixed(f"{path} can't be read as a torch file") from error
+    except DAMAGE as error:
+        raise CheckpointError(f"{path} is not a sound torch file: {str(error)[:200]}") from error
+
+
+def storage_of(pid: Any) -> Storage:
+    """Return the storage that a persistent id ``("storage", class, key, location, numel)`` names.
+
+    Raises:
+        CheckpointError: if the persistent id isn't one.
+    """
+    is_storage = isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"
+    if not is_storage or not isinstance(pid[1], Global):
+        raise CheckpointError("its pickle refers to something else than a storage")
+    _, kind, key, _, numel, *_ = pid
+    dtype = STORAGES.get(kind.name.replace("torch.cuda.", "torch."))
+    if dtype is None:
+        raise CheckpointError(f"a storage is a {kind.name}, which isn't known")
+    if type(numel) is not int or not 0 <= numel < 2**60:
+        raise CheckpointError(
+            f"storage {str(key)!r} has {str(numel)[:40]} elements, which can't be"
+        )
+    return Storage(str(key), dtype, 0, numel)
+
+
+def view_of(storage: Storage, start: Any, numel: Any) -> Storage:
+    """Return a range of elements of a storage.
+
+    Raises:
+        CheckpointError: if the numbers can't be a range.
+    """
+    if not all(type(n) is int and 0 <= n < 2**60 for n in (start, numel)):
+        raise CheckpointError(f"a view of storage {storage.key!r} isn't sound")
+    return storage._replace(start=start, numel=numel)
+
+
+def counted_extent(data: mmap.mmap, at: int, storage: Storage) -> Extent:
+    """Return the bytes of a storage that follow its number of elements at byte ``at``.
+
+    Raises:
+        CheckpointError: if the file ends before.
+    """
+    head = data[at : at + 8]
+    numel = int.from_bytes(head, "little", signed=True)
+    length = numel * storage.dtype.itemsize
+    if len(head) < 8 or numel < 0 or at + 8 + length > len(data):
+        raise CheckpointError(
+            f"storage {storage.key!r} claims {length:,} bytes, more than the file has"
+        )
+    return Extent(at + 8, length)
+
+
+class FileView(io.RawIOBase):
+    """The bytes of a file as a stream for libraries that close the stream."""
+
+    def __init__(self, data: mmap.mmap | bytearray) -> None:
+        self._data, self._position = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._data)}
+        if starts[whence] + offset < 0:
+            raise ValueError("a position before the file")
+        self._position = starts[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        chunk = self._data[self._position : self._position + len(buffer)]
+        buffer[: len(chunk)] = chunk
+        self._position += len(chunk)
+        return len(chunk)

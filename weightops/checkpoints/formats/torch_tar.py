@@ -1,0 +1,122 @@
+"""Tar archives, which ``torch.save`` wrote before version 0.1.10."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import struct
+import tarfile
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from weightops.algebra.source import Source
+from weightops.checkpoints.formats.pickle_calls import stored_tensor
+from weightops.checkpoints.formats.pickle_objects import Storage, StoredTensor
+from weightops.checkpoints.formats.torch_source import (
+    Extent,
+    FileView,
+    TorchContent,
+    counted_extent,
+    open_mapped,
+    storage_of,
+    view_of,
+)
+from weightops.checkpoints.formats.unpickler import Unpickler
+from weightops.errors import CheckpointError
+
+_MEMBERS = {"storages", "tensors", "pickle"}
+
+
+def recognises(path: Path) -> bool:
+    """Return whether a file is a tar archive with the members that torch wrote."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            return {member.name for member in archive.getmembers()[:16]} >= _MEMBERS
+    except (tarfile.TarError, ValueError, EOFError, OSError):
+        return False
+
+
+def open_file(path: Path) -> Source:
+    """Open the tensors of a file."""
+    return open_mapped(path, lambda data: _TarReader(data).read())
+
+
+class _TarReader:
+    """Reads the tables of storages and tensors, and the pickle that refers to them by key."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._storages: dict[str, Storage] = {}
+        self._tensors: dict[str, StoredTensor] = {}
+        self._extents: dict[str, Extent] = {}
+        self._known: ChainMap[str, Any] = ChainMap(self._tensors, self._storages)
+
+    def read(self) -> TorchContent:
+        """Return the structure of the archive."""
+        with tarfile.open(fileobj=io.BufferedReader(FileView(self._data)), mode="r:") as archive:
+            members = archive.getmembers()
+        offsets = {member.name: member.offset_data for member in members if member.isreg()}
+        if not offsets.keys() >= _MEMBERS:
+            raise CheckpointError(f"it lacks one of {', '.join(sorted(_MEMBERS))}")
+        self._data.seek(offsets["storages"])
+        self._read_storages()
+        self._data.seek(offsets["tensors"])
+        self._read_tensors()
+        self._data.seek(offsets["pickle"])
+        value, refused_names = self._unpickle(self._persistent)
+        return TorchContent(value, self._extents, refused_names)
+
+    def _read_storages(self) -> None:
+        for _ in range(self._count()):
+            key, _, kind = self._table_entry()
+            storage = storage_of(("storage", kind, key, "cpu", 0))
+            extent = counted_extent(self._data, self._data.tell(), storage)
+            numel = extent.length // storage.dtype.itemsize
+            self._extents[str(key)] = extent
+            self._storages[str(key)] = storage._replace(numel=numel)
+            self._data.seek(extent.slice.stop)
+        views, _ = self._unpickle(storage_of)
+        for key, root, start, numel in views if isinstance(views, list) else ():
+            if str(root) not in self._storages:
+                raise CheckpointError(f"a view of storage {str(root)[:40]!r} isn't sound")
+            self._storages[str(key)] = view_of(self._storages[str(root)], start, numel)
+
+    def _read_tensors(self) -> None:
+        for _ in range(self._count()):
+            key, storage_key, _ = self._table_entry()
+            dimensions = int.from_bytes(self._data.read(8)[:4], "little")
+            if dimensions > 64:
+                raise CheckpointError(f"a tensor of {dimensions} dimensions can't be")
+            count = 2 * dimensions + 1
+            *shape_and_stride, offset = struct.unpack(f"<{count}q", self._data.read(8 * count))
+            self._tensors[str(key)] = stored_tensor(
+                self._storages.get(str(storage_key)),
+                offset,
+                tuple(shape_and_stride[:dimensions]),
+                tuple(shape_and_stride[dimensions:]),
+            )
+
+    def _persistent(self, pid: Any) -> Any:
+        if isinstance(pid, tuple) and pid:
+            return pid[0]  # the class of a module, beside its source code
+        if not isinstance(pid, (str, int)) or str(pid) not in self._known:
+            raise CheckpointError("its pickle refers to a tensor that it doesn't hold")
+        return self._known[str(pid)]
+
+    def _unpickle(self, persistent: Callable[[Any], Any]) -> tuple[Any, Mapping[str, None]]:
+        unpickler = Unpickler(self._data, persistent, len(self._data))  # type: ignore[arg-type]
+        return unpickler.load(), unpickler.refused_names
+
+    def _count(self) -> int:
+        count, _ = self._unpickle(storage_of)
+        if type(count) is not int or not 0 <= count <= len(self._data):
+            raise CheckpointError("a count in its tables can't be")
+        return count
+
+    def _table_entry(self) -> tuple[Any, Any, Any]:
+        entry, _ = self._unpickle(storage_of)
+        if not isinstance(entry, tuple) or len(entry) != 3 or not isinstance(entry[0], (str, int)):
+            raise CheckpointError("an entry of its tables isn't sound")
+        return entry

@@ -1,0 +1,82 @@
+"""Evaluate a form into the tensors of a module."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from weightops.algebra.linear_form import LinearForm, describe
+from weightops.algebra.names import mismatch
+from weightops.checkpoints.formats.memory import MemorySource
+from weightops.engine.evaluate import OnNonfinite, materialize
+from weightops.errors import CheckpointError
+from weightops.support.text import first_few
+
+log = logging.getLogger("weightops")
+
+
+def load_into(
+    form: LinearForm,
+    module: nn.Module,
+    *,
+    strict: bool | None = True,
+    on_nonfinite: OnNonfinite = "ignore",
+) -> None:
+    """Evaluate a form into the tensors of a module.
+
+    Args:
+        form: the form.
+        module: the module to fill.
+        strict: what to do about names that only one of them has: True refuses them, False skips
+            them with a warning, None skips them.
+        on_nonfinite: what to do about NaN and Inf: "ignore", "warn" or "error".
+
+    Raises:
+        MismatchError: if shapes differ, or names differ and ``strict=True``.
+        CheckpointError: if the form reads the module's own tensors, which change meanwhile.
+    """
+    targets: dict[str, torch.Tensor] = module.state_dict(keep_vars=True)
+    shared = {name: tensor for name, tensor in targets.items() if name in form.specs}
+    _check_names_and_shapes(form, module, targets, strict)
+    if any(
+        isinstance(source, MemorySource) and source.shares_memory_with(targets)
+        for source in form.sources
+    ):
+        raise CheckpointError(
+            f"{type(module).__name__}'s own tensors take part in the weights that are to fill it, "
+            "and would change under the computation",
+            hint="copy the module first (copy.deepcopy)",
+        )
+    materialize(form, shared, on_nonfinite=on_nonfinite)
+
+
+def _check_names_and_shapes(
+    form: LinearForm, module: nn.Module, targets: Mapping[str, torch.Tensor], strict: bool | None
+) -> None:
+    filled = {id(tensor) for name, tensor in targets.items() if name in form.specs}
+    # Of tied names, one in the form is enough.
+    missing = [name for name, tensor in targets.items() if id(tensor) not in filled]
+    extra = [name for name in form.specs if name not in targets]
+    shapes = [
+        f"{name} {form.specs[name].shape} / {tuple(tensor.shape)}"
+        for name, tensor in targets.items()
+        if name in form.specs and form.specs[name].shape != tuple(tensor.shape)
+    ]
+    if shapes or (strict and (missing or extra)):
+        remedy = "load into the architecture that the weights are of"
+        raise mismatch(
+            f"{describe(form)} and {type(module).__name__}",
+            {
+                "only in the checkpoint": extra,
+                "only in the module": missing,
+                "of other shape": shapes,
+            },
+            remedy if shapes else f"{remedy}, or with strict=False",
+        )
+    if strict is False and (missing or extra):
+        log.warning(
+            "skipped, as only one of module and checkpoint has them: %s", first_few(missing + extra)
+        )
