@@ -400,7 +400,7 @@ def test_nothing_stale_is_left_by_overwriting(
     merged, out = merge(models), tmp_path / "out"
     merged.save(out, max_shard_size=1000)
     assert len(list(out.glob("*.safetensors"))) > 2
-    with pytest.raises(OutputError, match=r"exists; --overwrite \(overwrite=True\) replaces it"):
+    with pytest.raises(OutputError, match=r"exists\nhint: overwrite=True replaces it"):
         merged.save(out)
     merged.save(out, overwrite=True)
     assert [p.name for p in out.iterdir()] == ["model.safetensors"]

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The Hugging Face Hub: downloads, uploads and model cards."""

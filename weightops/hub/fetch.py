@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: files of a repository, through its cache."""
+"""Downloads from the Hugging Face Hub, through its cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 REPO = r"\w[\w.-]*/\w[\w.-]*"
-"""What the name of a repository looks like."""
+"""The pattern of names of repositories."""
 
 
 def fetch(
@@ -19,17 +19,19 @@ def fetch(
     kind: Literal["model", "dataset"] = "model",
     known: Iterable[str] = (),
 ) -> Path:
-    """The folder of the cache that has some files of a repository; without a network, with those that were fetched before.
+    """Return the folder of the cache that holds the wanted files of a repository.
+
+    Without a network, this is the folder with the files that were downloaded before.
 
     Args:
-        repo: ``org/name``.
-        wanted: from the names of all files, those to fetch, or patterns of them.
+        repo: the repository, as ``org/name``.
+        wanted: chooses the files to download, or patterns of them, from the names of all files.
         revision: a branch, tag or commit.
-        kind: what it is a repository of.
-        known: files by which the cache is asked where there is no network.
+        kind: the kind of the repository.
+        known: names of files by which to find the repository in the cache without a network.
 
     Raises:
-        Exception: whatever the library's many back ends raise: `reason` makes a line of it.
+        Exception: any error of the library's many back ends; see `reason`.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
@@ -39,36 +41,33 @@ def fetch(
     )
     from huggingface_hub.utils import logging as hub_logging
 
-    hub_logging.get_logger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # each of its retries is a warning
+    # The library warns at each of its retries.
+    hub_logging.get_logger("huggingface_hub").setLevel(logging.ERROR)
     try:
         names = HfApi().list_repo_files(repo, revision=revision, repo_type=kind)
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
         raise
-    except Exception as error:  # no network, or not to be used
+    except Exception as error:  # there is no network, or it must not be used
         try:
             return _cached(repo, revision, kind, known)
         except Exception:
             raise error from None
-    return Path(
-        snapshot_download(repo, revision=revision, repo_type=kind, allow_patterns=wanted(names))
-    )
+    patterns = wanted(names)
+    return Path(snapshot_download(repo, revision=revision, repo_type=kind, allow_patterns=patterns))
 
 
 def _cached(repo: str, revision: str | None, kind: str, known: Iterable[str]) -> Path:
-    """The folder that the cache has of a repository, with whatever of it was fetched."""
+    """Return the folder of the cache with the files of a repository that were downloaded."""
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 
     for name in known:
-        found = try_to_load_from_cache(repo, name, revision=revision, repo_type=kind)
-        if isinstance(found, str):
-            return Path(found).parents[name.count("/")]
+        path = try_to_load_from_cache(repo, name, revision=revision, repo_type=kind)
+        if isinstance(path, str):
+            return Path(path).parents[name.count("/")]
     return Path(snapshot_download(repo, revision=revision, repo_type=kind, local_files_only=True))
 
 
 def reason(error: Exception) -> str:
-    """The first line of what a library says."""
-    return next(
-        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-    )
+    """Return the first line of an error's text, or its type if there is no text."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

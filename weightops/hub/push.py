@@ -1,22 +1,24 @@
-"""TODO."""
+"""Uploads to the Hugging Face Hub."""
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 
 from weightops.errors import CheckpointError, OptionError
 from weightops.hub.fetch import REPO, reason
 
-log = logging.getLogger("weightops")
-
 
 def push(folder: Path, repo: str, *, private: bool = False) -> str:
-    """Upload a folder to a repository of the Hub, which is made if there is none, in one commit; its address.
+    """Upload a folder to a repository of the Hub in one commit, and return its address.
+
+    Args:
+        folder: the folder with weights and their model card.
+        repo: the repository, as ``org/name``; it is created if it doesn't exist.
+        private: create a private repository.
 
     Raises:
-        CheckpointError: if the Hub refuses it, in one line.
+        CheckpointError: if the upload fails, with the Hub's reason.
     """
     from huggingface_hub import HfApi
 
@@ -28,22 +30,24 @@ def push(folder: Path, repo: str, *, private: bool = False) -> str:
         )
     except Exception as error:  # the library raises whatever its back ends raise
         raise CheckpointError(
-            f"{folder} can't be pushed to {repo}: {reason(error)}; it is complete, and `weightops push {folder} {repo}` tries again"
+            f"{folder} can't be pushed to {repo}: {reason(error)}",
+            hint=f"the folder is complete; `weightops push {folder} {repo}` tries again",
         ) from error
     return address
 
 
 def check_push(repo: str) -> None:
-    """See that there is something to push to, before the work is done.
+    """Check the name of a repository and the login, before any work is done for an upload.
 
     Raises:
-        OptionError: if it isn't the name of a repository, or nobody is logged in.
+        OptionError: if ``repo`` isn't ``org/name``, or nobody is logged in.
     """
     from huggingface_hub import get_token
 
     if not re.fullmatch(REPO, repo):
-        raise OptionError(f"{repo} is not the name of a repository: it is ORG/NAME")
+        raise OptionError(f"{repo} is not the name of a repository", hint="give ORG/NAME")
     if get_token() is None:
         raise OptionError(
-            "nobody is logged in to the Hugging Face Hub: `hf auth login` does that, or set HF_TOKEN"
+            "nobody is logged in to the Hugging Face Hub",
+            hint="run `hf auth login`, or set HF_TOKEN",
         )

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Helpers that depend on no other part of weightops but its errors."""

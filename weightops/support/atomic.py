@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all."""
+"""Outputs that appear whole or not at all: they are written beside their place, then renamed."""
 
 from __future__ import annotations
 
@@ -14,57 +14,61 @@ from secrets import token_hex
 
 from weightops.errors import OutputError
 
-_OURS = re.compile(
-    r".+\.(safetensors|json|jsonl|html|md|txt|gz|model|jinja)|(frontier|accuracy|figure|geometry)\.(png|svg)|LICENSE.*|(vocab|merges)[^.]*"
+_RESULT_FILE = re.compile(
+    r".+\.(safetensors|json|jsonl|html|md|txt|gz|model|jinja)"
+    r"|(frontier|accuracy|figure|geometry)\.(png|svg)|LICENSE.*|(vocab|merges)[^.]*"
 )
-"""What outputs are made of, and so what may be replaced."""
+"""Names of files in outputs. A folder that holds any other file is never replaced."""
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def atomic_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary sibling of ``path`` to write a file or a folder to; it takes the name when all has gone well.
+    """Yield a temporary path for a file or folder, and rename it to ``path`` when all went well.
 
     Args:
-        path: the output. Its parent folders are made.
-        overwrite: replace what is there; it stays until the new one is complete.
+        path: the output. Its parent folders are created.
+        overwrite: replace an existing output; it stays until the new one is complete.
 
     Raises:
-        OutputError: if ``path`` exists, or the disk is full or can't be written. Nothing is left behind.
+        OutputError: if ``path`` exists, or can't be written. Nothing is left behind.
     """
     target = Path(path)
     check_free(target, overwrite=overwrite)
-    part = target.with_name(f".{target.name}.{os.getpid()}-{token_hex(4)}.part")
-    with _guarded(target):
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{token_hex(4)}.part")
+    with _output_errors(target):
         try:
-            _clear_dead_parts(target)
-            yield part
-            _sync(part)
-            _replace(part, target)
+            _remove_abandoned(target)
+            yield temporary
+            _sync(temporary)
+            _replace(temporary, target)
         finally:
-            _remove(part)
+            _remove(temporary)
 
 
 @contextmanager
 def resumable_output(
     path: str | Path, *, single: bool = False, overwrite: bool = False, resume: bool = False
 ) -> Iterator[Path]:
-    """A folder beside ``path`` to write to, for as long as a large output takes; it takes the name when all has gone well.
+    """Yield a folder beside ``path`` for a large output, and rename it when all went well.
 
-    What a killed process has written stays there, and with ``resume`` what a failed one has, to be gone on from.
+    The files of a process that was killed stay in the folder, and with ``resume`` also those of a
+    process that failed, so that a later process can resume.
 
     Args:
         path: the output.
-        single: the output is the one file of its name in the folder, not the folder.
-        overwrite: as in `atomic_output`.
-        resume: begin with what is there.
+        single: the output is the file in the folder that has its name, not the folder.
+        overwrite: replace an existing output; it stays until the new one is complete.
+        resume: begin with the files that are in the folder.
 
     Raises:
-        OutputError: as from `atomic_output`, and if another process is writing this output.
+        OutputError: if ``path`` exists, can't be written, or is being written by another process.
     """
     target = Path(path)
     check_free(target, overwrite=overwrite)
     folder = stage_of(target)
-    with _guarded(target):
+    with _output_errors(target):
         folder.mkdir(exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -72,27 +76,27 @@ def resumable_output(
             if not resume:
                 _remove(folder)
                 folder.mkdir()
-            done = False
+            complete = False
             try:
                 yield folder
                 result = folder / target.name if single else folder
                 _sync(result)
                 _replace(result, target)
-                done = True
+                complete = True
             finally:
-                if done or not resume:
+                if complete or not resume:
                     _remove(folder)
         finally:
             os.close(handle)
 
 
 def stage_of(path: Path) -> Path:
-    """The folder in which `resumable_output` makes an output."""
+    """Return the folder in which `resumable_output` prepares an output."""
     return path.with_name(f".{path.name}.part")
 
 
 def _lock(handle: int, target: Path) -> None:
-    with suppress(ImportError):
+    with suppress(ImportError):  # Windows has no fcntl
         import fcntl
 
         try:
@@ -102,79 +106,80 @@ def _lock(handle: int, target: Path) -> None:
 
 
 @contextmanager
-def _guarded(target: Path) -> Iterator[None]:
-    """Make the parents of an output, take them back if it doesn't come about, and say in one line why it can't be written."""
-    made = [parent for parent in target.absolute().parents if not parent.exists()]
+def _output_errors(target: Path) -> Iterator[None]:
+    """Create the parents of an output, remove them if it fails, and convert OSError."""
+    created = [parent for parent in target.absolute().parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in _NO_SPACE:
             raise OutputError(f"no space left for {target}; nothing was written") from error
         raise OutputError(f"{target} can't be written: {error.strerror or error}") from error
     finally:
-        for parent in made:
-            with suppress(OSError):
+        for parent in created:
+            with suppress(OSError):  # a complete output is in it
                 parent.rmdir()
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output that can't be, before any work is done for it.
+    """Check that an output can be written, before any work is done for it.
 
     Raises:
-        OutputError: if it exists and isn't to be replaced, or is a folder with other things in it than results.
+        OutputError: if the output exists without ``overwrite``, or is a folder with other files
+            than results.
     """
     if not path.name:
         raise OutputError(f"{path} is not a name for an output")
     if not path.exists():
         return
     if not overwrite:
-        raise OutputError(f"{path} exists; --overwrite (overwrite=True) replaces it")
-    if path.is_dir() and any(path.iterdir()):
-        other = [
-            child.name
-            for child in sorted(path.iterdir())
-            if child.is_dir() or not _OURS.fullmatch(child.name)
-        ]
-        if other:
-            raise OutputError(
-                f"{path} is a folder that holds other things than a model or results ({other[0]}); it is left as it is"
-            )
+        raise OutputError(f"{path} exists", hint="overwrite=True replaces it")
+    if path.is_dir():
+        for child in sorted(path.iterdir()):
+            if child.is_dir() or not _RESULT_FILE.fullmatch(child.name):
+                raise OutputError(
+                    f"{path} is a folder that holds other things than a model or results "
+                    f"({child.name})",
+                    hint="it is not replaced; choose another name, or remove it",
+                )
 
 
-def _clear_dead_parts(target: Path) -> None:
-    """Remove what earlier processes left of this output when they were killed."""
-    for part in target.parent.glob(f".{escape(target.name)}.*-*.part"):
-        pid = part.name.removesuffix(".part").rpartition(".")[2].partition("-")[0]
+def _remove_abandoned(target: Path) -> None:
+    """Remove the temporary paths of this output whose processes were killed."""
+    for path in target.parent.glob(f".{escape(target.name)}.*-*.part"):
+        pid = path.name.removesuffix(".part").rpartition(".")[2].partition("-")[0]
         try:
             os.kill(int(pid), 0)
         except ProcessLookupError:
-            _remove(part)
+            _remove(path)
         except (ValueError, PermissionError):
             continue
 
 
-def _replace(part: Path, target: Path) -> None:
-    if target.is_dir() and part.is_file():
+def _replace(temporary: Path, target: Path) -> None:
+    """Rename a complete output to its place, where an older output may be."""
+    if target.is_dir() and temporary.is_file():
         raise OutputError(
-            f"{target} is a folder, and what was to replace it is a file; name a file in it, or remove it"
+            f"{target} is a folder, and the output is a file",
+            hint="name a file in the folder, or remove it",
         )
     if target.is_dir() and not target.is_symlink():
-        old = part.with_suffix(".old")
+        old = temporary.with_suffix(".old")
         target.rename(old)
         try:
-            part.rename(target)
+            temporary.rename(target)
         except BaseException:
             old.rename(target)
             raise
         _remove(old)
     else:
-        part.replace(target)
+        temporary.replace(target)
     _flush(target.parent)
 
 
 def _sync(path: Path) -> None:
-    """Flush a file, or a folder and all in it, to the disk."""
+    """Flush a file, or a folder with all its files, to the disk."""
     if path.is_dir():
         for child in path.iterdir():
             if not child.is_symlink():
@@ -183,12 +188,12 @@ def _sync(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Flush one file to the disk, or the list of names in a folder."""
+    """Flush a file, or the list of names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems can't sync a folder
+        if error.errno != errno.EINVAL:  # some file systems can't flush a folder
             raise
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The cache: files that weightops can compute again."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from weightops.support.json_files import write_json
 
 
 def cached_folder(kind: str, files: Mapping[str, Any]) -> Path:
-    """A folder of the cache, named by its content, with files of these names: bytes as they are, all else as JSON."""
+    """Return a folder of the cache that holds these files; its name is a digest of their content.
+
+    Args:
+        kind: the folder of the cache that holds the folder.
+        files: name -> content: bytes, or a value that is written as JSON.
+    """
     digest = sha256(kind.encode())
     for name, content in files.items():
-        digest.update(f"\0{name}\0".encode())
-        digest.update(
-            content if isinstance(content, bytes) else json.dumps(content, sort_keys=True).encode()
-        )
+        is_bytes = isinstance(content, bytes)
+        data = content if is_bytes else json.dumps(content, sort_keys=True).encode()
+        digest.update(f"\0{name}\0".encode() + data)
     folder = cache_dir() / kind / digest.hexdigest()[:16]
     if not folder.is_dir():
-        with atomic_output(folder, overwrite=True) as part:
-            part.mkdir()
+        with atomic_output(folder, overwrite=True) as temporary:
+            temporary.mkdir()
             for name, content in files.items():
                 if isinstance(content, bytes):
-                    (part / name).write_bytes(content)
+                    (temporary / name).write_bytes(content)
                 else:
-                    write_json(part / name, content)
+                    write_json(temporary / name, content)
     return folder
 
 
 def cache_dir() -> Path:
-    """Where weightops keeps what it can make again: ``$WEIGHTOPS_CACHE``, or ``weightops`` in the user's cache folder."""
-    chosen = os.environ.get("WEIGHTOPS_CACHE")
-    return (
-        Path(chosen)
-        if chosen
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weightops"
-    )
+    """Return ``$WEIGHTOPS_CACHE``, or by default ``weightops`` in the user's cache folder."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("WEIGHTOPS_CACHE") or Path(user_cache) / "weightops")

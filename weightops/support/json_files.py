@@ -1,4 +1,4 @@
-"""TODO."""
+"""JSON files, read and written strictly."""
 
 from __future__ import annotations
 
@@ -11,31 +11,16 @@ from weightops.errors import CheckpointError
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON for people and machines: indented, NaN as null, keys in their order."""
-    path.write_text(
-        json.dumps(jsonable(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys are all different: of repeated ones, two readers may see different values.
-
-    Raises:
-        ValueError: naming a key that isn't.
-    """
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"it repeats the key {key[:80]!r}")
-        found[key] = value
-    return found
+    """Write a value as indented JSON, with NaN as null and keys in their order."""
+    text = json.dumps(jsonable(value), indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        CheckpointError: if it isn't one.
+        CheckpointError: if the file doesn't hold one.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
@@ -46,8 +31,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the JSON object of some pairs, for ``json.loads(..., object_pairs_hook=...)``.
+
+    Raises:
+        ValueError: for a repeated key, from which two programs may read different values.
+    """
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"it repeats the key {key[:80]!r}")
+        content[key] = value
+    return content
+
+
 def jsonable(value: Any) -> Any:
-    """The value with NaN and infinities, which JSON lacks, as None."""
+    """Return the value with None for NaN and infinities, which JSON lacks."""
     if isinstance(value, dict):
         return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
