@@ -1,12 +1,13 @@
-"""Build a task vector and apply it: weightops against the plain loop over keys and against the memory's own speed.
+"""Time task-vector algebra against the plain loop over keys and against the memory's speed.
 
     python benchmarks/algebra.py [--repeats 15]
 
-ViT-B/32 (151 M parameters, random weights), from state dicts in memory to a new state dict. The loop is what the
-task-arithmetic paper describes: subtract key by key, then add alpha times the difference key by key. The floor is to
-read both checkpoints and write the result once, at the bandwidth of a copy into new memory; a result that is returned
-has to be put into new memory. All are timed in turn in one process, a new one for each dtype, as memory that was freed
-and kept would cost nothing to take again; the table has medians.
+ViT-B/32 (151 M parameters, random weights), from state dicts in memory to a new state dict. The
+loop is what the task-arithmetic paper describes: subtract key by key, then add alpha times the
+difference key by key. The floor is to read both checkpoints and write the result once, at the
+bandwidth of a copy into new memory; a result that is returned has to be put into new memory. All
+are timed in turn in one process, a new one for each dtype, as memory that was freed and kept would
+cost nothing to take again; the table has medians.
 """
 
 from __future__ import annotations
@@ -144,12 +145,14 @@ def main() -> None:
         print(f"{name}, {found['bytes'] / 1e6:.0f} MB, {found['threads']} threads")
         for way, seconds in found["seconds"].items():
             print(
-                f"  {way:10} {1000 * seconds:7.0f} ms   {seconds / found['seconds']['floor']:.2f} x floor"
+                f"  {way:10} {1000 * seconds:7.0f} ms   "
+                f"{seconds / found['seconds']['floor']:.2f} x floor"
             )
         print(f"  the loop takes {found['loop_over_weightops']} times as long as weightops;")
         memory = found["peak_extra_models"]
         print(
-            f"  peak extra memory, in models: weightops {memory['weightops']:.2f}, loop {memory['loop']:.2f}"
+            f"  peak extra memory, in models: weightops {memory['weightops']:.2f}, "
+            f"loop {memory['loop']:.2f}"
         )
     args.out.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -1,11 +1,13 @@
-"""Merge sharded checkpoints on disk: weightops against mergekit and against the disk's own speed, whole processes side by side.
+"""Time merges of sharded checkpoints against mergekit's and against the disk's own speed.
 
     python benchmarks/engine.py [--mergekit VENV/bin] [--size 0.5] [--methods ties,slerp] [--scale] [--repeats 3]
 
-A base and four fine-tuned checkpoints of a Llama-like model are made in a temporary folder: random weights, bf16, three
-shards each. For each method the two programs run in turn as processes of their own on a warm cache; the table has medians of seconds (mergekit
-runs once where it takes more than 40) and the peak of anonymous memory, which a thread reads from /proc every 5 ms. The floor reads
-every input byte and writes (and syncs) an output of the right size; the loop is what `Checkpoint.save` takes, imports and headers aside.
+A base and four fine-tuned checkpoints of a Llama-like model are made in a temporary folder: random
+weights, bf16, three shards each. For each method the two programs run in turn as processes of their
+own on a warm cache; the table has medians of seconds (mergekit runs once where it takes more than
+40) and the peak of anonymous memory, which a thread reads from /proc every 5 ms. The floor reads
+every input byte and writes (and syncs) an output of the right size; the loop is what
+`Checkpoint.save` takes, imports and headers aside.
 """
 
 from __future__ import annotations
@@ -336,7 +338,8 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
         "scale": [],
     }
     print(
-        f"{args.size} B parameters; import torch {imports['seconds']} s, {imports['gigabytes']} GB; floor {floors:.2f} s"
+        f"{args.size} B parameters; import torch {imports['seconds']} s, "
+        f"{imports['gigabytes']} GB; floor {floors:.2f} s"
     )
     for method in args.methods.split(","):
         row: dict[str, object] = {

@@ -1,11 +1,12 @@
-"""lo-fi against communication in every step and against a single node, and what communication costs.
+"""Compare lo-fi with communication in every step and with a single node; time communication.
 
     pip install '.[demo]' && python benchmarks/lofi.py
 
-Each seed and task is a whole `weightops lofi --compare` under torchrun, four nodes of one process each on this
-machine, on equally many samples; accuracies are of the test split, as it is and under five corruptions at five severities.
-Results go to results/lofi.json after every run, and the picture to results/lofi.png. With --links (Linux, root) the same
-steps are also timed in a network namespace whose loopback is throttled; all four nodes share it.
+Each seed and task is a whole `weightops lofi --compare` under torchrun, four nodes of one process
+each on this machine, on equally many samples; accuracies are of the test split, as it is and under
+five corruptions at five severities. Results go to results/lofi.json after every run, and the
+picture to results/lofi.png. With --links (Linux, root) the same steps are also timed in a network
+namespace whose loopback is throttled; all four nodes share it.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def claims(runs: list[dict]) -> dict:
 
 
 def cost(runs: list[dict]) -> dict:
-    """Seconds a step, and those of them in communication; lo-fi's one exchange is spread over its steps."""
+    """Return seconds a step, and those in communication; lo-fi's one exchange is spread over steps."""
     result = {}
     for name in ("baseline", "lo-fi"):
         steps = [r["steps"] for r in runs]
@@ -109,7 +110,10 @@ def cost(runs: list[dict]) -> dict:
 
 
 def calculation(steps: int = 1000) -> list[dict]:
-    """Not a measurement. A ring all-reduce sends 2 (N - 1) / N times the size; gradients and weights are float32, nothing overlaps."""
+    """Calculate, not measure: a ring all-reduce sends 2 (N - 1) / N times the size, in float32.
+
+    Nothing overlaps.
+    """
     rows = []
     for parameters in (150e6, 7e9):
         for bits in (10e9, 1e9, 100e6):
@@ -128,10 +132,11 @@ def calculation(steps: int = 1000) -> list[dict]:
 
 
 def throttled(steps: int = 10) -> list[dict]:
-    """Seconds in communication over a loopback of a given rate, in a network namespace of its own."""
+    """Return seconds in communication over a loopback of a given rate, in its own namespace."""
     rows = []
     for rate in ("10gbit", "1gbit", "100mbit"):
-        shape = f'ip link set lo up && tc qdisc add dev lo root tbf rate {rate} burst 1mb latency 400ms && exec "$@"'
+        limit = f"tc qdisc add dev lo root tbf rate {rate} burst 1mb latency 400ms"
+        shape = f'ip link set lo up && {limit} && exec "$@"'
         row = {"loopback": rate, "steps": steps}
         for name, size in (("baseline", NODES), ("lo-fi", 1)):
             with tempfile.TemporaryDirectory() as folder:

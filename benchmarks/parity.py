@@ -1,15 +1,18 @@
-"""The same recipes, run by weightops and by mergekit: how far apart the results are, and why.
+"""Run the same recipes with weightops and with mergekit: how far the results are apart, and why.
 
     python benchmarks/parity.py --mergekit VENV/bin [--fusionbench VENV/bin]
 
-A tiny Llama-like base, three fine-tuned kin and one that is nearly the base, in float32 and in bf16, are merged by mergekit 0.1.5
-from YAML files that `weightops merge` takes as they are; FusionBench 0.2.33 merges the float32 ones by its functions for TIES, TSV-M and Iso. The
-table has the largest difference, relative to the largest change that the merge makes (0 is equality), and the share of
-elements that differ by more than rounding: four units in the last place of the output. Methods that draw at random are
-compared by the share of elements that they change and the mean square of the change.
+A tiny Llama-like base, three fine-tuned kin and one that is nearly the base, in float32 and in
+bf16, are merged by mergekit 0.1.5 from YAML files that `weightops merge` takes as they are;
+FusionBench 0.2.33 merges the float32 ones by its functions for TIES, TSV-M and Iso. The table has
+the largest difference, relative to the largest change that the merge makes (0 is equality), and the
+share of elements that differ by more than rounding: four units in the last place of the output.
+Methods that draw at random are compared by the share of elements that they change and the mean
+square of the change.
 
-What isn't rounding: FusionBench's threshold of TIES keeps an element more or less; in bf16 mergekit rounds deltas, sums and unit vectors to
-bf16, and its sort keeps any of several equal magnitudes. Singular vectors carry rounding of 1e-5 of the change.
+What isn't rounding: FusionBench's threshold of TIES keeps an element more or less; in bf16 mergekit
+rounds deltas, sums and unit vectors to bf16, and its sort keeps any of several equal magnitudes.
+Singular vectors carry rounding of 1e-5 of the change.
 """
 
 from __future__ import annotations
@@ -260,15 +263,17 @@ tasks = SimpleNamespace(DATASETS=[str(i) for i in range(len(vectors))])
 flat = torch.stack([torch.cat([v[n].flatten() for n in names]) for v in vectors])
 merged = ties_merging(flat, reset_thresh=20, merge_func="dis-mean")
 parts = merged.split([base[n].numel() for n in names])
+wrapped = [SimpleNamespace(vector=dict(v)) for v in vectors]
 found = {
     "ties, global": {n: part.view_as(base[n]) for n, part in zip(names, parts)},
     "iso_c": iso_c(vectors, accelerator="cpu"),
     "iso_cts": iso_cts(vectors, 0.8, accelerator="cpu"),
-    "tsv_m": sum_svd_dict(compute_svd_dict([SimpleNamespace(vector=dict(v)) for v in vectors], tasks), tasks),
+    "tsv_m": sum_svd_dict(compute_svd_dict(wrapped, tasks), tasks),
 }
 for name, vector in found.items():
     (out / name).mkdir(parents=True)
-    save_file({n: (base[n] + vector[n]).contiguous() for n in names}, out / name / "model.safetensors")
+    edited = {n: (base[n] + vector[n]).contiguous() for n in names}
+    save_file(edited, out / name / "model.safetensors")
 """
 OURS = {
     "ties, global": ("ties", {"density": 0.2, "normalize": "count", "scope": "global"}),

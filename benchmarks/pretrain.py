@@ -1,12 +1,13 @@
-"""Train the embedded CLIP model from nothing but packages on PyPI, and save it as an open_clip directory.
+"""Train the embedded CLIP model from nothing but packages on PyPI, and save it.
 
     pip install '.[demo]' && pip install $(python benchmarks/pretrain.py --list-fonts)
     python benchmarks/pretrain.py --out clip
 
 Pictures are drawn and captioned procedurally: coloured shapes, counts, textures, letters, printed
-digits and words. No photograph, no handwritten digit and no picture of a task's split is among them, and no font file of a
-validation or test split (Roboto, a relative of the test split's Roboto Mono, is). The loss is contrastive with several
-positives: every caption of the batch that is true of a picture counts as right for it. An hour on two cores.
+digits and words. No photograph, no handwritten digit and no picture of a task's split is among
+them, and no font file of a validation or test split (Roboto, a relative of the test split's Roboto
+Mono, is). The loss is contrastive with several positives: every caption of the batch that is true
+of a picture counts as right for it. An hour on two cores.
 """
 
 from __future__ import annotations
@@ -35,12 +36,22 @@ from weightops.tasks.rendered import COUNTS
 from weightops.tasks.seeds import seed
 
 FONTS = {
-    "serif": "arvo bitter cardo crimson-text domine eb-garamond ibm-plex-serif libre-baskerville literata noto-serif "
-    "playfair-display pt-serif roboto-slab spectral vollkorn zilla-slab alfa-slab-one",
-    "sans-serif": "abeezee acme alegreya-sans asap atkinson-hyperlegible cabin comfortaa dosis fira-sans ibm-plex-sans inter "
-    "josefin-sans karla montserrat mulish nunito open-sans oswald overpass poppins quicksand raleway roboto titillium-web varela-round work-sans",
+    "serif": (
+        "arvo bitter cardo crimson-text domine eb-garamond ibm-plex-serif libre-baskerville "
+        "literata noto-serif playfair-display pt-serif roboto-slab spectral vollkorn zilla- "
+        "slab alfa-slab-one"
+    ),
+    "sans-serif": (
+        "abeezee acme alegreya-sans asap atkinson-hyperlegible cabin comfortaa dosis fira- "
+        "sans ibm-plex-sans inter josefin-sans karla montserrat mulish nunito open-sans "
+        "oswald overpass poppins quicksand raleway roboto titillium-web varela-round work- "
+        "sans"
+    ),
     "monospace": "dm-mono fira-code geist-mono ibm-plex-mono jetbrains-mono source-code-pro space-mono",
-    "handwritten": "dancing-script delius great-vibes lobster-two oleo-script pacifico permanent-marker satisfy shadows-into-light yellowtail zeyada",
+    "handwritten": (
+        "dancing-script delius great-vibes lobster-two oleo-script pacifico permanent-marker "
+        "satisfy shadows-into-light yellowtail zeyada"
+    ),
 }
 WORDS = [
     *masks.SHAPES,
@@ -311,7 +322,7 @@ def build(merges_file: Path) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer]
 
 
 def write_merges(path: Path) -> None:
-    """The first merges of open_clip's own tokenizer, in its own format, with a reproducible gzip header."""
+    """Write the first merges of open_clip's tokenizer, with a reproducible gzip header."""
     with gzip.open(open_clip.tokenizer.default_bpe()) as stream:
         lines = stream.read().decode().split("\n")[: MERGES + 1]
     path.write_bytes(gzip.compress("\n".join(lines).encode(), 9, mtime=0))
@@ -330,9 +341,7 @@ def zero_shot(
         images = task.load(split)
         pixels = np.stack(
             [
-                np.asarray(
-                    images[i].convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
-                )
+                np.asarray(images[i].convert("RGB").resize((32, 32), Image.Resampling.BICUBIC))
                 for i in range(len(images))
             ]
         )
@@ -381,10 +390,10 @@ def train(args: argparse.Namespace) -> None:
 
 
 def misnamed(facts: list[dict[str, str]], seed: int) -> list[dict[str, str]]:
-    """The same facts with every digit named at random.
+    """Return the facts with every digit named at random.
 
-    A short last stage under such captions leaves the image encoder what larger CLIP models are: good at what it was
-    well told of, and poor at naming handwritten digits. That is the failure that a patch heals.
+    A short last stage under such captions leaves the image encoder what larger CLIP models are:
+    good at what its captions named, and poor at naming handwritten digits. A patch heals that.
     """
     rng = random.Random(seed)
     return [
@@ -466,7 +475,8 @@ def fit(
         if (step + 1) % 100 == 0 or step + 1 == steps:
             rate = (step + 1) * args.batch / (time.time() - started)
             scale = model.logit_scale.exp().item()
-            line = f"step {step + 1}/{steps} loss {np.mean(recent):.3f} scale {scale:.1f} {rate:.0f} images/s"
+            line = f"step {step + 1}/{steps} loss {np.mean(recent):.3f} scale {scale:.1f} "
+            line += f"{rate:.0f} images/s"
             if (step + 1) % 1000 == 0 or step + 1 == steps:
                 line += f" {zero_shot(model, tokenizer, 'validation')}"
                 save(model, Path(args.out), args)

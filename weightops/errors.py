@@ -28,8 +28,9 @@ class WeightopsError(Exception):
         hint: what to do about it. Arguments are named as in Python, such as ``base=``; the command
             line translates them into its options.
 
-    >>> str(WeightopsError("out exists", hint="overwrite=True replaces it"))
-    'out exists\\nhint: overwrite=True replaces it'
+    >>> print(WeightopsError("out exists", hint="overwrite=True replaces it"))
+    out exists
+    hint: overwrite=True replaces it
     """
 
     def __init__(self, fact: str, *, hint: str = "") -> None:
