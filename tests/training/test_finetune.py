@@ -1,9 +1,8 @@
-"""Fine-tuning: the recipe, what it touches, and resuming to the bit."""
+"""Fine-tuning: what changes, what is kept, and that resuming gives the same bits."""
 
 from __future__ import annotations
 
 import json
-import math
 import signal
 import subprocess
 import sys
@@ -11,66 +10,35 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from helpers.lofi_jobs import equal
 
 from weightops import ImageModel, TrainingConfig, finetune, open_checkpoint
-from weightops.errors import CheckpointError, OutputError
+from weightops.errors import CheckpointError, OptionError, OutputError
 from weightops.tasks.table import find_task
-from weightops.training.config import config_for
-from weightops.training.finetune import batch_indices
 from weightops.training.run_folder import states_in
 
 CONFIG = TrainingConfig(steps=6, batch_size=16, lr=1e-3, warmup=2, shift=0.1, seed=3)
 
 
-def same(a: Path, b: Path) -> bool:
-    x, y = open_checkpoint(a).state_dict(), open_checkpoint(b).state_dict()
-    return x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x)
-
-
-def test_the_papers_recipe() -> None:
-    config = TrainingConfig()
-    assert (
-        config.steps,
-        config.batch_size,
-        config.lr,
-        config.weight_decay,
-        config.warmup,
-        config.max_grad_norm,
-    ) == (2000, 128, 1e-5, 0.1, 200, 1.0)
-    assert config.learning_rate(0) == pytest.approx(1e-5 / 200)
-    assert config.learning_rate(199) == pytest.approx(1e-5)
-    assert config.learning_rate(1100) == pytest.approx(0.5e-5)
-    assert config.learning_rate(1999) == pytest.approx(
-        0.5e-5 * (1 + math.cos(math.pi * 1799 / 1800))
-    )
-    assert config_for(open_checkpoint({"w": torch.zeros(1)})) == config
-    own = config_for(open_checkpoint("embedded"), lr=None)
-    assert own != config
-    assert config_for(open_checkpoint("embedded"), steps=5) == replace(own, steps=5)
-    short = TrainingConfig(steps=50)
-    assert short.learning_rate(4) == pytest.approx(1e-5)
-    assert short.learning_rate(49) < 1e-7
-
-
-def test_every_image_once_an_epoch() -> None:
-    epochs = np.concatenate([batch_indices(10, 4, step, 0) for step in range(5)]).reshape(2, 10)
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs.tolist())
-    assert epochs[0].tolist() != epochs[1].tolist()
-
-
 def test_only_the_image_encoder_changes(tmp_path: Path) -> None:
-    clip = ImageModel.open("embedded", "cpu")
-    before = {n: t.clone() for n, t in clip.module.state_dict().items()}
-    random = torch.random.get_rng_state()
-    tuned = finetune(clip, "mnist", CONFIG, out=tmp_path / "run", checkpoint_every=2)
-    changed = {n for n, t in tuned.state_dict().items() if not torch.equal(t, before[n])}
+    model = ImageModel.open("embedded", "cpu")
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    random_state = torch.random.get_rng_state()
+    tuned = finetune(model, "mnist", CONFIG, out=tmp_path / "run", checkpoint_every=2)
+    changed = [name for name, tensor in tuned.items() if not torch.equal(tensor, before[name])]
     assert changed
-    assert all(n.startswith("visual.") for n in changed)
-    assert torch.equal(random, torch.random.get_rng_state())
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+    assert all(name.startswith("visual.") for name in changed)
+    assert torch.equal(random_state, torch.random.get_rng_state())
+    assert not model.module.training
+    assert all(parameter.requires_grad for parameter in model.module.parameters())
+
+
+def test_a_finished_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tuned = finetune("embedded", "mnist", CONFIG, out=run, checkpoint_every=2)
+    assert sorted(path.name for path in run.iterdir()) == [
         "README.md",
         "finetuned.safetensors",
         "log.jsonl",
@@ -78,44 +46,20 @@ def test_only_the_image_encoder_changes(tmp_path: Path) -> None:
         "open_clip_config.json",
         "training.json",
     ]
-    assert not clip.module.training
-    assert all(p.requires_grad for p in clip.module.parameters())
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 6]
-    with pytest.raises(OutputError, match="--overwrite"):
-        finetune("embedded", "mnist", CONFIG, out=tmp_path / "run")
-    again = finetune("embedded", "mnist", CONFIG, out=tmp_path / "run", resume=True)
+    with pytest.raises(OutputError, match=r"(?s)finetuned.safetensors exists.*overwrite=True"):
+        finetune("embedded", "mnist", CONFIG, out=run)
+    again = finetune("embedded", "mnist", CONFIG, out=run, resume=True)
     assert again.fingerprint == tuned.fingerprint
-    with pytest.raises(CheckpointError, match="holds another run"):
-        finetune("embedded", "mnist", replace(CONFIG, lr=0.5), out=tmp_path / "run", resume=True)
+    with pytest.raises(CheckpointError, match="holds another run: lr"):
+        finetune("embedded", "mnist", replace(CONFIG, lr=0.5), out=run, resume=True)
 
 
-FULL_DISK = """
-import resource, sys
-from weightops import finetune, TrainingConfig
-from weightops.errors import OutputError
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    finetune("embedded", "digits", TrainingConfig(steps=2, batch_size=8), out=sys.argv[1], checkpoint_every=1, device="cpu")
-except OutputError as error:
-    print(error)
-"""
-
-
-def test_a_full_disk_leaves_no_folder(tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path / "run")], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    assert "no space left" in run.stdout
-    assert list(tmp_path.iterdir()) == []
-
-
-SCRIPT = """
-import sys
-from weightops import finetune, TrainingConfig
-finetune("embedded", "mnist", TrainingConfig(**{config}), out=sys.argv[1], checkpoint_every=2, resume="resume" in sys.argv, device="cpu")
-"""
+def test_arguments_out_of_range(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="checkpoint_every is 0, and must be at least 1"):
+        finetune("embedded", "mnist", CONFIG, out=tmp_path / "run", checkpoint_every=0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_data_are_not_taken_for_the_same(tmp_path: Path) -> None:
@@ -126,31 +70,55 @@ def test_other_data_are_not_taken_for_the_same(tmp_path: Path) -> None:
     assert finetune("embedded", task, config, out=tmp_path / "run", resume=True, device="cpu")
     with pytest.raises(CheckpointError, match="holds another run: digest"):
         finetune("embedded", other, config, out=tmp_path / "run", resume=True, device="cpu")
-    assert finetune(
-        "embedded", task, replace(config, steps=0), out=tmp_path / "none", device="cpu"
-    ).fingerprint
+
+
+FULL_DISK = """
+import resource, sys
+from weightops import finetune, TrainingConfig
+from weightops.errors import OutputError
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+config = TrainingConfig(steps=2, batch_size=8)
+try:
+    finetune("embedded", "digits", config, out=sys.argv[1], checkpoint_every=1, device="cpu")
+except OutputError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_leaves_no_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "run")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "no space left" in run.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+SCRIPT = """
+import sys
+from weightops import finetune, TrainingConfig
+options = {"checkpoint_every": 2, "resume": "resume" in sys.argv, "device": "cpu"}
+finetune("embedded", "mnist", TrainingConfig(**CONFIG), out=sys.argv[1], **options)
+"""
 
 
 def test_killed_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
     config = {"steps": 40, "batch_size": 16, "lr": 1e-3, "warmup": 2, "shift": 0.1, "seed": 3}
-    command = [sys.executable, "-c", SCRIPT.replace("{config}", repr(config))]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
-    victim = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
-    while not states_in(tmp_path / "killed") and victim.poll() is None:
+    command = [sys.executable, "-c", SCRIPT.replace("CONFIG", repr(config))]
+    whole, killed, damaged = (tmp_path / name for name in ("whole", "killed", "damaged"))
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    victim = subprocess.Popen([*command, str(killed)], stderr=subprocess.DEVNULL)
+    while not states_in(killed) and victim.poll() is None:
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "finetuned.safetensors").exists()
+    assert not (killed / "finetuned.safetensors").exists()
     with pytest.raises(CheckpointError, match="holds another run"):
-        finetune("embedded", "mnist", CONFIG, out=tmp_path / "killed", resume=True)
-    for place in ("damaged", "killed"):
-        (tmp_path / place).mkdir(exist_ok=True)
-        (tmp_path / place / "training.1.pt").write_bytes(b"PK\3\4")
-    with pytest.raises(
-        CheckpointError, match=r"training.1.pt isn't a state to go on from; delete it"
-    ):
-        finetune("embedded", "mnist", CONFIG, out=tmp_path / "damaged", resume=True)
-    subprocess.run([*command, str(tmp_path / "killed"), "resume"], check=True, capture_output=True)
-    assert same(
-        tmp_path / "whole" / "finetuned.safetensors", tmp_path / "killed" / "finetuned.safetensors"
-    )
+        finetune("embedded", "mnist", CONFIG, out=killed, resume=True)
+    for folder in (damaged, killed):
+        folder.mkdir(exist_ok=True)
+        (folder / "training.1.pt").write_bytes(b"PK\3\4")
+    message = r"training.1.pt isn't a state that a run can resume from\nhint: delete the file"
+    with pytest.raises(CheckpointError, match=message):
+        finetune("embedded", "mnist", CONFIG, out=damaged, resume=True)
+    subprocess.run([*command, str(killed), "resume"], check=True, capture_output=True)
+    assert equal(open_checkpoint(whole), open_checkpoint(killed))

@@ -1,10 +1,13 @@
-"""lo-fi of models that aren't CLIP: a timm classifier with its own head, a causal language model."""
+"""Models that aren't CLIP: a timm classifier with its own head, and a causal language model."""
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
+from shlex import split
+from typing import Any
 
 import pytest
 import torch
@@ -22,48 +25,56 @@ from weightops.training.learners import ModuleLearner, classification
 from weightops.training.nodes import Node
 
 
-def nodes_of(
+def average_of_two_nodes(
     module: nn.Module,
-    data: torch.Tensor,
+    inputs: torch.Tensor,
     labels: torch.Tensor,
-    loss: object,
+    loss: Callable[..., torch.Tensor],
     config: TrainingConfig,
     out: Path,
 ) -> nn.Module:
-    """The module with the average of two nodes' weights."""
-    folders = []
-    for index in range(2):
-        learner = ModuleLearner(copy.deepcopy(module), data, labels, loss, name="it")
-        folders.append(out / f"node{index}")
-        fit(learner, config, out=folders[-1], node=Node(index, 2))
+    """Return a copy of the module with the average of two nodes' weights."""
+    folders = [out / f"node{index}" for index in range(2)]
+    for index, folder in enumerate(folders):
+        learner = ModuleLearner(copy.deepcopy(module), inputs, labels, loss, name="it")
+        fit(learner, config, out=folder, node=Node(index, 2))
     return lofi.average(folders).load_into(copy.deepcopy(module))
+
+
+def tiny_classifier(timm: Any, **changes: Any) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    model: nn.Module = timm.create_model("vit_tiny_patch16_224", **sizes, **changes)
+    return model
+
+
+def tiny_language_model(transformers: Any) -> Any:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=128, n_positions=32, n_embd=32, n_layer=1, n_head=2)
+    return transformers.GPT2LMHeadModel(config).eval()
 
 
 def test_a_timm_classifier_and_its_shift(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
-    torch.manual_seed(0)
-    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=10, in_chans=1, **sizes)
+    model = tiny_classifier(timm, img_size=8, num_classes=10, in_chans=1)
     task = TASKS["digits"]
 
     def pixels(task: Task, split: str) -> torch.Tensor:
         images = task.load(split)
-        rows = [
-            torch.tensor(list(images[i].convert("L").tobytes()))
-            for i in range(min(len(images), 200))
-        ]
+        first = [images[index].convert("L") for index in range(min(len(images), 200))]
+        rows = [torch.tensor(list(image.tobytes())) for image in first]
         return torch.stack(rows).view(-1, 1, 8, 8) / 255
 
     def accuracy(model: nn.Module, task: Task, split: str) -> float:
         with torch.no_grad():
             guesses = model.eval()(pixels(task, split)).argmax(1)
-        return float(
-            (guesses == torch.from_numpy(task.load(split).labels[: len(guesses)])).double().mean()
-        )
+        labels = torch.from_numpy(task.load(split).labels[: len(guesses)])
+        return float((guesses == labels).double().mean())
 
     labels = torch.from_numpy(task.load("train").labels[:200])
     config = TrainingConfig(steps=60, batch_size=64, lr=3e-3)
-    merged = nodes_of(model, pixels(task, "train"), labels, classification, config, tmp_path)
+    images = pixels(task, "train")
+    merged = average_of_two_nodes(model, images, labels, classification, config, tmp_path)
     scores = shift(
         lambda task, split: accuracy(merged, task, split),
         task,
@@ -75,25 +86,16 @@ def test_a_timm_classifier_and_its_shift(tmp_path: Path) -> None:
 
 
 def test_a_language_model_and_its_perplexity(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=128, n_positions=32, n_embd=32, n_layer=1, n_head=2)
-    model = transformers.GPT2LMHeadModel(config).eval()
+    model = tiny_language_model(pytest.importorskip("transformers"))
     text = Path(__file__).read_text().encode("ascii")
     tokens = torch.tensor(list(text[: len(text) // 32 * 32])).view(-1, 32)
     before = perplexity(model, tokens)
     with torch.no_grad():
-        loss = model(input_ids=tokens, labels=tokens).loss  # as transformers has it
+        loss = model(input_ids=tokens, labels=tokens).loss  # as transformers computes it
     assert before == pytest.approx(float(loss.exp()), rel=1e-4)
     assert before == pytest.approx(128, rel=0.1)  # it guesses
-    merged = nodes_of(
-        model,
-        tokens,
-        tokens,
-        token_loss,
-        TrainingConfig(steps=60, batch_size=16, lr=1e-2),
-        tmp_path,
-    )
+    config = TrainingConfig(steps=60, batch_size=16, lr=1e-2)
+    merged: Any = average_of_two_nodes(model, tokens, tokens, token_loss, config, tmp_path)
     assert perplexity(merged, tokens) < 0.3 * before
     assert merged.lm_head.weight is merged.transformer.wte.weight
     assert open_checkpoint(tmp_path / "node0").source.ties  # stored once
@@ -102,11 +104,10 @@ def test_a_language_model_and_its_perplexity(tmp_path: Path) -> None:
 def test_a_timm_folder_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its head is for 7 classes: it gets a new one for the task, the same on every node."""
+    """The head is for 7 classes; it is replaced for the task, by the same one on every node."""
     timm = pytest.importorskip("timm")
-    torch.manual_seed(0)
     sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=7, **sizes)
+    model = tiny_classifier(timm, img_size=16, num_classes=7)
     folder = open_checkpoint(model).save(tmp_path / "timm")
     config = {
         "architecture": "vit_tiny_patch16_224",
@@ -115,74 +116,42 @@ def test_a_timm_folder_on_the_command_line(
         "pretrained_cfg": {"input_size": [3, 16, 16], "crop_pct": 1.0, "num_classes": 7},
     }
     (folder / "config.json").write_text(json.dumps(config))
-    training = [
-        "--task",
-        "digits",
-        "--model",
-        str(folder),
-        "--steps",
-        "120",
-        "--lr",
-        "4e-3",
-        "--batch-size",
-        "128",
-    ]
+    training = split("--task digits --steps 120 --lr 4e-3 --batch-size 128 --model")
+    training.append(str(folder))
+    merged, node1 = tmp_path / "lofi" / "merged", tmp_path / "node1"
     assert run(["lofi", *training, "--nodes", "2", "-o", str(tmp_path / "lofi")]) == 0
-    assert run(["finetune", *training, "--node", "1/2", "-o", str(tmp_path / "node1")]) == 0
+    assert run(["finetune", *training, "--node", "1/2", "-o", str(node1)]) == 0
     node = open_checkpoint(tmp_path / "lofi" / "node1")
-    assert all(
-        torch.equal(node[name], tensor)
-        for name, tensor in open_checkpoint(tmp_path / "node1").items()
-    )
+    tuned = open_checkpoint(node1)
+    assert all(torch.equal(node[name], tensor) for name, tensor in tuned.items())
     with torch.no_grad():
-        assert (
-            timm.create_model(
-                f"local-dir:{tmp_path / 'lofi' / 'merged'}", pretrained=True
-            ).num_classes
-            == 10
-        )
+        loaded = timm.create_model(f"local-dir:{merged}", pretrained=True)
+    assert loaded.num_classes == 10
     capsys.readouterr()
-    assert run(["evaluate", str(tmp_path / "lofi" / "merged"), "--tasks", "digits", "--json"]) == 0
+    assert run(["evaluate", str(merged), "--tasks", "digits", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["metrics"]["acc1"] > 0.25  # of ten
-    # And what one does with CLIP models one does with classifiers.
-    headless = open_checkpoint({**node, "head.weight": torch.zeros_like(node["head.weight"])})
-    base = Checkpoint(headless.form, node.architecture).save(tmp_path / "base")
-    arguments = [
-        "--task",
-        "digits",
-        "--supported",
-        "mnist",
-        "--max-supported-drop",
-        "1",
-        "--alphas",
-        "0.5",
-    ]
-    tuned = ["--model", str(base), "--finetuned", str(tmp_path / "node1")]
-    assert run(["patch", *arguments, *tuned, "-o", str(tmp_path / "patched")]) == 0
-    alpha = json.loads((tmp_path / "patched" / "summary.json").read_text())["alpha"]
-    patched = TaskVector(base, tmp_path / "node1").apply(base, alpha)
-    written = timm.create_model(f"local-dir:{tmp_path / 'patched'}", pretrained=True).state_dict()
-    assert all(torch.equal(written[name], tensor) for name, tensor in patched.items())
-    models = [str(tmp_path / "lofi" / f"node{i}") for i in range(2)]
-    assert (
-        run(
-            [
-                "merge",
-                *models,
-                "--method",
-                "ties",
-                "--base",
-                str(base),
-                "-o",
-                str(tmp_path / "ties"),
-            ]
-        )
-        == 0
-    )
-    timm.create_model(f"local-dir:{tmp_path / 'ties'}", pretrained=True)
+    edit_classifiers(timm, tmp_path, node)
     capsys.readouterr()
     assert run(["evaluate", str(folder), "--tasks", "digits"]) == 1
     assert "has a head for 7 classes, and digits has 10" in capsys.readouterr().err
+
+
+def edit_classifiers(timm: Any, folder: Path, node: Checkpoint) -> None:
+    """Patch and merge classifiers, as CLIP models are, and load the results in timm."""
+    headless = open_checkpoint({**node, "head.weight": torch.zeros_like(node["head.weight"])})
+    base = Checkpoint(headless.form, node.architecture).save(folder / "base")
+    tuned, patched = folder / "node1", folder / "patched"
+    options = split("--task digits --supported mnist --max-supported-drop 1 --alphas 0.5")
+    models = ["--model", str(base), "--finetuned", str(tuned)]
+    assert run(["patch", *options, *models, "-o", str(patched)]) == 0
+    alpha = json.loads((patched / "summary.json").read_text())["alpha"]
+    expected = TaskVector(base, tuned).apply(base, alpha)
+    written = timm.create_model(f"local-dir:{patched}", pretrained=True).state_dict()
+    assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
+    nodes = [str(folder / "lofi" / f"node{index}") for index in range(2)]
+    merge = ["merge", *nodes, "--method", "ties", "--base", str(base)]
+    assert run([*merge, "-o", str(folder / "ties")]) == 0
+    timm.create_model(f"local-dir:{folder / 'ties'}", pretrained=True)
 
 
 def test_a_language_model_on_the_command_line(
@@ -191,28 +160,14 @@ def test_a_language_model_on_the_command_line(
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    torch.manual_seed(0)
     letters = {chr(i): i for i in range(128)}
     tokenizer = Tokenizer(models.WordLevel(letters, unk_token="?"))  # type: ignore[arg-type]
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(
-        tmp_path / "gpt2"
-    )
-    config = transformers.GPT2Config(vocab_size=128, n_positions=32, n_embd=32, n_layer=1, n_head=2)
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     start, out = str(tmp_path / "gpt2"), str(tmp_path / "lofi")
-    training = [
-        "--text",
-        __file__,
-        "--model",
-        start,
-        "--steps",
-        "60",
-        "--lr",
-        "1e-2",
-        "--batch-size",
-        "16",
-    ]
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(start)
+    tiny_language_model(transformers).save_pretrained(start)
+    training = split("--steps 60 --lr 1e-2 --batch-size 16")
+    training += ["--text", __file__, "--model", start]
     assert run(["lofi", *training, "--nodes", "2", "-o", out]) == 0
     assert run(["finetune", *training, "-o", str(tmp_path / "alone")]) == 0
     capsys.readouterr()
@@ -222,9 +177,8 @@ def test_a_language_model_on_the_command_line(
     assert after < 0.3 * before
     transformers.AutoModelForCausalLM.from_pretrained(f"{out}/merged")
     assert run(["finetune", "-o", str(tmp_path / "x")]) == 2
-    assert (
-        run(["finetune", "--text", __file__, "--model", "embedded", "-o", str(tmp_path / "x")]) == 1
-    )
+    clip = ["--text", __file__, "--model", "embedded", "-o", str(tmp_path / "x")]
+    assert run(["finetune", *clip]) == 1
     assert "isn't a folder of transformers" in capsys.readouterr().err
 
 

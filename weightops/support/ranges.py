@@ -42,26 +42,20 @@ class Range:
         return " and ".join(text for bound, text in bounds if bound is not None)
 
 
-def ranges_of(annotated: Any) -> dict[str, Range]:
-    """Return name -> range, of the annotated fields of a class or parameters of a function."""
-    hints = get_type_hints(annotated, include_extras=True)
-    metadata = {name: get_args(hint)[1:] for name, hint in hints.items()}
-    return {
-        name: item for name, items in metadata.items() for item in items if isinstance(item, Range)
-    }
-
-
 def check_ranges(instance: Any) -> None:
-    """Check that each field with a `Range` holds a number in this range.
+    """Check that each field of a dataclass that declares a `Range` holds a number in it.
 
     Raises:
         OptionError: naming the field, its value and its range.
     """
-    kinds = get_type_hints(type(instance))
-    for name, allowed in ranges_of(type(instance)).items():
-        value: Any = getattr(instance, name)
-        integer = kinds[name] is int
-        is_number = isinstance(value, Integral if integer else Real)
-        if not is_number or value not in allowed:
-            kind = "an integer" if integer else "a number"
-            raise OptionError(f"{name} is {value!r}, and must be {kind} {allowed}")
+    for name, hint in get_type_hints(type(instance), include_extras=True).items():
+        for allowed in get_args(hint)[1:]:
+            if isinstance(allowed, Range):
+                _check(name, getattr(instance, name), get_args(hint)[0] is int, allowed)
+
+
+def _check(name: str, value: Any, integer: bool, allowed: Range) -> None:
+    is_number = isinstance(value, Integral if integer else Real)
+    if not is_number or value not in allowed:
+        kind = "an integer" if integer else "a number"
+        raise OptionError(f"{name} is {value!r}, and must be {kind} {allowed}")

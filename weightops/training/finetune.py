@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
@@ -13,8 +14,9 @@ from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
-from weightops.tasks.table import as_task
-from weightops.tasks.task import Task
+from weightops.support.arguments import check_arguments
+from weightops.support.ranges import Range
+from weightops.tasks.table import TaskLike, as_task
 from weightops.training.config import TrainingConfig, config_for
 from weightops.training.learners import ImageLearner, Learner
 from weightops.training.nodes import Node, OneProcess
@@ -25,11 +27,11 @@ from weightops.training.training_loop import train
 
 def finetune(
     model: CheckpointLike | ImageModel,
-    task: str | Task,
+    task: TaskLike,
     config: TrainingConfig | None = None,
     *,
     out: str | Path | None = None,
-    checkpoint_every: int = CHECKPOINT_EVERY,
+    checkpoint_every: Annotated[int, Range(min=1)] = CHECKPOINT_EVERY,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -89,7 +91,7 @@ def fit(
     config: TrainingConfig,
     *,
     out: str | Path | None = None,
-    checkpoint_every: int = CHECKPOINT_EVERY,
+    checkpoint_every: Annotated[int, Range(min=1)] = CHECKPOINT_EVERY,
     resume: bool = False,
     overwrite: bool = False,
     node: Node | None = None,
@@ -111,6 +113,7 @@ def fit(
         strategy: the processes of the node.
         on_step: function that is called after each step with its number.
     """
+    check_arguments(fit, checkpoint_every=checkpoint_every)
     node, strategy = node or Node(), strategy or OneProcess()
     if node.every and not isinstance(strategy, LofiNode):
         raise OptionError(

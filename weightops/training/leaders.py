@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from weightops.algebra.names import NameRules
 from weightops.errors import NonfiniteError
-from weightops.task_vector import average
+from weightops.merging.average import average
 
 
 class Leaders:

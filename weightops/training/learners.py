@@ -125,7 +125,7 @@ class ImageLearner(Learner):
         super().__init__(
             model.base,
             model.module,
-            model.learns,
+            model.trained_prefix,
             name=task.name,
             source=task.source,
             device=model.device,

@@ -5,14 +5,15 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NonfiniteError, OptionError
 from weightops.evaluation.image_model import ImageModel
 from weightops.support.atomic import check_free
-from weightops.tasks.table import as_task
-from weightops.tasks.task import Task
+from weightops.support.ranges import Range
+from weightops.tasks.table import TaskLike, as_task
 from weightops.training.config import TrainingConfig, config_for
 from weightops.training.finetune import fit
 from weightops.training.learners import ImageLearner, Learner
@@ -34,15 +35,15 @@ __all__ = ["DIVERGED", "GONE", "RECORD", "Average", "average", "run", "survey"]
 
 
 def run(
-    task: str | Task | Learner,
+    task: TaskLike | Learner,
     out: str | Path,
     *,
     model: CheckpointLike = "embedded",
     config: TrainingConfig | None = None,
     strategy: OneProcess | None = None,
-    nodes: int | None = None,
+    nodes: Annotated[int, Range(min=1)] | None = None,
     like: Node | None = None,
-    checkpoint_every: int = CHECKPOINT_EVERY,
+    checkpoint_every: Annotated[int, Range(min=1)] = CHECKPOINT_EVERY,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -110,19 +111,21 @@ def run(
     return merged
 
 
-def _image_learner(model: CheckpointLike, task: str | Task, device: str) -> ImageLearner:
+def _image_learner(model: CheckpointLike, task: TaskLike, device: str) -> ImageLearner:
     task = as_task(task)
     return ImageLearner(ImageModel.open(model, device, learning=task), task)
 
 
 def _count_of_nodes(strategy: OneProcess, nodes: int | None) -> int:
     started = strategy.count if isinstance(strategy, LofiNode) else None
-    count = nodes or started
+    count = started if nodes is None else nodes
     if count is None:
         raise OptionError(
             "the number of nodes is missing",
             hint="give the number with nodes=, or start the nodes with torchrun",
         )
+    if count < 1:
+        raise OptionError(f"nodes is {count}, and must be at least 1")
     if started not in (None, count):
         raise OptionError(
             f"nodes is {nodes}, and torchrun started {started}", hint="leave nodes= out"

@@ -14,11 +14,11 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import MismatchError, NonfiniteError
 from weightops.hub.cards import average_card
+from weightops.merging.average import average as weighted_mean
 from weightops.support.atomic import atomic_output
 from weightops.support.json_files import write_json
 from weightops.support.text import first_few
 from weightops.task_vector import TaskVector
-from weightops.task_vector import average as weighted_mean
 from weightops.training.lofi_records import check_belong_together
 from weightops.training.run_folder import RECORD as TRAINING_RECORD
 from weightops.training.run_folder import states_in
@@ -97,6 +97,7 @@ def average(nodes: Sequence[CheckpointLike], *, only: str | Sequence[str] = "*")
             that is the same run as another node.
         NonfiniteError: if no node is left.
 
+    >>> import torch
     >>> average([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])["w"]
     tensor([0.5000, 0.5000])
     """

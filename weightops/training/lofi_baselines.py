@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -22,7 +22,8 @@ from weightops.evaluation.shift import effective_robustness, shift
 from weightops.evaluation.zero_shot import logits
 from weightops.support.atomic import atomic_output
 from weightops.support.json_files import write_json
-from weightops.tasks.table import as_task
+from weightops.support.ranges import Range
+from weightops.tasks.table import TaskLike, as_task
 from weightops.tasks.task import Task
 from weightops.training import lofi
 from weightops.training.config import TrainingConfig, config_for
@@ -37,15 +38,15 @@ BASE, BASELINE, ALONE, ENSEMBLE = "base", "baseline", " alone", "ensemble"
 
 
 def compare_with_baselines(
-    task: str | Task,
+    task: TaskLike,
     out: str | Path,
     *,
     model: CheckpointLike = "embedded",
     config: TrainingConfig | None = None,
     strategy: OneProcess | None = None,
-    nodes: int | None = None,
+    nodes: Annotated[int, Range(min=1)] | None = None,
     like: Node | None = None,
-    checkpoint_every: int = CHECKPOINT_EVERY,
+    checkpoint_every: Annotated[int, Range(min=1)] = CHECKPOINT_EVERY,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from weightops.errors import OptionError
+from weightops.support.ranges import Range, check_ranges
 
 T = TypeVar("T")
 NodeData = Literal["shuffle", "shard"]
@@ -33,7 +34,7 @@ class Node:
         only: name patterns of the tensors that are averaged; the others are the first node's.
 
     Raises:
-        OptionError: if there is no node of this index.
+        OptionError: if there is no node of this index, or ``every`` is negative.
 
     >>> [Node(index, 3).batch_size(128) for index in range(3)]
     [42, 43, 43]
@@ -42,10 +43,11 @@ class Node:
     index: int = 0
     count: int = 1
     data: NodeData = "shuffle"
-    every: int = 0
+    every: Annotated[int, Range(min=0)] = 0
     only: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if not 0 <= self.index < self.count:
             raise OptionError(
                 f"there is no node {self.index} of {self.count}",

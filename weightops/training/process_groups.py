@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from weightops.errors import CheckpointError, OptionError
+from weightops.support.ranges import Range
 from weightops.support.text import first_few
 from weightops.training.fsdp import gather, local_part, shard_
 from weightops.training.leaders import Leaders
@@ -208,7 +209,10 @@ class LofiNode(ProcessGroup):
 
 @contextmanager
 def connected(
-    node_size: int | None = None, patience: float = PATIENCE, *, fsdp: bool = False
+    node_size: Annotated[int, Range(min=1)] | None = None,
+    patience: float = PATIENCE,
+    *,
+    fsdp: bool = False,
 ) -> Iterator[OneProcess]:
     """Join the job that torchrun started, and give this process's node.
 
@@ -237,7 +241,7 @@ def connected(
         raise OptionError(
             "fsdp=True shards a model over the processes of a node, and each node is one process"
         )
-    if world % size:
+    if size < 1 or world % size:
         raise OptionError(f"{world} processes can't be divided into nodes of {size}")
     store = _init_process_group(world)
     try:
