@@ -1,6 +1,7 @@
 """Compare zero-shot scores with CLIP_benchmark's: same model, images and prompts, float32.
 
-    pip install '.[demo]' 'numpy<2.4' && pip install --no-deps clip-benchmark && python benchmarks/clip_benchmark_parity.py
+    pip install '.[demo]' 'numpy<2.4' && pip install --no-deps clip-benchmark
+    python benchmarks/clip_benchmark_parity.py
 
 CLIP_benchmark is given the embedded model as stock open_clip loads it, and the pictures through a
 plain DataLoader.

@@ -1,6 +1,7 @@
 """Time merges of sharded checkpoints against mergekit's and against the disk's own speed.
 
-    python benchmarks/engine.py [--mergekit VENV/bin] [--size 0.5] [--methods ties,slerp] [--scale] [--repeats 3]
+    python benchmarks/engine.py [--mergekit VENV/bin] [--size 0.5] [--methods ties,slerp]
+                                [--scale] [--repeats 3]
 
 A base and four fine-tuned checkpoints of a Llama-like model are made in a temporary folder: random
 weights, bf16, three shards each. For each method the two programs run in turn as processes of their

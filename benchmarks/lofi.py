@@ -99,7 +99,7 @@ def claims(runs: list[dict]) -> dict:
 
 
 def cost(runs: list[dict]) -> dict:
-    """Return seconds a step, and those in communication; lo-fi's one exchange is spread over steps."""
+    """Return seconds a step, and those in communication; lo-fi's one exchange is spread out."""
     result = {}
     for name in ("baseline", "lo-fi"):
         steps = [r["steps"] for r in runs]

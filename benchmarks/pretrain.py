@@ -47,7 +47,9 @@ FONTS = {
         "oswald overpass poppins quicksand raleway roboto titillium-web varela-round work- "
         "sans"
     ),
-    "monospace": "dm-mono fira-code geist-mono ibm-plex-mono jetbrains-mono source-code-pro space-mono",
+    "monospace": (
+        "dm-mono fira-code geist-mono ibm-plex-mono jetbrains-mono source-code-pro space-mono"
+    ),
     "handwritten": (
         "dancing-script delius great-vibes lobster-two oleo-script pacifico permanent-marker "
         "satisfy shadows-into-light yellowtail zeyada"
