@@ -201,7 +201,7 @@ def test_an_output_is_not_replaced_unasked(
 ) -> None:
     path = open_checkpoint(net).save(tmp_path / "x.safetensors")
     before = path.read_bytes()
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="overwrite=True replaces it"):
         open_checkpoint(tuned).save(path)
     assert path.read_bytes() == before
     open_checkpoint(tuned).save(path, overwrite=True)
@@ -215,7 +215,7 @@ def test_an_output_is_not_replaced_unasked(
     for name in ("labels.json", "1.png"):
         (pictures / name).write_text("mine")
     with pytest.raises(
-        OutputError, match=r"other things than a model or results \(1.png\); it is left as it is"
+        OutputError, match=r"other things than a model or results \(1.png\)\nhint: it is not"
     ):
         open_checkpoint(net).save(pictures, overwrite=True)
     assert (pictures / "1.png").read_text() == "mine"

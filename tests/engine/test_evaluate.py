@@ -1,28 +1,16 @@
-"""The engine: the same bits however the work is cut up."""
+"""Evaluation: the same bits however the work is divided."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from weightops import TaskVector, open_checkpoint
-from weightops.algebra.dtypes import SAFETENSORS
-from weightops.algebra.kernels import CHUNK, has_nonfinite
+from weightops.algebra.kernels import CHUNK
 from weightops.engine.evaluate import allocate, materialize
-from weightops.engine.plan import SEGMENT, plan, units
-from weightops.engine.reduce import gram
-
-
-@pytest.fixture(scope="module")
-def large() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Tensors that end within, at and just after a chunk and a segment."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = [1, CHUNK - 1, CHUNK, CHUNK + 1, SEGMENT, SEGMENT + 7]
-    pre = {f"w{n}": torch.randn(n, generator=generator) for n in sizes}
-    return pre, {n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in pre.items()}
+from weightops.engine.plan import SEGMENT
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -109,22 +97,6 @@ def test_a_sum_of_vectors_is_as_precise_as_its_terms() -> None:
     )
 
 
-def test_the_callers_precision_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    plain = torch.bmm
-    monkeypatch.setattr(
-        torch, "bmm", lambda *a: seen.append(torch.get_float32_matmul_precision()) or plain(*a)
-    )
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        gram([open_checkpoint({"w": torch.ones(5000)}).form])
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert set(seen) == {"highest"}
-
-
 def test_an_element_does_not_depend_on_its_neighbours(
     large: tuple[dict[str, torch.Tensor], ...],
 ) -> None:
@@ -139,30 +111,6 @@ def test_an_element_does_not_depend_on_its_neighbours(
         assert torch.equal(part, whole[start:stop])
 
 
-def test_units_cover_each_element_once(large: tuple[dict[str, torch.Tensor], ...]) -> None:
-    form = open_checkpoint(large[0]).form
-    covered: dict[str, list[tuple[int, int]]] = {}
-    for batch in units(plan(form)):
-        assert sum(s.stop - s.start for s in batch) < 2 * SEGMENT
-        for segment in batch:
-            covered.setdefault(segment.step.name, []).append((segment.start, segment.stop))
-    for name, spans in covered.items():
-        spans.sort()
-        assert [a for a, _ in spans] == [0, *(b for _, b in spans)][:-1]
-        assert spans[-1][1] == form.specs[name].numel
-
-
-def test_gram_against_float64(large: tuple[dict[str, torch.Tensor], ...]) -> None:
-    pre, ft = large
-    half = {n: (t + pre[n]) / 2 for n, t in ft.items()}
-    forms = [TaskVector(pre, ft).form, TaskVector(pre, half).form]
-    for name, g in gram(forms).items():
-        x, y = ft[name].double() - pre[name].double(), half[name].double() - pre[name].double()
-        expected = torch.stack([torch.stack([x @ x, x @ y]), torch.stack([x @ y, y @ y])])
-        assert torch.allclose(g, expected, rtol=1e-5)
-        assert math.isclose(g[0, 1], g[1, 0])
-
-
 def test_noncontiguous_and_half_precision_targets(
     large: tuple[dict[str, torch.Tensor], ...],
 ) -> None:
@@ -175,16 +123,3 @@ def test_noncontiguous_and_half_precision_targets(
 def test_many_segments_of_one_tensor() -> None:
     ones = {"w": torch.ones(3 * SEGMENT + 5), "v": torch.ones(3)}
     assert all(bool((t == 1).all()) for t in open_checkpoint(ones).state_dict().values())
-
-
-@pytest.mark.parametrize("dtype", sorted(set(SAFETENSORS.values()), key=str))
-def test_nonfinite_in_every_dtype(dtype: torch.dtype) -> None:
-    chunk = torch.ones(100).to(dtype)
-    assert not has_nonfinite(chunk)
-    assert not has_nonfinite(chunk[:0])
-    if dtype.is_floating_point and dtype.itemsize > 1:
-        for value in (math.nan, math.inf, -math.inf):
-            chunk[50] = value
-            assert has_nonfinite(chunk)
-    elif dtype.is_floating_point and str(dtype) != "torch.float8_e8m0fnu":
-        assert has_nonfinite(torch.full((9,), math.nan).to(dtype))
