@@ -21,6 +21,8 @@ from weightops.evaluation.table import EVALUATORS as EVALUATORS
 from weightops.evaluation.table import Evaluator as Evaluator
 from weightops.evaluation.table import evaluate as evaluate
 from weightops.evaluation.table import evaluator as evaluator
+from weightops.merging.average import average as average
+from weightops.merging.average import interpolate as interpolate
 from weightops.merging.merge import merge as merge
 from weightops.merging.methods.method import Method as Method
 from weightops.merging.methods.table import METHODS as METHODS
@@ -28,8 +30,6 @@ from weightops.merging.methods.table import method as method
 from weightops.merging.recipe import Recipe as Recipe
 from weightops.search.strategies import SearchOptions as SearchOptions
 from weightops.task_vector import TaskVector as TaskVector
-from weightops.task_vector import average as average
-from weightops.task_vector import interpolate as interpolate
 from weightops.tasks.table import TASKS as TASKS
 from weightops.tasks.table import register_task as register_task
 from weightops.tasks.task import Task as Task

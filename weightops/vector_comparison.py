@@ -1,4 +1,4 @@
-"""How task vectors lie to each other: lengths, angles, conflicts of sign, spectra."""
+"""Compare task vectors: lengths, angles, conflicts of sign, spectra."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 from weightops.algebra.names import layer_of
 from weightops.checkpoints.opening import CheckpointLike, open_ref
 from weightops.engine.reduce import gram
-from weightops.errors import WeightopsError
+from weightops.errors import OptionError
 from weightops.task_vector import TaskVector
 
-_SHOWN = 64  # singular values of a spectrum; matrices with fewer are left out
-_RANK = 8  # directions of a matrix of which principal angles are taken
+_SPECTRUM_LENGTH = 64
+"""The number of singular values of a spectrum; matrices with fewer are skipped."""
+_SUBSPACE_RANK = 8
+"""The number of a matrix's directions between which principal angles are taken."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,15 @@ class Comparison:
     """Several task vectors side by side.
 
     Attributes:
-        names: of the vectors.
+        names: the names of the vectors.
         grams: inner products at each tensor, shape ``(k, k)``.
-        conflicts: share of the elements that both of two vectors change which they move in opposite directions, ``(k, k)``.
-        spectra: mean share of the first 64 singular values' squares, by vector, over the matrices that have as many; empty if not asked for.
-        overlaps: mean squared cosine of the principal angles between the spaces of the 8 first left singular vectors, ``(k, k)``, over
-            the matrices; None if not asked for. Chance gives 8 over the height.
+        conflicts: of the elements that both of two vectors change, the share that they move in
+            opposite directions, shape ``(k, k)``.
+        spectra: vector -> shares of the first 64 singular values in the sum of squares, the mean
+            over the matrices that have as many; empty if not asked for.
+        overlaps: mean squared cosine of the principal angles between the spaces of the first 8 left
+            singular vectors, the mean over these matrices, shape ``(k, k)``; None if not asked for.
+            Random spaces have 8 over the height of the matrix.
     """
 
     names: tuple[str, ...]
@@ -39,33 +44,36 @@ class Comparison:
 
     @property
     def total(self) -> torch.Tensor:
-        """Inner products of the whole vectors, shape ``(k, k)``."""
+        """Inner products of the vectors over all tensors, shape ``(k, k)``."""
         return sum(self.grams.values(), torch.zeros_like(self.conflicts))
 
     @property
     def cosines(self) -> torch.Tensor:
-        """Cosines of the angles between the whole vectors, shape ``(k, k)``; NaN for a vector that is zero."""
+        """Cosines between the vectors, shape ``(k, k)``; NaN for a vector that is zero."""
         return cosines(self.total)
 
     @property
     def norms(self) -> list[float]:
-        """The length of each vector."""
+        """The norm of each vector."""
         return self.total.diagonal().sqrt().tolist()
 
     def layers(self) -> dict[str, torch.Tensor]:
-        """Inner products by layer: the part of a name up to its first number, or its first two parts."""
-        found: dict[str, torch.Tensor] = {}
-        for name, g in self.grams.items():
+        """Return inner products by layer, shape ``(k, k)``.
+
+        A layer is the part of a name up to its first number, or else its first two parts.
+        """
+        totals: dict[str, torch.Tensor] = {}
+        for name, products in self.grams.items():
             layer = layer_of(name)
             key = f"{layer.before}{layer.number}" if layer else ".".join(name.split(".")[:2])
-            found[key] = found[key] + g if key in found else g
-        return found
+            totals[key] = totals[key] + products if key in totals else products
+        return totals
 
 
-def cosines(g: torch.Tensor) -> torch.Tensor:
-    """Cosines from inner products."""
-    norms = g.diagonal().sqrt()
-    return g / (norms[:, None] * norms)
+def cosines(products: torch.Tensor) -> torch.Tensor:
+    """Return the cosines of inner products, both of shape ``(k, k)``."""
+    norms = products.diagonal().sqrt()
+    return products / (norms[:, None] * norms)
 
 
 def compare(
@@ -78,34 +86,37 @@ def compare(
 
     Args:
         models: task vectors (or files of them), or fine-tuned weights.
-        base: what the weights are fine-tuned from.
+        base: the model that the weights are fine-tuned from.
         spectra: also decompose every matrix into singular values, which takes far longer.
 
     Raises:
-        WeightopsError: for weights without a base, or fewer than two vectors without one.
+        OptionError: for weights without a base, or fewer than two vectors without one.
 
     >>> base, a, b = ({"w": torch.tensor(x)} for x in ([0.0, 0.0], [3.0, 4.0], [4.0, -3.0]))
-    >>> found = compare([a, b], base=base)
-    >>> found.norms, round(found.cosines[0, 1].item(), 6), found.conflicts[0, 1].item()
-    ([5.0, 5.0], 0.0, 0.5)
+    >>> comparison = compare([a, b], base=base)
+    >>> comparison.norms, round(comparison.cosines[0, 1].item(), 6)
+    ([5.0, 5.0], 0.0)
+    >>> comparison.conflicts[0, 1].item()
+    0.5
     """
     vectors = [_vector(model, base) for model in models]
     if len(vectors) < (2 if base is None else 1):
-        raise WeightopsError(
-            "a comparison needs at least two task vectors, or a base and what it is compared with"
+        raise OptionError(
+            "a comparison needs at least two task vectors",
+            hint="or the model that one is fine-tuned from: base=...",
         )
     forms = [vector.form for vector in vectors]
-    total = torch.zeros(len(forms), len(forms), dtype=torch.float64)
-    signed = sum(gram(forms, torch.sign).values(), total)
-    both = sum(gram(forms, lambda x: x.sign().abs()).values(), total)
-    decomposed = _decompose(vectors) if spectra else ([[] for _ in vectors], None)
+    zeros = torch.zeros(len(forms), len(forms), dtype=torch.float64)
+    signed = sum(gram(forms, torch.sign).values(), zeros)
+    both = sum(gram(forms, lambda values: values.sign().abs()).values(), zeros)
     names = _distinct([_name(model, i) for i, model in enumerate(models)])
+    shares, overlaps = _decompose(vectors) if spectra else ([], None)
     return Comparison(
         names,
         gram(forms),
         (both - signed) / 2 / both.clamp(min=1),
-        dict(zip(names, decomposed[0], strict=True)) if spectra else {},
-        decomposed[1],
+        dict(zip(names, shares, strict=True)) if spectra else {},
+        overlaps,
     )
 
 
@@ -115,45 +126,44 @@ def _vector(model: CheckpointLike | TaskVector, base: CheckpointLike | None) -> 
     if isinstance(model, (str, Path)) and open_ref(model).form.space == "delta":
         return TaskVector.load(model)
     if base is None:
-        raise WeightopsError(
-            f"{_name(model, 0)} holds weights: say which base they are fine-tuned from (--base)"
+        raise OptionError(
+            f"{_name(model, 0)} holds weights, and there is no base",
+            hint="name the model that they are fine-tuned from: base=...",
         )
     return TaskVector(base, model)
 
 
 def _name(model: object, index: int) -> str:
-    return (
-        Path(model).name.removesuffix(".safetensors")
-        if isinstance(model, (str, Path))
-        else f"vector {index + 1}"
-    )
+    if isinstance(model, (str, Path)):
+        return Path(model).name.removesuffix(".safetensors")
+    return f"vector {index + 1}"
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(n if names.count(n) == 1 else f"{n} ({i + 1})" for i, n in enumerate(names))
+    return tuple(
+        name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)
+    )
 
 
 def _decompose(vectors: Sequence[TaskVector]) -> tuple[list[list[float]], torch.Tensor]:
-    """Mean spectra, and overlaps of the spaces of the first left singular vectors."""
+    """Return the mean spectrum of each vector, and the mean overlaps of their subspaces."""
     k = len(vectors)
-    spectra = [torch.zeros(_SHOWN, dtype=torch.float64) for _ in vectors]
-    overlaps, matrices = torch.zeros(k, k, dtype=torch.float64), 0
+    spectra = torch.zeros(k, _SPECTRUM_LENGTH, dtype=torch.float64)
+    overlaps, count = torch.zeros(k, k, dtype=torch.float64), 0
     for name, spec in vectors[0].specs.items():
-        if (
-            len(spec.shape) != 2
-            or min(spec.shape) < _SHOWN
-            or any(name not in vector for vector in vectors)
-        ):
+        large = len(spec.shape) == 2 and min(spec.shape) >= _SPECTRUM_LENGTH
+        if not large or any(name not in vector for vector in vectors):
             continue
-        parts = [torch.linalg.svd(vector[name].float(), full_matrices=False) for vector in vectors]
-        if any(s[0] == 0 for _, s, _ in parts):
+        factors = [
+            torch.linalg.svd(vector[name].float(), full_matrices=False)[:2] for vector in vectors
+        ]
+        if any(values[0] == 0 for _, values in factors):
             continue
-        matrices += 1
-        for spectrum, (_, s, _) in zip(spectra, parts, strict=True):
-            spectrum += (s.double().square() / s.double().square().sum())[:_SHOWN]
-        for i, (u, _, _) in enumerate(parts):
-            for j, (v, _, _) in enumerate(parts):
-                overlaps[i, j] += (u[:, :_RANK].T @ v[:, :_RANK]).double().square().sum() / _RANK
-    return [(spectrum / max(matrices, 1)).tolist() for spectrum in spectra], overlaps / max(
-        matrices, 1
-    )
+        count += 1
+        for i, (left, values) in enumerate(factors):
+            squares = values.double().square()
+            spectra[i] += (squares / squares.sum())[:_SPECTRUM_LENGTH]
+            for j, (other, _) in enumerate(factors):
+                cosines = left[:, :_SUBSPACE_RANK].T @ other[:, :_SUBSPACE_RANK]
+                overlaps[i, j] += cosines.double().square().sum() / _SUBSPACE_RANK
+    return (spectra / max(count, 1)).tolist(), overlaps / max(count, 1)

@@ -65,12 +65,12 @@ def _norms(gram: torch.Tensor) -> list[float]:
 
 
 def _draw(comparison: Comparison, out: Path, *, overwrite: bool) -> None:
-    from weightops.reports.vector_comparison import draw_geometry
+    from weightops.reports.vector_comparison import draw_comparison
     from weightops.support.atomic import atomic_output
 
     layers = {name: _norms(gram) for name, gram in _changed(comparison.layers()).items()}
     with atomic_output(out, overwrite=overwrite) as file:
-        draw_geometry(file, comparison.names, comparison.cosines, layers, comparison.spectra)
+        draw_comparison(file, comparison.names, comparison.cosines, layers, comparison.spectra)
 
 
 def _record(comparison: Comparison, base: str | None, per_tensor: bool) -> dict[str, Any]:

@@ -1,16 +1,16 @@
-"""mergekit's YAML as weightops' recipe: the same merge, or a refusal that names what can't be done."""
+"""Translate mergekit's YAML into a recipe for the same merge, or refuse it by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from weightops.algebra.names import PerTensor
 from weightops.errors import RecipeError
+from weightops.merging.mergekit_values import scoped
 from weightops.support.registry import unknown
 
-_TOP = (
+_TOP_KEYS = (
     "merge_method",
     "models",
     "slices",
@@ -21,45 +21,77 @@ _TOP = (
     "tokenizer_source",
 )
 _IGNORED = ("int8_mask",)
-"""Parameters that change how mergekit computes, and not what."""
+"""Parameters that don't change the result."""
+_ONE_VALUE = {"nuslerp_row_wise": False, "nuslerp_flatten": True, "filter_wise": False}
+"""Parameters that are supported at one value only."""
+_PER_MODEL = ("weight", "density", "gamma", "epsilon", "scale")
+"""Parameters that a model may have of its own."""
+_DEFAULTS = {"density": 1.0, "gamma": 0.01, "epsilon": 0.15}
 
 
-class _Rule(NamedTuple):
-    """How a method of mergekit's is called here: parameter -> option, options that are always set, and defaults."""
+class _Translation(NamedTuple):
+    """A merge method of mergekit in terms of weightops.
+
+    Attributes:
+        method: the method of weightops.
+        options: parameter of mergekit -> option of the method.
+        fixed: options that are always set.
+        weight: True if each model needs a weight.
+        normalize: mergekit's default of ``normalize``, or None if the method hasn't the parameter.
+        elects: True if the method elects signs.
+        rescale: True if the method has the parameter ``rescale``.
+        base: whether a base is needed, refused, or possible.
+    """
 
     method: str
-    shared: Mapping[str, str] = {}
+    options: Mapping[str, str] = {}
     fixed: Mapping[str, Any] = {}
     weight: bool = True
-    normalize: bool | None = None  # mergekit's default, where it has the parameter
+    normalize: bool | None = None
     elects: bool = False
     rescale: bool = False
-    on_base: bool | None = True  # None: with a base or without
+    base: Literal["needed", "refused", "optional"] = "needed"
+
+    @property
+    def parameters(self) -> set[str]:
+        """The parameters that mergekit's method takes."""
+        extra = {
+            "weight": self.weight,
+            "lambda": self.normalize is not None,
+            "normalize": self.normalize is not None,
+            "rescale": self.rescale,
+        }
+        taken = {name for name, takes in extra.items() if takes}
+        return {*self.options, *_IGNORED, *_ONE_VALUE, *taken}
 
 
 def _sparse(
     method: str, *options: str, normalize: bool = False, elects: bool = False, rescale: bool = False
-) -> _Rule:
-    fixed = {"rescale": "l1"} if rescale else {}
-    return _Rule(
-        method, {o: o for o in options}, fixed, normalize=normalize, elects=elects, rescale=rescale
+) -> _Translation:
+    return _Translation(
+        method,
+        {option: option for option in options},
+        {"rescale": "l1"} if rescale else {},
+        normalize=normalize,
+        elects=elects,
+        rescale=rescale,
     )
 
 
-_RULES = {
-    "linear": _Rule("linear", {"normalize": "normalize"}, on_base=False),
-    "slerp": _Rule("slerp", {"t": "t"}, {"parallel": 0.9995}, weight=False, on_base=False),
-    "nuslerp": _Rule("nuslerp", on_base=None),
-    "karcher": _Rule(
+_TRANSLATIONS = {
+    "linear": _Translation("linear", {"normalize": "normalize"}, base="refused"),
+    "slerp": _Translation("slerp", {"t": "t"}, {"parallel": 0.9995}, weight=False, base="refused"),
+    "nuslerp": _Translation("nuslerp", base="optional"),
+    "karcher": _Translation(
         "karcher",
         {"max_iter": "steps", "tol": "tolerance"},
         {"steps": 10, "tolerance": 1e-5},
         weight=False,
-        on_base=False,
+        base="refused",
     ),
-    "passthrough": _Rule("passthrough", {"scale": "scale"}, weight=False, on_base=False),
-    "model_stock": _Rule("model_stock", weight=False),
-    "task_arithmetic": _Rule("task_arithmetic", normalize=False),
+    "passthrough": _Translation("passthrough", {"scale": "scale"}, weight=False, base="refused"),
+    "model_stock": _Translation("model_stock", weight=False),
+    "task_arithmetic": _Translation("task_arithmetic", normalize=False),
     "ties": _sparse("ties", "density", normalize=True, elects=True),
     "dare_linear": _sparse("dare_linear", "density", rescale=True),
     "dare_ties": _sparse("dare_ties", "density", elects=True, rescale=True),
@@ -67,93 +99,92 @@ _RULES = {
     "breadcrumbs_ties": _sparse("breadcrumbs_ties", "density", "gamma", elects=True),
     "della_linear": _sparse("della_linear", "density", "epsilon", rescale=True),
     "della": _sparse("della", "density", "epsilon", normalize=True, elects=True, rescale=True),
-    "sce": _Rule("sce", {"select_topk": "select_topk"}, weight=False),
+    "sce": _Translation("sce", {"select_topk": "select_topk"}, weight=False),
 }
-_DEFAULTS = {"density": 1.0, "gamma": 0.01, "epsilon": 0.15}
-_REFUSED = {"nuslerp_row_wise": False, "nuslerp_flatten": True, "filter_wise": False}
-"""Parameters that are understood at one value only."""
 
 
 def looks_like_mergekit(content: Mapping[str, Any]) -> bool:
-    """True for a mapping with mergekit's keys."""
+    """Return True for a mapping with mergekit's keys."""
     return "merge_method" in content
 
 
 def translate(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe that does what a configuration of mergekit 0.1.5 does.
+    """Return the recipe for the merge that a configuration of mergekit 0.1.5 describes.
 
     Raises:
-        RecipeError: naming what isn't supported or isn't known, which mergekit would ignore.
+        RecipeError: naming what isn't supported, or what mergekit would ignore as unknown.
+        UnknownNameError: for a key or method that isn't supported.
     """
     for key in content:
-        if key not in _TOP:
-            raise unknown("key of mergekit's that is supported", str(key), _TOP)
+        if key not in _TOP_KEYS:
+            raise unknown("key of mergekit's that is supported", str(key), _TOP_KEYS)
     slices = content.get("slices") or ()
     ranged = any(
         "layer_range" in source for piece in slices for source in piece.get("sources") or ()
     )
-    return _slices(content) if len(slices) > 1 or ranged else _one(content)
+    return _of_slices(content) if len(slices) > 1 or ranged else _of_models(content)
 
 
-def _one(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without slices, or with one."""
-    name = content["merge_method"]
-    if name not in _RULES:
-        raise unknown("merge method of mergekit's that is supported", str(name), _RULES)
-    rule = _RULES[name]
-    if content.get("tokenizer_source") not in (None, "base"):
-        raise RecipeError(
-            f"tokenizer_source: {content['tokenizer_source']} is not supported; the base's tokenizer is kept"
-        )
-    inputs, shared = _inputs(content)
-    base = content.get("base_model")
-    others = [entry for entry in inputs if entry["model"] != base]
-    if name == "slerp":
-        if base is None or len(others) != 1:
-            raise RecipeError("slerp needs base_model and one other model")
-        inputs, base = [{"model": base}, *others], None
-    elif name == "karcher" and base is not None:
-        inputs, base = [*inputs, *([{"model": base}] if len(others) == len(inputs) else [])], None
-    elif rule.on_base is False:
-        if base is not None and len(others) == len(inputs):
-            raise RecipeError(f"{name} takes no base_model beside its models")
-        base = None
-    elif base is None and rule.on_base:
-        raise RecipeError(f"{name} needs base_model")
-    else:
-        inputs = others
-    return _recipe(rule, name, inputs, shared, base, content)
-
-
-def _slices(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Each slice as a recipe of its own, with the layers that it takes."""
-    dtype = content.get("out_dtype") or content.get("dtype")
-    pieces = []
+def _of_slices(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate each slice into a recipe of its own, with its layers."""
+    recipes = []
     for piece in content["slices"]:
-        alone = {
-            **content,
-            "slices": [piece],
-            **({"base_model": piece["base_model"]} if "base_model" in piece else {}),
-        }
-        recipe = _one(alone)
+        base = {"base_model": piece["base_model"]} if "base_model" in piece else {}
+        recipe = _of_models({**content, "slices": [piece], **base})
         recipe.pop("dtype", None)
         ranges = {entry["model"]: entry.get("layer_range") for entry in piece["sources"]}
-        if recipe.get("base") is not None and ranges.get(recipe["base"]) not in (
-            None,
-            *list(ranges.values())[:1],
-        ):
+        first = next(iter(ranges.values()), None)
+        if recipe.get("base") is not None and ranges.get(recipe["base"]) not in (None, first):
             raise RecipeError(
                 "a base_model with other layers than the models of its slice is not supported"
             )
         recipe["models"] = [
             {**entry, "layers": ranges[entry["model"]]} for entry in recipe["models"]
         ]
-        pieces.append(recipe)
-    return {"slices": pieces, **({"dtype": dtype} if dtype else {})}
+        recipes.append(recipe)
+    return {"slices": recipes, **_dtype(content)}
+
+
+def _of_models(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate a configuration without slices, or with one."""
+    name = content["merge_method"]
+    if name not in _TRANSLATIONS:
+        raise unknown("merge method of mergekit's that is supported", str(name), _TRANSLATIONS)
+    translation = _TRANSLATIONS[name]
+    if content.get("tokenizer_source") not in (None, "base"):
+        raise RecipeError(
+            f"tokenizer_source: {content['tokenizer_source']} is not supported",
+            hint="leave it out; the base's tokenizer is kept",
+        )
+    inputs, shared = _inputs(content)
+    inputs, base = _split_base(name, inputs, content.get("base_model"))
+    _check_parameters(name, inputs, shared)
+    options = _options(translation, inputs, shared)
+    weights = _weights(name, inputs, shared)
+    if translation.normalize is not None and shared.get("normalize", translation.normalize):
+        if translation.elects:
+            options["normalize"] = "weights"
+        else:
+            weights = _normalized(weights)
+    elif translation.elects:
+        options["normalize"] = "none"
+    models = [
+        {"model": entry["model"], "weight": weight}
+        for entry, weight in zip(inputs, weights, strict=True)
+    ]
+    recipe: dict[str, Any] = {"method": translation.method, "models": models, "options": options}
+    if base is not None:
+        recipe |= {"base": base, "alpha": scoped(shared.get("lambda"), 1.0)}
+    return {**recipe, **_dtype(content)}
+
+
+def _dtype(content: Mapping[str, Any]) -> dict[str, Any]:
+    dtype = content.get("out_dtype") or content.get("dtype")
+    return {"dtype": dtype} if dtype else {}
 
 
 def _inputs(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The models with their parameters, and the parameters for all of them."""
+    """Return the models with their parameters, and the parameters for all of them."""
     shared = dict(content.get("parameters") or {})
     if ("models" in content) == ("slices" in content):
         raise RecipeError("exactly one of models and slices must be there")
@@ -173,133 +204,86 @@ def _inputs(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str,
     return [dict(entry) for entry in entries], shared
 
 
-def _recipe(
-    rule: _Rule,
-    name: str,
-    inputs: list[dict[str, Any]],
-    shared: dict[str, Any],
-    base: str | None,
-    content: Mapping[str, Any],
-) -> dict[str, Any]:
-    per_model = {"weight", "density", "gamma", "epsilon", "scale"}
-    allowed = {
-        *rule.shared,
-        *_IGNORED,
-        *_REFUSED,
-        *(["weight"] if rule.weight else []),
-        *(["lambda"] if rule.normalize is not None else []),
-        *(["normalize"] if rule.normalize is not None else []),
-        *(["rescale"] if rule.rescale else []),
-    }
-    for place, parameters in [
-        ("parameters", shared),
-        *((e["model"], e.get("parameters") or {}) for e in inputs),
-    ]:
+def _split_base(
+    name: str, inputs: list[dict[str, Any]], base: str | None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the models that weightops merges, and the base that it takes task vectors from."""
+    others = [entry for entry in inputs if entry["model"] != base]
+    base_is_apart = base is not None and len(others) == len(inputs)
+    rule = _TRANSLATIONS[name].base
+    if name == "slerp":
+        if base is None or len(others) != 1:
+            raise RecipeError("slerp needs base_model and one other model")
+        return [{"model": base}, *others], None
+    if name == "karcher":
+        return [*inputs, {"model": base}] if base_is_apart else inputs, None
+    if rule == "refused":
+        if base_is_apart:
+            raise RecipeError(f"{name} takes no base_model beside its models")
+        return inputs, None
+    if base is None and rule == "needed":
+        raise RecipeError(f"{name} needs base_model")
+    return others, base
+
+
+def _check_parameters(
+    name: str, inputs: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]
+) -> None:
+    """Refuse parameters that the method doesn't take, or doesn't take there."""
+    allowed = _TRANSLATIONS[name].parameters
+    places = [("parameters", shared, allowed)]
+    places += [(entry["model"], _own(entry), allowed & {*_PER_MODEL}) for entry in inputs]
+    for place, parameters, known in places:
         for key in parameters:
-            if key not in allowed or (place != "parameters" and key not in per_model):
+            if key not in known:
                 raise RecipeError(f"{place} has {key!r}, which {name} doesn't take there")
-    for key, value in _REFUSED.items():
+    for key, value in _ONE_VALUE.items():
         if shared.get(key, value) != value:
             raise RecipeError(f"{key}: {shared[key]} is not supported")
-    options: dict[str, Any] = dict(rule.fixed)
-    for key, option in rule.shared.items():
+
+
+def _own(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a model's own parameters."""
+    return entry.get("parameters") or {}
+
+
+def _options(
+    translation: _Translation, inputs: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the method's options, but for ``normalize``."""
+    options = dict(translation.fixed)
+    for key, option in translation.options.items():
         values = [
-            _scoped((e.get("parameters") or {}).get(key), shared.get(key), _DEFAULTS.get(key))
-            for e in inputs
+            scoped(_own(entry).get(key), shared.get(key), _DEFAULTS.get(key)) for entry in inputs
         ]
         if any(value != values[0] for value in values):
             options[option] = {"each": values}
         elif values[0] is not None:
             options[option] = values[0]
-    if rule.rescale and shared.get("rescale", True) is False:
+    if translation.rescale and shared.get("rescale", True) is False:
         options["rescale"] = "none"
-    weights: list[PerTensor] = [1.0] * len(inputs)
-    if rule.weight:
-        for i, entry in enumerate(inputs):
-            value = _scoped((entry.get("parameters") or {}).get("weight"), shared.get("weight"))
-            if value is None or (isinstance(value, Mapping) and "*" not in value):
-                raise RecipeError(f"{entry['model']} has no weight, which {name} needs")
-            weights[i] = value
-    if rule.normalize is not None and shared.get("normalize", rule.normalize):
-        if rule.elects:
-            options["normalize"] = "weights"
-        else:
-            if (
-                not all(isinstance(weight, (int, float)) for weight in weights)
-                or abs(sum(weights)) < 1e-8
-            ):
-                raise RecipeError(
-                    "normalize with weights by layer or filter is not supported without an election of signs"
-                )
-            weights = [weight / sum(weights) for weight in weights]
-    elif rule.elects:
-        options["normalize"] = "none"
-    recipe: dict[str, Any] = {
-        "method": rule.method,
-        "models": [
-            {"model": entry["model"], "weight": weight}
-            for entry, weight in zip(inputs, weights, strict=True)
-        ],
-        "options": options,
-    }
-    if base is not None:
-        recipe |= {"base": base, "alpha": _scoped(shared.get("lambda"), 1.0)}
-    dtype = content.get("out_dtype") or content.get("dtype")
-    return recipe | ({"dtype": dtype} if dtype else {})
+    return options
 
 
-def _scoped(*scopes: Any) -> PerTensor:
-    """The first of some values; where it is for filters that don't match, the next."""
-    found: dict[str, PerTensor] = {}
-    for value in scopes:
-        setting = None if value is None else _setting(value)
-        if setting is None:
-            continue
-        if not isinstance(setting, Mapping):
-            return {**found, "*": setting} if found else setting
-        found = {
-            **found,
-            **{pattern: inner for pattern, inner in setting.items() if pattern not in found},
-        }
-        if "*" in found:
-            break
-    return found or None
+def _weights(
+    name: str, inputs: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]
+) -> list[PerTensor]:
+    """Return the weight of each model: 1, if the method takes none."""
+    if not _TRANSLATIONS[name].weight:
+        return [1.0] * len(inputs)
+    weights = []
+    for entry in inputs:
+        weight = scoped(_own(entry).get("weight"), shared.get("weight"))
+        if weight is None or (isinstance(weight, Mapping) and "*" not in weight):
+            raise RecipeError(f"{entry['model']} has no weight, which {name} needs")
+        weights.append(weight)
+    return weights
 
 
-def _setting(value: Any) -> PerTensor:
-    """Scalars, gradients over the layers, and filters, as a `PerTensor`: mergekit gives other tensors than layers a gradient's start."""
-    if isinstance(value, dict):
-        value = [value]
-    if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-        found: dict[str, PerTensor] = {}
-        for condition in value:
-            for key in condition:
-                if key not in ("filter", "value"):
-                    raise unknown(
-                        "key of a conditional value in mergekit's recipes",
-                        str(key),
-                        ("filter", "value"),
-                    )
-            text = condition.get("filter")
-            inner = _setting(condition["value"])
-            pattern = "*" if text in (None, "*") else f"*{text}*"
-            if isinstance(inner, Mapping):
-                found |= {_both(pattern, p): v for p, v in inner.items()}
-            else:
-                found.setdefault(pattern, inner)
-        return found
-    if isinstance(value, list):
-        return {"*.[0-9]*.*": [float(v) for v in value], "*": float(value[0])}
-    if isinstance(value, str):  # as YAML reads 1e-5
-        with suppress(ValueError):
-            value = float(value)
-    return (
-        float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-    )
-
-
-def _both(outer: str, inner: str) -> str:
-    """A pattern for what two match: one of them is `*`, or the layer's number comes first, as it does in transformers' names."""
-    if "*" in (outer, inner):
-        return inner if outer == "*" else outer
-    return inner.removesuffix("*") + outer
+def _normalized(weights: Sequence[PerTensor]) -> list[PerTensor]:
+    if not all(isinstance(weight, (int, float)) for weight in weights) or abs(sum(weights)) < 1e-8:
+        raise RecipeError(
+            "normalize with weights by layer or filter, or of sum 0, is not supported without an "
+            "election of signs"
+        )
+    return [weight / sum(weights) for weight in weights]

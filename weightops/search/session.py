@@ -17,6 +17,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint, open_ref
+from weightops.checkpoints.origin import Origin
 from weightops.evaluation.batchnorm import (
     encoder_with_batchnorm,
     recompute_batchnorm,
@@ -26,7 +27,7 @@ from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.zero_shot import metrics, predict
 from weightops.search.goal import Coefficients, Goal, Hits
 from weightops.search.measurements import Measurements, image_count
-from weightops.task_vector import Origin, TaskVector
+from weightops.task_vector import TaskVector
 from weightops.tasks.task import Task
 from weightops.training.config import TrainingConfig, config_for
 from weightops.training.finetune import finetune

@@ -1,0 +1,98 @@
+"""Write task vectors to files, and open these files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightops.algebra.dtypes import accumulator
+from weightops.algebra.linear_form import LinearForm, provenance
+from weightops.algebra.source import Source, Spec
+from weightops.checkpoints.formats.compressed import coding, write_compressed
+from weightops.checkpoints.formats.lora import write_adapter
+from weightops.checkpoints.opening import open_ref
+from weightops.engine.layout import layout
+from weightops.engine.write import write
+from weightops.errors import OptionError, SpaceError
+from weightops.hub.cards import adapter_card
+from weightops.support.atomic import atomic_output, resumable_output
+
+
+def write_vector(
+    form: LinearForm,
+    path: Path,
+    *,
+    base: Mapping[str, Any] | None,
+    overwrite: bool,
+    dtype: torch.dtype | None,
+    compress: str | None,
+) -> Path:
+    """Write a delta to a safetensors file; see `TaskVector.save`.
+
+    Args:
+        form: the delta.
+        path: the file.
+        base: the provenance of the base, for the metadata.
+        overwrite: replace a file that exists.
+        dtype: the dtype of the tensors; by default float32 (float64 for float64).
+        compress: a coding of `formats.compressed`.
+    """
+    if compress is not None:
+        coding(compress)
+        if dtype is not None:
+            raise OptionError(
+                "a compressed task vector has the dtypes of its compression",
+                hint="leave out dtype=",
+            )
+    specs = {
+        name: Spec(spec.shape, dtype or accumulator(spec.dtype))
+        for name, spec in form.specs.items()
+    }
+    form = replace(form, specs=specs)
+    record = {"kind": "task vector", **provenance(form), "base": base}
+    if compress is not None:
+        with atomic_output(path, overwrite=overwrite) as file:
+            write_compressed(form, file, compress, record)
+        return path
+    metadata = {"format": "pt", "weightops": json.dumps(record)}
+    with resumable_output(path, single=True, overwrite=overwrite) as folder:
+        write(form, folder, layout(form, path.name, metadata))
+    return path
+
+
+def write_lora(
+    form: LinearForm,
+    folder: Path,
+    rank: int,
+    *,
+    base: str | None,
+    fan_in_fan_out: bool,
+    overwrite: bool,
+) -> dict[str, float]:
+    """Write the LoRA nearest to a delta, with a model card; see `TaskVector.save_lora`."""
+    with atomic_output(folder, overwrite=overwrite) as stage:
+        stage.mkdir()
+        lost = write_adapter(form, stage, rank, fan_in_fan_out=fan_in_fan_out, base=base)
+        card = adapter_card(base, rank, lost["relative_error"])
+        (stage / "README.md").write_text(card, encoding="utf-8")
+        return lost
+
+
+def open_vector(path: str | Path) -> Source:
+    """Open a file of a task vector.
+
+    Raises:
+        SpaceError: if the file holds weights, or needs the base to be a task vector.
+    """
+    source = open_ref(path).form.sources[0]
+    call = f"TaskVector(base, {str(path)!r})"
+    if source.space != "delta":
+        raise SpaceError(f"{path} holds weights, not a task vector", hint=f"{call} makes one")
+    if source.replaced is not None:
+        raise SpaceError(f"{path} replaces whole modules, and so needs its base", hint=call)
+    return source

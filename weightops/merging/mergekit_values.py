@@ -1,0 +1,71 @@
+"""Translate the values in mergekit's YAML, which may depend on the tensor, into `PerTensor`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from weightops.algebra.names import PerTensor
+from weightops.support.registry import unknown
+
+
+def scoped(*scopes: Any) -> PerTensor:
+    """Return the value of the innermost scope; where its filters don't match, of the next one."""
+    values: dict[str, PerTensor] = {}
+    for scope in scopes:
+        value = None if scope is None else _per_tensor(scope)
+        if value is None:
+            continue
+        if not isinstance(value, Mapping):
+            return {**values, "*": value} if values else value
+        values |= {pattern: inner for pattern, inner in value.items() if pattern not in values}
+        if "*" in values:
+            break
+    return values or None
+
+
+def _per_tensor(value: Any) -> PerTensor:
+    """Translate a scalar, a gradient over the layers, or filters.
+
+    mergekit gives tensors outside of the layers a gradient's first value.
+    """
+    if isinstance(value, dict):
+        value = [value]
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return _filtered(value)
+    if isinstance(value, list):
+        return {"*.[0-9]*.*": [float(item) for item in value], "*": float(value[0])}
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)  # YAML reads 1e-5 as text
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if number else value
+
+
+def _filtered(conditions: Sequence[Mapping[str, Any]]) -> dict[str, PerTensor]:
+    """Translate conditional values, ``{filter: text, value: ...}``."""
+    values: dict[str, PerTensor] = {}
+    known = ("filter", "value")
+    for condition in conditions:
+        for key in condition:
+            if key not in known:
+                raise unknown("key of a conditional value in mergekit's recipes", str(key), known)
+        text = condition.get("filter")
+        pattern = "*" if text in (None, "*") else f"*{text}*"
+        value = _per_tensor(condition["value"])
+        if isinstance(value, Mapping):
+            values |= {_intersection(pattern, inner): each for inner, each in value.items()}
+        else:
+            values.setdefault(pattern, value)
+    return values
+
+
+def _intersection(outer: str, inner: str) -> str:
+    """Return a pattern for the names that two patterns match.
+
+    One of them is ``*``, or the layer's number comes first, as in transformers' names.
+    """
+    if "*" in (outer, inner):
+        return inner if outer == "*" else outer
+    return inner.removesuffix("*") + outer
