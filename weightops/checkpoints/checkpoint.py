@@ -90,7 +90,7 @@ class Checkpoint(Tensors):
         return f"Checkpoint({self.ref!r}, {len(self)} tensors, {size / 1e6:.1f} MB)"
 
     def to(self, dtype: torch.dtype) -> Checkpoint:
-        """Return the weights with editable tensors in another dtype; a tensor is cast when it is read."""
+        """Return the weights with editable tensors in another dtype; reading casts them."""
         architecture = self.architecture.in_dtype(dtype) if self.architecture else None
         return self.with_form(self.form.to(dtype), architecture)
 

@@ -1,4 +1,4 @@
-"""The names of a CLIP model's tensors in open_clip and in transformers, and the mappings between them."""
+"""The names of CLIP's tensors in open_clip and in transformers, and mappings between them."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _leading_parts(names: Iterable[str]) -> list[str]:
 
 
 def from_transformers(name: str) -> TensorMapping | None:
-    """Return how a tensor of open_clip is obtained from transformers' tensors; None for other names.
+    """Return how a tensor of open_clip is obtained from transformers'; None for other names.
 
     >>> from_transformers("visual.transformer.resblocks.3.attn.in_proj_bias").names[0]
     'vision_model.encoder.layers.3.self_attn.q_proj.bias'
@@ -138,7 +138,7 @@ def from_transformers(name: str) -> TensorMapping | None:
 
 
 def _from_open_clip(names: Iterable[str]) -> dict[str, TensorMapping]:
-    """Return transformers' name -> how its tensor is obtained from open_clip's tensors ``names``."""
+    """Return transformers' name -> how its tensor is obtained from open_clip's ``names``."""
     found = {}
     for name in names:
         mapping = from_transformers(name)

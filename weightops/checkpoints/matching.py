@@ -125,7 +125,7 @@ def convert_to(checkpoint: Checkpoint, library: str) -> Checkpoint:
 
 
 def _converted(checkpoint: Checkpoint, library: str) -> Checkpoint | None:
-    """Return the checkpoint of the converted architecture, in the names of the model that it builds."""
+    """Return the weights in another library's names; None if there is no such conversion."""
     architecture = checkpoint.architecture and convert(checkpoint.architecture, library)
     if architecture is None:
         return None

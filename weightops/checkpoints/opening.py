@@ -133,7 +133,7 @@ def open_checkpoint(source: CheckpointLike) -> Checkpoint:
     if opened.form.space == "delta":
         raise SpaceError(
             f"{source} holds a task vector, not weights",
-            hint="`weightops apply`, or base= where there is one, applies it; in Python, TaskVector.load",
+            hint="TaskVector.load(path).apply(base) applies it, or base= where there is one",
         )
     return opened
 
@@ -206,7 +206,8 @@ def _unrecognised(file: Path) -> CheckpointError:
     size, length = file.stat().st_size, int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length < 1 << 30:
         return CheckpointError(
-            f"{file} is cut short: its header says that it has {length:,} bytes, and the file has {size:,}"
+            f"{file} is cut short: its header says that it has {length:,} bytes, "
+            f"and the file has {size:,}"
         )
     if head[:4] == b"PK\3\4":
         return CheckpointError(

@@ -45,8 +45,8 @@ def fetch_ref(ref: str, preferred: Iterable[str]) -> FetchedRef | None:
     """Fetch the weights that a ref names; None if the text isn't a ref.
 
     Args:
-        ref: ``org/name`` (if there is no folder ``org``), ``org/name@revision``, ``org/name:file``, or
-            ``scheme:name`` with a scheme of `SCHEMES`.
+        ref: ``org/name`` (if there is no folder ``org``), ``org/name@revision``, ``org/name:file``,
+            or ``scheme:name`` with a scheme of `SCHEMES`.
         preferred: the names of weights files, the preferred first.
 
     Raises:
@@ -91,7 +91,8 @@ def from_hub(
         )
     except Exception as error:  # the library raises whatever its many back ends raise
         raise CheckpointError(
-            f"{repo} is not a local path, and can't be fetched from the Hugging Face Hub: {reason(error)}"
+            f"{repo} is not a local path, and can't be fetched from the Hugging Face Hub: "
+            f"{reason(error)}"
         ) from error
     return FetchedRef(path, f"{repo}@{path.name}")
 
@@ -103,7 +104,7 @@ def _commit_of(path: Path) -> str:
 
 
 def _wanted(names: list[str], preferred: tuple[str, ...]) -> list[str]:
-    """Return patterns of the files to fetch: one form of the weights, and all that describes them."""
+    """Return patterns of the files to fetch: one form of the weights, and the descriptions."""
     chosen = next((name for name in preferred if name in names), None)
     if chosen is None:
         has_safetensors = any(name.endswith(_SAFETENSORS) for name in names)
@@ -144,7 +145,7 @@ def _open_clip(name: str, preferred: tuple[str, ...]) -> FetchedRef:
 def _pretrained_architecture(
     name: str, config: dict[str, Any], pretrained: Mapping[str, Any]
 ) -> OpenClipArchitecture:
-    """Return the architecture with the activation and preprocessing that a model was trained with."""
+    """Return the architecture with the activation and preprocessing of the training."""
     if pretrained.get("quick_gelu") and not config.get("quick_gelu"):
         log.info("%s was trained with QuickGELU: its configuration says so", name)
         config["quick_gelu"] = True

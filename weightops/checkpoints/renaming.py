@@ -1,4 +1,7 @@
-"""Rename the tensors of a form to those of another: prefixes of wrappers, names of CLIP in two libraries, tied names."""
+"""Rename the tensors of a form to match another form.
+
+The names may differ in prefixes of wrappers, in the library of a CLIP model, and in ties.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _SIZE_BUFFERS = (
     "masked_bias",
     "inv_freq",
 )
-"""Buffers that only state a size of the model. Some libraries, and some of their versions, lack them."""
+"""Buffers that only state a size of the model; some libraries, and some versions, lack them."""
 
 
 class Renamed(Source):
@@ -169,7 +172,8 @@ def _renamed_rules(
         values = {rules(old) for old in mapping.names if old in source.specs}
         if len(values) > 1:
             raise MismatchError(
-                f"{first_few(mapping.names)} have different coefficients, and are one tensor {name} in the other"
+                f"{first_few(mapping.names)} have different coefficients, "
+                f"and are one tensor {name} in the other"
             )
         items += [(escape(name), value) for value in values]
     return NameRules(tuple(items))

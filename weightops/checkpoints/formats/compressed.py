@@ -1,4 +1,4 @@
-"""Task vectors stored in fewer bytes: bfloat16, int8 with a scale for each row, the largest entries only, or low rank."""
+"""Task vectors in fewer bytes: bfloat16, int8 with row scales, the largest entries, or low rank."""
 
 from __future__ import annotations
 
@@ -17,44 +17,46 @@ from weightops.engine.evaluate import allocate, materialize
 from weightops.errors import CheckpointError, OptionError
 from weightops.support.registry import unknown
 
-Parts = dict[str, torch.Tensor]
-_MOST = 2**33
-"""Elements of a tensor that a few stored numbers may stand for; files that claim more are traps."""
+StoredTensors = dict[str, torch.Tensor]
+"""Suffix of a name -> one of the tensors that a delta is stored as."""
+
+_MAX_NUMEL = 2**33
+"""The most elements of a tensor; files that claim more for a few stored numbers are traps."""
 
 
 class Coding(NamedTuple):
-    """A way to store a float32 tensor in parts.
+    """A way to store a float32 tensor in fewer bytes.
 
     Attributes:
-        encode: the tensor, and the number behind the colon -> its parts.
-        decode: the parts and the shape -> the tensor.
-        check: the number behind the colon -> whether it can be; None if there is none.
+        encode: the tensor and the number after the colon -> the stored tensors.
+        decode: the stored tensors and the shape -> the tensor.
+        check: the number after the colon -> whether it is allowed; None if no number is taken.
     """
 
-    encode: Callable[[torch.Tensor, float], Parts]
+    encode: Callable[[torch.Tensor, float], StoredTensors]
     decode: Callable[[Mapping[str, torch.Tensor], tuple[int, ...]], torch.Tensor]
     check: Callable[[float], bool] | None = None
 
 
-def _plain(delta: torch.Tensor, _: float = 0) -> Parts:
+def _plain(delta: torch.Tensor, _: float = 0) -> StoredTensors:
     return {"": delta.bfloat16()}
 
 
-def _from_plain(parts: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
-    return parts[""].float().reshape(shape)
+def _from_plain(stored: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+    return stored[""].float().reshape(shape)
 
 
-def _int8(delta: torch.Tensor, _: float) -> Parts:
+def _int8(delta: torch.Tensor, _: float) -> StoredTensors:
     rows = delta.flatten(1) if delta.ndim > 1 else delta.reshape(1, -1)
     scale = rows.abs().amax(1, keepdim=True) / 127 if rows.numel() else rows.new_zeros(len(rows), 1)
     return {"": torch.where(scale > 0, rows / scale, 0).round().to(torch.int8), "scale": scale}
 
 
-def _from_int8(parts: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
-    return (parts[""].float() * parts["scale"]).reshape(shape)
+def _from_int8(stored: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+    return (stored[""].float() * stored["scale"]).reshape(shape)
 
 
-def _sparse(delta: torch.Tensor, density: float) -> Parts:
+def _sparse(delta: torch.Tensor, density: float) -> StoredTensors:
     flat = delta.reshape(-1)
     kept = flat.abs().topk(math.ceil(density * len(flat)), sorted=False).indices.sort().values
     return {
@@ -63,15 +65,15 @@ def _sparse(delta: torch.Tensor, density: float) -> Parts:
     }
 
 
-def _from_sparse(parts: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
-    if math.prod(shape) > 1001 * len(parts["values"]):
+def _from_sparse(stored: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+    if math.prod(shape) > 1001 * len(stored["values"]):
         raise ValueError("it holds fewer entries than any density leaves")
     flat = torch.zeros(math.prod(shape))
-    flat[parts["indices"].long()] = parts["values"].float()
+    flat[stored["indices"].long()] = stored["values"].float()
     return flat.reshape(shape)
 
 
-def _low_rank(delta: torch.Tensor, rank: float) -> Parts:
+def _low_rank(delta: torch.Tensor, rank: float) -> StoredTensors:
     matrix = delta.flatten(1) if delta.ndim > 1 else delta.reshape(1, -1)
     if rank * sum(matrix.shape) >= matrix.numel():
         return _plain(delta)
@@ -83,11 +85,11 @@ def _low_rank(delta: torch.Tensor, rank: float) -> Parts:
     }
 
 
-def _from_low_rank(parts: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+def _from_low_rank(stored: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
     return (
-        _from_plain(parts, shape)
-        if "" in parts
-        else (parts["left"] @ parts["right"]).reshape(shape)
+        _from_plain(stored, shape)
+        if "" in stored
+        else (stored["left"] @ stored["right"]).reshape(shape)
     )
 
 
@@ -99,79 +101,103 @@ CODINGS: dict[str, Coding] = {
         _low_rank, _from_low_rank, lambda rank: 1 <= rank < 2**31 and rank == int(rank)
     ),
 }
-"""What ``compress`` may name; ``sparse`` and ``lowrank`` with a number behind a colon."""
+"""The values of ``compress``; ``sparse`` and ``lowrank`` take a number after a colon."""
 
 
 def coding(how: str) -> tuple[Coding, float]:
-    """The coding that a text such as ``int8`` or ``sparse:0.1`` names, and its number.
+    """Return the coding that a text such as ``int8`` or ``sparse:0.1`` names, and its number.
 
     Raises:
-        OptionError: if the number is missing or can't be.
+        OptionError: if the number is missing or not allowed.
         UnknownNameError: if there is no such coding.
     """
     name, colon, text = how.partition(":")
     if name not in CODINGS:
         raise unknown("compression", name, CODINGS)
-    found = CODINGS[name]
+    check = CODINGS[name].check
     try:
         number = float(text) if colon else 0.0
-        sound = found.check(number) if found.check else not colon
+        sound = check(number) if check else not colon
     except ValueError:
         sound = False
     if not sound:
         raise OptionError(
-            f"a compression is bf16, int8, sparse:DENSITY (0.001 to 1) or lowrank:RANK (1 or more), not {how!r}"
+            "a compression is bf16, int8, sparse:DENSITY (0.001 to 1) or lowrank:RANK (1 or more), "
+            f"not {how!r}"
         )
-    return found, number
+    return CODINGS[name], number
 
 
 def write_compressed(form: LinearForm, path: Path, how: str, metadata: Mapping[str, Any]) -> float:
-    r"""Write a delta compressed, with the error that this introduces in its metadata.
+    """Write a delta compressed; the metadata state the relative error.
+
+    Args:
+        form: the delta, tau.
+        path: the file to write.
+        how: the name of a coding, with its number.
+        metadata: the provenance record to add to.
 
     Returns:
-        :math:`\lVert\tau - \tau'\rVert / \lVert\tau\rVert` over all tensors, for the stored :math:`\tau'`.
+        ``||tau - tau'|| / ||tau||`` over all tensors, for the stored ``tau'``.
     """
     chosen, number = coding(how)
     tied = tied_names(form)
-    tensors: Parts = {}
+    tensors: StoredTensors = {}
     total = lost = 0.0
     for name, spec in form.specs.items():
         if name in tied:
             continue
-        part = form.part([name])
-        out = allocate(part)
-        materialize(part, out)
-        delta = out[name].float()
-        parts = chosen.encode(delta, number)
-        lost += float((chosen.decode(parts, spec.shape) - delta).square().sum(dtype=torch.float64))
-        total += float(delta.square().sum(dtype=torch.float64))
-        tensors |= {f"{name}:{suffix}": stored for suffix, stored in parts.items()}
+        delta = float_tensor(form, name)
+        stored = chosen.encode(delta, number)
+        lost += squared_norm(chosen.decode(stored, spec.shape) - delta)
+        total += squared_norm(delta)
+        tensors |= {f"{name}:{suffix}": tensor for suffix, tensor in stored.items()}
     error = math.sqrt(lost / total) if total else 0.0
     shapes = {name: list(spec.shape) for name, spec in form.specs.items()}
-    record = {
-        **metadata,
-        "compressed": {"how": how, "relative_error": error, "shapes": shapes, "ties": tied},
-    }
-    write_file(path, tensors, record)
+    compressed = {"how": how, "relative_error": error, "shapes": shapes, "ties": tied}
+    write_tensors(path, tensors, {**metadata, "compressed": compressed})
     return error
 
 
-def write_file(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-    """Write tensors that are in memory, and what is to be known of them; who may read the file is for the system to say."""
+def float_tensor(form: LinearForm, name: str) -> torch.Tensor:
+    """Return one tensor of a form in float32."""
+    one = form.part([name])
+    tensors = allocate(one)
+    materialize(one, tensors)
+    return tensors[name].float()
+
+
+def squared_norm(tensor: torch.Tensor) -> float:
+    """Return the sum of squares, accumulated in float64."""
+    return float(tensor.square().sum(dtype=torch.float64))
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]
+) -> None:
+    """Write tensors in memory and a provenance record to a safetensors file."""
     path.touch()
     mode = path.stat().st_mode
     save_file(dict(tensors), path, metadata={"format": "pt", "weightops": json.dumps(record)})
-    path.chmod(mode)  # which the library makes the owner's alone
+    path.chmod(mode)  # the library lets only the owner read
 
 
 class CompressedSource(Source):
-    """The tensors of a compressed task vector, restored when they are read."""
+    """The tensors of a compressed task vector, decoded when they are read.
+
+    Args:
+        stored: the tensors in the file.
+        made_from: the provenance record of the file.
+
+    Raises:
+        CheckpointError: if the record doesn't describe the tensors.
+    """
 
     space = "delta"
     computed = True
 
     def __init__(self, stored: Source, made_from: Mapping[str, Any]) -> None:
-        self.ref, self.skipped, self._stored, self.made_from = stored.ref, (), stored, made_from
+        self.ref, self._stored, self.made_from = stored.ref, stored, made_from
         self.identity = None if stored.identity is None else ("compact", stored.identity)
         try:
             record = made_from["compressed"]
@@ -188,20 +214,18 @@ class CompressedSource(Source):
             raise CheckpointError(
                 f"{self.ref} is a compressed task vector whose metadata aren't sound"
             ) from error
-        self._parts: dict[str, dict[str, str]] = {name: {} for name in self.specs}
-        for name in stored.specs:
-            tensor, _, suffix = name.rpartition(":")
-            self._parts.setdefault(tensor, {})[suffix] = name
-        if set(self._parts) != set(self.specs):
+        self._stored_names: dict[str, dict[str, str]] = {name: {} for name in self.specs}
+        for stored_name in stored.specs:
+            name, _, suffix = stored_name.rpartition(":")
+            self._stored_names.setdefault(name, {})[suffix] = stored_name
+        if set(self._stored_names) != set(self.specs):
             raise CheckpointError(f"{self.ref} holds other tensors than its metadata say")
 
     def read(self, name: str) -> torch.Tensor:
-        parts = {
-            suffix: self._stored.read(key)
-            for suffix, key in self._parts[self.ties.get(name, name)].items()
-        }
+        stored_names = self._stored_names[self.ties.get(name, name)]
+        stored = {suffix: self._stored.read(key) for suffix, key in stored_names.items()}
         try:
-            return self._coding.decode(parts, self.specs[name].shape)
+            return self._coding.decode(stored, self.specs[name].shape)
         except (KeyError, RuntimeError, IndexError, ValueError) as error:
             raise CheckpointError(
                 f"{self.ref} is damaged at {name}: {str(error).splitlines()[0]}"
@@ -210,6 +234,6 @@ class CompressedSource(Source):
 
 def _shape(value: Any) -> tuple[int, ...]:
     shape = tuple(value)
-    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) > _MOST:
-        raise ValueError(f"{shape} is no shape of a stored tensor")
+    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) > _MAX_NUMEL:
+        raise ValueError(f"{shape} is not the shape of a stored tensor")
     return shape

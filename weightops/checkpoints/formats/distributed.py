@@ -1,4 +1,7 @@
-"""PyTorch's distributed checkpoints: folders of ``.distcp`` files and a ``.metadata``, as FSDP writes them, without a process group."""
+"""PyTorch's distributed checkpoints, as FSDP writes them, read without a process group.
+
+They are folders of ``.distcp`` files with a pickled ``.metadata``.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _MARK = b"torch.distributed.checkpoint.metadata"
 
 
 class _Chunk(NamedTuple):
-    """A box of a tensor, and where its bytes lie."""
+    """A box of a tensor, and the bytes of a file that hold it."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -30,9 +33,22 @@ class _Chunk(NamedTuple):
     start: int
     length: int
 
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The box in its tensor."""
+        pairs = zip(self.offsets, self.sizes, strict=True)
+        return tuple(slice(offset, offset + size) for offset, size in pairs)
+
 
 class DcpSource(Source):
-    """Tensors in boxes, put together when they are read."""
+    """Tensors that are stored in boxes and put together when they are read.
+
+    Args:
+        path: the ``.metadata`` file.
+
+    Raises:
+        CheckpointError: if the metadata aren't sound, or files are missing.
+    """
 
     computed = True
 
@@ -40,89 +56,88 @@ class DcpSource(Source):
         self.ref = str(path.parent)
         content = path.read_bytes()
         metadata = _fields(Unpickler(io.BytesIO(content), _no_storage, len(content)).load())
-        described, paths = (
-            _dict(metadata.get("state_dict_metadata")),
-            _dict(metadata.get("planner_data")),
-        )
-        entries = {
-            key: _fields(value) for key, value in described.items() if "chunks" in _fields(value)
-        }
-        names = _names(entries, paths)
+        described = _dict(metadata.get("state_dict_metadata"))
+        entries = {key: _fields(value) for key, value in described.items()}
+        entries = {key: fields for key, fields in entries.items() if "chunks" in fields}
+        names = _names(entries, _dict(metadata.get("planner_data")))
         self.skipped = tuple(str(key) for key in described if key not in names)
         places: dict[tuple[Any, Any], StandIn] = {}
-        for index, info in _dict(metadata.get("storage_data")).items():
-            key = _fields(index)
-            places[key.get("fqn"), key.get("offset")] = info
-        self.specs, self.ties, self._chunks = {}, {}, {}
+        for index, place in _dict(metadata.get("storage_data")).items():
+            fields = _fields(index)
+            places[fields.get("fqn"), fields.get("offset")] = place
+        self.specs: dict[str, Spec] = {}
+        self.ties: dict[str, str] = {}
+        self._chunks: dict[str, list[_Chunk]] = {}
         for key, name in names.items():
+            boxes = _list(entries[key]["chunks"])
             self.specs[name] = _spec(name, entries[key])
-            self._chunks[name] = [
-                _chunk(path, key, chunk, places) for chunk in _list(entries[key]["chunks"])
-            ]
+            self._chunks[name] = [_chunk(path, key, box, places) for box in boxes]
             _check_boxes(name, self.specs[name], self._chunks[name])
         files = {chunk.file for chunks in self._chunks.values() for chunk in chunks}
         stats = [file.stat() for file in (path, *sorted(files))]
         claimed = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in self.specs.values())
-        there = sum(s.st_size for s in stats)
-        if claimed > EXPANSION * there + 65536:
-            raise CheckpointError(f"its tensors claim {claimed:,} bytes, out of files of {there:,}")
+        stored = sum(stat.st_size for stat in stats)
+        if claimed > EXPANSION * stored + 65536:
+            raise CheckpointError(
+                f"its tensors claim {claimed:,} bytes, out of files of {stored:,}"
+            )
         self.identity = ("dcp", *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
-
-    specs: dict[str, Spec]
-    _chunks: dict[str, list[_Chunk]]
 
     def read(self, name: str) -> torch.Tensor:
         spec = self.specs[name]
-        whole = torch.zeros(spec.shape, dtype=spec.dtype)
+        tensor = torch.zeros(spec.shape, dtype=spec.dtype)
         for chunk in self._chunks[name]:
             with open(chunk.file, "rb") as stream:
                 stream.seek(chunk.start)
-                piece = read_tensor(
-                    bytearray(stream.read(chunk.length)), f"{chunk.file} at {chunk.start} ({name})"
-                )
-            if tuple(piece.shape) != chunk.sizes or piece.dtype != spec.dtype:
+                archive = bytearray(stream.read(chunk.length))
+            box = read_tensor(archive, f"{chunk.file} at {chunk.start} ({name})")
+            if tuple(box.shape) != chunk.sizes or box.dtype != spec.dtype:
                 raise CheckpointError(
-                    f"{chunk.file} holds a part of {name} of shape {tuple(piece.shape)}, not {chunk.sizes}"
+                    f"{chunk.file} holds a part of {name} of shape {tuple(box.shape)}, "
+                    f"not {chunk.sizes}"
                 )
-            whole[
-                tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))
-            ] = piece
-        return whole
+            tensor[chunk.slices] = box
+        return tensor
 
 
 def _names(entries: dict[Any, Any], paths: dict[Any, Any]) -> dict[Any, str]:
-    """Key -> name: of what lies under one of the usual wrappers, without it; else of all."""
-    found = {
-        key: path if isinstance(path := paths.get(key), tuple) and path else (key,)
-        for key in entries
-    }
+    """Return key -> name of the tensors under a usual wrapper, without it; else of all tensors."""
+    full_paths: dict[Any, tuple[Any, ...]] = {}
+    for key in entries:
+        path = paths.get(key)
+        full_paths[key] = path if isinstance(path, tuple) and path else (key,)
     for wrapper in WRAPPERS:
         inner = {
-            key: path[1:] for key, path in found.items() if len(path) > 1 and path[0] == wrapper
+            key: path[1:]
+            for key, path in full_paths.items()
+            if len(path) > 1 and path[0] == wrapper
         }
         if inner:
-            return {key: ".".join(map(str, path)) for key, path in inner.items()}
-    return {key: ".".join(map(str, path)) for key, path in found.items()}
+            full_paths = inner
+            break
+    return {key: ".".join(map(str, path)) for key, path in full_paths.items()}
 
 
 def _spec(name: str, entry: dict[str, Any]) -> Spec:
     properties = entry.get("properties")
     state = properties.state if isinstance(properties, StandIn) else None
-    kind = state[0] if isinstance(state, tuple) and state else _fields(properties).get("dtype")
-    dtype = NAMED_DTYPES.get(kind.name) if isinstance(kind, Global) else None
+    named = state[0] if isinstance(state, tuple) and state else _fields(properties).get("dtype")
+    dtype = NAMED_DTYPES.get(named.name) if isinstance(named, Global) else None
     if dtype is None:
         raise CheckpointError(f"{name[:200]} has no known dtype in the checkpoint's metadata")
     return Spec(_numbers(entry.get("size"), name), dtype)
 
 
-def _chunk(path: Path, key: Any, chunk: Any, places: dict[tuple[Any, Any], StandIn]) -> _Chunk:
-    box = _fields(chunk)
-    offsets, sizes = _numbers(box.get("offsets"), key), _numbers(box.get("sizes"), key)
+def _chunk(path: Path, key: Any, box: Any, places: dict[tuple[Any, Any], StandIn]) -> _Chunk:
+    """Return a box of the tensor ``key`` with the place of its bytes."""
+    short_key = str(key)[:200]
+    fields = _fields(box)
+    offsets, sizes = _numbers(fields.get("offsets"), key), _numbers(fields.get("sizes"), key)
     place = _fields(places.get((key, offsets)))
     name, start, length = (place.get(part) for part in ("relative_path", "offset", "length"))
     if place.get("transform_descriptors"):
         raise CheckpointError(
-            f"{path.parent} holds {str(key)[:200]} transformed (compressed), which weightops can't read"
+            f"{path.parent} holds {short_key} transformed (compressed), which weightops can't read"
         )
     if (
         not isinstance(name, str)
@@ -130,27 +145,30 @@ def _chunk(path: Path, key: Any, chunk: Any, places: dict[tuple[Any, Any], Stand
         or type(length) is not int
         or min(start, length) < 0
     ):
-        raise CheckpointError(
-            f"{path} doesn't say where the part of {str(key)[:200]} at {offsets} lies"
-        )
+        raise CheckpointError(f"{path} doesn't say where the part of {short_key} at {offsets} lies")
     file = sibling(path, name)
     if start + length > file.stat().st_size:
-        raise CheckpointError(f"{path} says that {str(key)[:200]} lies behind the end of {file}")
+        raise CheckpointError(f"{path} says that {short_key} lies behind the end of {file}")
     return _Chunk(offsets, sizes, file, start, length)
 
 
 def _check_boxes(name: str, spec: Spec, chunks: list[_Chunk]) -> None:
-    """Boxes must lie in the tensor, have bytes enough, and fill it; they don't overlap in what torch writes."""
+    """Check that boxes are in their tensor, have enough bytes, and fill the tensor.
+
+    In checkpoints by torch, boxes don't overlap.
+    """
     sound = all(
-        len(c.offsets) == len(spec.shape) == len(c.sizes)
-        and all(o + n <= size for o, n, size in zip(c.offsets, c.sizes, spec.shape, strict=True))
-        and math.prod(c.sizes) * spec.dtype.itemsize <= c.length
-        for c in chunks
+        len(chunk.offsets) == len(spec.shape) == len(chunk.sizes)
+        and all(s.stop <= size for s, size in zip(chunk.slices, spec.shape, strict=True))
+        and math.prod(chunk.sizes) * spec.dtype.itemsize <= chunk.length
+        for chunk in chunks
     )
-    apart = len({c.offsets for c in chunks}) == len(chunks)
-    if not sound or not apart or sum(math.prod(c.sizes) for c in chunks) != math.prod(spec.shape):
+    apart = len({chunk.offsets for chunk in chunks}) == len(chunks)
+    numel = sum(math.prod(chunk.sizes) for chunk in chunks)
+    if not sound or not apart or numel != math.prod(spec.shape):
         raise CheckpointError(
-            f"the parts of {name[:200]} don't make up its shape {spec.shape}: files are missing, or damaged"
+            f"the parts of {name[:200]} don't make up its shape {spec.shape}: "
+            "files are missing, or damaged"
         )
 
 
@@ -165,7 +183,7 @@ def _numbers(value: Any, name: Any) -> tuple[int, ...]:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """What was to be put into an object, by name."""
+    """Return the attributes of an object that wasn't built."""
     return value.state if isinstance(value, StandIn) and isinstance(value.state, dict) else {}
 
 
@@ -182,19 +200,21 @@ def _no_storage(_: Any) -> Any:
 
 
 def recognises(path: Path) -> bool:
-    """A pickle of torch's checkpoint metadata."""
+    """Return whether a file is a pickle of torch's checkpoint metadata."""
     with open(path, "rb") as stream:
         return _MARK in stream.read(256)
 
 
 def open_folder(path: Path) -> Source:
-    """The tensors that a ``.metadata`` describes."""
+    """Open the tensors that a ``.metadata`` describes.
+
+    Raises:
+        CheckpointError: naming the folder and what is wrong with it.
+    """
     try:
         source = DcpSource(path)
     except CheckpointError as error:
-        raise CheckpointError(
-            f"{path.parent} can't be read as a distributed checkpoint: {error}"
-        ) from error
+        raise error.prefixed(f"{path.parent} can't be read as a distributed checkpoint") from error
     except (TypeError, ValueError) as error:  # keys that can't be compared, and the like
         raise CheckpointError(
             f"{path} is not sound metadata of a distributed checkpoint: {error}"

@@ -1,9 +1,9 @@
-"""Weights that are in memory: state dicts and modules."""
+"""Weights in memory: state dicts and modules."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
@@ -11,40 +11,52 @@ from weightops.algebra.source import Source, Spec
 from weightops.errors import CheckpointError
 
 
+class _Place(NamedTuple):
+    """The place of a tensor's elements."""
+
+    address: int
+    device: torch.device
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
 class MemorySource(Source):
-    """A mapping of tensors, referred to and not copied.
+    """The tensors of a mapping, referred to and not copied.
+
+    Args:
+        tensors: name -> tensor.
+        ref: the name of the tensors in messages and provenance.
+        identity: equal for two sources only if they hold the same tensors; by default it is found
+            from the tensors' places in memory.
 
     Raises:
         CheckpointError: if a value isn't a tensor whose elements can be read in place.
     """
 
     def __init__(
-        self,
-        tensors: Mapping[str, torch.Tensor],
-        ref: str,
-        *,
-        passed_over: tuple[str, ...] = (),
-        identity: object = None,
+        self, tensors: Mapping[str, torch.Tensor], ref: str, *, identity: object = None
     ) -> None:
         self._tensors = dict(tensors)
         self.ref = ref
         self.specs: dict[str, Spec] = {}
-        places: dict[str, tuple[Any, ...]] = {}
+        places: dict[str, _Place] = {}
         for name, tensor in self._tensors.items():
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
                 raise CheckpointError(
-                    f"{ref} holds {type(tensor).__name__} at {name!r}; a state dict maps names to tensors"
+                    f"{ref} holds {type(tensor).__name__} at {name!r}",
+                    hint="a state dict maps names to tensors",
                 )
-            kind = _unusable(tensor)
-            if kind:
+            unreadable = _unreadable_kind(tensor)
+            if unreadable:
                 raise CheckpointError(
-                    f"{ref} holds a {kind} tensor at {name}; make it dense and put it in memory"
+                    f"{ref} holds a {unreadable} tensor at {name}",
+                    hint="make it dense and put it in memory",
                 )
             shape, dtype = tensor.shape, tensor.dtype
             self.specs[name] = Spec(tuple(shape), dtype)
-            places[name] = (tensor.data_ptr(), tensor.device, shape, tensor.stride(), dtype)
-        self.ties = _ties(places)
-        self.skipped = passed_over
+            places[name] = _Place(tensor.data_ptr(), tensor.device, shape, tensor.stride(), dtype)
+        self.ties = _find_ties(places)
         self.identity = identity or tuple(places.items())
 
     def read(self, name: str) -> torch.Tensor:
@@ -52,17 +64,17 @@ class MemorySource(Source):
 
     @property
     def fingerprint(self) -> str:
-        """As every source's, but of what the tensors hold now: their owner may change them."""
+        """16 hex digits that identify the present values, which the tensors' owner may change."""
         return self.sample_fingerprint()
 
     def shares_memory_with(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        """True if any tensor lies in the same storage as one of ``tensors``."""
+        """Return whether any tensor is in the same storage as one of ``tensors``."""
         mine = {t.untyped_storage().data_ptr() for t in self._tensors.values() if t.numel()}
         return any(t.untyped_storage().data_ptr() in mine for t in tensors.values() if t.numel())
 
 
-def _unusable(tensor: torch.Tensor) -> str | None:
-    """What keeps a tensor's elements from being read in place, if anything does."""
+def _unreadable_kind(tensor: torch.Tensor) -> str | None:
+    """Return the kind of a tensor whose elements can't be read in place; None for other tensors."""
     if tensor.is_meta:
         return "meta"
     if tensor.is_quantized:
@@ -72,13 +84,11 @@ def _unusable(tensor: torch.Tensor) -> str | None:
     return None if tensor.layout == torch.strided else str(tensor.layout).removeprefix("torch.")
 
 
-def _ties(places: Mapping[str, tuple[Any, ...]]) -> dict[str, str]:
-    first: dict[tuple[Any, ...], str] = {}
+def _find_ties(places: Mapping[str, _Place]) -> dict[str, str]:
+    """Return alias -> name for tensors in the same place; empty tensors are never tied."""
+    owners: dict[_Place, str] = {}
     ties = {}
     for name, place in places.items():
-        if not place[2].numel():
-            continue
-        owner = first.setdefault(place, name)
-        if owner != name:
-            ties[name] = owner
+        if place.shape.numel() and owners.setdefault(place, name) != name:
+            ties[name] = owners[place]
     return ties

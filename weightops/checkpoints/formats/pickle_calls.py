@@ -1,6 +1,7 @@
-"""The answers to the calls in pickles: descriptions of tensors and plain containers. Nothing is executed.
+"""The answers to the calls in pickles: descriptions of tensors, and plain containers.
 
-All functions that answer calls are in this file. A call that isn't listed gives a `StandIn`.
+Nothing is executed. All functions that answer calls are in this file; a call that isn't listed
+gives a `StandIn`.
 """
 
 from __future__ import annotations

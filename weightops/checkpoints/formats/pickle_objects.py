@@ -1,4 +1,4 @@
-"""The objects that `Unpickler` builds: descriptions of tensors, and stand-ins for everything else."""
+"""The objects that `Unpickler` builds: descriptions of tensors, and stand-ins for all else."""
 
 from __future__ import annotations
 

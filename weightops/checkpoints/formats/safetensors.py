@@ -17,7 +17,7 @@ from weightops.errors import CheckpointError
 from weightops.support.json_files import unique_keys
 
 RECORD = "weightops"
-"""The metadata key under which weightops writes what a file was made from."""
+"""The metadata key of the provenance record that weightops writes."""
 
 
 class SafetensorsSource(Source):
@@ -40,9 +40,7 @@ class SafetensorsSource(Source):
         self.ties = {
             alias: name
             for alias, name in metadata.items()
-            if name in stored
-            and alias not in stored
-            and ("." in alias or alias.rpartition(".")[2] == name.rpartition(".")[2])
+            if name in stored and alias not in stored and _may_be_alias(alias, name)
         }
         self.specs = {**stored, **{alias: stored[name] for alias, name in self.ties.items()}}
         self.made_from = _record(metadata)
@@ -50,16 +48,19 @@ class SafetensorsSource(Source):
 
     def read(self, name: str) -> torch.Tensor:
         name = self.ties.get(name, name)
-        if (
-            name not in self._mapped
-        ):  # a view of the mapped file, which costs more to make than to keep
+        if name not in self._mapped:  # to make a view of the file costs more than to keep it
             with torch.inference_mode(False):
                 self._mapped[name] = self._file.get_tensor(name)
         return self._mapped[name]
 
 
+def _may_be_alias(key: str, name: str) -> bool:
+    """Return whether a metadata key looks like the name of a tensor, unlike "format"."""
+    return "." in key or key == name.rpartition(".")[2]
+
+
 def _record(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What weightops wrote about the file; nothing if that isn't sound."""
+    """Return the provenance record of a file; an empty one if it isn't sound."""
     try:
         record = json.loads(metadata.get(RECORD, "{}"))
     except (ValueError, RecursionError):
@@ -68,7 +69,7 @@ def _record(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _open(file: Path) -> tuple[Any, dict[str, Any]]:
-    """A mapped file, its header checked by the safetensors library, and the header itself."""
+    """Return a mapped file, whose header the safetensors library has checked, and the header."""
     try:
         handle = safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -83,7 +84,7 @@ def _open(file: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def recognises(path: Path) -> bool:
-    """A length, then a JSON object."""
+    """Return whether a file begins with a length and a JSON object of at most that length."""
     with open(path, "rb") as stream:
         head = stream.read(9)
     return (
@@ -94,8 +95,8 @@ def recognises(path: Path) -> bool:
 
 
 def open_file(path: Path) -> Source:
-    """One file; a compressed task vector gives its tensors as they were."""
+    """Open a file; the tensors of a compressed task vector are decoded."""
     source = SafetensorsSource(path)
-    return (
-        CompressedSource(source, source.made_from) if "compressed" in source.made_from else source
-    )
+    if "compressed" in source.made_from:
+        return CompressedSource(source, source.made_from)
+    return source

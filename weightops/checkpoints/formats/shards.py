@@ -1,4 +1,4 @@
-"""Shards with an index: a JSON file whose ``weight_map`` says which file beside it holds which tensor."""
+"""Shards with an index: a JSON file whose ``weight_map`` names the file of each tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from weightops.support.sibling_files import sibling
 
 
 class ShardedSource(Source):
-    """Several sources as one; no two may hold one name."""
+    """Several files as one source.
+
+    Raises:
+        CheckpointError: if two files hold tensors of one name.
+    """
 
     def __init__(self, shards: list[Source], ref: str) -> None:
         self.ref = ref
@@ -39,7 +43,7 @@ class ShardedSource(Source):
 
 
 def recognises(path: Path) -> bool:
-    """A JSON object with a ``weight_map``."""
+    """Return whether a file is a JSON object with a ``weight_map``."""
     with open(path, "rb") as stream:
         if stream.read(1) != b"{":
             return False
@@ -50,13 +54,18 @@ def recognises(path: Path) -> bool:
 
 
 def open_index(path: Path, open_shard: Callable[[Path], Source]) -> Source:
-    """All shards of an index, which must lie beside it and hold what it says."""
+    """Open all shards of an index with ``open_shard``.
+
+    Raises:
+        CheckpointError: if a shard isn't beside the index, or lacks a tensor that the index lists.
+    """
     weight_map = _read_index(path)
     shards = {name: open_shard(_shard(path, name)) for name in dict.fromkeys(weight_map.values())}
     missing = [name for name, shard in weight_map.items() if name not in shards[shard].specs]
     if missing:
         raise CheckpointError(
-            f"{path} lists {missing[0]} in {weight_map[missing[0]]}, which doesn't hold it ({len(missing)} such tensors)"
+            f"{path} lists {missing[0]} in {weight_map[missing[0]]}, "
+            f"which doesn't hold it ({len(missing)} such tensors)"
         )
     return ShardedSource(list(shards.values()), str(path.parent))
 

@@ -1,9 +1,9 @@
-"""From what a pickle holds to named tensors: state dicts, alone or in wrappers, and whole modules of whatever class."""
+"""Find named tensors in an unpickled object: state dicts, alone or wrapped, and whole modules."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from weightops.checkpoints.formats.pickle_objects import Global, StandIn, Storage, StoredTensor
 from weightops.errors import CheckpointError
@@ -11,48 +11,50 @@ from weightops.errors import CheckpointError
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which training scripts keep the weights."""
 
-_MOST = 200_000
-"""Tensors and modules that a file may name: one that names a module in two ways, again and again, names very many."""
+_MAX_MODULES = 200_000
+"""The most tensors and modules. A file that shares modules again and again names very many."""
 
-_DEEP = 200
+_MAX_DEPTH = 200
 
 
 def named_tensors(content: Any, depth: int = 0) -> tuple[dict[str, StoredTensor], list[str]]:
-    """The tensors of an object by name, and what else lies beside them.
+    """Return the tensors of an object by name, and the names of its other entries.
 
     Raises:
-        CheckpointError: if there are none, more than one mapping of them, or one is what a call would make that isn't answered.
+        CheckpointError: if there are none, if there are two mappings of them, or if one is the
+            result of a call that isn't answered.
     """
     mapping = _mapping(content)
-    if mapping is not None and depth < _DEEP:
-        for key in WRAPPERS:
-            if _holds_weights(mapping.get(key)):
-                tensors, beside = named_tensors(mapping[key], depth + 1)
-                return tensors, [*beside, *(_name(other) for other in mapping if other != key)]
+    if mapping is not None and depth < _MAX_DEPTH:
+        for wrapper in WRAPPERS:
+            if _holds_weights(mapping.get(wrapper)):
+                tensors, skipped = named_tensors(mapping[wrapper], depth + 1)
+                return tensors, [*skipped, *(_name(key) for key in mapping if key != wrapper)]
         tensors = {
-            _name(key): value for key, value in mapping.items() if isinstance(value, StoredTensor)
+            _name(k): value for k, value in mapping.items() if isinstance(value, StoredTensor)
         }
         for key, value in mapping.items():
-            _check_made(_name(key), value)
+            _check_result(_name(key), value)
         inner = [_name(key) for key, value in mapping.items() if _holds_weights(value)]
         if tensors and inner:
             raise CheckpointError(
-                f"it holds tensors at the top ({next(iter(tensors))[:80]}) and under {inner[0][:80]}: save those alone that are the weights"
+                f"it holds tensors at the top ({next(iter(tensors))[:80]}) "
+                f"and under {inner[0][:80]}",
+                hint="save only the weights",
             )
         if tensors:
-            return tensors, [
-                _name(key) for key, value in mapping.items() if not isinstance(value, StoredTensor)
-            ]
+            others = [k for k, value in mapping.items() if not isinstance(value, StoredTensor)]
+            return tensors, [_name(key) for key in others]
     elif _is_module(content):
-        return _module(content)
+        return _tensors_of_module(content)
     raise CheckpointError(
-        f"it holds {_described(content)}, not a state dict or a module; its tensors are looked for at the top or "
-        f"under {', '.join(WRAPPERS)}"
+        f"it holds {_described(content)}, not a state dict or a module",
+        hint=f"tensors are looked for at the top or under {', '.join(WRAPPERS)}",
     )
 
 
 def _mapping(value: Any) -> Mapping[Any, Any] | None:
-    """The items of a dict, or of a stand-in for some kind of dict."""
+    """Return the items of a dict, or of a stand-in for some kind of dict; None for other values."""
     if isinstance(value, StandIn) and not _is_module(value) and value.mapping:
         return value.mapping
     return value if isinstance(value, dict) else None
@@ -83,67 +85,83 @@ def _described(content: Any) -> str:
 # -------------------------------------------------------------------------- modules
 
 
+class _Member(NamedTuple):
+    """A parameter, buffer or child of a module.
+
+    Attributes:
+        name: its name in the module.
+        value: the tensor or module.
+        persistent: whether the state dict of the module has it.
+    """
+
+    name: str
+    value: Any
+    persistent: bool
+
+
 def _is_module(value: Any) -> bool:
     if not isinstance(value, StandIn) or not isinstance(value.state, dict):
         return False
     return isinstance(value.state.get("_modules"), dict) or value.name.startswith("__torch__")
 
 
-def _module(root: StandIn) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Names as `nn.Module.state_dict` gives them."""
+def _tensors_of_module(root: StandIn) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Return tensors under the names that `nn.Module.state_dict` gives, and the other names."""
     tensors: dict[str, StoredTensor] = {}
-    passed_over: list[str] = []
+    skipped: list[str] = []
     pending = [("", root, 0)]
-    for _ in range(_MOST):
+    for _ in range(_MAX_MODULES):
         if not pending:
             break
         prefix, module, depth = pending.pop()
-        if depth > _DEEP:
-            raise CheckpointError(f"its modules lie in each other more than {_DEEP} deep")
+        if depth > _MAX_DEPTH:
+            raise CheckpointError(f"its modules lie in each other more than {_MAX_DEPTH} deep")
         children = []
-        for name, value, persistent in _attributes(module):
+        for name, value, persistent in _members(module):
             if isinstance(value, StandIn) and _is_module(value):
                 children.append((f"{prefix}{name}.", value, depth + 1))
             elif isinstance(value, StoredTensor) and persistent:
                 tensors[prefix + name] = value
             elif value is not None:
-                _check_made(prefix + name, value, inside=True)
-                passed_over.append(prefix + name)
+                _check_result(prefix + name, value, in_module=True)
+                skipped.append(prefix + name)
         pending += reversed(children)
-    if pending or len(tensors) > _MOST:
-        raise CheckpointError(f"its modules name more than {_MOST:,} tensors")
+    if pending or len(tensors) > _MAX_MODULES:
+        raise CheckpointError(f"its modules name more than {_MAX_MODULES:,} tensors")
     if not tensors:
         raise CheckpointError(f"it holds a module {root.name[:200]} without tensors")
-    return tensors, passed_over
+    return tensors, skipped
 
 
-def _attributes(module: StandIn) -> Iterator[tuple[str, Any, bool]]:
-    """Parameters, buffers and children of a module: name, value, and whether a state dict would have it."""
+def _members(module: StandIn) -> Iterator[_Member]:
     if module.name.startswith("__torch__"):  # TorchScript keeps all attributes together
         for name, value in module.state.items():
             if isinstance(value, (StoredTensor, StandIn)):
-                yield _name(name), value, True
+                yield _Member(_name(name), value, True)
         return
-    temporary = module.state.get("_non_persistent_buffers_set") or ()
+    temporary = module.state.get("_non_persistent_buffers_set")
+    if not isinstance(temporary, list):
+        temporary = []
     for kind in ("_parameters", "_buffers", "_modules"):
-        members = _mapping(module.state.get(kind)) or {}
-        for name, value in members.items():
-            yield (
-                _name(name),
-                value,
-                kind != "_buffers" or not isinstance(temporary, list) or name not in temporary,
-            )
+        for name, value in (_mapping(module.state.get(kind)) or {}).items():
+            yield _Member(_name(name), value, kind != "_buffers" or name not in temporary)
 
 
-def _check_made(name: str, value: Any, *, inside: bool = False) -> None:
-    """Refuse what a call would make of tensors, and ``inside`` a module what holds any: to leave it out would lose weights.
+def _check_result(name: str, value: Any, *, in_module: bool = False) -> None:
+    """Refuse the result of an unanswered call on tensors: to skip the value would lose weights.
+
+    Args:
+        name: the name of the value.
+        value: the value.
+        in_module: refuse a value of a module, too, whose state holds tensors.
 
     Raises:
         CheckpointError: naming the call.
     """
-    if isinstance(value, StandIn) and _depends_on_tensors(value if inside else value.args):
+    if isinstance(value, StandIn) and _depends_on_tensors(value if in_module else value.args):
         raise CheckpointError(
-            f"{name[:200]} is what {value.name[:200]} makes of stored numbers; save it as a plain tensor"
+            f"{name[:200]} is what {value.name[:200]} makes of stored numbers",
+            hint="save it as a plain tensor",
         )
 
 

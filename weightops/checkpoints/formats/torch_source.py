@@ -132,7 +132,8 @@ def check_storage(name: str, storage: Storage, extents: Mapping[str, Extent]) ->
     need = (storage.start + storage.numel) * storage.dtype.itemsize
     if need > extent.length:
         raise CheckpointError(
-            f"{name} lies in storage {storage.key!r} of {need:,} bytes, of which {extent.length:,} are there"
+            f"{name} lies in storage {storage.key!r} of {need:,} bytes, "
+            f"of which {extent.length:,} are there"
         )
 
 

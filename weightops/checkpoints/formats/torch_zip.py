@@ -1,4 +1,4 @@
-"""Zip archives, which ``torch.save`` has written since version 1.6 and ``torch.jit.save`` since before."""
+"""Zip archives, which ``torch.jit.save`` writes and, since version 1.6, ``torch.save``."""
 
 from __future__ import annotations
 

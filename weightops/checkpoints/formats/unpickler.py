@@ -39,7 +39,7 @@ class Unpickler:
         self._memo: dict[int, Any] = {}
 
     def load(self) -> Any:
-        """Return the object: dicts, lists, tuples, plain values, `StoredTensor`, `StandIn`, `Global`.
+        """Return the object: plain values, containers, `StoredTensor`, `StandIn` and `Global`.
 
         Raises:
             CheckpointError: if the bytes aren't a pickle, or a tensor's description isn't sound.

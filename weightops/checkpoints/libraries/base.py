@@ -70,7 +70,7 @@ class Architecture(ABC):
     @classmethod
     @abstractmethod
     def recognise(cls, folder: Path) -> Self | None:
-        """Return the architecture that a folder of this library describes; None for other folders."""
+        """Return the architecture that a folder describes; None for folders of other libraries."""
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -102,7 +102,7 @@ class Architecture(ABC):
         return type(self)(self.folder, {**self.changes, **changes})
 
     def in_dtype(self, dtype: torch.dtype) -> Self:
-        """Return the architecture for weights in another dtype; itself if no setting names a dtype."""
+        """Return the architecture for weights in another dtype, which a setting may name."""
         return self
 
     def with_classes(self, count: int) -> Self:
@@ -112,7 +112,8 @@ class Architecture(ABC):
             CheckpointError: if the number of classes of such a model can't be changed.
         """
         raise CheckpointError(
-            f"the number of classes of {self.folder} can't be changed: it is a model of {self.library}"
+            f"the number of classes of {self.folder} can't be changed: "
+            f"it is a model of {self.library}"
         )
 
     def with_layers(
@@ -128,7 +129,8 @@ class Architecture(ABC):
             CheckpointError: if the number of layers of such a model can't be changed.
         """
         raise CheckpointError(
-            f"the number of layers of {self.folder} can't be changed: it isn't a transformers folder"
+            f"the number of layers of {self.folder} can't be changed: "
+            "it isn't a transformers folder"
         )
 
     def tokens(self, text: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Conversion of CLIP models between open_clip and transformers: the same model, described to the other library."""
+"""Conversion of the configurations and tokenizers of CLIP between open_clip and transformers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _KNOWN_SETTINGS = {
 
 
 def convert(architecture: Architecture, library: str) -> Architecture | None:
-    """Return the same model for another library; None if weightops knows no conversion of such a model.
+    """Return the same model for another library; None if there is no conversion of such a model.
 
     Raises:
         CheckpointError: if the other library's CLIP can't compute what this model computes.
@@ -81,7 +81,7 @@ def convert(architecture: Architecture, library: str) -> Architecture | None:
 
 
 def _to_open_clip(architecture: Architecture) -> OpenClipArchitecture | None:
-    """Return a CLIP model of transformers as open_clip's, or None if it isn't a whole CLIP model."""
+    """Return a CLIP model of transformers as open_clip's; None if it isn't a whole CLIP model."""
     config = architecture.config
     whole = "text_config" in config and "vision_config" in config
     if config.get("model_type") != "clip" or not whole:
@@ -145,7 +145,7 @@ def _preprocess_cfg(architecture: Architecture) -> dict[str, Any]:
 
 
 def _image_processor(architecture: Architecture) -> dict[str, Any]:
-    """Read the image settings of a folder; versions of transformers keep them in different files."""
+    """Read the image settings of a folder, which transformers has kept in different files."""
     folder = architecture.folder
     for name, key in (
         ("processor_config.json", "image_processor"),

@@ -1,4 +1,4 @@
-"""open_clip directories: ``open_clip_config.json`` beside weights, as on the Hub and for ``local-dir:``."""
+"""open_clip directories: ``open_clip_config.json`` beside weights, as open_clip saves them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _TOKENIZER_SETTINGS = {
     "additional_special_tokens",
     "reduction_mask",
 }
-"""Tokenizer settings that a configuration may contain. Others reach transformers, and with some of them it runs code of the folder."""
+"""Tokenizer settings that are allowed. With others, transformers may run code of the folder."""
 
 
 class OpenClipArchitecture(Architecture):
@@ -60,7 +60,8 @@ model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}
 tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
 ```
 
-If the folder is moved and its configuration names a `bpe_path`, set that path to where `merges.txt.gz` now is; weightops finds it by itself.""",
+If the folder is moved and its configuration names a `bpe_path`, set that path to where \
+`merges.txt.gz` now is; weightops finds it by itself.""",
     )
 
     @classmethod
@@ -86,7 +87,7 @@ If the folder is moved and its configuration names a `bpe_path`, set that path t
     def of_config(
         cls, config: Mapping[str, Any], merges: str | None = None
     ) -> OpenClipArchitecture:
-        """Return the architecture of a configuration that is in no folder; a folder of the cache takes it.
+        """Write a configuration to a folder of the cache, and return its architecture.
 
         Args:
             config: the content of ``open_clip_config.json``.
@@ -131,7 +132,8 @@ If the folder is moved and its configuration names a `bpe_path`, set that path t
         forbidden = set(settings.get("tokenizer_kwargs") or {}) - _TOKENIZER_SETTINGS
         if forbidden:
             raise CheckpointError(
-                f"{self.config_path} sets {first_few(sorted(forbidden))} of the tokenizer, which isn't allowed"
+                f"{self.config_path} sets {first_few(sorted(forbidden))} of the tokenizer, "
+                "which isn't allowed"
             )
         given: dict[str, Any] = self._local_merges(self.folder)
         if settings.get("hf_tokenizer_name"):
@@ -153,7 +155,7 @@ If the folder is moved and its configuration names a `bpe_path`, set that path t
         return tokenizer
 
     def vocabulary(self) -> tuple[list[str], list[str]]:
-        """Return the tokens in the order of their ids, and the merges of byte pairs that build them.
+        """Return the tokens in the order of their ids, and the merges that build them.
 
         Raises:
             CheckpointError: if the tokenizer isn't open_clip's own.

@@ -19,7 +19,7 @@ LIBRARIES: Registry[type[Architecture]] = Registry(
         "timm": TimmArchitecture,
     },
 )
-"""Name of a library -> its architecture class, in the order in which they are asked for a folder."""
+"""Name of a library -> its architecture class, in the order in which they are tried on folders."""
 
 
 def architecture_of(folder: Path) -> Architecture | None:

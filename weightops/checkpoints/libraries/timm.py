@@ -1,4 +1,4 @@
-"""Folders of timm models: ``config.json`` with an ``architecture`` beside weights, as timm saves them for the Hub."""
+"""Folders of timm: ``config.json`` with an ``architecture`` beside weights, as timm saves them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of transformers models: ``config.json`` beside weights, as ``save_pretrained`` writes them."""
+"""Folders of transformers: ``config.json`` beside weights, as ``save_pretrained`` writes them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ processor = AutoProcessor.from_pretrained("{folder}")
 
     @classmethod
     def of_files(cls, files: Mapping[str, Any]) -> Self:
-        """Return the architecture that files describe which are in no folder; a folder of the cache takes them.
+        """Write files to a folder of the cache, and return its architecture.
 
         Args:
             files: name -> content: bytes as they are, all else is written as JSON.
