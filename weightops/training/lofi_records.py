@@ -45,9 +45,11 @@ def check_belong_together(nodes: Mapping[str, Checkpoint]) -> dict[str, float]:
 
 def _records(nodes: Mapping[str, Checkpoint]) -> dict[str, Record]:
     """Return node -> training record; empty, with a warning, if no node has one."""
-    found = {name: training_record(checkpoint) for name, checkpoint in nodes.items()}
-    records: dict[str, Record] = {name: record for name, record in found.items() if record}
-    without = [name for name in found if name not in records]
+    records: dict[str, Record] = {}
+    for name, checkpoint in nodes.items():
+        if record := training_record(checkpoint):
+            records[name] = record
+    without = [name for name in nodes if name not in records]
     if without and records:
         raise MismatchError(
             f"{first_few(records)} say that they are nodes, and {first_few(without)} doesn't",
