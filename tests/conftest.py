@@ -18,8 +18,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the attacks tried, where they ran."""
-    if {"gadgets", "test_mutants"} <= sys.modules.keys():
-        gadgets, mutants = sys.modules["gadgets"].GADGETS, sys.modules["test_mutants"]
+    if {"helpers.gadgets", "test_mutants"} <= sys.modules.keys():
+        gadgets, mutants = sys.modules["helpers.gadgets"].GADGETS, sys.modules["test_mutants"]
         kinds = [*mutants.FORMS.values(), *mutants.INSIDE.values()]
         damaged = sum(count for count, *_ in kinds)
         terminalreporter.write_line(

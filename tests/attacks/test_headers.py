@@ -1,4 +1,4 @@
-"""Headers, tables and indexes that lie: one error, no data touched, no memory taken."""
+"""Headers, tables and indexes with wrong claims: one error, and no memory is taken for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bytewise import (
+from helpers.bytewise import (
     NUMBERS,
     archive,
     call,
@@ -33,7 +33,7 @@ from weightops.errors import CheckpointError
 
 @pytest.fixture(autouse=True)
 def little_memory() -> Iterator[None]:
-    """A gigabyte more than there is in use: what a lying size would take isn't there to be had."""
+    """Allow one gigabyte more than is in use, so that memory for a wrong size can't be had."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), limits[1]))
@@ -69,7 +69,8 @@ SAFETENSORS = {
     "metadata that aren't text": {"__metadata__": {"a": {"b": 1}}, "w": entry([2], 0, 8)},
     "a list": [entry([2], 0, 8)],
     "deep nesting": b'{"w":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-    "a repeated key": b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":{"dtype":"I32","shape":[2],"data_offsets":[0,8]}}',
+    "a repeated key": b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+    b'"w":{"dtype":"I32","shape":[2],"data_offsets":[0,8]}}',
     "not UTF-8": b'{"\xff\xfe":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
     "a huge number": b'{"w":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}',
 }
@@ -80,7 +81,7 @@ def test_safetensors_headers(tmp_path: Path, lie: str) -> None:
     path = safetensors(tmp_path / "x.safetensors", SAFETENSORS[lie])
     with pytest.raises(
         CheckpointError,
-        match=r"x\.safetensors (is not a sound safetensors file|is not a checkpoint|is not valid JSON)",
+        match=r"x\.safetensors is not (a sound safetensors file|a checkpoint|valid JSON)",
     ):
         open_checkpoint(path)
 
@@ -244,7 +245,7 @@ def test_archives_that_lie(tmp_path: Path) -> None:
 
 
 def test_pickles_that_grow(tmp_path: Path) -> None:
-    """Sharing makes small pickles large when they are walked, copied, hashed or printed."""
+    """Small pickles with shared objects are large when walked, copied, hashed or printed."""
     laugh = b"]" + b"".join(
         b"q" + bytes([i]) + b"](" + b"h" + bytes([i]) + b"h" + bytes([i]) + b"e" for i in range(200)
     )
@@ -333,7 +334,7 @@ def test_indexes_that_point_elsewhere(tmp_path: Path) -> None:
 
 
 def test_a_cache_of_links_is_followed(tmp_path: Path) -> None:
-    """The Hub's cache keeps all files of a repository as links into one folder."""
+    """In the Hub's cache, the files of a repository are links into one folder."""
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshots" / "abc").mkdir(parents=True)
     save_file({"w": torch.ones(2)}, tmp_path / "blobs" / "1234")

@@ -1,4 +1,4 @@
-"""A seeded fuzzer: damaged files of every form open, or are refused in one of our errors; nothing else happens."""
+"""A seeded fuzzer: a damaged file opens or is refused with a `WeightopsError`, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from types import FrameType
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from bytewise import archive, mapping, module, stream, tar, tensor
+from helpers.bytewise import archive, mapping, module, stream, tar, tensor
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -123,14 +123,14 @@ def _pictures(folder: Path) -> Path:
     return file
 
 
-def look(path: Path) -> None:
-    """All that a task asks of an archive of pictures."""
+def read_pictures(path: Path) -> None:
+    """Read everything in an archive of pictures that a task needs."""
     images = read_archives([path], 2)
     assert len(images.labels) == len(images)
     assert all(images[i].mode == "RGB" for i in range(len(images)))
 
 
-def _compact(how: str) -> Callable[[Path], Path]:
+def _compressed(how: str) -> Callable[[Path], Path]:
     return lambda folder: TaskVector(STATE, {n: t + 1 for n, t in STATE.items()}).save(
         folder / "x", compress=how
     )
@@ -148,16 +148,20 @@ FORMS: dict[str, tuple[int, Callable[[Path], Path]]] = {
     "script": (500, _script),
     "adapter": (500, _adapter),
     "distributed": (500, _distributed),
-    "int8": (250, _compact("int8")),
-    "sparse": (250, _compact("sparse:0.5")),
-    "low rank": (250, _compact("lowrank:1")),
+    "int8": (250, _compressed("int8")),
+    "sparse": (250, _compressed("sparse:0.5")),
+    "low rank": (250, _compressed("lowrank:1")),
     "pictures": (1000, _pictures),
 }
-"""How many mutants of what."""
+"""Kind of file -> the number of its mutants, and a function that writes a sound one."""
 
 
 def mutate(data: bytes, random: random.Random) -> bytes:
-    """One to four changes: a byte, a bit, a number, a piece cut out, doubled, moved or overwritten, an end cut off."""
+    """Return data with one to four changes.
+
+    A byte, bit or number is replaced; a piece is removed, repeated, copied elsewhere or inserted; or
+    the end is cut off.
+    """
     mutant = bytearray(data)
     for _ in range(random.randint(1, 4)):
         at = random.randrange(len(mutant)) if mutant else 0
@@ -191,7 +195,7 @@ def mutate(data: bytes, random: random.Random) -> bytes:
 
 @pytest.fixture(autouse=True)
 def bounds() -> Iterator[None]:
-    """A gigabyte more than there is in use, and ten seconds for a mutant."""
+    """Allow one gigabyte more than is in use, and ten seconds for each mutant."""
 
     def late(number: int, frame: FrameType | None) -> None:
         raise TimeoutError("a mutant takes more than ten seconds")
@@ -207,7 +211,7 @@ def bounds() -> Iterator[None]:
 
 
 def consume(checkpoint: Checkpoint) -> None:
-    """All that a user may ask of a file that opened."""
+    """Read everything that a user may read from an opened file."""
     [source] = checkpoint.form.sources
     for name in source.specs:
         assert tuple(source.read(name).shape) == source.specs[name].shape
@@ -233,7 +237,7 @@ INSIDE: dict[str, tuple[int, bytes, Callable[[Path, bytes], Path]]] = {
         _header,
     ),
 }
-"""The same, with the damage in one part and a sound container around it."""
+"""Kind of content -> the number of its mutants, the content, and a writer of its container."""
 
 
 def test_there_are_ten_thousand() -> None:
@@ -241,7 +245,7 @@ def test_there_are_ten_thousand() -> None:
 
 
 def use(path: Path) -> None:
-    """Open a file, and ask all of it."""
+    """Open a file and read everything in it."""
     consume(open_ref(path))
 
 
@@ -252,7 +256,7 @@ def fuzz(
     write: Callable[[bytes], Path],
     use: Callable[[Path], None] = use,
 ) -> None:
-    """Open ``count`` mutants of ``data``; some are as good as the original."""
+    """Use ``count`` mutants of ``data``; some of them must open, and some must be refused."""
     draws, opened = random.Random(label), 0
     use(write(data))
     for i in range(count):
@@ -278,7 +282,7 @@ def test_mutants(form: str, tmp_path: Path) -> None:
         path.write_bytes(data)
         return path
 
-    fuzz(form, count, path.read_bytes(), write, look if form == "pictures" else use)
+    fuzz(form, count, path.read_bytes(), write, read_pictures if form == "pictures" else use)
 
 
 @pytest.mark.parametrize("form", INSIDE)

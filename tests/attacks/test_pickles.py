@@ -1,4 +1,4 @@
-"""Pickles that try to run something. None does: a sentinel stays absent, and what was asked for is named."""
+"""Pickles that try to run something: nothing runs, and the names that they ask for are reported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bytewise import (
+from helpers.bytewise import (
     archive,
     call,
     mapping,
@@ -22,7 +22,7 @@ from bytewise import (
     tensor,
     text,
 )
-from gadgets import CALLED, COMMAND, GADGETS
+from helpers.gadgets import CALLED, COMMAND, GADGETS
 
 from weightops import open_checkpoint
 from weightops.checkpoints.formats import pickle_calls
@@ -42,7 +42,7 @@ FORMS: dict[str, Callable[[Path, bytes], Path]] = {
 
 
 def sound(form: str) -> bytes:
-    """A tensor, as that form refers to it."""
+    """Return the opcodes of a sound tensor in a container."""
     return b"K\x07Q" if form == "tar" else tensor()
 
 
@@ -56,13 +56,13 @@ def sentinel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_gadget_beside_tensors_is_named_and_not_run(
     form: str, tmp_path: Path, sentinel: Path
 ) -> None:
-    for label, (gadget, told) in GADGETS.items():
+    for label, (gadget, name_) in GADGETS.items():
         checkpoint = open_checkpoint(
             FORMS[form](tmp_path / "x.pt", mapping(w=sound(form), x=gadget))
         )
         assert list(checkpoint) == ["w"], label
         assert checkpoint["w"].shape == (2, 4)
-        assert told in checkpoint.source.skipped, (label, checkpoint.source.skipped)
+        assert name_ in checkpoint.source.skipped, (label, checkpoint.source.skipped)
         assert not sentinel.exists(), label
 
 
@@ -70,7 +70,7 @@ def test_a_gadget_beside_tensors_is_named_and_not_run(
 def test_a_gadget_that_a_tensor_depends_on_is_refused_by_name(
     form: str, tmp_path: Path, sentinel: Path
 ) -> None:
-    for label, (gadget, told) in GADGETS.items():
+    for label, (gadget, name_) in GADGETS.items():
         rebuilt = mapping(
             w=sound(form),
             x=call("torch._utils._rebuild_tensor_v2", gadget, number(0), b")", b")", b"\x89", b"}"),
@@ -79,7 +79,7 @@ def test_a_gadget_that_a_tensor_depends_on_is_refused_by_name(
             CheckpointError, match=r"a tensor is made from .*, not from a storage"
         ) as refused:
             open_checkpoint(FORMS[form](tmp_path / "x.pt", rebuilt))
-        assert told in str(refused.value), label
+        assert name_ in str(refused.value), label
         assert not sentinel.exists(), label
 
 
@@ -98,12 +98,12 @@ def test_a_call_with_a_tensor_is_refused_by_name(form: str, tmp_path: Path, sent
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_whole_content_is_a_gadget(form: str, tmp_path: Path, sentinel: Path) -> None:
-    for label, (gadget, told) in GADGETS.items():
+    for label, (gadget, name_) in GADGETS.items():
         with pytest.raises(
             CheckpointError, match=r"x\.pt can't be read as a torch file"
         ) as refused:
             open_checkpoint(FORMS[form](tmp_path / "x.pt", gadget))
-        assert told in str(refused.value), label
+        assert name_ in str(refused.value), label
         assert not sentinel.exists(), label
 
 
@@ -167,8 +167,8 @@ def test_persistent_ids_that_lie(tmp_path: Path, sentinel: Path) -> None:
     assert not sentinel.exists()
 
 
-def test_nothing_that_a_table_names_runs_what_it_is_given() -> None:
-    """Every listed call, given hostile arguments, answers with descriptions only."""
+def test_no_listed_call_runs_its_arguments() -> None:
+    """Every listed call answers hostile arguments with descriptions only."""
     hostile = StandIn("posix.system", (COMMAND,))
     for path, function in pickle_calls.CALLS.items():
         assert function.__module__ == pickle_calls.__name__, path
@@ -194,7 +194,7 @@ for path in sorted(pathlib.Path().glob("*.pkl")):
 
 
 def test_the_gadgets_are_real(tmp_path: Path) -> None:
-    """Python's own unpickler runs them: the tests above could fail."""
+    """Python's own unpickler runs the gadgets, so the tests above could fail."""
     calls = [
         "os.system",
         "builtins.eval",

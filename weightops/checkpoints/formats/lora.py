@@ -276,15 +276,12 @@ def write_adapter(
         if len(spec.shape) != 2 or not name.endswith(".weight"):
             lost, left_out = lost + square, left_out + 1
             continue
-        module = name.removesuffix(".weight")
-        pair, lost_square = _best_pair(delta, module, rank, fan_in_fan_out)
+        modules.append(name.removesuffix(".weight"))
+        pair, lost_square = _best_pair(delta, modules[-1], rank, fan_in_fan_out)
         lost += lost_square
         tensors |= pair
-        modules.append(module)
     if not modules:
-        raise OptionError(
-            "no matrix of the task vector changed: there is nothing for a LoRA to hold"
-        )
+        raise OptionError("no matrix of the task vector changed: a LoRA would be empty")
     error = {"relative_error": math.sqrt(lost / total), "left_out": left_out}
     write_tensors(folder / _WEIGHTS, tensors, {"lora": error})
     write_json(folder / CONFIG, _config(modules, rank, fan_in_fan_out, base))

@@ -1,4 +1,4 @@
-"""Files written byte by byte: pickles opcode by opcode, and the containers that torch puts them in."""
+"""Write pickles opcode by opcode, and the containers that torch puts them in."""
 
 from __future__ import annotations
 
@@ -81,7 +81,10 @@ def module(class_name: str, **tensors: bytes) -> bytes:
 def archive(
     path: Path, content: bytes, *, script: bool = False, extra: dict[str, bytes] | None = None
 ) -> Path:
-    """A zip archive as ``torch.save`` or, with ``script``, ``torch.jit.save`` writes it; nothing is aligned."""
+    """Write a zip archive like ``torch.save`` or, with ``script``, ``torch.jit.save``.
+
+    Its data aren't aligned.
+    """
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a/data.pkl", b"\x80\x02" + content + b".")
         file.writestr("a/data/0", NUMBERS)
@@ -96,7 +99,7 @@ def archive(
 def stream(
     path: Path, content: bytes, *, keys: bytes = b"(X\x01\x00\x00\x000l", numel: int = 8
 ) -> Path:
-    """A file as ``torch.save`` wrote it before zip archives."""
+    """Write a file like ``torch.save`` before it wrote zip archives."""
     system = pickle.dumps({"little_endian": True, "protocol_version": 1001}, 2)
     parts = [
         pickle.dumps(0x1950A86A20F9469CFC6C, 2),
@@ -112,7 +115,7 @@ def stream(
 def tar(
     path: Path, content: bytes, *, count: int = 1, shape: tuple[int, ...] = (2, 4), numel: int = 8
 ) -> Path:
-    """A file as torch wrote it in the beginning; the tensor goes by the number 7."""
+    """Write a file like ``torch.save`` before version 0.1.10; the key of the tensor is 7."""
     storages = b"".join(
         [
             pickle.dumps(count, 2),

@@ -1,8 +1,8 @@
-"""Pickle opcodes that, in Python's own unpickler, would run something; and the name that each must be known by."""
+"""Pickle opcodes that would run something in Python's own unpickler, and the names to report."""
 
 from __future__ import annotations
 
-from bytewise import call, mapping, name, number, several, storage, text
+from helpers.bytewise import call, mapping, name, number, several, storage, text
 
 CODE = "open('SENTINEL', 'w').close()"
 COMMAND = "touch SENTINEL"
@@ -137,143 +137,132 @@ CALLED = {
     "timm.create_model": text("x"),
     "weightops.cli.main.run": b"](" + text("patch") + b"e",
     "weightops.open_checkpoint": text("SENTINEL"),
-    "weightops.checkpoints.pickles.Unpickler": b"N",
+    "weightops.checkpoints.formats.unpickler.Unpickler": b"N",
 }
-"""What is called -> its arguments, as opcodes."""
+"""Name that is called -> its arguments, as opcodes."""
 
 
-def _by_opcode() -> dict[str, tuple[bytes, str]]:
-    """Ways to reach a call: its opcodes, which leave one object, and the name that must be told."""
-    system, command = name("posix.system"), text(COMMAND)
-    frozen = text("posix") + text("system") + b"\x93"
-    exploit = several(command)
-    return {
-        "GLOBAL REDUCE": (system + exploit + b"R", "posix.system"),
-        "STACK_GLOBAL": (frozen + exploit + b"R", "posix.system"),
-        "STACK_GLOBAL of dotted names": (
-            text("builtins") + text("eval.__call__") + b"\x93" + several(text(CODE)) + b"R",
-            "builtins.eval.__call__",
-        ),
-        "STACK_GLOBAL of memoised text": (
-            text("posix")
-            + b"\x940"
-            + text("system")
-            + b"\x940"
-            + b"h\x00h\x01\x93"
-            + exploit
-            + b"R",
-            "posix.system",
-        ),
-        "INST": (b"(" + command + b"iposix\nsystem\n", "posix.system"),
-        "OBJ": (b"(" + system + command + b"o", "posix.system"),
-        "NEWOBJ": (name("subprocess.Popen") + exploit + b"\x81", "subprocess.Popen"),
-        "NEWOBJ_EX": (name("subprocess.Popen") + exploit + b"}\x92", "subprocess.Popen"),
-        "NEWOBJ_EX with names": (
-            name("subprocess.Popen") + b")" + mapping(args=command) + b"\x92",
-            "subprocess.Popen",
-        ),
-        "BUILD by __setstate__": (
-            name("code.InteractiveInterpreter") + b")\x81" + mapping(locals=b"}") + b"b",
-            "code.InteractiveInterpreter",
-        ),
-        "BUILD that sets a method": (
-            call("collections.OrderedDict")
-            + several(b"N", mapping(__reduce__=system, __setitem__=system))
-            + b"b"
-            + text("a")
-            + command
-            + b"s",
-            "posix.system",
-        ),
-        "BUILD of a global": (
-            name("collections.OrderedDict") + b"N" + mapping(__init__=system) + b"\x86b",
-            "posix.system",
-        ),
-        "a memoised global": (system + b"q\x050h\x05" + exploit + b"R", "posix.system"),
-        "a memoised call": (system + exploit + b"Rq\x06" + b"0h\x06", "posix.system"),
-        "a call of a call": (
-            call("builtins.getattr", name("os.path"), text("os")) + exploit + b"R",
-            "builtins.getattr",
-        ),
-        "a chain of getattr": (
-            call("builtins.getattr", call("builtins.__import__", text("os")), text("system"))
-            + exploit
-            + b"R",
-            "builtins.__import__",
-        ),
-        "EXT1": (b"\x82\x07" + exploit + b"R", "copyreg.extension 7"),
-        "EXT2": (b"\x83\x07\x01" + exploit + b"R", "copyreg.extension 263"),
-        "EXT4": (b"\x84\x07\x01\x00\x00" + exploit + b"R", "copyreg.extension 263"),
-        "copyreg.__newobj__": (
-            call("copyreg.__newobj__", name("subprocess.Popen"), command),
-            "subprocess.Popen",
-        ),
-        "copyreg.__newobj_ex__": (
-            call("copyreg.__newobj_ex__", name("subprocess.Popen"), exploit, b"}"),
-            "copyreg.__newobj_ex__",
-        ),
-        "copy_reg._reconstructor": (
-            call(
-                "copy_reg._reconstructor", name("subprocess.Popen"), name("builtins.object"), b"N"
-            ),
-            "subprocess.Popen",
-        ),
-        "copyreg.add_extension": (
-            call("copyreg.add_extension", text("posix"), text("system"), number(7)),
-            "copyreg.add_extension",
-        ),
-        "a default factory": (
-            call("collections.defaultdict", system) + text("a") + command + b"s",
-            "posix.system",
-        ),
-        "_rebuild_from_type_v2": (
-            call(
-                "torch._tensor._rebuild_from_type_v2", system, name("torch.Tensor"), exploit, b"}"
-            ),
-            "posix.system",
-        ),
-        "_rebuild_from_type_v2 of another type": (
-            call(
-                "torch._tensor._rebuild_from_type_v2",
-                name("torch.Size"),
-                name("subprocess.Popen"),
-                exploit,
-                b"}",
-            ),
-            "subprocess.Popen",
-        ),
-        "a nested pickle": (
-            call(
-                "pickle.loads",
-                b"C" + bytes([len(inner := b"cposix\nsystem\n" + exploit + b"R.")]) + inner,
-            ),
-            "pickle.loads",
-        ),
-        "a nested checkpoint": (
-            call("torch.storage._load_from_bytes", b"C\x03\x80\x02."),
-            "torch.storage._load_from_bytes",
-        ),
-        "an item of a set": (
-            call("builtins.set", b"](" + call("posix.system", command) + b"e"),
-            "posix.system",
-        ),
-        "a key": (b"}" + call("posix.system", command) + b"Ns", "posix.system"),
-        "dropped before it is seen": (call("posix.system", command) + b"0N", "posix.system"),
-        "a name with blanks": (b"cposix system\nx y\n" + exploit + b"R", "posix.system x y"),
-        "a storage's class": (
-            b"}"
-            + text("s")
-            + storage(kind="torch.FloatStorage")
-            + b"s"
-            + text("c")
-            + system
-            + b"s",
-            "posix.system",
-        ),
-    }
+_SYSTEM, _COMMAND = name("posix.system"), text(COMMAND)
+_ARGUMENTS = several(_COMMAND)
+_STACKED = text("posix") + text("system") + b"\x93"
+_NESTED = b"cposix\nsystem\n" + _ARGUMENTS + b"R."
 
+_BY_OPCODE: dict[str, tuple[bytes, str]] = {
+    "GLOBAL REDUCE": (_SYSTEM + _ARGUMENTS + b"R", "posix.system"),
+    "STACK_GLOBAL": (_STACKED + _ARGUMENTS + b"R", "posix.system"),
+    "STACK_GLOBAL of dotted names": (
+        text("builtins") + text("eval.__call__") + b"\x93" + several(text(CODE)) + b"R",
+        "builtins.eval.__call__",
+    ),
+    "STACK_GLOBAL of memoised text": (
+        text("posix")
+        + b"\x940"
+        + text("system")
+        + b"\x940"
+        + b"h\x00h\x01\x93"
+        + _ARGUMENTS
+        + b"R",
+        "posix.system",
+    ),
+    "INST": (b"(" + _COMMAND + b"iposix\nsystem\n", "posix.system"),
+    "OBJ": (b"(" + _SYSTEM + _COMMAND + b"o", "posix.system"),
+    "NEWOBJ": (name("subprocess.Popen") + _ARGUMENTS + b"\x81", "subprocess.Popen"),
+    "NEWOBJ_EX": (name("subprocess.Popen") + _ARGUMENTS + b"}\x92", "subprocess.Popen"),
+    "NEWOBJ_EX with names": (
+        name("subprocess.Popen") + b")" + mapping(args=_COMMAND) + b"\x92",
+        "subprocess.Popen",
+    ),
+    "BUILD by __setstate__": (
+        name("code.InteractiveInterpreter") + b")\x81" + mapping(locals=b"}") + b"b",
+        "code.InteractiveInterpreter",
+    ),
+    "BUILD that sets a method": (
+        call("collections.OrderedDict")
+        + several(b"N", mapping(__reduce__=_SYSTEM, __setitem__=_SYSTEM))
+        + b"b"
+        + text("a")
+        + _COMMAND
+        + b"s",
+        "posix.system",
+    ),
+    "BUILD of a global": (
+        name("collections.OrderedDict") + b"N" + mapping(__init__=_SYSTEM) + b"\x86b",
+        "posix.system",
+    ),
+    "a memoised global": (_SYSTEM + b"q\x050h\x05" + _ARGUMENTS + b"R", "posix.system"),
+    "a memoised call": (_SYSTEM + _ARGUMENTS + b"Rq\x06" + b"0h\x06", "posix.system"),
+    "a call of a call": (
+        call("builtins.getattr", name("os.path"), text("os")) + _ARGUMENTS + b"R",
+        "builtins.getattr",
+    ),
+    "a chain of getattr": (
+        call("builtins.getattr", call("builtins.__import__", text("os")), text("system"))
+        + _ARGUMENTS
+        + b"R",
+        "builtins.__import__",
+    ),
+    "EXT1": (b"\x82\x07" + _ARGUMENTS + b"R", "copyreg.extension 7"),
+    "EXT2": (b"\x83\x07\x01" + _ARGUMENTS + b"R", "copyreg.extension 263"),
+    "EXT4": (b"\x84\x07\x01\x00\x00" + _ARGUMENTS + b"R", "copyreg.extension 263"),
+    "copyreg.__newobj__": (
+        call("copyreg.__newobj__", name("subprocess.Popen"), _COMMAND),
+        "subprocess.Popen",
+    ),
+    "copyreg.__newobj_ex__": (
+        call("copyreg.__newobj_ex__", name("subprocess.Popen"), _ARGUMENTS, b"}"),
+        "copyreg.__newobj_ex__",
+    ),
+    "copy_reg._reconstructor": (
+        call("copy_reg._reconstructor", name("subprocess.Popen"), name("builtins.object"), b"N"),
+        "subprocess.Popen",
+    ),
+    "copyreg.add_extension": (
+        call("copyreg.add_extension", text("posix"), text("system"), number(7)),
+        "copyreg.add_extension",
+    ),
+    "a default factory": (
+        call("collections.defaultdict", _SYSTEM) + text("a") + _COMMAND + b"s",
+        "posix.system",
+    ),
+    "_rebuild_from_type_v2": (
+        call(
+            "torch._tensor._rebuild_from_type_v2", _SYSTEM, name("torch.Tensor"), _ARGUMENTS, b"}"
+        ),
+        "posix.system",
+    ),
+    "_rebuild_from_type_v2 of another type": (
+        call(
+            "torch._tensor._rebuild_from_type_v2",
+            name("torch.Size"),
+            name("subprocess.Popen"),
+            _ARGUMENTS,
+            b"}",
+        ),
+        "subprocess.Popen",
+    ),
+    "a nested pickle": (
+        call("pickle.loads", b"C" + bytes([len(_NESTED)]) + _NESTED),
+        "pickle.loads",
+    ),
+    "a nested checkpoint": (
+        call("torch.storage._load_from_bytes", b"C\x03\x80\x02."),
+        "torch.storage._load_from_bytes",
+    ),
+    "an item of a set": (
+        call("builtins.set", b"](" + call("posix.system", _COMMAND) + b"e"),
+        "posix.system",
+    ),
+    "a key": (b"}" + call("posix.system", _COMMAND) + b"Ns", "posix.system"),
+    "dropped before it is seen": (call("posix.system", _COMMAND) + b"0N", "posix.system"),
+    "a name with blanks": (b"cposix system\nx y\n" + _ARGUMENTS + b"R", "posix.system x y"),
+    "a storage's class": (
+        b"}" + text("s") + storage(kind="torch.FloatStorage") + b"s" + text("c") + _SYSTEM + b"s",
+        "posix.system",
+    ),
+}
+"""Way to reach a call -> its opcodes, which leave one object, and the name to report."""
 
 GADGETS = {
     path: (call(path, arguments), path.replace("__builtin__", "builtins"))
     for path, arguments in CALLED.items()
-} | _by_opcode()
+} | _BY_OPCODE
