@@ -30,6 +30,7 @@ from weightops.errors import (
     UnknownNameError,
 )
 from weightops.workflows.patch import Patch
+from weightops.workflows.plan import plan_run
 
 QUICK = {"supported": ["digits"], "search": SearchOptions((0.5,)), "device": "cpu"}
 
@@ -113,7 +114,8 @@ def test_refusals(patched: Path, tmp_path: Path) -> None:
 
 
 def test_plan(tmp_path: Path) -> None:
-    plan = Patch.from_call("mnist", training=short(), **QUICK).plan(tmp_path / "x" / "y")
+    workflow = Patch.from_call("mnist", training=short(), **QUICK)
+    plan = plan_run(workflow, tmp_path / "x" / "y")
     assert plan.alphas == (0.0, 0.5)
     assert plan.training_images == 8 * 64
     assert plan.free_bytes > plan.output_bytes > 0

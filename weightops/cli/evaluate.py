@@ -90,7 +90,7 @@ def evaluate(
     scoring = taken(given, _SCORING)
     device = given.get("device", "auto")
     records = _score(opened, listed, evaluator, split=split, device=device, **scoring)
-    columns = list(evaluator.columns)
+    columns = evaluator.columns_of(records[0]["metrics"])
     if reference:
         from weightops.evaluation.shift import add_robustness
 

@@ -98,17 +98,20 @@ def _run(
     **how: Any,
 ) -> None:
     """Run a workflow, printing what it measures, or print its plan."""
+    from weightops.workflows.plan import plan_run
+    from weightops.workflows.run import run
+
     if dry_run:
-        echo_plan(asdict(workflow.plan(out)), as_json)
+        echo_plan(asdict(plan_run(workflow, out)), as_json)
         return
     if push:
         check_push(push)
     if as_json:
-        summary = workflow.run(out, **how)
+        summary = run(workflow, out, **how)
         echo_json({**summary, **push_folder(out, push)})
         return
     table = _Table(workflow)
-    summary = workflow.run(out, on_measured=table.print_measured, **how)
+    summary = run(workflow, out, on_measured=table.print_measured, **how)
     table.print_summary(summary)
     seconds = summary["seconds"]
     click.echo(

@@ -24,6 +24,7 @@ from weightops.tasks.task import Task
 from weightops.training.config import TrainingConfig
 from weightops.workflows.base import Finetuned, OnMeasured, Workflow, even_weights, mean_name
 from weightops.workflows.result import EditResult
+from weightops.workflows.run import run
 
 Objective = Literal["normalized", "mean", "worst"]
 """What the coefficients make best on validation data."""
@@ -241,4 +242,4 @@ def add(
         training=training,
         device=device,
     )
-    return workflow.run(out, resume=resume, overwrite=overwrite, on_measured=on_measured)
+    return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)

@@ -16,6 +16,7 @@ from weightops.tasks.task import Task
 from weightops.training.config import TrainingConfig
 from weightops.workflows.base import Finetuned, OnMeasured, Workflow, even_weights
 from weightops.workflows.result import EditResult
+from weightops.workflows.run import run
 
 
 class Analogy(Workflow):
@@ -122,4 +123,4 @@ def analogy(
         training=training,
         device=device,
     )
-    return workflow.run(out, resume=resume, overwrite=overwrite, on_measured=on_measured)
+    return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)

@@ -1,38 +1,31 @@
 """Edit a model from end to end: learn vectors, choose coefficients, confirm them once, write all.
 
 A `Workflow` says what is particular to one edit: which tasks it learns, how their vectors are
-combined, and what coefficients are chosen for. `Workflow.run` does what all of them share.
+combined, and what coefficients are chosen for. `run` does what all of them share.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-import shutil
 import sys
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from typing_extensions import Self
 
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
-from weightops.errors import NothingSatisfiesError, OptionError, OutputError
+from weightops.errors import NothingSatisfiesError, OptionError
 from weightops.search.cma_es import evolve
 from weightops.search.goal import Choice, Coefficients, Goal, Point, shown
 from weightops.search.session import EditSession, Measured, Trial
 from weightops.search.strategies import SearchOptions, coordinates, grid, race
-from weightops.support.atomic import atomic_output, check_free
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import as_tasks
 from weightops.tasks.task import Task
 from weightops.training.config import TrainingConfig, config_for
-from weightops.workflows.folder import write_folder
-from weightops.workflows.plan import Plan, plan_run
-from weightops.workflows.result import EditResult, confirm
-from weightops.workflows.summary import summarize
+from weightops.workflows.result import EditResult
 
 log = logging.getLogger("weightops")
 
@@ -43,7 +36,7 @@ Finetuned = CheckpointLike | TaskVector | Sequence[CheckpointLike | TaskVector] 
 """Fine-tuned weights or task vectors that replace fine-tuning: one, or one for each task."""
 
 _RUN = ("out", "resume", "overwrite", "on_measured")
-"""Parameters of a workflow's function that belong to `Workflow.run`."""
+"""Parameters of a workflow's function that belong to `run`."""
 
 
 class Workflow(ABC):
@@ -206,82 +199,6 @@ class Workflow(ABC):
         sizes = {name: len(hits) for name, hits in base.hits.items()}
         full = [m for m in sweep if {name: len(hits) for name, hits in m.hits.items()} == sizes]
         return [self.view.point(m.coefficients, m.hits, base.hits) for m in full]
-
-    def plan(self, out: str | Path) -> Plan:
-        """Return what `run` would do, and what it takes."""
-        return plan_run(self, Path(out))
-
-    def run(
-        self,
-        out: str | Path,
-        *,
-        resume: bool = False,
-        overwrite: bool = False,
-        on_measured: OnMeasured | None = None,
-    ) -> dict[str, Any]:
-        """Run the workflow and write its folder.
-
-        Returns:
-            The content of ``summary.json``.
-
-        Raises:
-            OutputError: if ``out`` exists, or the disk is full.
-            NothingSatisfiesError: if no coefficient satisfies the constraint; nothing is written.
-        """
-        out = Path(out)
-        self._check(out, overwrite=overwrite)
-        work_folder = _work_folder(out, resume=resume)
-        started = time.monotonic()
-        try:
-            session = EditSession(
-                self.checkpoint,
-                self.tasks,
-                config=self.config,
-                device=self.device,
-                batchnorm=self.batchnorm,
-                work_folder=work_folder,
-                resume=resume,
-                on_measured=on_measured,
-            )
-            result = self.find(session)
-            searched = time.monotonic() - started - session.finetuning_seconds
-            test = confirm(session, result, self.word)
-            seconds = {
-                "finetune": session.finetuning_seconds,
-                "sweep": searched,
-                "total": time.monotonic() - started,
-            }
-            summary = summarize(self, session, result, test, seconds, out)
-            with atomic_output(out, overwrite=overwrite) as folder:
-                folder.mkdir()
-                write_folder(folder, self, session, result, test, summary)
-        except (NothingSatisfiesError, OptionError):
-            shutil.rmtree(work_folder, ignore_errors=True)
-            raise  # after any other error, what was learned stays, to be resumed
-        shutil.rmtree(work_folder, ignore_errors=True)
-        return summary
-
-    def _check(self, out: Path, *, overwrite: bool) -> None:
-        """Refuse what would fail after the fine-tuning: an output, a disk or data."""
-        check_free(out, overwrite=overwrite)
-        plan = self.plan(out)
-        if plan.free_bytes < plan.output_bytes:
-            raise OutputError(
-                f"{out} needs about {plan.output_bytes / 1e6:.0f} MB while it is made, and "
-                f"{plan.free_bytes / 1e6:.0f} MB are free"
-            )
-        for task in self.tasks:
-            for split in ("validation", "test"):
-                task.load(split)[0]
-
-
-def _work_folder(out: Path, *, resume: bool) -> Path:
-    """Return the folder for what fine-tuning leaves; without ``resume`` it is emptied."""
-    folder = out.with_name(f".{out.name}.run")
-    if not resume and folder.exists():
-        log.warning("an interrupted run is started again; resume=True would have resumed it")
-        shutil.rmtree(folder, ignore_errors=True)
-    return folder
 
 
 def _as_list(finetuned: Finetuned) -> list[CheckpointLike | TaskVector]:

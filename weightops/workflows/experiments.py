@@ -181,7 +181,7 @@ def intermediate(settings: ExperimentSettings) -> Outcome:
             (2, "norm over the last's", COLORS[0]),
             (3, "test accuracy", COLORS[-1]),
         ):
-            _draw_line(axes, [row[0] for row in rows], rows, column, label, color)
+            _draw_line(axes, [row[0] for row in rows], rows, column, label=label, color=color)
         axes.axhline(100 * base, color=INK, linewidth=1, linestyle=":", label="zero-shot accuracy")
         axes.set_xlabel("step")
         axes.set_ylabel("%")
@@ -230,7 +230,7 @@ def learning_rate(settings: ExperimentSettings) -> Outcome:
             (1, "fine-tuned models", COLORS[1]),
             (2, "their sum", COLORS[-1]),
         ):
-            _draw_line(axes, rates, rows, column, label, color)
+            _draw_line(axes, rates, rows, column, label=label, color=color)
         axes.set_xscale("log")
         axes.set_xlabel("peak learning rate")
         axes.set_ylabel("mean test accuracy (%)")
@@ -261,16 +261,8 @@ def _sum_at(session: EditSession, tasks: Sequence[Task], config: TrainingConfig)
     return [f"{config.lr:g}", *means, f"{alpha:g}"]
 
 
-def _draw_line(
-    axes: Any,
-    x: Sequence[float],
-    rows: Sequence[Sequence[Any]],
-    column: int,
-    label: str,
-    color: str,
-) -> None:
-    y = [100 * float(row[column]) for row in rows]
-    axes.plot(x, y, marker="o", color=color, label=label)
+def _draw_line(axes: Any, x: list[Any], rows: list[list[Any]], column: int, **style: Any) -> None:
+    axes.plot(x, [100 * float(row[column]) for row in rows], marker="o", **style)
 
 
 EXPERIMENTS: Registry[Callable[[ExperimentSettings], Outcome]] = Registry(

@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weightops.errors import MissingExtraError
 from weightops.evaluation.zero_shot import record
@@ -16,11 +16,9 @@ from weightops.reports.frontier import draw_bars, draw_frontier
 from weightops.reports.page import write_page
 from weightops.search.session import EditSession, Measured, file_name
 from weightops.support.json_files import jsonable, write_json
+from weightops.workflows.base import Workflow
 from weightops.workflows.result import EditResult
 from weightops.workflows.summary import title
-
-if TYPE_CHECKING:
-    from weightops.workflows.base import Workflow
 
 log = logging.getLogger("weightops")
 

@@ -20,6 +20,7 @@ from weightops.tasks.task import Task
 from weightops.training.config import TrainingConfig
 from weightops.workflows.base import Finetuned, OnMeasured, Workflow, even_weights, mean_name
 from weightops.workflows.result import EditResult
+from weightops.workflows.run import run
 
 Strategy = Literal["joint", "sequential", "parallel"]
 """How several tasks are patched."""
@@ -189,4 +190,4 @@ def patch(
         training=training,
         device=device,
     )
-    return workflow.run(out, resume=resume, overwrite=overwrite, on_measured=on_measured)
+    return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)

@@ -6,12 +6,9 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from weightops.training.config import TrainingConfig
-
-if TYPE_CHECKING:
-    from weightops.workflows.base import Workflow
+from weightops.workflows.base import Workflow
 
 
 @dataclass(frozen=True)

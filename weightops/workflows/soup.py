@@ -18,6 +18,7 @@ from weightops.tasks.table import SUPPORTED, TaskLike, TaskList, as_task, as_tas
 from weightops.tasks.task import Task
 from weightops.workflows.base import OnMeasured, Workflow, even_weights, mean_name
 from weightops.workflows.result import EditResult
+from weightops.workflows.run import run
 
 Selection = Literal["greedy", "uniform"]
 """Which models a soup takes in."""
@@ -194,4 +195,4 @@ def soup(
     workflow = Soup(
         models, tasks=tasks, recipe=recipe, base=base, batchnorm=batchnorm, device=device
     )
-    return workflow.run(out, overwrite=overwrite, on_measured=on_measured)
+    return run(workflow, out, overwrite=overwrite, on_measured=on_measured)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weightops.checkpoints.opening import open_checkpoint
 from weightops.reports.outcome import versions
 from weightops.search.goal import difference, interval
 from weightops.search.session import EditSession, Measured
 from weightops.task_vector import TaskVector
+from weightops.workflows.base import Workflow
 from weightops.workflows.result import EditResult
-
-if TYPE_CHECKING:
-    from weightops.workflows.base import Workflow
 
 _CONFIDENCE_95 = 1.96
 """Standard errors to either side that make a 95 % confidence interval."""

@@ -1,0 +1,101 @@
+"""Run a workflow: learn, choose, confirm once on test data, and write all of it at once."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from weightops.errors import NothingSatisfiesError, OptionError, OutputError
+from weightops.search.session import EditSession
+from weightops.support.atomic import atomic_output, check_free
+from weightops.workflows.base import OnMeasured, Workflow
+from weightops.workflows.folder import write_folder
+from weightops.workflows.plan import plan_run
+from weightops.workflows.result import confirm
+from weightops.workflows.summary import summarize
+
+log = logging.getLogger("weightops")
+
+
+def run(
+    workflow: Workflow,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_measured: OnMeasured | None = None,
+) -> dict[str, Any]:
+    """Run a workflow and write its folder.
+
+    Args:
+        workflow: the workflow.
+        out: the folder; it appears whole, at the end.
+        resume: resume a run that was killed or interrupted.
+        overwrite: replace an output that exists.
+        on_measured: called with each edit that a search has measured in full.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        OutputError: if ``out`` exists, or the disk is full.
+        NothingSatisfiesError: if no coefficient satisfies the constraint; nothing is written.
+    """
+    out = Path(out)
+    _check(workflow, out, overwrite=overwrite)
+    work_folder = _work_folder(out, resume=resume)
+    started = time.monotonic()
+    try:
+        session = EditSession(
+            workflow.checkpoint,
+            workflow.tasks,
+            config=workflow.config,
+            device=workflow.device,
+            batchnorm=workflow.batchnorm,
+            work_folder=work_folder,
+            resume=resume,
+            on_measured=on_measured,
+        )
+        result = workflow.find(session)
+        searched = time.monotonic() - started - session.finetuning_seconds
+        test = confirm(session, result, workflow.word)
+        seconds = {
+            "finetune": session.finetuning_seconds,
+            "sweep": searched,
+            "total": time.monotonic() - started,
+        }
+        summary = summarize(workflow, session, result, test, seconds, out)
+        with atomic_output(out, overwrite=overwrite) as folder:
+            folder.mkdir()
+            write_folder(folder, workflow, session, result, test, summary)
+    except (NothingSatisfiesError, OptionError):
+        shutil.rmtree(work_folder, ignore_errors=True)
+        raise  # after any other error, what was learned stays, to be resumed
+    shutil.rmtree(work_folder, ignore_errors=True)
+    return summary
+
+
+def _check(workflow: Workflow, out: Path, *, overwrite: bool) -> None:
+    """Refuse what would fail after the fine-tuning: an output, a disk or data."""
+    check_free(out, overwrite=overwrite)
+    plan = plan_run(workflow, out)
+    if plan.free_bytes < plan.output_bytes:
+        raise OutputError(
+            f"{out} needs about {plan.output_bytes / 1e6:.0f} MB while it is made, and "
+            f"{plan.free_bytes / 1e6:.0f} MB are free"
+        )
+    for task in workflow.tasks:
+        for split in ("validation", "test"):
+            task.load(split)[0]
+
+
+def _work_folder(out: Path, *, resume: bool) -> Path:
+    """Return the folder for what fine-tuning leaves; without ``resume`` it is emptied."""
+    folder = out.with_name(f".{out.name}.run")
+    if not resume and folder.exists():
+        log.warning("an interrupted run is started again; resume=True would have resumed it")
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
