@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.large_models import large_models
 
 from weightops import TaskVector, open_checkpoint
 from weightops.algebra.kernels import CHUNK
@@ -14,10 +15,8 @@ from weightops.engine.plan import SEGMENT
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_threads_and_files_agree_to_the_bit(
-    large: tuple[dict[str, torch.Tensor], ...], dtype: torch.dtype, tmp_path: Path
-) -> None:
-    pre, ft = ({n: t.to(dtype) for n, t in state.items()} for state in large)
+def test_threads_and_files_agree_to_the_bit(dtype: torch.dtype, tmp_path: Path) -> None:
+    pre, ft = ({n: t.to(dtype) for n, t in state.items()} for state in large_models())
     edited = TaskVector(pre, ft).apply(open_checkpoint(pre), 0.3)
     results = []
     for threads in (1, 2, 5):
@@ -41,12 +40,9 @@ def test_threads_and_files_agree_to_the_bit(
     "alphas", [(0.3, 0.3, 0.3), (0.4, -0.7, 1.5), (-0.2, -0.3, -1.0), (1.0, -1.0, 0.5)]
 )
 def test_several_terms_of_both_signs(
-    large: tuple[dict[str, torch.Tensor], ...],
-    dtype: torch.dtype,
-    alphas: tuple[float, ...],
-    tmp_path: Path,
+    dtype: torch.dtype, alphas: tuple[float, ...], tmp_path: Path
 ) -> None:
-    pre, ft = ({n: t.to(dtype) for n, t in state.items()} for state in large)
+    pre, ft = ({n: t.to(dtype) for n, t in state.items()} for state in large_models())
     tuned = [{n: (t.float() * (1 + 0.01 * i)).to(dtype) for n, t in ft.items()} for i in range(3)]
     for model in tuned:
         for name, tensor in model.items():
@@ -70,8 +66,8 @@ def test_several_terms_of_both_signs(
         assert torch.allclose(vector[name].double(), delta, rtol=2 * ulp, atol=1e-6)
 
 
-def test_what_cancels_is_nothing(large: tuple[dict[str, torch.Tensor], ...]) -> None:
-    pre, ft = large
+def test_what_cancels_is_nothing() -> None:
+    pre, ft = large_models()
     other = {n: t + 1.0 for n, t in pre.items()}
     frozen = TaskVector(pre, pre) + TaskVector(other, other)
     for name in pre:
@@ -97,10 +93,8 @@ def test_a_sum_of_vectors_is_as_precise_as_its_terms() -> None:
     )
 
 
-def test_an_element_does_not_depend_on_its_neighbours(
-    large: tuple[dict[str, torch.Tensor], ...],
-) -> None:
-    x, y, z = (state[f"w{CHUNK - 1}"] for state in (*large, large[1]))
+def test_an_element_does_not_depend_on_its_neighbours() -> None:
+    x, y, z = (state[f"w{CHUNK - 1}"] for state in (*large_models(), large_models()[1]))
     form = TaskVector({"w": x}, {"w": y}) + TaskVector({"w": x}, {"w": z * 1.5})
     whole = form.apply({"w": x}, 0.3)["w"]
     for start, stop in ((0, 1), (1, 4), (1000, 1077), (CHUNK - 9, CHUNK - 1)):
@@ -111,9 +105,7 @@ def test_an_element_does_not_depend_on_its_neighbours(
         assert torch.equal(part, whole[start:stop])
 
 
-def test_noncontiguous_and_half_precision_targets(
-    large: tuple[dict[str, torch.Tensor], ...],
-) -> None:
+def test_noncontiguous_and_half_precision_targets() -> None:
     form = open_checkpoint({"m": torch.arange(12.0).view(3, 4)}).form
     out = torch.zeros(4, 3, dtype=torch.float16).T
     materialize(form, {"m": out})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from helpers.large_models import large_models
 
 from weightops import open_checkpoint
 from weightops.engine.plan import SEGMENT, plan, units
 from weightops.engine.ranks import Ranks
 
 
-def test_units_cover_each_element_once(large: tuple[dict[str, torch.Tensor], ...]) -> None:
-    form = open_checkpoint(large[0]).form
+def test_units_cover_each_element_once() -> None:
+    form = open_checkpoint(large_models()[0]).form
     covered: dict[str, list[tuple[int, int]]] = {}
     for batch in units(plan(form)):
         assert sum(s.stop - s.start for s in batch) < 2 * SEGMENT
@@ -22,8 +22,8 @@ def test_units_cover_each_element_once(large: tuple[dict[str, torch.Tensor], ...
         assert spans[-1][1] == form.specs[name].numel
 
 
-def test_ranks_share_all_units(large: tuple[dict[str, torch.Tensor], ...]) -> None:
-    work = units(plan(open_checkpoint(large[0]).form), 1 << 16)
+def test_ranks_share_all_units() -> None:
+    work = units(plan(open_checkpoint(large_models()[0]).form), 1 << 16)
     shares = [Ranks(index, 3).share(work) for index in range(3)]
     assert sorted(i for share in shares for i in share) == list(range(len(work)))
     assert max(map(len, shares)) - min(map(len, shares)) <= 2

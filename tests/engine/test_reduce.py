@@ -6,14 +6,15 @@ import math
 
 import pytest
 import torch
+from helpers.large_models import large_models
 
 from weightops import TaskVector, open_checkpoint
 from weightops.engine.reduce import gram
 from weightops.errors import MismatchError
 
 
-def test_gram_against_float64(large: tuple[dict[str, torch.Tensor], ...]) -> None:
-    pre, ft = large
+def test_gram_against_float64() -> None:
+    pre, ft = large_models()
     half = {n: (t + pre[n]) / 2 for n, t in ft.items()}
     forms = [TaskVector(pre, ft).form, TaskVector(pre, half).form]
     for name, g in gram(forms).items():

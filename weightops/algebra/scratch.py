@@ -7,7 +7,7 @@ from enum import Enum, auto
 import torch
 
 _PINNED_BUFFERS = 4
-"""How many pinned buffers a thread copies tensors to CUDA by."""
+"""Pinned buffers of one thread, by which it copies tensors to CUDA."""
 
 
 class Slot(Enum):

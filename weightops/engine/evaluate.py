@@ -31,7 +31,7 @@ _TORCH_SEGMENT = 1 << 24
 """Elements of a segment where torch's own threads share the work."""
 
 OnNonfinite = Literal["ignore", "warn", "error"]
-"""What to do about NaN and Inf in a result."""
+"""The reaction to NaN and Inf in a result."""
 
 Reader = Callable[[int, int, Sequence[torch.Tensor]], None]
 """Computes elements ``start`` to ``stop`` of several steps of one tensor, into one flat tensor for
@@ -97,9 +97,7 @@ def _expanded(step: Step, scratch: Scratch) -> Step:
     if step.keep_anchor and abs(weights_sum - 1) > 1e-12:
         # This is not an average, so the terms can't be taken relative to an anchor.
         return Step(step.name, step.numel, totals, None, False)
-    return anchored_step(
-        step.name, step.numel, totals, base=step.anchor, keep_anchor=step.keep_anchor
-    )
+    return anchored_step(step.name, step.numel, totals, step.anchor, step.keep_anchor)
 
 
 def buffered(

@@ -1,4 +1,4 @@
-"""Lay a form out in safetensors files, and estimate what it takes to write them."""
+"""Lay a form out in safetensors files, and estimate the cost of writing them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _file(name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What it takes to write a form, known from headers alone.
+    """The cost of writing a form, known from headers alone.
 
     Attributes:
         tensors: the number of tensors that are computed.
@@ -109,7 +109,7 @@ class Estimate:
 
 
 def estimate(form: LinearForm, files: list[FileLayout], place: Path) -> Estimate:
-    """Estimate what it takes to write the files of a form to ``place``."""
+    """Estimate the cost of writing the files of a form to ``place``."""
     steps = plan(form, [name for file in files for name in file.offsets])
     inputs = {(leaf, s.name) for s in steps for source in s.coefficients for leaf in source.leaves}
     threads = min(torch.get_num_threads(), len(units(steps)))

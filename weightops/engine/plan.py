@@ -37,15 +37,10 @@ class Segment(NamedTuple):
 
 def plan(form: LinearForm, names: Iterable[str] | None = None) -> list[Step]:
     """Return the steps that evaluate a form at the given names; by default, at all names."""
+    keep_anchor = form.space == "weights"
     return [
-        anchored_step(
-            name,
-            form.specs[name].numel,
-            form.coefficients(name),
-            base=form.base,
-            keep_anchor=form.space == "weights",
-        )
-        for name in (form.specs if names is None else names)
+        anchored_step(n, form.specs[n].numel, form.coefficients(n), form.base, keep_anchor)
+        for n in (form.specs if names is None else names)
     ]
 
 
@@ -53,7 +48,6 @@ def anchored_step(
     name: str,
     numel: int,
     coefficients: Mapping[Source, float],
-    *,
     base: Source | None,
     keep_anchor: bool,
 ) -> Step:
@@ -86,7 +80,8 @@ def units(steps: Iterable[Step], segment_length: int | None = None) -> list[list
     batch: list[Segment] = []
     batch_numel = 0
     for step in steps:
-        segments = _segments(step, length)
+        starts = range(0, max(step.numel, 1), length)  # an empty tensor has one segment, too
+        segments = [Segment(step, start, min(start + length, step.numel)) for start in starts]
         if any(source.computed for source in step.coefficients):
             complete.append(segments)
             continue
@@ -97,12 +92,6 @@ def units(steps: Iterable[Step], segment_length: int | None = None) -> list[list
             complete.append(batch)
             batch, batch_numel = [], 0
     return sorted([*complete, batch] if batch else complete, key=unit_numel, reverse=True)
-
-
-def _segments(step: Step, length: int) -> list[Segment]:
-    """Cut a step into segments of at most ``length`` elements; an empty tensor has one segment."""
-    starts = range(0, max(step.numel, 1), length)
-    return [Segment(step, start, min(start + length, step.numel)) for start in starts]
 
 
 def unit_numel(unit: Iterable[Segment]) -> int:

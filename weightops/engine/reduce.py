@@ -37,20 +37,7 @@ def gram(
     Raises:
         MismatchError: if a name has several shapes.
     """
-    tied = [tied_names(form) for form in forms]
-    names = [
-        name
-        for name in forms[0].specs
-        if all(name in form.specs for form in forms)
-        and not all(name in aliases for aliases in tied)
-    ]
-    for name in names:
-        shapes = {form.specs[name].shape for form in forms}
-        if len(shapes) > 1:
-            raise MismatchError(
-                f"{name} has shapes {' and '.join(map(str, sorted(shapes)))}",
-                hint="compare models of one architecture",
-            )
+    names = _common_names(forms)
     steps_at = dict(
         zip(names, zip(*(plan(form, names) for form in forms), strict=True), strict=True)
     )
@@ -71,6 +58,24 @@ def gram(
         for name, matrix in results:
             totals[name] += matrix
     return totals
+
+
+def _common_names(forms: Sequence[LinearForm]) -> list[str]:
+    tied = [tied_names(form) for form in forms]
+    names = [
+        name
+        for name in forms[0].specs
+        if all(name in form.specs for form in forms)
+        and not all(name in aliases for aliases in tied)
+    ]
+    for name in names:
+        shapes = {form.specs[name].shape for form in forms}
+        if len(shapes) > 1:
+            raise MismatchError(
+                f"{name} has shapes {' and '.join(map(str, sorted(shapes)))}",
+                hint="compare models of one architecture",
+            )
+    return names
 
 
 def products(
