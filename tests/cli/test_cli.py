@@ -252,7 +252,8 @@ def test_module_and_debug() -> None:
         for more in ([], ["--debug"])
     )
     assert plain.returncode == 1
-    assert plain.stderr.splitlines()[0].startswith("weightops: there is no file or folder nowhere")
+    first, *hints = plain.stderr.splitlines()
+    assert first.startswith("weightops: there is no file or folder nowhere")
     assert all(line.startswith("hint: ") for line in hints)
     assert "Traceback" in debug.stderr
 

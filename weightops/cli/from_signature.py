@@ -13,12 +13,15 @@ from typing import Any
 import click
 
 from weightops.cli import types
-from weightops.cli.signatures import REQUIRED, Expression, Parameter, read
+from weightops.cli.signatures import REQUIRED, Expression, Parameter, plugin_names, read
 from weightops.errors import WeightopsError
 from weightops.support.docstrings import plain
 
 _FLAGS = {"out": ("-o", "--out"), "finetuned": ("--finetuned", "--vector")}
 """Options that aren't spelt as their parameter."""
+
+_PLUGINS = {"method": "methods"}
+"""Parameters that name an entry of a registry -> the group of its plug-ins, which help lists."""
 
 
 def _quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -85,6 +88,8 @@ def option(
     name, kind, default = parameter.name, parameter.kind, parameter.default
     spelt = list(_FLAGS.get(name) or (f"--{name.rstrip('_').replace('_', '-')}",))
     text = plain(parameter.text)
+    plugins = plugin_names(_PLUGINS[name]) if name in _PLUGINS else []
+    text += f" From plug-ins: {', '.join(plugins)}." if plugins else ""
     starts_with_choice = text.partition(" ")[0].rstrip(":") in kind.choices
     settings: dict[str, Any] = {"help": text if starts_with_choice else text[:1].upper() + text[1:]}
     if kind.name == "bool":

@@ -241,5 +241,9 @@ def names_in(reference: str) -> list[str]:
     module, _, name = reference.partition(":")
     call = _top_level(module)[name].value
     group, table = ast.literal_eval(call.args[1]), call.args[2]
-    plugins = [point.name for point in entry_points(group=f"weightops.{group}")]
-    return list(dict.fromkeys([*map(ast.literal_eval, table.keys), *plugins]))
+    return list(dict.fromkeys([*map(ast.literal_eval, table.keys), *plugin_names(group)]))
+
+
+def plugin_names(group: str) -> list[str]:
+    """Return the names that other packages add to a registry, without loading any."""
+    return [point.name for point in entry_points(group=f"weightops.{group}")]
