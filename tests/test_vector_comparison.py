@@ -1,4 +1,4 @@
-"""Angles between task vectors, against plain float64."""
+"""Comparisons of task vectors, against numpy in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from weightops import TaskVector, compare, open_checkpoint
 from weightops.cli.main import run
-from weightops.errors import WeightopsError
+from weightops.errors import OptionError
 
 SHAPES = {
     "embed.weight": (90, 80),
@@ -39,7 +39,7 @@ def states() -> list[dict[str, torch.Tensor]]:
 
 def test_against_float64(states: list[dict[str, torch.Tensor]]) -> None:
     base, *tuned = states
-    found = compare(tuned, base=base, spectra=True)
+    comparison = compare(tuned, base=base, spectra=True)
     d = np.stack(
         [
             np.concatenate([(s[n].double() - base[n].double()).numpy().ravel() for n in SHAPES])
@@ -47,27 +47,27 @@ def test_against_float64(states: list[dict[str, torch.Tensor]]) -> None:
         ]
     )
     norms = np.linalg.norm(d, axis=1)
-    np.testing.assert_allclose(found.norms, norms, rtol=1e-5)
-    np.testing.assert_allclose(found.cosines, d @ d.T / np.outer(norms, norms), atol=1e-5)
+    np.testing.assert_allclose(comparison.norms, norms, rtol=1e-5)
+    np.testing.assert_allclose(comparison.cosines, d @ d.T / np.outer(norms, norms), atol=1e-5)
     changed = d[:, np.abs(d).sum(0) > 0]
     conflict = [[np.mean(x * y < 0) for y in changed] for x in changed]
-    np.testing.assert_allclose(found.conflicts, conflict, atol=1e-3)
-    assert list(found.layers()) == ["embed.weight", "layers.0", "layers.1", "frozen"]
-    assert found.overlaps is not None
+    np.testing.assert_allclose(comparison.conflicts, conflict, atol=1e-3)
+    assert list(comparison.layers()) == ["embed.weight", "layers.0", "layers.1", "frozen"]
+    assert comparison.overlaps is not None
     names = [n for n, s in SHAPES.items() if len(s) == 2]
     deltas = [[(s[n].double() - base[n].double()).numpy() for n in names] for s in tuned]
     spectrum = np.mean(
         [(v := np.linalg.svd(m, compute_uv=False) ** 2)[:64] / v.sum() for m in deltas[0]], axis=0
     )
-    np.testing.assert_allclose(found.spectra["vector 1"], spectrum, atol=1e-5)
+    np.testing.assert_allclose(comparison.spectra["vector 1"], spectrum, atol=1e-5)
     u, v = ([np.linalg.svd(m)[0][:, :8] for m in deltas[i]] for i in (0, 1))
     overlap = np.mean(
         [(np.linalg.svd(a.T @ b, compute_uv=False) ** 2).mean() for a, b in zip(u, v, strict=True)]
     )
-    assert found.overlaps[0, 1].item() == pytest.approx(overlap, abs=1e-4)
+    assert comparison.overlaps[0, 1].item() == pytest.approx(overlap, abs=1e-4)
 
 
-def test_the_verb(
+def test_the_command(
     states: list[dict[str, torch.Tensor]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [
@@ -89,7 +89,7 @@ def test_the_verb(
     assert "overlap of subspaces" in capsys.readouterr().out
     assert run(["compare", paths[0], paths[1]]) == 0
     assert "m1" in capsys.readouterr().out
-    assert run(["compare", saved[0]]) == 1
+    assert run(["compare", saved[0]]) == 2
     assert "at least two task vectors" in capsys.readouterr().err
-    with pytest.raises(WeightopsError, match="say which base"):
+    with pytest.raises(OptionError, match=r"m1 holds weights, and there is no base\nhint: .*base="):
         compare(paths[1:])

@@ -57,7 +57,7 @@ def sce(
 
         t_i = tau_i where the variance over the inputs is among the largest, else 0
         w_i = ||t_i||^2 / sum_j ||t_j||^2
-        agree_i = [t_i sgn(sum_j t_j) > 0]
+        agree_i = 1 where t_i sgn(sum_j t_j) > 0, else 0
         merged = sum_i agree_i w_i t_i / sum_i agree_i w_i
 
     Source: arXiv 2408.07990.
@@ -82,8 +82,8 @@ def tall_consensus(
     """Add the deltas where several inputs need an element, and drop it elsewhere (TALL masks).
 
         tau = sum_i tau_i
-        needs_i = [|tau_i| >= mask_scale |tau - tau_i|]
-        merged = tau [sum_i needs_i >= agreement]
+        needs_i = 1 where |tau_i| >= mask_scale |tau - tau_i|, else 0
+        merged = tau where sum_i needs_i >= agreement, else 0
 
     Source: consensus merging, arXiv 2405.07813.
 

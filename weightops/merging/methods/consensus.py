@@ -3,7 +3,7 @@
 With sparsified deltas d_i and weights w_i, element by element::
 
     sign = sgn(sum_i w_i d_i), where sgn(0) = 1
-    agree_i = [w_i d_i sign > 0]
+    agree_i = 1 where w_i d_i sign > 0, else 0
     merged = sum_i agree_i w_i d_i / n
 
 where n is ``sum_i agree_i w_i`` ("weights"), ``sum_i agree_i`` ("count") or 1 ("none"); and 1 where

@@ -121,7 +121,8 @@ def dare_ties(
 
         t_i = m_i tau_i / density, with m_i ~ Bernoulli(density)
         sign = sgn(sum_i w_i t_i)
-        merged = sum_i [w_i t_i sign > 0] w_i t_i / n
+        agree_i = 1 where w_i t_i sign > 0, else 0
+        merged = sum_i agree_i w_i t_i / n
 
     Source: arXiv 2311.03099, and 2306.01708 for the election.
 
@@ -133,8 +134,8 @@ def dare_ties(
         density: the probability that an element is kept.
         rescale: "expectation" divides by the density, as the paper does; "l1" restores the sum of
             magnitudes, as mergekit does; "none" does neither.
-        normalize: the divisor n: "weights" is the sum of the weights that agree with the sign,
-            "count" their number, "none" is 1.
+        normalize: the divisor n: "weights" is sum_i agree_i w_i, "count" is sum_i agree_i, "none"
+            is 1.
     """
     kept = _drop(deltas, _odds(density, len(deltas)), draws)
     return consensus(kept, weights, scale=scale, elect=True, normalize=normalize)
@@ -243,7 +244,8 @@ def della(
 
         t_i = m_i tau_i / p_i, with m_i and p_i as in della_linear
         sign = sgn(sum_i w_i t_i)
-        merged = sum_i [w_i t_i sign > 0] w_i t_i / n
+        agree_i = 1 where w_i t_i sign > 0, else 0
+        merged = sum_i agree_i w_i t_i / n
 
     Source: arXiv 2406.11617.
 
@@ -257,8 +259,8 @@ def della(
             magnitude in a row.
         rescale: "expectation" divides by the probabilities, as the paper does; "l1" restores the
             sum of magnitudes, as mergekit does; "none" does neither.
-        normalize: the divisor n: "weights" is the sum of the weights that agree with the sign,
-            "count" their number, "none" is 1.
+        normalize: the divisor n: "weights" is sum_i agree_i w_i, "count" is sum_i agree_i, "none"
+            is 1.
     """
     kept = _drop_by_rank(deltas, density, epsilon, draws, rescale)
     return consensus(kept, weights, scale=scale, elect=True, normalize=normalize)

@@ -90,7 +90,8 @@ def karcher(
 ) -> torch.Tensor:
     """Average the models' directions on the sphere, at their mean norm (Karcher mean).
 
-        mu <- exp_mu(sum_i w_i log_mu(theta_i / ||theta_i||)), until it stays where it is
+        mu <- exp_mu(sum_i w_i log_mu(theta_i / ||theta_i||)), until mu stays where it is
+        merged = mu sum_i w_i ||theta_i||
 
     Source: Karcher, 1977.
 

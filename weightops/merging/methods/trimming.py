@@ -56,7 +56,8 @@ def magnitude(
 ) -> torch.Tensor:
     """Trim each delta to its largest elements, and add the deltas.
 
-        merged = sum_i w_i trim(tau_i)
+        t_i = tau_i at its largest elements, else 0
+        merged = sum_i w_i t_i
 
     Source: the trimming of TIES, arXiv 2306.01708.
 
@@ -85,9 +86,10 @@ def ties(
 ) -> torch.Tensor:
     """Trim each delta, elect a sign for each element, and average the deltas of this sign (TIES).
 
-        t_i = trim(tau_i)
+        t_i = tau_i at its largest elements, else 0
         sign = sgn(sum_i w_i t_i)
-        merged = sum_i [w_i t_i sign > 0] w_i t_i / n
+        agree_i = 1 where w_i t_i sign > 0, else 0
+        merged = sum_i agree_i w_i t_i / n
 
     Source: arXiv 2306.01708.
 
@@ -97,9 +99,8 @@ def ties(
         largest: the cutoff of each delta.
         start: the position of the part.
         density: the fraction of the elements that is kept, the largest ones.
-        normalize: the divisor n: "weights" is the sum of the weights that agree with the sign, as
-            in mergekit; "count" their number, the paper's disjoint mean; "none" is 1, its disjoint
-            sum.
+        normalize: the divisor n: "weights" is sum_i agree_i w_i, as in mergekit; "count" is
+            sum_i agree_i, the paper's disjoint mean; "none" is 1, its disjoint sum.
         scope: "tensor" keeps this fraction of each tensor; "global" of all that an input changes
             in the model, as the authors of TIES do.
     """
@@ -183,7 +184,8 @@ def breadcrumbs_ties(
 
         t_i = m_i tau_i, with m_i as in breadcrumbs
         sign = sgn(sum_i w_i t_i)
-        merged = sum_i [w_i t_i sign > 0] w_i t_i / n
+        agree_i = 1 where w_i t_i sign > 0, else 0
+        merged = sum_i agree_i w_i t_i / n
 
     Source: arXiv 2312.06795, and 2306.01708 for the election.
 
@@ -194,8 +196,8 @@ def breadcrumbs_ties(
         start: the position of the part.
         density: the fraction of the elements that is kept.
         gamma: the fraction of the elements that is dropped as the largest.
-        normalize: the divisor n: "weights" is the sum of the weights that agree with the sign,
-            "count" their number, "none" is 1.
+        normalize: the divisor n: "weights" is sum_i agree_i w_i, "count" is sum_i agree_i, "none"
+            is 1.
         scope: "tensor" takes these fractions of each tensor; "global" of all that an input changes
             in the model.
     """

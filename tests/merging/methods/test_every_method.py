@@ -1,0 +1,169 @@
+"""Properties that every merge method has."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.fake_device import THERE, Device
+from helpers.merges import SHAPES, State, apply, family, same
+
+from weightops import open_checkpoint
+from weightops.algebra.kernels import CHUNK
+from weightops.algebra.scratch import Scratch
+from weightops.errors import OptionError
+from weightops.merging.methods.source import MethodSource
+from weightops.merging.methods.table import METHODS
+
+ON_DELTAS = [name for name, method in METHODS.items() if method.space == "delta"]
+
+
+UNORDERED = {
+    "linear",
+    "task_arithmetic",
+    "model_stock",
+    "magnitude",
+    "ties",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "sce",
+    "tall_consensus",
+    "karcher",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_equal_to_the_base_give_the_base(method: str) -> None:
+    base, _ = family(0)
+    merged = apply(method, base, [dict(base), dict(base)])
+    for name in base:
+        if method in ON_DELTAS:
+            assert torch.equal(merged[name], base[name]), name
+        else:
+            assert torch.allclose(merged[name], base[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_shape_dtype_and_finiteness_are_kept(method: str, dtype: torch.dtype) -> None:
+    base, models = family(2, dtype=dtype)
+    before = [{n: t.clone() for n, t in state.items()} for state in (base, *models)]
+    merged = apply(method, base, models).state_dict()
+    for name, tensor in base.items():
+        assert merged[name].shape == tensor.shape
+        assert merged[name].dtype == tensor.dtype
+        assert not merged[name].numel() or bool(torch.isfinite(merged[name].double()).all())
+    assert all(
+        torch.equal(a[n], b[n]) for a, b in zip(before, (base, *models), strict=True) for n in a
+    )
+    assert same(merged, apply(method, base, models))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nonfinite_values_are_kept(
+    method: str, value: float, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    base, models = family(2)
+    models[0]["matrix"][1, 2] = value
+    merged = apply(method, base, models)
+    assert not torch.isfinite(merged["matrix"]).all()
+    merged.save(tmp_path / "x.safetensors")
+    assert "NaN or Inf in 1 tensor: matrix" in caplog.text
+
+
+@pytest.mark.parametrize("method", ON_DELTAS)
+def test_alpha_zero_gives_the_base(method: str) -> None:
+    base, models = family(3)
+    assert same(apply(method, base, models, alpha=0), base)
+
+
+@pytest.mark.parametrize("method", sorted(UNORDERED))
+def test_order_does_not_matter(method: str) -> None:
+    base, models = family(4)
+    merged, shuffled = apply(method, base, models), apply(method, base, models[::-1])
+    assert all(torch.allclose(merged[n], shuffled[n], atol=1e-6) for n in SHAPES)
+
+
+@pytest.mark.parametrize("method", [n for n, m in METHODS.items() if "density" in m.options])
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_every_density(method: str, density: float) -> None:
+    base, models = family(2)
+    options = {"gamma": 0.0} if "gamma" in METHODS[method].options else {}
+    options |= {"epsilon": 0.0} if "epsilon" in METHODS[method].options else {}
+    merged = apply(method, base, models, density=density, **options)
+    assert all(bool(torch.isfinite(merged[n]).all()) for n in SHAPES)
+    if density == 0:
+        assert same(merged, base)
+    if density == 1 and "normalize" not in METHODS[method].options:
+        expected = apply("task_arithmetic", base, models)
+        assert all(torch.allclose(merged[n], expected[n], atol=1e-6) for n in SHAPES)
+    with pytest.raises(OptionError, match="density is a fraction"):
+        apply(method, base, models, density=1.5, **options)["matrix"]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_tied_weights_stay_tied(method: str, tmp_path: Path) -> None:
+    def model(seed: int) -> State:
+        shared = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
+        return {"head.weight": shared, "inside.weight": shared, "w": shared + 1}
+
+    merged = apply(method, model(0), [model(1), model(2)])
+    state = merged.state_dict()
+    assert state["head.weight"].data_ptr() == state["inside.weight"].data_ptr()
+    saved = open_checkpoint(merged.save(tmp_path / "x.safetensors"))
+    assert all(torch.equal(saved[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_chunks_files_and_memory_agree_to_the_bit(method: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shape = (40, 3 * CHUNK // 40 + 7) if METHODS[method].kind != "whole" else (24, 50)
+    base = {
+        "a": torch.randn(shape, generator=generator).bfloat16(),
+        "b": torch.randn(33, generator=generator),
+    }
+    models = [
+        {
+            n: t + 0.1 * torch.randn(t.shape, generator=generator).to(t.dtype)
+            for n, t in base.items()
+        }
+        for _ in range(2)
+    ]
+    merged = apply(method, base, models)
+    whole = merged.state_dict()
+    saved = open_checkpoint(merged.save(tmp_path / "merged.safetensors"))
+    for name in base:
+        assert torch.equal(whole[name], saved[name])
+        assert torch.equal(whole[name], merged[name])
+    if METHODS[method].space == "weights" and not METHODS[method].fixed:
+        elements = merged.source.open("a", Scratch())
+        parts = [
+            elements(start, min(start + 12_345, whole["a"].numel())).clone()
+            for start in range(0, whole["a"].numel(), 12_345)
+        ]
+        assert torch.equal(torch.cat(parts).bfloat16(), whole["a"].flatten())
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].fixed])
+def test_all_of_a_method_is_computed_on_the_device(method: str) -> None:
+    """No operation mixes tensors of two devices; the results are the CPU's, which computes them."""
+    base, models = family(2, seed=1, shapes={"matrix": (24, 50), "long": (70_000,)})
+    [source] = [s for s in apply(method, base, models).form.sources if isinstance(s, MethodSource)]
+    for name in source.specs:
+        here = source.read(name).flatten()
+        with Device():
+            there = source.open(name, Scratch(THERE))(0, len(here))
+        assert there.device == THERE
+        assert torch.equal(there.inner, here)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_files_computed_on_cuda(method: str, tmp_path: Path) -> None:
+    base, models = family(2, seed=1, shapes={"matrix": (24, 50), "long": (70_000,)})
+    merged = apply(method, base, models)
+    saved = open_checkpoint(merged.save(tmp_path / "merged.safetensors", device="cuda"))
+    assert all(torch.allclose(saved[name], merged[name], rtol=1e-4, atol=1e-5) for name in base)

@@ -1,0 +1,76 @@
+"""Trimming, TIES and Breadcrumbs, against formulas in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers.merges import check, deltas, family
+
+from weightops.algebra.kernels import CHUNK
+from weightops.merging.merge import merge
+
+
+def plain_trim(delta: np.ndarray, keep: int) -> np.ndarray:
+    order = np.argsort(-np.abs(delta).ravel(), kind="stable")
+    out = np.zeros(delta.size)
+    out[order[:keep]] = delta.ravel()[order[:keep]]
+    return out.reshape(delta.shape)
+
+
+def test_trimming_against_a_sort() -> None:
+    base, models = family(3)
+    d = deltas(base, models)
+    w = np.array([0.5, 1.0, 2.0])
+    t = np.stack([plain_trim(x, 12) for x in d])
+    sign = np.sign((w[:, None, None] * t).sum(0))
+    agree = (np.sign(t) == sign) & (t != 0)
+    total = (agree * w[:, None, None] * t).sum(0)
+    options = {"weights": list(w), "density": 0.5}
+    check("magnitude", (w[:, None, None] * t).sum(0), base, models, **options)
+    check("ties", total, base, models, normalize="none", **options)
+    check("ties", total / np.maximum(agree.sum(0), 1), base, models, normalize="count", **options)
+    divisor = (agree * w[:, None, None]).sum(0)
+    mean = np.divide(total, divisor, out=np.zeros_like(total), where=divisor > 0)
+    check("ties", mean, base, models, normalize="weights", **options)
+
+
+def test_breadcrumbs_against_a_sort() -> None:
+    base, models = family(3)
+    crumbs = np.stack([plain_trim(x, 14) - plain_trim(x, 2) for x in deltas(base, models)])
+    check("breadcrumbs", crumbs.sum(0), base, models, density=0.5, gamma=0.1)
+    total = crumbs.sum(0)
+    agreed = (crumbs * (np.sign(crumbs) == np.sign(total))).sum(0)
+    check("breadcrumbs_ties", agreed, base, models, density=0.5, gamma=0.1)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.8])
+def test_thresholds_over_the_whole_model(density: float) -> None:
+    """Only what a model changes counts: not a frozen tower."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a": (300, 400), "b": (77,), "c": (CHUNK + 5,)}
+    base = {n: torch.randn(s, generator=generator).bfloat16() for n, s in shapes.items()}
+    frozen = {"frozen": torch.randn(500, 500, generator=generator).bfloat16()}
+    models = [
+        {
+            n: (t + scale * torch.randn(t.shape, generator=generator)).bfloat16()
+            for n, t in base.items()
+        }
+        | frozen
+        for scale in (0.1, 0.3)
+    ]
+    base |= frozen
+    merged = merge(models[:1], "magnitude", base=base, density=density, scope="global")
+    merged = merged.to(torch.float32)
+    delta = torch.cat([(models[0][n].float() - base[n].float()).flatten() for n in base])
+    count = int(density * int(delta.count_nonzero()))
+    largest = delta.abs().sort(descending=True, stable=True).indices[:count]
+    expected = torch.zeros_like(delta)
+    expected[largest] = delta[largest]
+    kept = torch.cat([(merged[n] - base[n].float()).flatten() for n in base])
+    assert torch.equal(kept, expected)
+    by_model, by_tensor = (
+        merge(models, "ties", base=base, density=density, scope=scope)["b"]
+        for scope in ("global", "tensor")
+    )
+    assert not torch.equal(by_model, by_tensor)
