@@ -1,4 +1,4 @@
-"""Checkpoints under other names: wrappers' prefixes, transformers' CLIP and open_clip's, image encoders alone."""
+"""Checkpoints under other names: wrappers, both CLIP libraries, and image encoders alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weightops import Checkpoint, TaskVector, merge, open_checkpoint
-from weightops.checkpoints.clip_names import mappings, from_transformers
+from weightops.checkpoints.clip_names import from_transformers, mappings
 from weightops.checkpoints.matching import match_to_base, open_matched
 from weightops.errors import MismatchError
 
@@ -123,8 +123,8 @@ def test_image_encoders_are_completed_from_the_base(
     assert delta.apply(alone).keys() == alone.keys()
 
 
-def test_the_authors_image_encoders(states: Any) -> None:
-    """Their text tower is partly dropped, and all names carry ``model.``."""
+def test_the_papers_image_encoders(states: Any) -> None:
+    """The text tower lacks some tensors, and all names begin with ``model.``."""
     base = states[0]
     kept = {f"model.{n}": t + 0.5 for n, t in base.items() if not n.startswith("transformer.")}
     edited = TaskVector(base, kept).apply(base, 0.5)
@@ -162,7 +162,7 @@ def test_prefixes_of_wrappers(net: nn.Module, tuned: nn.Module, prefix: str) -> 
         TaskVector(net, {**wrapped, "more": torch.zeros(2)})
 
 
-def test_sizes_in_buffers_are_the_bases_own(states: Any) -> None:
+def test_buffers_that_state_sizes_are_those_of_the_base(states: Any) -> None:
     base, ft, _ = states
     older = {
         **ft,
@@ -181,7 +181,7 @@ def test_sizes_in_buffers_are_the_bases_own(states: Any) -> None:
     assert TaskVector(base, openai).norm() == 0
 
 
-def test_every_tensor_has_a_place(states: Any) -> None:
+def test_every_tensor_is_mapped(states: Any) -> None:
     base, ft, _ = states
     assert mappings(ft, base).keys() == base.keys()
     assert mappings(base, ft).keys() == ft.keys()

@@ -1,4 +1,4 @@
-"""PyTorch's distributed checkpoints, written by torch in one process and in two, read without a process group."""
+"""Distributed checkpoints that torch writes in one process and in two, read without a group."""
 
 from __future__ import annotations
 
@@ -50,8 +50,12 @@ rank, folder, store = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 mesh = init_device_mesh("cpu", (2,))
 rows, columns = torch.arange(35.0).reshape(7, 5), torch.arange(24.0).reshape(2, 12).bfloat16()
-state = {"model": {"rows": distribute_tensor(rows, mesh, [Shard(0)]), "columns": distribute_tensor(columns, mesh, [Shard(1)]), "both": torch.ones(3)}}
-dcp.save(state, checkpoint_id=folder)
+model = {
+    "rows": distribute_tensor(rows, mesh, [Shard(0)]),
+    "columns": distribute_tensor(columns, mesh, [Shard(1)]),
+    "both": torch.ones(3),
+}
+dcp.save({"model": model}, checkpoint_id=folder)
 dist.destroy_process_group()
 """
 
@@ -73,7 +77,7 @@ def test_shards_of_two_processes(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "out")
 
 
-def test_what_lies(tmp_path: Path) -> None:
+def test_metadata_with_wrong_claims(tmp_path: Path) -> None:
     folder = save({"w": torch.ones(4, 4)}, tmp_path / "x")
     metadata, data = (folder / ".metadata").read_bytes(), (folder / "__0_0.distcp").read_bytes()
     for old, new, message in (
@@ -93,9 +97,8 @@ def test_what_lies(tmp_path: Path) -> None:
             with pytest.raises(CheckpointError, match=message):
                 open_checkpoint(folder).state_dict()
         else:
-            assert (
-                open_checkpoint(folder)["w"].sum() == 16
-            )  # what classes are called doesn't matter
+            # the names of classes don't matter
+            assert open_checkpoint(folder)["w"].sum() == 16
     (folder / ".metadata").write_bytes(metadata)
     (folder / "__0_0.distcp").write_bytes(data[: len(data) // 2])
     with pytest.raises(CheckpointError, match="lies behind the end"):

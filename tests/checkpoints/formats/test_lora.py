@@ -1,4 +1,4 @@
-"""LoRA adapters: as peft applies them, in arithmetic and merging with full checkpoints, and written from task vectors."""
+"""LoRA adapters: equal to peft's, in arithmetic and merging, and written from task vectors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Mixer(nn.Module):
 
 
 def adapted(folder: Path, base: nn.Module, **settings: Any) -> tuple[nn.Module, Path]:
-    """A model with an adapter of random weights, by peft, and the folder that peft saves it to."""
+    """Return a model with a random adapter by peft, and the folder that peft saves it to."""
     import copy
 
     from peft import LoraConfig, get_peft_model
@@ -104,67 +104,43 @@ def test_fan_in_fan_out(tmp_path: Path) -> None:
         assert torch.allclose(edited(tokens).logits, model(tokens).logits, atol=1e-5)
 
 
-def test_arithmetic_and_merging_with_full_checkpoints(
-    base: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_arithmetic_and_merging_with_full_checkpoints(base: nn.Module, tmp_path: Path) -> None:
     _, folder = adapted(tmp_path / "adapter", base)
     full = {
         name: tensor + 0.1 if tensor.ndim == 2 else tensor
         for name, tensor in base.state_dict().items()
     }
-    pre = open_checkpoint(base).save(tmp_path / "pre.safetensors")
     vector = TaskVector.load(folder)
     assert set(vector) == {"first.weight", "second.weight"}
     weights = load_file(folder / "adapter_model.safetensors")
-    b, a = (weights[f"base_model.model.first.lora_{x}.weight"] for x in "BA")
+    b, a = (weights[f"base_model.model.first.lora_{half}.weight"] for half in "BA")
     assert torch.allclose(vector["first.weight"], 5 / 3 * b @ a)
-    both = (TaskVector(base, full) - vector).apply(pre)
+    both = (TaskVector(base, full) - vector).apply(open_checkpoint(base))
     assert torch.allclose(both["first.weight"], base.first.weight + 0.1 - 5 / 3 * b @ a, atol=1e-6)
     assert torch.allclose(both["head.weight"], base.head.weight + 0.1)
-    merged = merge([folder, full], "ties", base=pre)
-    assert set(merged) == set(full)
-    assert run(["vector", str(pre), str(folder), "-o", str(tmp_path / "v.safetensors")]) == 0
+    assert set(merge([folder, full], "ties", base=base)) == set(full)
+
+
+def test_on_the_command_line(
+    base: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = adapted(tmp_path / "adapter", base)
+    pre = str(open_checkpoint(base).save(tmp_path / "pre.safetensors"))
+    vector, edited, merged = (str(tmp_path / f"{x}.safetensors") for x in ("v", "e", "m"))
+    assert run(["vector", pre, str(folder), "-o", vector]) == 0
     assert torch.allclose(
-        TaskVector.load(tmp_path / "v.safetensors")["first.weight"], vector["first.weight"]
+        TaskVector.load(vector)["first.weight"], TaskVector.load(folder)["first.weight"]
     )
-    assert (
-        run(
-            [
-                "apply",
-                str(folder),
-                "--base",
-                str(pre),
-                "--alpha",
-                "-1",
-                "-o",
-                str(tmp_path / "e.safetensors"),
-            ]
-        )
-        == 0
-    )
+    assert run(["apply", str(folder), "--base", pre, "--alpha", "-1", "-o", edited]) == 0
     capsys.readouterr()
     assert run(["inspect", str(folder)]) == 0
     assert "LoRA of rank " in capsys.readouterr().out
-    assert (
-        run(
-            [
-                "merge",
-                str(folder),
-                str(pre),
-                "--method",
-                "ties",
-                "--base",
-                str(pre),
-                "-o",
-                str(tmp_path / "m.safetensors"),
-            ]
-        )
-        == 0
-    )
+    options = ["--method", "ties", "--base", pre, "-o", merged]
+    assert run(["merge", str(folder), pre, *options]) == 0
 
 
 def test_on_a_clip_model_of_open_clip(tmp_path: Path) -> None:
-    """An adapter of transformers' q and v projections changes two thirds of open_clip's in_proj_weight."""
+    """An adapter of transformers' q and v changes two thirds of open_clip's in_proj_weight."""
     from helpers.clip_models import of_hf, of_open_clip
 
     hf = of_hf(1)

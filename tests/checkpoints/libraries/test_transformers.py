@@ -1,48 +1,24 @@
-"""Folders of transformers models: opened, edited, saved back, built, and evaluated by open_clip."""
+"""Folders of transformers: opened, edited, saved back, built, and evaluated with open_clip."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.transformers_folders import saved, small_clip, small_gpt2
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from weightops import TaskVector, evaluate, merge, open_checkpoint
-from weightops.checkpoints.libraries.clip_conversion import convert
-from weightops.checkpoints.libraries.transformers import TransformersArchitecture
-from weightops.checkpoints.matching import as_open_clip, convert_to
 from weightops.cli.main import run
 from weightops.errors import CheckpointError
 from weightops.evaluation.image_model import ImageModel
 from weightops.merging.mergekit import translate
 from weightops.merging.recipe import Recipe
-
-
-def clip_model(seed: int, **settings: Any) -> Any:
-    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
-
-    torch.manual_seed(seed)
-    common = {"num_hidden_layers": 1, "num_attention_heads": 4, "projection_dim": 24, **settings}
-    text = CLIPTextConfig(
-        hidden_size=16, intermediate_size=32, max_position_embeddings=77, **common
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, image_size=32, patch_size=8, **common
-    )
-    return CLIPModel(
-        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
-    ).eval()
-
-
-def save(model: Any, folder: Path, **options: Any) -> Path:
-    model.save_pretrained(folder, **options)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +27,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     from transformers import CLIPImageProcessor, CLIPVisionModel
 
     root = tmp_path_factory.mktemp("transformers")
-    model = clip_model(0)
-    save(model, root / "base")
+    model = small_clip(0)
+    saved(model, root / "base")
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(root / "base")
     (root / "base" / "vocab.json").write_text("{}")
     encoder = CLIPVisionModel(model.config.vision_config)
@@ -67,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             for name, t in encoder.state_dict().items()
         }
     )
-    return root / "base", save(encoder, root / "tuned")
+    return root / "base", saved(encoder, root / "tuned")
 
 
 def test_saved_folders_load_in_transformers(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -97,12 +73,12 @@ def test_saved_folders_load_in_transformers(folders: tuple[Path, Path], tmp_path
 
 def test_shards_and_bins(folders: tuple[Path, Path], tmp_path: Path) -> None:
     base = open_checkpoint(folders[0])
-    sharded = save(clip_model(0), tmp_path / "sharded", max_shard_size="50KB")
+    sharded = saved(small_clip(0), tmp_path / "sharded", max_shard_size="50KB")
     assert (sharded / "model.safetensors.index.json").is_file()
     assert TaskVector(base, sharded).norm() == 0
     written = base.save(tmp_path / "ours", max_shard_size=50_000)
     assert (written / "model.safetensors.index.json").is_file()
-    state = clip_model(0).state_dict()
+    state = small_clip(0).state_dict()
     (tmp_path / "bin").mkdir()
     where = {name: f"pytorch_model-0000{i % 2 + 1}-of-00002.bin" for i, name in enumerate(state)}
     for file in set(where.values()):
@@ -121,112 +97,37 @@ def test_evaluated_by_open_clip_with_the_same_features(folders: tuple[Path, Path
     from transformers import CLIPImageProcessor, CLIPModel
 
     base, tuned = folders
-    clip = ImageModel.open(str(base), "cpu")
+    ours = ImageModel.open(str(base), "cpu")
     theirs = CLIPModel.from_pretrained(base).eval()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
     pixels = CLIPImageProcessor.from_pretrained(base)(image, return_tensors="pt")["pixel_values"]
-    tokens = clip.tokenizer(["a red circle", "two dogs"])
+    tokens = ours.tokenizer(["a red circle", "two dogs"])
     with torch.no_grad():
         expected = theirs.get_image_features(pixel_values=pixels)
         text = theirs.get_text_features(input_ids=tokens.long())
         assert torch.allclose(
-            clip.module.encode_image(pixels),
+            ours.module.encode_image(pixels),
             getattr(expected, "pooler_output", expected),
             atol=1e-5,
         )
         assert torch.allclose(
-            clip.module.encode_text(tokens), getattr(text, "pooler_output", text), atol=1e-5
+            ours.module.encode_text(tokens), getattr(text, "pooler_output", text), atol=1e-5
         )
-    assert (clip.preprocess(image) - pixels[0]).abs().mean() < 0.02  # resized by two libraries
-    assert clip.base.architecture.config["model_cfg"]["quick_gelu"] is True  # type: ignore[union-attr]
+    assert (ours.preprocess(image) - pixels[0]).abs().mean() < 0.02  # resized by two libraries
+    assert ours.base.known_architecture().config["model_cfg"]["quick_gelu"] is True
     result = evaluate(base, "counting", split="validation")
     assert result["counting"]["n"] == 500
-    assert (
-        run(
-            [
-                "evaluate",
-                str(tuned),
-                "--base",
-                str(base),
-                "--tasks",
-                "counting",
-                "--split",
-                "validation",
-                "--json",
-            ]
-        )
-        == 0
-    )
+    options = ["--tasks", "counting", "--split", "validation", "--json"]
+    assert run(["evaluate", str(tuned), "--base", str(base), *options]) == 0
     with pytest.raises(CheckpointError, match="has no image and text encoder"):
         ImageModel.open(str(tuned))
 
 
-def test_written_for_the_other_library(tmp_path: Path) -> None:
-    """The embedded model, for transformers and back: the same weights, tokens, pictures and features."""
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
-
-    there, back = tmp_path / "transformers", tmp_path / "open_clip"
-    assert run(["merge", "embedded", "--format", "transformers", "-o", str(there)]) == 0
-    ours, theirs = ImageModel.open("embedded", "cpu"), CLIPModel.from_pretrained(there).eval()
-    prompts = ["a photo of the digit: 7", "Two RED triangles!", "don't"]
-    tokens = AutoTokenizer.from_pretrained(there)(
-        prompts, padding="max_length", return_tensors="pt"
-    )["input_ids"]
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
-    pixels = AutoImageProcessor.from_pretrained(there)(image, return_tensors="pt")["pixel_values"]
-    assert torch.allclose(pixels[0], ours.preprocess(image), atol=1e-5)
-    with torch.no_grad():
-        text, seen = (
-            theirs.get_text_features(input_ids=tokens),
-            theirs.get_image_features(pixel_values=pixels),
-        )
-        text, seen = (getattr(features, "pooler_output", features) for features in (text, seen))
-        assert torch.allclose(text, ours.module.encode_text(ours.tokenizer(prompts)), atol=1e-5)
-        assert torch.allclose(seen, ours.module.encode_image(pixels), atol=1e-5)
-    assert run(["merge", str(there), "--format", "open_clip", "-o", str(back)]) == 0
-    start, again = open_checkpoint("embedded"), open_checkpoint(back)
-    assert set(start) == set(again)
-    assert all(torch.equal(start[name], again[name]) for name in start)
-    assert torch.equal(again.tokenizer()(prompts), start.tokenizer()(prompts))
-    assert evaluate(there, "counting", split="validation")["counting"]["acc1"] == pytest.approx(
-        evaluate("embedded", "counting", split="validation")["counting"]["acc1"], abs=0.005
-    )
-    assert run(["merge", str(there), "--format", "timm", "-o", str(tmp_path / "x")]) == 1
-    assert run(["merge", str(there), "--format", "safetensors", "-o", str(tmp_path / "plain")]) == 0
-    assert {path.name for path in (tmp_path / "plain").iterdir()} == {
-        "README.md",
-        "model.safetensors",
-    }
-
-
-def test_what_transformers_lacks(tmp_path: Path) -> None:
-    folder = open_checkpoint("embedded").save(tmp_path / "odd")
-    config = json.loads((folder / "open_clip_config.json").read_text())
-    config["model_cfg"]["vision_cfg"]["no_ln_pre"] = True
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        CheckpointError, match=r"settings that transformers' CLIP lacks: vision_cfg\.no_ln_pre"
-    ):
-        convert_to(open_checkpoint(folder), "transformers")
-
-
-def test_an_activation_that_open_clip_lacks(tmp_path: Path) -> None:
-    gelu = as_open_clip(open_checkpoint(save(clip_model(0, hidden_act="gelu"), tmp_path / "gelu")))
-    assert gelu.architecture.config["model_cfg"]["quick_gelu"] is False  # type: ignore[union-attr]
-    with pytest.raises(CheckpointError, match="settings that open_clip doesn't have"):
-        as_open_clip(open_checkpoint(save(clip_model(0, hidden_act="relu"), tmp_path / "relu")))
-
-
 def test_language_models_with_tied_weights(tmp_path: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=8, bos_token_id=0, eos_token_id=0
-    )
-    pre, ft = (GPT2LMHeadModel(config).eval() for _ in range(2))
-    save(pre, tmp_path / "pre")
-    save(ft, tmp_path / "ft")
+    pre, ft = small_gpt2(), small_gpt2()
+    saved(pre, tmp_path / "pre")
+    saved(ft, tmp_path / "ft")
     assert "lm_head.weight" not in load_file(tmp_path / "pre" / "model.safetensors")
     edited = TaskVector(tmp_path / "pre", tmp_path / "ft").apply(tmp_path / "pre", 1.0)
     with warnings.catch_warnings():
@@ -239,15 +140,10 @@ def test_language_models_with_tied_weights(tmp_path: Path) -> None:
 
 
 def test_names_of_the_inside_of_a_model(tmp_path: Path) -> None:
-    """As the Hub has GPT-2: without the head, its names without what the whole model puts before them, and with masks."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        n_layer=2, n_head=2, n_embd=8, vocab_size=20, n_positions=8, bos_token_id=0, eos_token_id=0
-    )
-    pre, ft = (GPT2LMHeadModel(config).eval() for _ in range(2))
-    save(ft, tmp_path / "ft")
-    hub = save(pre, tmp_path / "hub")
+    """GPT-2 on the Hub has no head, names without the prefix of the whole model, and masks."""
+    pre, ft = small_gpt2(layers=2), small_gpt2(layers=2)
+    saved(ft, tmp_path / "ft")
+    hub = saved(pre, tmp_path / "hub")
     inside = {
         name.removeprefix("transformer."): t
         for name, t in load_file(hub / "model.safetensors").items()
@@ -267,34 +163,8 @@ def test_names_of_the_inside_of_a_model(tmp_path: Path) -> None:
     assert torch.equal(edited.model()(tokens).logits, ft(tokens).logits)
 
 
-@pytest.mark.parametrize(
-    ("name", "settings", "mode"),
-    [
-        ("preprocessor_config.json", {"size": 32}, "shortest"),
-        ("preprocessor_config.json", {"size": None, "image_std": None}, "shortest"),
-        (
-            "processor_config.json",
-            {"image_processor": {"size": {"height": 32, "width": 32}}},
-            "squash",
-        ),
-    ],
-)
-def test_where_the_preparation_of_images_is_told(
-    name: str, settings: dict[str, Any], mode: str, tmp_path: Path
-) -> None:
-    folder = save(clip_model(0), tmp_path / "x")
-    inner = settings.get("image_processor", settings)
-    inner["image_mean"] = [0.1, 0.2, 0.3]
-    (folder / "preprocessor_config.json").unlink(missing_ok=True)
-    (folder / name).write_text(json.dumps(settings))
-    told = convert(TransformersArchitecture(folder), "open_clip")
-    assert told is not None
-    assert told.config["preprocess_cfg"]["mean"] == [0.1, 0.2, 0.3]
-    assert told.config["preprocess_cfg"]["resize_mode"] == mode
-
-
 def test_the_configuration_names_the_dtype_that_is_written(tmp_path: Path) -> None:
-    folder = save(clip_model(0), tmp_path / "x")
+    folder = saved(small_clip(0), tmp_path / "x")
     open_checkpoint(folder).save(tmp_path / "half", dtype=torch.bfloat16)
     config = json.loads((tmp_path / "half" / "config.json").read_text())
     assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
@@ -311,7 +181,7 @@ def test_a_stack_of_layers_is_a_model_before_it_is_saved(tmp_path: Path) -> None
         num_attention_heads=2,
         num_key_value_heads=2,
     )
-    folder = str(save(LlamaForCausalLM(config), tmp_path / "a"))
+    folder = str(saved(LlamaForCausalLM(config), tmp_path / "a"))
     sources = [
         {"sources": [{"model": folder, "layer_range": range_}]} for range_ in ([0, 2], [1, 2])
     ]
@@ -319,13 +189,13 @@ def test_a_stack_of_layers_is_a_model_before_it_is_saved(tmp_path: Path) -> None
     tokens = torch.arange(8)[None]
     with torch.no_grad():
         ours = stack.model()(tokens).logits
-        saved = AutoModelForCausalLM.from_pretrained(stack.save(tmp_path / "stack")).eval()
-        assert saved.config.num_hidden_layers == 3
-        assert torch.equal(ours, saved(tokens).logits)
+        written = AutoModelForCausalLM.from_pretrained(stack.save(tmp_path / "stack")).eval()
+        assert written.config.num_hidden_layers == 3
+        assert torch.equal(ours, written(tokens).logits)
 
 
 def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
-    folder = save(clip_model(0), tmp_path / "x")
+    folder = saved(small_clip(0), tmp_path / "x")
     config = json.loads((folder / "config.json").read_text())
     config |= {
         "auto_map": {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"},
@@ -369,7 +239,7 @@ def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
 def test_a_link_to_elsewhere_is_not_copied(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     for folder, name in (
-        (save(clip_model(0), tmp_path / "x"), "vocab_more.txt"),
+        (saved(small_clip(0), tmp_path / "x"), "vocab_more.txt"),
         (open_checkpoint("embedded").save(tmp_path / "y"), "vocab_more.txt"),
     ):
         (folder / name).symlink_to(tmp_path / "secret")
