@@ -1,0 +1,1 @@
+"""Weights from files, refs and memory, and their match with other weights."""

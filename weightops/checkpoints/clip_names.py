@@ -139,14 +139,14 @@ def from_transformers(name: str) -> TensorMapping | None:
 
 def _from_open_clip(names: Iterable[str]) -> dict[str, TensorMapping]:
     """Return transformers' name -> how its tensor is obtained from open_clip's ``names``."""
-    found = {}
+    result = {}
     for name in names:
         mapping = from_transformers(name)
         if mapping is not None:
             kind: Kind = "part" if mapping.kind == "stack" else mapping.kind
             for i, theirs in enumerate(mapping.names):
-                found[theirs] = TensorMapping(kind, (name,), i)
-    return found
+                result[theirs] = TensorMapping(kind, (name,), i)
+    return result
 
 
 def mappings(
@@ -165,10 +165,10 @@ def mappings(
     wanted = unwrapped(want)
     existing = _aligned(unwrapped(have), wanted)
     open_clip_mappings = _from_open_clip(existing)
-    found: dict[str, TensorMapping] = {}
+    result: dict[str, TensorMapping] = {}
     for name, original in wanted.items():
         if name in existing:
-            found[original] = TensorMapping("copy", (existing[name],))
+            result[original] = TensorMapping("copy", (existing[name],))
             continue
         for mapping in (from_transformers(name), open_clip_mappings.get(name)):
             if mapping is None:
@@ -176,9 +176,9 @@ def mappings(
             available = [old in existing for old in mapping.names]
             if all(available) or (partly and any(available)):
                 names = tuple(existing.get(old, "") for old in mapping.names)
-                found[original] = mapping._replace(names=names)
+                result[original] = mapping._replace(names=names)
                 break
-    return found
+    return result
 
 
 def outside_image_tower(names: Iterable[str]) -> bool:

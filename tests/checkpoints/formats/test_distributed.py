@@ -101,7 +101,7 @@ def test_metadata_with_wrong_claims(tmp_path: Path) -> None:
             assert open_checkpoint(folder)["w"].sum() == 16
     (folder / ".metadata").write_bytes(metadata)
     (folder / "__0_0.distcp").write_bytes(data[: len(data) // 2])
-    with pytest.raises(CheckpointError, match="lies behind the end"):
+    with pytest.raises(CheckpointError, match="is behind the end"):
         open_checkpoint(folder)
     (folder / "__0_0.distcp").write_bytes(bytes(len(data)))
     with pytest.raises(CheckpointError, match=r"\(w\) can't be read as a torch file"):

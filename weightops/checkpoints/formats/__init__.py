@@ -1,1 +1,1 @@
-"""TODO."""
+"""Formats of weights files, and weights in memory."""

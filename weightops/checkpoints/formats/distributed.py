@@ -145,10 +145,10 @@ def _chunk(path: Path, key: Any, box: Any, places: dict[tuple[Any, Any], StandIn
         or type(length) is not int
         or min(start, length) < 0
     ):
-        raise CheckpointError(f"{path} doesn't say where the part of {short_key} at {offsets} lies")
+        raise CheckpointError(f"{path} doesn't say where the part of {short_key} at {offsets} is")
     file = sibling(path, name)
     if start + length > file.stat().st_size:
-        raise CheckpointError(f"{path} says that {short_key} lies behind the end of {file}")
+        raise CheckpointError(f"{path} says that {short_key} is behind the end of {file}")
     return _Chunk(offsets, sizes, file, start, length)
 
 

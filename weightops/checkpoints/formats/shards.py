@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,7 +33,7 @@ class ShardedSource(Source):
         self.specs = {name: shard.specs[name] for name, shard in self._owner.items()}
         self.ties = {alias: name for shard in shards for alias, name in shard.ties.items()}
         self.space = shards[0].space
-        self.made_from: dict[str, Any] = getattr(shards[0], "made_from", {})
+        self.made_from = shards[0].made_from
         self.skipped = tuple(dict.fromkeys(item for shard in shards for item in shard.skipped))
         self.identity = ("shards", *(shard.identity for shard in shards))
 

@@ -115,7 +115,7 @@ def _tensors_of_module(root: StandIn) -> tuple[dict[str, StoredTensor], list[str
             break
         prefix, module, depth = pending.pop()
         if depth > _MAX_DEPTH:
-            raise CheckpointError(f"its modules lie in each other more than {_MAX_DEPTH} deep")
+            raise CheckpointError(f"its modules are nested more than {_MAX_DEPTH} deep")
         children = []
         for name, value, persistent in _members(module):
             if isinstance(value, StandIn) and _is_module(value):

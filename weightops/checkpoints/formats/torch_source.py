@@ -128,11 +128,11 @@ def check_storage(name: str, storage: Storage, extents: Mapping[str, Extent]) ->
     """
     extent = extents.get(storage.key)
     if extent is None:
-        raise CheckpointError(f"{name} lies in storage {storage.key!r}, which it doesn't hold")
+        raise CheckpointError(f"{name} is in storage {storage.key!r}, which it doesn't hold")
     need = (storage.start + storage.numel) * storage.dtype.itemsize
     if need > extent.length:
         raise CheckpointError(
-            f"{name} lies in storage {storage.key!r} of {need:,} bytes, "
+            f"{name} is in storage {storage.key!r} of {need:,} bytes, "
             f"of which {extent.length:,} are there"
         )
 

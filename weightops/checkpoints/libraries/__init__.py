@@ -1,1 +1,1 @@
-"""TODO."""
+"""Libraries of models, and the folders that describe their models."""

@@ -24,5 +24,5 @@ LIBRARIES: Registry[type[Architecture]] = Registry(
 
 def architecture_of(folder: Path) -> Architecture | None:
     """Return the architecture that a folder describes; None if no library recognises the folder."""
-    found = (kind.recognise(folder) for kind in LIBRARIES.values())
-    return next((architecture for architecture in found if architecture is not None), None)
+    recognised = (kind.recognise(folder) for kind in LIBRARIES.values())
+    return next((architecture for architecture in recognised if architecture is not None), None)
