@@ -116,10 +116,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         readme = {} if name == "org/wds_things" else {"README.md": b"#"}
         repository(work / "home" / "hub", name, {**readme, **files}, kind="datasets")
     output = python(
-        SCRIPT,
-        HF_HOME=str(work / "home"),
-        HF_HUB_OFFLINE="1",
-        WEIGHTOPS_CACHE=str(work / "cache"),
+        SCRIPT, HF_HOME=str(work / "home"), HF_HUB_OFFLINE="1", WEIGHTOPS_CACHE=str(work / "cache")
     )
     facts: dict[str, Any] = json.loads(output.splitlines()[-1])
     return facts

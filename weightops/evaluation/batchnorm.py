@@ -1,4 +1,4 @@
-"""Running statistics of batch normalisation, computed anew on data: averaged weights make other activations than their parts."""
+"""Recompute the running statistics of batch normalisation, which averaged weights need."""
 
 from __future__ import annotations
 
@@ -15,49 +15,53 @@ from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
-from weightops.tasks.table import as_tasks
+from weightops.tasks.table import TaskLike, as_task
 from weightops.tasks.task import Task
 
 
 def recompute_batchnorm(
     model: CheckpointLike | ImageModel,
-    task: str | Task,
+    task: TaskLike,
     *,
     images: int = 10_000,
     batch_size: int = 128,
     device: str = "auto",
 ) -> Checkpoint:
-    """Weights with the image encoder's, or classifier's, running means and variances made anew (arXiv 1803.05407).
+    """Return weights with running means and variances recomputed on a task (arXiv 1803.05407).
+
+    Only the statistics of the image encoder or classifier change.
 
     Args:
-        model: anything with a known architecture; a `ImageModel`'s module is changed.
-        task: a name or a `Task`; images of its training split, in an order of their own, are used.
-        images: how many at most.
-        batch_size: images at a time. All batches are full, and count alike.
+        model: anything with a known architecture; the module of an `ImageModel` is changed.
+        task: a task or its name, whose training images are used, in a fixed random order.
+        images: the largest number of images to use.
+        batch_size: images at a time. All batches are full and have equal weight.
         device: "auto", "cpu", "cuda", ...
 
     Returns:
-        The weights, in memory, of the model's architecture.
+        The checkpoint, in memory, with the model's architecture.
 
     Raises:
-        OptionError: if what is to see images has no batch normalisation with running statistics, or there are no images for a batch.
+        OptionError: if the part that sees images has no batch normalisation with running
+            statistics, or the task has fewer than two training images.
     """
-    clip = ImageModel.open(model, device)
-    [task] = as_tasks(task)
-    recompute_batchnorm_(clip, task, images=images, batch_size=batch_size)
+    image_model, task = ImageModel.open(model, device), as_task(task)
+    recompute_batchnorm_(image_model, task, images=images, batch_size=batch_size)
+    base = image_model.base
     state = {
-        n: t.detach().to("cpu", clip.base.specs[n].dtype, copy=True)
-        for n, t in clip.module.state_dict().items()
+        name: tensor.detach().to("cpu", base.specs[name].dtype, copy=True)
+        for name, tensor in image_model.module.state_dict().items()
     }
-    return clip.base.as_of(LinearForm.of(_Restated(state, clip.base, task)), clip.base.architecture)
+    form = LinearForm.of(_RecomputedSource(state, base, task))
+    return base.with_form(form, base.architecture)
 
 
 def recompute_batchnorm_(
-    clip: ImageModel, task: Task, *, images: int = 10_000, batch_size: int = 128
+    model: ImageModel, task: Task, *, images: int = 10_000, batch_size: int = 128
 ) -> None:
-    """The same in place, in the module."""
-    visual = normalised(clip)
-    pixels = clip.pixels(task, "train")
+    """Recompute the statistics in the model's module: see `recompute_batchnorm`."""
+    encoder = encoder_with_batchnorm(model)
+    pixels = model.pixels(task, "train")
     order = np.random.default_rng(0).permutation(len(pixels))[:images]
     size = min(batch_size, len(order))
     if size < 2:
@@ -65,34 +69,34 @@ def recompute_batchnorm_(
 
     def batches() -> Iterator[torch.Tensor]:
         for start in range(0, len(order) - size + 1, size):
-            yield pixels.batch(order[start : start + size]).to(clip.device)
+            yield pixels.batch(order[start : start + size]).to(model.device)
 
-    update_bn(batches(), visual)
+    update_bn(batches(), encoder)
 
 
-def normalised(clip: ImageModel) -> nn.Module:
-    """The part of a model that sees images.
+def encoder_with_batchnorm(model: ImageModel) -> nn.Module:
+    """Return the part of a model that sees images.
 
     Raises:
-        OptionError: if it has no running statistics.
+        OptionError: if that part has no batch normalisation with running statistics.
     """
-    visual: nn.Module = clip.module.get_submodule(clip.learns.removesuffix("."))
+    encoder: nn.Module = model.module.get_submodule(model.trained_prefix.removesuffix("."))
     if not any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-        for m in visual.modules()
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        for module in encoder.modules()
     ):
         raise OptionError(
-            f"{clip.base.ref} has no batch normalisation: there is nothing to recompute"
+            f"{model.base.ref} has no batch normalisation: there is nothing to recompute"
         )
-    return visual
+    return encoder
 
 
-class _Restated(MemorySource):
-    """Weights with batch statistics of their own, which tell what else they are."""
+class _RecomputedSource(MemorySource):
+    """Weights with recomputed statistics, which record the task and the origin of the weights."""
 
     def __init__(self, state: Mapping[str, torch.Tensor], model: Checkpoint, task: Task) -> None:
         super().__init__(state, f"{model.ref} with batch statistics of {task.name}")
-        self._from = {"batchnorm": task.name, "model": provenance(model.form)}
+        self._record = {"batchnorm": task.name, "model": provenance(model.form)}
 
     def describe(self) -> dict[str, object]:
-        return {**super().describe(), **self._from}
+        return {**super().describe(), **self._record}

@@ -1,4 +1,4 @@
-"""A CLIP model ready to run: module, preprocessing, tokenizer, device; zero-shot heads; pixels kept between passes."""
+"""`ImageModel`: a CLIP model or image classifier with all that is needed to run it."""
 
 from __future__ import annotations
 
@@ -35,14 +35,17 @@ PIXEL_BUDGET = 4 << 30
 
 @dataclass(eq=False)
 class ImageModel:
-    """A model with image and text encoders, and all that is needed to run it.
+    """A model with an image and a text encoder, and all that is needed to run it.
+
+    It keeps the preprocessed images of tasks between passes.
 
     Attributes:
-        module: with ``encode_image`` and ``encode_text``, and ``visual`` as its image encoder.
-        preprocess: PIL image -> normalised tensor of shape ``(3, height, width)``.
-        tokenizer: texts -> token ids.
-        device: where the module is.
-        base: the checkpoint that it was made from.
+        module: has ``encode_image`` and ``encode_text``, and ``visual``, the image encoder.
+        preprocess: turns a PIL image into a normalised tensor of shape ``(3, height, width)``.
+        tokenizer: turns texts into token ids.
+        device: the device of the module.
+        base: the checkpoint that the module was built from.
+        trained_prefix: the prefix of the names of the tensors that are fine-tuned.
     """
 
     module: Any
@@ -52,8 +55,7 @@ class ImageModel:
     base: Checkpoint
     _pixels: dict[tuple[Task, str], Pixels] = field(default_factory=dict)
 
-    learns: ClassVar[str] = "visual."
-    """What the names of the part that is fine-tuned begin with."""
+    trained_prefix: ClassVar[str] = "visual."
 
     @classmethod
     def open(
@@ -63,203 +65,218 @@ class ImageModel:
         *,
         learning: Task | None = None,
     ) -> ImageModel:
-        """Build the model of a checkpoint that knows its architecture.
+        """Build the model of a checkpoint whose architecture is known.
 
         Args:
             model: a CLIP model, or a classifier of timm.
             device: "auto", "cpu", "cuda", ...
-            learning: what a classifier is to be fine-tuned on: if its head is for another number of classes, it gets a new one, the
-                same whenever it is asked for.
+            learning: the task that the model will be fine-tuned on. A classifier with a head for
+                another number of classes gets a new head, the same in every process.
 
         Raises:
-            CheckpointError: if nothing says what model it is, or it has neither an image and text encoder nor a head.
+            CheckpointError: if the architecture is unknown, or the model has neither an image and
+                a text encoder nor a head.
         """
         if isinstance(model, ImageModel):
             return model
         checkpoint = as_open_clip(open_checkpoint(model))
-        place = pick_device(device)
+        torch_device = pick_device(device)
         if checkpoint.architecture is not None and checkpoint.architecture.is_classifier:
-            return Classifier.of(checkpoint, place, learning)
-        module = checkpoint.model().to(place)
+            return Classifier.build(checkpoint, torch_device, learning)
+        module = checkpoint.model().to(torch_device)
         if not hasattr(module, "encode_image") or not hasattr(module, "encode_text"):
             raise CheckpointError(
-                f"{checkpoint.ref} is a {type(module).__name__}, which has no image and text encoder: no zero-shot head can be made"
+                f"{checkpoint.ref} is a {type(module).__name__}, which has no image and text "
+                "encoder: no zero-shot head can be built"
             )
-        return cls(module, checkpoint.preprocess(), checkpoint.tokenizer(), place, checkpoint)
+        preprocess, tokenizer = checkpoint.preprocess(), checkpoint.tokenizer()
+        return cls(module, preprocess, tokenizer, torch_device, checkpoint)
 
     def pixels(self, task: Task, split: str) -> Pixels:
-        """The preprocessed images of a split; prepared once, kept for later passes."""
+        """Return the preprocessed images of a split, which are kept for later passes."""
         if (task, split) not in self._pixels:
-            spent = sum(pixels.budget for pixels in self._pixels.values())
+            kept_bytes = sum(pixels.kept_bytes for pixels in self._pixels.values())
             self._pixels[task, split] = Pixels(
-                task.load(split), self.preprocess, PIXEL_BUDGET - spent
+                task.load(split), self.preprocess, PIXEL_BUDGET - kept_bytes
             )
         return self._pixels[task, split]
 
     def forget(self, task: Task) -> None:
-        """Let go of a task's pixels."""
+        """Free the preprocessed images of a task."""
         self._pixels = {key: pixels for key, pixels in self._pixels.items() if key[0] is not task}
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        """Unit features of shape ``(n, dim)`` in float32."""
+        """Return unit features of images, shape ``(n, dim)``, float32."""
         return F.normalize(self.module.encode_image(images.to(self.device)).float(), dim=-1)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """What a linear probe is put on, shape ``(n, dim)`` in float32."""
+        """Return the features that a linear probe is fitted to, shape ``(n, dim)``, float32."""
         return self.encode_image(images)
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Unit features of shape ``(n, dim)`` in float32, of what the tokenizer makes of texts."""
+        """Return unit features of the tokens of texts, shape ``(n, dim)``, float32."""
         return F.normalize(self.module.encode_text(tokens.to(self.device)).float(), dim=-1)
 
     @torch.no_grad()
     def zero_shot_head(self, task: Task) -> torch.Tensor:
-        r"""The frozen classifier of a task, shape ``(classes, dim)``; logits are ``features @ head.T``.
+        """Return the frozen classifier of a task, shape ``(classes, dim)``.
 
-        For each class the mean over templates of unit text embeddings, made unit again, times ``exp(logit_scale)``.
-        Kept on disk under a hash of the text encoder's weights, the model's configuration and the prompts' tokens.
+        The logits of images are ``features @ head.T``. The row of a class is the mean of the unit
+        features of its prompts, scaled to unit length, times ``exp(logit_scale)``. The head is
+        cached on disk by a hash of the text encoder, the configuration and the prompts' tokens.
 
         Raises:
             TaskError: for a task without classes.
         """
         if not task.classes:
             raise TaskError(
-                f"{task.name} has no classes, only captions: that is for `evaluate --evaluator retrieval`"
+                f"{task.name} has no classes, only captions", hint='evaluator="retrieval" scores it'
             )
         tokens = [self.tokenizer(list(texts)) for texts in task.prompts]
         path = cache_dir() / "heads" / f"{self._text_hash(tokens)}.safetensors"
         with suppress(OSError, SafetensorError, KeyError):
-            kept: torch.Tensor = load_file(path)["head"]
-            return kept.to(self.device)
+            cached: torch.Tensor = load_file(path)["head"]
+            return cached.to(self.device)
         self.module.eval()
         rows = []
-        for row in tqdm(tokens, desc=f"prompts of {task.name}", delay=1, leave=False):
-            rows.append(F.normalize(self.encode_text(row).mean(0), dim=0))
+        for class_tokens in tqdm(tokens, desc=f"prompts of {task.name}", delay=1, leave=False):
+            rows.append(F.normalize(self.encode_text(class_tokens).mean(0), dim=0))
         head: torch.Tensor = torch.stack(rows) * self.module.logit_scale.float().exp()
-        with (
-            suppress(OSError, OutputError),
-            atomic_output(path, overwrite=True) as part,
-        ):  # a cache may fail
-            part.write_bytes(save({"head": head.cpu()}))
+        content = save({"head": head.cpu()})
+        with suppress(OSError, OutputError), atomic_output(path, overwrite=True) as output:
+            output.write_bytes(content)  # without a cache, the head is computed again
         return head
 
     def _text_hash(self, tokens: list[torch.Tensor]) -> str:
+        """Return a hash of all that a head depends on."""
         config = getattr(self.base.architecture, "config", None)
         digest = sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        state: dict[str, torch.Tensor] = self.module.state_dict()
-        for name, tensor in (
-            *((f"tokens {i}", row) for i, row in enumerate(tokens)),
-            *state.items(),
-        ):
+        tensors = {f"tokens {i}": class_tokens for i, class_tokens in enumerate(tokens)}
+        for name, tensor in (*tensors.items(), *self.module.state_dict().items()):
             if not name.startswith("visual."):
+                content = tensor.detach().reshape(-1).cpu().contiguous().view(torch.uint8).numpy()
                 digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-                digest.update(
-                    tensor.detach().reshape(-1).cpu().contiguous().view(torch.uint8).numpy().data
-                )
+                digest.update(content.data)
         return digest.hexdigest()
 
 
 class Classifier(ImageModel):
-    """A classifier of images with a head of its own, of timm; what it gives are logits."""
+    """A classifier of images with a head of its own, such as timm's; it has no text encoder."""
 
-    learns: ClassVar[str] = ""
+    trained_prefix: ClassVar[str] = ""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, place: torch.device, learning: Task | None) -> Classifier:
-        """Build it; with a new head if the task has another number of classes than its own."""
+    def build(
+        cls, checkpoint: Checkpoint, device: torch.device, learning: Task | None
+    ) -> Classifier:
+        """Build a classifier, with a new head if its own doesn't fit the task to learn."""
         module: Any = checkpoint.model()
         if learning is not None and module.num_classes != len(learning.classes):
-            architecture = checkpoint.known_architecture().with_classes(len(learning.classes))
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                fresh = architecture.build().state_dict()
-            kept = {
-                n: checkpoint[n]
-                for n in fresh
-                if n in checkpoint and checkpoint.specs[n].shape == fresh[n].shape
-            }
-            source = MemorySource({**fresh, **kept}, f"{checkpoint.ref} with a new head")
-            checkpoint = Checkpoint(LinearForm.of(source), architecture)
+            checkpoint = _with_new_head(checkpoint, len(learning.classes))
             module = checkpoint.model()
 
         def no_tokenizer(texts: list[str]) -> torch.Tensor:
             raise CheckpointError(f"{checkpoint.ref} is a classifier, which takes no text")
 
-        return cls(module.to(place), checkpoint.preprocess(), no_tokenizer, place, checkpoint)
+        return cls(module.to(device), checkpoint.preprocess(), no_tokenizer, device, checkpoint)
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits of shape ``(n, classes)`` in float32."""
+        """Return logits of images, shape ``(n, classes)``, float32."""
         logits: torch.Tensor = self.module(images.to(self.device)).float()
         return logits
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """What the head takes, shape ``(n, dim)`` in float32."""
-        seen = self.module.forward_features(images.to(self.device))
-        features: torch.Tensor = self.module.forward_head(seen, pre_logits=True).float()
+        """Return the input of the head, shape ``(n, dim)``, float32."""
+        unpooled = self.module.forward_features(images.to(self.device))
+        features: torch.Tensor = self.module.forward_head(unpooled, pre_logits=True).float()
         return features
 
     def zero_shot_head(self, task: Task) -> torch.Tensor:
-        """The head is in the model: what comes after it changes nothing.
+        """Return the identity: `encode_image` returns the logits of the classifier's own head.
 
         Raises:
-            TaskError: if it is for another number of classes.
+            TaskError: if the head is for another number of classes.
         """
         if self.module.num_classes != len(task.classes):
             raise TaskError(
-                f"{self.base.ref} has a head for {self.module.num_classes} classes, and {task.name} has {len(task.classes)}; "
-                "fine-tune it on that task first (weightops finetune gives it a new head)"
+                f"{self.base.ref} has a head for {self.module.num_classes} classes, "
+                f"and {task.name} has {len(task.classes)}",
+                hint="fine-tune the model on the task first, which gives it a new head",
             )
         return torch.eye(len(task.classes), device=self.device)
 
 
+def _with_new_head(checkpoint: Checkpoint, classes: int) -> Checkpoint:
+    """Return a classifier with an untrained head for another number of classes."""
+    architecture = checkpoint.known_architecture().with_classes(classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = architecture.build().state_dict()
+    kept = {
+        name: checkpoint[name]
+        for name, tensor in untrained.items()
+        if name in checkpoint and checkpoint.specs[name].shape == tensor.shape
+    }
+    source = MemorySource({**untrained, **kept}, f"{checkpoint.ref} with a new head")
+    return Checkpoint(LinearForm.of(source), architecture)
+
+
 def prompts_id(task: Task) -> str:
-    """Eight hex digits that identify the classes and templates of a task."""
+    """Return eight hex digits that identify the classes and templates of a task."""
     return sha256(json.dumps([task.classes, task.templates]).encode()).hexdigest()[:8]
 
 
 class Pixels:
-    """Images of a split as the model's input, prepared when first asked for and kept as bytes where they fit.
+    """The images of a split as inputs of a model, prepared when they are first needed.
+
+    Prepared images are kept as bytes if the last step of ``preprocess`` is `Normalize` and all of
+    them fit into ``room_bytes``. Normalisation is repeated for each batch; the values are the same
+    to the bit.
 
     Args:
-        images: the split.
-        preprocess: its last step must be `Normalize` for the images to be kept: it is done anew for each batch, so
-            that a byte a channel is kept, and the values are the same to the bit.
-        room: bytes that may be kept.
+        images: the images of the split.
+        preprocess: turns a PIL image into a normalised tensor.
+        room_bytes: the bytes that may be kept.
+
+    Attributes:
+        images: the images of the split.
+        labels: class indices, shape ``(n,)``.
+        kept_bytes: the bytes that are kept.
     """
 
     def __init__(
-        self, images: Images, preprocess: Callable[[Any], torch.Tensor], room: int
+        self, images: Images, preprocess: Callable[[Any], torch.Tensor], room_bytes: int
     ) -> None:
         self.images = images
         self.labels = torch.from_numpy(np.asarray(images.labels))
+        self.kept_bytes = 0
         self._preprocess = preprocess
         steps = preprocess.transforms if isinstance(preprocess, Compose) else [None]
         self._normalize = steps[-1] if isinstance(steps[-1], Normalize) else None
         self._resize = Compose(steps[:-1])
         self._kept: torch.Tensor | None = None
         self._ready = np.zeros(len(images), dtype=bool)
-        self.budget = 0
         if self._normalize is not None and len(images):
-            first = self._bytes(0)
-            if len(images) * first.numel() <= room:
+            first = self._as_bytes(0)
+            if len(images) * first.numel() <= room_bytes:
                 self._kept = first.new_empty((len(images), *first.shape))
-                self.budget = self._kept.numel()
+                self.kept_bytes = self._kept.numel()
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def _bytes(self, index: int) -> torch.Tensor:
+    def _as_bytes(self, index: int) -> torch.Tensor:
+        """Return an image before normalisation, ``uint8``, of shape ``(3, height, width)``."""
         image: torch.Tensor = self._resize(self.images[index])
         return (image * 255).round().to(torch.uint8)
 
     def batch(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Normalised images of shape ``(n, 3, height, width)``."""
+        """Return normalised images of shape ``(n, 3, height, width)``."""
         if self._kept is None or self._normalize is None:
             return torch.stack([self._preprocess(self.images[int(i)]) for i in indices])
         for i in indices[~self._ready[indices]]:
-            self._kept[i] = self._bytes(int(i))
+            self._kept[i] = self._as_bytes(int(i))
             self._ready[i] = True
-        images: torch.Tensor = self._normalize(
-            self._kept[torch.from_numpy(indices)].float().div(255)
-        )
+        kept = self._kept[torch.from_numpy(indices)]
+        images: torch.Tensor = self._normalize(kept.float().div(255))
         return images

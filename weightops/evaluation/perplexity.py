@@ -15,16 +15,17 @@ from weightops.errors import CheckpointError, TaskError
 
 
 def token_blocks(model: Checkpoint, text: str | Path, length: int | None = None) -> torch.Tensor:
-    """The tokens of a text in blocks, shape ``(n, length)``; what is left at its end is left out.
+    """Return the tokens of a text in full blocks, shape ``(n, length)``.
 
     Args:
         model: a causal language model of transformers.
-        text: a file of UTF-8.
-        length: by default as many tokens as the model takes, at most 1,024, or all of a shorter text.
+        text: the path of a text file in UTF-8.
+        length: tokens of a block; by default as many as the model takes, at most 1,024, or all
+            tokens of a shorter text.
 
     Raises:
-        CheckpointError: if it is no model of transformers with a tokenizer.
-        TaskError: if the file can't be read, or has fewer than ``length`` tokens, or fewer than two.
+        CheckpointError: if the model isn't a language model of transformers with a tokenizer.
+        TaskError: if the file can't be read, or is shorter than a block, or than two tokens.
     """
     architecture = model.architecture
     if architecture is None:
@@ -43,12 +44,13 @@ def token_blocks(model: Checkpoint, text: str | Path, length: int | None = None)
 
 
 def token_loss(module: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean negative log-likelihood of a token after the first, in nats.
+    """Return the mean negative log-likelihood of the tokens after the first, in nats.
 
     Args:
-        module: called with ``input_ids``, it gives an object whose ``logits`` have the shape ``(n, length, vocabulary)``.
+        module: a module that takes ``input_ids`` and returns an object with ``logits`` of shape
+            ``(n, length, vocabulary)``.
         tokens: shape ``(n, length)``.
-        labels: the same tokens, for a loss that also takes labels.
+        labels: the tokens again, as for losses whose labels differ from the inputs.
     """
     logits = module(input_ids=tokens).logits.float()
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
@@ -56,22 +58,23 @@ def token_loss(module: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) ->
 
 @torch.no_grad()
 def perplexity(module: nn.Module, tokens: torch.Tensor, *, batch_size: int = 8) -> float:
-    r"""Perplexity :math:`\exp(-\frac1T \sum_t \log p(x_t \mid x_{<t}))` over blocks of tokens, each by itself.
+    """Return the perplexity ``exp(-mean_t log p(x_t | x_1, ..., x_{t-1}))`` of blocks of tokens.
 
     Args:
-        module: a causal language model of transformers; its mode is put back.
-        tokens: shape ``(n, length)``; of every block all tokens but the first count.
+        module: a causal language model of transformers; its mode is restored.
+        tokens: shape ``(n, length)``. All tokens of a block count but the first, and each block is
+            read without those before it.
         batch_size: blocks at a time.
 
     Returns:
-        From 1, the best, to the size of the vocabulary for guessing, and beyond.
+        1 for a perfect model, the size of the vocabulary for uniform guesses.
     """
     was_training = module.training
     module.eval()
     device = next(module.parameters()).device
     total = 0.0
     for batch in tqdm(tokens.split(batch_size), desc="perplexity", delay=1, leave=False):  # type: ignore[no-untyped-call]
-        there = batch.to(device)
-        total += token_loss(module, there, there).item() * len(batch)
+        batch = batch.to(device)
+        total += token_loss(module, batch, batch).item() * len(batch)
     module.train(was_training)
     return math.exp(total / len(tokens))

@@ -1,4 +1,4 @@
-"""Retrieval: images by text, and texts by image."""
+"""Retrieval: find images by text, and texts by image."""
 
 from __future__ import annotations
 
@@ -9,78 +9,94 @@ import torch
 from tqdm import tqdm
 
 from weightops.evaluation.image_model import ImageModel
-from weightops.evaluation.zero_shot import encoded
-from weightops.tasks.task import Task, captions_of
+from weightops.evaluation.zero_shot import encode_split
+from weightops.tasks.task import Images, Task, captions_of
 
 DEPTHS = (1, 5, 10)
-_ROWS = 1024  # queries at a time
+_QUERIES_AT_A_TIME = 1024
 
 
 @torch.no_grad()
 def retrieval(
-    clip: ImageModel, task: Task, split: str, *, batch_size: int = 256
+    model: ImageModel, task: Task, split: str, *, batch_size: int = 256
 ) -> dict[str, float]:
-    r"""Recall of retrieval by cosine similarity, as CLIP_benchmark defines it: something that belongs to the query is among the k nearest.
+    """Measure recall of retrieval by cosine similarity, as CLIP_benchmark defines it.
+
+    A query is a hit at k if something that belongs to it is among the k nearest. The captions of
+    images are the texts, each of which belongs to its own image. Without captions, the texts are
+    the first prompts of the classes, each of which belongs to the images of its class. A text that
+    belongs to no image is no query, but can be found.
 
     Args:
-        clip: a model with image and text encoders.
-        task: its images' captions are the texts, each its own image's alone; where they have none, the first prompt of each class is,
-            and belongs to all images of the class.
+        model: a model with an image and a text encoder.
+        task: the task.
         split: "test", "validation" or "train".
         batch_size: images or texts at a time.
 
-    Texts that no image is of are among those to be found, and aren't looked up.
-
     Returns:
-        For k of 1, 5 and 10: ``image_retrieval_recall@k``, the share of texts that find an image of theirs; ``text_retrieval_recall@k``, the
-        share of images that find a text of theirs; each in [0, 1]; and how many images (``n``) and ``texts`` there are.
+        For k of 1, 5 and 10: ``image_retrieval_recall@k``, the share of texts that hit, and
+        ``text_retrieval_recall@k``, the share of images that hit, each in [0, 1]; and the numbers
+        of images (``n``) and ``texts``.
 
     Raises:
         CheckpointError: if the model takes no text.
     """
     images = task.load(split)
-    captions = captions_of(images)
-    of_text = defaultdict(set)
-    if captions is None:
-        texts = [prompts[0] for prompts in task.prompts]
-        for image, label in enumerate(images.labels.tolist()):
-            of_text[label].add(image)
-    else:
-        texts = [text for several in captions for text in several]
-        owners = [image for image, several in enumerate(captions) for _ in several]
-        for text, image in enumerate(owners):
-            of_text[text].add(image)
-    of_image = defaultdict(set)
-    for text, owned in of_text.items():
+    texts, images_of_text = _texts(task, images)
+    texts_of_image = defaultdict(set)
+    for text, owned in images_of_text.items():
         for image in owned:
-            of_image[image].add(text)
-    pictures = encoded(clip, task, split, batch_size=batch_size)
+            texts_of_image[image].add(text)
+    image_features = encode_split(model, task, split, batch_size=batch_size)
     starts = tqdm(
         range(0, len(texts), batch_size), desc=f"texts of {task.name}", delay=1, leave=False
     )
-    words = torch.cat(
-        [clip.encode_text(clip.tokenizer(texts[start : start + batch_size])) for start in starts]
+    text_features = torch.cat(
+        [model.encode_text(model.tokenizer(texts[start : start + batch_size])) for start in starts]
     )
-    found = {"image": _recall(words, pictures, of_text), "text": _recall(pictures, words, of_image)}
+    recalls = {
+        "image": _recall(text_features, image_features, images_of_text),
+        "text": _recall(image_features, text_features, texts_of_image),
+    }
     scores = {
-        f"{kind}_retrieval_recall@{k}": recall[k] for kind, recall in found.items() for k in DEPTHS
+        f"{kind}_retrieval_recall@{k}": recall[k]
+        for kind, recall in recalls.items()
+        for k in DEPTHS
     }
     return {**scores, "n": len(images), "texts": len(texts)}
+
+
+def _texts(task: Task, images: Images) -> tuple[list[str], defaultdict[int, set[int]]]:
+    """Return the texts, and text -> images that belong to the text."""
+    images_of_text = defaultdict(set)
+    captions = captions_of(images)
+    if captions is None:
+        for image, label in enumerate(images.labels.tolist()):
+            images_of_text[label].add(image)
+        return [prompts[0] for prompts in task.prompts], images_of_text
+    texts: list[str] = []
+    for image, image_captions in enumerate(captions):
+        for caption in image_captions:
+            images_of_text[len(texts)].add(image)
+            texts.append(caption)
+    return texts, images_of_text
 
 
 def _recall(
     queries: torch.Tensor, keys: torch.Tensor, own: Mapping[int, Set[int]]
 ) -> dict[int, float]:
-    """Depth -> share of queries with one of their own among the nearest keys."""
+    """Return k -> share of the queries that have one of their own among the k nearest keys."""
     hits = dict.fromkeys(DEPTHS, 0)
+    asked = 0
     depth = min(DEPTHS[-1], len(keys))
-    for start in range(0, len(queries), _ROWS):
-        nearest = (queries[start : start + _ROWS] @ keys.T).topk(depth, dim=1).indices.tolist()
-        for i, row in enumerate(nearest, start):
-            if not own[i]:
+    for start in range(0, len(queries), _QUERIES_AT_A_TIME):
+        similarities = queries[start : start + _QUERIES_AT_A_TIME] @ keys.T
+        nearest = similarities.topk(depth, dim=1).indices.tolist()
+        for query, row in enumerate(nearest, start):
+            if not own[query]:
                 continue
-            first = next((rank for rank, key in enumerate(row) if key in own[i]), DEPTHS[-1])
+            asked += 1
+            rank = next((rank for rank, key in enumerate(row) if key in own[query]), DEPTHS[-1])
             for k in DEPTHS:
-                hits[k] += first < k
-    asked = sum(bool(own[i]) for i in range(len(queries)))
+                hits[k] += rank < k
     return {k: count / asked for k, count in hits.items()}

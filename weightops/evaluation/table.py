@@ -1,11 +1,12 @@
-"""The ways of scoring a model on a task that can be named. To add one, write its function and name it here."""
+"""The evaluators that have a name: built-in ones, those registered in a session, plug-ins."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib.metadata import entry_points
+from typing import Any, TypeVar, overload
 
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError
@@ -15,46 +16,90 @@ from weightops.evaluation.retrieval import retrieval
 from weightops.evaluation.shift import under_shift
 from weightops.evaluation.zero_shot import zero_shot
 from weightops.support.registry import Registry
-from weightops.tasks.table import as_tasks
+from weightops.tasks.table import TaskList, as_tasks
 from weightops.tasks.task import Task
+
+F = TypeVar("F", bound=Callable[..., dict[str, Any]])
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """One way of scoring a model on a task.
+    """A way of scoring a model on a task.
 
     Attributes:
-        function: called with a `ImageModel`, a `Task` and a split's name, and with those of ``batch_size`` and ``details`` that it has parameters
-            for, it gives metrics by name, among them ``n``, how many images there were.
-        kind: what CLIP_benchmark calls it in its files.
-        columns: which of the metrics a table shows.
+        function: takes an `ImageModel`, a `Task` and a split's name, and the keyword arguments
+            ``batch_size`` and ``details`` if it has such parameters. It returns metrics by name,
+            such as ``{"acc1": 0.5, "n": 1000}``, where ``n`` is the number of images.
+        kind: CLIP_benchmark's name of such a task, in files of results.
+        columns: the metrics that a table shows; by default all that are numbers.
     """
 
     function: Callable[..., dict[str, Any]]
     kind: str
-    columns: tuple[str, ...]
+    columns: tuple[str, ...] = ()
 
     def score(
         self,
-        clip: ImageModel,
+        model: ImageModel,
         task: Task,
         split: str,
         *,
         batch_size: int = 256,
         details: bool = False,
     ) -> dict[str, Any]:
-        """The metrics of one task.
+        """Return the metrics of a model on one task.
 
         Raises:
-            OptionError: if there are details asked for, and none to be had.
+            OptionError: if details are requested from a function that gives none, or the function
+                doesn't return metrics by name.
         """
-        taken = inspect.signature(self.function).parameters
-        if details and "details" not in taken:
-            raise OptionError(f"{self.kind} has no details to tell")
-        given = {"batch_size": batch_size, "details": details}
-        return self.function(
-            clip, task, split, **{name: value for name, value in given.items() if name in taken}
-        )
+        parameters = inspect.signature(self.function).parameters
+        if details and "details" not in parameters:
+            raise OptionError(f"{self.kind} has no details", hint="leave details=True out")
+        options = {"batch_size": batch_size, "details": details}
+        accepted = {name: value for name, value in options.items() if name in parameters}
+        scores = self.function(model, task, split, **accepted)
+        if not isinstance(scores, Mapping):
+            raise OptionError(
+                f"the evaluator {self.kind} returned {type(scores).__name__}, not metrics by name",
+                hint="return a dict such as {'acc1': 0.5}",
+            )
+        return scores if "n" in scores else {**scores, "n": len(task.load(split))}
+
+    def columns_of(self, scores: Mapping[str, Any]) -> list[str]:
+        """Return the names of the metrics that a table shows, given those of a task."""
+        numbers = (name for name, value in scores.items() if isinstance(value, (int, float)))
+        return list(self.columns) or [name for name in numbers if name != "n"]
+
+
+EvaluatorLike = str | Evaluator | Callable[..., dict[str, Any]]
+"""An evaluator, the name of one, or a function of a model, a task and a split's name."""
+
+_DECORATED: dict[Callable[..., Any], Evaluator] = {}
+
+
+def as_evaluator(evaluator: EvaluatorLike) -> Evaluator:
+    """Return an evaluator.
+
+    Args:
+        evaluator: a name in `EVALUATORS`, an `Evaluator`, or a function (see `Evaluator`).
+
+    Raises:
+        UnknownNameError: if no evaluator has that name.
+    """
+    if isinstance(evaluator, Evaluator):
+        return evaluator
+    if isinstance(evaluator, str):
+        return EVALUATORS[evaluator]
+    name = getattr(evaluator, "__name__", type(evaluator).__name__)
+    return _DECORATED.get(evaluator) or Evaluator(evaluator, name)
+
+
+def _plugin_evaluator(name: str, thing: Any) -> Evaluator:
+    """Return the evaluator that an entry point names."""
+    if isinstance(thing, str) or not (isinstance(thing, Evaluator) or callable(thing)):
+        raise TypeError(f"an Evaluator or a function is needed, not {type(thing).__name__}")
+    return as_evaluator(thing)
 
 
 EVALUATORS: Registry[Evaluator] = Registry(
@@ -74,14 +119,52 @@ EVALUATORS: Registry[Evaluator] = Registry(
             ("image_retrieval_recall@5", "text_retrieval_recall@5", "texts"),
         ),
     },
+    adapt=_plugin_evaluator,
 )
+
+
+@overload
+def evaluator(function: F) -> F: ...
+@overload
+def evaluator(*, columns: Sequence[str] = (), kind: str = "") -> Callable[[F], F]: ...
+def evaluator(
+    function: F | None = None, *, columns: Sequence[str] = (), kind: str = ""
+) -> F | Callable[[F], F]:
+    """Register a function as an evaluator for this session, under the function's name.
+
+    Use it as ``@evaluator`` or as ``@evaluator(columns=("f1",))``. An installed package provides
+    evaluators by entry points in the group ``weightops.evaluators``.
+
+    Args:
+        function: takes a model, a task and a split's name, and returns metrics (see `Evaluator`).
+        columns: the metrics that a table shows; by default all that are numbers.
+        kind: CLIP_benchmark's name of such a task; by default the function's name.
+
+    Returns:
+        The function, unchanged.
+
+    Raises:
+        OptionError: if another evaluator has the name.
+    """
+
+    def register(function: F) -> F:
+        name = function.__name__
+        evaluator = Evaluator(function, kind or name, tuple(columns))
+        _DECORATED[function] = evaluator
+        target = f"{function.__module__}:{function.__qualname__}"
+        own_points = entry_points(group=EVALUATORS.group, name=name)
+        if target not in {point.value for point in own_points}:  # else the registry loads it
+            EVALUATORS.register(name, evaluator)
+        return function
+
+    return register if function is None else register(function)
 
 
 def evaluate(
     model: CheckpointLike | ImageModel,
-    tasks: str | Task | Iterable[str | Task],
+    tasks: TaskList,
     *,
-    evaluator: str = "zero_shot",
+    evaluator: EvaluatorLike = "zero_shot",
     split: str = "test",
     details: bool = False,
     batch_size: int = 256,
@@ -90,29 +173,32 @@ def evaluate(
     """Score a model on tasks.
 
     Args:
-        model: anything with a known architecture (see `open_checkpoint`), or a `ImageModel`, which keeps pixels between calls.
-        tasks: names or `Task`s.
-        evaluator: a name in `EVALUATORS`.
+        model: anything with a known architecture (see `open_checkpoint`), or an `ImageModel`, which
+            keeps preprocessed images between calls.
+        tasks: a task or several, by name or as `Task`s.
+        evaluator: a name in `EVALUATORS`, an `Evaluator`, or a function that scores a model.
         split: "test", "validation" or "train".
-        details: where the evaluator has any, such as ``per_class_recall`` and ``confusion``.
+        details: add details where the evaluator has some, such as ``per_class_recall`` and
+            ``confusion``.
         batch_size: images at a time.
         device: "auto", "cpu", "cuda", ...
 
     Returns:
-        task -> metrics: zero-shot ``acc1``, ``acc5`` (NaN under five classes), ``mean_per_class_recall``, each in [0, 1], and ``n``.
+        Task -> metrics. Those of ``zero_shot`` are ``acc1``, ``acc5`` (NaN under five classes) and
+        ``mean_per_class_recall``, each in [0, 1], and ``n``, the number of images.
 
     Raises:
-        UnknownNameError: for a task or an evaluator that isn't known.
-        TaskError: if the images of a task can't be had.
+        UnknownNameError: if a task or the evaluator is unknown.
+        TaskError: if the images of a task aren't available.
 
     >>> from weightops import evaluate
     >>> scores = evaluate("embedded", "shapes", split="validation")["shapes"]
     >>> scores["acc1"] > 0.9
     True
     """
-    chosen = EVALUATORS[evaluator]
-    clip = ImageModel.open(model, device)
+    chosen = as_evaluator(evaluator)
+    image_model = ImageModel.open(model, device)
     return {
-        task.name: chosen.score(clip, task, split, details=details, batch_size=batch_size)
+        task.name: chosen.score(image_model, task, split, details=details, batch_size=batch_size)
         for task in as_tasks(tasks)
     }

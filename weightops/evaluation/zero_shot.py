@@ -15,100 +15,127 @@ from weightops.errors import TaskError
 from weightops.evaluation.image_model import ImageModel, prompts_id
 from weightops.tasks.task import Task
 
-Metrics = dict[str, float]
-
 
 def zero_shot(
-    clip: ImageModel, task: Task, split: str, *, batch_size: int = 256, details: bool = False
+    model: ImageModel, task: Task, split: str, *, batch_size: int = 256, details: bool = False
 ) -> dict[str, Any]:
-    """Accuracy with the frozen head that the class names and prompts make, or with a classifier's own.
+    """Measure the accuracy with the head made from prompts, or with a classifier's own head.
 
     Args:
-        clip: the model.
+        model: the model.
         task: the task.
         split: "test", "validation" or "train".
         batch_size: images at a time.
-        details: add ``per_class_recall`` and ``confusion`` (rows: truth, columns: guess).
+        details: add ``per_class_recall`` and ``confusion`` (rows: label, columns: prediction).
 
     Returns:
-        ``acc1``, ``acc5`` (NaN under five classes), ``mean_per_class_recall``, each in [0, 1], and ``n``.
+        ``acc1``, ``acc5`` (NaN under five classes) and ``mean_per_class_recall``, each in [0, 1],
+        and ``n``, the number of images.
     """
-    guesses = predict(clip, task, split, batch_size=batch_size)
-    return metrics(guesses, clip.pixels(task, split).labels, len(task.classes), details=details)
+    guesses = predict(model, task, split, batch_size=batch_size)
+    labels = model.pixels(task, split).labels
+    return metrics(guesses, labels, len(task.classes), details=details)
 
 
 def predict(
-    clip: ImageModel,
+    model: ImageModel,
     task: Task,
     split: str,
     *,
     batch_size: int = 256,
     only: npt.NDArray[np.int64] | None = None,
 ) -> torch.Tensor:
-    """The five (or fewer) likeliest classes of each image (or of ``only`` some), the likeliest first, shape ``(n, 5)``."""
-    few = min(5, len(task.classes))
-    batches = logits(clip, task, split, batch_size=batch_size, only=only)
-    guesses = [batch.topk(few, dim=1).indices.cpu() for batch in batches]
-    return torch.cat([torch.empty((0, few), dtype=torch.int64), *guesses])
+    """Return the five likeliest classes of each image, the likeliest first, shape ``(n, 5)``.
+
+    With fewer than five classes, all are returned.
+
+    Args:
+        model: the model.
+        task: the task.
+        split: "test", "validation" or "train".
+        batch_size: images at a time.
+        only: indices of the images to classify; all by default.
+    """
+    count = min(5, len(task.classes))
+    batches = logits(model, task, split, batch_size=batch_size, only=only)
+    guesses = [batch.topk(count, dim=1).indices.cpu() for batch in batches]
+    return torch.cat([torch.empty((0, count), dtype=torch.int64), *guesses])
 
 
 @torch.no_grad()
 def logits(
-    clip: ImageModel,
+    model: ImageModel,
     task: Task,
     split: str,
     *,
     batch_size: int = 256,
     only: npt.NDArray[np.int64] | None = None,
 ) -> Iterator[torch.Tensor]:
-    """The logits of a split's images in their order, shape ``(batch_size, classes)`` or fewer at a time."""
-    head = clip.zero_shot_head(task)
-    for images in batches(clip, task, split, batch_size=batch_size, only=only):
-        yield clip.encode_image(images) @ head.T
+    """Yield the logits of a split's images in order, shape ``(batch_size, classes)`` or fewer."""
+    head = model.zero_shot_head(task)
+    for images in image_batches(model, task, split, batch_size=batch_size, only=only):
+        yield model.encode_image(images) @ head.T
 
 
 @torch.no_grad()
-def encoded(
-    clip: ImageModel, task: Task, split: str, *, batch_size: int = 256, features: bool = False
+def encode_split(
+    model: ImageModel, task: Task, split: str, *, batch_size: int = 256, features: bool = False
 ) -> torch.Tensor:
-    """What an image encoder makes of a split's images: unit vectors, or with ``features`` what a head is put on; shape ``(n, dim)``."""
-    encode = clip.features if features else clip.encode_image
-    return torch.cat(
-        [encode(images) for images in batches(clip, task, split, batch_size=batch_size)]
-    )
+    """Return the unit features of a split's images, shape ``(n, dim)``.
+
+    Args:
+        model: the model.
+        task: the task.
+        split: "test", "validation" or "train".
+        batch_size: images at a time.
+        features: return the features that a linear probe is fitted to instead.
+    """
+    encode = model.features if features else model.encode_image
+    batches = image_batches(model, task, split, batch_size=batch_size)
+    return torch.cat([encode(images) for images in batches])
 
 
-def batches(
-    clip: ImageModel,
+def image_batches(
+    model: ImageModel,
     task: Task,
     split: str,
     *,
     batch_size: int,
     only: npt.NDArray[np.int64] | None = None,
 ) -> Iterator[torch.Tensor]:
-    """A split's images in their order, ready for the model, which is put into its mode for inference."""
-    clip.module.eval()
-    pixels = clip.pixels(task, split)
+    """Yield a split's images in order, ready for the model, which is put into evaluation mode.
+
+    Raises:
+        TaskError: if the split has no images.
+    """
+    model.module.eval()
+    pixels = model.pixels(task, split)
     if not len(pixels):
         raise TaskError(f"{task.name} has no images for {split}")
-    wanted = np.arange(len(pixels)) if only is None else only
+    indices = np.arange(len(pixels)) if only is None else only
     with tqdm(
-        total=len(wanted), desc=f"{task.name} {split}", unit="images", delay=1, leave=False
+        total=len(indices), desc=f"{task.name} {split}", unit="images", delay=1, leave=False
     ) as bar:
-        for start in range(0, len(wanted), batch_size):
-            indices = wanted[start : start + batch_size]
-            yield pixels.batch(indices)
-            bar.update(len(indices))
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            yield pixels.batch(batch)
+            bar.update(len(batch))
 
 
 def metrics(
     guesses: torch.Tensor, labels: torch.Tensor, classes: int, *, details: bool = False
 ) -> dict[str, Any]:
-    """Accuracies from the likeliest classes (shape ``(n, k)``) and labels (``(n,)``). Classes without images don't count for recall."""
+    """Compute accuracies.
+
+    Args:
+        guesses: the likeliest classes of each image, the likeliest first, shape ``(n, k)``.
+        labels: class indices, shape ``(n,)``.
+        classes: the number of classes; those without images don't count for the mean recall.
+        details: add ``per_class_recall`` and ``confusion``.
+    """
     hits = guesses == labels[:, None]
-    confusion = torch.bincount(labels * classes + guesses[:, 0], minlength=classes * classes).view(
-        classes, classes
-    )
+    pairs = torch.bincount(labels * classes + guesses[:, 0], minlength=classes * classes)
+    confusion = pairs.view(classes, classes)
     totals = confusion.sum(1)
     recall = confusion.diagonal()[totals > 0].double() / totals[totals > 0]
     result: dict[str, Any] = {
@@ -119,35 +146,35 @@ def metrics(
     }
     if details:
         result["per_class_recall"] = [
-            n / t if t else math.nan
-            for n, t in zip(confusion.diagonal().tolist(), totals.tolist(), strict=True)
+            correct / total if total else math.nan
+            for correct, total in zip(confusion.diagonal().tolist(), totals.tolist(), strict=True)
         ]
         result["confusion"] = confusion.tolist()
     return result
 
 
 def record(
-    clip: ImageModel,
+    model: ImageModel,
     task: Task,
     split: str,
     scores: Mapping[str, Any],
     fingerprint: str | None = None,
     kind: str = "zeroshot_classification",
 ) -> dict[str, Any]:
-    """A result as CLIP_benchmark writes it, and what it leaves out: the split, the source of the images, the prompts.
+    """Return a result in CLIP_benchmark's form, with the split, source of images and prompts added.
 
     Args:
-        clip: the model.
+        model: the model.
         task: the task.
-        split: its split.
-        scores: what an evaluator gave.
-        fingerprint: of the weights that were scored; by default those that the model was made from.
-        kind: what CLIP_benchmark calls the evaluator.
+        split: the split that was scored.
+        scores: metrics by name.
+        fingerprint: the fingerprint of the scored weights, by default of the model's checkpoint.
+        kind: CLIP_benchmark's name of the evaluator.
     """
     return {
         "dataset": task.name,
-        "model": clip.base.ref,
-        "pretrained": fingerprint or clip.base.fingerprint,
+        "model": model.base.ref,
+        "pretrained": fingerprint or model.base.fingerprint,
         "task": kind,
         "metrics": dict(scores),
         "language": "en",

@@ -11,84 +11,77 @@ import yaml
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
 from weightops.hub.cards import base_model
-from weightops.reports.table import cell
+from weightops.reports.table import alpha_text, cell, models_of
 
 
 def card(summary: Mapping[str, Any], word: str, architecture: Architecture | None = None) -> str:
-    """The card of an edited model, from its ``summary.json``.
+    """Return the model card of an edited model.
 
     Args:
-        summary: its content.
-        word: what the edited model is called in it.
-        architecture: the model's.
+        summary: the content of ``summary.json``.
+        word: the name of the edited model in the summary, such as "patched".
+        architecture: the architecture of the model; by default a model of open_clip.
     """
-    tasks = summary["tasks"]
-    library, pipeline, use = (architecture or OpenClipArchitecture).card_facts
+    tasks, base = summary["tasks"], summary["model"]
+    facts = (architecture or OpenClipArchitecture).card_facts
+    front = {
+        "library_name": facts.library_name,
+        "pipeline_tag": facts.pipeline_tag,
+        **base_model([base["ref"]], "merge"),
+        "tags": ["merge", "task-arithmetic", "weightops"],
+        "model-index": [_model_index(summary, word, facts.pipeline_tag)],
+    }
+    edited = [name for name, task in tasks.items() if task["role"] not in ("supported", "control")]
+    sources = "\n".join(f"* {name}: {task['source']}" for name, task in tasks.items())
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+
+# {base["ref"]}, {word}: {", ".join(edited)}
+
+{summary["method"]}, with alpha = {alpha_text(summary["alpha"])}.
+The fingerprint of the base is `{base["fingerprint"]}`.
+
+Alpha was chosen on {summary["chosen_on"]}: {summary["why"]}.
+The test splits were used once, after that choice:
+
+{_score_table(tasks, word)}
+
+The numbers are top-1 accuracies in percent. The images come from:
+
+{sources}
+
+## Use
+
+{facts.usage.format(folder=summary["output"])}
+
+## Limits
+
+Only the tasks in the table were measured. Other abilities of the base may have changed more than
+the supported tasks show.
+"""
+
+
+def _model_index(summary: Mapping[str, Any], word: str, pipeline: str) -> dict[str, Any]:
+    """Return the scores of the edited model in the Hub's form."""
     results = [
         {
             "task": {"type": pipeline},
             "dataset": {"name": name, "type": name, "split": "test"},
             "metrics": [{"type": "accuracy", "value": round(float(task[word]["acc1"]), 6)}],
         }
-        for name, task in tasks.items()
+        for name, task in summary["tasks"].items()
         if word in task
     ]
-    name = Path(str(summary["output"])).name
-    front = {
-        "library_name": library,
-        "pipeline_tag": pipeline,
-        **base_model([summary["model"]["ref"]], "merge"),
-        "tags": ["merge", "task-arithmetic", "weightops"],
-        "model-index": [{"name": name, "results": results}],
-    }
-    models = list(
-        dict.fromkeys(
-            which for t in tasks.values() for which, m in t.items() if isinstance(m, Mapping)
-        )
-    )
-    models = [*(which for which in models if which != word), word]
-    header = " | ".join(
-        ["task", "role", *("fine-tuned" if which == "finetuned" else which for which in models)]
-    )
-    rows = "\n".join(
-        f"| {name} | {task['role']} | "
-        + " | ".join(cell(float(task[which]["acc1"])) if which in task else "-" for which in models)
-        + " |"
-        for name, task in tasks.items()
-    )
-    sources = "\n".join(f"* {name}: {task['source']}" for name, task in tasks.items())
-    edited = [name for name, task in tasks.items() if task["role"] not in ("supported", "control")]
-    alpha = summary["alpha"]
-    shown = (
-        f"{alpha:g}"
-        if isinstance(alpha, float)
-        else ", ".join(f"{a:g} ({name})" for name, a in alpha.items())
-    )
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
----
+    return {"name": Path(str(summary["output"])).name, "results": results}
 
-# {summary["model"]["ref"]}, {word}: {", ".join(edited)}
 
-{summary["method"]}, with alpha = {shown}.
-The base's fingerprint is `{summary["model"]["fingerprint"]}`.
-
-Alpha was chosen on {summary["chosen_on"]}: {summary["why"]}.
-The test splits were used once, after that choice:
-
-| {header} |
-|{"---|" * (len(models) + 2)}
-{rows}
-
-Top-1 accuracy in percent. Where the images come from:
-
-{sources}
-
-## Use
-
-{use.format(folder=summary["output"])}
-
-## Limits
-
-What isn't in the table wasn't measured: other abilities of the base may have changed more than the supported tasks show.
-"""
+def _score_table(tasks: Mapping[str, Mapping[str, Any]], word: str) -> str:
+    """Return a Markdown table of accuracies, the edited model's in the last column."""
+    models = [*(model for model in models_of(tasks) if model != word), word]
+    titles = ["fine-tuned" if model == "finetuned" else model for model in models]
+    lines = [f"| task | role | {' | '.join(titles)} |", f"|{'---|' * (len(models) + 2)}"]
+    for name, task in tasks.items():
+        scores = [cell(float(task[m]["acc1"])) if m in task else "-" for m in models]
+        lines.append(f"| {name} | {task['role']} | {' | '.join(scores)} |")
+    return "\n".join(lines)

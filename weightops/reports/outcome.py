@@ -1,4 +1,4 @@
-"""The outcome of an experiment: a table, a picture and one line that says it."""
+"""The outcome of an experiment: a table, a picture and one line that sums it up."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = logging.getLogger("weightops")
 
 @dataclass
 class Outcome:
-    """What an experiment found.
+    """The result of an experiment.
 
     Attributes:
-        title: one line that says it.
-        header: of the table.
-        rows: of the table; floats are fractions, shown as percentages.
-        draw: draws the picture on given axes.
-        more: what else to write down.
+        title: one line that sums up the result.
+        header: the titles of the table's columns.
+        rows: the rows of the table; floats are fractions, shown as percentages.
+        draw: draws the picture on given axes of matplotlib.
+        more: other facts to record.
     """
 
     title: str
@@ -39,12 +39,12 @@ class Outcome:
 
     @property
     def text(self) -> str:
-        """The title and the table."""
+        """Return the title and the table."""
         return f"{self.title}\n\n{table(self.header, self.rows)}"
 
     @property
     def record(self) -> dict[str, Any]:
-        """For machines."""
+        """Return the title, rows and other facts for JSON."""
         return {
             "title": self.title,
             "rows": [dict(zip(self.header, row, strict=True)) for row in self.rows],
@@ -52,21 +52,27 @@ class Outcome:
         }
 
     def write(self, out: Path, about: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Write ``table.txt``, ``results.json`` and ``figure.png`` and ``.svg`` to a folder, which appears whole."""
-        with atomic_output(out, overwrite=overwrite) as part:
-            part.mkdir()
-            (part / "table.txt").write_text(f"{self.text}\n", encoding="utf-8")
-            write_json(part / "results.json", {**self.record, **about, "versions": versions()})
+        """Write ``table.txt``, ``results.json``, ``figure.png`` and ``figure.svg`` to a folder.
+
+        Args:
+            out: the folder, which appears when it is complete.
+            about: facts to add to ``results.json``.
+            overwrite: replace an existing folder.
+        """
+        with atomic_output(out, overwrite=overwrite) as folder:
+            folder.mkdir()
+            (folder / "table.txt").write_text(f"{self.text}\n", encoding="utf-8")
+            write_json(folder / "results.json", {**self.record, **about, "versions": versions()})
             try:
                 figure, axes = new_figure()
                 self.draw(axes)
                 axes.set_title(self.title, loc="left", fontsize=9, color=INK, wrap=True)
-                save_figure(figure, part / "figure")
+                save_figure(figure, folder / "figure")
             except MissingExtraError as error:
                 log.warning("the picture is left out: %s", error)
 
 
 def versions() -> dict[str, str]:
-    """Versions of what numbers may depend on."""
+    """Return the versions of Python and of the packages that results may depend on."""
     packages = ("weightops", "torch", "open_clip_torch", "torchvision", "pillow", "safetensors")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,4 +1,4 @@
-"""One HTML page for all of a run: nothing in it comes from elsewhere, and it needs no network."""
+"""The HTML page of a run, in one file that needs no network."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightops.reports.table import cell
+from weightops.reports.table import alpha_text, cell
 from weightops.search.goal import Goal, Point, shown
 from weightops.search.session import EditSession, Measured
 from weightops.tasks.task import Task
 
-MOST = 12
-"""Pictures of each kind."""
+MAX_IMAGES = 12
+"""The largest number of images of each kind on a page."""
+
 SIDE = 96
-"""Pixels of a picture's longer side."""
+"""Pixels of an image's longer side."""
 
 
 def write_page(
     path: Path,
+    *,
     summary: Mapping[str, Any],
     sweep: Sequence[Measured],
     points: Sequence[Point],
     view: Goal,
-    bench: EditSession,
+    session: EditSession,
     test: Mapping[str, Measured],
     word: str,
     title: str,
@@ -34,15 +36,15 @@ def write_page(
     """Write the page.
 
     Args:
-        path: the file.
+        path: the file to write.
         summary: the content of ``summary.json``.
-        sweep: what was measured on validation data.
-        points: those of it that were measured in full.
-        view: what the curve's axes are.
-        bench: has the tasks.
-        test: the models on test data, "base" and ``word`` among them.
-        word: what the edited model is called.
-        title: the page's.
+        sweep: the edits that were measured on validation data.
+        points: the points of those that were measured on all images.
+        view: the axes of the curve.
+        session: the session, which has the tasks.
+        test: model -> scores on test data, "base" and ``word`` among the models.
+        word: the word for the edited model.
+        title: the title of the page.
     """
     from jinja2 import Environment
 
@@ -50,54 +52,56 @@ def write_page(
         Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     )
     curve, chosen = _curve(summary, sweep, points, view)
+    axes = _axes(summary, points, view)
+    data = json.dumps({"points": curve, "chosen": chosen, "axes": axes}).replace("<", "\\u003c")
+    fixed, broken = (
+        _changed(session.tasks, test["base"], test[word], set(view.keep), fixed=fixed)
+        for fixed in (True, False)
+    )
+    html = template.render(
+        title=title,
+        summary=summary,
+        word=word,
+        models=[*(model for model in test if model != word), word],
+        points=curve,
+        axes=axes,
+        data=data,
+        cell=cell,
+        alpha=alpha_text(summary["alpha"]),
+        fixed=fixed,
+        broken=broken,
+        provenance=_provenance(summary),
+    )
+    path.write_text(html, encoding="utf-8")
+
+
+def _axes(summary: Mapping[str, Any], points: Sequence[Point], view: Goal) -> dict[str, Any]:
+    """Return the names of the axes, and whether the points are joined by a line."""
     alpha = summary["alpha"]
-    axes = {
+    return {
         "score": view.what,
         "kept": view.kept if view.keep else "",
         "alpha": "alpha" if isinstance(alpha, float) else f"alpha of {next(iter(alpha))}",
         "line": len(points) > 1 and not isinstance(points[0].alpha, tuple),
     }
-    pictures = _pictures(bench.tasks, test["base"], test[word], set(view.keep))
-    models = [which for which in test if which != word]
-    data = json.dumps({"points": curve, "chosen": chosen, "axes": axes}).replace("<", "\\u003c")
-    sources: dict[str, list[str]] = {}
+
+
+def _provenance(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the rows of the table that says where the results come from."""
+    tasks_of: dict[str, list[str]] = {}
     for name, task in summary["tasks"].items():
-        sources.setdefault(task["source"], []).append(name)
-    provenance = [
+        tasks_of.setdefault(task["source"], []).append(name)
+    model, training = summary["model"], summary["training"]
+    return [
         ("command", f"weightops {summary['verb']}"),
-        ("model", f"{summary['model']['ref']} ({summary['model']['fingerprint']})"),
+        ("model", f"{model['ref']} ({model['fingerprint']})"),
         ("method", summary["method"]),
-        (
-            "images",
-            "; ".join(f"{source} ({', '.join(names)})" for source, names in sources.items()),
-        ),
-        (
-            "fine-tuned",
-            _listed(summary["training"]) if summary["training"] else summary["finetuned"],
-        ),
+        ("images", "; ".join(f"{source} ({', '.join(n)})" for source, n in tasks_of.items())),
+        ("fine-tuned", _listed(training) if training else summary["finetuned"]),
         ("images measured", f"{summary['images']:,}"),
         ("seconds", _listed(summary["seconds"])),
         ("versions", _listed(summary["versions"])),
     ]
-    path.write_text(
-        template.render(
-            title=title,
-            summary=summary,
-            word=word,
-            models=[*models, word],
-            points=curve,
-            axes=axes,
-            data=data,
-            cell=cell,
-            alpha=shown(alpha)
-            if isinstance(alpha, float)
-            else ", ".join(f"{a:g} ({name})" for name, a in alpha.items()),
-            fixed=[p for p in pictures if p["fixed"]][:MOST],
-            broken=[p for p in pictures if not p["fixed"]][:MOST],
-            provenance=provenance,
-        ),
-        encoding="utf-8",
-    )
 
 
 def _listed(values: Mapping[str, Any]) -> str:
@@ -107,58 +111,66 @@ def _listed(values: Mapping[str, Any]) -> str:
 def _curve(
     summary: Mapping[str, Any], sweep: Sequence[Measured], points: Sequence[Point], view: Goal
 ) -> tuple[list[dict[str, Any]], int]:
-    """The measured points for the page, and the place of the chosen one."""
-    by_alpha = {m.coefficients: m for m in sweep}
+    """Return the points in order of alpha, for the page's script, and the index of the chosen."""
+    by_alpha = {measured.coefficients: measured for measured in sweep}
     rows: list[dict[str, Any]] = []
     for point in points:
         alpha = point.alpha if isinstance(point.alpha, tuple) else (point.alpha,)
-        tasks = {name: float(scores["acc1"]) for name, scores in by_alpha[alpha].scores.items()}
-        x = point.kept if view.keep else alpha[0]
+        scores = by_alpha[alpha].scores
         rows.append(
             {
-                "x": x,
+                "x": point.kept if view.keep else alpha[0],
                 "y": point.score,
                 "label": shown(alpha),
                 "alpha": alpha,
                 "base": not any(alpha),
-                "tasks": tasks,
+                "tasks": {name: float(metrics["acc1"]) for name, metrics in scores.items()},
             }
         )
     rows.sort(key=lambda row: row["alpha"])
     chosen = summary["alpha"]
-    wanted = (chosen,) if isinstance(chosen, float) else tuple(chosen.values())
-    return rows, next((i for i, row in enumerate(rows) if row["alpha"] == wanted), 0)
+    chosen_alpha = (chosen,) if isinstance(chosen, float) else tuple(chosen.values())
+    return rows, next((i for i, row in enumerate(rows) if row["alpha"] == chosen_alpha), 0)
 
 
-def _pictures(
-    tasks: Sequence[Task], base: Measured, edited: Measured, kept: set[str]
+def _changed(
+    tasks: Sequence[Task], base: Measured, edited: Measured, kept: set[str], *, fixed: bool
 ) -> list[dict[str, Any]]:
-    """Test images that the edit has named rightly and the base not, or the reverse; a few of each task, in turn."""
-    found: list[tuple[tuple[int, bool], dict[str, Any]]] = []
+    """Return test images that the edit fixed or broke, the tasks taking turns.
+
+    Args:
+        tasks: the tasks.
+        base: the scores of the base.
+        edited: the scores of the edited model.
+        kept: the names of the tasks that must not get worse, which come last in each turn.
+        fixed: whether the edit fixed the images, or broke them.
+    """
+    ranked: list[tuple[tuple[int, bool], Task, int]] = []
     for task in tasks:
+        change = edited.hits[task.name].int() - base.hits[task.name].int()
+        indices = (change == (1 if fixed else -1)).nonzero().flatten().tolist()
+        spread = indices[:: max(1, len(indices) // MAX_IMAGES)][:MAX_IMAGES]
+        ranked += [((rank, task.name in kept), task, i) for rank, i in enumerate(spread)]
+    ranked.sort(key=lambda entry: entry[0])
+    examples = []
+    for _, task, i in ranked[:MAX_IMAGES]:
         images = task.load("test")
-        for fixed in (True, False):
-            change = edited.hits[task.name].int() - base.hits[task.name].int()
-            places = (change == (1 if fixed else -1)).nonzero().flatten().tolist()
-            for rank, i in enumerate(places[:: max(1, len(places) // MOST)][:MOST]):
-                names = [task.classes[int(which.guesses[task.name][i])] for which in (base, edited)]
-                row = {
-                    "task": task.name,
-                    "truth": task.classes[int(images.labels[i])],
-                    "before": names[0],
-                    "after": names[1],
-                }
-                found.append(
-                    ((rank, task.name in kept), {**row, "fixed": fixed, "image": (images, i)})
-                )
-    chosen = [row for _, row in sorted(found, key=lambda pair: pair[0])]
-    picked = [
-        row for fixed in (True, False) for row in [r for r in chosen if r["fixed"] is fixed][:MOST]
-    ]
-    return [{**row, "image": _inline(row["image"][0][row["image"][1]])} for row in picked]
+        before, after = (task.classes[int(m.guesses[task.name][i])] for m in (base, edited))
+        examples.append(
+            {
+                "task": task.name,
+                "truth": task.classes[int(images.labels[i])],
+                "before": before,
+                "after": after,
+                "fixed": fixed,
+                "image": _data_url(images[i]),
+            }
+        )
+    return examples
 
 
-def _inline(image: Any) -> str:
+def _data_url(image: Any) -> str:
+    """Return a small copy of an image that a page can contain."""
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))
     content = io.BytesIO()

@@ -1,28 +1,53 @@
-"""Tables for the terminal."""
+"""Tables of results as text, and the parts of a summary that tables and pictures show."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def cell(value: object) -> str:
-    """A fraction as a percentage with one decimal; anything else as it is."""
+    """Return a fraction as a percentage with one decimal, and other values as they are.
+
+    >>> cell(0.5), cell(float("nan")), cell(3)
+    ('50.0', '-', '3')
+    """
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{100 * value:.1f}"
     return str(value)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns in line: the first to the left, the others to the right."""
+    """Return aligned columns, the first to the left, the others to the right."""
     cells = [list(header), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     return "\n".join(line(row, widths) for row in cells)
 
 
 def line(row: Sequence[str], widths: Sequence[int]) -> str:
-    """One row of a table."""
-    return "  ".join(
-        text.ljust(width) if i == 0 else text.rjust(width)
+    """Return one row of a table."""
+    first, *others = (
+        text.rjust(width) if i else text.ljust(width)
         for i, (text, width) in enumerate(zip(row, widths, strict=True))
-    ).rstrip()
+    )
+    return "  ".join([first, *others]).rstrip()
+
+
+def models_of(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the names of all models that a summary has scores of, in order."""
+    scored = (
+        model for task in tasks.values() for model in task if isinstance(task[model], Mapping)
+    )
+    return list(dict.fromkeys(scored))
+
+
+def alpha_text(alpha: float | Mapping[str, float]) -> str:
+    """Return the coefficient of a summary, or its coefficients with their names.
+
+    >>> alpha_text(0.5), alpha_text({"mnist": 0.5, "digits": 1.0})
+    ('0.5', '0.5 (mnist), 1 (digits)')
+    """
+    if isinstance(alpha, Mapping):
+        return ", ".join(f"{value:g} ({name})" for name, value in alpha.items())
+    return f"{alpha:g}"

@@ -94,7 +94,6 @@ def as_tasks(tasks: TaskList) -> list[Task]:
     return unique
 
 
-@lru_cache(maxsize=256)
 def find_task(name: str) -> Task:
     """Return the task of a name, of a folder, of a data set, or one derived from these.
 
@@ -107,8 +106,12 @@ def find_task(name: str) -> Task:
         UnknownNameError: if no task has that name.
         TaskError: if a folder doesn't hold labelled images, or a data set isn't available.
     """
-    if name in TASKS:
-        return TASKS[name]
+    return TASKS[name] if name in TASKS else _open_task(name)
+
+
+@lru_cache(maxsize=256)
+def _open_task(name: str) -> Task:
+    """Return the task of a name that isn't in `TASKS`."""
     kind, colon, rest = name.partition(":")
     if colon and kind in DERIVED:
         return DERIVED[kind](find_task(rest))

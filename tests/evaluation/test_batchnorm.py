@@ -1,0 +1,108 @@
+"""Recomputed statistics of batch normalisation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from weightops import TASKS, Checkpoint, ImageModel, TaskVector, open_checkpoint
+from weightops.algebra.source import same_weights
+from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
+from weightops.cli.main import run
+from weightops.errors import OptionError
+from weightops.evaluation.batchnorm import recompute_batchnorm
+from weightops.merging.merge import merge
+from weightops.merging.recipe import Recipe
+from weightops.workflows.soup import soup
+
+
+@pytest.fixture
+def resnet(tmp_path: Path) -> Path:
+    """A small open_clip folder whose image encoder has batch normalisation."""
+    folder = open_checkpoint("embedded").save(tmp_path / "resnet")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"] = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    architecture = OpenClipArchitecture(folder)
+    form = open_checkpoint(architecture.build()).form
+    Checkpoint(form, architecture).save(folder, overwrite=True)
+    return folder
+
+
+@pytest.fixture
+def models(resnet: Path, tmp_path: Path) -> list[str]:
+    """The paths of the ResNet and of a perturbed copy."""
+    checkpoint = open_checkpoint(resnet)
+    torch.manual_seed(1)
+    other = {
+        name: tensor + 0.02 * torch.randn_like(tensor) if tensor.is_floating_point() else tensor
+        for name, tensor in checkpoint.state_dict().items()
+    }
+    Checkpoint(open_checkpoint(other).form, checkpoint.architecture).save(tmp_path / "other")
+    return [str(resnet), str(tmp_path / "other")]
+
+
+def test_statistics_are_those_of_the_images(resnet: Path) -> None:
+    before = open_checkpoint(resnet)
+    after = recompute_batchnorm(resnet, "digits", images=256, batch_size=64, device="cpu")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {
+        name
+        for name in before
+        if name.startswith("visual.") and ("running_" in name or "num_batches" in name)
+    }
+    model = ImageModel.open(resnet, "cpu")
+    order = np.random.default_rng(0).permutation(997)[:256]
+    images = model.pixels(TASKS["digits"], "train").batch(order)
+    with torch.no_grad():
+        first = model.module.visual.conv1(images)
+    assert torch.allclose(after["visual.bn1.running_mean"], first.mean((0, 2, 3)), atol=1e-5)
+    variances = torch.stack([batch.var((0, 2, 3)) for batch in first.split(64)]).mean(0)
+    assert torch.allclose(after["visual.bn1.running_var"], variances, atol=1e-5)
+
+
+def test_every_way_of_averaging_gives_the_same_statistics(
+    models: list[str], tmp_path: Path
+) -> None:
+    mean = recompute_batchnorm(merge(models, "linear"), "digits", device="cpu")
+    soup(
+        models,
+        tmp_path / "soup",
+        tasks=["digits"],
+        recipe="uniform",
+        batchnorm="digits",
+        device="cpu",
+    )
+    assert run(["merge", *models, "--batchnorm", "digits", "-o", str(tmp_path / "merged")]) == 0
+    vector = TaskVector(*models).save(tmp_path / "vector.safetensors")
+    half = ["--base", models[0], "--alpha", "0.5", "--batchnorm", "digits"]
+    assert run(["apply", str(vector), *half, "-o", str(tmp_path / "applied")]) == 0
+    for out in ("soup", "merged"):
+        assert same_weights(open_checkpoint(tmp_path / out).source, mean.source)
+    applied = open_checkpoint(tmp_path / "applied")
+    assert all(
+        torch.allclose(applied[n], mean[n], atol=1e-4) for n in mean if mean[n].is_floating_point()
+    )
+
+
+def test_the_task_is_recorded(models: list[str], tmp_path: Path) -> None:
+    Recipe(tuple(models), batchnorm="digits").merge().save(tmp_path / "merged")
+    made_from = open_checkpoint(tmp_path / "merged").source.made_from["base"]
+    assert made_from["batchnorm"] == "digits"
+    assert made_from["model"]["terms"]
+    assert "batchnorm: digits" in (tmp_path / "merged" / "README.md").read_text()
+    halves = Recipe(tuple(models), dtype="float16", batchnorm="digits").merge()
+    assert {spec.dtype for spec in halves.specs.values()} == {torch.float16, torch.int64}
+    soup(models, tmp_path / "soup", tasks=["digits"], recipe="uniform", batchnorm="digits")
+    card = (tmp_path / "soup" / "README.md").read_text()
+    assert "batch statistics of the training images of digits" in card
+
+
+def test_a_model_without_batch_normalisation() -> None:
+    with pytest.raises(OptionError, match="nothing to recompute"):
+        recompute_batchnorm("embedded", "digits")

@@ -1,0 +1,118 @@
+"""Image models: heads, kept pixels, classifiers, models that can't be scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.data_sets import paint
+
+from weightops import TASKS, ImageModel, Task, evaluate, open_checkpoint
+from weightops.errors import CheckpointError
+from weightops.evaluation.linear_probe import linear_probe
+from weightops.evaluation.retrieval import retrieval
+from weightops.evaluation.zero_shot import encode_split, zero_shot
+from weightops.tasks.folder import folder_task
+
+
+@pytest.fixture(scope="module")
+def model() -> ImageModel:
+    return ImageModel.open("embedded", "cpu")
+
+
+def test_kept_pixels_are_the_pixels(model: ImageModel) -> None:
+    images = TASKS["shapes"].load("validation")
+    pixels = model.pixels(TASKS["shapes"], "validation")
+    indices = np.array([3, 1, 4])
+    fresh = torch.stack([model.preprocess(images[int(i)]) for i in indices])
+    assert torch.equal(pixels.batch(indices), fresh)
+    assert torch.equal(pixels.batch(indices), fresh)
+
+
+def test_tasks_of_one_name_keep_their_own_pixels(model: ImageModel) -> None:
+    digits = TASKS["digits"]
+    few = Task(
+        "digits",
+        digits.classes,
+        digits.templates,
+        lambda split: digits.load("validation"),
+        digits.sizes,
+        "",
+        "",
+    )
+    assert zero_shot(model, few, "test")["n"] == 300
+    assert zero_shot(model, digits, "test")["n"] == 500
+
+
+def test_a_cached_head_is_not_used_for_another_model(model: ImageModel) -> None:
+    task = TASKS["digits"]
+    other = ImageModel.open("embedded", "cpu")
+    with torch.no_grad():
+        other.module.text_projection.add_(0.1 * torch.randn_like(other.module.text_projection))
+    assert not torch.allclose(model.zero_shot_head(task), other.zero_shot_head(task), atol=1e-3)
+    other = ImageModel.open("embedded", "cpu")
+    with torch.no_grad():
+        other.module.token_embedding.weight[1000:1010] += 1
+    assert other._text_hash([torch.zeros(1)]) != model._text_hash([torch.zeros(1)])
+
+
+def test_a_head_without_a_usable_cache(
+    model: ImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = model.zero_shot_head(TASKS["digits"])
+    (tmp_path / "file").write_bytes(b"")
+    for unusable in (tmp_path / "file", Path("/proc/nope")):
+        monkeypatch.setenv("WEIGHTOPS_CACHE", str(unusable))
+        assert torch.allclose(model.zero_shot_head(TASKS["digits"]), head, atol=1e-5)
+
+
+def test_a_classifier_has_features_and_no_text(tmp_path: Path) -> None:
+    import timm
+    from PIL import Image
+
+    for split, count in (("train", 20), ("val", 4), ("test", 4)):
+        for i in range(count):
+            path = tmp_path / "set" / split / "ab"[i % 2] / f"{i}.png"
+            paint(path, 0)
+            Image.new("RGB", (160, 160), (250 * (i % 2), 40, i)).save(path)
+    (tmp_path / "vit").mkdir()
+    vit = timm.create_model("test_vit", num_classes=3)
+    timm.models.save_for_hf(vit, tmp_path / "vit", safe_serialization=True)
+    model = ImageModel.open(tmp_path / "vit", "cpu")
+    task = folder_task(tmp_path / "set")
+    assert linear_probe(model, task, "test")["lp_acc1"] == 1.0
+    assert encode_split(model, task, "test", features=True).shape == (4, 64)
+    with pytest.raises(CheckpointError, match="takes no text"):
+        retrieval(model, task, "test")
+
+
+def test_models_that_cannot_be_scored() -> None:
+    with pytest.raises(CheckpointError, match="doesn't say of what model"):
+        evaluate({"w": torch.zeros(1)}, "digits")
+
+
+def test_a_model_with_nan_gives_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = open_checkpoint("embedded")
+    state = checkpoint.state_dict()
+    state["visual.proj"][0, 0] = torch.nan
+    checkpoint.with_form(open_checkpoint(state).form, checkpoint.architecture).model()
+    assert "NaN or Inf in 1 tensor: visual.proj" in caplog.text
+
+
+def test_embedded_loads_in_unmodified_open_clip(tmp_path: Path) -> None:
+    import open_clip
+
+    folder = open_checkpoint("embedded").save(tmp_path / "model")
+    theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    ours = ImageModel.open("embedded", "cpu")
+    texts = ["a red circle", 'the number: "7".', "internationalization"]
+    assert torch.equal(tokenizer(texts), ours.tokenizer(texts))
+    assert tokenizer(texts).max() < theirs.vocab_size
+    pixels = preprocess(TASKS["shapes"].load("test")[0])
+    assert torch.equal(pixels, ours.preprocess(TASKS["shapes"].load("test")[0]))
+    with torch.no_grad():
+        expected = theirs.eval().encode_image(pixels[None])
+        assert torch.equal(expected, ours.module.encode_image(pixels[None]))
