@@ -23,7 +23,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         kinds = [*mutants.FORMS.values(), *mutants.INSIDE.values()]
         damaged = sum(count for count, *_ in kinds)
         terminalreporter.write_line(
-            f"attacks: {len(gadgets)} gadgets in 4 containers, {damaged:,} damaged files of {len(kinds)} kinds"
+            f"attacks: {len(gadgets)} gadgets in 4 containers, "
+            f"{damaged:,} damaged files of {len(kinds)} kinds"
         )
 
 

@@ -14,8 +14,8 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from pathlib import Path as _Path
 
-# Names are listed once, in the stub that type checkers read. Each is imported when it is first used,
-# so that the command line can answer without importing torch.
+# Names are listed once, in the stub that type checkers read. Each is imported when it is first
+# used, so that the command line can answer without importing torch.
 _EXPORTS = {
     alias.name: node.module
     for node in _ast.parse(_Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body

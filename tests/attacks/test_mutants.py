@@ -159,8 +159,8 @@ FORMS: dict[str, tuple[int, Callable[[Path], Path]]] = {
 def mutate(data: bytes, random: random.Random) -> bytes:
     """Return data with one to four changes.
 
-    A byte, bit or number is replaced; a piece is removed, repeated, copied elsewhere or inserted; or
-    the end is cut off.
+    A byte, bit or number is replaced; a piece is removed, repeated, copied elsewhere or inserted;
+    or the end is cut off.
     """
     mutant = bytearray(data)
     for _ in range(random.randint(1, 4)):

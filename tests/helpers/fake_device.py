@@ -1,4 +1,4 @@
-"""A device that isn't there: its tensors compute on CPU, and refuse what real ones refuse: tensors of two devices together."""
+"""A device that isn't there: its tensors compute on CPU, and refuse tensors of other devices."""
 
 from __future__ import annotations
 

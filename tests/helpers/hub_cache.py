@@ -26,7 +26,7 @@ def repository(hub: Path, repo: str, files: dict[str, bytes], kind: str = "model
 
 
 def python(code: str, **environment: str) -> str:
-    """Run a script in a process of its own: huggingface_hub reads the environment when it is imported."""
+    """Run a script in a process of its own, in which huggingface_hub reads the environment."""
     command = [sys.executable, "-c", code]
     run = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, check=False

@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Net(nn.Module):
-    """A tiny model with all that is awkward: tied weights, a scalar, an integer buffer, a frozen parameter, batch statistics."""
+    """A tiny model with ties, a scalar, an integer buffer, a frozen parameter and BatchNorm."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import torch
 
 
 def tar(path: Path, state: dict[str, torch.Tensor]) -> None:
-    """A file as torch wrote it before 0.1.10: storages and tensors in tables, the object with their numbers in its pickle."""
+    """Write a file as torch did before 0.1.10: tables of storages and tensors, and a pickle."""
 
     class Pickler(pickle._Pickler):
         def persistent_id(self, value: object) -> object:

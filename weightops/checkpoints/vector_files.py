@@ -32,16 +32,7 @@ def write_vector(
     dtype: torch.dtype | None,
     compress: str | None,
 ) -> Path:
-    """Write a delta to a safetensors file; see `TaskVector.save`.
-
-    Args:
-        form: the delta.
-        path: the file.
-        base: the provenance of the base, for the metadata.
-        overwrite: replace a file that exists.
-        dtype: the dtype of the tensors; by default float32 (float64 for float64).
-        compress: a coding of `formats.compressed`.
-    """
+    """Write a delta, with the provenance of its base, to a file; see `TaskVector.save`."""
     if compress is not None:
         coding(compress)
         if dtype is not None:

@@ -49,8 +49,7 @@ def merge(
         A lazy `Checkpoint` of the base's, or first model's, architecture.
 
     Raises:
-        UnknownNameError: for an unknown method, option or choice, or a pattern that matches
-            nothing.
+        UnknownNameError: for an unknown method, option, choice or pattern, with the nearest.
         OptionError: if the method needs a base, or takes none; or for a value that an option or
             a weight can't have.
         MismatchError: if names, shapes or dtypes differ.
@@ -60,30 +59,36 @@ def merge(
     tensor([0.7500, 0.7500])
     """
     chosen = as_method(method)
+    _check(models, chosen, base is not None, alpha)
+    start = open_checkpoint(models[0] if base is None else base)
+    forms = _weights(models, start) if base is None else _deltas(models, start)
+    merged = MethodSource(chosen, forms, weights=weights, seed=seed, options=options).as_form()
+    result = merged if base is None else start.form.plus(merged.times(alpha))
+    return Checkpoint(result, start.architecture)
+
+
+def _weights(models: Sequence[CheckpointLike], first: Checkpoint) -> list[LinearForm]:
+    opened = [first, *(open_matched(model, first) for model in models[1:])]
+    for other in opened[1:]:
+        check_match(first.form, other.form)
+    return [checkpoint.form for checkpoint in opened]
+
+
+def _deltas(models: Sequence[CheckpointLike], base: Checkpoint) -> list[LinearForm]:
+    opened = [open_matched(model, base) for model in models]
+    return [LinearForm.difference(checkpoint.form, base.form)[0] for checkpoint in opened]
+
+
+def _check(
+    models: Sequence[CheckpointLike], method: Method, has_base: bool, alpha: PerTensor
+) -> None:
+    """Refuse a method, a base or an alpha that don't go together."""
+    hint = "name the model that task vectors are taken from: base=..."
     if not models:
         raise OptionError("there is nothing to merge")
-    if base is None:
-        _check_without_base(chosen, alpha)
-        first = open_checkpoint(models[0])
-        opened = [first, *(open_matched(model, first) for model in models[1:])]
-        for other in opened[1:]:
-            check_match(first.form, other.form)
-        forms = [checkpoint.form for checkpoint in opened]
-        merged = MethodSource(chosen, forms, weights=weights, seed=seed, options=options)
-        return Checkpoint(merged.as_form(), first.architecture)
-    if not chosen.works_on("delta"):
-        raise OptionError(f"{chosen.name} merges weights", hint="leave out base=")
-    start = open_checkpoint(base)
-    opened = [open_matched(model, start) for model in models]
-    deltas = [LinearForm.difference(checkpoint.form, start.form)[0] for checkpoint in opened]
-    merged = MethodSource(chosen, deltas, weights=weights, seed=seed, options=options)
-    return Checkpoint(start.form.plus(merged.as_form().times(alpha)), start.architecture)
-
-
-def _check_without_base(method: Method, alpha: PerTensor) -> None:
-    """Refuse a method or an alpha that needs a base."""
-    hint = "name the model that task vectors are taken from: base=..."
-    if method.space == "delta":
+    if has_base and not method.works_on("delta"):
+        raise OptionError(f"{method.name} merges weights", hint="leave out base=")
+    if not has_base and method.space == "delta":
         raise OptionError(f"{method.name} merges task vectors, and there is no base", hint=hint)
-    if alpha != 1.0:
+    if not has_base and alpha != 1.0:
         raise OptionError("alpha is a task vector's coefficient, and there is no base", hint=hint)
