@@ -31,7 +31,7 @@ def test_a_registered_task_is_no_default() -> None:
     few = replace(TASKS["shapes"], name="a few")
     assert register_task(few) is few
     assert as_task("a few") is as_task(few) is few
-    assert find_task("first-half:few").name == "first-half:few"
+    assert find_task("first-half:a few").name == "first-half:a few"
     assert "a few" in TASKS
     assert "a few" not in EVALUATED
     assert "a few" not in SUPPORTED
