@@ -7,12 +7,15 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightops.reports.table import alpha_text, cell
 from weightops.search.goal import Goal, Point, shown
 from weightops.search.session import EditSession, Measured
 from weightops.tasks.task import Task
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 MAX_IMAGES = 12
 """The largest number of images of each kind on a page."""
@@ -46,11 +49,6 @@ def write_page(
         word: the word for the edited model.
         title: the title of the page.
     """
-    from jinja2 import Environment
-
-    template = Environment(autoescape=True, trim_blocks=True).from_string(
-        Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    )
     curve, chosen = _curve(summary, sweep, points, view)
     axes = _axes(summary, points, view)
     data = json.dumps({"points": curve, "chosen": chosen, "axes": axes}).replace("<", "\\u003c")
@@ -58,7 +56,7 @@ def write_page(
         _changed(session.tasks, test["base"], test[word], set(view.keep), fixed=fixed)
         for fixed in (True, False)
     )
-    html = template.render(
+    html = _template().render(
         title=title,
         summary=summary,
         word=word,
@@ -73,6 +71,14 @@ def write_page(
         provenance=_provenance(summary),
     )
     path.write_text(html, encoding="utf-8")
+
+
+def _template() -> Template:
+    """Return the template of the page."""
+    from jinja2 import Environment
+
+    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return Environment(autoescape=True, trim_blocks=True).from_string(text)
 
 
 def _axes(summary: Mapping[str, Any], points: Sequence[Point], view: Goal) -> dict[str, Any]:
