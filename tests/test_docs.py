@@ -6,10 +6,12 @@ import contextlib
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.pages import EXAMPLES, PAGES, ROOT, Provider, blocks, small_tasks
 
 OTHERS = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/examples/README.md")
@@ -70,6 +72,15 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page != "doc
 
 WITH_SCORES = ("README.md", "docs/evaluation.md")
 """Pages that show scores, and so need all images."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: on few images, several would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,11 @@ import runpy
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from helpers.pages import (
     EXAMPLES,
@@ -42,8 +44,8 @@ ELSEWHERE = (
 CHEAP = {
     "patch": [*TRAINING, "--alphas", "0,0.25,0.5", "--max-supported-drop", "0.9"],
     "negate": [*TRAINING, "--alphas", "0,0.5,1", "--control-threshold", "0.1"],
-    "add": [*TRAINING, "--alphas", "0,0.5,1"],
-    "analogy": [*TRAINING, "--alphas", "0,0.5,1"],
+    "add": ["--steps", "12", *TRAINING[2:], "--alphas", "0,0.2,0.4"],
+    "analogy": ["--steps", "12", *TRAINING[2:], "--alphas", "0,0.3,0.6"],
     "finetune": TRAINING,
     "lofi": TRAINING,
     "experiment": TRAINING,
@@ -52,6 +54,15 @@ CHEAP = {
     "evaluate": ["--device", "cpu"],
 }
 """Verb -> options that are added to its commands where these don't have them."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: on few images, several would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

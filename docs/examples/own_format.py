@@ -18,18 +18,21 @@ class NpzSource(Source):
     """The tensors of an .npz file; one at a time is in memory."""
 
     def __init__(self, path: Path) -> None:
-        self._arrays = np.load(path, allow_pickle=False)
+        self._path = path
         self.ref = str(path)  # what messages and metadata call it
         self.ties = {}  # alias -> name, of tensors that share memory
-        self.specs = {name: self._spec(name) for name in self._arrays.files}
-
-    def _spec(self, name: str) -> Spec:
-        tensor = self.read(name)
-        return Spec(tuple(tensor.shape), tensor.dtype)
+        with np.load(path, allow_pickle=False) as arrays:
+            self.specs = {name: _spec(array) for name, array in arrays.items()}
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor."""
-        return torch.from_numpy(self._arrays[name])
+        with np.load(self._path, allow_pickle=False) as arrays:
+            return torch.from_numpy(arrays[name])
+
+
+def _spec(array: np.ndarray) -> Spec:
+    tensor = torch.from_numpy(array)
+    return Spec(tuple(tensor.shape), tensor.dtype)
 
 
 def recognises(path: Path) -> bool:

@@ -15,11 +15,11 @@ def clipped_sum(deltas: torch.Tensor, weights: torch.Tensor, *, limit: float = 3
     """Sum the task vectors, each without its outliers.
 
     Args:
-        deltas: differences from the base, shape ``(k, ...)``.
+        deltas: differences from the base, shape ``(k, ...)``; ``(k,)`` for scalars.
         weights: one for each model, shape ``(k,)``.
         limit: the largest magnitude that is kept, in root mean squares of the delta.
     """
-    flat = deltas.flatten(1)
+    flat = deltas.reshape(len(deltas), -1)
     bound = limit * flat.square().mean(1, keepdim=True).sqrt()
     return (weights @ flat.clamp(-bound, bound)).view(deltas.shape[1:])
 

@@ -8,8 +8,7 @@ like it, or the name of a task, that must stay as good. Their mean may drop by a
 
 import argparse
 
-from weightops import SearchOptions, config_for, patch
-from weightops.errors import NothingSatisfiesError
+from weightops import NothingSatisfiesError, config_for, patch
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("model")
@@ -27,7 +26,6 @@ try:
         model=arguments.model,
         supported=arguments.supported,
         max_supported_drop=arguments.max_supported_drop,
-        search=SearchOptions(strategy="race"),
         training=config_for(arguments.model, steps=arguments.steps),
     )
 except NothingSatisfiesError as error:

@@ -19,7 +19,7 @@ from helpers.nets import Net, perturbed
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from weightops import Checkpoint, Task, open_checkpoint
+from weightops import Task, config_for, finetune, open_checkpoint
 from weightops.cli.main import run
 from weightops.support.registry import Registry
 from weightops.tasks.task import Images, ImageSubset
@@ -64,7 +64,7 @@ def _few(load: Callable[[str], Images], most: int) -> Callable[[str], Images]:
     return loaded
 
 
-def small_tasks(monkeypatch: pytest.MonkeyPatch, most: int = 40) -> None:
+def small_tasks(monkeypatch: pytest.MonkeyPatch, most: int = 24) -> None:
     """Show at most so many images of each split, whatever the task."""
     cached = cache(_few)
 
@@ -93,15 +93,8 @@ def restored(*registries: Registry) -> Iterator[None]:
 # --------------------------------------------------------------- files that pages name
 
 
-def _clip(path: Path, seed: int = 0) -> None:
-    base = open_checkpoint("embedded")
-    generator = torch.Generator().manual_seed(seed)
-    state = base.state_dict()
-    for tensor in state.values() if seed else ():
-        if tensor.ndim > 1:
-            size = 0.05 * float(tensor.std())
-            tensor += size * torch.randn(tensor.shape, generator=generator)
-    Checkpoint(open_checkpoint(state).form, base.architecture).save(path)
+def _tuned(path: Path, task: str) -> None:
+    finetune("embedded", task, config_for("embedded", steps=12, batch_size=16)).save(path)
 
 
 def _node(path: Path) -> None:
@@ -138,8 +131,10 @@ def _failures(path: Path) -> None:
 
 
 NAMED: dict[str, Callable[[Path], object]] = {
-    **dict.fromkeys(("pre", "my-clip"), _clip),
-    **{name: lambda path, seed=i: _clip(path, seed) for i, name in enumerate("abc", 1)},
+    **dict.fromkeys(("pre", "my-clip"), lambda path: open_checkpoint("embedded").save(path)),
+    "a": lambda path: _tuned(path, "mnist"),
+    "b": lambda path: _tuned(path, "digits"),
+    "c": lambda path: _tuned(path, "shapes"),
     **{f"node{i}": _node for i in range(4)},
     **{
         name: lambda path, seed=i: _language_model(path, seed)
