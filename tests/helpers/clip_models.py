@@ -1,4 +1,4 @@
-"""A tiny CLIP of open_clip, and the same of transformers."""
+"""A tiny CLIP model, in open_clip's form and in transformers'."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ CONFIG: dict[str, Any] = {
 
 
 def of_open_clip(seed: int) -> nn.Module:
+    """Return a model of open_clip with random weights."""
     torch.manual_seed(seed)
     return open_clip.model.CLIP(**CONFIG).eval()
 
 
 def of_hf(seed: int) -> nn.Module:
+    """Return a model of transformers with random weights."""
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
     torch.manual_seed(seed)

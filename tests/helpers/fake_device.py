@@ -13,13 +13,13 @@ MOVES = ("aten::_to_copy", "aten::copy_")
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor that says it is there."""
+    """A tensor that computes on CPU and claims to be on the device."""
 
     inner: torch.Tensor
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> Elsewhere:
-        made: Elsewhere = torch.Tensor._make_wrapper_subclass(
+        tensor: Elsewhere = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
             strides=inner.stride(),
@@ -27,8 +27,8 @@ class Elsewhere(torch.Tensor):
             dtype=inner.dtype,
             device=THERE,
         )  # type: ignore[attr-defined]
-        made.inner = inner
-        return made
+        tensor.inner = inner
+        return tensor
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -38,7 +38,7 @@ class Elsewhere(torch.Tensor):
 
 
 def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Run an operator on what is inside, if a device would run it."""
+    """Run an operator on the inner tensors, if a real device would run it."""
     given: list[torch.Tensor] = []
     tree_map_only(torch.Tensor, given.append, (args, kwargs))
     name = func._schema.name
@@ -55,23 +55,26 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             **({"pin_memory": False} if "pin_memory" in kwargs else {}),
         }
     owners = {id(t.inner): t for t in given if isinstance(t, Elsewhere)}
-    unwrap = lambda t: t.inner if isinstance(t, Elsewhere) else t  # noqa: E731
-    done = func(*tree_map(unwrap, args), **tree_map(unwrap, kwargs))
+    result = func(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs))
     if name == "aten::copy_":
         return args[0]
-    if name == "aten::_to_copy" and wanted is not None and done is unwrap(args[0]):
-        done = done.clone()
-    return (
-        tree_map_only(
-            torch.Tensor, lambda t: owners[id(t)] if id(t) in owners else Elsewhere(t), done
-        )
-        if there
-        else done
-    )
+    if name == "aten::_to_copy" and wanted is not None and result is _unwrap(args[0]):
+        result = result.clone()
+    if not there:
+        return result
+
+    def wrap(tensor: torch.Tensor) -> torch.Tensor:
+        return owners[id(tensor)] if id(tensor) in owners else Elsewhere(tensor)
+
+    return tree_map_only(torch.Tensor, wrap, result)
+
+
+def _unwrap(value: Any) -> Any:
+    return value.inner if isinstance(value, Elsewhere) else value
 
 
 class Device(TorchDispatchMode):
-    """While it lasts, what is made there is made here."""
+    """A mode in which tensors that are created on the device compute on CPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return compute(func, args, kwargs or {})

@@ -12,7 +12,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def repository(hub: Path, repo: str, files: dict[str, bytes], kind: str = "models") -> None:
-    """A repository in a cache of the Hub, as huggingface_hub lays it out."""
+    """Write a repository into a cache of the Hub, in huggingface_hub's layout."""
     root = hub / f"{kind}--{repo.replace('/', '--')}"
     (root / "refs").mkdir(parents=True)
     (root / "refs" / "main").write_text(COMMIT)

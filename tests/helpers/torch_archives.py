@@ -22,7 +22,7 @@ def tar(path: Path, state: dict[str, torch.Tensor]) -> None:
         pickle.dump(len(state), stream, 2)
     for i, tensor in enumerate(state.values()):
         pickle.dump((100 + i, "cpu", torch.FloatStorage), storages, 2)
-        storages.write(tensor.untyped_storage().nbytes().__floordiv__(4).to_bytes(8, "little"))
+        storages.write((tensor.untyped_storage().nbytes() // 4).to_bytes(8, "little"))
         storages.write(bytes(tensor.untyped_storage()))
         pickle.dump((i, 100 + i, torch.FloatTensor), tensors, 2)
         numbers = (*tensor.shape, *tensor.stride(), tensor.storage_offset())
