@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,16 @@ def test_mergekit_is_as_near_as_measured() -> None:
     ]
     assert 1e-5 < max(largest) < 3e-5
     assert "at most 0.00003 of the largest change" in words("docs/mergekit.md")
+
+
+# ---------------------------------------------------------------------------- the layers
+
+
+def test_the_architecture_shows_the_layers_and_files() -> None:
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    layers = config["importlinter:contract:layers"]["layers"].split()
+    page = PAGES["docs/architecture.md"]
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)[: len(layers)] == layers
+    for path in re.findall(r"`(weightops/[\w./]+)`", page):
+        assert (ROOT / path).exists(), path

@@ -28,7 +28,7 @@ from helpers.pages import (
 
 from weightops import EVALUATORS, METHODS, TASKS, Recipe, open_checkpoint
 from weightops.checkpoints.opening import FORMATS
-from weightops.cli.main import run
+from weightops.cli.main import VERBS, run
 
 ELSEWHERE = (
     r"pip install .*",
@@ -122,6 +122,29 @@ def test_options_exist(page: str, capsys: pytest.CaptureFixture[str]) -> None:
             if not words[0].startswith("-"):
                 used = {w.partition("=")[0] for w in words if re.match(r"--?[a-z]", w)}
                 assert used <= options_of(words, capsys), command
+
+
+OF_OTHERS = {
+    *("--cuda", "--lazy-unpickle", "--low-cpu-memory", "--out-shard-size", "--random-seed"),
+    *("--master-addr", "--max-restarts", "--rdzv-backend", "--limit"),
+}
+"""Options of mergekit, of torchrun and of the method that a page adds."""
+
+
+def test_options_that_are_mentioned_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    verbs = [[verb] for verb in VERBS] + [["lofi", "merge"]]
+    known = set().union(*(options_of(verb, capsys) for verb in verbs))
+    for page, text in PAGES.items():
+        mentioned = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text))
+        assert mentioned - OF_OTHERS <= known | {"--nnodes", "--nproc-per-node"}, page
+
+
+def test_the_readme_lists_the_verbs() -> None:
+    page = PAGES["README.md"]
+    cells = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    listed = {verb for cell in cells for verb in re.findall(r"`(\w+)`", cell)}
+    assert listed == {*VERBS}
+    assert f"any of {len(METHODS)} methods" in page
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
