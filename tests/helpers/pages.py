@@ -161,13 +161,20 @@ class Provider:
     def __init__(self, kept: Path) -> None:
         self._kept = kept
 
-    def provide(self, text: str, folder: Path) -> None:
-        """Put what a text names into a folder, if it isn't there; and what a recipe there names."""
+    def provide(self, text: str, folder: Path) -> list[str]:
+        """Put what a text names into a folder, if it isn't there; and what a recipe there names.
+
+        Returns:
+            The names.
+        """
+        named = []
         for word in dict.fromkeys(re.split(r"[\s,'\"\[\]{}:]+", text)):
             pattern = word.removesuffix("/")
             for name in NAMED:
                 if name == pattern or ("*" in pattern and fnmatch(name, pattern)):
                     self._copy(name, folder / name)
+                    named.append(name)
+        return named
 
     def _copy(self, name: str, target: Path) -> None:
         if target.exists():
