@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.drawn_folders import draw
 
 from weightops import TaskVector, add, open_checkpoint
 from weightops.cli.main import run
@@ -37,6 +38,25 @@ def test_add(
         expected = (a + b).apply(own / "model").state_dict()
         written = open_checkpoint(out).state_dict()
         assert all(torch.allclose(t, expected[name], atol=1e-5) for name, t in written.items())
+
+
+def test_a_pair_that_nothing_improves_is_measured_at_zero(
+    own: Path, options: dict[str, object], tmp_path: Path
+) -> None:
+    draw(tmp_path / "also-plain", {"star": "star", "cross": "cross", "square": "square"}, 30, 3)
+    tasks = [own / "plain", tmp_path / "also-plain", own / "swapped"]
+    harmful = TaskVector.load(own / "turned.safetensors") * 30
+    vectors = [harmful, harmful, TaskVector.load(own / "swapped.safetensors") - 2 * harmful]
+    result = add(
+        list(map(str, tasks)),
+        tmp_path / "out",
+        finetuned=vectors,
+        objective="mean",
+        pairs=True,
+        **options,
+    )
+    assert result["alpha"] > 0  # the sum of the three doesn't harm
+    assert result["subsets"][0]["alpha"] == 0
 
 
 def test_on_the_command_line(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

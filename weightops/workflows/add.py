@@ -124,7 +124,12 @@ class Addition(Workflow):
         return session.in_memory(dict(merged), source.ref)  # computed once, for all alphas
 
     def _search_alphas(
-        self, session: EditSession, vectors: Mapping[Task, TaskVector], experts: Mapping[str, float]
+        self,
+        session: EditSession,
+        vectors: Mapping[Task, TaskVector],
+        experts: Mapping[str, float],
+        *,
+        may_be_base: bool = False,
     ) -> EditResult:
         searched: Vectors
         if self.each:
@@ -133,14 +138,14 @@ class Addition(Workflow):
             combined = self._combine(session, list(vectors.values()))
             searched = {"+".join(task.name for task in vectors): combined}
         trial = session.trial(searched, self.goal(list(vectors), experts), list(vectors))
-        alpha, why = self.choose(trial)
+        alpha, why = self.choose(trial, may_be_base=may_be_base)
         return EditResult(searched, alpha, why, trial.sweep)
 
     def _measure_group(
         self, session: EditSession, vectors: Mapping[Task, TaskVector], experts: Mapping[str, float]
     ) -> dict[str, Any]:
         """Add a subset of the tasks, with an alpha of its own, and measure it on test data."""
-        result = self._search_alphas(session, vectors, experts)
+        result = self._search_alphas(session, vectors, experts, may_be_base=True)
         edited = session.measure(result.edit, "test", vectors)
         alone = {
             task.name: _accuracy(session, vector, "test", task) for task, vector in vectors.items()

@@ -153,8 +153,12 @@ class Workflow(ABC):
             return [session.vector(given) for given in self.finetuned]
         return [session.learn(task) for task in self.learned]
 
-    def choose(self, trial: Trial) -> tuple[Coefficients, str]:
+    def choose(self, trial: Trial, *, may_be_base: bool = False) -> tuple[Coefficients, str]:
         """Search the coefficients of a trial on validation data.
+
+        Args:
+            trial: the measurements to choose from.
+            may_be_base: accept zeros, the base itself, as nothing is written.
 
         Returns:
             The coefficients, and the reason for them.
@@ -164,7 +168,7 @@ class Workflow(ABC):
         """
         choice = self._search(trial)
         alpha = choice.alpha if isinstance(choice.alpha, tuple) else (choice.alpha,)
-        if any(alpha):
+        if may_be_base or any(alpha):
             return alpha, choice.why
         edits = [point for point in self.points(trial.sweep) if point.distance]
         nearest = max(edits, key=lambda point: (point.kept, point.score))
