@@ -10,7 +10,7 @@ Kind = Literal["copy", "transpose", "stack", "part"]
 
 
 class TensorMapping(NamedTuple):
-    """How a tensor is obtained from others.
+    """The way a tensor is obtained from others.
 
     Attributes:
         kind: "copy", "transpose", "stack" for several joined in their first dimension, or "part"
