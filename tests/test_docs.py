@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers.pages import EXAMPLES, PAGES, ROOT, Provider, blocks, small_tasks
+from helpers.threads import one_torch_thread
 
 OTHERS = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/examples/README.md")
 FILES_OF_EXTENDING = ("own_method", "own_task", "own_format", "own_evaluator")
@@ -78,10 +78,8 @@ WITH_SCORES = ("README.md", "docs/evaluation.md")
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Compute with one thread: on few images, several would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_torch_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

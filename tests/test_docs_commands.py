@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from helpers.pages import (
     EXAMPLES,
@@ -25,6 +24,7 @@ from helpers.pages import (
     restored,
     small_tasks,
 )
+from helpers.threads import one_torch_thread
 
 from weightops import EVALUATORS, METHODS, TASKS, Recipe, open_checkpoint
 from weightops.checkpoints.opening import FORMATS
@@ -59,10 +59,8 @@ CHEAP = {
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Compute with one thread: on few images, several would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_torch_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

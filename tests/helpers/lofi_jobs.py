@@ -36,6 +36,8 @@ def kept(folder, states, step):
     if folder.path.name == "node1" and step == 4:
         die_after("training.4.pt")
     keep(folder, states, step)
+    if step == 4 and os.environ["TORCHELASTIC_MAX_RESTARTS"] != "0":
+        time.sleep(600)
 def finished(folder, *args, **kwargs):
     if folder.path.name == "node1":
         die_after("training.json")
@@ -59,9 +61,10 @@ main.main()
 """
 """A script that runs the command line, in which node 1 dies when the folder's name says so.
 
-"dies": before it keeps the state after step 4. "ends": before it writes its results. "loses": as
-"dies", and its folder is gone when it is restarted. Sharded modules are checked to be sharded, and
-a moving average is kept.
+"dies": before it keeps the state after step 4. Where torchrun will restart the nodes, node 0 waits
+for that, because torchrun may notice late, and node 0 would end without the other. "ends": before
+it writes its results. "loses": as "dies", and its folder is gone when it is restarted. Sharded
+modules are checked to be sharded, and a moving average is kept.
 """
 
 
