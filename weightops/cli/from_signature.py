@@ -174,10 +174,10 @@ def build(
     settings: Mapping[str, Any] | None = None,
 ) -> click.Command:
     """Return a command that calls a function with those values that were given."""
-    options = [p for p in parameters if isinstance(p, click.Option)]
-    flags = {str(option.name): max(option.opts, key=len) for option in options}
-    for option in options:
-        option.help = _name_flags(option.help or "", flags)
+    flags = _flags(parameters)
+    for parameter in parameters:
+        if isinstance(parameter, click.Option):
+            parameter.help = _name_flags(parameter.help or "", flags)
     return click.Command(
         name,
         params=[*parameters, _JSON, _QUIET],
@@ -185,6 +185,11 @@ def build(
         help=help_text(about),
         context_settings=dict(settings or {}),
     )
+
+
+def _flags(parameters: Sequence[click.Parameter]) -> dict[str, str]:
+    """Return option -> how it is spelt in full."""
+    return {str(p.name): max(p.opts, key=len) for p in parameters if isinstance(p, click.Option)}
 
 
 def _name_flags(text: str, flags: Mapping[str, str]) -> str:
@@ -208,11 +213,7 @@ def translated(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(**given)
         except WeightopsError as error:
-            flags = {
-                str(p.name): max(p.opts, key=len)
-                for p in context.command.params
-                if isinstance(p, click.Option)
-            }
+            flags = _flags(context.command.params)
             hint = translate(error.hint, flags)
             raise type(error)(translate(error.fact, flags), hint=hint) from error
 
