@@ -11,7 +11,6 @@ tensor([0.4000, 0.4000])
 
 import ast as _ast
 from importlib import import_module as _import_module
-from importlib.metadata import version as _version
 from pathlib import Path as _Path
 
 # Names are listed once, in the stub that type checkers read. Each is imported when it is first
@@ -28,7 +27,9 @@ __all__ = sorted(_EXPORTS)
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        return _version("weightops")
+        from importlib.metadata import version
+
+        return version("weightops")
     if name not in _EXPORTS:
         raise AttributeError(f"module 'weightops' has no attribute {name!r}")
     module = _import_module(_EXPORTS[name])
