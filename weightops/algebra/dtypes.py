@@ -26,30 +26,10 @@ SAFETENSORS = {
 
 _EDITABLE = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
-_QUANTISED = {
-    "qweight",
-    "qzeros",
-    "absmax",
-    "quant_map",
-    "quant_state",
-    "SCB",
-    "weight_packed",
-    "weight_scale",
-    "weight_scale_inv",
-    "weight_zero_point",
-}
-"""Parts of names under which libraries store quantised weights and their scales."""
-
 
 def is_editable(dtype: torch.dtype) -> bool:
     """Return True for the dtypes of weights; tensors of other dtypes are copied from the base."""
     return dtype in _EDITABLE
-
-
-def is_unfit(name: str, dtype: torch.dtype) -> bool:
-    """Return True for float8, complex and quantised tensors: their differences mean nothing."""
-    inexact = dtype.is_floating_point or dtype.is_complex
-    return (inexact and not is_editable(dtype)) or not _QUANTISED.isdisjoint(name.split("."))
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

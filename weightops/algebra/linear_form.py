@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from weightops.algebra.dtypes import is_editable, is_unfit, name_of
+from weightops.algebra.dtypes import is_editable, name_of
 from weightops.algebra.names import (
     NameRules,
     check_per_tensor,
@@ -20,7 +20,7 @@ from weightops.algebra.names import (
     mismatch,
     value_at,
 )
-from weightops.algebra.source import Source, Space, Spec
+from weightops.algebra.source import Source, Space, Spec, same_sample
 from weightops.errors import MismatchError, OptionError, SpaceError
 from weightops.support.text import first_few
 
@@ -265,10 +265,8 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
 
     Raises:
         MismatchError: if shapes or dtypes differ, or names do and ``strict`` is True, or they have
-            no name in common.
+            no name in common, or tensors differ that arithmetic can't combine.
     """
-    _check_fit(a)
-    _check_fit(b)
     only_a = [n for n in a.specs if n not in b.specs]
     only_b = [n for n in b.specs if n not in a.specs]
     shapes, dtypes = [], []
@@ -280,6 +278,7 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
             dtypes.append(f"{name} {name_of(x.dtype)} / {name_of(y.dtype)}")
     common = len(a.specs) - len(only_a)
     if not (shapes or dtypes or (only_a and not common) or (strict and (only_a or only_b))):
+        _check_fixed(a, b)
         return only_a + only_b
     if shapes:
         hint = "both must come from one architecture"
@@ -298,14 +297,24 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
     raise mismatch(f"{describe(a)} and {describe(b)}", differences, hint)
 
 
-def _check_fit(form: LinearForm) -> None:
-    unfit = [name for name, spec in form.specs.items() if is_unfit(name, spec.dtype)]
-    if unfit:
-        kind = name_of(form.specs[unfit[0]].dtype)
+def _check_fixed(a: LinearForm, b: LinearForm) -> None:
+    """Refuse tensors that can't be edited and differ: the other tensors don't mean the same.
+
+    Quantised weights are such tensors, codes, and indices from tokens to rows. A single number,
+    such as a counter of batches, may differ: the base's is taken.
+    """
+    if a.base is None or b.base is None or a.base is b.base:
+        return
+    fixed = [n for n, s in a.specs.items() if not is_editable(s.dtype) and s.numel > 1]
+    both = [n for n in fixed if n in b.specs and n in a.base.specs and n in b.base.specs]
+    differing = [name for name in both if not same_sample(a.base, b.base, name)]
+    if differing:
+        kinds = ", ".join(dict.fromkeys(name_of(a.specs[name].dtype) for name in differing))
         raise MismatchError(
-            f"{describe(form)} holds {len(unfit)} quantised or {kind} tensors, "
-            f"in which differences would be wrong: {first_few(unfit)}",
-            hint="convert them to bfloat16 or wider first",
+            f"{describe(a)} and {describe(b)} differ in {len(differing)} {kinds} tensors, which "
+            f"can't be averaged or subtracted: {first_few(differing)}",
+            hint="these are quantised weights, codes or indices: convert both models to bfloat16 "
+            "or wider, with the same indices",
         )
 
 

@@ -54,8 +54,11 @@ _BLOCK = {
 }
 _LAYER = re.compile(r"(.*transformer\.resblocks)\.(\d+)\.(.+)")
 
-WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "image_encoder.")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "image_encoder.", "ema_model.")
 """Prefixes that wrappers of modules put before every name."""
+
+COUNTERS = ("n_averaged", "initted", "step")
+"""Counters that averages of weights keep beside them, without a prefix."""
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
@@ -67,9 +70,9 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
     {'a': 'module.model.a', 'b': 'module.model.b'}
     """
     originals = {name: name for name in names}
-    while originals:
+    while wrapped := [name for name in originals if name not in COUNTERS]:
         prefix = next(
-            (p for p in WRAPPER_PREFIXES if all(name.startswith(p) for name in originals)), None
+            (p for p in WRAPPER_PREFIXES if all(name.startswith(p) for name in wrapped)), None
         )
         if prefix is None:
             break

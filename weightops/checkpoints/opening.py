@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -120,7 +121,8 @@ def open_checkpoint(source: CheckpointLike) -> Checkpoint:
     """Open weights. The content of a file shows its format; nothing in the file is executed.
 
     Args:
-        source: ``"embedded"``; a file; a folder (one file, shards with an index, a distributed
+        source: ``"embedded"``; a file; a dictionary within a torch file, by its key
+            (``last.ckpt:state_dict_ema``); a folder (one file, shards with an index, a distributed
             checkpoint, a directory of open_clip, transformers or timm); a ref (``org/name``,
             ``open_clip:model/tag``, ``timm:name``); a ``dict[str, Tensor]``; an ``nn.Module``; or
             a `Checkpoint`. Tensors in memory are referred to, not copied.
@@ -171,6 +173,9 @@ def open_ref(ref: str | Path) -> Checkpoint:
         embedded.source.ref = EMBEDDED
         return embedded
     path, fetched = Path(ref), None
+    place, _, key = str(ref).rpartition(":")
+    if not path.exists() and place and Path(place).is_file():
+        return Checkpoint(LinearForm.of(_open_at_key(Path(place), key)))
     if not path.exists():
         fetched = refs.fetch_ref(str(ref), _USUAL_NAMES)
         if fetched is None:
@@ -200,21 +205,50 @@ def _open_file(file: Path) -> Source:
     return format_.open(file)
 
 
+def _open_at_key(file: Path, key: str) -> Source:
+    """Open the dictionary of weights at a key of a torch file."""
+    format_ = _format_of(file)
+    if format_ is None:
+        raise _unrecognised(file)
+    if "key" not in inspect.signature(format_.open).parameters:
+        raise CheckpointError(
+            f"{file} holds one set of tensors, and so no key {key!r}", hint=f"name {file} alone"
+        )
+    open_at: Any = format_.open
+    source: Source = open_at(file, key)
+    return source
+
+
 def _unrecognised(file: Path) -> CheckpointError:
     with open(file, "rb") as stream:
-        head = stream.read(16)
+        head = (start := stream.read(1 << 16))[:32]
+    if head.startswith(b"version https://git-lfs"):
+        return CheckpointError(
+            f"{file} is a pointer of Git LFS, not the weights", hint="`git lfs pull` fetches them"
+        )
+    if head[:4] == b"GGUF":
+        return CheckpointError(
+            f"{file} is a GGUF file of llama.cpp, whose weights are mostly quantised",
+            hint="use the model's safetensors files, or convert it with transformers' gguf_file=",
+        )
     size, length = file.stat().st_size, int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length < 1 << 30:
         return CheckpointError(
             f"{file} is cut short: its header says that it has {length:,} bytes, "
             f"and the file has {size:,}"
         )
+    if head[:4] == b"PK\3\4" and b"archive_format" in start:
+        return CheckpointError(
+            f"{file} is a program of torch.export (.pt2), not a checkpoint",
+            hint="save torch.export.load(file).state_dict",
+        )
     if head[:4] == b"PK\3\4":
         return CheckpointError(
             f"{file} is a zip archive that is cut short, or without weights: it has {size:,} bytes"
         )
     return CheckpointError(
-        f"{file} is not a checkpoint: it is none of {', '.join(FORMATS)}, and begins with {head!r}"
+        f"{file} is not a checkpoint: it is none of {', '.join(FORMATS)}, "
+        f"and begins with {head[:16]!r}"
     )
 
 

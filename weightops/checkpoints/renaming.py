@@ -13,7 +13,7 @@ import torch
 from weightops.algebra.linear_form import Factor, LinearForm, tied_names
 from weightops.algebra.names import NameRules, escape
 from weightops.algebra.source import Source, Spec
-from weightops.checkpoints.clip_names import TensorMapping, mappings
+from weightops.checkpoints.clip_names import COUNTERS, TensorMapping, mappings
 from weightops.errors import MismatchError
 from weightops.support.text import first_few
 
@@ -118,7 +118,7 @@ def states_a_size(name: str, spec: Spec) -> bool:
     """Return whether a tensor is a buffer that only states a size of the model."""
     leaf = name.rpartition(".")[2]
     is_gpt2_mask = leaf == "bias" and len(spec.shape) == 4 and spec.shape[:2] == (1, 1)
-    return leaf in _SIZE_BUFFERS or is_gpt2_mask
+    return leaf in _SIZE_BUFFERS or name in COUNTERS or is_gpt2_mask
 
 
 def _unmapped(form: LinearForm, mapped: Mapping[str, TensorMapping]) -> list[str]:

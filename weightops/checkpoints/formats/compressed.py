@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.source import Source, Spec
+from weightops.checkpoints.formats.memory import MemorySource
 from weightops.engine.evaluate import allocate, materialize
+from weightops.engine.layout import layout
 from weightops.errors import CheckpointError, OptionError
 from weightops.support.registry import unknown
 
@@ -175,11 +176,18 @@ def squared_norm(tensor: torch.Tensor) -> float:
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]
 ) -> None:
-    """Write tensors in memory and a provenance record to a safetensors file."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(dict(tensors), path, metadata={"format": "pt", "weightops": json.dumps(record)})
-    path.chmod(mode)  # the library lets only the owner read
+    """Write tensors and a provenance record to a safetensors file, the same bytes in every process.
+
+    The safetensors library orders metadata by a hash that is seeded anew in each process.
+    """
+    metadata = {"format": "pt", "weightops": json.dumps(record)}
+    form = LinearForm.of(MemorySource(tensors, path.name))
+    file = layout(form, path.name, metadata)[0]
+    with open(path, "wb") as stream:
+        stream.write(file.header)
+        for name in file.offsets:
+            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            stream.write(flat.view(torch.uint8).numpy().data)
 
 
 class CompressedSource(Source):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from weightops.checkpoints.formats.pickle_objects import Global, StandIn, Storage, StoredTensor
 from weightops.errors import CheckpointError
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-"""Keys under which training scripts keep the weights."""
+log = logging.getLogger("weightops")
+
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "module", "net"),
+    *("network", "generator", "params_ema", "params", "state_dict_ema", "model_ema"),
+)
+"""Keys under which training scripts keep the weights, the preferred first."""
 
 _MAX_MODULES = 200_000
 """The most tensors and modules. A file that shares modules again and again names very many."""
@@ -28,6 +34,7 @@ def named_tensors(content: Any, depth: int = 0) -> tuple[dict[str, StoredTensor]
     if mapping is not None and depth < _MAX_DEPTH:
         for wrapper in WRAPPERS:
             if _holds_weights(mapping.get(wrapper)):
+                _say_which(wrapper, mapping)
                 tensors, skipped = named_tensors(mapping[wrapper], depth + 1)
                 return tensors, [*skipped, *(_name(key) for key in mapping if key != wrapper)]
         tensors = {
@@ -51,6 +58,37 @@ def named_tensors(content: Any, depth: int = 0) -> tuple[dict[str, StoredTensor]
         f"it holds {_described(content)}, not a state dict or a module",
         hint=f"tensors are looked for at the top or under {', '.join(WRAPPERS)}",
     )
+
+
+def at_key(content: Any, key: str) -> Any:
+    """Return the value at a key of an unpickled dictionary, or at keys with dots between them.
+
+    Raises:
+        CheckpointError: listing the keys that hold weights, if there is no such key.
+    """
+    value = content
+    remaining = key
+    while remaining:
+        mapping = _mapping(value) or {}
+        names = {_name(name): name for name in mapping}
+        found = next((name for name in names if remaining in (name, f"{name}.")), None)
+        found = found or next((n for n in names if remaining.startswith(f"{n}.")), None)
+        if found is None:
+            known = [_name(name) for name, item in mapping.items() if _holds_weights(item)]
+            raise CheckpointError(
+                f"it has no key {key!r}", hint=f"weights are under {', '.join(known) or 'no key'}"
+            )
+        value, remaining = mapping[names[found]], remaining[len(found) + 1 :]
+    return value
+
+
+def _say_which(taken: str, mapping: Mapping[Any, Any]) -> None:
+    """Say which of several dictionaries of weights is opened."""
+    others = [_name(k) for k, item in mapping.items() if k != taken and _holds_weights(item)]
+    if others:
+        log.warning(
+            "the weights under %s are opened; FILE:KEY opens others: %s", taken, ", ".join(others)
+        )
 
 
 def _mapping(value: Any) -> Mapping[Any, Any] | None:

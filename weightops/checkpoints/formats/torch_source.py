@@ -19,7 +19,7 @@ import torch
 
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.formats.pickle_objects import STORAGES, Global, Storage, StoredTensor
-from weightops.checkpoints.formats.state_dicts import named_tensors
+from weightops.checkpoints.formats.state_dicts import at_key, named_tensors
 from weightops.checkpoints.formats.unpickler import with_refused_names
 from weightops.errors import CheckpointError
 
@@ -95,7 +95,7 @@ class TorchSource(Source):
                 self.ties[name] = owners[tensor]
         self.specs = {name: Spec(t.shape, t.dtype) for name, t in self._tensors.items()}
         stat = path.stat()
-        self.identity = ("file", stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        self.identity: object = ("file", stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
     def read(self, name: str) -> torch.Tensor:
         tensor = self._tensors[name]
@@ -137,8 +137,15 @@ def check_storage(name: str, storage: Storage, extents: Mapping[str, Extent]) ->
         )
 
 
-def open_mapped(path: Path, read: Callable[[mmap.mmap], TorchContent]) -> Source:
+def open_mapped(
+    path: Path, read: Callable[[mmap.mmap], TorchContent], key: str | None = None
+) -> Source:
     """Map a file and read its structure with ``read``.
+
+    Args:
+        path: the file.
+        read: returns the structure of the mapped file.
+        key: the key of the dictionary of weights in the file; by default a usual one.
 
     Raises:
         CheckpointError: naming the file and what is wrong with it.
@@ -148,7 +155,12 @@ def open_mapped(path: Path, read: Callable[[mmap.mmap], TorchContent]) -> Source
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         content = read(data)
         try:
-            return TorchSource(path, data, content)
+            if key is None:
+                return TorchSource(path, data, content)
+            content = content._replace(value=at_key(content.value, key))
+            source = TorchSource(path, data, content)
+            source.ref, source.identity = f"{path}:{key}", (source.identity, key)
+            return source
         except CheckpointError as error:
             raise with_refused_names(error, content.refused_names) from error
     except CheckpointError as error:

@@ -29,9 +29,9 @@ def recognises(path: Path) -> bool:
         return _MAGIC in stream.read(32)
 
 
-def open_file(path: Path) -> Source:
+def open_file(path: Path, key: str | None = None) -> Source:
     """Open the tensors of a file."""
-    return open_mapped(path, _read_stream)
+    return open_mapped(path, _read_stream, key)
 
 
 def _read_stream(data: mmap.mmap) -> TorchContent:

@@ -38,9 +38,9 @@ def recognises(path: Path) -> bool:
         return False
 
 
-def open_file(path: Path) -> Source:
+def open_file(path: Path, key: str | None = None) -> Source:
     """Open the tensors of a file."""
-    return open_mapped(path, lambda data: _TarReader(data).read())
+    return open_mapped(path, lambda data: _TarReader(data).read(), key)
 
 
 class _TarReader:

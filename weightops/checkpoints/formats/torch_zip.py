@@ -36,9 +36,9 @@ def recognises(path: Path) -> bool:
         return False
 
 
-def open_file(path: Path) -> Source:
+def open_file(path: Path, key: str | None = None) -> Source:
     """Open the tensors of an archive."""
-    return open_mapped(path, _read_archive)
+    return open_mapped(path, _read_archive, key)
 
 
 def read_tensor(data: bytearray, place: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from weightops.errors import CheckpointError
 from weightops.support.json_files import read_json, write_json
-from weightops.support.sibling_files import copy_siblings
+from weightops.support.sibling_files import copy_companions
 
 
 class CardFacts(NamedTuple):
@@ -45,7 +45,6 @@ class Architecture(ABC):
         library: the name of the library.
         config_file: the name of the configuration file.
         weights_file: the name of the weights file that the library looks for.
-        copied_files: patterns of the files that `write` copies.
         is_classifier: True if the models classify images with a head of their own.
         card_facts: the facts about the library that a model card states.
     """
@@ -53,7 +52,6 @@ class Architecture(ABC):
     library: ClassVar[str]
     config_file: ClassVar[str] = "config.json"
     weights_file: ClassVar[str] = "model.safetensors"
-    copied_files: ClassVar[tuple[str, ...]] = ("config.json",)
     is_classifier: ClassVar[bool] = False
     card_facts: ClassVar[CardFacts]
 
@@ -159,6 +157,6 @@ class Architecture(ABC):
             folder: where to write.
             final: the path that ``folder`` will be renamed to when it is complete.
         """
-        copy_siblings(self.config_path, self.copied_files, folder)
+        copy_companions(self.config_path, folder)
         if self.changes:
             write_json(folder / self.config_file, self.config)

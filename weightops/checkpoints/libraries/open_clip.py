@@ -49,7 +49,6 @@ class OpenClipArchitecture(Architecture):
     library = "open_clip"
     config_file = CONFIG
     weights_file = WEIGHTS
-    copied_files = _TOKENIZER_FILES
     card_facts = CardFacts(
         "open_clip",
         "zero-shot-image-classification",

@@ -15,18 +15,6 @@ from weightops.checkpoints.libraries.base import Architecture, CardFacts
 from weightops.errors import CheckpointError, missing_extra
 from weightops.support.cache import cached_folder
 
-_COPIED_FILES = (
-    "*config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges*",
-    "*.model",
-    "chat_template*",
-    "LICENSE*",
-)
-"""The files beside the weights that a saved model needs, too."""
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """The names that configurations give the number of layers."""
 
@@ -35,7 +23,6 @@ class TransformersArchitecture(Architecture):
     """The model that a folder of transformers describes. Code that a folder brings is never run."""
 
     library = "transformers"
-    copied_files = _COPIED_FILES
     card_facts = CardFacts(
         "transformers",
         "zero-shot-image-classification",
