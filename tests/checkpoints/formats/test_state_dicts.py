@@ -15,7 +15,7 @@ from torch import nn
 
 from weightops import TaskVector, merge, open_checkpoint
 from weightops.cli.main import run
-from weightops.errors import CheckpointError, MismatchError
+from weightops.errors import CheckpointError
 
 SRC = """
 import torch
@@ -131,31 +131,3 @@ def test_quantised_tensors_are_refused_by_name(tmp_path: Path) -> None:
         match=r"s is what torch\._utils\._rebuild_sparse_tensor makes of stored numbers",
     ):
         open_checkpoint(tmp_path / "s.pt")
-
-
-def test_arithmetic_on_quantised_weights_is_refused_by_name() -> None:
-    gptq = {
-        "a.qweight": torch.ones(2, 2, dtype=torch.int32),
-        "a.scales": torch.ones(2),
-        "norm": torch.ones(2),
-    }
-    with pytest.raises(
-        MismatchError,
-        match=r"1 quantised or int32 tensors, in which differences would be wrong: a\.qweight",
-    ):
-        TaskVector(gptq, gptq)
-    with pytest.raises(
-        MismatchError, match=r"a\.weight\.absmax, a\.weight\.quant_state\.bitsandbytes__nf4"
-    ):
-        TaskVector(
-            {"a.weight": torch.ones(2)},
-            {
-                "a.weight.absmax": torch.ones(1),
-                "a.weight.quant_state.bitsandbytes__nf4": torch.ones(1),
-            },
-        )
-    fp8 = {"w": torch.ones(2).to(torch.float8_e4m3fn)}
-    with pytest.raises(
-        MismatchError, match="float8_e4m3fn tensors, in which differences would be wrong: w"
-    ):
-        merge([fp8, fp8])
