@@ -11,7 +11,7 @@ import torch
 
 from weightops import TaskVector, compare, open_checkpoint
 from weightops.cli.main import run
-from weightops.errors import OptionError
+from weightops.errors import MismatchError, OptionError
 
 SHAPES = {
     "embed.weight": (90, 80),
@@ -93,3 +93,26 @@ def test_the_command(
     assert "at least two task vectors" in capsys.readouterr().err
     with pytest.raises(OptionError, match=r"m1 holds weights, and there is no base\nhint: .*base="):
         compare(paths[1:])
+
+
+def test_vectors_of_other_names(states: list[dict[str, torch.Tensor]]) -> None:
+    base, a, b, _ = states
+    wrapped = [{f"module.{name}": tensor for name, tensor in state.items()} for state in (base, b)]
+    first, second, other = TaskVector(base, a), TaskVector(base, b), TaskVector(*wrapped)
+    assert first.cosine(other) == first.cosine(second) == pytest.approx(0.6, abs=0.05)
+    assert first.dot(other, per_tensor=True) == first.dot(second, per_tensor=True)
+    comparison = compare([first, other], spectra=True)
+    expected = compare([first, second], spectra=True)
+    assert torch.equal(comparison.cosines, expected.cosines)
+    assert comparison.overlaps is not None and expected.overlaps is not None
+    assert torch.equal(comparison.overlaps, expected.overlaps)
+    assert first.select("layers.0.*").cosine(other.select("module.layers.0.*")) == pytest.approx(
+        first.select("layers.0.*").cosine(second.select("layers.0.*"))
+    )
+
+
+def test_vectors_with_nothing_in_common() -> None:
+    first, second = (TaskVector({n: torch.zeros(2)}, {n: torch.ones(2)}) for n in ("a.x", "b.y"))
+    for compared in (first.dot, first.cosine, lambda vector: compare([first, vector])):
+        with pytest.raises(MismatchError, match="no tensor name in common"):
+            compared(second)

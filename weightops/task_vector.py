@@ -18,7 +18,7 @@ from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.module_copy import empty_copy
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.checkpoints.origin import Origin
-from weightops.checkpoints.renaming import rename_to_match
+from weightops.checkpoints.renaming import in_common_names, rename_to_match
 from weightops.checkpoints.vector_files import open_vector, write_lora, write_vector
 from weightops.engine.evaluate import OnNonfinite, materialize
 from weightops.engine.reduce import gram
@@ -147,8 +147,15 @@ class TaskVector(Tensors):
     @overload
     def dot(self, other: TaskVector, *, per_tensor: Literal[True]) -> dict[str, float]: ...
     def dot(self, other: TaskVector, *, per_tensor: bool = False) -> float | dict[str, float]:
-        """Return the inner product ``<tau, other>`` over the tensors that both vectors have."""
-        grams = gram([self.form, other.form])
+        """Return the inner product ``<tau, other>`` over the tensors that both vectors have.
+
+        Names are matched as in sums: prefixes of wrappers and transformers' or open_clip's names
+        for CLIP don't matter.
+
+        Raises:
+            MismatchError: if the vectors have no tensor in common.
+        """
+        grams = gram(in_common_names([self.form, other.form]))
         products = {name: float(products[0, 1]) for name, products in grams.items()}
         return products if per_tensor else math.fsum(products.values())
 
@@ -159,9 +166,12 @@ class TaskVector(Tensors):
     def cosine(self, other: TaskVector, *, per_tensor: bool = False) -> float | dict[str, float]:
         """Return the cosine of the angle between two vectors over the tensors that both have.
 
-        It is NaN if one of the vectors is zero.
+        Names are matched as in `dot`. The cosine is NaN if one of the vectors is zero.
+
+        Raises:
+            MismatchError: if the vectors have no tensor in common.
         """
-        grams = gram([self.form, other.form])
+        grams = gram(in_common_names([self.form, other.form]))
         if per_tensor:
             return {name: _cosine(products) for name, products in grams.items()}
         return _cosine(sum(grams.values(), torch.zeros(2, 2, dtype=torch.float64)))

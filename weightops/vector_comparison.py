@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 from weightops.algebra.names import layer_of
+from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.opening import CheckpointLike, open_ref
+from weightops.checkpoints.renaming import in_common_names
 from weightops.engine.reduce import gram
 from weightops.errors import OptionError
 from weightops.task_vector import TaskVector
@@ -91,6 +93,7 @@ def compare(
 
     Raises:
         OptionError: for weights without a base, or fewer than two vectors without one.
+        MismatchError: if the vectors have no tensor in common, or have one in several shapes.
 
     >>> base, a, b = ({"w": torch.tensor(x)} for x in ([0.0, 0.0], [3.0, 4.0], [4.0, -3.0]))
     >>> comparison = compare([a, b], base=base)
@@ -105,12 +108,12 @@ def compare(
             "a comparison needs at least two task vectors",
             hint="or the model that one is fine-tuned from: base=...",
         )
-    forms = [vector.form for vector in vectors]
+    forms = in_common_names([vector.form for vector in vectors])
     zeros = torch.zeros(len(forms), len(forms), dtype=torch.float64)
     signed = sum(gram(forms, torch.sign).values(), zeros)
     both = sum(gram(forms, lambda values: values.sign().abs()).values(), zeros)
     names = _distinct([_name(model, i) for i, model in enumerate(models)])
-    shares, overlaps = _decompose(vectors) if spectra else ([], None)
+    shares, overlaps = _decompose(forms) if spectra else ([], None)
     return Comparison(
         names,
         gram(forms),
@@ -145,8 +148,9 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _decompose(vectors: Sequence[TaskVector]) -> tuple[list[list[float]], torch.Tensor]:
+def _decompose(forms: Sequence[LinearForm]) -> tuple[list[list[float]], torch.Tensor]:
     """Return the mean spectrum of each vector, and the mean overlaps of their subspaces."""
+    vectors = [TaskVector.of_form(form, None) for form in forms]
     k = len(vectors)
     spectra = torch.zeros(k, _SPECTRUM_LENGTH, dtype=torch.float64)
     overlaps, count = torch.zeros(k, k, dtype=torch.float64), 0

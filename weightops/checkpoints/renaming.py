@@ -5,12 +5,12 @@ The names may differ in prefixes of wrappers, in the library of a CLIP model, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
-from weightops.algebra.linear_form import Factor, LinearForm, tied_names
+from weightops.algebra.linear_form import Factor, LinearForm, describe, tied_names
 from weightops.algebra.names import NameRules, escape
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.clip_names import COUNTERS, TensorMapping, mappings
@@ -112,6 +112,22 @@ def rename_to_match(form: LinearForm, base: LinearForm) -> LinearForm:
     return _renamed(
         form, {name: TensorMapping("copy", (aliases.get(name, name),)) for name in names}
     )
+
+
+def in_common_names(forms: Sequence[LinearForm]) -> list[LinearForm]:
+    """Return forms in the names of the largest of them, the first of several.
+
+    Raises:
+        MismatchError: if there is no name that all of them have.
+    """
+    largest = max(forms, key=lambda form: len(form.specs))
+    renamed = [form if form is largest else rename_to_match(form, largest) for form in forms]
+    if not set.intersection(*(set(form.specs) for form in renamed)):
+        raise MismatchError(
+            f"{first_few([describe(form) for form in forms])} have no tensor name in common",
+            hint="compare models of one architecture",
+        )
+    return renamed
 
 
 def states_a_size(name: str, spec: Spec) -> bool:
