@@ -104,7 +104,8 @@ def test_vectors_of_other_names(states: list[dict[str, torch.Tensor]]) -> None:
     comparison = compare([first, other], spectra=True)
     expected = compare([first, second], spectra=True)
     assert torch.equal(comparison.cosines, expected.cosines)
-    assert comparison.overlaps is not None and expected.overlaps is not None
+    assert comparison.overlaps is not None
+    assert expected.overlaps is not None
     assert torch.equal(comparison.overlaps, expected.overlaps)
     assert first.select("layers.0.*").cosine(other.select("module.layers.0.*")) == pytest.approx(
         first.select("layers.0.*").cosine(second.select("layers.0.*"))

@@ -149,11 +149,7 @@ class TaskVector(Tensors):
     def dot(self, other: TaskVector, *, per_tensor: bool = False) -> float | dict[str, float]:
         """Return the inner product ``<tau, other>`` over the tensors that both vectors have.
 
-        Names are matched as in sums: prefixes of wrappers and transformers' or open_clip's names
-        for CLIP don't matter.
-
-        Raises:
-            MismatchError: if the vectors have no tensor in common.
+        Names are matched as in sums. Vectors without a tensor in common are a `MismatchError`.
         """
         grams = gram(in_common_names([self.form, other.form]))
         products = {name: float(products[0, 1]) for name, products in grams.items()}
@@ -164,13 +160,7 @@ class TaskVector(Tensors):
     @overload
     def cosine(self, other: TaskVector, *, per_tensor: Literal[True]) -> dict[str, float]: ...
     def cosine(self, other: TaskVector, *, per_tensor: bool = False) -> float | dict[str, float]:
-        """Return the cosine of the angle between two vectors over the tensors that both have.
-
-        Names are matched as in `dot`. The cosine is NaN if one of the vectors is zero.
-
-        Raises:
-            MismatchError: if the vectors have no tensor in common.
-        """
+        """Return the cosine of the angle between the vectors, as `dot`; NaN if one is zero."""
         grams = gram(in_common_names([self.form, other.form]))
         if per_tensor:
             return {name: _cosine(products) for name, products in grams.items()}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from weightops.algebra.names import layer_of
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.names import layer_of
 from weightops.checkpoints.opening import CheckpointLike, open_ref
 from weightops.checkpoints.renaming import in_common_names
 from weightops.engine.reduce import gram

@@ -25,11 +25,15 @@ def repository(hub: Path, repo: str, files: dict[str, bytes], kind: str = "model
         link.symlink_to(os.path.relpath(blob, link.parent))
 
 
-def python(code: str, **environment: str) -> str:
+def python(code: str, *arguments: str, cwd: Path | None = None, **environment: str) -> str:
     """Run a script in a process of its own, in which huggingface_hub reads the environment."""
-    command = [sys.executable, "-c", code]
     run = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     return run.stdout

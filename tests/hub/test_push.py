@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from helpers.fake_hub import FakeHub, fake_hub
-from helpers.hub_cache import python
+from helpers.hub_cache import python, repository
+
+from weightops import TaskVector, open_checkpoint
 
 PUSH = """
 import os, pathlib, sys, torch
@@ -15,10 +17,15 @@ os.chdir(os.environ["WORK"])
 open_checkpoint({"w": torch.ones(2)}).save("edited")
 assert run(["push", "edited", "org/mine"]) == 1  # without a card
 pathlib.Path("edited/README.md").write_text("---\\ntags: [merge]\\n---\\n")
-assert run(["push", "edited", "org/mine", "--dry-run"]) == 0
+pathlib.Path("edited/.cache").mkdir()
+pathlib.Path("edited/.cache/x").write_text("")
+assert run(["push", "edited", "org/mine"]) == 2  # without a license
+assert run(["push", "edited", "mine", "--license", "mit", "--dry-run"]) == 2  # not ORG/NAME
+assert run(["push", "edited", "org/mine", "--license", "mit", "--dry-run"]) == 0
 print("---")
-assert run(["push", "edited", "org/mine"]) == 0
-assert run(["push", "edited", "other/mine"]) == 1
+assert run(["push", "edited", "org/mine", "--license", "mit"]) == 0
+assert run(["push", "edited", "other/mine", "--license", "mit"]) == 1
+pathlib.Path("edited/README.md").write_text("---\\ntags: [merge]\\nlicense: mit\\n---\\n")
 assert run(["merge", "edited", "edited", "-o", "merged", "--push", "org/mine"]) == 0
 assert run(["merge", "edited", "edited", "-o", "merged.safetensors", "--push", "org/mine"]) == 2
 """
@@ -37,4 +44,57 @@ def test_pushing(tmp_path: Path) -> None:
     assert FakeHub.uploaded.keys() == {"README.md", "model.safetensors"}
     written = (work / "merged" / "model.safetensors").read_bytes()
     assert FakeHub.uploaded["model.safetensors"] == written
-    assert b"# linear of 2 checkpoints" in FakeHub.uploaded["README.md"]
+    card = FakeHub.uploaded["README.md"]
+    assert b"# linear of 2 checkpoints" in card
+    assert b"license: mit" in card  # of both inputs
+
+
+STOCK = """
+import sys, torch, open_clip
+place, like = sys.argv[1:]
+model, _, _ = open_clip.create_model_and_transforms(place)
+texts = ["the number: 3.", "HELLO, World!! it's <PAD>", "&amp; na\\u00efve \\u4e2d\\u6587"]
+texts += ["", "a long text of many words that goes on and on and on and on"]
+own = open_clip.tokenizer.SimpleTokenizer(like, context_length=16)
+tokens = open_clip.get_tokenizer(place)(texts)
+assert torch.equal(tokens, own(texts)), (tokens, own(texts))
+with torch.no_grad():
+    print(model.encode_text(tokens).sum().item())
+assert "weightops" not in sys.modules
+"""
+
+
+def test_a_pushed_model_loads_in_open_clip_wherever_it_lies(tmp_path: Path) -> None:
+    base = open_checkpoint("embedded")
+    folder = tmp_path / "of_the_author" / "edited"
+    TaskVector(base, base).apply(base).save(folder)
+    moved = tmp_path / "elsewhere"
+    (folder / "README.md").write_text(
+        f'---\nlicense: mit\n---\n\nopen_clip.get_tokenizer("local-dir:{folder.name}")\n'
+    )
+    folder.rename(moved)
+    merges = str(base.known_architecture().folder / "merges.txt.gz")
+    for path in moved.iterdir():
+        assert b"of_the_author" not in path.read_bytes(), path.name
+    (tmp_path / "cwd").mkdir()
+    first = _stock(f"local-dir:{moved}", merges, tmp_path / "cwd")
+    with fake_hub({}) as environment:
+        code = "import sys; from weightops.cli.main import run; sys.exit(run(sys.argv[1:]))"
+        python(
+            code,
+            "push",
+            str(moved),
+            "org/mine",
+            HF_HOME=str(tmp_path),
+            HF_TOKEN="hf_x",
+            **environment,
+        )
+    assert b'get_tokenizer("hf-hub:org/mine")' in FakeHub.uploaded["README.md"]
+    repository(tmp_path / "home" / "hub", "org/mine", FakeHub.uploaded)
+    again = _stock("hf-hub:org/mine", merges, tmp_path / "cwd", HF_HOME=str(tmp_path / "home"))
+    assert first == again
+
+
+def _stock(place: str, merges: str, folder: Path, **environment: str) -> str:
+    """Load a model with open_clip alone, in a process in another folder."""
+    return python(STOCK, place, merges, cwd=folder, HF_HUB_OFFLINE="1", **environment)

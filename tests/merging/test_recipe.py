@@ -16,9 +16,13 @@ from weightops.merging.recipe import Recipe
 
 
 def test_a_recipe_is_what_it_prints(
-    model_files: tuple[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_files: tuple[str, list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    base, models = model_files
+    monkeypatch.chdir(tmp_path)
+    base, *models = (Path(path).name for path in (model_files[0], *model_files[1]))
     options = "--method dare_ties --density 0.4 --weights 1,2,3 --alpha 0.2,0.6 --seed 5"
     line = ["merge", *models, "--base", base, *options.split()]
     assert run([*line, "--print-recipe"]) == 0
@@ -33,6 +37,8 @@ def test_a_recipe_is_what_it_prints(
     assert yaml.safe_dump(saved.source.made_from["recipe"], sort_keys=False) == text
     assert text.strip() in (tmp_path / "a/README.md").read_text()
     capsys.readouterr()
+    assert run(["merge", *model_files[1], "-o", str(tmp_path / "c")]) == 0  # by absolute paths
+    assert all(str(tmp_path).encode() not in file.read_bytes() for file in Path("c").iterdir())
     assert run(["inspect", str(tmp_path / "a")]) == 0
     assert "dare_ties" in capsys.readouterr().out
 

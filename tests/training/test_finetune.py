@@ -40,10 +40,13 @@ def test_a_finished_run(tmp_path: Path) -> None:
     tuned = finetune("embedded", "mnist", CONFIG, out=run, checkpoint_every=2)
     assert sorted(path.name for path in run.iterdir()) == [
         "README.md",
+        "config.json",
         "finetuned.safetensors",
         "log.jsonl",
         "merges.txt.gz",
         "open_clip_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
         "training.json",
     ]
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -58,6 +58,8 @@ def test_files_and_summary(patched: Path) -> None:
         "frontier.png",
     } <= names
     assert sorted(os.listdir(patched.parent)) == ["out"]
+    for path in patched.iterdir():
+        assert str(patched.parent).encode() not in path.read_bytes(), path.name
     summary = json.loads((patched / "summary.json").read_text())
     assert summary["alpha"] in (0.5, 1.0)
     assert summary["chosen_on"] == "the validation splits of mnist, digits"

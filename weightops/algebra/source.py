@@ -12,6 +12,7 @@ import torch
 
 from weightops.algebra.dtypes import name_of
 from weightops.algebra.scratch import Scratch
+from weightops.support.text import portable
 
 Space = Literal["weights", "delta"]
 """Weights are affine (their coefficients sum to 1); deltas are differences of weights (0)."""
@@ -124,7 +125,7 @@ class Source(ABC):
 
     def describe(self) -> dict[str, object]:
         """Return the description of this source in the metadata of its derivatives."""
-        return {"ref": self.ref, "fingerprint": self.fingerprint}
+        return {"ref": portable(self.ref), "fingerprint": self.fingerprint}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.ref!r}, {len(self.specs)} tensors)"

@@ -10,6 +10,7 @@ from weightops.algebra.source import same_weights
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import match_to_base
 from weightops.errors import MismatchError
+from weightops.support.text import portable
 
 log = logging.getLogger("weightops")
 
@@ -40,7 +41,7 @@ class Origin:
 
     def describe(self) -> dict[str, str]:
         """Return name and fingerprint for metadata."""
-        return {"ref": self.ref, "fingerprint": self.fingerprint}
+        return {"ref": portable(self.ref), "fingerprint": self.fingerprint}
 
     @property
     def fingerprint(self) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@command(Borrowed("weightops.hub.push:push", only=("private",)))
+@command(Borrowed("weightops.hub.push:push", only=("private", "license")))
 def push(
     folder: Path, repo: str, *, dry_run: bool = False, json_: bool = False, **given: Any
 ) -> None:
@@ -28,7 +28,6 @@ def push(
         dry_run: only show what would be uploaded; takes no token.
     """
     from weightops.checkpoints.opening import open_ref
-    from weightops.errors import CheckpointError
     from weightops.hub import push as hub
 
     if not folder.is_dir():
@@ -36,13 +35,11 @@ def push(
     if not dry_run:
         check_push(repo)
     open_ref(folder)
-    if not (folder / "README.md").is_file():
-        raise CheckpointError(
-            f"{folder} has no model card",
-            hint=f"write what these weights are, and what was measured, to {folder}/README.md",
-        )
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    files = hub.files_to_push(folder, repo, license=given.get("license"))
+    sizes = {
+        name: len(file) if isinstance(file, bytes) else file.stat().st_size
+        for name, file in files.items()
+    }
     address = None if dry_run else hub.push(folder, repo, **given)
     if json_:
         private = given.get("private", False)

@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 import yaml
 
+from weightops.hub.push import front_matter
+from weightops.support.text import portable
+
 Relation = Literal["merge", "finetune", "adapter"]
 """The relation of a model to its base, in the Hub's words."""
 
@@ -36,9 +39,10 @@ def edit_card(base: str, vectors: Sequence[tuple[str, float]]) -> str:
     """Return the card of a base edited by task vectors, from their refs and coefficients."""
     refs = [ref for ref, _ in vectors]
     alphas = "".join(f" --alpha {alpha:g}" for _, alpha in vectors)
-    command = f"weightops apply {' '.join(refs)} --base {base}{alphas}"
+    command = f"weightops apply {' '.join(portable(refs))} --base {portable(base)}{alphas}"
     origin = f"```sh\n{command}\n```\n\nThe coefficients were given, not chosen on data."
-    return _card(edit_title(base, vectors), [base, *refs], origin, "merge")
+    title = edit_title(portable(base), [(portable(ref), alpha) for ref, alpha in vectors])
+    return _card(title, [base, *refs], origin, "merge")
 
 
 def training_card(record: Mapping[str, Any]) -> str:
@@ -49,7 +53,7 @@ def training_card(record: Mapping[str, Any]) -> str:
         f"The images: {record['source']}. The base's fingerprint is `{record['base']}`.\n\n"
         f"```yaml\n{_yaml(config)}\n```"
     )
-    title = f"{record['model']} fine-tuned on {record['task']}"
+    title = f"{portable(record['model'])} fine-tuned on {record['task']}"
     return _card(title, [record["model"]], origin, "finetune")
 
 
@@ -60,8 +64,10 @@ def average_card(coefficients: Mapping[str, float], left_out: Mapping[str, str])
         coefficients: node -> its share in the average.
         left_out: node -> the reason why it isn't in the average.
     """
-    shares = "\n".join(f"* {name}: {share:.4g}" for name, share in coefficients.items())
-    without = "".join(f"\n* without {name}: {reason}" for name, reason in left_out.items())
+    shares = "\n".join(f"* {portable(name)}: {share:.4g}" for name, share in coefficients.items())
+    without = "".join(
+        f"\n* without {portable(name)}: {reason}" for name, reason in left_out.items()
+    )
     origin = (
         "Nodes that were fine-tuned without communication (lo-fi, arXiv 2210.11948), averaged by "
         f"these shares:\n\n{shares}{without}"
@@ -76,7 +82,7 @@ def adapter_card(base: str | None, rank: int, relative_error: float) -> str:
         f"The LoRA of rank {rank} that is nearest to a task vector: it lacks "
         f"{relative_error:.3g} of its norm."
     )
-    title = f"A LoRA of {base or 'a base that is not known'}"
+    title = f"A LoRA of {portable(base) or 'a base that is not known'}"
     return _card(title, [base] if base else [], origin, "adapter")
 
 
@@ -91,10 +97,24 @@ def base_model(refs: Sequence[str], relation: Relation) -> dict[str, Any]:
     return {"base_model": repos, "base_model_relation": relation} if repos else {}
 
 
+def license_of(refs: Sequence[str]) -> dict[str, str]:
+    """Return the Hub's metadata for the license that the cards of all folders state, or none."""
+    cards = [
+        Path(ref).with_name("README.md") if Path(ref).is_file() else Path(ref, "README.md")
+        for ref in refs
+    ]
+    found = {
+        front_matter(card.read_text(encoding="utf-8")).get("license") if card.is_file() else None
+        for card in cards
+    }
+    license = found.pop() if len(found) == 1 else None
+    return {"license": license} if isinstance(license, str) else {}
+
+
 def _card(title: str, refs: Sequence[str], origin: str, relation: Relation) -> str:
     tags = ["merge", "weightops"] if relation == "merge" else ["weightops"]
-    metadata = {**base_model(refs, relation), "tags": tags}
-    sources = "\n".join(f"* `{ref}`" for ref in dict.fromkeys(refs))
+    metadata = {**base_model(refs, relation), **license_of(refs), "tags": tags}
+    sources = "\n".join(f"* `{ref}`" for ref in dict.fromkeys(portable(refs)))
     return (
         f"---\n{_yaml(metadata)}\n---\n\n# {title}\n\n{sources}\n\n{origin}\n\n"
         "Nothing was measured on it.\n"

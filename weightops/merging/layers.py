@@ -15,7 +15,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.engine.evaluate import buffered, reader
 from weightops.engine.plan import plan
 from weightops.errors import CheckpointError, RecipeError
-from weightops.support.text import first_few
+from weightops.support.text import first_few, portable
 
 
 class Layers(Source):
@@ -67,7 +67,7 @@ class Layers(Source):
 
     def describe(self) -> dict[str, object]:
         """Return the provenance of the source, with the layers in its ref."""
-        return {**self._source.describe(), "ref": self.ref}
+        return {**self._source.describe(), "ref": portable(self.ref)}
 
 
 class Stack(ComputedSource):

@@ -24,6 +24,7 @@ from weightops.merging.merge import merge
 from weightops.merging.mergekit import looks_like_mergekit, translate
 from weightops.merging.methods.table import METHODS
 from weightops.support.registry import unknown
+from weightops.support.text import portable
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 _KEYS = ("method", "base", "models", "slices", "alpha", "options", "seed", "dtype", "batchnorm")
@@ -221,8 +222,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML."""
-        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-        return text
+        return _yaml(self.to_dict())
 
     def merge(self) -> Checkpoint:
         """Merge the models; the result is lazy, unless it needs images.
@@ -230,8 +230,8 @@ class Recipe:
         The recipe goes into the metadata and the model card of what is saved.
         """
         merged = self._stacked() if self.slices else self._merged(self.models, self.base)
-        merged.recipe = self.to_dict()
-        merged.card = merge_card(self.method, self.models, self.base, self.to_yaml())
+        merged.recipe = portable(self.to_dict())
+        merged.card = merge_card(self.method, self.models, self.base, _yaml(merged.recipe))
         merged = merged.to(getattr(torch, self.dtype)) if self.dtype else merged
         if self.batchnorm is None:
             return merged
@@ -341,3 +341,8 @@ def _numbers(value: Any, name: str) -> PerTensor:
             f"not {value!r}"
         )
     return float(value)
+
+
+def _yaml(content: Mapping[str, Any] | None) -> str:
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return text

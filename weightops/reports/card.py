@@ -10,7 +10,7 @@ import yaml
 
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
-from weightops.hub.cards import base_model
+from weightops.hub.cards import base_model, license_of
 from weightops.reports.table import alpha_text, cell, models_of
 
 
@@ -28,6 +28,7 @@ def card(summary: Mapping[str, Any], word: str, architecture: Architecture | Non
         "library_name": facts.library_name,
         "pipeline_tag": facts.pipeline_tag,
         **base_model([base["ref"]], "merge"),
+        **(license_of([str(architecture.folder)]) if architecture else {}),
         "tags": ["merge", "task-arithmetic", "weightops"],
         "model-index": [_model_index(summary, word, facts.pipeline_tag)],
     }

@@ -15,6 +15,7 @@ from weightops.reports.frontier import INK, new_figure, save_figure
 from weightops.reports.table import table
 from weightops.support.atomic import atomic_output
 from weightops.support.json_files import write_json
+from weightops.support.text import portable
 
 log = logging.getLogger("weightops")
 
@@ -62,7 +63,9 @@ class Outcome:
         with atomic_output(out, overwrite=overwrite) as folder:
             folder.mkdir()
             (folder / "table.txt").write_text(f"{self.text}\n", encoding="utf-8")
-            write_json(folder / "results.json", {**self.record, **about, "versions": versions()})
+            write_json(
+                folder / "results.json", portable({**self.record, **about, "versions": versions()})
+            )
             try:
                 figure, axes = new_figure()
                 self.draw(axes)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 
 def first_few(names: Iterable[str], most: int = 3) -> str:
@@ -14,3 +17,23 @@ def first_few(names: Iterable[str], most: int = 3) -> str:
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
+
+
+def portable(value: Any) -> Any:
+    """Return a path or ref without the folders of this machine, for files that may be shared.
+
+    A path below the working folder is given from there, any other by its last part. Refs that are
+    no such path are returned unchanged; lists and mappings, with their values treated alike.
+
+    >>> portable({"base": "/home/me/models/base", "models": ["org/name", "runs/a"]})
+    {'base': 'base', 'models': ['org/name', 'runs/a']}
+    """
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(item) for item in value]
+    if isinstance(value, str) and (os.path.isabs(value) or value.startswith(("../", "~"))):
+        path = Path(os.path.abspath(value))
+        inside = path.is_relative_to(Path.cwd())
+        return path.relative_to(Path.cwd()).as_posix() if inside else path.name
+    return value

@@ -16,6 +16,7 @@ from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
 from weightops.support.arguments import check_arguments
 from weightops.support.ranges import Range
+from weightops.support.text import portable
 from weightops.tasks.table import TaskLike, as_task
 from weightops.training.config import TrainingConfig, config_for
 from weightops.training.learners import ImageLearner, Learner
@@ -141,7 +142,7 @@ def fit(
         folder.finish(
             weights,
             ema,
-            model=learner.base.ref,
+            model=portable(learner.base.ref),
             source=learner.source,
             samples=config.steps * node.batch_size(config.batch_size),
             communication_seconds=strategy.seconds,

@@ -243,7 +243,7 @@ class RunFolder:
     def _save(
         self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any], path: Path
     ) -> None:
-        source = RecordedSource(tensors, f"a run in {self.path}", training=dict(record))
+        source = RecordedSource(tensors, f"a run in {self.path.name}", training=dict(record))
         checkpoint = Checkpoint(LinearForm.of(source), self.architecture)
         checkpoint.save(path, overwrite=True, on_nonfinite="error")
 

@@ -16,6 +16,7 @@ from weightops.reports.frontier import draw_bars, draw_frontier
 from weightops.reports.page import write_page
 from weightops.search.session import EditSession, Measured, file_name
 from weightops.support.json_files import jsonable, write_json
+from weightops.support.text import portable
 from weightops.workflows.base import Workflow
 from weightops.workflows.result import EditResult
 from weightops.workflows.summary import title
@@ -41,11 +42,15 @@ def write_folder(
         test: model -> scores on the test splits.
         summary: the content of ``summary.json``.
     """
+    out = Path(summary["output"])
+    summary = {**portable(summary), "output": out.name}
     edited = session.edited(result.edit)
-    edited.save_into(folder, final=Path(summary["output"]))
+    edited.save_into(folder, final=out)
     text = card(summary, workflow.word, edited.architecture)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    lines = [json.dumps(jsonable(row)) + "\n" for row in _rows(workflow, session, result, test)]
+    lines = [
+        json.dumps(jsonable(portable(row))) + "\n" for row in _rows(workflow, session, result, test)
+    ]
     (folder / "results.jsonl").write_text("".join(lines), encoding="utf-8")
     if workflow.keeps_vectors:
         _write_vectors(folder, result)

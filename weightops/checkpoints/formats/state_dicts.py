@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ def named_tensors(content: Any, depth: int = 0) -> tuple[dict[str, StoredTensor]
     if mapping is not None and depth < _MAX_DEPTH:
         for wrapper in WRAPPERS:
             if _holds_weights(mapping.get(wrapper)):
+                _check_alone(wrapper, mapping)
                 _say_which(wrapper, mapping)
                 tensors, skipped = named_tensors(mapping[wrapper], depth + 1)
                 return tensors, [*skipped, *(_name(key) for key in mapping if key != wrapper)]
@@ -44,11 +46,7 @@ def named_tensors(content: Any, depth: int = 0) -> tuple[dict[str, StoredTensor]
             _check_result(_name(key), value)
         inner = [_name(key) for key, value in mapping.items() if _holds_weights(value)]
         if tensors and inner:
-            raise CheckpointError(
-                f"it holds tensors at the top ({next(iter(tensors))[:80]}) "
-                f"and under {inner[0][:80]}",
-                hint="save only the weights",
-            )
+            raise _two_places(next(iter(tensors)), inner[0])
         if tensors:
             others = [k for k, value in mapping.items() if not isinstance(value, StoredTensor)]
             return tensors, [_name(key) for key in others]
@@ -80,6 +78,20 @@ def at_key(content: Any, key: str) -> Any:
             )
         value, remaining = mapping[names[found]], remaining[len(found) + 1 :]
     return value
+
+
+def _check_alone(taken: str, mapping: Mapping[Any, Any]) -> None:
+    """Refuse tensors beside a dictionary of weights, but for counters, which are one number."""
+    for key, value in mapping.items():
+        if isinstance(value, StoredTensor) and math.prod(value.shape) > 1:
+            raise _two_places(_name(key), taken)
+
+
+def _two_places(name: str, key: str) -> CheckpointError:
+    return CheckpointError(
+        f"it holds tensors at the top ({name[:80]}) and under {key[:80]}",
+        hint=f"FILE:{key[:80]} opens the weights there; or save only the weights",
+    )
 
 
 def _say_which(taken: str, mapping: Mapping[Any, Any]) -> None:

@@ -62,6 +62,7 @@ _KNOWN_SETTINGS = {
         "layers",
         "mlp_ratio",
         "tokenizer_kwargs",
+        "hf_tokenizer_name",
     },
 }
 """Settings of open_clip that transformers' CLIP has too, or that change nothing after training."""

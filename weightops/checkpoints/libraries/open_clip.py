@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,9 @@ from torch import nn
 from typing_extensions import Self
 
 from weightops.checkpoints.libraries.base import Architecture, CardFacts
+from weightops.checkpoints.libraries.clip_tokenizer import tokenizer_files
 from weightops.errors import CheckpointError, missing_extra
+from weightops.hub.push import THIS_FOLDER
 from weightops.support.cache import cached_folder
 from weightops.support.json_files import write_json
 from weightops.support.text import first_few
@@ -23,15 +26,6 @@ from weightops.support.text import first_few
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 MERGES = "merges.txt.gz"
-_TOKENIZER_FILES = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges*",
-    "*.model",
-)
-"""The files of a tokenizer."""
 _TOKENIZER_SETTINGS = {
     "bpe_path",
     "clean",
@@ -57,10 +51,7 @@ import open_clip
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
 tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
-```
-
-If the folder is moved and its configuration names a `bpe_path`, set that path to where \
-`merges.txt.gz` now is; weightops finds it by itself.""",
+```""",
     )
 
     @classmethod
@@ -134,13 +125,14 @@ If the folder is moved and its configuration names a `bpe_path`, set that path t
                 f"{self.config_path} sets {first_few(sorted(forbidden))} of the tokenizer, "
                 "which isn't allowed"
             )
-        given: dict[str, Any] = self._local_merges(self.folder)
-        if settings.get("hf_tokenizer_name"):
-            given["trust_remote_code"] = False
+        given = {"trust_remote_code": False} if settings.get("hf_tokenizer_name") else {}
         try:
+            merges = self._merges()
             with _quiet():
-                tokenizer: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(
-                    f"local-dir:{self.folder}", **given
+                tokenizer: Callable[[list[str]], torch.Tensor] = (
+                    self._byte_pairs(merges)
+                    if merges
+                    else open_clip.get_tokenizer(f"local-dir:{self.folder}", **given)
                 )
         except ImportError:
             raise missing_extra(
@@ -164,25 +156,43 @@ If the folder is moved and its configuration names a `bpe_path`, set that path t
             raise CheckpointError(f"the tokenizer of {self.folder} isn't open_clip's own")
         return list(tokenizer.encoder), [" ".join(pair) for pair in tokenizer.bpe_ranks]
 
-    def _local_merges(self, folder: Path) -> dict[str, str]:
-        """Return the ``bpe_path`` setting for a folder that brings its own merges, else nothing.
+    def _merges(self) -> Path | None:
+        """Return the merges that the folder brings for open_clip's own tokenizer, if it does."""
+        settings = self.config["model_cfg"]["text_cfg"]
+        named = Path((settings.get("tokenizer_kwargs") or {}).get("bpe_path", "")).name
+        file = self.folder / (named or (MERGES if settings.get("hf_tokenizer_name") else ""))
+        return file if file.is_file() else None
 
-        open_clip would resolve a relative path from the working directory.
-        """
-        kwargs = self.config["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {}
-        name = Path(kwargs.get("bpe_path", "")).name
-        return (
-            {"bpe_path": str((folder / name).resolve())}
-            if name and (self.folder / name).is_file()
-            else {}
-        )
+    def _byte_pairs(self, merges: Path) -> Any:
+        """Return open_clip's own tokenizer with the folder's merges."""
+        from open_clip.tokenizer import SimpleTokenizer
+
+        settings = self.config["model_cfg"]["text_cfg"]
+        given = {**(settings.get("tokenizer_kwargs") or {}), "bpe_path": str(merges)}
+        return SimpleTokenizer(context_length=settings.get("context_length", 77), **given)
 
     def write(self, folder: Path, final: Path) -> None:
         super().write(folder, final)
+        if merges := self._merges():
+            self._write_tokenizer(folder, merges)
+
+    def _write_tokenizer(self, folder: Path, merges: Path) -> None:
+        """Write the folder's merges also as a tokenizer that open_clip finds wherever it lies."""
         config = json.loads(json.dumps(self.config))
-        merges = self._local_merges(final.resolve())
-        if merges:
-            config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] |= merges
+        settings = config["model_cfg"]["text_cfg"]
+        given = settings.get("tokenizer_kwargs") or {}
+        if given.get("reduction_mask"):
+            raise CheckpointError(
+                f"{self.config_path} has a bpe_path and a reduction_mask, which open_clip can't "
+                "load from another folder",
+                hint="remove one of the two",
+            )
+        tokenizer = self._byte_pairs(merges)
+        for name, content in tokenizer_files(tokenizer, tokenizer.context_length).items():
+            write_json(folder / name, content)
+        shutil.copyfile(merges, folder / MERGES)
+        settings["hf_tokenizer_name"] = settings.get("hf_tokenizer_name") or THIS_FOLDER
+        settings["tokenizer_kwargs"] = {"clean": given.get("clean", "lower")}
         write_json(folder / CONFIG, config)
 
 
