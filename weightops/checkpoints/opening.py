@@ -237,7 +237,8 @@ def _unrecognised(file: Path) -> CheckpointError:
             f"{file} is cut short: its header says that it has {length:,} bytes, "
             f"and the file has {size:,}"
         )
-    if head[:4] == b"PK\3\4" and b"archive_format" in start:
+    is_program = b"archive_format" in start or b"serialized_exported_program" in start
+    if head[:4] == b"PK\3\4" and is_program:
         return CheckpointError(
             f"{file} is a program of torch.export (.pt2), not a checkpoint",
             hint="save torch.export.load(file).state_dict",
