@@ -139,7 +139,7 @@ class LinearForm:
             raise MismatchError(
                 f"{describe(self)} holds {len(fixed)} {kind} tensors, which can't be edited: "
                 f"{first_few(fixed)}",
-                hint="convert them to bfloat16 or wider first",
+                hint="dequantized: before a path reads quantised weights as bfloat16",
             )
         if shapes or extra:
             raise mismatch(
@@ -313,8 +313,8 @@ def _check_fixed(a: LinearForm, b: LinearForm) -> None:
         raise MismatchError(
             f"{describe(a)} and {describe(b)} differ in {len(differing)} {kinds} tensors, which "
             f"can't be averaged or subtracted: {first_few(differing)}",
-            hint="these are quantised weights, codes or indices: convert both models to bfloat16 "
-            "or wider, with the same indices",
+            hint="dequantized: before a path reads quantised weights as bfloat16; codes and "
+            "indices must be the same in both",
         )
 
 

@@ -25,6 +25,7 @@ from weightops.checkpoints.formats import (
 )
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.libraries.table import architecture_of
+from weightops.checkpoints.quantised import DEQUANTIZED, dequantise
 from weightops.errors import CheckpointError, SpaceError
 from weightops.support.registry import Registry
 from weightops.support.text import first_few
@@ -125,7 +126,9 @@ def open_checkpoint(source: CheckpointLike) -> Checkpoint:
             (``last.ckpt:state_dict_ema``); a folder (one file, shards with an index, a distributed
             checkpoint, a directory of open_clip, transformers or timm); a ref (``org/name``,
             ``open_clip:model/tag``, ``timm:name``); a ``dict[str, Tensor]``; an ``nn.Module``; or
-            a `Checkpoint`. Tensors in memory are referred to, not copied.
+            a `Checkpoint`. Tensors in memory are referred to, not copied. ``dequantized:`` before a
+            path or ref gives its quantised weights in bfloat16 (MXFP4, float8, bitsandbytes, GPTQ,
+            AWQ, compressed-tensors).
 
     Raises:
         CheckpointError: naming the file and what is wrong with it.
@@ -172,6 +175,8 @@ def open_ref(ref: str | Path) -> Checkpoint:
         embedded = open_ref(Path(__file__).parent.parent / "clip")
         embedded.source.ref = EMBEDDED
         return embedded
+    if str(ref).startswith(DEQUANTIZED):
+        return dequantise(open_ref(str(ref).removeprefix(DEQUANTIZED)))
     path, fetched = Path(ref), None
     place, _, key = str(ref).rpartition(":")
     if not path.exists() and place and Path(place).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def portable(value: Any) -> Any:
         return {key: portable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [portable(item) for item in value]
+    if isinstance(value, str) and (match := re.fullmatch(r"(\w+:)(/[^/].*)", value)):
+        return match[1] + portable(match[2])  # dequantized:/a/model
     if isinstance(value, str) and (os.path.isabs(value) or value.startswith(("../", "~"))):
         path = Path(os.path.abspath(value))
         inside = path.is_relative_to(Path.cwd())

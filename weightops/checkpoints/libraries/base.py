@@ -37,7 +37,7 @@ class Architecture(ABC):
 
     Args:
         folder: the folder with the configuration.
-        changes: settings of the model that replace those in the configuration.
+        changes: settings of the model that replace those in the configuration; None removes one.
 
     Attributes:
         folder: the folder.
@@ -58,7 +58,12 @@ class Architecture(ABC):
     def __init__(self, folder: Path, changes: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
         self.changes = dict(changes or {})
-        self.config: dict[str, Any] = {**self.read_config(self.config_path), **self.changes}
+        merged = {**self.read_config(self.config_path), **self.changes}
+        self.config: dict[str, Any] = {
+            key: value
+            for key, value in merged.items()
+            if value is not None or key not in self.changes
+        }
 
     @property
     def config_path(self) -> Path:
