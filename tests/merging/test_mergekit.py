@@ -99,13 +99,14 @@ def test_scopes_and_slices(model_files: tuple[str, list[str]], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"merge_method": "arcee_fusion"}, "no merge method of mergekit's .* 'arcee_fusion'"),
-        ({"tokenizer_source": "union"}, "tokenizer_source: union is not supported"),
-        ({"chat_template": "auto"}, "no key of mergekit's that is supported 'chat_template'"),
-        ({"parameters": {"densty": 0.5}}, "parameters has 'densty', which ties doesn't take there"),
+        ({"merge_method": "tis"}, "line 2: there is no merge method of mergekit's 'tis'"),
+        ({"chat_template": "chatlm"}, "line 2: 'chatlm' is no chat template"),
+        ({"tokenizer": {"source": "union"}, "tokenizer_source": "base"}, "can't both be there"),
+        ({"models": [{"model": "a"}, {"model": "a"}]}, "line 5: a is there twice"),
+        ({"merge_method": "slerp", "base_model": None}, "slerp takes base_model and one model"),
         ({"models": [{"model": "a"}]}, "a has no weight, which ties needs"),
         ({"base_model": None}, "ties needs base_model"),
-        ({"slices": []}, "exactly one of models and slices"),
+        ({"models": None}, "exactly one of models, slices and modules"),
     ],
 )
 def test_refused_configurations(change: dict[str, object], match: str, tmp_path: Path) -> None:

@@ -37,13 +37,14 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(translate(pattern))
 
 
-def _matches(pattern: str, name: str) -> bool:
+def matches(pattern: str, name: str) -> bool:
+    """Return whether a shell pattern matches a whole name."""
     return pattern == name or _compiled(pattern).match(name) is not None
 
 
 def _check_pattern(pattern: str, names: Iterable[str]) -> None:
     """Raise UnknownNameError for a pattern that matches none of the names: most likely a slip."""
-    if not any(_matches(pattern, name) for name in names):
+    if not any(matches(pattern, name) for name in names):
         raise unknown("tensor that matches", pattern, names)
 
 
@@ -78,7 +79,7 @@ class NameRules:
     def __call__(self, name: str) -> float:
         if self._by_name is not None:
             return self._by_name.get(name, 0.0)
-        return next((value for pattern, value in self.items if _matches(pattern, name)), 0.0)
+        return next((value for pattern, value in self.items if matches(pattern, name)), 0.0)
 
     def check(self, names: Iterable[str]) -> None:
         """Check that each pattern matches a name.
@@ -157,7 +158,7 @@ def value_at(value: PerTensor, name: str, depth: float, default: Any) -> Any:
     if isinstance(value, Each):
         return Each(value_at(item, name, depth, default) for item in value)
     if isinstance(value, Mapping):
-        matching = (item for pattern, item in value.items() if _matches(pattern, name))
+        matching = (item for pattern, item in value.items() if matches(pattern, name))
         return value_at(next(matching, default), name, depth, default)
     if isinstance(value, (list, tuple)):
         place = depth * (len(value) - 1)

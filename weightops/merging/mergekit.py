@@ -1,106 +1,26 @@
-"""Translate mergekit's YAML into a recipe for the same merge, or refuse it by name."""
+"""Translate mergekit's YAML into a recipe for the same merge.
+
+What mergekit 0.1.5 ignores is ignored, with a warning that says where it stands. What it refuses is
+refused.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from weightops.algebra.names import PerTensor
 from weightops.errors import RecipeError
-from weightops.merging.mergekit_values import scoped
+from weightops.merging.mergekit_methods import TRANSLATIONS, Translation
+from weightops.merging.mergekit_parameters import Models, Reader, methods_options, methods_weights
+from weightops.merging.yaml_lines import LinedDict, LinedList, line_of, lines_of, located
 from weightops.support.registry import unknown
 
-_TOP_KEYS = (
-    "merge_method",
-    "models",
-    "slices",
-    "base_model",
-    "parameters",
-    "dtype",
-    "out_dtype",
-    "tokenizer_source",
+_TOP = (
+    *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype"),
+    *("out_dtype", "tokenizer_source", "tokenizer", "chat_template", "name"),
 )
-_IGNORED = ("int8_mask",)
-"""Parameters that don't change the result."""
-_ONE_VALUE = {"nuslerp_row_wise": False, "nuslerp_flatten": True, "filter_wise": False}
-"""Parameters that are supported at one value only."""
-_PER_MODEL = ("weight", "density", "gamma", "epsilon", "scale")
-"""Parameters that a model may have of its own."""
-_DEFAULTS = {"density": 1.0, "gamma": 0.01, "epsilon": 0.15}
-
-
-class _Translation(NamedTuple):
-    """A merge method of mergekit in terms of weightops.
-
-    Attributes:
-        method: the method of weightops.
-        options: parameter of mergekit -> option of the method.
-        fixed: options that are always set.
-        weight: True if each model needs a weight.
-        normalize: mergekit's default of ``normalize``, or None if the method hasn't the parameter.
-        elects: True if the method elects signs.
-        rescale: True if the method has the parameter ``rescale``.
-        base: whether a base is needed, refused, or possible.
-    """
-
-    method: str
-    options: Mapping[str, str] = {}
-    fixed: Mapping[str, Any] = {}
-    weight: bool = True
-    normalize: bool | None = None
-    elects: bool = False
-    rescale: bool = False
-    base: Literal["needed", "refused", "optional"] = "needed"
-
-    @property
-    def parameters(self) -> set[str]:
-        """The parameters that mergekit's method takes."""
-        extra = {
-            "weight": self.weight,
-            "lambda": self.normalize is not None,
-            "normalize": self.normalize is not None,
-            "rescale": self.rescale,
-        }
-        taken = {name for name, takes in extra.items() if takes}
-        return {*self.options, *_IGNORED, *_ONE_VALUE, *taken}
-
-
-def _sparse(
-    method: str, *options: str, normalize: bool = False, elects: bool = False, rescale: bool = False
-) -> _Translation:
-    return _Translation(
-        method,
-        {option: option for option in options},
-        {"rescale": "l1"} if rescale else {},
-        normalize=normalize,
-        elects=elects,
-        rescale=rescale,
-    )
-
-
-_TRANSLATIONS = {
-    "linear": _Translation("linear", {"normalize": "normalize"}, base="refused"),
-    "slerp": _Translation("slerp", {"t": "t"}, {"parallel": 0.9995}, weight=False, base="refused"),
-    "nuslerp": _Translation("nuslerp", base="optional"),
-    "karcher": _Translation(
-        "karcher",
-        {"max_iter": "steps", "tol": "tolerance"},
-        {"steps": 10, "tolerance": 1e-5},
-        weight=False,
-        base="refused",
-    ),
-    "passthrough": _Translation("passthrough", {"scale": "scale"}, weight=False, base="refused"),
-    "model_stock": _Translation("model_stock", weight=False),
-    "task_arithmetic": _Translation("task_arithmetic", normalize=False),
-    "ties": _sparse("ties", "density", normalize=True, elects=True),
-    "dare_linear": _sparse("dare_linear", "density", rescale=True),
-    "dare_ties": _sparse("dare_ties", "density", elects=True, rescale=True),
-    "breadcrumbs": _sparse("breadcrumbs", "density", "gamma"),
-    "breadcrumbs_ties": _sparse("breadcrumbs_ties", "density", "gamma", elects=True),
-    "della_linear": _sparse("della_linear", "density", "epsilon", rescale=True),
-    "della": _sparse("della", "density", "epsilon", normalize=True, elects=True, rescale=True),
-    "sce": _Translation("sce", {"select_topk": "select_topk"}, weight=False),
-}
+_SLICE = ("sources", "parameters", "base_model")
+_MODULE = ("slices", "models", "parameters")
 
 
 def looks_like_mergekit(content: Mapping[str, Any]) -> bool:
@@ -112,178 +32,208 @@ def translate(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe for the merge that a configuration of mergekit 0.1.5 describes.
 
     Raises:
-        RecipeError: naming what isn't supported, or what mergekit would ignore as unknown.
-        UnknownNameError: for a key or method that isn't supported.
+        RecipeError: for what mergekit refuses, with the line where it is known.
+        UnknownNameError: for a method that isn't supported.
     """
-    for key in content:
-        if key not in _TOP_KEYS:
-            raise unknown("key of mergekit's that is supported", str(key), _TOP_KEYS)
-    slices = content.get("slices") or ()
-    ranged = any(
-        "layer_range" in source for piece in slices for source in piece.get("sources") or ()
-    )
-    return _of_slices(content) if len(slices) > 1 or ranged else _of_models(content)
+    return _Document(content).recipe()
 
 
-def _of_slices(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate each slice into a recipe of its own, with its layers."""
-    recipes = []
-    for piece in content["slices"]:
-        base = {"base_model": piece["base_model"]} if "base_model" in piece else {}
-        recipe = _of_models({**content, "slices": [piece], **base})
-        recipe.pop("dtype", None)
-        ranges = {entry["model"]: entry.get("layer_range") for entry in piece["sources"]}
-        first = next(iter(ranges.values()), None)
-        if recipe.get("base") is not None and ranges.get(recipe["base"]) not in (None, first):
-            raise RecipeError(
-                "a base_model with other layers than the models of its slice is not supported"
-            )
-        recipe["models"] = [
-            {**entry, "layers": ranges[entry["model"]]} for entry in recipe["models"]
-        ]
-        recipes.append(recipe)
-    return {"slices": recipes, **_dtype(content)}
+class _Document:
+    """A configuration of mergekit.
 
+    Args:
+        content: the configuration, whose mappings may know their lines.
+    """
 
-def _of_models(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate a configuration without slices, or with one."""
-    name = content["merge_method"]
-    if name not in _TRANSLATIONS:
-        raise unknown("merge method of mergekit's that is supported", str(name), _TRANSLATIONS)
-    translation = _TRANSLATIONS[name]
-    if content.get("tokenizer_source") not in (None, "base"):
-        raise RecipeError(
-            f"tokenizer_source: {content['tokenizer_source']} is not supported",
-            hint="leave it out; the base's tokenizer is kept",
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self.content, self.reader = content, Reader()
+        with located(line_of(content, "merge_method")):
+            name = content["merge_method"]
+            if name not in TRANSLATIONS:
+                raise unknown("merge method of mergekit's", str(name), TRANSLATIONS)
+            self.name: str = name
+        self.translation: Translation = TRANSLATIONS[name]
+        self.base = self._reference(content, "base_model")
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the recipe."""
+        content = self.content
+        self.reader.check_keys(content, _TOP, "the top level")
+        given = [key for key in ("models", "slices", "modules") if content.get(key)]
+        if len(given) != 1:
+            raise RecipeError("exactly one of models, slices and modules must be there")
+        recipe = self._modules() if given == ["modules"] else self._body(content, [])
+        tokenizer = self._tokenizer(recipe)
+        dtype = str(content.get("out_dtype") or content.get("dtype") or "")
+        settings = {
+            "dtype": dtype.removeprefix("torch."),
+            "tokenizer": tokenizer,
+            "chat_template": content.get("chat_template"),
+            "name": content.get("name"),
+        }
+        written, lines = lines_of(content), {}
+        for key in settings:
+            for old in (key, f"out_{key}", f"{key}_source"):
+                if old in written:
+                    lines[key] = written[old]
+        return LinedDict(recipe | {key: value for key, value in settings.items() if value}, lines)
+
+    def _modules(self) -> dict[str, Any]:
+        """Translate ``modules``: each is a part of the model, with slices or models of its own."""
+        modules = self.content["modules"]
+        bodies = LinedDict((), lines_of(modules))
+        for name, module in modules.items():
+            with located(line_of(modules, name)):
+                self.reader.check_keys(module, _MODULE, f"the module {name}")
+                if bool(module.get("slices")) == bool(module.get("models")):
+                    raise RecipeError(f"the module {name} needs either slices or models")
+                bodies[name] = self._body(module, [module.get("parameters")])
+        return bodies["default"] if list(bodies) == ["default"] else {"modules": bodies}
+
+    def _body(self, content: Mapping[str, Any], scopes: list[Any]) -> dict[str, Any]:
+        """Translate models or slices."""
+        self.reader.check_shared([*scopes, self.content.get("parameters")], self.translation)
+        if content.get("models"):
+            return self._merge(self._entries(content, "models"), self.base, scopes)
+        slices = content["slices"]
+        if len(slices) == 1 and not any("layer_range" in s for s in slices[0].get("sources") or ()):
+            return self._slice(slices[0], scopes)
+        pieces = LinedList((), lines_of(slices))
+        for i, piece in enumerate(slices):
+            with located(line_of(slices, i)):
+                pieces.append(self._slice(piece, scopes))
+        return {"slices": pieces}
+
+    def _slice(self, piece: Mapping[str, Any], scopes: list[Any]) -> dict[str, Any]:
+        self.reader.check_keys(piece, _SLICE, "a slice")
+        self.reader.check_shared([piece.get("parameters")], self.translation)
+        entries = self._entries(piece, "sources")
+        base = self._reference(piece, "base_model") or self.base
+        spans = [entry.get("layer_range") for entry in entries]
+        recipe = self._merge(entries, base, [piece.get("parameters"), *scopes], in_slice=True)
+        if any(spans):
+            span_of = dict(zip((entry["model"] for entry in entries), spans, strict=True))
+            for entry in recipe["models"]:
+                entry["layers"] = span_of[entry["model"]]
+            span = span_of.get(recipe.get("base"))
+            if span is not None and span != spans[0]:
+                recipe["base_layers"] = span
+        return recipe
+
+    def _entries(self, content: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+        """Return the models of a list, with their references as text."""
+        known = ("model", "parameters", *(("layer_range",) if key == "sources" else ()))
+        entries = content.get(key)
+        if not isinstance(entries, list) or not all(isinstance(e, Mapping) for e in entries):
+            raise RecipeError(f"{key} is a list of mappings, each with a model")
+        read: list[Mapping[str, Any]] = []
+        for i, entry in enumerate(entries):
+            with located(line_of(entries, i)):
+                lined = LinedDict(entry, lines_of(entry))
+                lined["model"] = self._reference(entry, "model")
+                if not lined["model"]:
+                    raise RecipeError(f"an entry of {key} names no model")
+                if any(lined["model"] == other["model"] for other in read):
+                    raise RecipeError(
+                        f"{lined['model']} is there twice, which mergekit refuses, too",
+                        hint="a recipe of weightops, see --print-recipe, may name a model twice",
+                    )
+                self.reader.check_keys(entry, known, f"{lined['model']}")
+                self.reader.check_own(lined, self.translation, lined["model"] == self.base)
+                read.append(lined)
+        return read
+
+    def _merge(
+        self,
+        entries: list[Mapping[str, Any]],
+        base: str | None,
+        scopes: Sequence[Any],
+        *,
+        in_slice: bool = False,
+    ) -> dict[str, Any]:
+        """Translate the merge of some models."""
+        models, base = self._split_base(entries, base, in_slice)
+        if not models:  # there are no task vectors to add
+            return {"method": "passthrough", "models": [LinedDict({"model": entries[0]["model"]})]}
+        given = Models(
+            self.name, self.translation, models, [*scopes, self.content.get("parameters")]
         )
-    inputs, shared = _inputs(content)
-    inputs, base = _split_base(name, inputs, content.get("base_model"))
-    _check_parameters(name, inputs, shared)
-    options = _options(translation, inputs, shared)
-    weights = _weights(name, inputs, shared)
-    if translation.normalize is not None and shared.get("normalize", translation.normalize):
-        if translation.elects:
-            options["normalize"] = "weights"
-        else:
-            weights = _normalized(weights)
-    elif translation.elects:
-        options["normalize"] = "none"
-    models = [
-        {"model": entry["model"], "weight": weight}
-        for entry, weight in zip(inputs, weights, strict=True)
-    ]
-    recipe: dict[str, Any] = {"method": translation.method, "models": models, "options": options}
-    if base is not None:
-        recipe |= {"base": base, "alpha": scoped(shared.get("lambda"), 1.0)}
-    return {**recipe, **_dtype(content)}
+        method, options = methods_options(given)
+        weights = methods_weights(given)
+        listed = []
+        for entry, weight in zip(models, weights, strict=True):
+            item = {"model": entry["model"], "weight": weight}
+            listed.append(LinedDict(item, lines_of(entry)))
+        recipe: dict[str, Any] = {"method": method, "models": listed, "options": options}
+        if base is not None:
+            recipe |= {"base": base, "alpha": given.shared("lambda", 1.0)}
+        return recipe
 
+    def _split_base(
+        self, entries: list[Mapping[str, Any]], base: str | None, in_slice: bool
+    ) -> tuple[list[Mapping[str, Any]], str | None]:
+        """Return the models that weightops merges, and the base that it takes task vectors from."""
+        name, rule = self.name, self.translation.base
+        others = [entry for entry in entries if entry["model"] != base]
+        with located(line_of(self.content, "base_model") or line_of(self.content, "merge_method")):
+            wanted = self.translation.others
+            if wanted not in (None, len(others)) or (rule == "first" and base is None):
+                count = {1: "one model", 2: "two models"}[wanted or 1]
+                beside = "" if rule == "optional" else "base_model and "
+                raise RecipeError(f"{name} takes {beside}{count}; here are {len(others)} beside it")
+            if rule == "first":
+                own = [entry for entry in entries if entry["model"] == base]
+                return [*(own or [LinedDict({"model": base})]), *others], None
+            if rule == "ordinary":
+                apart = base is not None and len(others) == len(entries) and not in_slice
+                models = [*entries, LinedDict({"model": base})] if apart else entries
+                if name == "passthrough" and len(models) > 1:
+                    raise RecipeError("passthrough takes one model, and here are several")
+                return models, None
+            if base is None and rule == "needed":
+                raise RecipeError(f"{name} needs base_model")
+        return others, base
 
-def _dtype(content: Mapping[str, Any]) -> dict[str, Any]:
-    dtype = content.get("out_dtype") or content.get("dtype")
-    return {"dtype": dtype} if dtype else {}
+    def _tokenizer(self, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Translate ``tokenizer_source`` and ``tokenizer``."""
+        content = self.content
+        source, given = content.get("tokenizer_source"), content.get("tokenizer")
+        if source and given is not None:
+            raise RecipeError("tokenizer_source and tokenizer can't both be there")
+        if given is None and not source:
+            return None
+        given = LinedDict({"source": source}) if given is None else given
+        with located(line_of(content, "tokenizer") or line_of(content, "tokenizer_source")):
+            known = ("source", "tokens", "pad_to_multiple_of")
+            self.reader.check_keys(given, known, "tokenizer")
+            tokenizer: dict[str, Any] = {"source": self._reference(given, "source") or "union"}
+            if self.base is not None and recipe.get("base") != self.base:
+                tokenizer["base"] = self.base
+            if given.get("pad_to_multiple_of"):
+                tokenizer["pad_to_multiple_of"] = given["pad_to_multiple_of"]
+            if given.get("tokens"):
+                tokenizer["tokens"] = self._tokens(given["tokens"])
+        return tokenizer
 
+    def _tokens(self, tokens: Mapping[str, Any]) -> dict[str, Any]:
+        translated = LinedDict((), lines_of(tokens))
+        for token, entry in tokens.items():
+            with located(line_of(tokens, token)):
+                self.reader.check_keys(entry, ("source", "force"), f"the token {token}")
+                source = entry.get("source")
+                if isinstance(source, Mapping) and "kind" in source:
+                    source = dict(source)
+                    if source.get("kind") == "model_token":
+                        source["model"] = self._reference(source, "model")
+                elif source is not None:
+                    source = self._reference(entry, "source")
+                translated[token] = {"source": source, "force": bool(entry.get("force"))}
+        return translated
 
-def _inputs(content: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the models with their parameters, and the parameters for all of them."""
-    shared = dict(content.get("parameters") or {})
-    if ("models" in content) == ("slices" in content):
-        raise RecipeError("exactly one of models and slices must be there")
-    if "models" in content:
-        entries, known = content["models"], ["model", "parameters"]
-    else:
-        [piece] = content["slices"]
-        for key in piece:
-            if key not in ("sources", "parameters", "base_model"):
-                raise RecipeError(f"{key} of a slice is not supported")
-        entries, known = piece["sources"], ["model", "layer_range", "parameters"]
-        shared |= piece.get("parameters") or {}
-    for entry in entries:
-        for key in entry:
-            if key not in known:
-                raise unknown("key of a model in mergekit's recipes", str(key), known)
-    return [dict(entry) for entry in entries], shared
-
-
-def _split_base(
-    name: str, inputs: list[dict[str, Any]], base: str | None
-) -> tuple[list[dict[str, Any]], str | None]:
-    """Return the models that weightops merges, and the base that it takes task vectors from."""
-    others = [entry for entry in inputs if entry["model"] != base]
-    base_is_apart = base is not None and len(others) == len(inputs)
-    rule = _TRANSLATIONS[name].base
-    if name == "slerp":
-        if base is None or len(others) != 1:
-            raise RecipeError("slerp needs base_model and one other model")
-        return [{"model": base}, *others], None
-    if name == "karcher":
-        return [*inputs, {"model": base}] if base_is_apart else inputs, None
-    if rule == "refused":
-        if base_is_apart:
-            raise RecipeError(f"{name} takes no base_model beside its models")
-        return inputs, None
-    if base is None and rule == "needed":
-        raise RecipeError(f"{name} needs base_model")
-    return others, base
-
-
-def _check_parameters(
-    name: str, inputs: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]
-) -> None:
-    """Refuse parameters that the method doesn't take, or doesn't take there."""
-    allowed = _TRANSLATIONS[name].parameters
-    places = [("parameters", shared, allowed)]
-    places += [(entry["model"], _own(entry), allowed & {*_PER_MODEL}) for entry in inputs]
-    for place, parameters, known in places:
-        for key in parameters:
-            if key not in known:
-                raise RecipeError(f"{place} has {key!r}, which {name} doesn't take there")
-    for key, value in _ONE_VALUE.items():
-        if shared.get(key, value) != value:
-            raise RecipeError(f"{key}: {shared[key]} is not supported")
-
-
-def _own(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a model's own parameters."""
-    return entry.get("parameters") or {}
-
-
-def _options(
-    translation: _Translation, inputs: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the method's options, but for ``normalize``."""
-    options = dict(translation.fixed)
-    for key, option in translation.options.items():
-        values = [
-            scoped(_own(entry).get(key), shared.get(key), _DEFAULTS.get(key)) for entry in inputs
-        ]
-        if any(value != values[0] for value in values):
-            options[option] = {"each": values}
-        elif values[0] is not None:
-            options[option] = values[0]
-    if translation.rescale and shared.get("rescale", True) is False:
-        options["rescale"] = "none"
-    return options
-
-
-def _weights(
-    name: str, inputs: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]
-) -> list[PerTensor]:
-    """Return the weight of each model: 1, if the method takes none."""
-    if not _TRANSLATIONS[name].weight:
-        return [1.0] * len(inputs)
-    weights = []
-    for entry in inputs:
-        weight = scoped(_own(entry).get("weight"), shared.get("weight"))
-        if weight is None or (isinstance(weight, Mapping) and "*" not in weight):
-            raise RecipeError(f"{entry['model']} has no weight, which {name} needs")
-        weights.append(weight)
-    return weights
-
-
-def _normalized(weights: Sequence[PerTensor]) -> list[PerTensor]:
-    if not all(isinstance(weight, (int, float)) for weight in weights) or abs(sum(weights)) < 1e-8:
-        raise RecipeError(
-            "normalize with weights by layer or filter, or of sum 0, is not supported without an "
-            "election of signs"
-        )
-    return [weight / sum(weights) for weight in weights]
+    def _reference(self, content: Mapping[str, Any], key: str) -> str | None:
+        """Return a reference to a model as text: ``path@revision+lora@revision``."""
+        value = content.get(key)
+        if value is None or isinstance(value, str):
+            return value
+        with located(line_of(content, key)):
+            return self.reader.reference(value)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from weightops.algebra.names import PerTensor
-from weightops.support.registry import unknown
+from weightops.algebra.names import PerTensor, escape
+from weightops.errors import RecipeError
 
 
 def scoped(*scopes: Any) -> PerTensor:
@@ -46,18 +46,17 @@ def _per_tensor(value: Any) -> PerTensor:
 def _filtered(conditions: Sequence[Mapping[str, Any]]) -> dict[str, PerTensor]:
     """Translate conditional values, ``{filter: text, value: ...}``."""
     values: dict[str, PerTensor] = {}
-    known = ("filter", "value")
     for condition in conditions:
-        for key in condition:
-            if key not in known:
-                raise unknown("key of a conditional value in mergekit's recipes", str(key), known)
+        if "value" not in condition:
+            raise RecipeError(f"a conditional value has no value: {dict(condition)}")
         text = condition.get("filter")
-        pattern = "*" if text in (None, "*") else f"*{text}*"
+        pattern = "*" if text in (None, "*", "") else f"*{escape(str(text))}*"
         value = _per_tensor(condition["value"])
-        if isinstance(value, Mapping):
-            values |= {_intersection(pattern, inner): each for inner, each in value.items()}
-        else:
-            values.setdefault(pattern, value)
+        inner = value if isinstance(value, Mapping) else {"*": value}
+        for key, each in inner.items():
+            values.setdefault(_intersection(pattern, key), each)
+        if pattern == "*":
+            break
     return values
 
 

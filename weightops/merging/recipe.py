@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial, reduce
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-
-from weightops.algebra.dtypes import is_editable
-from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.names import Each, PerTensor
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import RecipeError, WeightopsError
-from weightops.hub.cards import merge_card
-from weightops.merging.layers import Layers, stack_layers
-from weightops.merging.merge import merge
 from weightops.merging.mergekit import looks_like_mergekit, translate
 from weightops.merging.methods.table import METHODS
+from weightops.merging.recipe_content import (
+    EACH,
+    KEYS,
+    WHOLE,
+    as_yaml,
+    check_keys,
+    check_pieces,
+    merge_fields,
+    whole_fields,
+    whole_lines,
+)
+from weightops.merging.recipe_merge import RecipeMerge
+from weightops.merging.tokenizer_choice import TokenizerChoice
+from weightops.merging.yaml_lines import line_of, located, read_documents
 from weightops.support.registry import unknown
-from weightops.support.text import portable
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-_KEYS = ("method", "base", "models", "slices", "alpha", "options", "seed", "dtype", "batchnorm")
-_MODEL_KEYS = ("model", "weight", "layers")
-_EACH = "each"
-"""The key of an option with one value for each model: ``{each: [0.2, 0.5]}``."""
 _DEFAULTS: Mapping[str, Any] = {
     "base": None,
     "alpha": 1.0,
     "options": {},
     "seed": 0,
-    "dtype": None,
-    "batchnorm": None,
+    "base_layers": None,
 }
 
 
@@ -54,9 +51,17 @@ class Recipe:
         options: the method's own options.
         seed: the seed of methods that draw.
         dtype: the dtype to write; None for the models' own.
-        layers: in a slice, the layers (from, to) of each model; the base's are those of the first.
+        layers: in a slice, the layers (from, to) of each model.
+        base_layers: in a slice, the layers of the base; those of the first model by default.
         slices: recipes for groups of layers, from the first to the last, in place of all else.
+        modules: part of the model -> the recipe for it, in place of all else.
         batchnorm: a task on whose images running statistics are recomputed, or None.
+        tokenizer: the vocabulary to merge by token; None merges rows by their numbers.
+        chat_template: "auto", the name of a chat template, or its text; None for the base's.
+        name: what the merge is called, by which recipes beside it may refer to it.
+        named: name -> a recipe that this one may name as a model.
+        forgiving: True for a recipe of mergekit's, which may have patterns that match no tensor.
+        lines: model, token or key -> its line in the file, for messages.
 
     >>> print(Recipe(("a", "b"), "ties", base="pre", options={"density": 0.2}).to_yaml(), end="")
     method: ties
@@ -77,8 +82,16 @@ class Recipe:
     seed: int = 0
     dtype: str | None = None
     layers: tuple[tuple[int, int], ...] | None = None
+    base_layers: tuple[int, int] | None = None
     slices: tuple[Recipe, ...] = ()
+    modules: Mapping[str, Recipe] = field(default_factory=dict)
     batchnorm: str | None = None
+    tokenizer: TokenizerChoice | None = None
+    chat_template: str | None = None
+    name: str | None = None
+    named: Mapping[str, Recipe] = field(default_factory=dict)
+    forgiving: bool = field(default=False, compare=False)
+    lines: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         METHODS[self.method].check(self.options)
@@ -89,117 +102,121 @@ class Recipe:
     def read(cls, path: str | Path) -> Recipe:
         """Read a recipe, weightops' own or mergekit's.
 
+        A file with several documents, each with a ``name``, is the recipe of the one without a
+        name, or else of the last; it may name the others as models, in any order.
+
         Raises:
-            RecipeError: naming the file and what in it isn't understood.
+            RecipeError: naming the file, the line, and what in it isn't understood.
             UnknownNameError: for an unknown key, method or option, with the nearest.
         """
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RecipeError(f"{path} can't be read: {error.strerror or error}") from error
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            reason = " ".join(str(error).split())
-            raise RecipeError(f"{path} is not valid YAML: {reason}") from error
-        if not isinstance(content, dict):
+        documents = read_documents(Path(path))
+        if not documents or not all(isinstance(document, dict) for document in documents):
             raise RecipeError(
-                f"{path} is not a recipe: it has no keys", hint=f"such as {', '.join(_KEYS[:3])}"
+                f"{path} is not a recipe: it has no keys", hint=f"such as {', '.join(KEYS[:3])}"
             )
         try:
-            return cls.of(translate(content) if looks_like_mergekit(content) else content)
+            recipes = [cls._of_document(document) for document in documents]
+            recipe = _joined(recipes)
         except WeightopsError as error:
             raise error.prefixed(str(path)) from error
+        return replace(recipe, lines={**recipe.lines, "file": str(path)})
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Recipe:
+    def _of_document(cls, document: Mapping[str, Any]) -> Recipe:
+        if looks_like_mergekit(document):
+            return cls.of(translate(document), forgiving=True)
+        return cls.of(document)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], *, forgiving: bool = False) -> Recipe:
         """Return the recipe that a mapping with the keys of the YAML describes.
+
+        Args:
+            content: the mapping.
+            forgiving: leave out patterns that match no tensor, with a warning.
 
         Raises:
             RecipeError: for a value that its key can't have.
             UnknownNameError: for an unknown key, method or option, with the nearest.
         """
-        _check_keys(content, _KEYS, "recipe key")
+        check_keys(content, KEYS, "recipe key")
+        whole = {**whole_fields(content), "forgiving": forgiving}
+        lines = whole_lines(content)
+        named = content.get("named") or {}
+        whole["named"] = {name: cls.of(named[name], forgiving=forgiving) for name in named}
+        if "modules" in content:
+            return cls._of_modules(content, {**whole, "lines": lines})
         if "slices" in content:
-            return cls._of_slices(content)
-        recipe = cls._of_models(content)
-        if recipe.layers:
+            return cls._of_slices(content, {**whole, "lines": lines})
+        fields = merge_fields(content)
+        if fields["layers"]:
             raise RecipeError(
                 "layers are of a slice", hint="make this recipe an entry of a list, slices:"
             )
-        return recipe
+        return cls(**{**whole, **fields, "lines": {**lines, **fields["lines"]}})
 
     @classmethod
-    def _of_models(cls, content: Mapping[str, Any]) -> Recipe:
-        """Return a recipe without slices, or a slice."""
-        _check_keys(content, _KEYS, "recipe key")
-        listed = content.get("models")
-        if not isinstance(listed, list) or not listed:
-            raise RecipeError(
-                "a recipe needs models",
-                hint="models: is a list of refs, each alone or as {model: ref, weight: number}",
-            )
-        entries = [entry if isinstance(entry, dict) else {"model": entry} for entry in listed]
-        for entry in entries:
-            _check_keys(entry, _MODEL_KEYS, "key of a model")
-            if not isinstance(entry.get("model"), str):
-                raise RecipeError(f"{entry} names no model")
-        weights = tuple(_numbers(entry.get("weight", 1.0), "weight") for entry in entries)
-        layers = tuple(_layers(entry["layers"]) for entry in entries if "layers" in entry)
-        if len(layers) not in (0, len(entries)):
-            raise RecipeError("either each model of a slice has layers, or none")
-        return cls(
-            tuple(entry["model"] for entry in entries),
-            str(content.get("method", "linear")),
-            content.get("base"),
-            weights if any(weight != 1.0 for weight in weights) else None,
-            _numbers(content.get("alpha", 1.0), "alpha"),
-            _options(content.get("options") or {}),
-            int(_numbers(content.get("seed", 0), "seed")),
-            content.get("dtype"),
-            layers or None,
-            batchnorm=content.get("batchnorm"),
-        )
+    def _of_modules(cls, content: Mapping[str, Any], whole: Mapping[str, Any]) -> Recipe:
+        """Return a recipe of the parts of a model."""
+        parts, others = content["modules"], [k for k in content if k not in ("modules", *WHOLE)]
+        if others or not isinstance(parts, dict) or not parts:
+            raise RecipeError(f"modules maps parts of a model to recipes, alone: {others or parts}")
+        modules = {}
+        for name, part in parts.items():
+            with located(line_of(parts, name)):
+                check_keys(part, [key for key in KEYS if key not in (*WHOLE, "modules")], "key")
+                modules[str(name)] = cls.of(part, forgiving=whole["forgiving"])
+        models = tuple(dict.fromkeys(m for part in modules.values() for m in part.models))
+        return cls(models, "passthrough", modules=modules, **whole)
 
     @classmethod
-    def _of_slices(cls, content: Mapping[str, Any]) -> Recipe:
+    def _of_slices(cls, content: Mapping[str, Any], whole: Mapping[str, Any]) -> Recipe:
         """Return a recipe of slices."""
         pieces = content["slices"]
-        others = [key for key in content if key not in ("slices", "dtype")]
-        listed = isinstance(pieces, list) and all(isinstance(piece, dict) for piece in pieces)
-        if others or not listed or not pieces:
-            raise RecipeError(
-                "slices is a list of recipes, with no other key than dtype beside it; there is "
-                f"{others or pieces!r}"
-            )
-        for key in ("dtype", "batchnorm", "slices"):
-            if any(key in piece for piece in pieces):
-                raise RecipeError(f"{key} is for the whole recipe, not for one of its slices")
-        slices = tuple(cls._of_models(piece) for piece in pieces)
-        for piece in slices:
-            if len({stop - start for start, stop in piece.layers or ()}) != 1:
-                raise RecipeError(
-                    "each model of a slice has layers, equally many",
-                    hint="such as {model: ref, layers: [0, 16]}",
-                )
+        check_pieces(pieces, [key for key in content if key not in ("slices", *WHOLE)])
+        slices = []
+        for i, piece in enumerate(pieces):
+            with located(line_of(pieces, i)):
+                fields = merge_fields(piece)
+                spans = fields["layers"] or ()
+                if len({stop - start for start, stop in spans}) != 1:
+                    raise RecipeError(
+                        "each model of a slice has layers, equally many",
+                        hint="such as {model: ref, layers: [0, 16]}",
+                    )
+                fields["lines"] = {**fields["lines"], "slice": line_of(pieces, i)}
+                slices.append(cls(**fields, forgiving=whole["forgiving"]))
         models = tuple(dict.fromkeys(model for piece in slices for model in piece.models))
-        return cls(models, "passthrough", dtype=content.get("dtype"), slices=slices)
+        return cls(models, "passthrough", slices=tuple(slices), **whole)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the mapping that `of` reads, without defaults."""
+        whole = {
+            "dtype": self.dtype,
+            "batchnorm": self.batchnorm,
+            "tokenizer": self.tokenizer and self.tokenizer.to_dict(),
+            "chat_template": self.chat_template,
+            "name": self.name,
+            "named": {name: recipe.to_dict() for name, recipe in self.named.items()},
+        }
+        return self._body() | {key: value for key, value in whole.items() if value}
+
+    def _body(self) -> dict[str, Any]:
+        if self.modules:
+            return {"modules": {name: part.to_dict() for name, part in self.modules.items()}}
         if self.slices:
-            dtype = {"dtype": self.dtype} if self.dtype else {}
-            return {"slices": [piece.to_dict() for piece in self.slices], **dtype}
+            return {"slices": [piece.to_dict() for piece in self.slices]}
         content = {
             "method": self.method,
             "base": self.base,
             "models": self._model_entries(),
+            "base_layers": list(self.base_layers) if self.base_layers else None,
             "alpha": self.alpha,
             "options": {
-                name: {_EACH: list(value)} if isinstance(value, Each) else value
+                name: {EACH: list(value)} if isinstance(value, Each) else value
                 for name, value in self.options.items()
             },
             "seed": self.seed,
-            "dtype": self.dtype,
-            "batchnorm": self.batchnorm,
         }
         return {
             key: value
@@ -222,127 +239,28 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML."""
-        return _yaml(self.to_dict())
+        return as_yaml(self.to_dict())
 
     def merge(self) -> Checkpoint:
         """Merge the models; the result is lazy, unless it needs images.
 
         The recipe goes into the metadata and the model card of what is saved.
         """
-        merged = self._stacked() if self.slices else self._merged(self.models, self.base)
-        merged.recipe = portable(self.to_dict())
-        merged.card = merge_card(self.method, self.models, self.base, _yaml(merged.recipe))
-        merged = merged.to(getattr(torch, self.dtype)) if self.dtype else merged
-        if self.batchnorm is None:
-            return merged
-        from weightops.evaluation.batchnorm import recompute_batchnorm
-
-        return recompute_batchnorm(merged, self.batchnorm, device="cpu")
-
-    def _merged(self, models: Sequence[CheckpointLike], base: CheckpointLike | None) -> Checkpoint:
-        if self.dtype:
-            models, base = _widened(models, base)
-        return merge(
-            models,
-            self.method,
-            base=base,
-            weights=self.weights,
-            alpha=self.alpha,
-            seed=self.seed,
-            **self.options,
-        )
-
-    def _stacked(self) -> Checkpoint:
-        parts, spans, first = [], [], 0
-        for i, piece in enumerate(self.slices):
-            assert piece.layers is not None
-            take = partial(
-                _take_layers, first=first, before=i == 0, after=i == len(self.slices) - 1
-            )
-            models = [take(*pair) for pair in zip(piece.models, piece.layers, strict=True)]
-            base = take(piece.base, piece.layers[0]) if piece.base else None
-            parts.append(piece._merged(models, base))
-            start, stop = piece.layers[0]
-            spans.append((start, stop))
-            first += stop - start
-        return stack_layers(parts, spans)
+        return RecipeMerge(self).run()
 
 
-def _widened(
-    models: Sequence[CheckpointLike], base: CheckpointLike | None
-) -> tuple[Sequence[CheckpointLike], CheckpointLike | None]:
-    """Return models and base in the widest of their dtypes, where they have several."""
-    opened = [open_checkpoint(model) for model in models]
-    start = None if base is None else open_checkpoint(base)
-    dtypes = {
-        spec.dtype
-        for model in ([*opened, start] if start else opened)
-        for spec in model.specs.values()
-        if is_editable(spec.dtype)
-    }
-    if len(dtypes) < 2:
-        return models, base
-    widest = reduce(torch.promote_types, dtypes)
-    return [model.to(widest) for model in opened], start.to(widest) if start else None
-
-
-def _take_layers(
-    ref: str, span: tuple[int, int], *, first: int, before: bool, after: bool
-) -> Checkpoint:
-    """Open some layers of a model; the arguments are those of `Layers`."""
-    model = open_checkpoint(ref)
-    layers = Layers(model.source, *span, first=first, before=before, after=after)
-    return Checkpoint(LinearForm.of(layers), model.architecture)
-
-
-def _check_keys(content: Mapping[str, Any], known: Sequence[str], kind: str) -> None:
-    for key in content:
-        if key not in known:
-            raise unknown(kind, str(key), known)
-
-
-def _options(content: Any) -> dict[str, Any]:
-    """Return a method's options, with `Each` where a value is one for each model."""
-    if not isinstance(content, dict):
-        raise RecipeError("options is a mapping of the method's options to values")
-    return {
-        str(name): Each(value[_EACH])
-        if isinstance(value, dict) and list(value) == [_EACH]
-        else value
-        for name, value in content.items()
-    }
-
-
-def _layers(value: Any) -> tuple[int, int]:
-    """Return a range of layers.
-
-    Raises:
-        RecipeError: if it isn't two whole numbers, the second larger.
-    """
-    two = isinstance(value, (list, tuple)) and len(value) == 2
-    if not two or not all(type(v) is int and v >= 0 for v in value) or value[1] <= value[0]:
-        raise RecipeError(f"layers are [from, to], counted from 0, without the last; not {value}")
-    return value[0], value[1]
-
-
-def _numbers(value: Any, name: str) -> PerTensor:
-    """Return a `PerTensor` of finite numbers.
-
-    Raises:
-        RecipeError: if it holds anything else.
-    """
-    if isinstance(value, dict):
-        return {str(pattern): _numbers(inner, name) for pattern, inner in value.items()}
-    if isinstance(value, list) and value:
-        return [_numbers(inner, name) for inner in value]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise RecipeError(
-            f"{name} is a number, a mapping of name patterns to numbers, or a list of numbers, "
-            f"not {value!r}"
-        )
-    return float(value)
-
-
-def _yaml(content: Mapping[str, Any] | None) -> str:
-    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    return text
+def _joined(recipes: list[Recipe]) -> Recipe:
+    """Return the recipe of a file's documents, which has the others by their names."""
+    if len(recipes) == 1:
+        return recipes[0]
+    unnamed = [recipe for recipe in recipes if recipe.name is None]
+    if len(unnamed) > 1:
+        raise RecipeError("of several recipes in a file, one at most has no name")
+    last = unnamed[0] if unnamed else recipes[-1]
+    named: dict[str, Recipe] = {}
+    for recipe in recipes:
+        if recipe is not last:
+            if recipe.name in named:
+                raise RecipeError(f"two recipes have the name {recipe.name}")
+            named[str(recipe.name)] = recipe
+    return replace(last, named={**last.named, **named})

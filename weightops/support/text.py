@@ -35,6 +35,8 @@ def portable(value: Any) -> Any:
         return [portable(item) for item in value]
     if isinstance(value, str) and (match := re.fullmatch(r"(\w+:)(/[^/].*)", value)):
         return match[1] + portable(match[2])  # dequantized:/a/model
+    if isinstance(value, str) and "+/" in value:
+        return "+".join(portable(part) for part in value.split("+"))  # a model and its adapter
     if isinstance(value, str) and (os.path.isabs(value) or value.startswith(("../", "~"))):
         path = Path(os.path.abspath(value))
         inside = path.is_relative_to(Path.cwd())

@@ -120,13 +120,22 @@ class Architecture(ABC):
         )
 
     def with_layers(
-        self, spans: Sequence[tuple[int, int]], parts: Sequence[Architecture | None]
+        self,
+        spans: Sequence[tuple[int, int]],
+        parts: Sequence[Architecture | None],
+        *,
+        count: int | None = None,
+        section: str | None = None,
+        keys: Sequence[str] = ("num_hidden_layers",),
     ) -> Self:
         """Return the architecture of a model that is put together from layers of several models.
 
         Args:
             spans: the first layer of each part in its own model, and the layer after its last.
             parts: the architectures of these models, in the same order.
+            count: the number of layers of this model; by default what the configuration says.
+            section: the section of the configuration that states it; None for the top level.
+            keys: the names that configurations give the number of layers, the usual one first.
 
         Raises:
             CheckpointError: if the number of layers of such a model can't be changed.

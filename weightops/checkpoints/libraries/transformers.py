@@ -15,8 +15,8 @@ from weightops.checkpoints.libraries.base import Architecture, CardFacts
 from weightops.errors import CheckpointError, missing_extra
 from weightops.support.cache import cached_folder
 
-_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-"""The names that configurations give the number of layers."""
+_LISTED_LAYERS = ("mlp_only_layers", "cross_attention_layers", "full_attn_idxs")
+"""The names that configurations give lists of layers' numbers."""
 
 
 class TransformersArchitecture(Architecture):
@@ -76,20 +76,37 @@ processor = AutoProcessor.from_pretrained("{folder}")
         return self.changed(named)
 
     def with_layers(
-        self, spans: Sequence[tuple[int, int]], parts: Sequence[Architecture | None]
+        self,
+        spans: Sequence[tuple[int, int]],
+        parts: Sequence[Architecture | None],
+        *,
+        count: int | None = None,
+        section: str | None = None,
+        keys: Sequence[str] = ("num_hidden_layers",),
     ) -> Self:
-        key = next((key for key in _LAYER_COUNTS if key in self.config), _LAYER_COUNTS[0])
-        count = self.config.get(key)
-        changes: dict[str, Any] = {key: sum(stop - start for start, stop in spans)}
-        for name, value in self.config.items():
+        old = self._section(self, section)
+        stated = [key for key in keys if key in old] or [keys[0]]
+        count = old.get(stated[0]) if count is None else count
+        depth = sum(stop - start for start, stop in spans)
+        changes: dict[str, Any] = {
+            key: depth for key in stated if key not in old or old[key] == count
+        }
+        for name, value in old.items():
+            rows = [self._section(part, section).get(name, value) for part in parts]
             if isinstance(value, list) and len(value) == count:  # an entry for each layer
-                rows = [part.config.get(name, value) if part else value for part in parts]
                 changes[name] = [
                     entry
                     for row, (start, stop) in zip(rows, spans, strict=True)
                     for entry in row[start:stop]
                 ]
-        return self.changed(changes)
+            elif name in _LISTED_LAYERS and isinstance(value, list):
+                changes[name] = _renumbered(rows, spans)
+        return self.changed(changes if section is None else {section: {**old, **changes}})
+
+    def _section(self, architecture: Architecture | None, section: str | None) -> dict[str, Any]:
+        config = (architecture or self).config
+        found: dict[str, Any] = config if section is None else config.get(section) or {}
+        return found
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
         processor = self._load("to prepare images", "AutoImageProcessor")
@@ -135,3 +152,12 @@ processor = AutoProcessor.from_pretrained("{folder}")
             raise CheckpointError(
                 f"{self.folder} has nothing {purpose} that transformers loads: {reason}"
             ) from error
+
+
+def _renumbered(rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the new numbers of the layers that each part lists."""
+    numbers, first = [], 0
+    for row, (start, stop) in zip(rows, spans, strict=True):
+        numbers += [first + layer - start for layer in sorted(row) if start <= layer < stop]
+        first += stop - start
+    return numbers

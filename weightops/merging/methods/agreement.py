@@ -31,16 +31,18 @@ def _select(deltas: torch.Tensor, selected: Cutoff, start: int) -> torch.Tensor:
     return deltas if selected == ALL else deltas.mul_(selected.flags(_variance(deltas)[0], start))
 
 
-def energy_shares(inputs: TensorInputs, selected: Cutoff) -> torch.Tensor:
+def energy_shares(inputs: TensorInputs, selected: Cutoff, equal_below: float) -> torch.Tensor:
     """Return each input's share of the squares of the selected elements, shape ``(k,)``.
 
-    The shares are equal where all selected elements are 0.
+    The shares are equal where all selected elements are 0, or their mean squares sum to less than
+    ``equal_below``.
     """
     squares = torch.zeros(inputs.k, dtype=torch.float64)
     for chunk in inputs:
         squares += sums(_select(chunk.values, selected, chunk.start).square_())
     total = squares.sum()
-    shares = squares / total if total > 0 else torch.full_like(squares, 1 / len(squares))
+    weighed = total > 0 and total >= equal_below * inputs.numel
+    shares = squares / total if weighed else torch.full_like(squares, 1 / len(squares))
     return shares.to(inputs.device, inputs.dtype)
 
 
@@ -52,6 +54,7 @@ def sce(
     start: int,
     *,
     select_topk: float = 1.0,
+    equal_below: float = 0.0,
 ) -> torch.Tensor:
     """Select the elements that vary most, weight inputs by energy, erase minority signs (SCE).
 
@@ -68,6 +71,8 @@ def sce(
         energy: the weights w, shape ``(k,)``.
         start: the position of the part.
         select_topk: the fraction of the elements that vary over the inputs which is selected.
+        equal_below: the sum of the inputs' mean squares below which all weigh alike; mergekit has
+            1e-6, which ordinary fine-tuning is often below.
     """
     kept = _select(deltas, selected, start)
     sign = elect_(kept)

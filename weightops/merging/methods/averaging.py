@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from weightops.errors import OptionError
+from weightops.merging.methods.consensus import Divisor, divisor
 from weightops.merging.methods.method import combination
 
 
@@ -35,17 +36,18 @@ def linear(weights: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
 
 
 @combination("delta")
-def task_arithmetic(weights: torch.Tensor) -> torch.Tensor:
+def task_arithmetic(weights: torch.Tensor, *, normalize: Divisor = "none") -> torch.Tensor:
     """Add the task vectors.
 
-        merged = sum_i w_i tau_i
+        merged = sum_i w_i tau_i / n
 
     Source: task arithmetic, arXiv 2212.04089.
 
     Args:
         weights: shape ``(k,)``.
+        normalize: the divisor n: "none" is 1, "weights" is sum_i w_i where that isn't 0.
     """
-    return weights
+    return weights / divisor(weights, normalize)
 
 
 @combination("weights")
@@ -87,7 +89,7 @@ def passthrough(weights: torch.Tensor, *, index: int = 0, scale: float = 1.0) ->
 
 
 @combination("delta")
-def model_stock(gram: torch.Tensor) -> torch.Tensor:
+def model_stock(gram: torch.Tensor, *, cosine_floor: float = 0.0) -> torch.Tensor:
     """Shrink the mean of the deltas by the angle between them (Model Stock).
 
         merged = t mean_i tau_i
@@ -99,6 +101,8 @@ def model_stock(gram: torch.Tensor) -> torch.Tensor:
 
     Args:
         gram: the inner products of the deltas, shape ``(k, k)``.
+        cosine_floor: the least product of two norms that a cosine is divided by. mergekit has
+            1e-6, so that small updates count as orthogonal.
 
     Raises:
         OptionError: for fewer than two models.
@@ -106,9 +110,17 @@ def model_stock(gram: torch.Tensor) -> torch.Tensor:
     k = len(gram)
     if k < 2:
         raise OptionError("model_stock needs at least two models beside the base")
-    norms = gram.diagonal().sqrt()
-    cosines = gram / (norms[:, None] * norms).clamp(min=torch.finfo(gram.dtype).tiny)
-    cosine = float((cosines.sum() - cosines.diagonal().sum()) / (k * (k - 1)))
+    return stock_ratio(gram, cosine_floor).expand(k) / k
+
+
+def stock_ratio(gram: torch.Tensor, cosine_floor: float) -> torch.Tensor:
+    """Return Model Stock's ratio t, shape ``(...)``, from inner products, ``(..., k, k)``."""
+    k = gram.shape[-1]
+    norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    floor = max(cosine_floor, torch.finfo(gram.dtype).tiny)
+    cosines = gram / (norms[..., :, None] * norms[..., None, :]).clamp(min=floor)
+    own = cosines.diagonal(dim1=-2, dim2=-1).sum(-1)
+    cosine = (cosines.sum((-2, -1)) - own) / (k * (k - 1))
     denominator = 1 + (k - 1) * cosine
-    ratio = 0.0 if abs(denominator) <= 1e-6 else k * cosine / denominator
-    return torch.full((k,), ratio / k, dtype=gram.dtype)
+    singular = denominator.abs() <= 1e-6
+    return torch.where(singular, 0.0, k * cosine / denominator.where(~singular, 1.0))

@@ -18,6 +18,18 @@ from typing import Any, Literal
 import torch
 
 Normalize = Literal["weights", "count", "none"]
+Divisor = Literal["weights", "none"]
+"""The divisor where all deltas agree: the sum of the weights, where that isn't 0, or 1."""
+
+
+def divisor(weights: torch.Tensor, normalize: Divisor) -> float:
+    """Return the number that a sum of weighted deltas is divided by."""
+    total = float(weights.sum())
+    return total if normalize == "weights" and abs(total) >= _NO_SUM else 1.0
+
+
+_NO_SUM = 1e-8
+"""The magnitude below which weights count as of sum 0, as in mergekit."""
 
 
 def consensus(
@@ -34,12 +46,14 @@ def consensus(
         deltas: shape ``(k, ...)``.
         weights: shape ``(k,)``.
         elect: let only those elements count that agree with the elected sign.
-        normalize: the divisor of elected elements.
+        normalize: the divisor of elected elements; without an election, "weights" or "none".
         scale: factors that the deltas are multiplied by before, shape ``(k,)``.
     """
     multiply_(deltas, weights if scale is None else weights * scale)
     if not elect:
-        return deltas.sum(0)
+        number = divisor(weights, "weights" if normalize == "weights" else "none")
+        total = deltas.sum(0)
+        return total if number == 1 else total.div_(number)
     sign = elect_(deltas)
     total = deltas.sum(0).mul_(sign)
     if normalize == "none":

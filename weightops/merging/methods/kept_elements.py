@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from weightops.merging.methods.inputs import ModelInputs, TensorInputs
+from weightops.merging.methods.inputs import Chunk
 
 Array = npt.NDArray[np.floating]
 Positions = npt.NDArray[np.int32]
 Counts = Callable[[int, int], Sequence[int]]
 """Gives the numbers of elements to keep, from a row's index and its number of candidates."""
+
+
+class Elements(Protocol):
+    """Rows of elements that are read chunk by chunk, and a sample of them."""
+
+    numel: int
+
+    def __iter__(self) -> Iterator[Chunk]: ...
+    def sample(self) -> torch.Tensor:
+        """Read some elements, spread over all; shape ``(k, m)``."""
+
 
 _STANDARD_ERRORS = 4
 """How far a bracket reaches to either side of a threshold, in errors of a sample's quantile."""
@@ -67,7 +78,7 @@ ALL, NONE = Cutoff(-1.0, 0), Cutoff(math.inf, 0)
 
 
 def cutoffs(
-    inputs: TensorInputs | ModelInputs,
+    inputs: Elements,
     counts: Counts,
     measure: Callable[[torch.Tensor], torch.Tensor] = torch.abs_,
     *,

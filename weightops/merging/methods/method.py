@@ -32,12 +32,14 @@ class Computation:
         space: for a combination, whether the inputs are weights or deltas.
         statistics: for chunks, parameter of the function -> the function that computes its value.
         by_rows: for chunks, never cut rows.
+        on_deltas: for chunks of weights, deltas do as well.
     """
 
     kind: Kind = "whole"
     space: Space | None = None
     statistics: Mapping[str, Statistic] = field(default_factory=dict, hash=False)
     by_rows: bool = False
+    on_deltas: bool = False
 
     @property
     def arguments(self) -> set[str]:
@@ -60,7 +62,9 @@ def combination(space: Space) -> Callable[[Function], Method]:
     return lambda function: Method(function.__name__, function, Computation("combination", space))
 
 
-def chunks(*, by_rows: bool = False, **statistics: Statistic) -> Callable[[Function], Method]:
+def chunks(
+    *, by_rows: bool = False, on_deltas: bool = False, **statistics: Statistic
+) -> Callable[[Function], Method]:
     """Build a `Method` from a function that computes each element from the inputs at that element.
 
     The function takes a part of the flat tensor, ``deltas`` or ``models`` of shape ``(k, n)``,
@@ -70,11 +74,12 @@ def chunks(*, by_rows: bool = False, **statistics: Statistic) -> Callable[[Funct
 
     Args:
         by_rows: give the function whole rows, shape ``(k, rows, width)``, for ``(rows, width)``.
+        on_deltas: give the function deltas as ``models`` where a merge has a base.
         statistics: parameter of the function -> the function that computes its value. A statistic
             takes some of ``inputs`` (`TensorInputs`), ``model_inputs`` (`ModelInputs`), the
             weights, the options and the statistics before it.
     """
-    computation = Computation("chunks", statistics=statistics, by_rows=by_rows)
+    computation = Computation("chunks", statistics=statistics, by_rows=by_rows, on_deltas=on_deltas)
     return lambda function: Method(function.__name__, function, computation)
 
 
@@ -162,7 +167,8 @@ class Method:
 
     def works_on(self, space: Space) -> bool:
         """Return True if the method takes inputs of a space; combinations always take deltas."""
-        return space == self.space or (self.kind == "combination" and space == "delta")
+        takes_deltas = self.kind == "combination" or self.computation.on_deltas
+        return space == self.space or (takes_deltas and space == "delta")
 
     @property
     def fixed(self) -> bool:

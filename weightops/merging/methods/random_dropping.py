@@ -11,7 +11,7 @@ import torch
 from weightops.algebra.names import Each
 from weightops.engine.reduce import sums
 from weightops.errors import OptionError
-from weightops.merging.methods.consensus import Normalize, consensus
+from weightops.merging.methods.consensus import Divisor, Normalize, consensus
 from weightops.merging.methods.inputs import Chunk, Draws, TensorInputs
 from weightops.merging.methods.method import chunks
 from weightops.merging.methods.option_values import fraction, per_input
@@ -86,6 +86,7 @@ def dare_linear(
     *,
     density: float = 0.2,
     rescale: Rescale = "expectation",
+    normalize: Divisor = "none",
 ) -> torch.Tensor:
     """Drop elements at random, rescale the rest, and add the deltas (DARE).
 
@@ -101,9 +102,10 @@ def dare_linear(
         density: the probability that an element is kept.
         rescale: "expectation" divides by the density, as the paper does; "l1" restores the sum of
             magnitudes, as mergekit does; "none" does neither.
+        normalize: "weights" divides by sum_i w_i, where that isn't 0.
     """
     kept = _drop(deltas, _odds(density, len(deltas)), draws)
-    return consensus(kept, weights, scale=scale, elect=False, normalize="none")
+    return consensus(kept, weights, scale=scale, elect=False, normalize=normalize)
 
 
 @chunks(scale=scale_after_dropping)
@@ -204,6 +206,7 @@ def della_linear(
     density: float = 0.5,
     epsilon: float = 0.1,
     rescale: Rescale = "expectation",
+    normalize: Divisor = "none",
 ) -> torch.Tensor:
     """Drop elements at random by magnitude, rescale, and add the deltas (DELLA without election).
 
@@ -223,9 +226,10 @@ def della_linear(
         epsilon: how far the probabilities reach to either side of the density.
         rescale: "expectation" divides by the probabilities, as the paper does; "l1" restores the
             sum of magnitudes, as mergekit does; "none" does neither.
+        normalize: "weights" divides by sum_i w_i, where that isn't 0.
     """
     kept = _drop_by_rank(deltas, density, epsilon, draws, rescale)
-    return consensus(kept, weights, scale=scale, elect=False, normalize="none")
+    return consensus(kept, weights, scale=scale, elect=False, normalize=normalize)
 
 
 @chunks(scale=scale_after_dropping_by_rank, by_rows=True)

@@ -216,7 +216,7 @@ class MethodSource(ComputedSource):
         arguments = {**arguments, "inputs": inputs, "model_inputs": self._model_inputs}
         for parameter, statistic in self.method.computation.statistics.items():
             arguments[parameter] = call(statistic, arguments)
-        stacked = "deltas" if self.space == "delta" else "models"
+        stacked = "deltas" if self.method.space == "delta" else "models"
 
         @lru_cache(maxsize=1)
         def merged_chunk(index: int) -> torch.Tensor:

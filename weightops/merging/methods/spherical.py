@@ -85,6 +85,49 @@ def nuslerp(gram: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 @combination("weights")
+def multislerp(
+    gram: torch.Tensor, weights: torch.Tensor, *, normalize: bool = True, epsilon: float = 1e-8
+) -> torch.Tensor:
+    """Average the models' directions, and go out to their mean norm (Multi-SLERP).
+
+        u = sum_i w_i theta_i / (||theta_i|| + epsilon)
+        merged = u / ||u|| sum_i w_i ||theta_i||
+
+    It is the barycentre in the tangent space at u, where the tangents' weighted sum is 0. Two
+    models whose directions cancel are averaged linearly. A model alone is itself.
+
+    Source: Goddard, 2025, https://goddard.blog/posts/multislerp-wow-what-a-cool-idea
+
+    Args:
+        gram: the inner products of the models, shape ``(k, k)``.
+        weights: shape ``(k,)``.
+        normalize: divide the weights by their sum.
+        epsilon: what is added to norms before directions are taken.
+
+    Raises:
+        OptionError: if the weights sum to 0, or the directions of more than two models cancel.
+    """
+    if len(weights) == 1:
+        return torch.ones_like(weights)
+    if normalize:
+        if weights.sum() == 0:
+            raise OptionError("the weights of multislerp must not sum to 0")
+        weights = weights / weights.sum()
+    norms = gram.diagonal().sqrt()
+    if not bool((norms > 0).any()):
+        return weights
+    directions = weights / (norms + epsilon)
+    length = math.sqrt(max(float(directions @ gram @ directions), 0.0))
+    if length < epsilon:
+        if len(weights) == 2:
+            return weights
+        raise OptionError(
+            "the weighted directions of multislerp cancel", hint="choose other weights"
+        )
+    return directions / length * (weights @ norms)
+
+
+@combination("weights")
 def karcher(
     gram: torch.Tensor, weights: torch.Tensor, *, steps: int = 50, tolerance: float = 1e-6
 ) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from weightops.algebra.names import Each
-from weightops.merging.methods.consensus import Normalize, consensus
+from weightops.merging.methods.consensus import Divisor, Normalize, consensus
 from weightops.merging.methods.inputs import ModelInputs, TensorInputs
 from weightops.merging.methods.kept_elements import NONE, Counts, Cutoff, cutoffs
 from weightops.merging.methods.method import chunks
@@ -144,6 +144,7 @@ def breadcrumbs(
     density: float = 0.9,
     gamma: float = 0.01,
     scope: Scope = "tensor",
+    normalize: Divisor = "none",
 ) -> torch.Tensor:
     """Drop the largest and the smallest elements of each delta, and add the deltas (Breadcrumbs).
 
@@ -163,9 +164,10 @@ def breadcrumbs(
         gamma: the fraction of the elements that is dropped as the largest.
         scope: "tensor" takes these fractions of each tensor; "global" of all that an input changes
             in the model.
+        normalize: "weights" divides by sum_i w_i, where that isn't 0.
     """
     kept = _drop_outliers(deltas, between, start)
-    return consensus(kept, weights, elect=False, normalize="none")
+    return consensus(kept, weights, elect=False, normalize=normalize)
 
 
 @chunks(between=elements_between_outliers)

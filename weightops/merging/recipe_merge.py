@@ -1,0 +1,325 @@
+"""Run a recipe: open its models, bring their rows to one vocabulary, and merge or stack them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial, reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from weightops.algebra.dtypes import is_editable
+from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.names import Each, PerTensor, matches
+from weightops.algebra.source import Spec
+from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.matching import open_matched
+from weightops.checkpoints.opening import open_any
+from weightops.errors import RecipeError, SpaceError, WeightopsError
+from weightops.hub.cards import merge_card
+from weightops.merging.layers import Stack, stack_layers, take_layers
+from weightops.merging.merge import merge
+from weightops.merging.output_files import differing_tokens, with_chat_template
+from weightops.merging.recipe_content import as_yaml
+from weightops.merging.tokenizers import TokenMap
+from weightops.merging.towers import belongs
+from weightops.merging.yaml_lines import located
+from weightops.support.text import first_few, portable
+
+if TYPE_CHECKING:
+    from weightops.merging.recipe import Recipe
+
+log = logging.getLogger("weightops")
+
+
+class RecipeMerge:
+    """One run of a recipe, in which each model is opened once.
+
+    Args:
+        recipe: the recipe.
+        named: name -> a recipe that it may name as a model; by default the recipe's own.
+        running: the names of the recipes that wait for this one.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        named: Mapping[str, Recipe] | None = None,
+        running: tuple[str, ...] = (),
+    ) -> None:
+        self.recipe = recipe
+        self._named = recipe.named if named is None else {**named, **recipe.named}
+        self._running = (*running, *([recipe.name] if recipe.name else ()))
+        self._opened: dict[str, Checkpoint] = {}
+        self._tokens: TokenMap | None = None
+
+    def run(self) -> Checkpoint:
+        """Merge the models; the result is lazy, unless it needs images."""
+        recipe = self.recipe
+        try:
+            merged = self._whole()
+        except WeightopsError as error:
+            file = recipe.lines.get("file")
+            raise (error.prefixed(file) if file else error) from error
+        recipe = self.recipe  # without the patterns that match nothing
+        merged.recipe = portable(recipe.to_dict())
+        text = as_yaml(merged.recipe)
+        merged.card = merge_card(recipe.method, recipe.models, recipe.base, text)
+        merged = merged.to(getattr(torch, recipe.dtype)) if recipe.dtype else merged
+        if recipe.batchnorm is None:
+            return merged
+        from weightops.evaluation.batchnorm import recompute_batchnorm
+
+        return recompute_batchnorm(merged, recipe.batchnorm, device="cpu")
+
+    def _whole(self) -> Checkpoint:
+        """Merge by the whole recipe; the result has no dtype, recipe or card yet."""
+        recipe = self.recipe
+        refs = _refs(recipe)
+        if recipe.tokenizer is not None:
+            with located(recipe.lines.get("tokenizer", "")):
+                self._tokens = self._token_map(refs)
+        elif len(refs) > 1 and not _only_stacks(recipe):
+            self._warn_of_vocabularies(refs)
+        merged, self.recipe = self._part(recipe, None)
+        architecture = merged.architecture
+        if architecture is not None and self._tokens is not None:
+            architecture = self._tokens.architecture(architecture)
+        if architecture is not None and recipe.chat_template is not None:
+            folders = {
+                ref: model.architecture.folder
+                for ref in refs
+                if (model := self._open(ref)).architecture is not None
+            }
+            with located(recipe.lines.get("chat_template", "")):
+                architecture = with_chat_template(architecture, recipe.chat_template, folders)
+        return Checkpoint(merged.form, architecture)
+
+    def _part(self, recipe: Recipe, module: str | None) -> tuple[Checkpoint, Recipe]:
+        """Merge by a recipe, and return the recipe without the patterns that match nothing."""
+        if recipe.modules:
+            return self._modules(recipe)
+        if recipe.slices:
+            return self._stacked(recipe, module)
+        opened = self._group(recipe)
+        models = [opened[ref] for ref in recipe.models]
+        return _merged(recipe, models, opened[recipe.base] if recipe.base else None)
+
+    def _modules(self, recipe: Recipe) -> tuple[Checkpoint, Recipe]:
+        """Merge the parts of a model each by a recipe of its own."""
+        merged, modules = {}, {}
+        for name, part in recipe.modules.items():
+            merged[name], modules[name] = self._part(part, name)
+        main = next((name for name in merged if belongs("model.layers.0.w", name)), None)
+        main = main or ("decoder" if "decoder" in merged else next(iter(merged)))
+        owner: dict[str, str] = {}
+        for name, checkpoint in merged.items():
+            owned = [tensor for tensor in checkpoint.specs if belongs(tensor, name)]
+            if not owned:
+                raise RecipeError(
+                    f"{checkpoint.ref} has no part {name}",
+                    hint=f"its tensors are {first_few(checkpoint.specs, 5)}",
+                )
+            owner |= dict.fromkeys(owned, name)
+        for tensor in merged[main].specs:
+            owner.setdefault(tensor, main)
+        forms = [
+            checkpoint.form.part([t for t in checkpoint.specs if owner.get(t) == name])
+            for name, checkpoint in merged.items()
+        ]
+        architecture = merged[main].architecture
+        for name, checkpoint in merged.items():
+            if name != main and architecture is not None and checkpoint.architecture is not None:
+                architecture = architecture.changed(
+                    {
+                        key: value
+                        for key, value in checkpoint.architecture.changes.items()
+                        if key not in architecture.changes
+                    }
+                )
+        result = Checkpoint(LinearForm.of(Stack(forms)), architecture)
+        return result, replace(recipe, modules=modules)
+
+    def _stacked(self, recipe: Recipe, module: str | None) -> tuple[Checkpoint, Recipe]:
+        """Put the layers of slices on top of each other."""
+        parts, pieces, spans, starts, first = [], [], [], [], 0
+        for i, piece in enumerate(recipe.slices):
+            assert piece.layers is not None
+            with located(piece.lines.get("slice", "")):
+                opened = self._group(piece)
+                take = partial(
+                    take_layers,
+                    first=first,
+                    before=i == 0,
+                    after=i == len(recipe.slices) - 1,
+                    module=module,
+                )
+                models = []
+                for ref, span in zip(piece.models, piece.layers, strict=True):
+                    with located(piece.lines.get(ref, "")):
+                        models.append(take(opened[ref], span))
+                span = piece.base_layers or piece.layers[0]
+                base = take(opened[piece.base], span) if piece.base else None
+                part, pruned = _merged(replace(piece, dtype=recipe.dtype), models, base)
+            parts.append(part)
+            pieces.append(replace(pruned, dtype=None))
+            starts.append(opened[piece.models[0]])
+            spans.append(piece.layers[0])
+            first += piece.layers[0][1] - piece.layers[0][0]
+        return stack_layers(parts, spans, starts, module), replace(recipe, slices=tuple(pieces))
+
+    def _group(self, recipe: Recipe) -> dict[str, Checkpoint]:
+        """Open the models that are merged with each other, with rows by token if they should be."""
+        refs = list(dict.fromkeys([*([recipe.base] if recipe.base else []), *recipe.models]))
+        opened = {}
+        for ref in refs:
+            with located(recipe.lines.get(ref, "")):
+                opened[ref] = self._open(ref)
+        if self._tokens is None:
+            return opened
+        first = opened[refs[0]]
+        matched = {ref: open_matched(model, first) for ref, model in opened.items()}
+        base = self._tokens.base if self._tokens.base in matched else None
+        return self._tokens.mapped(matched, base)
+
+    def _open(self, ref: str) -> Checkpoint:
+        """Open a model once: a ref, the name of a recipe, or one of them with ``+`` an adapter."""
+        if ref not in self._opened:
+            self._opened[ref] = self._opened_now(ref)
+        return self._opened[ref]
+
+    def _opened_now(self, ref: str) -> Checkpoint:
+        if ref in self._running:
+            chain = " -> ".join([*self._running[self._running.index(ref) :], ref])
+            raise RecipeError(f"recipes that name each other in a circle: {chain}")
+        if ref in self._named:
+            inner = RecipeMerge(self._named[ref], self._named, (*self._running, ref))
+            return inner.run()
+        start, plus, adapter = ref.rpartition("+")
+        if not plus or Path(ref).exists():
+            return open_any(ref)
+        base, delta = self._open(start), open_any(adapter)
+        if delta.form.space != "delta":
+            raise SpaceError(
+                f"{adapter} behind + holds weights, not an adapter",
+                hint="an adapter is a folder with adapter_config.json",
+            )
+        return open_matched(delta, base)
+
+    def _token_map(self, refs: Sequence[str]) -> TokenMap:
+        """Return the vocabulary of the merge."""
+        choice = self.recipe.tokenizer
+        assert choice is not None
+        base = choice.base or next(filter(None, [r.base for r in _leaves(self.recipe)]), None)
+        models = {}
+        for ref in dict.fromkeys([*([base] if base else []), *refs]):
+            opened = self._open(ref)
+            if opened.form.space == "weights":
+                models[ref] = opened
+        source = None if choice.source in ("union", "base") else self._open(choice.source)
+        return TokenMap(choice, models, base, self.recipe.lines, source)
+
+    def _warn_of_vocabularies(self, refs: Sequence[str]) -> None:
+        folders = {}
+        for ref in refs:
+            with located(self.recipe.lines.get(ref, "")):
+                architecture = self._open(ref).architecture
+            if architecture is not None and architecture.library == "transformers":
+                folders[ref] = architecture.folder
+        found = differing_tokens(folders)
+        if found is not None:
+            ref, tokens = found
+            log.warning(
+                "the tokenizers of %s and %s differ in %d tokens, such as %s, and rows are merged "
+                "by number; tokenizer: {source: union} merges them by token",
+                next(iter(folders)),
+                ref,
+                len(tokens),
+                first_few([repr(token) for token in tokens]),
+            )
+
+
+def _leaves(recipe: Recipe) -> list[Recipe]:
+    """Return the recipes within a recipe that have models of their own."""
+    inner = [*recipe.slices, *recipe.modules.values()]
+    return [leaf for part in inner for leaf in _leaves(part)] if inner else [recipe]
+
+
+def _refs(recipe: Recipe) -> list[str]:
+    """Return the refs of all models of a recipe, the base first."""
+    refs: dict[str, None] = {}
+    for leaf in _leaves(recipe):
+        refs |= dict.fromkeys([*([leaf.base] if leaf.base else []), *leaf.models])
+    return list(refs)
+
+
+def _only_stacks(recipe: Recipe) -> bool:
+    return all(len({*leaf.models, leaf.base} - {None}) == 1 for leaf in _leaves(recipe))
+
+
+def _merged(
+    recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None
+) -> tuple[Checkpoint, Recipe]:
+    """Merge opened models, and return the recipe without the patterns that match nothing."""
+    if recipe.dtype:
+        models, base = _widened(models, base)
+    if recipe.forgiving:
+        recipe = _without_unmatched(recipe, (base or models[0]).specs)
+    merged = merge(
+        models,
+        recipe.method,
+        base=base,
+        weights=recipe.weights,
+        alpha=recipe.alpha,
+        seed=recipe.seed,
+        **recipe.options,
+    )
+    return merged, recipe
+
+
+def _widened(
+    models: Sequence[Checkpoint], base: Checkpoint | None
+) -> tuple[Sequence[Checkpoint], Checkpoint | None]:
+    """Return models and base in the widest of their dtypes, where they have several."""
+    whole = [model for model in (*models, base) if model and model.form.space == "weights"]
+    dtypes = {
+        spec.dtype for model in whole for spec in model.specs.values() if is_editable(spec.dtype)
+    }
+    if len(dtypes) < 2:
+        return models, base
+    widest = reduce(torch.promote_types, dtypes)
+    widened = [m.to(widest) if m.form.space == "weights" else m for m in models]
+    return widened, base.to(widest) if base else None
+
+
+def _without_unmatched(recipe: Recipe, specs: Mapping[str, Spec]) -> Recipe:
+    """Return a recipe without the patterns that match no tensor, and warn of these."""
+    unmatched: dict[str, None] = {}
+
+    def pruned(value: PerTensor) -> Any:
+        if isinstance(value, Each):
+            return Each(pruned(item) for item in value)
+        if not isinstance(value, Mapping):
+            return value
+        kept = {}
+        for pattern, inner in value.items():
+            if pattern == "*" or any(matches(pattern, name) for name in specs):
+                kept[pattern] = pruned(inner)
+            else:
+                unmatched[pattern] = None
+        return kept["*"] if list(kept) == ["*"] else kept
+
+    result = replace(
+        recipe,
+        weights=recipe.weights and tuple(map(pruned, recipe.weights)),
+        alpha=pruned(recipe.alpha),
+        options={name: pruned(value) for name, value in recipe.options.items()},
+    )
+    texts = dict.fromkeys(p.removeprefix("*.[0-9]*.").strip("*") for p in unmatched)
+    for text in texts:
+        if text and not any(matches(f"*{text}*", name) for name in specs):
+            log.warning("no tensor matches the filter %s: it has no effect", text)
+    return result
