@@ -20,7 +20,7 @@ from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.opening import open_checkpoint
 from weightops.errors import CheckpointError, NonfiniteError, OutputError
 from weightops.hub.cards import training_card
-from weightops.support.atomic import atomic_output, check_free
+from weightops.support.atomic import atomic_output, check_free, clear_killed
 from weightops.support.json_files import read_json
 from weightops.support.text import first_few
 
@@ -87,6 +87,7 @@ class RunFolder:
                     hint="resume=True continues the run, overwrite=True starts it again",
                 )
         self.path.mkdir(parents=True, exist_ok=True)
+        clear_killed(self.path)
         if not resume:
             self.go_back(0)
         steps = self._usable_states()
