@@ -55,7 +55,7 @@ class Layers(Source):
         self.specs = {new: source.specs[old] for new, old in self._names.items()}
         new = {old: name for name, old in self._names.items()}
         self.ties = {new[a]: new[b] for a, b in source.ties.items() if a in new and b in new}
-        self.computed = source.computed
+        self.computed, self.files = source.computed, source.files
         if source.identity is not None:
             self.identity = ("layers", source.identity, tuple(self._names.items()))
 

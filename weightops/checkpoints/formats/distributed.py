@@ -19,6 +19,7 @@ from weightops.checkpoints.formats.torch_source import EXPANSION
 from weightops.checkpoints.formats.torch_zip import read_tensor
 from weightops.checkpoints.formats.unpickler import Unpickler
 from weightops.errors import CheckpointError
+from weightops.support.input_files import InputFile
 from weightops.support.sibling_files import sibling
 
 _MARK = b"torch.distributed.checkpoint.metadata"
@@ -74,14 +75,14 @@ class DcpSource(Source):
             self._chunks[name] = [_chunk(path, key, box, places) for box in boxes]
             _check_boxes(name, self.specs[name], self._chunks[name])
         files = {chunk.file for chunks in self._chunks.values() for chunk in chunks}
-        stats = [file.stat() for file in (path, *sorted(files))]
+        self.files = [InputFile.of(file) for file in (path, *sorted(files))]
         claimed = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in self.specs.values())
-        stored = sum(stat.st_size for stat in stats)
+        stored = sum(file.size for file in self.files)
         if claimed > EXPANSION * stored + 65536:
             raise CheckpointError(
                 f"its tensors claim {claimed:,} bytes, out of files of {stored:,}"
             )
-        self.identity = ("dcp", *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
+        self.identity = ("dcp", path.stat().st_dev, *(file.state for file in self.files))
 
     def read(self, name: str) -> torch.Tensor:
         spec = self.specs[name]

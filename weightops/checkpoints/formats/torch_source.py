@@ -7,6 +7,7 @@ give the same names. Data are mapped from disk where they are aligned, as in zip
 from __future__ import annotations
 
 import io
+import math
 import mmap
 import struct
 import tarfile
@@ -17,11 +18,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.formats.pickle_objects import STORAGES, Global, Storage, StoredTensor
 from weightops.checkpoints.formats.state_dicts import at_key, named_tensors
 from weightops.checkpoints.formats.unpickler import with_refused_names
 from weightops.errors import CheckpointError
+from weightops.support.input_files import InputFile
 
 DAMAGE = (
     zipfile.BadZipFile,
@@ -94,8 +97,8 @@ class TorchSource(Source):
             if tensor.nbytes and owners.setdefault(tensor, name) != name:
                 self.ties[name] = owners[tensor]
         self.specs = {name: Spec(t.shape, t.dtype) for name, t in self._tensors.items()}
-        stat = path.stat()
-        self.identity: object = ("file", stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        self.files = [InputFile.of(path)]
+        self.identity: object = ("file", path.stat().st_dev, *self.files[0].state)
 
     def read(self, name: str) -> torch.Tensor:
         tensor = self._tensors[name]
@@ -107,6 +110,26 @@ class TorchSource(Source):
                 self._aligned_copies[key] = stored.clone()
             stored = self._aligned_copies[key]
         return dense(tensor, stored)
+
+    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+        tensor = self._tensors[name]
+        if tensor.stride != contiguous_stride(tensor.shape):
+            return super().open(name, scratch)
+        storage, width, [file] = tensor.storage, tensor.dtype.itemsize, self.files
+        begin = self._extents[storage.key].start + storage.start * storage.dtype.itemsize
+        begin += tensor.offset * width
+
+        def elements(start: int, stop: int) -> torch.Tensor:
+            out = scratch.get(Slot.RESULT, stop - start, tensor.dtype, torch.device("cpu"))
+            file.read_into(out.view(torch.uint8).numpy().data, begin + start * width)
+            return out
+
+        return elements
+
+
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the stride of a tensor whose elements follow each other."""
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def dense(tensor: StoredTensor, stored: torch.Tensor) -> torch.Tensor:
