@@ -105,7 +105,7 @@ def test_scopes_and_slices(model_files: tuple[str, list[str]], tmp_path: Path) -
         ({"parameters": {"densty": 0.5}}, "parameters has 'densty', which ties doesn't take there"),
         ({"models": [{"model": "a"}]}, "a has no weight, which ties needs"),
         ({"base_model": None}, "ties needs base_model"),
-        ({"slices": []}, "exactly one of models and slices"),
+        ({"slices": []}, r"slices is \[\], and must be a list with an entry at least"),
     ],
 )
 def test_refused_configurations(change: dict[str, object], match: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 
@@ -15,7 +16,6 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.engine.evaluate import buffered, reader
 from weightops.engine.plan import plan
 from weightops.errors import CheckpointError, RecipeError
-from weightops.support.text import first_few
 
 
 class Layers(Source):
@@ -46,10 +46,11 @@ class Layers(Source):
             elif start <= layer.number < stop:
                 present.add(layer.number)
                 self._names[f"{layer.before}{layer.number - start + first}{layer.after}"] = name
-        missing = [str(number) for number in range(start, stop) if number not in present]
+        # A recipe may say any numbers, so no more than a few are listed.
+        missing = list(islice((str(n) for n in range(start, stop) if n not in present), 3))
         if missing or stop <= start:
             raise RecipeError(
-                f"{source.ref} has no layer {first_few(missing) or f'from {start} to {stop}'}"
+                f"{source.ref} has no layer {', '.join(missing) or f'from {start} to {stop}'}"
             )
         self._source, self.ref = source, f"{source.ref}[{start}:{stop}]"
         self.specs = {new: source.specs[old] for new, old in self._names.items()}

@@ -118,11 +118,50 @@ def translate(content: Mapping[str, Any]) -> dict[str, Any]:
     for key in content:
         if key not in _TOP_KEYS:
             raise unknown("key of mergekit's that is supported", str(key), _TOP_KEYS)
+    _check_kinds(content)
     slices = content.get("slices") or ()
     ranged = any(
         "layer_range" in source for piece in slices for source in piece.get("sources") or ()
     )
     return _of_slices(content) if len(slices) > 1 or ranged else _of_models(content)
+
+
+def _check_kinds(content: Mapping[str, Any]) -> None:
+    """Check that each key has a value of its kind, so that what follows can rely on it.
+
+    Raises:
+        RecipeError: naming the key, its value, and what is expected.
+    """
+    _check_kind(content, "merge_method", str, "a name", needed=True)
+    for key in ("base_model", "dtype", "out_dtype"):
+        _check_kind(content, key, str, "a name")
+    _check_kind(content, "parameters", dict, "a mapping")
+    for key in ("models", "slices"):
+        _check_kind(content, key, list, "a list with an entry at least", needed=key in content)
+    for piece in content.get("slices") or ():
+        _check_mapping(piece, "an entry of slices")
+        _check_kind(piece, "sources", list, "a list with an entry at least", needed=True)
+        _check_kind(piece, "base_model", str, "a name")
+        _check_kind(piece, "parameters", dict, "a mapping")
+    sources = [source for piece in content.get("slices") or () for source in piece["sources"]]
+    for entry in [*(content.get("models") or ()), *sources]:
+        _check_mapping(entry, "a model")
+        _check_kind(entry, "model", str, "a name", needed=True)
+        _check_kind(entry, "parameters", dict, "a mapping")
+
+
+def _check_mapping(value: Any, what: str) -> None:
+    if not isinstance(value, dict):
+        raise RecipeError(f"{what} is {value!r:.80}, and must be a mapping")
+
+
+def _check_kind(
+    content: Mapping[str, Any], key: str, kind: type, expected: str, *, needed: bool = False
+) -> None:
+    value = content.get(key)
+    if (value is None and not needed) or (isinstance(value, kind) and (value or not needed)):
+        return
+    raise RecipeError(f"{key} is {value!r:.80}, and must be {expected}")
 
 
 def _of_slices(content: Mapping[str, Any]) -> dict[str, Any]:

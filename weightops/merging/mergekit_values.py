@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from weightops.algebra.names import PerTensor
+from weightops.errors import RecipeError
 from weightops.support.registry import unknown
 
 
@@ -35,12 +37,20 @@ def _per_tensor(value: Any) -> PerTensor:
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         return _filtered(value)
     if isinstance(value, list):
-        return {"*.[0-9]*.*": [float(item) for item in value], "*": float(value[0])}
+        numbers = [_number(item) for item in value]
+        if not numbers or not all(isinstance(number, float) for number in numbers):
+            raise RecipeError(f"a gradient over the layers is {value!r:.80}, not a list of numbers")
+        return {"*.[0-9]*.*": numbers, "*": numbers[0]}
+    return _number(value)
+
+
+def _number(value: Any) -> Any:
+    """Return a number as a float, also one that YAML takes for text; other values as they are."""
     if isinstance(value, str):
         with suppress(ValueError):
             value = float(value)  # YAML reads 1e-5 as text
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if number else value
+    return float(value) if number and abs(value) <= sys.float_info.max else value
 
 
 def _filtered(conditions: Sequence[Mapping[str, Any]]) -> dict[str, PerTensor]:
@@ -51,6 +61,8 @@ def _filtered(conditions: Sequence[Mapping[str, Any]]) -> dict[str, PerTensor]:
         for key in condition:
             if key not in known:
                 raise unknown("key of a conditional value in mergekit's recipes", str(key), known)
+        if "value" not in condition:
+            raise RecipeError(f"a conditional value {condition!r:.80} has no value")
         text = condition.get("filter")
         pattern = "*" if text in (None, "*") else f"*{text}*"
         value = _per_tensor(condition["value"])

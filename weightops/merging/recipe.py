@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -24,6 +25,7 @@ from weightops.merging.merge import merge
 from weightops.merging.mergekit import looks_like_mergekit, translate
 from weightops.merging.methods.table import METHODS
 from weightops.support.registry import unknown
+from weightops.support.yaml_files import read_yaml
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 _KEYS = ("method", "base", "models", "slices", "alpha", "options", "seed", "dtype", "batchnorm")
@@ -92,13 +94,7 @@ class Recipe:
             RecipeError: naming the file and what in it isn't understood.
             UnknownNameError: for an unknown key, method or option, with the nearest.
         """
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RecipeError(f"{path} can't be read: {error.strerror or error}") from error
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            reason = " ".join(str(error).split())
-            raise RecipeError(f"{path} is not valid YAML: {reason}") from error
+        content = read_yaml(Path(path))
         if not isinstance(content, dict):
             raise RecipeError(
                 f"{path} is not a recipe: it has no keys", hint=f"such as {', '.join(_KEYS[:3])}"
@@ -140,19 +136,22 @@ class Recipe:
         for entry in entries:
             _check_keys(entry, _MODEL_KEYS, "key of a model")
             if not isinstance(entry.get("model"), str):
-                raise RecipeError(f"{entry} names no model")
+                raise RecipeError(f"{entry!r:.200} names no model")
+        for key in ("base", "dtype", "batchnorm"):
+            if not isinstance(content.get(key), (str, type(None))):
+                raise RecipeError(f"{key} is {content[key]!r:.80}, and must be a name")
         weights = tuple(_numbers(entry.get("weight", 1.0), "weight") for entry in entries)
         layers = tuple(_layers(entry["layers"]) for entry in entries if "layers" in entry)
         if len(layers) not in (0, len(entries)):
             raise RecipeError("either each model of a slice has layers, or none")
         return cls(
             tuple(entry["model"] for entry in entries),
-            str(content.get("method", "linear")),
+            str(content.get("method", "linear"))[:200],
             content.get("base"),
             weights if any(weight != 1.0 for weight in weights) else None,
             _numbers(content.get("alpha", 1.0), "alpha"),
             _options(content.get("options") or {}),
-            int(_numbers(content.get("seed", 0), "seed")),
+            _seed(content.get("seed", 0)),
             content.get("dtype"),
             layers or None,
             batchnorm=content.get("batchnorm"),
@@ -305,12 +304,34 @@ def _options(content: Any) -> dict[str, Any]:
     """Return a method's options, with `Each` where a value is one for each model."""
     if not isinstance(content, dict):
         raise RecipeError("options is a mapping of the method's options to values")
-    return {
-        str(name): Each(value[_EACH])
-        if isinstance(value, dict) and list(value) == [_EACH]
-        else value
-        for name, value in content.items()
-    }
+    options = {str(name): _plain(value, str(name)) for name, value in content.items()}
+    for name, value in options.items():
+        if isinstance(value, dict) and list(value) == [_EACH]:
+            if not isinstance(value[_EACH], list):
+                raise RecipeError(f"{name} has no list of values, one for each model")
+            options[name] = Each(value[_EACH])
+    return options
+
+
+def _seed(value: Any) -> int:
+    if type(value) not in (int, float) or value != value or not -(2**63) <= value < 2**63:
+        raise RecipeError(f"seed is {value!r:.80}, and must be a whole number of 64 bits")
+    return int(value)
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Return a value with text for keys, and without numbers that no computer word holds.
+
+    Raises:
+        RecipeError: for such a number.
+    """
+    if isinstance(value, dict):
+        return {str(key): _plain(inner, name) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner, name) for inner in value]
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise RecipeError(f"{name} is a number of {value.bit_length()} bits, which can't be")
+    return value
 
 
 def _layers(value: Any) -> tuple[int, int]:
@@ -335,9 +356,10 @@ def _numbers(value: Any, name: str) -> PerTensor:
         return {str(pattern): _numbers(inner, name) for pattern, inner in value.items()}
     if isinstance(value, list) and value:
         return [_numbers(inner, name) for inner in value]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or abs(value) > sys.float_info.max or math.isnan(value):
         raise RecipeError(
             f"{name} is a number, a mapping of name patterns to numbers, or a list of numbers, "
-            f"not {value!r}"
+            f"not {value!r:.80}"
         )
     return float(value)
