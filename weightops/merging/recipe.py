@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -24,14 +22,13 @@ from weightops.merging.layers import Layers, stack_layers
 from weightops.merging.merge import merge
 from weightops.merging.mergekit import looks_like_mergekit, translate
 from weightops.merging.methods.table import METHODS
+from weightops.merging.recipe_values import EACH, layers_of, numbers_of, options_of, seed_of
 from weightops.support.registry import unknown
 from weightops.support.yaml_files import read_yaml
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 _KEYS = ("method", "base", "models", "slices", "alpha", "options", "seed", "dtype", "batchnorm")
 _MODEL_KEYS = ("model", "weight", "layers")
-_EACH = "each"
-"""The key of an option with one value for each model: ``{each: [0.2, 0.5]}``."""
 _DEFAULTS: Mapping[str, Any] = {
     "base": None,
     "alpha": 1.0,
@@ -140,8 +137,8 @@ class Recipe:
         for key in ("base", "dtype", "batchnorm"):
             if not isinstance(content.get(key), (str, type(None))):
                 raise RecipeError(f"{key} is {content[key]!r:.80}, and must be a name")
-        weights = tuple(_numbers(entry.get("weight", 1.0), "weight") for entry in entries)
-        layers = tuple(_layers(entry["layers"]) for entry in entries if "layers" in entry)
+        weights = tuple(numbers_of(entry.get("weight", 1.0), "weight") for entry in entries)
+        layers = tuple(layers_of(entry["layers"]) for entry in entries if "layers" in entry)
         if len(layers) not in (0, len(entries)):
             raise RecipeError("either each model of a slice has layers, or none")
         return cls(
@@ -149,9 +146,9 @@ class Recipe:
             str(content.get("method", "linear"))[:200],
             content.get("base"),
             weights if any(weight != 1.0 for weight in weights) else None,
-            _numbers(content.get("alpha", 1.0), "alpha"),
-            _options(content.get("options") or {}),
-            _seed(content.get("seed", 0)),
+            numbers_of(content.get("alpha", 1.0), "alpha"),
+            options_of(content.get("options") or {}),
+            seed_of(content.get("seed", 0)),
             content.get("dtype"),
             layers or None,
             batchnorm=content.get("batchnorm"),
@@ -192,7 +189,7 @@ class Recipe:
             "models": self._model_entries(),
             "alpha": self.alpha,
             "options": {
-                name: {_EACH: list(value)} if isinstance(value, Each) else value
+                name: {EACH: list(value)} if isinstance(value, Each) else value
                 for name, value in self.options.items()
             },
             "seed": self.seed,
@@ -298,68 +295,3 @@ def _check_keys(content: Mapping[str, Any], known: Sequence[str], kind: str) -> 
     for key in content:
         if key not in known:
             raise unknown(kind, str(key), known)
-
-
-def _options(content: Any) -> dict[str, Any]:
-    """Return a method's options, with `Each` where a value is one for each model."""
-    if not isinstance(content, dict):
-        raise RecipeError("options is a mapping of the method's options to values")
-    options = {str(name): _plain(value, str(name)) for name, value in content.items()}
-    for name, value in options.items():
-        if isinstance(value, dict) and list(value) == [_EACH]:
-            if not isinstance(value[_EACH], list):
-                raise RecipeError(f"{name} has no list of values, one for each model")
-            options[name] = Each(value[_EACH])
-    return options
-
-
-def _seed(value: Any) -> int:
-    if type(value) not in (int, float) or value != value or not -(2**63) <= value < 2**63:
-        raise RecipeError(f"seed is {value!r:.80}, and must be a whole number of 64 bits")
-    return int(value)
-
-
-def _plain(value: Any, name: str) -> Any:
-    """Return a value with text for keys, and without numbers that no computer word holds.
-
-    Raises:
-        RecipeError: for such a number.
-    """
-    if isinstance(value, dict):
-        return {str(key): _plain(inner, name) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner, name) for inner in value]
-    if isinstance(value, int) and abs(value) >= 2**63:
-        raise RecipeError(f"{name} is a number of {value.bit_length()} bits, which can't be")
-    return value
-
-
-def _layers(value: Any) -> tuple[int, int]:
-    """Return a range of layers.
-
-    Raises:
-        RecipeError: if it isn't two whole numbers, the second larger.
-    """
-    two = isinstance(value, (list, tuple)) and len(value) == 2
-    if not two or not all(type(v) is int and v >= 0 for v in value) or value[1] <= value[0]:
-        raise RecipeError(f"layers are [from, to], counted from 0, without the last; not {value}")
-    return value[0], value[1]
-
-
-def _numbers(value: Any, name: str) -> PerTensor:
-    """Return a `PerTensor` of finite numbers.
-
-    Raises:
-        RecipeError: if it holds anything else.
-    """
-    if isinstance(value, dict):
-        return {str(pattern): _numbers(inner, name) for pattern, inner in value.items()}
-    if isinstance(value, list) and value:
-        return [_numbers(inner, name) for inner in value]
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or abs(value) > sys.float_info.max or math.isnan(value):
-        raise RecipeError(
-            f"{name} is a number, a mapping of name patterns to numbers, or a list of numbers, "
-            f"not {value!r:.80}"
-        )
-    return float(value)
