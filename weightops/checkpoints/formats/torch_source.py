@@ -20,7 +20,14 @@ import torch
 
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import Source, Spec
-from weightops.checkpoints.formats.pickle_objects import STORAGES, Global, Storage, StoredTensor
+from weightops.checkpoints.formats.budget import Budget
+from weightops.checkpoints.formats.pickle_objects import (
+    STORAGES,
+    Global,
+    Storage,
+    StoredTensor,
+    short_name,
+)
 from weightops.checkpoints.formats.state_dicts import at_key, named_tensors
 from weightops.checkpoints.formats.unpickler import with_refused_names
 from weightops.errors import CheckpointError
@@ -30,6 +37,7 @@ DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
     ValueError,
+    RecursionError,
     struct.error,
     NotImplementedError,
     EOFError,
@@ -59,11 +67,13 @@ class TorchContent(NamedTuple):
         value: the object that its pickle describes.
         extents: storage key -> the bytes of the storage.
         refused_names: the names that its pickle asked for and didn't get.
+        budget: what may still be made of the file.
     """
 
     value: Any
     extents: Mapping[str, Extent]
     refused_names: Mapping[str, None]
+    budget: Budget
 
 
 class TorchSource(Source):
@@ -80,7 +90,7 @@ class TorchSource(Source):
 
     def __init__(self, path: Path, data: mmap.mmap, content: TorchContent) -> None:
         self.ref = str(path)
-        self._tensors, skipped = named_tensors(content.value)
+        self._tensors, skipped = named_tensors(content.value, content.budget)
         self.skipped = (*skipped, *content.refused_names)
         self._extents = content.extents
         self._data = torch.frombuffer(data, dtype=torch.uint8)
@@ -180,7 +190,7 @@ def open_mapped(
         try:
             if key is None:
                 return TorchSource(path, data, content)
-            content = content._replace(value=at_key(content.value, key))
+            content = content._replace(value=at_key(content.value, key, content.budget))
             source = TorchSource(path, data, content)
             source.ref, source.identity = f"{path}:{key}", (source.identity, key)
             return source
@@ -199,7 +209,7 @@ def storage_of(pid: Any) -> Storage:
         CheckpointError: if the persistent id isn't one.
     """
     is_storage = isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"
-    if not is_storage or not isinstance(pid[1], Global):
+    if not is_storage or not isinstance(pid[1], Global) or not is_key(pid[2]):
         raise CheckpointError("its pickle refers to something else than a storage")
     _, kind, key, _, numel, *_ = pid
     dtype = STORAGES.get(kind.name.replace("torch.cuda.", "torch."))
@@ -207,9 +217,14 @@ def storage_of(pid: Any) -> Storage:
         raise CheckpointError(f"a storage is a {kind.name}, which isn't known")
     if type(numel) is not int or not 0 <= numel < 2**60:
         raise CheckpointError(
-            f"storage {str(key)!r} has {str(numel)[:40]} elements, which can't be"
+            f"storage {short_name(key)!r} has {short_name(numel)} elements, which can't be"
         )
     return Storage(str(key), dtype, 0, numel)
+
+
+def is_key(value: Any) -> bool:
+    """Return whether a value can be the key of a storage: text, or a number of 64 bits."""
+    return isinstance(value, str) or (isinstance(value, int) and value.bit_length() <= 64)
 
 
 def view_of(storage: Storage, start: Any, numel: Any) -> Storage:

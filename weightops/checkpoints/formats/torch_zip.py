@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from weightops.algebra.source import Source
+from weightops.checkpoints.formats.budget import Budget
 from weightops.checkpoints.formats.pickle_objects import StoredTensor
 from weightops.checkpoints.formats.torch_source import (
     DAMAGE,
@@ -82,8 +83,9 @@ def _read_archive(data: mmap.mmap | bytearray) -> TorchContent:
         if name.startswith(prefix)
     }
     pickle = bytes(data[_extent(data, members[f"{root}data.pkl"]).slice])
-    unpickler = Unpickler(io.BytesIO(pickle), storage_of, len(pickle))
-    return TorchContent(unpickler.load(), extents, unpickler.refused_names)
+    budget = Budget(len(pickle))
+    unpickler = Unpickler(io.BytesIO(pickle), storage_of, budget)
+    return TorchContent(unpickler.load(), extents, unpickler.refused_names, budget)
 
 
 def _extent(data: mmap.mmap | bytearray, info: zipfile.ZipInfo) -> Extent:
