@@ -39,7 +39,7 @@ def recognises(path: Path) -> bool:
 
 def open_file(path: Path, key: str | None = None) -> Source:
     """Open the tensors of an archive."""
-    return open_mapped(path, _read_archive, key)
+    return open_mapped(path, read_archive, key)
 
 
 def read_tensor(data: bytearray, place: str) -> torch.Tensor:
@@ -49,7 +49,7 @@ def read_tensor(data: bytearray, place: str) -> torch.Tensor:
         CheckpointError: naming ``place`` and what is wrong with it.
     """
     try:
-        content = _read_archive(data)
+        content = read_archive(data)
         tensor = content.value
         if not isinstance(tensor, StoredTensor):
             raise CheckpointError("it isn't a tensor")
@@ -64,7 +64,8 @@ def read_tensor(data: bytearray, place: str) -> torch.Tensor:
     return dense(tensor, stored.clone())
 
 
-def _read_archive(data: mmap.mmap | bytearray) -> TorchContent:
+def read_archive(data: mmap.mmap | bytearray) -> TorchContent:
+    """Return the structure of an archive."""
     with zipfile.ZipFile(io.BufferedReader(FileView(data))) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if len(members) < len(archive.infolist()):
