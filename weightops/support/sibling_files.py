@@ -62,7 +62,8 @@ _UNRELATED = re.compile(
     | (optimizer|scheduler|scaler|rng_state|trainer_state|training_args|global_step|checkpoint-).*
     | (summary|training|lofi|comparison)\.json | .*\.jsonl | report\.html   # results of weightops
     | (frontier|accuracy|figure|geometry)\.(png|svg)
-    | runs | logs | wandb | onnx | openvino | coreml | original | __pycache__ | (node\d+|merged)
+    | runs | logs | wandb | onnx | openvino | coreml | original | __pycache__
+    | ema | (node\d+|merged)
     """,
     re.VERBOSE,
 )
