@@ -262,11 +262,11 @@ def test_pickles_that_grow(tmp_path: Path) -> None:
     for label, content in {"shared": laugh, "nested": nested, "itself": itself}.items():
         path = archive(tmp_path / "x.pt", b"}(" + text("w") + tensor() + text("x") + content + b"u")
         assert list(open_checkpoint(path)) == ["w"], label
-    with pytest.raises(CheckpointError, match="its pickle copies more than it holds"):
+    with pytest.raises(CheckpointError, match="it asks for more than 16 times its size"):
         open_checkpoint(archive(tmp_path / "x.pt", mapping(w=tensor(), x=copies)))
     key = archive(tmp_path / "x.pt", b"}" + nested + b"Ns" + text("w") + tensor() + b"s")
     assert list(open_checkpoint(key)) == ["w"]
-    for content in (nested, itself, laugh, b"]" * 10**5):
+    for content in (nested, itself, laugh, b"]" * 10**4):
         with pytest.raises(CheckpointError, match="it holds a"):
             open_checkpoint(archive(tmp_path / "x.pt", content))
 
@@ -281,7 +281,7 @@ def test_modules_that_grow(tmp_path: Path) -> None:
     level = module("a.B", w=tensor())
     for i in range(40):
         level = level + b"q" + bytes([i]) + b"0" + parent(b"h" + bytes([i]), 2)
-    with pytest.raises(CheckpointError, match="its modules name more than 200,000 tensors"):
+    with pytest.raises(CheckpointError, match="it asks for more than 16 times its size"):
         open_checkpoint(archive(tmp_path / "x.pt", level))
     itself = b"ca\nB\n)\x81q\x01" + empty + text("_modules") + b"}" + text("me") + b"h\x01sub"
     with pytest.raises(CheckpointError, match="are nested more than 200 deep"):

@@ -125,3 +125,22 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
         finetune("embedded", "mnist", CONFIG, out=damaged, resume=True)
     subprocess.run([*command, str(killed), "resume"], check=True, capture_output=True)
     assert equal(open_checkpoint(whole), open_checkpoint(killed))
+
+
+def test_one_run_in_a_folder(tmp_path: Path) -> None:
+    """Of two processes, the second is refused at its start; the first isn't disturbed."""
+    line = [sys.executable, "-m", "weightops", "finetune", "--task", "digits", "--device", "cpu"]
+    line += ["--batch-size", "8", "--checkpoint-every", "1", "-o", str(tmp_path / "run")]
+    first = subprocess.Popen([*line, "--steps", "300"], stderr=subprocess.DEVNULL)
+    while not states_in(tmp_path / "run"):
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.send_signal(signal.SIGSTOP)
+    for more in ([], ["--resume"], ["--overwrite"]):
+        second = subprocess.run([*line, "--steps", "2", *more], capture_output=True, text=True)
+        assert second.returncode == 1
+        assert f"run is being written by process {first.pid} on " in second.stderr
+    first.kill()
+    first.wait()
+    assert subprocess.run([*line, "--steps", "2", "--overwrite"]).returncode == 0
+    assert not list((tmp_path / "run").glob(".*"))

@@ -33,7 +33,7 @@ def test_averages_on_the_command_line(
     assert run(["lofi", "merge", *nodes, "-o", str(out), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["nodes"][nodes[2]] == {"weight": 48.0, "coefficient": 0.375}
-    cards = {out: f"* {nodes[2]}: 0.375", separate / "node0": "# embedded fine-tuned on digits"}
+    cards = {out: "* node2: 0.375", separate / "node0": "# embedded fine-tuned on digits"}
     for folder, text in cards.items():
         assert text in (folder / "README.md").read_text()
         assert run(["push", str(folder), "org/name", "--dry-run"]) == 0

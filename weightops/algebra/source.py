@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
@@ -12,6 +12,7 @@ import torch
 
 from weightops.algebra.dtypes import name_of
 from weightops.algebra.scratch import Scratch
+from weightops.support.input_files import InputFile
 from weightops.support.text import portable
 
 Space = Literal["weights", "delta"]
@@ -58,6 +59,7 @@ class Source(ABC):
         skipped: the names of entries that aren't tensors.
         computed: True if each tensor is computed when it is opened, so that it is opened once.
         identity: equal for two sources only if they are one place in one state; None if unknown.
+        files: the files that are read, in the state in which they were opened.
     """
 
     ref: str
@@ -69,6 +71,7 @@ class Source(ABC):
     skipped: tuple[str, ...] = ()
     computed: bool = False
     identity: object = None
+    files: Sequence[InputFile] = ()
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:

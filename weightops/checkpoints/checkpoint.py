@@ -24,7 +24,7 @@ from weightops.engine.ranks import ONE_RANK, Ranks
 from weightops.engine.tensors import Tensors
 from weightops.engine.write import write
 from weightops.errors import CheckpointError, OptionError
-from weightops.support.atomic import resumable_output, stage_of
+from weightops.support.atomic import behind_links, resumable_output, stage_of
 
 _OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -207,7 +207,7 @@ class Checkpoint(Tensors):
         stage = resumable_output(path, single=single, overwrite=overwrite, resume=resume)
         with stage if ranks.first else nullcontext(stage_of(path)) as folder:
             if single:
-                checkpoint._write_weights(folder, path.name, options)
+                checkpoint._write_weights(folder, behind_links(path).name, options)
             else:
                 checkpoint._write_folder(folder, path, options)
         return path

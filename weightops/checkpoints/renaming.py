@@ -5,13 +5,14 @@ The names may differ in prefixes of wrappers, in the library of a CLIP model, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from weightops.algebra.linear_form import Factor, LinearForm, describe, tied_names
 from weightops.algebra.names import NameRules, escape
+from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.clip_names import COUNTERS, TensorMapping, mappings
 from weightops.errors import MismatchError
@@ -43,6 +44,7 @@ class Renamed(Source):
     ) -> None:
         self.source = source
         self.ref, self.space, self.skipped = source.ref, source.space, source.skipped
+        self.files = source.files
         self._mapped = {
             name: mapping
             for name, mapping in mapped.items()
@@ -84,6 +86,12 @@ class Renamed(Source):
         if kind == "part":
             return tensor.chunk(3)[index]
         return tensor.T if kind == "transpose" else tensor
+
+    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+        mapping = self._mapped[name]
+        if mapping.kind == "copy":
+            return self.source.open(mapping.names[0], scratch)
+        return super().open(name, scratch)
 
     def describe(self) -> dict[str, object]:
         """Return the description of the source: other names don't change what it was made from."""

@@ -20,7 +20,7 @@ from weightops.engine.layout import layout
 from weightops.engine.write import write
 from weightops.errors import OptionError, SpaceError
 from weightops.hub.cards import adapter_card
-from weightops.support.atomic import atomic_output, resumable_output
+from weightops.support.atomic import atomic_output, behind_links, resumable_output
 
 
 def write_vector(
@@ -52,7 +52,8 @@ def write_vector(
         return path
     metadata = {"format": "pt", "weightops": json.dumps(record)}
     with resumable_output(path, single=True, overwrite=overwrite) as folder:
-        write(form, folder, layout(form, path.name, metadata))
+        name = behind_links(path).name
+        write(form, folder, layout(form, name, metadata))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,16 +39,15 @@ def compare(
     """
     from weightops import vector_comparison
     from weightops.checkpoints.opening import open_ref
-    from weightops.support.atomic import check_free
+    from weightops.support.atomic import reserved
 
-    if out is not None:
-        check_free(out, overwrite=overwrite)
-    others = list(models)
-    if given.get("base") is None and open_ref(others[0]).form.space == "weights":
-        given["base"] = others.pop(0)
-    comparison = vector_comparison.compare(others, **given)
-    if out is not None:
-        _draw(comparison, out, overwrite=overwrite)
+    with reserved(out, overwrite=overwrite) if out is not None else nullcontext():
+        others = list(models)
+        if given.get("base") is None and open_ref(others[0]).form.space == "weights":
+            given["base"] = others.pop(0)
+        comparison = vector_comparison.compare(others, **given)
+        if out is not None:
+            _draw(comparison, out, overwrite=overwrite)
     if json_:
         echo_json(_record(comparison, given.get("base"), per_tensor))
     else:

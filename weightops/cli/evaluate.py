@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ def evaluate(
         overwrite: replace an output that exists; it stays until the new one is complete.
     """
     from weightops.evaluation.table import EVALUATORS
-    from weightops.support.atomic import check_free
+    from weightops.support.atomic import reserved
     from weightops.tasks.table import EVALUATED, as_tasks
 
     if "text" in given:
@@ -82,23 +83,22 @@ def evaluate(
     evaluator = EVALUATORS[name]
     if reference and name != "shift":
         raise click.UsageError("--reference is for --evaluator shift")
-    if out is not None:
-        check_free(out, overwrite=overwrite)
-    opened = _open_models((*reference, *models), base)
-    listed = as_tasks(tasks or EVALUATED)
-    split = given.get("split", "test")
-    scoring = taken(given, _SCORING)
-    device = given.get("device", "auto")
-    records = _score(opened, listed, evaluator, split=split, device=device, **scoring)
-    columns = evaluator.columns_of(records[0]["metrics"])
-    if reference:
-        from weightops.evaluation.shift import add_robustness
+    with reserved(out, overwrite=overwrite) if out is not None else nullcontext():
+        opened = _open_models((*reference, *models), base)
+        listed = as_tasks(tasks or EVALUATED)
+        split = given.get("split", "test")
+        scoring = taken(given, _SCORING)
+        device = given.get("device", "auto")
+        records = _score(opened, listed, evaluator, split=split, device=device, **scoring)
+        columns = evaluator.columns_of(records[0]["metrics"])
+        if reference:
+            from weightops.evaluation.shift import add_robustness
 
-        count = len(reference) * len(listed)
-        records = add_robustness(records[count:], records[:count])
-        columns.append("effective_robustness")
-    if out is not None:
-        _write(records, out, split, overwrite=overwrite)
+            count = len(reference) * len(listed)
+            records = add_robustness(records[count:], records[:count])
+            columns.append("effective_robustness")
+        if out is not None:
+            _write(records, out, split, overwrite=overwrite)
     if json_:
         echo_json(records)
     else:

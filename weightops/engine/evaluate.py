@@ -45,10 +45,7 @@ def reader(steps: Sequence[Step], scratch: Scratch) -> Reader:
     """
     steps = [_expanded(step, scratch) for step in steps]
     uses = Counter(source for step in steps for source in step.coefficients)
-    opened = {
-        source: source.open(steps[0].name, scratch.nested(source) if source.computed else scratch)
-        for source in uses
-    }
+    opened = {source: source.open(steps[0].name, scratch.nested(source)) for source in uses}
     keeps_anchor = any(step.keep_anchor for step in steps)
     shared = [] if keeps_anchor else [source for source, count in uses.items() if count > 1]
     terms_of = [

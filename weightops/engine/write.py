@@ -26,7 +26,8 @@ from weightops.engine.layout import FileLayout
 from weightops.engine.plan import Segment, plan, units
 from weightops.engine.ranks import ONE_RANK, Ranks
 from weightops.engine.threads import parallel
-from weightops.errors import OutputError
+from weightops.errors import CheckpointError, OutputError
+from weightops.support.input_files import InputFile, check_unchanged
 
 _JOURNAL = "journal."
 
@@ -53,21 +54,24 @@ def write(
     Raises:
         OSError: if the disk is full, before any data is written where the system can tell.
         OutputError: if the folder holds the journal of another job.
+        CheckpointError: if an input changed meanwhile; the files are removed.
         NonfiniteError: naming the tensors, if ``on_nonfinite="error"``.
     """
     work = units(plan(form, [name for file in files for name in file.offsets]))
-    key = _job_key(files, device)
+    inputs = list(dict.fromkeys(file for leaf in form.leaves for file in leaf.files))
+    key = _job_key(files, inputs, device)
     if ranks.first:
         _prepare(folder, files, key)
     ranks.wait()
     finished = _finished_units(folder, key)
     remaining = [i for i in ranks.share(work) if i not in finished]
     journal = folder / f"{_JOURNAL}{ranks.index}.{secrets.token_hex(4)}"
-    with _open_all(folder, files) as handles:
-        do = _unit_writer(form, files, handles, on_nonfinite)
-        with closing(parallel([work[i] for i in remaining], do, device=device)) as results:
-            _record(journal, key, zip(remaining, results, strict=True), handles)
-    ranks.wait()
+    with _nothing_kept_of_changed_inputs(inputs, folder, files):
+        with _open_all(folder, files) as handles:
+            do = _unit_writer(form, files, handles, on_nonfinite)
+            with closing(parallel([work[i] for i in remaining], do, device=device)) as results:
+                _record(journal, key, zip(remaining, results, strict=True), handles)
+        ranks.wait()
     if ranks.first:
         finished = _finished_units(folder, key)
         if len(finished) != len(work):
@@ -77,6 +81,20 @@ def write(
         _write_index(folder, files)
         for path in folder.glob(f"{_JOURNAL}*"):
             path.unlink()
+
+
+@contextmanager
+def _nothing_kept_of_changed_inputs(
+    inputs: Sequence[InputFile], folder: Path, files: list[FileLayout]
+) -> Iterator[None]:
+    """Check that no input changed in the meantime, and remove the files if one did."""
+    try:
+        yield
+        check_unchanged(inputs)
+    except CheckpointError:
+        for path in [*folder.glob(f"{_JOURNAL}*"), *(folder / file.name for file in files)]:
+            path.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -146,9 +164,12 @@ def _record(
         flush(lines)
 
 
-def _job_key(files: list[FileLayout], device: torch.device | None) -> str:
-    """Return a digest of the device and the headers, whose metadata hold the expression."""
+def _job_key(
+    files: list[FileLayout], inputs: Sequence[InputFile], device: torch.device | None
+) -> str:
+    """Return a digest of the device, the inputs' states, and the headers with the expression."""
     digest = sha256(device.type.encode() if device else b"cpu")
+    digest.update(repr([file.state for file in inputs]).encode())
     for file in files:
         digest.update(file.name.encode() + file.header)
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import torch
 
@@ -97,7 +98,9 @@ def take_layers(
             present[layer.before].add(layer.number)
             names[f"{layer.before}{layer.number - start + first}{layer.after}"] = name
     for tower, numbers in (present or {"": set()}).items():
-        missing = [str(number) for number in range(start, stop) if number not in numbers]
+        # A recipe may say any numbers, so no more than a few are listed.
+        lacking = (str(number) for number in range(start, stop) if number not in numbers)
+        missing = list(islice(lacking, 3))
         if missing or stop <= start:
             depth_of = f": {tower[:-1]} has {towers[tower]}" if tower in towers else ""
             raise RecipeError(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightops.errors import RecipeError
+from weightops.merging.mergekit_checks import check_kinds
 from weightops.merging.mergekit_methods import TRANSLATIONS, Translation
 from weightops.merging.mergekit_parameters import Models, Reader, methods_options, methods_weights
 from weightops.merging.yaml_lines import LinedDict, LinedList, line_of, lines_of, located
@@ -35,6 +36,7 @@ def translate(content: Mapping[str, Any]) -> dict[str, Any]:
         RecipeError: for what mergekit refuses, with the line where it is known.
         UnknownNameError: for a method that isn't supported.
     """
+    check_kinds(content)
     return _Document(content).recipe()
 
 

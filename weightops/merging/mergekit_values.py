@@ -48,7 +48,7 @@ def _filtered(conditions: Sequence[Mapping[str, Any]]) -> dict[str, PerTensor]:
     values: dict[str, PerTensor] = {}
     for condition in conditions:
         if "value" not in condition:
-            raise RecipeError(f"a conditional value has no value: {dict(condition)}")
+            raise RecipeError(f"a conditional value {dict(condition)!r:.80} has no value")
         text = condition.get("filter")
         pattern = "*" if text in (None, "*", "") else f"*{escape(str(text))}*"
         value = _per_tensor(condition["value"])

@@ -13,7 +13,6 @@ from weightops.errors import RecipeError, WeightopsError
 from weightops.merging.mergekit import looks_like_mergekit, translate
 from weightops.merging.methods.table import METHODS
 from weightops.merging.recipe_content import (
-    EACH,
     KEYS,
     WHOLE,
     as_yaml,
@@ -24,8 +23,9 @@ from weightops.merging.recipe_content import (
     whole_lines,
 )
 from weightops.merging.recipe_merge import RecipeMerge
+from weightops.merging.recipe_values import EACH
 from weightops.merging.tokenizer_choice import TokenizerChoice
-from weightops.merging.yaml_lines import line_of, located, read_documents
+from weightops.merging.yaml_lines import line_of, located, read_lined
 from weightops.support.registry import unknown
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -109,7 +109,7 @@ class Recipe:
             RecipeError: naming the file, the line, and what in it isn't understood.
             UnknownNameError: for an unknown key, method or option, with the nearest.
         """
-        documents = read_documents(Path(path))
+        documents = read_lined(Path(path))
         if not documents or not all(isinstance(document, dict) for document in documents):
             raise RecipeError(
                 f"{path} is not a recipe: it has no keys", hint=f"such as {', '.join(KEYS[:3])}"

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from weightops.errors import RecipeError, WeightopsError
+from weightops.errors import WeightopsError
+from weightops.support.yaml_files import read_documents
 
 
 class LinedDict(dict[Any, Any]):
@@ -57,20 +58,13 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_constructor("tag:yaml.org,2002:seq", _sequence)
 
 
-def read_documents(path: Path) -> list[Any]:
+def read_lined(path: Path) -> list[Any]:
     """Read all documents of a YAML file; their mappings and lists know their lines.
 
     Raises:
-        RecipeError: if the file can't be read, or isn't valid YAML.
+        RecipeError: as `read_documents`.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        return [document for document in yaml.load_all(text, _Loader) if document is not None]
-    except OSError as error:
-        raise RecipeError(f"{path} can't be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"{path} is not valid YAML: {reason}") from error
+    return read_documents(path, _Loader)
 
 
 def plain(value: Any) -> Any:

@@ -7,12 +7,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from glob import escape
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from secrets import token_hex
 
 from weightops.errors import OutputError
+from weightops.support.locks import exclusive
 
 _RESULT_FILE = re.compile(
     r".+\.(safetensors|json|jsonl|html|md|txt|gz|model|jinja)"
@@ -24,22 +23,55 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def atomic_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def held(path: str | Path, *, wait: bool = False) -> Iterator[Path]:
+    """Hold an output for this thread: other processes that want to write it are refused.
+
+    Yields the output's path behind links, after what a killed process left has been cleared.
+
+    Args:
+        path: the output. Its parent folders are created, and removed if they stay empty.
+        wait: wait for another process that writes the output.
+
+    Raises:
+        OutputError: if the output is being written by another process, or can't be written.
+    """
+    target = behind_links(Path(path))
+    with ExitStack() as stack:
+        with _output_errors(target):
+            stack.enter_context(_parents(target))
+            stack.enter_context(exclusive(target, wait=wait))
+            _restore_killed(target)
+        yield target
+
+
+@contextmanager
+def reserved(path: str | Path, *, overwrite: bool = False, wait: bool = False) -> Iterator[Path]:
+    """Hold an output, see `held`, that is free to be written, see `check_free`."""
+    check_free(Path(path), overwrite=overwrite)
+    with held(path, wait=wait) as target:
+        check_free(target, overwrite=overwrite)  # another process may just have ended
+        yield target
+
+
+@contextmanager
+def atomic_output(
+    path: str | Path, *, overwrite: bool = False, wait: bool = False
+) -> Iterator[Path]:
     """Yield a temporary path for a file or folder, and rename it to ``path`` when all went well.
 
     Args:
         path: the output. Its parent folders are created.
         overwrite: replace an existing output; it stays until the new one is complete.
+        wait: wait for another process that writes the output.
 
     Raises:
-        OutputError: if ``path`` exists, or can't be written. Nothing is left behind.
+        OutputError: if ``path`` exists, can't be written, or is being written by another process.
+            Nothing is left behind.
     """
-    target = Path(path)
-    check_free(target, overwrite=overwrite)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{token_hex(4)}.part")
-    with _output_errors(target):
+    with reserved(path, overwrite=overwrite, wait=wait) as target, _output_errors(target):
+        temporary = stage_of(target)
         try:
-            _remove_abandoned(target)
+            _remove(temporary)
             yield temporary
             _sync(temporary)
             _replace(temporary, target)
@@ -65,61 +97,62 @@ def resumable_output(
     Raises:
         OutputError: if ``path`` exists, can't be written, or is being written by another process.
     """
-    target = Path(path)
-    check_free(target, overwrite=overwrite)
-    folder = stage_of(target)
-    with _output_errors(target):
-        folder.mkdir(exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+    with reserved(path, overwrite=overwrite) as target, _output_errors(target):
+        folder = stage_of(target)
+        if not resume or not folder.is_dir():
+            _remove(folder)
+            folder.mkdir()
+        complete = False
         try:
-            _lock(handle, target)
-            if not resume:
-                _remove(folder)
-                folder.mkdir()
-            complete = False
-            try:
-                yield folder
-                result = folder / target.name if single else folder
-                _sync(result)
-                _replace(result, target)
-                complete = True
-            finally:
-                if complete or not resume:
-                    _remove(folder)
+            yield folder
+            result = folder / target.name if single else folder
+            _sync(result)
+            _replace(result, target)
+            complete = True
         finally:
-            os.close(handle)
+            if complete or not resume:
+                _remove(folder)
 
 
 def stage_of(path: Path) -> Path:
-    """Return the folder in which `resumable_output` prepares an output."""
-    return path.with_name(f".{path.name}.part")
+    """Return the file or folder in which an output is prepared."""
+    return _beside(behind_links(path), "part")
 
 
-def _lock(handle: int, target: Path) -> None:
-    with suppress(ImportError):  # Windows has no fcntl
-        import fcntl
+def behind_links(path: Path) -> Path:
+    """Return the path that an output replaces: behind a link, what the link points to.
 
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"{target} is being written by another process") from None
+    Raises:
+        OutputError: if links point to each other in a circle.
+    """
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"{path} is a link that leads nowhere") from error
+
+
+@contextmanager
+def _parents(target: Path) -> Iterator[None]:
+    """Create the parent folders of an output, and remove them if they stay empty."""
+    created = [parent for parent in target.absolute().parents if not parent.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for parent in created:
+            with suppress(OSError):  # a complete output is in it
+                parent.rmdir()
 
 
 @contextmanager
 def _output_errors(target: Path) -> Iterator[None]:
-    """Create the parents of an output, remove them if it fails, and convert OSError."""
-    created = [parent for parent in target.absolute().parents if not parent.exists()]
+    """Convert the errors of the system."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         if error.errno in _NO_SPACE:
             raise OutputError(f"no space left for {target}; nothing was written") from error
         raise OutputError(f"{target} can't be written: {error.strerror or error}") from error
-    finally:
-        for parent in created:
-            with suppress(OSError):  # a complete output is in it
-                parent.rmdir()
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
@@ -145,16 +178,31 @@ def check_free(path: Path, *, overwrite: bool) -> None:
                 )
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Remove the temporary paths of this output whose processes were killed."""
-    for path in target.parent.glob(f".{escape(target.name)}.*-*.part"):
-        pid = path.name.removesuffix(".part").rpartition(".")[2].partition("-")[0]
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
+def _restore_killed(target: Path) -> None:
+    """Bring back an output that a killed process had moved aside, and clear what it left.
+
+    The caller holds the lock, so no living process needs any of it.
+    """
+    aside = _beside(target, "aside")
+    if not target.exists() and aside.exists():
+        aside.rename(target)
+    _remove(aside)
+    _remove(_beside(target, "old"))
+    former = re.compile(rf"\.{re.escape(target.name)}\.\d+-[0-9a-f]{{8}}\.part")
+    for path in target.parent.iterdir():  # parts were named by their process until version 0.2
+        if former.fullmatch(path.name):
             _remove(path)
-        except (ValueError, PermissionError):
-            continue
+
+
+def clear_killed(folder: Path) -> None:
+    """Remove what processes that were killed left in a folder whose lock the caller holds."""
+    for path in folder.glob(".*"):
+        if path.suffix in (".part", ".old", ".lock"):
+            _remove(path)
+
+
+def _beside(target: Path, purpose: str) -> Path:
+    return target.with_name(f".{target.name}.{purpose}")
 
 
 def _replace(temporary: Path, target: Path) -> None:
@@ -164,18 +212,45 @@ def _replace(temporary: Path, target: Path) -> None:
             f"{target} is a folder, and the output is a file",
             hint="name a file in the folder, or remove it",
         )
-    if target.is_dir() and not target.is_symlink():
-        old = temporary.with_suffix(".old")
-        target.rename(old)
-        try:
-            temporary.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
-        _remove(old)
+    if target.is_dir():
+        _replace_folder(temporary, target)
     else:
         temporary.replace(target)
     _flush(target.parent)
+
+
+def _replace_folder(temporary: Path, target: Path) -> None:
+    """Exchange a folder for an older one, in one step where the system can."""
+    old, aside = _beside(target, "old"), _beside(target, "aside")
+    temporary.rename(old)  # under this name, the older one is never taken for a part to resume
+    if not _exchange(old, target):
+        old.rename(temporary)
+        target.rename(aside)
+        try:
+            temporary.rename(target)
+        except BaseException:
+            aside.rename(target)
+            raise
+        aside.rename(old)
+    _flush(target.parent)
+    _remove(old)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two paths in one step; return False where the system or file system can't."""
+    import ctypes
+
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux
+        return False
+    here, exchange = -100, 2
+    if rename(here, os.fsencode(a.absolute()), here, os.fsencode(b.absolute()), exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(code, os.strerror(code))
 
 
 def _sync(path: Path) -> None:

@@ -27,7 +27,7 @@ def cached_folder(kind: str, files: Mapping[str, Any]) -> Path:
         digest.update(f"\0{name}\0".encode() + data)
     folder = cache_dir() / kind / digest.hexdigest()[:16]
     if not folder.is_dir():
-        with atomic_output(folder, overwrite=True) as temporary:
+        with atomic_output(folder, overwrite=True, wait=True) as temporary:
             temporary.mkdir()
             for name, content in files.items():
                 if isinstance(content, bytes):

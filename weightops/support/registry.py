@@ -110,7 +110,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """Return the error for a name that isn't known, with the nearest ones that are."""
-    known = list(known)
+    known, name = list(known), str(name)[:200]
     near = get_close_matches(name, known, n=3, cutoff=0.5)
     hint = (
         f"did you mean {' or '.join(near)}?"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +15,7 @@ from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
 from weightops.support.arguments import check_arguments
+from weightops.support.atomic import held
 from weightops.support.ranges import Range
 from weightops.support.text import portable
 from weightops.tasks.table import TaskLike, as_task
@@ -121,7 +122,7 @@ def fit(
             "nodes that average on the way must run at once", hint="start the nodes with torchrun"
         )
     folder = _run_folder(Path(out), learner, config, node) if out is not None else None
-    with _removed_if_empty(folder if strategy.rank == 0 else None):
+    with _held_folder(folder if strategy.rank == 0 else None):
         start, finished = _begin(folder, config, node, strategy, resume, overwrite)
         if folder is not None and finished:
             return folder.weights()
@@ -151,15 +152,16 @@ def fit(
 
 
 @contextmanager
-def _removed_if_empty(folder: RunFolder | None) -> Iterator[None]:
-    """Remove the folder after an error if nothing was written to it."""
-    try:
-        yield
-    except BaseException:
-        if folder is not None:
-            with suppress(OSError):  # it isn't empty
-                folder.path.rmdir()
-        raise
+def _held_folder(folder: RunFolder | None) -> Iterator[None]:
+    """Hold the folder for this run, and remove it after an error if nothing was written to it."""
+    with held(folder.path) if folder else nullcontext():
+        try:
+            yield
+        except BaseException:
+            if folder is not None:
+                with suppress(OSError):  # it isn't empty
+                    folder.path.rmdir()
+            raise
 
 
 def _run_folder(path: Path, learner: Learner, config: TrainingConfig, node: Node) -> RunFolder:

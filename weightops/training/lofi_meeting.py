@@ -14,6 +14,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.opening import open_checkpoint
+from weightops.support.atomic import held
 from weightops.support.text import first_few
 from weightops.training.lofi_average import (
     DIVERGED,
@@ -76,11 +77,16 @@ class Meeting:
             log.warning("%s; averaging the saved checkpoints", error)
             merged, writes = self._average_folders(weights), True
         if merged is not None and writes:
-            merged.save(self.out / "merged", overwrite=True)
+            self._write(merged)
         self.node.swap_reports(self.samples, self.steps)  # by now the result is written
         if merged is not None and not writes and not _holds(self.out / "merged", merged.model):
-            merged.save(self.out / "merged", overwrite=True)  # the nodes don't share a disk
+            self._write(merged)  # the nodes don't share a disk
         return merged if writes else None
+
+    def _write(self, merged: Average) -> None:
+        """Write the average, after other nodes that may be writing it to the same disk."""
+        with held(self.out / "merged", wait=True):
+            merged.save(self.out / "merged", overwrite=True)
 
     def _all_see_checkpoints(self, indices: Sequence[int]) -> bool:
         """Return True if each node that answers sees the finished checkpoints of these nodes."""

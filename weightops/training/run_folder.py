@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -16,11 +15,12 @@ from weightops.algebra.kernels import has_nonfinite
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.formats.torch_objects import read_object
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.opening import open_checkpoint
 from weightops.errors import CheckpointError, NonfiniteError, OutputError
 from weightops.hub.cards import training_card
-from weightops.support.atomic import atomic_output, check_free
+from weightops.support.atomic import atomic_output, check_free, clear_killed
 from weightops.support.json_files import read_json
 from weightops.support.text import first_few
 
@@ -87,6 +87,7 @@ class RunFolder:
                     hint="resume=True continues the run, overwrite=True starts it again",
                 )
         self.path.mkdir(parents=True, exist_ok=True)
+        clear_killed(self.path)
         if not resume:
             self.go_back(0)
         steps = self._usable_states()
@@ -112,7 +113,7 @@ class RunFolder:
         usable, damage = [], None
         for step in states_in(self.path):
             try:
-                identity = json.loads(self._load(step, mmap=True)["identity"])
+                identity = json.loads(self._load(step)["identity"])
             except CheckpointError as error:
                 damage = error
                 continue
@@ -171,15 +172,12 @@ class RunFolder:
         self.lines = json.loads(state["lines"])
         log.info("resuming from step %d", step)
 
-    def _load(self, step: int, *, mmap: bool = False) -> dict[str, Any]:
+    def _load(self, step: int) -> dict[str, Any]:
         path = self._state(step)
-        unreadable = (RuntimeError, UnpicklingError, TypeError, LookupError, ValueError, OSError)
         try:
-            state: dict[str, Any] = torch.load(
-                path, map_location="cpu", mmap=mmap, weights_only=True
-            )
+            state: dict[str, Any] = read_object(bytearray(path.read_bytes()), str(path))
             json.loads(state["identity"])
-        except (*unreadable, EOFError) as error:
+        except (CheckpointError, TypeError, LookupError, ValueError, OSError) as error:
             raise CheckpointError(
                 f"{path} isn't a state that a run can resume from",
                 hint="delete the file, or start again with overwrite=True",
@@ -204,8 +202,7 @@ class RunFolder:
 
     def accept_state(self, content: bytes, step: int) -> None:
         """Write the state that another node sent as this run's own."""
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        self._write_state(state, step)
+        self._write_state(read_object(bytearray(content), "the state of another node"), step)
 
     def finish(
         self, weights: Mapping[str, torch.Tensor], ema: Mapping[str, torch.Tensor], **facts: Any

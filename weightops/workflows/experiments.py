@@ -15,7 +15,7 @@ from weightops.reports.outcome import Outcome
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession, Measured
 from weightops.search.strategies import SearchOptions, race
-from weightops.support.atomic import check_free
+from weightops.support.atomic import reserved
 from weightops.support.registry import Registry
 from weightops.task_vector import TaskVector
 from weightops.tasks.derived import neutral, typographic, with_classes
@@ -310,12 +310,13 @@ def run_experiment(
         UnknownNameError: if there is no such experiment.
     """
     out = Path(out)
-    check_free(out, overwrite=overwrite)
-    experiment = EXPERIMENTS[name]
-    settings = _settings(model, task, training, device)
-    outcome = experiment(settings)
-    about = {"experiment": name, "model": settings.model.ref, "training": asdict(settings.config)}
-    outcome.write(out, about, overwrite=overwrite)
+    with reserved(out, overwrite=overwrite):
+        experiment = EXPERIMENTS[name]
+        settings = _settings(model, task, training, device)
+        outcome = experiment(settings)
+        training_of = asdict(settings.config)
+        about = {"experiment": name, "model": settings.model.ref, "training": training_of}
+        outcome.write(out, about, overwrite=overwrite)
     return outcome
 
 

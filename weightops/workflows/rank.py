@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from weightops.search.goal import Goal
 from weightops.search.session import EditSession
 from weightops.search.strategies import ALPHAS, race
 from weightops.support.arguments import check_arguments
-from weightops.support.atomic import check_free
+from weightops.support.atomic import reserved
 from weightops.support.ranges import Range
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import TaskLike, as_task
@@ -70,18 +71,17 @@ def rank(
     check_arguments(rank, steps=steps, seed=seed)
     if not vectors:
         raise OptionError("there are no vectors to rank")
-    if out is not None:
-        check_free(Path(out), overwrite=overwrite)
     if not isinstance(vectors, Mapping):
         names = short_names([str(path) for path in vectors])
         vectors = dict(zip(names, vectors, strict=True))
     task = as_task(target)
-    config = config_for(open_checkpoint(model), steps=steps, seed=seed)
-    session = EditSession(model, [task], config=config, device=device)
-    criteria = _measure(session, task, vectors, labels)
-    outcome = _outcome(session, task, criteria, labels=labels, steps=steps, truth=truth)
-    if out is not None:
-        outcome.write(Path(out), {"model": session.base.ref}, overwrite=overwrite)
+    with reserved(out, overwrite=overwrite) if out is not None else nullcontext():
+        config = config_for(open_checkpoint(model), steps=steps, seed=seed)
+        session = EditSession(model, [task], config=config, device=device)
+        criteria = _measure(session, task, vectors, labels)
+        outcome = _outcome(session, task, criteria, labels=labels, steps=steps, truth=truth)
+        if out is not None:
+            outcome.write(Path(out), {"model": session.base.ref}, overwrite=overwrite)
     return outcome
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from weightops.errors import NothingSatisfiesError, OptionError, OutputError
 from weightops.search.session import EditSession
-from weightops.support.atomic import atomic_output, check_free
+from weightops.support.atomic import atomic_output, check_free, reserved
 from weightops.workflows.base import OnMeasured, Workflow
 from weightops.workflows.folder import write_folder
 from weightops.workflows.plan import plan_run
@@ -46,6 +46,13 @@ def run(
     """
     out = Path(out)
     _check(workflow, out, overwrite=overwrite)
+    with reserved(out, overwrite=overwrite):
+        return _run(workflow, out, resume, overwrite, on_measured)
+
+
+def _run(
+    workflow: Workflow, out: Path, resume: bool, overwrite: bool, on_measured: OnMeasured | None
+) -> dict[str, Any]:
     work_folder = _work_folder(out, resume=resume)
     started = time.monotonic()
     try:

@@ -227,7 +227,7 @@ def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
     for name in ("tokenizer_config.json", "evil.py"):
         (clip / name).write_bytes((folder / name).read_bytes())
     for settings, message in (
-        ({"trust_remote_code": True}, "trust_remote_code of the tokenizer, which isn't allowed"),
+        ({"trust_remote_code": True}, "trust_remote_code, which may run code and isn't allowed"),
         ({}, "can't make the tokenizer"),
     ):
         content["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": settings}

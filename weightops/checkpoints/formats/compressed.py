@@ -206,6 +206,7 @@ class CompressedSource(Source):
 
     def __init__(self, stored: Source, made_from: Mapping[str, Any]) -> None:
         self.ref, self._stored, self.made_from = stored.ref, stored, made_from
+        self.files = stored.files
         self.identity = None if stored.identity is None else ("compact", stored.identity)
         try:
             record = made_from["compressed"]

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import torch
 
 from weightops.algebra.source import Source, Spec
-from weightops.checkpoints.formats.pickle_objects import NAMED_DTYPES, Global, StandIn
+from weightops.checkpoints.formats.budget import OBJECT, Budget
+from weightops.checkpoints.formats.pickle_objects import NAMED_DTYPES, Global, StandIn, short_name
 from weightops.checkpoints.formats.state_dicts import WRAPPERS
 from weightops.checkpoints.formats.torch_source import EXPANSION
 from weightops.checkpoints.formats.torch_zip import read_tensor
 from weightops.checkpoints.formats.unpickler import Unpickler
 from weightops.errors import CheckpointError
+from weightops.support.input_files import InputFile
 from weightops.support.sibling_files import sibling
 
 _MARK = b"torch.distributed.checkpoint.metadata"
@@ -55,33 +57,37 @@ class DcpSource(Source):
     def __init__(self, path: Path) -> None:
         self.ref = str(path.parent)
         content = path.read_bytes()
-        metadata = _fields(Unpickler(io.BytesIO(content), _no_storage, len(content)).load())
+        budget = Budget(len(content))
+        metadata = _fields(Unpickler(io.BytesIO(content), _no_storage, budget).load())
         described = _dict(metadata.get("state_dict_metadata"))
         entries = {key: _fields(value) for key, value in described.items()}
         entries = {key: fields for key, fields in entries.items() if "chunks" in fields}
         names = _names(entries, _dict(metadata.get("planner_data")))
-        self.skipped = tuple(str(key) for key in described if key not in names)
+        self.skipped = tuple(short_name(key) for key in described if key not in names)
         places: dict[tuple[Any, Any], StandIn] = {}
         for index, place in _dict(metadata.get("storage_data")).items():
             fields = _fields(index)
-            places[fields.get("fqn"), fields.get("offset")] = place
+            name, offset = fields.get("fqn"), fields.get("offset")
+            if isinstance(name, str) and _are_numbers(offset):
+                places[name, offset] = place
         self.specs: dict[str, Spec] = {}
         self.ties: dict[str, str] = {}
         self._chunks: dict[str, list[_Chunk]] = {}
         for key, name in names.items():
             boxes = _list(entries[key]["chunks"])
+            budget.spend(OBJECT * len(boxes))
             self.specs[name] = _spec(name, entries[key])
             self._chunks[name] = [_chunk(path, key, box, places) for box in boxes]
             _check_boxes(name, self.specs[name], self._chunks[name])
         files = {chunk.file for chunks in self._chunks.values() for chunk in chunks}
-        stats = [file.stat() for file in (path, *sorted(files))]
+        self.files = [InputFile.of(file) for file in (path, *sorted(files))]
         claimed = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in self.specs.values())
-        stored = sum(stat.st_size for stat in stats)
+        stored = sum(file.size for file in self.files)
         if claimed > EXPANSION * stored + 65536:
             raise CheckpointError(
                 f"its tensors claim {claimed:,} bytes, out of files of {stored:,}"
             )
-        self.identity = ("dcp", *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
+        self.identity = ("dcp", path.stat().st_dev, *(file.state for file in self.files))
 
     def read(self, name: str) -> torch.Tensor:
         spec = self.specs[name]
@@ -115,7 +121,7 @@ def _names(entries: dict[Any, Any], paths: dict[Any, Any]) -> dict[Any, str]:
         if inner:
             full_paths = inner
             break
-    return {key: ".".join(map(str, path)) for key, path in full_paths.items()}
+    return {key: ".".join(map(short_name, path)) for key, path in full_paths.items()}
 
 
 def _spec(name: str, entry: dict[str, Any]) -> Spec:
@@ -130,7 +136,7 @@ def _spec(name: str, entry: dict[str, Any]) -> Spec:
 
 def _chunk(path: Path, key: Any, box: Any, places: dict[tuple[Any, Any], StandIn]) -> _Chunk:
     """Return a box of the tensor ``key`` with the place of its bytes."""
-    short_key = str(key)[:200]
+    short_key = short_name(key)
     fields = _fields(box)
     offsets, sizes = _numbers(fields.get("offsets"), key), _numbers(fields.get("sizes"), key)
     place = _fields(places.get((key, offsets)))
@@ -173,13 +179,14 @@ def _check_boxes(name: str, spec: Spec, chunks: list[_Chunk]) -> None:
 
 
 def _numbers(value: Any, name: Any) -> tuple[int, ...]:
-    if (
-        not isinstance(value, tuple)
-        or len(value) > 64
-        or not all(type(n) is int and 0 <= n < 2**40 for n in value)
-    ):
-        raise CheckpointError(f"the metadata of {str(name)[:200]} have sizes that can't be")
-    return value
+    if not _are_numbers(value):
+        raise CheckpointError(f"the metadata of {short_name(name)} have sizes that can't be")
+    return tuple(value)
+
+
+def _are_numbers(value: Any) -> bool:
+    is_short = isinstance(value, tuple) and len(value) <= 64
+    return is_short and all(type(n) is int and 0 <= n < 2**40 for n in value)
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class LoraSource(Source):
 
     def __init__(self, config: Mapping[str, Any], stored: Source, ref: str) -> None:
         self.ref, self.skipped, self.ties, self._stored = ref, stored.skipped, {}, stored
+        self.files = stored.files
         self.identity = (
             "adapter",
             json.dumps(config, sort_keys=True, default=str),
@@ -169,7 +170,7 @@ class _SavedWhole(Source):
     def __init__(self, stored: Source, names: Mapping[str, str], ref: str) -> None:
         self._stored, self._names, self.ref, self.ties = stored, names, ref, {}
         self.specs = {short: stored.specs[name] for short, name in names.items()}
-        self.identity = ("kept", stored.identity)
+        self.identity, self.files = ("kept", stored.identity), stored.files
 
     def read(self, name: str) -> torch.Tensor:
         return self._stored.read(self._names[name])

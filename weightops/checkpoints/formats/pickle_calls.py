@@ -80,8 +80,8 @@ def _tensor_v3(
 
 
 def _tensor_of_class(function: Any, kind: Any, args: Any, state: Any = None) -> Any:
-    is_known = isinstance(function, Global) and function.name in CALLS
-    if is_known and isinstance(kind, Global) and kind.name in _TENSOR_CLASSES:
+    rebuilds = isinstance(function, Global) and function.name in _REBUILDS
+    if rebuilds and isinstance(kind, Global) and kind.name in _TENSOR_CLASSES:
         return answer(function.name, args, None)
     return StandIn(name_in_errors(kind), (args, state))
 
@@ -98,6 +98,7 @@ def _reconstructed(kind: Any, base: Any = None, state: Any = None) -> StandIn:
     return StandIn(name_in_errors(kind), state)
 
 
+_REBUILDS = {f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3")}
 _TENSOR_CLASSES = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
 
 CALLS: dict[str, Callable[..., Any]] = {
@@ -179,7 +180,9 @@ def _container(kind: type[Any], args: Any) -> Any:
 def hashable_key(value: Any) -> Any:
     """Return a plain value or stand-in as it is, and a stand-in for any other key of a dict.
 
-    Other keys are never hashed, as that may take very long.
+    Other keys are never hashed, as that may take very long: of nested tuples, and of numbers that
+    are chosen so that all have one hash.
     """
     plain = isinstance(value, (str, int, float, bool, type(None), bytes, Global, StandIn))
-    return value if plain else StandIn("a key", (value,))
+    is_large = isinstance(value, int) and value.bit_length() > 61
+    return value if plain and not is_large else StandIn("a key", (value,))

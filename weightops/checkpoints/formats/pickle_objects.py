@@ -40,7 +40,7 @@ class Global(NamedTuple):
     name: str
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class StandIn:
     """A record of an object that a pickle wanted built.
 
@@ -57,6 +57,10 @@ class StandIn:
     state: Any = None
     items: list[Any] = field(default_factory=list)
     mapping: dict[Any, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return the name alone: what is shared again and again would be printed as often."""
+        return f"StandIn({self.name[:200]!r})"
 
 
 class Storage(NamedTuple):
@@ -81,6 +85,13 @@ class StoredTensor(NamedTuple):
     def nbytes(self) -> int:
         """The number of bytes of the tensor when it is made dense."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def short_name(value: Any) -> str:
+    """Return a key or name as text, cut off; a word for what is neither text nor a number."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a large number"
+    return str(value)[:200] if isinstance(value, (str, int)) else name_in_errors(value)
 
 
 def name_in_errors(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from weightops.algebra.dtypes import SAFETENSORS
+from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.formats.compressed import CompressedSource
 from weightops.errors import CheckpointError
+from weightops.support.input_files import InputFile, check_unchanged
 from weightops.support.json_files import unique_keys
+
+_CPU = torch.device("cpu")
 
 RECORD = "weightops"
 """The metadata key of the provenance record that weightops writes."""
@@ -25,9 +29,11 @@ class SafetensorsSource(Source):
 
     def __init__(self, path: Path) -> None:
         self.ref = str(path)
-        stat = path.stat()
-        self.identity = ("file", stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        self._file, header = _open(path)
+        file = InputFile.of(path)
+        self.files = [file]
+        self.identity = ("file", path.stat().st_dev, *file.state)
+        self._file, header, data_start = _open(path)
+        self._starts: dict[str, int] = {}
         self._mapped: dict[str, torch.Tensor] = {}
         metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         stored = {}
@@ -37,6 +43,7 @@ class SafetensorsSource(Source):
                     f"{path} holds {name} in dtype {entry['dtype']}, which torch can't read"
                 )
             stored[name] = Spec(tuple(entry["shape"]), SAFETENSORS[entry["dtype"]])
+            self._starts[name] = data_start + entry["data_offsets"][0]
         self.ties = {
             alias: name
             for alias, name in metadata.items()
@@ -49,9 +56,23 @@ class SafetensorsSource(Source):
     def read(self, name: str) -> torch.Tensor:
         name = self.ties.get(name, name)
         if name not in self._mapped:  # to make a view of the file costs more than to keep it
+            check_unchanged(self.files)
             with torch.inference_mode(False):
                 self._mapped[name] = self._file.get_tensor(name)
         return self._mapped[name]
+
+    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+        name = self.ties.get(name, name)
+        begin, dtype = self._starts[name], self.specs[name].dtype
+        [file] = self.files
+
+        def elements(start: int, stop: int) -> torch.Tensor:
+            out = scratch.get(Slot.RESULT, stop - start, dtype, _CPU)
+            data = out.view(torch.uint8).numpy().data
+            file.read_into(data, begin + start * dtype.itemsize)
+            return out
+
+        return elements
 
 
 def _may_be_alias(key: str, name: str) -> bool:
@@ -68,19 +89,20 @@ def _record(metadata: Mapping[str, str]) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _open(file: Path) -> tuple[Any, dict[str, Any]]:
-    """Return a mapped file, whose header the safetensors library has checked, and the header."""
+def _open(file: Path) -> tuple[Any, dict[str, Any], int]:
+    """Return a file that the safetensors library has checked, its header, and where data begin."""
     try:
         handle = safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is not a sound safetensors file: {error}") from error
     with open(file, "rb") as stream:
-        text = stream.read(int.from_bytes(stream.read(8), "little"))
+        length = int.from_bytes(stream.read(8), "little")
+        text = stream.read(length)
     try:
         header: dict[str, Any] = json.loads(text, object_pairs_hook=unique_keys)
     except ValueError as error:
         raise CheckpointError(f"{file} is not a sound safetensors file: {error}") from error
-    return handle, header
+    return handle, header, 8 + length
 
 
 def recognises(path: Path) -> bool:

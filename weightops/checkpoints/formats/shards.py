@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import Source
 from weightops.errors import CheckpointError
 from weightops.support.json_files import read_json
@@ -36,9 +37,13 @@ class ShardedSource(Source):
         self.made_from = shards[0].made_from
         self.skipped = tuple(dict.fromkeys(item for shard in shards for item in shard.skipped))
         self.identity = ("shards", *(shard.identity for shard in shards))
+        self.files = [file for shard in shards for file in shard.files]
 
     def read(self, name: str) -> torch.Tensor:
         return self._owner[name].read(name)
+
+    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+        return self._owner[name].open(name, scratch)
 
 
 def recognises(path: Path) -> bool:

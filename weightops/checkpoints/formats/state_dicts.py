@@ -7,8 +7,16 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from weightops.checkpoints.formats.pickle_objects import Global, StandIn, Storage, StoredTensor
+from weightops.checkpoints.formats.budget import Budget
+from weightops.checkpoints.formats.pickle_objects import (
+    Global,
+    StandIn,
+    Storage,
+    StoredTensor,
+    short_name,
+)
 from weightops.errors import CheckpointError
+from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
 
@@ -24,7 +32,9 @@ _MAX_MODULES = 200_000
 _MAX_DEPTH = 200
 
 
-def named_tensors(content: Any, depth: int = 0) -> tuple[dict[str, StoredTensor], list[str]]:
+def named_tensors(
+    content: Any, budget: Budget, depth: int = 0
+) -> tuple[dict[str, StoredTensor], list[str]]:
     """Return the tensors of an object by name, and the names of its other entries.
 
     Raises:
@@ -33,32 +43,33 @@ def named_tensors(content: Any, depth: int = 0) -> tuple[dict[str, StoredTensor]
     """
     mapping = _mapping(content)
     if mapping is not None and depth < _MAX_DEPTH:
+        seen: set[int] = set()
         for wrapper in WRAPPERS:
-            if _holds_weights(mapping.get(wrapper)):
+            if _holds_weights(mapping.get(wrapper), budget):
                 _check_alone(wrapper, mapping)
-                _say_which(wrapper, mapping)
-                tensors, skipped = named_tensors(mapping[wrapper], depth + 1)
+                _say_which(wrapper, mapping, budget)
+                tensors, skipped = named_tensors(mapping[wrapper], budget, depth + 1)
                 return tensors, [*skipped, *(_name(key) for key in mapping if key != wrapper)]
         tensors = {
             _name(k): value for k, value in mapping.items() if isinstance(value, StoredTensor)
         }
         for key, value in mapping.items():
-            _check_result(_name(key), value)
-        inner = [_name(key) for key, value in mapping.items() if _holds_weights(value)]
+            _check_result(_name(key), value, seen)
+        inner = [_name(key) for key, value in mapping.items() if _holds_weights(value, budget)]
         if tensors and inner:
             raise _two_places(next(iter(tensors)), inner[0])
         if tensors:
             others = [k for k, value in mapping.items() if not isinstance(value, StoredTensor)]
             return tensors, [_name(key) for key in others]
     elif _is_module(content):
-        return _tensors_of_module(content)
+        return _tensors_of_module(content, budget)
     raise CheckpointError(
         f"it holds {_described(content)}, not a state dict or a module",
         hint=f"tensors are looked for at the top or under {', '.join(WRAPPERS)}",
     )
 
 
-def at_key(content: Any, key: str) -> Any:
+def at_key(content: Any, key: str, budget: Budget) -> Any:
     """Return the value at a key of an unpickled dictionary, or at keys with dots between them.
 
     Raises:
@@ -72,7 +83,7 @@ def at_key(content: Any, key: str) -> Any:
         found = next((name for name in names if remaining in (name, f"{name}.")), None)
         found = found or next((n for n in names if remaining.startswith(f"{n}.")), None)
         if found is None:
-            known = [_name(name) for name, item in mapping.items() if _holds_weights(item)]
+            known = [_name(n) for n, item in mapping.items() if _holds_weights(item, budget)]
             raise CheckpointError(
                 f"it has no key {key!r}", hint=f"weights are under {', '.join(known) or 'no key'}"
             )
@@ -94,13 +105,12 @@ def _two_places(name: str, key: str) -> CheckpointError:
     )
 
 
-def _say_which(taken: str, mapping: Mapping[Any, Any]) -> None:
+def _say_which(taken: str, mapping: Mapping[Any, Any], budget: Budget) -> None:
     """Say which of several dictionaries of weights is opened."""
-    others = [_name(k) for k, item in mapping.items() if k != taken and _holds_weights(item)]
-    if others:
-        log.warning(
-            "the weights under %s are opened; FILE:KEY opens others: %s", taken, ", ".join(others)
-        )
+    weights = [k for k, item in mapping.items() if k != taken and _holds_weights(item, budget)]
+    if weights:
+        others = first_few(map(_name, weights))
+        log.warning("the weights under %s are opened; FILE:KEY opens others: %s", taken, others)
 
 
 def _mapping(value: Any) -> Mapping[Any, Any] | None:
@@ -111,13 +121,16 @@ def _mapping(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _name(key: Any) -> str:
-    return str(key) if isinstance(key, (str, int)) else f"a key that is a {type(key).__name__}"
+    if isinstance(key, str):
+        return key
+    return short_name(key) if isinstance(key, int) else f"a key that is a {type(key).__name__}"
 
 
-def _holds_weights(value: Any) -> bool:
+def _holds_weights(value: Any, budget: Budget) -> bool:
     mapping = _mapping(value)
     if mapping is None:
         return _is_module(value)
+    budget.spend(len(mapping))
     return any(isinstance(item, StoredTensor) for item in mapping.values()) or any(
         _is_module(mapping.get(key)) or _mapping(mapping.get(key)) for key in WRAPPERS
     )
@@ -155,11 +168,12 @@ def _is_module(value: Any) -> bool:
     return isinstance(value.state.get("_modules"), dict) or value.name.startswith("__torch__")
 
 
-def _tensors_of_module(root: StandIn) -> tuple[dict[str, StoredTensor], list[str]]:
+def _tensors_of_module(root: StandIn, budget: Budget) -> tuple[dict[str, StoredTensor], list[str]]:
     """Return tensors under the names that `nn.Module.state_dict` gives, and the other names."""
     tensors: dict[str, StoredTensor] = {}
     skipped: list[str] = []
     pending = [("", root, 0)]
+    seen: set[int] = set()
     for _ in range(_MAX_MODULES):
         if not pending:
             break
@@ -168,12 +182,13 @@ def _tensors_of_module(root: StandIn) -> tuple[dict[str, StoredTensor], list[str
             raise CheckpointError(f"its modules are nested more than {_MAX_DEPTH} deep")
         children = []
         for name, value, persistent in _members(module):
+            budget.spend(len(prefix) + len(name))  # names are long where modules are deep
             if isinstance(value, StandIn) and _is_module(value):
                 children.append((f"{prefix}{name}.", value, depth + 1))
             elif isinstance(value, StoredTensor) and persistent:
                 tensors[prefix + name] = value
             elif value is not None:
-                _check_result(prefix + name, value, in_module=True)
+                _check_result(prefix + name, value, seen, in_module=True)
                 skipped.append(prefix + name)
         pending += reversed(children)
     if pending or len(tensors) > _MAX_MODULES:
@@ -197,26 +212,27 @@ def _members(module: StandIn) -> Iterator[_Member]:
             yield _Member(_name(name), value, kind != "_buffers" or name not in temporary)
 
 
-def _check_result(name: str, value: Any, *, in_module: bool = False) -> None:
+def _check_result(name: str, value: Any, seen: set[int], *, in_module: bool = False) -> None:
     """Refuse the result of an unanswered call on tensors: to skip the value would lose weights.
 
     Args:
         name: the name of the value.
         value: the value.
+        seen: the ids of objects that hold no tensors.
         in_module: refuse a value of a module, too, whose state holds tensors.
 
     Raises:
         CheckpointError: naming the call.
     """
-    if isinstance(value, StandIn) and _depends_on_tensors(value if in_module else value.args):
+    if isinstance(value, StandIn) and _depends_on_tensors(value if in_module else value.args, seen):
         raise CheckpointError(
             f"{name[:200]} is what {value.name[:200]} makes of stored numbers",
             hint="save it as a plain tensor",
         )
 
 
-def _depends_on_tensors(value: Any) -> bool:
-    pending, seen = [value], set()
+def _depends_on_tensors(value: Any, seen: set[int]) -> bool:
+    pending = [value]
     while pending:
         item = pending.pop()
         if isinstance(item, (StoredTensor, Storage)):

@@ -7,6 +7,7 @@ give the same names. Data are mapped from disk where they are aligned, as in zip
 from __future__ import annotations
 
 import io
+import math
 import mmap
 import struct
 import tarfile
@@ -17,16 +18,26 @@ from typing import Any, NamedTuple
 
 import torch
 
+from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import Source, Spec
-from weightops.checkpoints.formats.pickle_objects import STORAGES, Global, Storage, StoredTensor
+from weightops.checkpoints.formats.budget import Budget
+from weightops.checkpoints.formats.pickle_objects import (
+    STORAGES,
+    Global,
+    Storage,
+    StoredTensor,
+    short_name,
+)
 from weightops.checkpoints.formats.state_dicts import at_key, named_tensors
 from weightops.checkpoints.formats.unpickler import with_refused_names
 from weightops.errors import CheckpointError
+from weightops.support.input_files import InputFile
 
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
     ValueError,
+    RecursionError,
     struct.error,
     NotImplementedError,
     EOFError,
@@ -56,11 +67,13 @@ class TorchContent(NamedTuple):
         value: the object that its pickle describes.
         extents: storage key -> the bytes of the storage.
         refused_names: the names that its pickle asked for and didn't get.
+        budget: what may still be made of the file.
     """
 
     value: Any
     extents: Mapping[str, Extent]
     refused_names: Mapping[str, None]
+    budget: Budget
 
 
 class TorchSource(Source):
@@ -77,7 +90,7 @@ class TorchSource(Source):
 
     def __init__(self, path: Path, data: mmap.mmap, content: TorchContent) -> None:
         self.ref = str(path)
-        self._tensors, skipped = named_tensors(content.value)
+        self._tensors, skipped = named_tensors(content.value, content.budget)
         self.skipped = (*skipped, *content.refused_names)
         self._extents = content.extents
         self._data = torch.frombuffer(data, dtype=torch.uint8)
@@ -94,8 +107,8 @@ class TorchSource(Source):
             if tensor.nbytes and owners.setdefault(tensor, name) != name:
                 self.ties[name] = owners[tensor]
         self.specs = {name: Spec(t.shape, t.dtype) for name, t in self._tensors.items()}
-        stat = path.stat()
-        self.identity: object = ("file", stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        self.files = [InputFile.of(path)]
+        self.identity: object = ("file", path.stat().st_dev, *self.files[0].state)
 
     def read(self, name: str) -> torch.Tensor:
         tensor = self._tensors[name]
@@ -107,6 +120,26 @@ class TorchSource(Source):
                 self._aligned_copies[key] = stored.clone()
             stored = self._aligned_copies[key]
         return dense(tensor, stored)
+
+    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+        tensor = self._tensors[name]
+        if tensor.stride != contiguous_stride(tensor.shape):
+            return super().open(name, scratch)
+        storage, width, [file] = tensor.storage, tensor.dtype.itemsize, self.files
+        begin = self._extents[storage.key].start + storage.start * storage.dtype.itemsize
+        begin += tensor.offset * width
+
+        def elements(start: int, stop: int) -> torch.Tensor:
+            out = scratch.get(Slot.RESULT, stop - start, tensor.dtype, torch.device("cpu"))
+            file.read_into(out.view(torch.uint8).numpy().data, begin + start * width)
+            return out
+
+        return elements
+
+
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the stride of a tensor whose elements follow each other."""
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def dense(tensor: StoredTensor, stored: torch.Tensor) -> torch.Tensor:
@@ -157,7 +190,7 @@ def open_mapped(
         try:
             if key is None:
                 return TorchSource(path, data, content)
-            content = content._replace(value=at_key(content.value, key))
+            content = content._replace(value=at_key(content.value, key, content.budget))
             source = TorchSource(path, data, content)
             source.ref, source.identity = f"{path}:{key}", (source.identity, key)
             return source
@@ -176,7 +209,7 @@ def storage_of(pid: Any) -> Storage:
         CheckpointError: if the persistent id isn't one.
     """
     is_storage = isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"
-    if not is_storage or not isinstance(pid[1], Global):
+    if not is_storage or not isinstance(pid[1], Global) or not is_key(pid[2]):
         raise CheckpointError("its pickle refers to something else than a storage")
     _, kind, key, _, numel, *_ = pid
     dtype = STORAGES.get(kind.name.replace("torch.cuda.", "torch."))
@@ -184,9 +217,14 @@ def storage_of(pid: Any) -> Storage:
         raise CheckpointError(f"a storage is a {kind.name}, which isn't known")
     if type(numel) is not int or not 0 <= numel < 2**60:
         raise CheckpointError(
-            f"storage {str(key)!r} has {str(numel)[:40]} elements, which can't be"
+            f"storage {short_name(key)!r} has {short_name(numel)} elements, which can't be"
         )
     return Storage(str(key), dtype, 0, numel)
+
+
+def is_key(value: Any) -> bool:
+    """Return whether a value can be the key of a storage: text, or a number of 64 bits."""
+    return isinstance(value, str) or (isinstance(value, int) and value.bit_length() <= 64)
 
 
 def view_of(storage: Storage, start: Any, numel: Any) -> Storage:

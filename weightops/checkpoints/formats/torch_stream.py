@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from weightops.algebra.source import Source
-from weightops.checkpoints.formats.pickle_objects import Storage
+from weightops.checkpoints.formats.budget import Budget
+from weightops.checkpoints.formats.pickle_objects import Storage, short_name
 from weightops.checkpoints.formats.torch_source import (
     Extent,
     TorchContent,
     counted_extent,
+    is_key,
     open_mapped,
     storage_of,
     view_of,
@@ -51,19 +53,20 @@ def _read_stream(data: mmap.mmap) -> TorchContent:
         return view_of(storage, start, numel)
 
     # The pickles follow each other: `mmap` keeps the position.
-    pickles = [Unpickler(data, persistent, len(data)) for _ in range(5)]  # type: ignore[arg-type]
+    budget = Budget(len(data))
+    pickles = [Unpickler(data, persistent, budget) for _ in range(5)]  # type: ignore[arg-type]
     magic, protocol, system, value, keys = (pickle.load() for pickle in pickles)
     if magic != int.from_bytes(_MAGIC, "little") or protocol != 1001:
-        raise CheckpointError(f"it is of protocol {str(protocol)[:40]}, not 1001")
+        raise CheckpointError(f"it is of protocol {short_name(protocol)}, not 1001")
     if not isinstance(system, dict) or not system.get("little_endian", True):
         raise CheckpointError("its bytes are in big-endian order")
     extents = _extents(data, keys, storages)
-    return TorchContent(value, extents, pickles[3].refused_names)
+    return TorchContent(value, extents, pickles[3].refused_names, budget)
 
 
 def _extents(data: mmap.mmap, keys: Any, storages: Mapping[str, Storage]) -> dict[str, Extent]:
     """Return the bytes of each storage; they follow the pickles in the order of ``keys``."""
-    if not isinstance(keys, list) or not all(isinstance(key, (str, int)) for key in keys):
+    if not isinstance(keys, list) or not all(map(is_key, keys)):
         raise CheckpointError("its list of storages isn't sound")
     extents = {}
     at = data.tell()

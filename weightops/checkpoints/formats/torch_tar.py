@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from weightops.algebra.source import Source
+from weightops.checkpoints.formats.budget import Budget
 from weightops.checkpoints.formats.pickle_calls import stored_tensor
-from weightops.checkpoints.formats.pickle_objects import Storage, StoredTensor
+from weightops.checkpoints.formats.pickle_objects import Storage, StoredTensor, short_name
 from weightops.checkpoints.formats.torch_source import (
     Extent,
     FileView,
     TorchContent,
     counted_extent,
+    is_key,
     open_mapped,
     storage_of,
     view_of,
@@ -34,7 +36,7 @@ def recognises(path: Path) -> bool:
     try:
         with tarfile.open(path, "r:") as archive:
             return {member.name for member in archive.getmembers()[:16]} >= _MEMBERS
-    except (tarfile.TarError, ValueError, EOFError, OSError):
+    except (tarfile.TarError, ValueError, EOFError, OSError, RecursionError):
         return False
 
 
@@ -47,7 +49,7 @@ class _TarReader:
     """Reads the tables of storages and tensors, and the pickle that refers to them by key."""
 
     def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
+        self._data, self._budget = data, Budget(len(data))
         self._storages: dict[str, Storage] = {}
         self._tensors: dict[str, StoredTensor] = {}
         self._extents: dict[str, Extent] = {}
@@ -66,7 +68,7 @@ class _TarReader:
         self._read_tensors()
         self._data.seek(offsets["pickle"])
         value, refused_names = self._unpickle(self._persistent)
-        return TorchContent(value, self._extents, refused_names)
+        return TorchContent(value, self._extents, refused_names, self._budget)
 
     def _read_storages(self) -> None:
         for _ in range(self._count()):
@@ -79,8 +81,8 @@ class _TarReader:
             self._data.seek(extent.slice.stop)
         views, _ = self._unpickle(storage_of)
         for key, root, start, numel in views if isinstance(views, list) else ():
-            if str(root) not in self._storages:
-                raise CheckpointError(f"a view of storage {str(root)[:40]!r} isn't sound")
+            if not is_key(key) or not is_key(root) or str(root) not in self._storages:
+                raise CheckpointError(f"a view of storage {short_name(root)[:40]!r} isn't sound")
             self._storages[str(key)] = view_of(self._storages[str(root)], start, numel)
 
     def _read_tensors(self) -> None:
@@ -92,7 +94,7 @@ class _TarReader:
             count = 2 * dimensions + 1
             *shape_and_stride, offset = struct.unpack(f"<{count}q", self._data.read(8 * count))
             self._tensors[str(key)] = stored_tensor(
-                self._storages.get(str(storage_key)),
+                self._storages.get(str(storage_key)) if is_key(storage_key) else None,
                 offset,
                 tuple(shape_and_stride[:dimensions]),
                 tuple(shape_and_stride[dimensions:]),
@@ -101,12 +103,12 @@ class _TarReader:
     def _persistent(self, pid: Any) -> Any:
         if isinstance(pid, tuple) and pid:
             return pid[0]  # the class of a module, beside its source code
-        if not isinstance(pid, (str, int)) or str(pid) not in self._known:
+        if not is_key(pid) or str(pid) not in self._known:
             raise CheckpointError("its pickle refers to a tensor that it doesn't hold")
         return self._known[str(pid)]
 
     def _unpickle(self, persistent: Callable[[Any], Any]) -> tuple[Any, Mapping[str, None]]:
-        unpickler = Unpickler(self._data, persistent, len(self._data))  # type: ignore[arg-type]
+        unpickler = Unpickler(self._data, persistent, self._budget)  # type: ignore[arg-type]
         return unpickler.load(), unpickler.refused_names
 
     def _count(self) -> int:
@@ -117,6 +119,6 @@ class _TarReader:
 
     def _table_entry(self) -> tuple[Any, Any, Any]:
         entry, _ = self._unpickle(storage_of)
-        if not isinstance(entry, tuple) or len(entry) != 3 or not isinstance(entry[0], (str, int)):
+        if not isinstance(entry, tuple) or len(entry) != 3 or not is_key(entry[0]):
             raise CheckpointError("an entry of its tables isn't sound")
         return entry

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from weightops.algebra.source import Source
+from weightops.checkpoints.formats.budget import Budget
 from weightops.checkpoints.formats.pickle_objects import StoredTensor
 from weightops.checkpoints.formats.torch_source import (
     DAMAGE,
@@ -38,7 +39,7 @@ def recognises(path: Path) -> bool:
 
 def open_file(path: Path, key: str | None = None) -> Source:
     """Open the tensors of an archive."""
-    return open_mapped(path, _read_archive, key)
+    return open_mapped(path, read_archive, key)
 
 
 def read_tensor(data: bytearray, place: str) -> torch.Tensor:
@@ -48,7 +49,7 @@ def read_tensor(data: bytearray, place: str) -> torch.Tensor:
         CheckpointError: naming ``place`` and what is wrong with it.
     """
     try:
-        content = _read_archive(data)
+        content = read_archive(data)
         tensor = content.value
         if not isinstance(tensor, StoredTensor):
             raise CheckpointError("it isn't a tensor")
@@ -63,7 +64,8 @@ def read_tensor(data: bytearray, place: str) -> torch.Tensor:
     return dense(tensor, stored.clone())
 
 
-def _read_archive(data: mmap.mmap | bytearray) -> TorchContent:
+def read_archive(data: mmap.mmap | bytearray) -> TorchContent:
+    """Return the structure of an archive."""
     with zipfile.ZipFile(io.BufferedReader(FileView(data))) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if len(members) < len(archive.infolist()):
@@ -82,8 +84,9 @@ def _read_archive(data: mmap.mmap | bytearray) -> TorchContent:
         if name.startswith(prefix)
     }
     pickle = bytes(data[_extent(data, members[f"{root}data.pkl"]).slice])
-    unpickler = Unpickler(io.BytesIO(pickle), storage_of, len(pickle))
-    return TorchContent(unpickler.load(), extents, unpickler.refused_names)
+    budget = Budget(len(pickle))
+    unpickler = Unpickler(io.BytesIO(pickle), storage_of, budget)
+    return TorchContent(unpickler.load(), extents, unpickler.refused_names, budget)
 
 
 def _extent(data: mmap.mmap | bytearray, info: zipfile.ZipInfo) -> Extent:

@@ -9,6 +9,7 @@ import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
+from weightops.checkpoints.formats.budget import OBJECT, Budget
 from weightops.checkpoints.formats.pickle_calls import HARMLESS, answer, hashable_key
 from weightops.checkpoints.formats.pickle_objects import Global, StandIn, name_in_errors
 from weightops.errors import CheckpointError
@@ -23,17 +24,15 @@ class Unpickler:
     Args:
         stream: the bytes, from the pickle on; `load` leaves it right behind the pickle.
         persistent: persistent id -> object.
-        copy_limit: the most items that calls may copy. A sound pickle has at least a byte for each.
+        budget: what may still be made of the file that holds the pickle.
 
     Attributes:
         refused_names: the names that the pickle asked for and didn't get, in order.
     """
 
-    def __init__(
-        self, stream: IO[bytes], persistent: Callable[[Any], Any], copy_limit: int
-    ) -> None:
+    def __init__(self, stream: IO[bytes], persistent: Callable[[Any], Any], budget: Budget) -> None:
         self.refused_names: dict[str, None] = {}
-        self._stream, self._persistent, self._copies_left = stream, persistent, copy_limit
+        self._stream, self._persistent, self._budget = stream, persistent, budget
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
@@ -61,11 +60,16 @@ class Unpickler:
         if opcode in _PLAIN:
             self._stack.append(argument)
         elif opcode in _CONSTANTS:
-            self._stack.append(_CONSTANTS[opcode]())
+            self._stack.append(_CONSTANTS[opcode])
+        elif opcode in _EMPTY:
+            self._budget.spend(OBJECT)
+            self._stack.append(_EMPTY[opcode]())
         elif opcode in _FROM_MARK:
             items = self._to_mark()
+            self._budget.spend(OBJECT)
             self._stack.append(_FROM_MARK[opcode](items))
         elif opcode in _TUPLES:
+            self._budget.spend(OBJECT)
             count = _TUPLES[opcode]
             if len(self._stack) < count:
                 raise IndexError("the stack is too short")
@@ -108,6 +112,7 @@ class Unpickler:
     # names
 
     def _named(self, module: str, name: str) -> Global:
+        self._budget.spend(len(module) + len(name))  # both may be remembered, and long
         path = f"{_PYTHON_2_MODULES.get(module, module)}.{name}"
         if path not in HARMLESS:
             self.refused_names[path] = None
@@ -134,10 +139,9 @@ class Unpickler:
     # calls
 
     def _call(self, function: Any, args: Any) -> None:
+        self._budget.spend(OBJECT)
         if isinstance(function, Global) and function.name in HARMLESS and isinstance(args, tuple):
-            self._copies_left -= sum(len(arg) for arg in args if isinstance(arg, (list, dict)))
-            if self._copies_left < 0:
-                raise CheckpointError("its pickle copies more than it holds")
+            self._budget.spend(sum(_items_of(arg) for arg in args))
         self._stack.append(answer(name_in_errors(function), args, function))
 
     def _reduce(self, _: None) -> None:
@@ -147,6 +151,7 @@ class Unpickler:
     def _newobj_ex(self, _: None) -> None:
         keywords, args, function = self._stack.pop(), self._stack.pop(), self._stack.pop()
         if keywords:
+            self._budget.spend(OBJECT)
             self._stack.append(StandIn(name_in_errors(function), (args, keywords)))
         else:
             self._call(function, args)
@@ -200,6 +205,13 @@ def with_refused_names(error: CheckpointError, names: Mapping[str, None]) -> Che
     return CheckpointError(error.fact + (why if names else ""), hint=error.hint)
 
 
+def _items_of(argument: Any) -> int:
+    """Return how many items a call may copy or look at, those of inner arguments included."""
+    if isinstance(argument, tuple):
+        return len(argument) + sum(len(a) for a in argument if isinstance(a, (list, dict, tuple)))
+    return 16 * len(argument) if isinstance(argument, (list, dict)) else 0
+
+
 def _pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:
     if len(items) % 2:
         raise ValueError("a key without a value")
@@ -233,10 +245,8 @@ _PLAIN = set(
 )
 """Opcodes whose argument is the object."""
 
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
     "EMPTY_TUPLE": tuple,

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_PAD = "<PAD>"
-"""A second name of id 0, which open_clip pads with. No text has it, as texts are in lower case."""
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """The words that merges stay within."""
 
 
 def tokenizer_files(tokenizer: Any, max_length: int) -> Mapping[str, Any]:
     """Return file name -> JSON content of a tokenizer with the ids of open_clip's own.
+
+    It pads with the end of text, not with id 0, which is a character: what follows the end of a
+    text changes nothing in a model that looks backwards only.
 
     Args:
         tokenizer: an open_clip ``SimpleTokenizer``.
@@ -32,7 +33,7 @@ def tokenizer_files(tokenizer: Any, max_length: int) -> Mapping[str, Any]:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": start,
             "eos_token": end,
-            "pad_token": _PAD,
+            "pad_token": end,
             "model_max_length": max_length,
             "clean_up_tokenization_spaces": False,
         },
@@ -41,7 +42,7 @@ def tokenizer_files(tokenizer: Any, max_length: int) -> Mapping[str, Any]:
 
 def _tokenizer(tokenizer: Any, start: str, end: str) -> dict[str, Any]:
     """Return the content of ``tokenizer.json``."""
-    ids = {_PAD: 0, **{tokenizer.decoder[i]: i for i in tokenizer.all_special_ids}}
+    ids = {tokenizer.decoder[i]: i for i in tokenizer.all_special_ids}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     split = {"type": "Split", "pattern": {"Regex": _WORDS}, "behavior": "Removed", "invert": True}
     bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -75,7 +76,7 @@ def _tokenizer(tokenizer: Any, start: str, end: str) -> dict[str, Any]:
             "end_of_word_suffix": "</w>",
             "fuse_unk": False,
             "byte_fallback": False,
-            "vocab": {**tokenizer.encoder, _PAD: 0},
+            "vocab": tokenizer.encoder,
             "merges": [list(pair) for pair in tokenizer.bpe_ranks],
         },
     }

@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from weightops.checkpoints.libraries.base import Architecture, CardFacts
 from weightops.checkpoints.libraries.clip_tokenizer import tokenizer_files
+from weightops.checkpoints.libraries.config_checks import check_config, library_errors
 from weightops.errors import CheckpointError, missing_extra
 from weightops.hub.push import THIS_FOLDER
 from weightops.support.cache import cached_folder
@@ -91,58 +92,57 @@ tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
     def build(self) -> nn.Module:
         import open_clip
 
-        try:
-            with _quiet():
-                module: nn.Module = open_clip.create_model(
-                    f"local-dir:{self.folder}", load_weights=False, pretrained_text=False
-                )
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"open_clip can't build the model of {self.config_path}: {error}"
-            ) from error
+        self._check()
+        with library_errors(f"open_clip can't build the model of {self.config_path}"), _quiet():
+            module: nn.Module = open_clip.create_model(
+                f"local-dir:{self.folder}", load_weights=False, pretrained_text=False
+            )
         return module.eval()
+
+    def _check(self) -> None:
+        """Refuse settings that open_clip's own configurations don't have, or that lead to code."""
+        import open_clip
+
+        texts = (open_clip.get_model_config(m)["text_cfg"] for m in open_clip.list_models())
+        named = {text["hf_model_name"] for text in texts if text.get("hf_model_name")}
+        own = frozenset(name for name in named if not Path(name).exists())
+        check_config(self.config, self.config_path, allowed=own)
+        settings = set(self.config["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {})
+        forbidden = settings - _TOKENIZER_SETTINGS
+        if forbidden:
+            raise CheckpointError(
+                f"{self.config_path} sets {first_few(sorted(forbidden))} of the tokenizer, "
+                "which isn't allowed"
+            )
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
         size = self.config["model_cfg"]["vision_cfg"].get("image_size", 224)
-        try:
+        self._check()
+        with library_errors(f"open_clip can't use the preprocess_cfg of {self.config_path}"):
             settings = PreprocessCfg(**{**self.config.get("preprocess_cfg", {}), "size": size})
             transform: Callable[[Any], torch.Tensor] = image_transform_v2(settings, is_train=False)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise CheckpointError(
-                f"open_clip can't use the preprocess_cfg of {self.config_path}: {error}"
-            ) from error
         return transform
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
         import open_clip
 
         settings = self.config["model_cfg"]["text_cfg"]
-        forbidden = set(settings.get("tokenizer_kwargs") or {}) - _TOKENIZER_SETTINGS
-        if forbidden:
-            raise CheckpointError(
-                f"{self.config_path} sets {first_few(sorted(forbidden))} of the tokenizer, "
-                "which isn't allowed"
-            )
+        self._check()
         given = {"trust_remote_code": False} if settings.get("hf_tokenizer_name") else {}
-        try:
-            merges = self._merges()
-            with _quiet():
+        merges = self._merges()
+        with library_errors(f"open_clip can't make the tokenizer of {self.folder}"), _quiet():
+            try:
                 tokenizer: Callable[[list[str]], torch.Tensor] = (
                     self._byte_pairs(merges)
                     if merges
                     else open_clip.get_tokenizer(f"local-dir:{self.folder}", **given)
                 )
-        except ImportError:
-            raise missing_extra(
-                "transformers", "hf", f"for the tokenizer of {self.folder}"
-            ) from None
-        except (OSError, TypeError, ValueError, LookupError) as error:
-            reason = str(error).partition("\n")[0]
-            raise CheckpointError(
-                f"open_clip can't make the tokenizer of {self.folder}: {reason}"
-            ) from error
+            except ImportError:
+                raise missing_extra(
+                    "transformers", "hf", f"for the tokenizer of {self.folder}"
+                ) from None
         return tokenizer
 
     def vocabulary(self) -> tuple[list[str], list[str]]:
@@ -181,11 +181,15 @@ tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
         config = json.loads(json.dumps(self.config))
         settings = config["model_cfg"]["text_cfg"]
         given = settings.get("tokenizer_kwargs") or {}
-        if given.get("reduction_mask"):
+        unusual = [
+            name
+            for name, usual in (("no_causal_mask", False), ("pool_type", "argmax"))
+            if settings.get(name, usual) != usual
+        ]
+        if unusual or given.get("reduction_mask"):
             raise CheckpointError(
-                f"{self.config_path} has a bpe_path and a reduction_mask, which open_clip can't "
-                "load from another folder",
-                hint="remove one of the two",
+                f"{self.config_path} has a bpe_path and {first_few(unusual) or 'reduction_mask'}, "
+                "which open_clip can't load from another folder"
             )
         tokenizer = self._byte_pairs(merges)
         for name, content in tokenizer_files(tokenizer, tokenizer.context_length).items():

@@ -11,6 +11,7 @@ from torch import nn
 from typing_extensions import Self
 
 from weightops.checkpoints.libraries.base import Architecture, CardFacts
+from weightops.checkpoints.libraries.config_checks import check_config, library_errors
 from weightops.errors import CheckpointError
 
 
@@ -40,14 +41,11 @@ model = timm.create_model("local-dir:{folder}", pretrained=True)
     def build(self) -> nn.Module:
         import timm
 
-        try:
+        check_config(self.config, self.config_path, allowed=frozenset())
+        with library_errors(f"timm can't build the model of {self.config_path}"):
             module: nn.Module = timm.create_model(
                 f"local-dir:{self.folder}", pretrained=False, **self.changes
             )
-        except (RuntimeError, TypeError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"timm can't build the model of {self.config_path}: {error}"
-            ) from error
         return module.eval()
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
@@ -55,11 +53,12 @@ model = timm.create_model("local-dir:{folder}", pretrained=True)
         from torchvision.transforms import Compose
 
         data: Any = timm.data
-        settings = data.resolve_data_config(model=self.build())
-        mode = "L" if settings["input_size"][0] == 1 else "RGB"
-        transform: Callable[[Any], torch.Tensor] = Compose(
-            [lambda image: image.convert(mode), *data.create_transform(**settings).transforms]
-        )
+        with library_errors(f"timm can't use the preprocessing of {self.config_path}"):
+            settings = data.resolve_data_config(model=self.build())
+            mode = "L" if settings["input_size"][0] == 1 else "RGB"
+            transform: Callable[[Any], torch.Tensor] = Compose(
+                [lambda image: image.convert(mode), *data.create_transform(**settings).transforms]
+            )
         return transform
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:

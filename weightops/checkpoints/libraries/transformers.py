@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from weightops.algebra.dtypes import name_of
 from weightops.checkpoints.libraries.base import Architecture, CardFacts
+from weightops.checkpoints.libraries.config_checks import check_config, library_errors
 from weightops.errors import CheckpointError, missing_extra
 from weightops.support.cache import cached_folder
 
@@ -50,23 +51,20 @@ processor = AutoProcessor.from_pretrained("{folder}")
 
     def build(self) -> nn.Module:
         transformers = self._transformers("to build the model")
-        name = next(iter(self.config.get("architectures") or ()), None)
+        check_config(self.config, self.config_path, allowed=frozenset())
+        named = self.config.get("architectures")
+        name = named[0] if isinstance(named, list) and named else None
         kind = getattr(transformers, str(name), None)
         if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
             raise CheckpointError(
                 f"{self.config_path} names the architecture {name}, which transformers doesn't have"
             )
-        try:
+        with library_errors(f"the model of {self.config_path} can't be built"):
             module: nn.Module = kind(
                 transformers.AutoConfig.from_pretrained(
                     self.folder, trust_remote_code=False, **self.changes
                 )
             )
-        except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"the model of {self.config_path} can't be built: {reason}"
-            ) from error
         return module.eval()
 
     def in_dtype(self, dtype: torch.dtype) -> Self:
@@ -137,21 +135,10 @@ processor = AutoProcessor.from_pretrained("{folder}")
     def _load(self, purpose: str, kind: str) -> Any:
         """Load a part of the model, such as its tokenizer, from the folder."""
         library = self._transformers(purpose)
-        try:
+        for path in (self.config_path, *self.folder.glob("*_config.json")):
+            check_config(self.read_config(path), path, allowed=frozenset())
+        with library_errors(f"{self.folder} has nothing {purpose} that transformers loads"):
             return getattr(library, kind).from_pretrained(self.folder, trust_remote_code=False)
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            ImportError,
-            RuntimeError,
-        ) as error:
-            reason = str(error).partition("\n")[0]
-            raise CheckpointError(
-                f"{self.folder} has nothing {purpose} that transformers loads: {reason}"
-            ) from error
 
 
 def _renumbered(rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> list[int]:

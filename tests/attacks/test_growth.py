@@ -1,0 +1,125 @@
+"""Small files that ask for very much, by saying the same thing again and again."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from helpers.bytewise import archive, mapping, module, name, number, stream, tar, tensor, text
+
+from weightops import open_checkpoint
+from weightops.errors import CheckpointError
+
+TWICE = b"q\x07" + b"".join(b"h\x07h\x07\x86q\x07" for _ in range(200))
+"""Nested pairs, in which one half is the other: a thousand bytes that print as 2^200 characters."""
+
+PAIRS = b"N" + TWICE
+LONG = text("n" * 200_000) + b"q\x01"
+MANY_ITEMS = b"](" + b"K\x00" * 20_000 + b"eq\x02"
+MODULE = mapping(_parameters=b"}", _buffers=b"}")[:-1]
+
+
+def deep_module() -> bytes:
+    """Return a module in a module in a module, each under the same long name."""
+    inner = module("a.B", w=tensor())
+    for _ in range(150):
+        inner = b"ca\nB\n)\x81" + MODULE + text("_modules") + b"}h\x01" + inner + b"sub"
+    return inner
+
+
+GROWING = {
+    "a name of nested pairs in a storage": mapping(
+        w=tensor(
+            b"(" + text("storage") + name("torch.FloatStorage") + PAIRS + text("cpu") + b"K\x08tQ"
+        )
+    ),
+    "a size of nested pairs": mapping(
+        w=tensor(
+            b"("
+            + b"".join([text("storage"), name("torch.FloatStorage"), text("0"), text("cpu"), PAIRS])
+            + b"tQ"
+        )
+    ),
+    "keys of nested pairs": b"}" + PAIRS + b"Ns" + text("w") + tensor() + b"s",
+    "names put together from long ones": LONG + b"0](" + b"h\x01h\x01\x93" * 30_000 + b"e",
+    "copies through a second call": (
+        MANY_ITEMS
+        + b"0]("
+        + (
+            name("torch._tensor._rebuild_from_type_v2")
+            + b"("
+            + name("copyreg.__newobj__")
+            + name("torch.Tensor")
+            + name("builtins.list")
+            + b"h\x02\x86NtR"
+        )
+        * 3000
+        + b"e"
+    ),
+    "copies through a listed call": (
+        MANY_ITEMS + b"0](" + (name("builtins.set") + b"h\x02\x85R") * 30_000 + b"e"
+    ),
+    "modules of long names": LONG + b"0" + deep_module(),
+    "numbers of one hash": (
+        b"}(" + b"".join(number((2**61 - 1) * (i + 1)) + b"N" for i in range(100_000)) + b"u"
+    ),
+    "objects that share their content": (
+        MANY_ITEMS
+        + b"0}("
+        + b"".join(text(str(i)) + b"ca\nB\nh\x02\x85R" for i in range(20_000))
+        + b"u"
+    ),
+    "mappings that are looked through again": (
+        b"}("
+        + b"".join(text(f"k{i}") + b"N" for i in range(20_000))
+        + b"uq\x030}("
+        + b"".join(text(str(i)) + b"h\x03" for i in range(20_000))
+        + b"u"
+    ),
+    "empty containers": b"](" + b"}" * 2_000_000 + b"e",
+}
+
+
+@pytest.mark.parametrize("container", [archive, stream, tar])
+@pytest.mark.parametrize("kind", GROWING)
+def test_what_grows_beyond_its_file(
+    tmp_path: Path, kind: str, container: Callable[[Path, bytes], Path]
+) -> None:
+    """Time and memory stay in proportion to the file, whatever it asks for."""
+    content = GROWING[kind]
+    path = container(tmp_path / "x.pt", content)
+    tracemalloc.start()
+    begun = time.process_time()
+    with suppress(CheckpointError):
+        open_checkpoint(path)
+    seconds = time.process_time() - begun
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 * len(content) + 20_000_000
+    assert seconds < 3 + len(content) * 20e-6
+
+
+def test_metadata_of_a_distributed_checkpoint_that_grow(tmp_path: Path) -> None:
+    mark = text("torch.distributed.checkpoint.metadata") + b"0"
+    index = b"c__main__\nIndex\n)\x81" + mapping(fqn=text("w"), offset=PAIRS) + b"b"
+    entry = b"c__main__\nEntry\n)\x81" + mapping(chunks=b"]", size=b")") + b"b"
+    contents = {
+        "keys": mapping(state_dict_metadata=b"}" + PAIRS + b"Ns"),
+        "offsets": mapping(storage_data=b"}" + index + b"Ns"),
+        "paths": mapping(
+            state_dict_metadata=mapping(w=entry), planner_data=mapping(w=PAIRS + b"\x85")
+        ),
+    }
+    for label, fields in contents.items():
+        folder = tmp_path / label
+        folder.mkdir()
+        metadata = b"c__main__\nMetadata\n)\x81" + fields + b"b"
+        (folder / ".metadata").write_bytes(b"\x80\x02" + mark + metadata + b".")
+        begun = time.process_time()
+        with pytest.raises(CheckpointError, match="distributed checkpoint"):
+            open_checkpoint(folder)
+        assert time.process_time() - begun < 2

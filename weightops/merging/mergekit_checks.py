@@ -1,0 +1,117 @@
+"""Check that each value in a configuration of mergekit's is of the kind that its key takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from weightops.errors import RecipeError
+from weightops.merging.yaml_lines import line_of, located
+
+_NAMES = ("merge_method", "dtype", "out_dtype", "tokenizer_source", "chat_template", "name")
+_KINDS: dict[type, str] = {str: "text", dict: "a mapping", list: "a list"}
+
+
+def check_kinds(content: Mapping[str, Any]) -> None:
+    """Check the kinds of all values, so that what follows can rely on them.
+
+    Raises:
+        RecipeError: naming the line, the key, its value, and what is expected.
+    """
+    for key in _NAMES:
+        _check(content, key, str)
+    _check(content, "base_model", str, dict)
+    _check(content, "tokenizer", dict)
+    _check_parameters(content)
+    _check_merge(content)
+    _check(content, "modules", dict)
+    for name in content.get("modules") or ():
+        module = _entry(content["modules"], name, f"the module {name}")
+        _check_parameters(module)
+        _check_merge(module)
+    tokenizer = content.get("tokenizer") or {}
+    _check(tokenizer, "source", str, dict)
+    _check(tokenizer, "tokens", dict)
+    for token in tokenizer.get("tokens") or ():
+        _check(_entry(tokenizer["tokens"], token, f"the token {token}"), "source", str, dict)
+
+
+def _check_merge(content: Mapping[str, Any]) -> None:
+    """Check the models or slices of a configuration or module."""
+    _check(content, "models", list)
+    _check(content, "slices", list)
+    for i in range(len(content.get("models") or ())):
+        _check_model(_entry(content["models"], i, "an entry of models"))
+    for i in range(len(content.get("slices") or ())):
+        piece = _entry(content["slices"], i, "an entry of slices")
+        _check(piece, "sources", list)
+        _check(piece, "base_model", str, dict)
+        _check_parameters(piece)
+        if not piece.get("sources"):
+            raise RecipeError("an entry of slices has no sources")
+        for j in range(len(piece["sources"])):
+            _check_model(_entry(piece["sources"], j, "an entry of sources"))
+
+
+def _check_model(entry: Mapping[str, Any]) -> None:
+    _check(entry, "model", str, dict)
+    _check_parameters(entry)
+    span = entry.get("layer_range")
+    if span is not None and not (
+        isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)
+    ):
+        with located(line_of(entry, "layer_range")):
+            raise RecipeError(f"layer_range is {span!r:.80}, and must be two whole numbers")
+
+
+def _check_parameters(content: Mapping[str, Any]) -> None:
+    _check(content, "parameters", dict)
+    for key in content.get("parameters") or ():
+        with located(line_of(content["parameters"], key)):
+            _check_value(content["parameters"][key], str(key))
+
+
+def _check_value(value: Any, name: str) -> None:
+    """Check a number, truth value or text; a gradient of numbers; or conditional values."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict):
+            text = item.get("filter")
+            if "value" not in item or not isinstance(text, (str, type(None))):
+                raise RecipeError(f"{name} has the conditional value {item!r:.80}", hint=_CONDITION)
+            _check_value(item["value"], name)
+        elif isinstance(value, list) and not _is_number(item):
+            raise RecipeError(f"{name} has {item!r:.80} in a list of numbers")
+        elif isinstance(item, int) and abs(item) >= 2**63:
+            raise RecipeError(f"{name} is a number of {item.bit_length()} bits, which can't be")
+        elif isinstance(item, list):
+            raise RecipeError(f"{name} has the list {item!r:.80} within a list")
+    if isinstance(value, list) and (not value or len({isinstance(v, dict) for v in value}) > 1):
+        raise RecipeError(f"{name} is {value!r:.80}, and must be numbers or conditional values")
+
+
+_CONDITION = "a conditional value is {filter: text, value: number}"
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number, or text that YAML leaves of one, such as 1e-5."""
+    try:
+        return not isinstance(value, bool) and abs(float(value)) < float("inf")
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _entry(container: Any, key: Any, what: str) -> Mapping[str, Any]:
+    """Return an entry of a list or mapping that must be a mapping."""
+    entry = container[key]
+    if not isinstance(entry, dict):
+        with located(line_of(container, key)):
+            raise RecipeError(f"{what} is {entry!r:.80}, and must be a mapping")
+    return entry
+
+
+def _check(content: Mapping[str, Any], key: str, *kinds: type) -> None:
+    value = content.get(key)
+    if value is not None and not isinstance(value, kinds):
+        expected = " or ".join(_KINDS[kind] for kind in kinds)
+        with located(line_of(content, key)):
+            raise RecipeError(f"{key} is {value!r:.80}, and must be {expected}")

@@ -1,0 +1,83 @@
+"""The values in a recipe, each checked when it is read."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+from weightops.algebra.names import Each, PerTensor
+from weightops.errors import RecipeError
+
+EACH = "each"
+"""The key of an option with one value for each model: ``{each: [0.2, 0.5]}``."""
+
+
+def options_of(content: Any) -> dict[str, Any]:
+    """Return a method's options, with `Each` where a value is one for each model."""
+    if not isinstance(content, dict):
+        raise RecipeError("options is a mapping of the method's options to values")
+    options = {str(name): _plain(value, str(name)) for name, value in content.items()}
+    for name, value in options.items():
+        if isinstance(value, dict) and list(value) == [EACH]:
+            if not isinstance(value[EACH], list):
+                raise RecipeError(f"{name} has no list of values, one for each model")
+            options[name] = Each(value[EACH])
+    return options
+
+
+def seed_of(value: Any) -> int:
+    """Return a seed.
+
+    Raises:
+        RecipeError: if it isn't a whole number of 64 bits.
+    """
+    if type(value) not in (int, float) or value != value or not -(2**63) <= value < 2**63:
+        raise RecipeError(f"seed is {value!r:.80}, and must be a whole number of 64 bits")
+    return int(value)
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Return a value with text for keys, and without numbers that no computer word holds.
+
+    Raises:
+        RecipeError: for such a number.
+    """
+    if isinstance(value, dict):
+        return {str(key): _plain(inner, name) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner, name) for inner in value]
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise RecipeError(f"{name} is a number of {value.bit_length()} bits, which can't be")
+    return value
+
+
+def layers_of(value: Any) -> tuple[int, int]:
+    """Return a range of layers.
+
+    Raises:
+        RecipeError: if it isn't two whole numbers, the second larger.
+    """
+    two = isinstance(value, (list, tuple)) and len(value) == 2
+    if not two or not all(type(v) is int and v >= 0 for v in value) or value[1] <= value[0]:
+        raise RecipeError(f"layers are [from, to], counted from 0, without the last; not {value}")
+    return value[0], value[1]
+
+
+def numbers_of(value: Any, name: str) -> PerTensor:
+    """Return a `PerTensor` of finite numbers.
+
+    Raises:
+        RecipeError: if it holds anything else.
+    """
+    if isinstance(value, dict):
+        return {str(pattern): numbers_of(inner, name) for pattern, inner in value.items()}
+    if isinstance(value, list) and value:
+        return [numbers_of(inner, name) for inner in value]
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or abs(value) > sys.float_info.max or math.isnan(value):
+        raise RecipeError(
+            f"{name} is a number, a mapping of name patterns to numbers, or a list of numbers, "
+            f"not {value!r:.80}"
+        )
+    return float(value)

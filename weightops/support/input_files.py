@@ -1,0 +1,89 @@
+"""Files that are read while a job lasts: they must stay as they were when they were opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from weightops.errors import CheckpointError
+from weightops.support.text import first_few
+
+
+class InputFile(NamedTuple):
+    """A file, and its state when it was opened.
+
+    Attributes:
+        path: the file.
+        inode: its number in its file system.
+        size: its bytes.
+        modified: its time of modification in nanoseconds.
+    """
+
+    path: Path
+    inode: int
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, path: Path) -> InputFile:
+        """Return a file in its present state."""
+        state = path.stat()
+        return cls(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns)
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """The state, without the path."""
+        return self.inode, self.size, self.modified
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer from an offset on.
+
+        A file that is mapped and becomes shorter would end the process, without a word.
+
+        Raises:
+            CheckpointError: if the file isn't what it was, or ends before the buffer is full.
+        """
+        try:
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} can't be read: {error.strerror}") from error
+        try:
+            state = os.fstat(handle)
+            if (state.st_ino, state.st_size, state.st_mtime_ns) != self.state:
+                raise changed_error([self])
+            while buffer:
+                count = os.preadv(handle, [buffer], offset)
+                if not count:
+                    raise changed_error([self])
+                buffer, offset = buffer[count:], offset + count
+        except OSError as error:
+            raise CheckpointError(f"{self.path} can't be read: {error.strerror}") from error
+        finally:
+            os.close(handle)
+
+
+def check_unchanged(files: Iterable[InputFile]) -> None:
+    """Check that files are as they were when they were opened.
+
+    Raises:
+        CheckpointError: naming those that aren't.
+    """
+    changed = []
+    for file in files:
+        try:
+            same = InputFile.of(file.path).state == file.state
+        except OSError:
+            same = False
+        changed += [] if same else [file]
+    if changed:
+        raise changed_error(changed)
+
+
+def changed_error(files: Iterable[InputFile]) -> CheckpointError:
+    """Return the error for files that changed after they were opened."""
+    return CheckpointError(
+        f"{first_few(str(file.path) for file in files)} changed while it was read",
+        hint="nothing is kept of what was computed from it; start again when its writer is done",
+    )

@@ -1,0 +1,85 @@
+"""YAML files, read strictly: no key twice, and nothing that grows beyond the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from weightops.errors import RecipeError
+
+_MAX_BYTES = 4_000_000
+_MAX_DEPTH = 50
+_EXPANSION = 16
+"""The most values for each byte of a file, aliases written out."""
+
+
+def read_documents(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> list[Any]:
+    """Read the documents of a YAML file as plain values; empty ones are left out.
+
+    Args:
+        path: the file.
+        loader: the kind of safe loader that makes the values.
+
+    Raises:
+        RecipeError: if it can't be read, isn't valid, repeats a key, or says more by aliases or
+            nesting than a file of its size may.
+    """
+    try:
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise RecipeError(f"{path} has more than {_MAX_BYTES:,} characters")
+        reading = loader(text)
+        documents = []
+        try:
+            while reading.check_node():
+                root = reading.get_node()
+                _count(root, path, _EXPANSION * len(text) + 1000)
+                documents.append(reading.construct_document(root))
+        finally:
+            reading.dispose()
+    except OSError as error:
+        raise RecipeError(f"{path} can't be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RecipeError(f"{path} is not valid YAML: {reason}") from error
+    return [document for document in documents if document is not None]
+
+
+def _count(root: yaml.Node, path: Path, limit: int) -> None:
+    """Check keys, depth and number of values of a document, an alias counted like what it names."""
+    measured: dict[yaml.Node, tuple[int, int]] = {}
+    """Node -> the number of its values and their depth; 0 and 0 while they are being counted."""
+
+    def measure(node: yaml.Node) -> tuple[int, int]:
+        line = node.start_mark.line + 1
+        if node not in measured:
+            measured[node] = (0, 0)
+            inner = [measure(child) for child in _children(node, path)]
+            values = 1 + sum(number for number, _ in inner)
+            depth = 1 + max((depth for _, depth in inner), default=0)
+            if depth > _MAX_DEPTH:
+                raise RecipeError(f"{path} is nested more than {_MAX_DEPTH} deep in line {line}")
+            if values > limit:
+                raise RecipeError(f"{path} repeats values by aliases too often, in line {line}")
+            measured[node] = (values, depth)
+        if measured[node] == (0, 0):
+            raise RecipeError(f"{path} holds a value that holds itself in line {line}")
+        return measured[node]
+
+    measure(root)
+
+
+def _children(node: yaml.Node, path: Path) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    line = key.start_mark.line + 1
+                    raise RecipeError(f"{path} repeats the key {key.value[:80]!r} in line {line}")
+                seen.add((key.tag, key.value))
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
