@@ -40,6 +40,23 @@ def test_add(
         assert all(torch.allclose(t, expected[name], atol=1e-5) for name, t in written.items())
 
 
+def test_options_are_recorded(own: Path, options: dict[str, object], tmp_path: Path) -> None:
+    paths = [own / "swapped.safetensors", own / "turned.safetensors"]
+    tasks = [str(own / "swapped"), str(own / "turned")]
+    given = {"method": "ties", "method_options": {"density": 0.3}, "objective": "worst"}
+    result = add(tasks, tmp_path / "out", finetuned=paths, **given, **options)
+    used = {"method": "ties", "density": 0.3, "normalize": "weights", "scope": "tensor"}
+    used |= {"count": "all", "each": False, "objective": "worst"}
+    assert result["options"] == used
+    assert json.loads((tmp_path / "out/summary.json").read_text())["options"] == used
+    for file in ("README.md", "report.html"):
+        text = (tmp_path / "out" / file).read_text(encoding="utf-8")
+        assert "density" in text
+        assert "worst" in text
+    made_from = open_checkpoint(tmp_path / "out").source.made_from
+    assert made_from["recipe"] == {"verb": "add", "alpha": result["alpha"], **used}
+
+
 def test_a_pair_that_nothing_improves_is_measured_at_zero(
     own: Path, options: dict[str, object], tmp_path: Path
 ) -> None:

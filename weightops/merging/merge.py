@@ -32,7 +32,8 @@ def merge(
 
     Weights, alpha and options are each one value for all tensors, a mapping of name patterns to
     values (the first that matches counts; where none does, the default, which for alpha is 0), or a
-    list of numbers over the depth of the layers: ``alpha=[0.1, 0.5]`` is LiNeS (arXiv 2410.17146).
+    list of numbers over the depth of the layers. ``alpha={"lines": [0.1, 0.5]}`` is LiNeS (arXiv
+    2410.17146), in which the tensors outside of the layers get the first number.
 
     Args:
         models: the models to merge: paths, refs, checkpoints, state dicts or modules.

@@ -58,6 +58,8 @@ class Addition(Workflow):
                 f"{method} makes one vector of all: it has one alpha, not one for each task"
             )
         self.each, self.objective, self.pairs, self.subsets = each, objective, pairs, subsets
+        own = {} if method == "sum" else self.method_options
+        self.options = {"method": method, **own, "each": each, "objective": objective}
         self.method = (
             f"The weights are `base + alpha * {method}(finetuned - base, ...)` "
             "(task arithmetic, arXiv 2212.04089)"

@@ -71,6 +71,8 @@ class Workflow(ABC):
     """The name of the edited model in the summary."""
     method: str
     """How the weights are computed, for the model card."""
+    options: Mapping[str, Any] = {}
+    """The edit's own options, which the summary, the card, the page and the weights record."""
     sign: ClassVar[float] = 1.0
     """A factor of all coefficients that are tried."""
     batchnorm: Task | None = None

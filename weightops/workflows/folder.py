@@ -42,6 +42,7 @@ def write_folder(
         summary: the content of ``summary.json``.
     """
     edited = session.edited(result.edit)
+    edited.recipe = {"verb": workflow.verb, "alpha": result.named_alpha, **workflow.options}
     edited.save_into(folder, final=Path(summary["output"]))
     text = card(summary, workflow.word, edited.architecture)
     (folder / "README.md").write_text(text, encoding="utf-8")

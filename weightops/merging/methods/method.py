@@ -80,11 +80,19 @@ def chunks(*, by_rows: bool = False, **statistics: Statistic) -> Callable[[Funct
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a method: its type, its default, and its choices where it has them."""
+    """One option of a method.
+
+    Attributes:
+        type: the type of a value.
+        default: the value if none is given.
+        choices: the possible values, where they are listed.
+        each: whether each input may have its own value: the annotation says so, ``float | Each``.
+    """
 
     type: type
     default: Any
     choices: tuple[Any, ...] = ()
+    each: bool = False
 
     def parse(self, value: Any, name: str) -> Any:
         """Return a value in the option's type.
@@ -183,10 +191,12 @@ class Method:
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 default = parameter.default
                 hint = hints.get(name, type(default))
+                each = Each in get_args(hint)
+                if each:
+                    [hint] = (kind for kind in get_args(hint) if kind is not Each)
                 literal = get_origin(hint) is Literal
-                options[name] = Option(
-                    type(default) if literal else hint, default, get_args(hint) if literal else ()
-                )
+                choices = get_args(hint) if literal else ()
+                options[name] = Option(type(default) if literal else hint, default, choices, each)
         return options
 
     @property
@@ -213,6 +223,12 @@ class Method:
         if isinstance(value, Mapping):
             return {pattern: self._checked(name, inner) for pattern, inner in value.items()}
         if isinstance(value, Each):
+            if not self.options[name].each:
+                able = [other for other, option in self.options.items() if option.each]
+                raise OptionError(
+                    f"{name} of {self.name} has one value for all models, not {list(value)}",
+                    hint=f"{' and '.join(able)} may have one for each" if able else "",
+                )
             return Each(self._checked(name, inner) for inner in value)
         if isinstance(value, (list, tuple)) and self.options[name].type is float:
             return [self._checked(name, inner) for inner in value]
