@@ -29,6 +29,7 @@ from weightops.merging.methods.table import METHODS as METHODS
 from weightops.merging.methods.table import method as method
 from weightops.merging.recipe import Recipe as Recipe
 from weightops.search.strategies import SearchOptions as SearchOptions
+from weightops.statistics.collect import collect as collect
 from weightops.task_vector import TaskVector as TaskVector
 from weightops.tasks.table import TASKS as TASKS
 from weightops.tasks.table import register_task as register_task

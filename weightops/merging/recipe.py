@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -23,13 +22,19 @@ from weightops.merging.layers import Layers, stack_layers
 from weightops.merging.merge import merge
 from weightops.merging.mergekit import looks_like_mergekit, translate
 from weightops.merging.methods.table import METHODS
+from weightops.merging.recipe_values import (
+    EACH,
+    check_keys,
+    read_layers,
+    read_numbers,
+    read_options,
+    read_statistics,
+)
 from weightops.support.registry import unknown
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 _KEYS = ("method", "base", "models", "slices", "alpha", "options", "seed", "dtype", "batchnorm")
-_MODEL_KEYS = ("model", "weight", "layers")
-_EACH = "each"
-"""The key of an option with one value for each model: ``{each: [0.2, 0.5]}``."""
+_MODEL_KEYS = ("model", "weight", "layers", "statistics")
 _DEFAULTS: Mapping[str, Any] = {
     "base": None,
     "alpha": 1.0,
@@ -56,6 +61,8 @@ class Recipe:
         layers: in a slice, the layers (from, to) of each model; the base's are those of the first.
         slices: recipes for groups of layers, from the first to the last, in place of all else.
         batchnorm: a task on whose images running statistics are recomputed, or None.
+        statistics: for each model, kind -> the ref of its statistic, or the arguments of `collect`
+            that make it, such as ``{"task": "mnist"}``; None if there are none.
 
     >>> print(Recipe(("a", "b"), "ties", base="pre", options={"density": 0.2}).to_yaml(), end="")
     method: ties
@@ -78,6 +85,7 @@ class Recipe:
     layers: tuple[tuple[int, int], ...] | None = None
     slices: tuple[Recipe, ...] = ()
     batchnorm: str | None = None
+    statistics: tuple[Mapping[str, Any], ...] | None = None
 
     def __post_init__(self) -> None:
         METHODS[self.method].check(self.options)
@@ -116,7 +124,7 @@ class Recipe:
             RecipeError: for a value that its key can't have.
             UnknownNameError: for an unknown key, method or option, with the nearest.
         """
-        _check_keys(content, _KEYS, "recipe key")
+        check_keys(content, _KEYS, "recipe key")
         if "slices" in content:
             return cls._of_slices(content)
         recipe = cls._of_models(content)
@@ -129,7 +137,7 @@ class Recipe:
     @classmethod
     def _of_models(cls, content: Mapping[str, Any]) -> Recipe:
         """Return a recipe without slices, or a slice."""
-        _check_keys(content, _KEYS, "recipe key")
+        check_keys(content, _KEYS, "recipe key")
         listed = content.get("models")
         if not isinstance(listed, list) or not listed:
             raise RecipeError(
@@ -138,11 +146,12 @@ class Recipe:
             )
         entries = [entry if isinstance(entry, dict) else {"model": entry} for entry in listed]
         for entry in entries:
-            _check_keys(entry, _MODEL_KEYS, "key of a model")
+            check_keys(entry, _MODEL_KEYS, "key of a model")
             if not isinstance(entry.get("model"), str):
                 raise RecipeError(f"{entry} names no model")
-        weights = tuple(_numbers(entry.get("weight", 1.0), "weight") for entry in entries)
-        layers = tuple(_layers(entry["layers"]) for entry in entries if "layers" in entry)
+        weights = tuple(read_numbers(entry.get("weight", 1.0), "weight") for entry in entries)
+        statistics = tuple(read_statistics(entry.get("statistics") or {}) for entry in entries)
+        layers = tuple(read_layers(entry["layers"]) for entry in entries if "layers" in entry)
         if len(layers) not in (0, len(entries)):
             raise RecipeError("either each model of a slice has layers, or none")
         return cls(
@@ -150,12 +159,13 @@ class Recipe:
             str(content.get("method", "linear")),
             content.get("base"),
             weights if any(weight != 1.0 for weight in weights) else None,
-            _numbers(content.get("alpha", 1.0), "alpha"),
-            _options(content.get("options") or {}),
-            int(_numbers(content.get("seed", 0), "seed")),
+            read_numbers(content.get("alpha", 1.0), "alpha"),
+            read_options(content.get("options") or {}),
+            int(read_numbers(content.get("seed", 0), "seed")),
             content.get("dtype"),
             layers or None,
             batchnorm=content.get("batchnorm"),
+            statistics=statistics if any(statistics) else None,
         )
 
     @classmethod
@@ -173,6 +183,8 @@ class Recipe:
             if any(key in piece for piece in pieces):
                 raise RecipeError(f"{key} is for the whole recipe, not for one of its slices")
         slices = tuple(cls._of_models(piece) for piece in pieces)
+        if any(piece.statistics for piece in slices):
+            raise RecipeError("statistics are of whole models, not of the layers of a slice")
         for piece in slices:
             if len({stop - start for start, stop in piece.layers or ()}) != 1:
                 raise RecipeError(
@@ -193,7 +205,7 @@ class Recipe:
             "models": self._model_entries(),
             "alpha": self.alpha,
             "options": {
-                name: {_EACH: list(value)} if isinstance(value, Each) else value
+                name: {EACH: list(value)} if isinstance(value, Each) else value
                 for name, value in self.options.items()
             },
             "seed": self.seed,
@@ -209,13 +221,16 @@ class Recipe:
     def _model_entries(self) -> list[str | dict[str, Any]]:
         count = len(self.models)
         weights, layers = self.weights or (1.0,) * count, self.layers or (None,) * count
+        listed = zip(self.models, weights, layers, self.statistics or ({},) * count, strict=True)
         entries: list[str | dict[str, Any]] = []
-        for model, weight, span in zip(self.models, weights, layers, strict=True):
+        for model, weight, span, statistics in listed:
             entry: dict[str, Any] = {"model": model}
             if weight != 1.0:
                 entry["weight"] = weight
             if span:
                 entry["layers"] = list(span)
+            if statistics:
+                entry["statistics"] = dict(statistics)
             entries.append(entry if len(entry) > 1 else model)
         return entries
 
@@ -249,8 +264,23 @@ class Recipe:
             weights=self.weights,
             alpha=self.alpha,
             seed=self.seed,
+            statistics=self._statistics(),
             **self.options,
         )
+
+    def _statistics(self) -> list[dict[str, CheckpointLike]] | None:
+        """Return each model's statistics, those of the recipe's files and those made now."""
+        if self.statistics is None:
+            return None
+        from weightops.statistics.collect import collect
+
+        return [
+            {
+                kind: collect(model, kind=kind, **given) if isinstance(given, Mapping) else given  # type: ignore[arg-type]
+                for kind, given in statistics.items()
+            }
+            for model, statistics in zip(self.models, self.statistics, strict=True)
+        ]
 
     def _stacked(self) -> Checkpoint:
         parts, spans, first = [], [], 0
@@ -293,51 +323,3 @@ def _take_layers(
     model = open_checkpoint(ref)
     layers = Layers(model.source, *span, first=first, before=before, after=after)
     return Checkpoint(LinearForm.of(layers), model.architecture)
-
-
-def _check_keys(content: Mapping[str, Any], known: Sequence[str], kind: str) -> None:
-    for key in content:
-        if key not in known:
-            raise unknown(kind, str(key), known)
-
-
-def _options(content: Any) -> dict[str, Any]:
-    """Return a method's options, with `Each` where a value is one for each model."""
-    if not isinstance(content, dict):
-        raise RecipeError("options is a mapping of the method's options to values")
-    return {
-        str(name): Each(value[_EACH])
-        if isinstance(value, dict) and list(value) == [_EACH]
-        else value
-        for name, value in content.items()
-    }
-
-
-def _layers(value: Any) -> tuple[int, int]:
-    """Return a range of layers.
-
-    Raises:
-        RecipeError: if it isn't two whole numbers, the second larger.
-    """
-    two = isinstance(value, (list, tuple)) and len(value) == 2
-    if not two or not all(type(v) is int and v >= 0 for v in value) or value[1] <= value[0]:
-        raise RecipeError(f"layers are [from, to], counted from 0, without the last; not {value}")
-    return value[0], value[1]
-
-
-def _numbers(value: Any, name: str) -> PerTensor:
-    """Return a `PerTensor` of finite numbers.
-
-    Raises:
-        RecipeError: if it holds anything else.
-    """
-    if isinstance(value, dict):
-        return {str(pattern): _numbers(inner, name) for pattern, inner in value.items()}
-    if isinstance(value, list) and value:
-        return [_numbers(inner, name) for inner in value]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise RecipeError(
-            f"{name} is a number, a mapping of name patterns to numbers, or a list of numbers, "
-            f"not {value!r}"
-        )
-    return float(value)

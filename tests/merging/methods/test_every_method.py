@@ -31,6 +31,8 @@ UNORDERED = {
     "sce",
     "tall_consensus",
     "karcher",
+    "fisher",
+    "regmean",
 }
 
 

@@ -15,11 +15,15 @@ import torch
 from weightops.algebra.names import Each, PerTensor
 from weightops.algebra.source import Space
 from weightops.errors import OptionError, UnknownNameError
+from weightops.statistics.statistic import Kind as StatisticKind
 from weightops.support.registry import unknown
 
 Function = Callable[..., torch.Tensor]
 Statistic = Callable[..., Any]
 Kind = Literal["whole", "chunks", "combination"]
+
+STATISTICS: Mapping[str, StatisticKind] = {"grams": "gram", "fishers": "fisher"}
+"""Parameter of a method's function -> the kind of statistic that it is of each model."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ class Computation:
         if self.kind == "combination":
             return {"gram", "weights"}
         inputs = {"deltas", "models", "weights"}
-        return inputs if self.kind == "whole" else {*inputs, *self.statistics, "start", "draws"}
+        if self.kind == "whole":
+            return {*inputs, *STATISTICS, "fisher_norms"}
+        return {*inputs, *self.statistics, "start", "draws"}
 
 
 def combination(space: Space) -> Callable[[Function], Method]:
@@ -134,6 +140,11 @@ class Method:
     All its keyword-only parameters are options. A function of `chunks` or `combination` need never
     hold a whole tensor.
 
+    A function of whole tensors may ask for statistics of the models: ``fishers``, of the tensors'
+    shape, with ``fisher_norms``, the norms over all tensors, shape ``(k,)``; or ``grams``, shape
+    ``(k, d, d)``, in which case the tensors of a linear map come as matrices ``(k, out, d)``, one
+    after another if the weight holds several. A statistic is None at tensors that it doesn't have.
+
     Raises:
         OptionError: if a parameter is neither of these, or an option has no default.
     """
@@ -181,6 +192,11 @@ class Method:
         """Return True if the function, or one of its statistics, has a parameter of this name."""
         functions = [self.function, *self.computation.statistics.values()]
         return any(argument in inspect.signature(each).parameters for each in functions)
+
+    @property
+    def statistics(self) -> list[StatisticKind]:
+        """The kinds of statistics that the method takes of each model."""
+        return [kind for parameter, kind in STATISTICS.items() if self.takes(parameter)]
 
     @cached_property
     def options(self) -> dict[str, Option]:

@@ -9,6 +9,7 @@ from weightops.errors import OptionError
 from weightops.merging.methods import (
     agreement,
     averaging,
+    from_data,
     random_dropping,
     spectral,
     spherical,
@@ -44,6 +45,8 @@ BUILT_IN: tuple[Method | Function, ...] = (
     spectral.tsv_m,
     spectral.iso_c,
     spectral.iso_cts,
+    from_data.fisher,
+    from_data.regmean,
 )
 
 

@@ -1,0 +1,52 @@
+"""``weightops statistics``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from weightops.cli.borrowing import taken
+from weightops.cli.from_signature import Borrowed, command
+from weightops.cli.learning import check_one
+from weightops.cli.printing import echo_plan
+from weightops.cli.signatures import read
+from weightops.cli.types import OneTask
+
+_COLLECT = "weightops.statistics.collect:collect"
+_TEXT = click.Option(
+    ["--text"],
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="For a language model of transformers: a text in UTF-8.",
+)
+_TASK = click.Option(["--task"], type=OneTask(), help="The task whose images to use.")
+
+
+@command(
+    Borrowed(_COLLECT, leave_out=("model", "task", "text")),
+    arguments=[_TASK, _TEXT],
+    about=read(_COLLECT).docstring.text,
+)
+def statistics(
+    model: str, *, out: Path, overwrite: bool = False, json_: bool = False, **given: Any
+) -> None:
+    """Collect a statistic of a model, and write it to a file.
+
+    Args:
+        model: a path to a model with its configuration, or a ref.
+        out: the .safetensors file to write.
+        overwrite: replace an output that exists.
+    """
+    from weightops.statistics import collect as module
+    from weightops.statistics.statistic import record_of
+    from weightops.support.atomic import check_free
+
+    check_one(given)
+    if out.suffix != ".safetensors":
+        raise click.UsageError(f"a statistic is one .safetensors file, not {out}")
+    check_free(out, overwrite=overwrite)
+    how = taken(given, ("task", "kind"))
+    found = module.collect(model, how.pop("task", None), **how, **given)
+    found.save(out, overwrite=overwrite)
+    echo_plan({"output": str(out), "tensors": len(found), **record_of(found)}, json_)
