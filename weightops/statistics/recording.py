@@ -39,7 +39,7 @@ class Gram(NamedTuple):
 
 
 class _Use(NamedTuple):
-    """How a product uses a weight: which of its equal parts, and with which dimension first."""
+    """The use of a weight by a product: of which equal parts, and with which dimension first."""
 
     parts: int
     used: range

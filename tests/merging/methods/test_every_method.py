@@ -32,6 +32,7 @@ UNORDERED = {
     "tall_consensus",
     "karcher",
     "fisher",
+    "wudi",
     "regmean",
 }
 

@@ -10,6 +10,7 @@ from weightops.merging.methods import (
     agreement,
     averaging,
     from_data,
+    interference,
     random_dropping,
     spectral,
     spherical,
@@ -45,6 +46,7 @@ BUILT_IN: tuple[Method | Function, ...] = (
     spectral.tsv_m,
     spectral.iso_c,
     spectral.iso_cts,
+    interference.wudi,
     from_data.fisher,
     from_data.regmean,
 )
