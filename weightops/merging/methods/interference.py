@@ -69,7 +69,8 @@ def _inverse(squares: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(squares)
     least = values[-1] * len(values) * torch.finfo(values.dtype).eps
     inverse = torch.where(values > least, 1 / values, torch.zeros_like(values))
-    return (vectors * inverse) @ vectors.mT
+    result: torch.Tensor = (vectors * inverse) @ vectors.mT
+    return result
 
 
 def _descend(
