@@ -115,8 +115,8 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         }
         open_checkpoint(state).save(tmp_path / f"m{i}.safetensors")
     models = [str(tmp_path / f"m{i}.safetensors") for i in range(2)]
-    out = tmp_path / "p.safetensors"
-    command = ["pack", *models, "--base", "embedded", "-o", str(out), "--names", "mnist,digits"]
+    out, names = tmp_path / "p.safetensors", ["--names", "mnist", "--names", "digits"]
+    command = ["pack", *models, "--base", "embedded", "-o", str(out), *names]
     assert run([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["models"] == ["mnist", "digits"]
     packed, apart = out.stat().st_size, sum(Path(model).stat().st_size for model in models)
@@ -127,7 +127,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     state = open_checkpoint(f"{out}:digits").state_dict()
     own = base.with_form(open_checkpoint(state).form, base.architecture)
     assert evaluate(own, "digits")["digits"]["acc1"] == pytest.approx(accuracy)
-    assert run([*command[:-2], "-o", str(tmp_path / "q.safetensors"), "--names", "x,x"]) == 2
+    assert run([*command[:-2], "-o", str(tmp_path / "q.safetensors"), "--names", "x"]) == 2
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -13,11 +13,10 @@ from weightops.cli.printing import echo_plan
 from weightops.cli.signatures import read
 
 _PACK = "weightops.merging.packing:pack"
+_OWN = ("models", "out", "mask_scale")
 
 
-@command(
-    Borrowed(_PACK, leave_out=("models", "out", "mask_scale")), about=read(_PACK).docstring.text
-)
+@command(Borrowed(_PACK, leave_out=_OWN), about=read(_PACK).docstring.text)
 def pack(
     models: tuple[str, ...],
     *,
