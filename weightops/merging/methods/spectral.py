@@ -44,7 +44,7 @@ def _by_matrix(
     return torch.cat([merge(part) for part in deltas.chunk(count, dim=1)]).to(deltas.dtype)
 
 
-def _svd(
+def decompose(
     matrix: torch.Tensor, rank: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the thin singular value decomposition in float64, cut to a rank.
@@ -68,7 +68,7 @@ def _svd(
 
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """Return the nearest matrix with orthonormal columns, or rows: the polar factor."""
-    u, _, vh = _svd(matrix)
+    u, _, vh = decompose(matrix)
     return u @ vh
 
 
@@ -96,7 +96,7 @@ def tsv_m(
 
     def merge(matrices: torch.Tensor) -> torch.Tensor:
         rank = max(1, min(matrices.shape[1:]) // len(matrices))
-        parts = [_svd(matrix, rank) for matrix in matrices]
+        parts = [decompose(matrix, rank) for matrix in matrices]
         left = _orthogonal(torch.cat([u for u, _, _ in parts], dim=1))
         right = _orthogonal(torch.cat([vh for _, _, vh in parts]))
         return (left * torch.cat([s for _, s, _ in parts])) @ right
@@ -124,7 +124,7 @@ def iso_c(
     """
 
     def merge(matrices: torch.Tensor) -> torch.Tensor:
-        u, s, vh = _svd(matrices.sum(0, dtype=torch.float64))
+        u, s, vh = decompose(matrices.sum(0, dtype=torch.float64))
         return s.mean() * (u @ vh)
 
     return _by_matrix(deltas, others, stacked, spectral, merge)
@@ -161,14 +161,14 @@ def iso_cts(
 
     def merge(matrices: torch.Tensor) -> torch.Tensor:
         k, count = len(matrices), min(matrices.shape[1:])
-        u, s, vh = _svd(matrices.sum(0, dtype=torch.float64))
+        u, s, vh = decompose(matrices.sum(0, dtype=torch.float64))
         own = round((count - int(count * fraction(common, "common"))) / k)
         shared = count - own * k
         basis = u[:, :shared]
         parts = [(basis, s[:shared], vh[:shared])]
         if own:
             rests = (matrix - basis @ (basis.mT @ matrix) for matrix in matrices.double())
-            parts += [_svd(rest, own) for rest in rests]
+            parts += [decompose(rest, own) for rest in rests]
         left = _orthogonal(torch.cat([part for part, _, _ in parts], dim=1))
         right = _orthogonal(torch.cat([part for _, _, part in parts]))
         return torch.cat([part for _, part, _ in parts]).mean() * (left @ right)

@@ -9,6 +9,7 @@ from weightops.errors import OptionError
 from weightops.merging.methods import (
     agreement,
     averaging,
+    composed,
     from_data,
     interference,
     random_dropping,
@@ -47,6 +48,8 @@ BUILT_IN: tuple[Method | Function, ...] = (
     spectral.iso_c,
     spectral.iso_cts,
     interference.wudi,
+    composed.knots,
+    composed.subspace_boosting,
     from_data.fisher,
     from_data.regmean,
 )
