@@ -11,6 +11,7 @@ from typing import Any
 
 from weightops.errors import MissingExtraError
 from weightops.evaluation.zero_shot import record
+from weightops.merging.recipe import Recipe
 from weightops.reports.card import card
 from weightops.reports.frontier import draw_bars, draw_frontier
 from weightops.reports.page import write_page
@@ -48,6 +49,9 @@ def write_folder(
     (folder / "README.md").write_text(text, encoding="utf-8")
     lines = [json.dumps(jsonable(row)) + "\n" for row in _rows(workflow, session, result, test)]
     (folder / "results.jsonl").write_text("".join(lines), encoding="utf-8")
+    if "recipe" in summary and isinstance(summary["recipe"], Mapping):
+        recipe = Recipe.of(summary["recipe"]).to_yaml()
+        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     if workflow.keeps_vectors:
         _write_vectors(folder, result)
     _copy_logs(folder, session)
