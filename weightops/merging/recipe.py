@@ -22,6 +22,7 @@ from weightops.merging.layers import Layers, stack_layers
 from weightops.merging.merge import merge
 from weightops.merging.mergekit import looks_like_mergekit, translate
 from weightops.merging.methods.table import METHODS
+from weightops.merging.recipe_statistics import made_statistics
 from weightops.merging.recipe_values import (
     EACH,
     check_keys,
@@ -264,23 +265,9 @@ class Recipe:
             weights=self.weights,
             alpha=self.alpha,
             seed=self.seed,
-            statistics=self._statistics(),
+            statistics=made_statistics(self.models, self.statistics, self.weights, self.options),
             **self.options,
         )
-
-    def _statistics(self) -> list[dict[str, CheckpointLike]] | None:
-        """Return each model's statistics, those of the recipe's files and those made now."""
-        if self.statistics is None:
-            return None
-        from weightops.statistics.collect import collect
-
-        return [
-            {
-                kind: collect(model, kind=kind, **given) if isinstance(given, Mapping) else given  # type: ignore[arg-type]
-                for kind, given in statistics.items()
-            }
-            for model, statistics in zip(self.models, self.statistics, strict=True)
-        ]
 
     def _stacked(self) -> Checkpoint:
         parts, spans, first = [], [], 0

@@ -38,13 +38,15 @@ def read_statistics(value: Any) -> dict[str, Any]:
     Raises:
         RecipeError: if it is anything else.
     """
-    kinds, made = get_args(Kind), ("task", "text", "images", "split", "labels")
+    kinds, made = get_args(Kind), ("task", "text", "images", "split", "labels", "after")
     if not isinstance(value, dict):
         raise RecipeError("statistics is a mapping, such as {gram: ref} or {gram: {task: mnist}}")
     check_keys(value, kinds, "kind of statistic")
     for kind, given in value.items():
         if isinstance(given, dict):
             check_keys(given, made, "key of a statistic")
+            if given.get("after", "merged") != "merged":
+                raise RecipeError(f"after is 'merged', not {given['after']!r}")
         elif not isinstance(given, str):
             raise RecipeError(
                 f"{kind} is a ref or a mapping such as {{task: mnist}}, not {given!r}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,12 +31,13 @@ from weightops.support.arguments import check_arguments
 from weightops.support.ranges import Range
 from weightops.support.text import first_few
 from weightops.tasks.table import TaskLike, as_task
+from weightops.tasks.task import Task
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Inputs of a model, and their labels: of images, or of tokens."""
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     """A model and the data that it is run on.
 
     Attributes:
@@ -114,22 +115,23 @@ def collect(
             "a statistic is of a task, or of a text for a language model", hint="task="
         )
     if text is None:
-        run = _on_images(checkpoint, as_task(task or ""), split, images, device)
+        run = on_images(ImageModel.open(checkpoint, device), as_task(task or ""), split, images)
     else:
-        run = _on_text(checkpoint, text, images, device)
+        run = on_text(checkpoint, text, images, device)
     record = {
         "kind": kind,
         **run.data,
         "count": run.size,
         "model": {"ref": checkpoint.ref, "fingerprint": checkpoint.fingerprint},
     }
-    with _in_single_precision(run.module):
+    with in_single_precision(run.module):
         if kind == "fisher":
             record |= {"labels": labels, "seed": seed}
             tensors = _fisher(run, checkpoint, labels, seed)
         else:
-            tensors, first = _grams(run, checkpoint, batch_size)
-            record |= {"input_first": first}
+            found = in_names_of(checkpoint, grams_of(run, batch_size), run.module)
+            tensors = {name: gram.tensor for name, gram in found.items()}
+            record |= {"input_first": [name for name, gram in found.items() if gram.input_first]}
     broken = [name for name, tensor in tensors.items() if has_nonfinite(tensor)]
     if broken:
         raise NonfiniteError(
@@ -142,8 +144,12 @@ def collect(
     return Checkpoint(LinearForm.of(source))
 
 
-def _on_images(checkpoint: Checkpoint, task: Any, split: str, images: int, device: str) -> _Run:
-    image_model = ImageModel.open(checkpoint, device)
+def on_images(image_model: ImageModel, task: Task, split: str, images: int) -> Run:
+    """Return a run of a model on the first images of a split in a fixed random order.
+
+    Raises:
+        TaskError: if there are none, or the model has no head for the task.
+    """
     module = image_model.module.eval()
     head = image_model.zero_shot_head(task)
     pixels = image_model.pixels(task, split)
@@ -161,10 +167,16 @@ def _on_images(checkpoint: Checkpoint, task: Any, split: str, images: int, devic
             yield pixels.batch(chosen), pixels.labels[torch.from_numpy(chosen)]
 
     data = {"task": task.name, "source": task.source, "split": split}
-    return _Run(module, logits, batches, len(order), data)
+    return Run(module, logits, batches, len(order), data)
 
 
-def _on_text(checkpoint: Checkpoint, text: str | Path, blocks: int, device: str) -> _Run:
+def on_text(checkpoint: Checkpoint, text: str | Path, blocks: int, device: str) -> Run:
+    """Return a run of a language model on the first blocks of a text.
+
+    Raises:
+        CheckpointError: if it isn't a language model with a tokenizer.
+        TaskError: if the text is too short.
+    """
     tokens = token_blocks(checkpoint, text)[:blocks].to(pick_device(device))
     module = checkpoint.model().to(tokens.device)
 
@@ -176,11 +188,11 @@ def _on_text(checkpoint: Checkpoint, text: str | Path, blocks: int, device: str)
         for batch in tokens.split(size):  # type: ignore[no-untyped-call]
             yield batch, batch[:, 1:]
 
-    return _Run(module, logits, batches, len(tokens), {"text": str(text)})
+    return Run(module, logits, batches, len(tokens), {"text": str(text)})
 
 
 @contextmanager
-def _in_single_precision(module: nn.Module) -> Iterator[None]:
+def in_single_precision(module: nn.Module) -> Iterator[None]:
     """Run a module of half precision in float32, and without the paths that fuse several maps."""
     dtype = next(module.parameters()).dtype
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -197,9 +209,7 @@ def _in_single_precision(module: nn.Module) -> Iterator[None]:
         module.to(dtype)
 
 
-def _fisher(
-    run: _Run, checkpoint: Checkpoint, labels: Labels, seed: int
-) -> dict[str, torch.Tensor]:
+def _fisher(run: Run, checkpoint: Checkpoint, labels: Labels, seed: int) -> dict[str, torch.Tensor]:
     """Return the Fisher information in the names of a checkpoint."""
 
     def examples() -> Iterator[tuple[Callable[[], torch.Tensor], torch.Tensor]]:
@@ -215,29 +225,25 @@ def _fisher(
     return {name: renamed[name] for name in renamed if name in checkpoint.specs}
 
 
-def _flat_logits(run: _Run, inputs: torch.Tensor) -> torch.Tensor:
+def _flat_logits(run: Run, inputs: torch.Tensor) -> torch.Tensor:
     return run.logits(inputs).flatten(0, -2)
 
 
 @torch.no_grad()
-def _grams(
-    run: _Run, checkpoint: Checkpoint, batch_size: int
-) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Return Gram matrices in the names of a checkpoint, and the weights with the input first."""
-    recorder = GramRecorder(run.module)
+def grams_of(run: Run, batch_size: int, only: Collection[str] | None = None) -> dict[str, Gram]:
+    """Return the Gram matrices of a module's weights, or of some of them."""
+    recorder = GramRecorder(run.module, only)
     bar = tqdm(total=run.size, desc="gram", delay=1, leave=False)
     for inputs, _ in run.batches(batch_size):
         with recorder:
             run.logits(inputs)
         bar.update(len(inputs))
     bar.close()
-    named = _renamed(recorder.grams(), run.module, checkpoint)
-    tensors = {name: gram.tensor for name, gram in named.items()}
-    return tensors, [name for name, gram in named.items() if gram.input_first]
+    return recorder.grams()
 
 
-def _renamed(
-    grams: Mapping[str, Gram], module: nn.Module, checkpoint: Checkpoint
+def in_names_of(
+    checkpoint: Checkpoint, grams: Mapping[str, Gram], module: nn.Module
 ) -> dict[str, Gram]:
     """Return Gram matrices by the names of a checkpoint, whose weights may be parts of others."""
     specs = MemorySource(module.state_dict(), "the model").specs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -92,14 +92,15 @@ class GramRecorder(TorchDispatchMode):
 
     Args:
         module: the module. It must run without gradients.
+        only: the names of the weights to record; all by default.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, only: Collection[str] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._parameters = {
             parameter.untyped_storage().data_ptr(): (name, parameter)
             for name, parameter in module.named_parameters()
-            if parameter.dim() > 1
+            if parameter.dim() > 1 and (only is None or name in only)
         }
         self._sums: dict[str, _Sum] = {}
         self._shares: dict[str, _Share] = {}

@@ -66,7 +66,9 @@ def regmean(
     This is the minimum of ``sum_i w_i mean_x |merged x - W_i x|^2`` for ratio 1. Inputs that are
     always 0, and tensors that aren't linear maps, are averaged by the weights.
 
-    Source: dataless knowledge fusion, arXiv 2212.09849.
+    Source: dataless knowledge fusion, arXiv 2212.09849. With Gram matrices that are taken layer by
+    layer, at the inputs that the merged layers give, it is RegMean++ (arXiv 2508.03121); a recipe
+    has them made by ``statistics: {gram: {task: ..., after: merged}}``.
 
     Args:
         models: the weights of a linear map, shape ``(k, out, in)``; or ``(k, ...)``.
