@@ -52,24 +52,51 @@ def decompose(
     It is that of the smaller Gram matrix, which takes half of the time, where this is exact enough.
     Singular vectors of zero singular values are zero.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    wide = (matrix.mT if tall else matrix).double()
+    wide, tall = _as_wide(matrix)
     squares, vectors = torch.linalg.eigh(wide @ wide.mT)
     left, s = vectors.flip(-1)[:, :rank], squares.flip(-1)[:rank].clamp(min=0).sqrt()
     if s[-1] > _CONDITION * s[0]:
         right = (left.mT @ wide) / s[:, None]
-    else:  # the decomposition of the tall matrix is the faster one
-        v, s, u = (part for part in torch.linalg.svd(wide.mT, full_matrices=False))
-        s = s[:rank]
-        exists = s > s[0] * max(wide.shape) * torch.finfo(s.dtype).eps
-        left, right = u.mT[:, :rank] * exists, v.mT[:rank] * exists[:, None]
+    else:
+        left, s, right = _decompose_exactly(wide, rank)
     return (right.mT, s, left.mT) if tall else (left, s, right)
 
 
+def _as_wide(matrix: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """Return a matrix, or its transpose if it is tall, in float64; and whether it is tall."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    return (matrix.mT if tall else matrix).double(), tall
+
+
+def _decompose_exactly(
+    wide: torch.Tensor, rank: int | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the decomposition of a wide matrix, from its transpose, which is the faster one."""
+    v, s, u = torch.linalg.svd(wide.mT, full_matrices=False)
+    s = s[:rank]
+    exists = s > s[0] * max(wide.shape) * torch.finfo(s.dtype).eps
+    return u.mT[:, :rank] * exists, s, v.mT[:rank] * exists[:, None]
+
+
+def _flattened(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a matrix with all its singular values set to 1, and these values.
+
+    It is the polar factor: the nearest matrix with orthonormal columns, or rows.
+    """
+    wide, tall = _as_wide(matrix)
+    squares, vectors = torch.linalg.eigh(wide @ wide.mT)
+    s = squares.clamp(min=0).sqrt()
+    if s[0] > _CONDITION * s[-1]:
+        flat = ((vectors / s) @ vectors.mT) @ wide
+    else:
+        left, s, right = _decompose_exactly(wide, None)
+        flat = left @ right
+    return (flat.mT if tall else flat), s
+
+
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the nearest matrix with orthonormal columns, or rows: the polar factor."""
-    u, _, vh = decompose(matrix)
-    return u @ vh
+    """Return the polar factor of a matrix."""
+    return _flattened(matrix)[0]
 
 
 def tsv_m(
@@ -124,8 +151,8 @@ def iso_c(
     """
 
     def merge(matrices: torch.Tensor) -> torch.Tensor:
-        u, s, vh = decompose(matrices.sum(0, dtype=torch.float64))
-        return s.mean() * (u @ vh)
+        flat, s = _flattened(matrices.sum(0, dtype=torch.float64))
+        return s.mean() * flat
 
     return _by_matrix(deltas, others, stacked, spectral, merge)
 
