@@ -14,6 +14,7 @@ from weightops.errors import OptionError
 from weightops.merging.methods.method import Method
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import MethodLike, as_method
+from weightops.statistics.statistic import refuse_statistic
 
 
 def merge(
@@ -64,6 +65,8 @@ def merge(
     """
     chosen = as_method(method)
     _check(models, chosen, base is not None, alpha)
+    for model in models:
+        refuse_statistic(open_any(model))
     start = open_checkpoint(models[0] if base is None else base)
     forms = _weights(models, start) if base is None else _deltas(models, start)
     source = MethodSource(

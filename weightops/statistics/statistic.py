@@ -13,7 +13,7 @@ from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
-from weightops.errors import MismatchError
+from weightops.errors import MismatchError, SpaceError
 
 Kind = Literal["fisher", "gram"]
 
@@ -42,6 +42,20 @@ def record_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
     made_from = source.made_from.get("base") or source.describe()
     record = made_from.get(RECORD) if isinstance(made_from, Mapping) else None
     return record if isinstance(record, Mapping) else {}
+
+
+def refuse_statistic(checkpoint: Checkpoint) -> None:
+    """Refuse a statistic where weights are needed.
+
+    Raises:
+        SpaceError: if it is one.
+    """
+    record = record_of(checkpoint)
+    if record:
+        raise SpaceError(
+            f"{checkpoint.ref} holds a {record.get('kind')} statistic, not weights",
+            hint="statistics= takes it, beside the model that it is of",
+        )
 
 
 class Statistic:

@@ -19,6 +19,7 @@ from weightops.errors import (
     NonfiniteError,
     OptionError,
     RecipeError,
+    SpaceError,
     UnknownNameError,
     WeightopsError,
 )
@@ -244,6 +245,8 @@ def test_statistics_that_do_not_fit(two_models: Path) -> None:
     for inputs, given, error, match in refused:
         with pytest.raises(error, match=match):
             merge(inputs, "regmean", statistics=given, ratio=1.0)["matrix"]
+    with pytest.raises(SpaceError, match="holds a fisher statistic, not weights"):
+        merge([entry["gram"] for entry in fisher], "linear")
     with pytest.raises(OptionError, match="linear takes no statistics"):
         merge(models, "linear", statistics=statistics)
     with pytest.raises(UnknownNameError, match="kind of statistic 'grams'"):

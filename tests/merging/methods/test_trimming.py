@@ -36,6 +36,15 @@ def test_trimming_against_a_sort() -> None:
     check("ties", mean, base, models, normalize="weights", **options)
 
 
+def test_localized_elements_are_averaged() -> None:
+    base, models = family(3)
+    t = np.stack([plain_trim(x, 8) for x in deltas(base, models)])
+    w = np.array([0.5, 1.0, 2.0])
+    expected = (w[:, None, None] * t).sum(0) / np.maximum((t != 0).sum(0), 1)
+    options = {"density": 8 / 24, "scope": "tensor", "weights": list(w)}
+    check("localize_and_stitch", expected, base, models, **options)
+
+
 def test_breadcrumbs_against_a_sort() -> None:
     base, models = family(3)
     crumbs = np.stack([plain_trim(x, 14) - plain_trim(x, 2) for x in deltas(base, models)])

@@ -33,6 +33,7 @@ BUILT_IN: tuple[Method | Function, ...] = (
     averaging.passthrough,
     trimming.magnitude,
     trimming.ties,
+    trimming.localize_and_stitch,
     random_dropping.dare_linear,
     random_dropping.dare_ties,
     trimming.breadcrumbs,

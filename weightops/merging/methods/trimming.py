@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from weightops.algebra.names import Each
-from weightops.merging.methods.consensus import Normalize, consensus
+from weightops.merging.methods.consensus import Normalize, consensus, divide_, flags, multiply_
 from weightops.merging.methods.inputs import ModelInputs, TensorInputs
 from weightops.merging.methods.kept_elements import NONE, Counts, Cutoff, cutoffs
 from weightops.merging.methods.method import chunks
@@ -123,6 +123,40 @@ def ties(
             too, as the authors count, who keep ``int(density n) + 1``; or the "changed" ones.
     """
     return consensus(_trim(deltas, largest, start), weights, elect=True, normalize=normalize)
+
+
+@chunks(largest=largest_elements)
+def localize_and_stitch(
+    deltas: torch.Tensor,
+    weights: torch.Tensor,
+    largest: list[Cutoff],
+    start: int,
+    *,
+    density: float | Each = 0.05,
+    scope: Scope = "global",
+    count: Count = "changed",
+) -> torch.Tensor:
+    """Keep each task's largest elements, and average where several tasks have them (Localize).
+
+        m_i = 1 at the largest elements of tau_i, else 0
+        merged = sum_i w_i m_i tau_i / sum_i m_i
+
+    Source: Localize-and-Stitch, arXiv 2408.13656, without data; its masks that are learned from
+    data aren't here.
+
+    Args:
+        deltas: shape ``(k, n)``.
+        weights: shape ``(k,)``.
+        largest: the cutoff of each delta.
+        start: the position of the part.
+        density: the fraction of the elements that is kept; its authors take 0.05.
+        scope: "global" keeps this fraction of the model as a whole; "tensor" of each tensor.
+        count: for scope "global", what the density is a fraction of: the "changed" elements, or
+            "all" of them.
+    """
+    kept = _trim(deltas, largest, start)
+    shares = flags(torch.ne, kept, 0)
+    return divide_(multiply_(kept, weights).sum(0), shares)
 
 
 def elements_between_outliers(
