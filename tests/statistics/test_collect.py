@@ -227,6 +227,28 @@ def test_maps_below_modules() -> None:
     assert "depthwise.weight" not in grams
 
 
+def test_packed_experts() -> None:
+    """Each expert's matrix is of the tokens that are routed to it."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 3}
+    module = MixtralForCausalLM(MixtralConfig(vocab_size=50, **sizes, **heads)).eval()
+    tokens = torch.randint(0, 50, (4, 9))
+    block = "model.layers.0.mlp"
+    inputs = inputs_of(module, lambda: module(input_ids=tokens), f"{block}.gate")
+    [x] = (value.float() for value in inputs.values())
+    routed = module.model.layers[0].mlp.gate.weight @ x.mT
+    chosen = routed.topk(2, dim=0).indices
+    with torch.no_grad(), GramRecorder(module) as recorder:
+        module(input_ids=tokens)
+    gram = recorder.grams()[f"{block}.experts.gate_up_proj"]
+    wanted = [mean_square(x[(chosen == expert).any(0)].double()) for expert in range(3)]
+    assert close(gram.tensor, torch.stack(wanted))
+    assert not gram.input_first
+
+
 def test_refusals(vit: tuple[Path, Any]) -> None:
     folder, task = vit
     with pytest.raises(OptionError, match="of a task, or of a text"):

@@ -135,6 +135,8 @@ class GramRecorder(TorchDispatchMode):
                 self._see_product(left, right)
             elif self._find(left):
                 self._see_product(right.mT, left.mT)
+        elif operator is torch.ops.aten._grouped_mm:
+            self._see_groups(*args[:3])
         elif operator is torch.ops.aten.convolution:
             self._see_convolution(*args)
         return func(*args, **(kwargs or {}))
@@ -157,6 +159,16 @@ class GramRecorder(TorchDispatchMode):
             self._add(name, use, list(inputs))
         else:
             self._add(name, use, [inputs] * len(use.used))
+
+    def _see_groups(
+        self, inputs: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor | None = None
+    ) -> None:
+        """Add the inputs of packed experts, each of which takes the rows up to its end."""
+        found = self._find(weight)
+        use = _use_of(weight, found[1]) if found and weight.dim() == 3 else None
+        if found and use is not None and ends is not None and inputs.dim() == 2:
+            groups = inputs[: int(ends[-1])].tensor_split(ends[:-1].tolist())
+            self._add(found[0], use, list(groups))
 
     def _see_convolution(
         self,
