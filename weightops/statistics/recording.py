@@ -38,6 +38,10 @@ class Gram(NamedTuple):
     rows: int
 
 
+_BLOCK = 256
+"""Columns of a Gram matrix that are computed at a time."""
+
+
 class _Use(NamedTuple):
     """The use of a weight by a product: of which equal parts, and with which dimension first."""
 
@@ -51,7 +55,7 @@ class _Sum:
     """The sum of ``x x'`` for each part of one weight.
 
     Attributes:
-        total: shape ``(parts, d, d)``, at least float32.
+        total: shape ``(parts, d, d)``, at least float32; only the lower triangle is complete.
         rows: the number of inputs of each part.
         input_first: see `Gram`.
         uses: how many products there were.
@@ -64,12 +68,15 @@ class _Sum:
 
     def add(self, part: int, inputs: torch.Tensor) -> None:
         rows = inputs.to(self.total.dtype)
-        self.total[part].addmm_(rows.mT, rows)
+        for start in range(0, rows.shape[1], _BLOCK):  # below the diagonal, for half of the time
+            stop = start + _BLOCK
+            self.total[part, start:, start:stop].addmm_(rows[:, start:].mT, rows[:, start:stop])
         self.rows[part] += len(rows)
 
     def gram(self) -> Gram:
         rows = torch.tensor(self.rows, dtype=self.total.dtype, device=self.total.device)
-        mean = (self.total / rows.clamp(min=1)[:, None, None]).cpu()
+        total = self.total.tril() + self.total.tril(-1).mT
+        mean = (total / rows.clamp(min=1)[:, None, None]).cpu()
         return Gram(mean[0] if len(mean) == 1 else mean, self.input_first, min(self.rows))
 
 
