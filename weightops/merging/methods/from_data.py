@@ -90,12 +90,12 @@ def regmean(
     if grams is None:
         return mean
     total = torch.zeros_like(grams[0], dtype=torch.float64)
-    right = torch.zeros_like(models[0], dtype=torch.float64)
+    right = torch.zeros_like(mean)  # small beside the mean, so that its rounding doesn't matter
     for model, gram, share in zip(models, grams, shares, strict=True):
-        wide = gram.double() * (share * ratio)
-        wide.diagonal().div_(ratio) if ratio else wide.diagonal().copy_(gram.diagonal() * share)
-        total += wide
-        right += (model.double() - mean) @ wide
+        reduced = gram * (share * ratio).to(gram.dtype)
+        reduced.diagonal().copy_(gram.diagonal() * share.to(gram.dtype))
+        total += reduced
+        right += (model - mean) @ reduced
     unused = total.diagonal() == 0
     total.diagonal().add_(unused.double())
     factor, failed = torch.linalg.cholesky_ex(total)
@@ -106,4 +106,4 @@ def regmean(
             "other",
             hint="collect from more images, or set ratio= below 1, such as 0.9",
         )
-    return (mean + torch.cholesky_solve(right.mT, factor).mT).to(models.dtype)
+    return (mean + torch.cholesky_solve(right.mT.double(), factor).mT).to(models.dtype)
