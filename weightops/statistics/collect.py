@@ -67,6 +67,7 @@ def collect(
     batch_size: Annotated[int, Range(min=1)] = 32,
     seed: Annotated[int, Range(min=0)] = 0,
     device: str = "auto",
+    start: Annotated[int, Range(min=0)] = 0,
 ) -> Checkpoint:
     """Run a model on data, and return a statistic of it: tensors by the names of its weights.
 
@@ -86,6 +87,7 @@ def collect(
         batch_size: images at a time, for a gram.
         seed: seed of the draws of a fisher.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
+        start: how many of the images to leave out, as another run has seen them.
 
     Returns:
         The statistic, in memory. Its record, which `Checkpoint.save` writes, too, names the model
@@ -115,7 +117,9 @@ def collect(
             "a statistic is of a task, or of a text for a language model", hint="task="
         )
     if text is None:
-        run = on_images(ImageModel.open(checkpoint, device), as_task(task or ""), split, images)
+        run = on_images(
+            ImageModel.open(checkpoint, device), as_task(task or ""), split, images, start
+        )
     else:
         run = on_text(checkpoint, text, images, device)
     record = {
@@ -127,11 +131,14 @@ def collect(
     with in_single_precision(run.module):
         if kind == "fisher":
             record |= {"labels": labels, "seed": seed}
-            tensors = _fisher(run, checkpoint, labels, seed)
+            tensors = _fisher(run, checkpoint, labels, seed + start)
         else:
             found = in_names_of(checkpoint, grams_of(run, batch_size), run.module)
             tensors = {name: gram.tensor for name, gram in found.items()}
-            record |= {"input_first": [name for name, gram in found.items() if gram.input_first]}
+            record |= {
+                "input_first": [name for name, gram in found.items() if gram.input_first],
+                "rows": {name: gram.rows for name, gram in found.items()},
+            }
     broken = [name for name, tensor in tensors.items() if has_nonfinite(tensor)]
     if broken:
         raise NonfiniteError(
@@ -144,8 +151,10 @@ def collect(
     return Checkpoint(LinearForm.of(source))
 
 
-def on_images(image_model: ImageModel, task: Task, split: str, images: int) -> Run:
+def on_images(image_model: ImageModel, task: Task, split: str, images: int, start: int = 0) -> Run:
     """Return a run of a model on the first images of a split in a fixed random order.
+
+    With a ``start``, so many of them are left out.
 
     Raises:
         TaskError: if there are none, or the model has no head for the task.
@@ -153,7 +162,7 @@ def on_images(image_model: ImageModel, task: Task, split: str, images: int) -> R
     module = image_model.module.eval()
     head = image_model.zero_shot_head(task)
     pixels = image_model.pixels(task, split)
-    order = np.random.default_rng(0).permutation(len(pixels))[:images]
+    order = np.random.default_rng(0).permutation(len(pixels))[start:images]
     if not len(order):
         raise TaskError(f"{task.name} has no images for {split}")
 
@@ -162,8 +171,8 @@ def on_images(image_model: ImageModel, task: Task, split: str, images: int) -> R
         return image_model.encode_image(inputs.to(dtype)) @ head.T
 
     def batches(size: int) -> Iterator[Batch]:
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
+        for first in range(0, len(order), size):
+            chosen = order[first : first + size]
             yield pixels.batch(chosen), pixels.labels[torch.from_numpy(chosen)]
 
     data = {"task": task.name, "source": task.source, "split": split}

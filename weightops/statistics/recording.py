@@ -30,12 +30,12 @@ class Gram(NamedTuple):
         tensor: the mean of ``x x'`` over inputs x, shape ``(d, d)``; or ``(blocks, d, d)`` for a
             weight whose parts, of equal height, have inputs of their own.
         input_first: the weight's first dimension is the input, not the last.
-        rows: how many inputs there were.
+        rows: how many inputs there were; a list if there are several matrices.
     """
 
     tensor: torch.Tensor
     input_first: bool
-    rows: int
+    rows: int | list[int]
 
 
 _BLOCK = 256
@@ -77,7 +77,9 @@ class _Sum:
         rows = torch.tensor(self.rows, dtype=self.total.dtype, device=self.total.device)
         total = self.total.tril() + self.total.tril(-1).mT
         mean = (total / rows.clamp(min=1)[:, None, None]).cpu()
-        return Gram(mean[0] if len(mean) == 1 else mean, self.input_first, min(self.rows))
+        if len(mean) == 1:
+            return Gram(mean[0], self.input_first, self.rows[0])
+        return Gram(mean, self.input_first, list(self.rows))
 
 
 @dataclass
