@@ -27,8 +27,10 @@ from weightops.merging.merge import merge as merge
 from weightops.merging.methods.method import Method as Method
 from weightops.merging.methods.table import METHODS as METHODS
 from weightops.merging.methods.table import method as method
+from weightops.merging.packing import pack as pack
 from weightops.merging.recipe import Recipe as Recipe
 from weightops.search.strategies import SearchOptions as SearchOptions
+from weightops.statistics.collect import collect as collect
 from weightops.task_vector import TaskVector as TaskVector
 from weightops.tasks.table import TASKS as TASKS
 from weightops.tasks.table import register_task as register_task

@@ -196,8 +196,9 @@ class TaskVector(Tensors):
         Args:
             base: the model to edit: a module, a state dict, a path, a ref or a `Checkpoint`.
             alpha: one coefficient; a mapping of name patterns to coefficients (the first that
-                matches counts, 0 where none does); or a list of coefficients over the depth of the
-                layers (LiNeS, arXiv 2410.17146).
+                matches counts, 0 where none does); a list of coefficients over the depth of the
+                layers; or such a list as ``{"lines": [...]}``, whose first number tensors outside
+                of the layers get, too (LiNeS, arXiv 2410.17146).
             strict: refuse a base that isn't the vector's own, instead of warning.
             on_nonfinite: what to do about NaN or Inf in the result of a module or dict: "ignore",
                 "warn" or "error".

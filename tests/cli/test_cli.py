@@ -97,6 +97,7 @@ def test_merge_and_methods(
         "density": 1.0,
         "normalize": "weights",
         "scope": "tensor",
+        "count": "all",
     }
     assert torch.allclose(open_checkpoint(tmp_path / "t.safetensors")["scale"], tuned.scale)
     for extra, code, message in (

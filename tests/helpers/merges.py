@@ -51,8 +51,33 @@ def family(
 
 def apply(method: str, base: State, models: list[State], **options: Any) -> Checkpoint:
     """Merge models, with their base if the method works on deltas."""
-    needed = {"base": base} if METHODS[method].space == "delta" else {}
+    needed: dict[str, Any] = {"base": base} if METHODS[method].space == "delta" else {}
+    if METHODS[method].statistics:
+        needed["statistics"] = [
+            {kind: statistic(kind, model, _seed_of(model)) for kind in METHODS[method].statistics}
+            for model in models
+        ]
     return merge(models, method, **needed, **options)
+
+
+def _seed_of(model: State) -> int:
+    """Return a seed that belongs to a model, wherever it stands among others."""
+    return int(1e6 * next(iter(model.values())).double().abs().sum())
+
+
+def statistic(kind: str, model: State, seed: int) -> State:
+    """Return positive numbers of a model's shapes, or Gram matrices of random inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name, tensor in model.items():
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        if kind == "fisher" and tensor.is_floating_point():
+            made[name] = torch.rand(tensor.shape, generator=generator, dtype=wide)
+        elif kind == "gram" and tensor.is_floating_point() and tensor.dim() > 1:
+            size = tensor[0].numel()
+            inputs = torch.randn(4 * size, size, generator=generator, dtype=wide)
+            made[name] = inputs.mT @ inputs / len(inputs)
+    return made
 
 
 def same(a: Checkpoint | State, b: Checkpoint | State) -> bool:

@@ -36,7 +36,7 @@ def test_averages_on_the_command_line(
     cards = {out: "* node2: 0.375", separate / "node0": "# embedded fine-tuned on digits"}
     for folder, text in cards.items():
         assert text in (folder / "README.md").read_text()
-        assert run(["push", str(folder), "org/name", "--dry-run"]) == 0
+        assert run(["push", str(folder), "org/name", "--license", "mit", "--dry-run"]) == 0
     mean = lofi.average(nodes)
     assert equal(open_checkpoint(out), mean)
     assert open_checkpoint(out).architecture is not None

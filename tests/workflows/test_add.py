@@ -10,9 +10,12 @@ import pytest
 import torch
 from helpers.drawn_folders import draw
 
-from weightops import TaskVector, add, open_checkpoint
+from weightops import Recipe, SearchOptions, TaskVector, add, negate, open_checkpoint
 from weightops.cli.main import run
 from weightops.errors import OptionError, TaskError, UnknownNameError
+from weightops.search.descent import Descent, _order, descend
+from weightops.search.session import EditSession
+from weightops.tasks.table import find_task
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,23 @@ def test_add(
         expected = (a + b).apply(own / "model").state_dict()
         written = open_checkpoint(out).state_dict()
         assert all(torch.allclose(t, expected[name], atol=1e-5) for name, t in written.items())
+
+
+def test_options_are_recorded(own: Path, options: dict[str, object], tmp_path: Path) -> None:
+    paths = [own / "swapped.safetensors", own / "turned.safetensors"]
+    tasks = [str(own / "swapped"), str(own / "turned")]
+    given = {"method": "ties", "method_options": {"density": 0.3}, "objective": "worst"}
+    result = add(tasks, tmp_path / "out", finetuned=paths, **given, **options)
+    used = {"method": "ties", "density": 0.3, "normalize": "weights", "scope": "tensor"}
+    used |= {"count": "all", "each": False, "objective": "worst"}
+    assert result["options"] == used
+    assert json.loads((tmp_path / "out/summary.json").read_text())["options"] == used
+    for file in ("README.md", "report.html"):
+        text = (tmp_path / "out" / file).read_text(encoding="utf-8")
+        assert "density" in text
+        assert "worst" in text
+    made_from = open_checkpoint(tmp_path / "out").source.made_from
+    assert made_from["recipe"] == {"verb": "add", "alpha": result["alpha"], **used}
 
 
 def test_a_pair_that_nothing_improves_is_measured_at_zero(
@@ -80,3 +100,77 @@ def test_refusals(own: Path) -> None:
         add(["mnist", "digits"], own / "x", method="ties", each=True)
     with pytest.raises(UnknownNameError, match="no objective 'best'"):
         add(["mnist", "digits"], own / "x", objective="best")
+
+
+@pytest.mark.parametrize(("strategy", "per"), [("entropy", "tensor"), ("loss", "task")])
+def test_coefficients_by_gradient(own: Path, tmp_path: Path, strategy: str, per: str) -> None:
+    out = tmp_path / "out"
+    paths = [own / "swapped.safetensors", own / "turned.safetensors"]
+    tasks = [str(own / "swapped"), str(own / "turned")]
+    given = {"model": own / "model", "device": "cpu", "finetuned": paths, "search_steps": 30}
+    found = SearchOptions(strategy=strategy)
+    result = add(tasks, out, search=found, per=per, search_lr=0.02, **given)
+    values = [set(of_task.values()) for of_task in result["coefficients"].values()]
+    assert all(len(of_task) > 1 if per == "tensor" else len(of_task) == 1 for of_task in values)
+    assert result["mean"]["accuracy"] > np.mean(
+        [t["base"]["acc1"] for t in result["tasks"].values()]
+    )
+    assert result["transductive"] is False
+    assert result["options"]["search"] == strategy
+    labels = "without labels" if strategy == "entropy" else "with labels"
+    assert result["chosen_on"] == f"the train images, {labels}, of swapped, turned"
+    repeated = Recipe.read(out / "recipe.yaml").merge().state_dict()
+    written = open_checkpoint(out).state_dict()
+    assert all(torch.allclose(t, written[name], atol=1e-6) for name, t in repeated.items())
+
+
+def test_the_gradient_of_coefficients(own: Path) -> None:
+    """One step goes against the derivative of the loss, by differences of it."""
+    model = open_checkpoint(own / "model")
+    tasks = [find_task(str(own / "swapped")), find_task(str(own / "turned"))]
+    session = EditSession(model, tasks, device="cpu")
+    vectors = {t.name: TaskVector.load(own / f"{t.name}.safetensors") for t in tasks}
+    before = {n: t.clone() for n, t in session.image_model.module.state_dict().items()}
+    options = Descent("loss", "task", "train", 1, 1e-3, 0)
+    moved = descend(session, vectors, tasks, options)
+    after = session.image_model.module.state_dict()
+    assert all(torch.equal(before[name], t) for name, t in after.items())
+
+    @torch.no_grad()
+    def loss(coefficients: dict[str, float]) -> float:
+        total = 0.0
+        first, second = (vector * coefficients[name] for name, vector in vectors.items())
+        edit = first + second
+        edit.apply_(session.image_model.module, base=session.base)
+        for task in tasks:
+            indices = next(_order(session, task, options))
+            pixels = session.image_model.pixels(task, "train")
+            head = session.image_model.zero_shot_head(task)
+            logits = session.image_model.encode_image(pixels.batch(indices)) @ head.T
+            labels = pixels.labels[torch.from_numpy(indices)]
+            total += float(torch.nn.functional.cross_entropy(logits, labels)) / 2
+        return total
+
+    for name in vectors:
+        start = dict.fromkeys(vectors, 0.3)
+        slope = loss({**start, name: 0.31}) - loss({**start, name: 0.29})
+        step = next(iter(moved[name].values())) - 0.3
+        assert step == pytest.approx(-1e-3 * np.sign(slope), rel=1e-3)
+
+
+def test_refusals_of_a_gradient(own: Path, tmp_path: Path) -> None:
+    search = SearchOptions(strategy="entropy")
+    with pytest.raises(OptionError, match="coefficients of a sum of vectors"):
+        add(["mnist", "digits"], tmp_path / "x", method="ties", search=search)
+    with pytest.raises(UnknownNameError, match="no search on 'all'"):
+        add(["mnist", "digits"], tmp_path / "x", search=search, search_on="all")
+    with pytest.raises(OptionError, match="search entropy is for additions, not for negate"):
+        negate(
+            str(own / "swapped"),
+            tmp_path / "x",
+            model=own / "model",
+            control=[str(own / "plain")],
+            finetuned=own / "swapped.safetensors",
+            search=search,
+            device="cpu",
+        )

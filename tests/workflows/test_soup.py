@@ -31,6 +31,8 @@ def test_a_uniform_soup_is_the_average(own: Path, tmp_path: Path) -> None:
     models, tasks = [own / "model", other], [str(own / "swapped")]
     result = soup(models, tmp_path / "soup", tasks=tasks, recipe="uniform", device="cpu")
     assert result["alpha"] == {"model": 0.5, "other": 0.5}
+    assert result["options"] == {"recipe": "uniform"}
+    assert "recipe=uniform" in (tmp_path / "soup/README.md").read_text(encoding="utf-8")
     expected = average(models).state_dict()
     written = open_checkpoint(tmp_path / "soup").state_dict()
     assert all(torch.allclose(t, expected[name], atol=1e-6) for name, t in written.items())

@@ -96,7 +96,10 @@ class NameRules:
 PerTensor = Any
 """A value for all tensors; or a mapping of name patterns to values, the first that matches counts;
 or a list of numbers that are spread evenly over the depth of the layers (see `depths`), with linear
-interpolation between them."""
+interpolation between them; or ``{"lines": [...]}``, a list whose first number is that of all
+tensors outside of the layers, too, as in LiNeS (arXiv 2410.17146)."""
+
+_LINES = "lines"
 
 
 class Each(tuple[Any, ...]):
@@ -154,9 +157,13 @@ def value_at(value: PerTensor, name: str, depth: float, default: Any) -> Any:
 
     >>> value_at({"*.mlp.*": [0.2, 0.4], "*": 1.0}, "layers.1.mlp.w", 0.5, None)
     0.30000000000000004
+    >>> value_at({"lines": [0.1, 0.5]}, "head.weight", 1.0, None)
+    0.1
     """
     if isinstance(value, Each):
         return Each(value_at(item, name, depth, default) for item in value)
+    if _is_lines(value):
+        return value_at(value[_LINES], name, depth if layer_of(name) else 0.0, default)
     if isinstance(value, Mapping):
         matching = (item for pattern, item in value.items() if matches(pattern, name))
         return value_at(next(matching, default), name, depth, default)
@@ -166,6 +173,15 @@ def value_at(value: PerTensor, name: str, depth: float, default: Any) -> Any:
         high = min(low + 1, len(value) - 1)
         return (1 - (place - low)) * value[low] + (place - low) * value[high]
     return value
+
+
+def _is_lines(value: PerTensor) -> bool:
+    """Return True for ``{"lines": [...]}``."""
+    return (
+        isinstance(value, Mapping)
+        and [*value] == [_LINES]
+        and isinstance(value[_LINES], (list, tuple))
+    )
 
 
 def check_per_tensor(value: PerTensor, names: Iterable[str], label: str) -> None:
@@ -178,6 +194,8 @@ def check_per_tensor(value: PerTensor, names: Iterable[str], label: str) -> None
     if isinstance(value, Each):
         for item in value:
             check_per_tensor(item, names, label)
+    elif _is_lines(value):
+        check_per_tensor(value[_LINES], names, label)
     elif isinstance(value, Mapping):
         names = dict.fromkeys(names)
         for pattern, item in value.items():

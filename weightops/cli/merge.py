@@ -15,10 +15,11 @@ from weightops.cli.printing import echo_json
 from weightops.cli.saving import OUTPUT, SAVE, output_options, save
 
 if TYPE_CHECKING:
+    from weightops.merging.methods.method import Method
     from weightops.merging.recipe import Recipe
     from weightops.tasks.table import TaskLike
 
-_STATED = ("method", "base", "weights", "alpha", "seed", "batchnorm")
+_STATED = ("method", "base", "weights", "alpha", "seed", "statistics", "batchnorm")
 _UNKNOWN_OPTIONS = {"ignore_unknown_options": True, "allow_interspersed_args": True}
 _ARGUMENTS = click.Argument(
     ["arguments"],
@@ -45,6 +46,7 @@ def merge(
     method: str = "linear",
     weights: Sequence[float] | None = None,
     alpha: Sequence[float] | None = None,
+    statistics: tuple[str, ...] = (),
     batchnorm: TaskLike | None = None,
     json_: bool = False,
     **given: Any,
@@ -62,6 +64,8 @@ def merge(
         method: the method, see `weightops methods`.
         weights: one number for each model. Default: 1 each.
         alpha: the coefficient of the merged task vector; several are spread over depth. Default: 1.
+        statistics: for fisher and regmean, the file of each model's statistic, in the order of the
+            models; see `weightops statistics`.
         batchnorm: recompute running statistics on the images of a task.
     """
     from weightops.support.atomic import check_free
@@ -70,6 +74,7 @@ def merge(
         "method": method,
         "weights": weights,
         "alpha": alpha or (1.0,),
+        "statistics": statistics,
         "batchnorm": batchnorm,
         **taken(given, ("base", "seed")),
     }
@@ -101,10 +106,31 @@ def _read_recipe(arguments: Sequence[str], stated: dict[str, Any]) -> Recipe:
             named = ", ".join(f"--{name}" for name in [*extra, *texts])
             raise click.UsageError(f"the recipe says all of that: leave out {named}")
         return Recipe.read(models[0])
-    alpha = stated.pop("alpha")
-    options = read_method_options(METHODS[stated["method"]], texts)
+    alpha, files = stated.pop("alpha"), stated.pop("statistics")
+    method = METHODS[stated["method"]]
+    options = read_method_options(method, texts)
     single = alpha[0] if len(alpha) == 1 else list(alpha)
-    return Recipe(tuple(models), alpha=single, options=options, **stated)
+    return Recipe(
+        tuple(models),
+        alpha=single,
+        options=options,
+        statistics=_statistics(method, files, len(models)),
+        **stated,
+    )
+
+
+def _statistics(
+    method: Method, files: Sequence[str], count: int
+) -> tuple[dict[str, str], ...] | None:
+    """Return each model's statistic by its kind, of which a method takes one."""
+    if not files:
+        return None
+    if len(method.statistics) != 1:
+        kinds = " and ".join(method.statistics) or "none"
+        raise click.UsageError(f"--statistics is for methods that take one kind, not {kinds}")
+    if len(files) != count:
+        raise click.UsageError(f"there are {count} models, and --statistics names {len(files)}")
+    return tuple({method.statistics[0]: file} for file in files)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -45,6 +45,7 @@ def _record(method: Method) -> dict[str, Any]:
     return {
         "name": method.name,
         "on": _space(method),
+        "statistics": method.statistics,
         "summary": method.summary,
         "options": options,
     }
@@ -54,6 +55,12 @@ def _space(method: Method) -> str:
     return "task vectors" if method.space == "delta" else "weights"
 
 
+def _needs(method: Method) -> str:
+    """Return what a method works on, as a sentence."""
+    kinds = " and ".join(method.statistics)
+    return f"Works on {_space(method)}{f', and takes the {kinds} of each model' if kinds else ''}."
+
+
 def _values(option: Option) -> str:
     return "|".join(map(str, option.choices)) or option.type.__name__
 
@@ -61,7 +68,7 @@ def _values(option: Option) -> str:
 def _page(method: Method) -> str:
     """Return the docstring for people at a terminal: of the arguments, the options."""
     parsed = docstrings.parse(method.function.__doc__)
-    lines = [f"{docstrings.plain(parsed.text)}\n\nWorks on {_space(method)}."]
+    lines = [f"{docstrings.plain(parsed.text)}\n\n{_needs(method)}"]
     for name, option in method.options.items():
         flag = f"--{name.replace('_', '-')}"
         lines.append(f"\n  {flag} {_values(option)}, by default {option.default}")
@@ -73,7 +80,7 @@ def _section(method: Method) -> str:
     """Return the docstring as a section of a page in Markdown."""
     parsed = docstrings.parse(method.function.__doc__)
     text = parsed.text.replace("``", "`")
-    lines = [f"## {method.name}\n\n{text}\n\nWorks on {_space(method)}.\n"]
+    lines = [f"## {method.name}\n\n{text}\n\n{_needs(method)}\n"]
     if method.options:
         lines.append("| option | values | default | meaning |\n|---|---|---|---|")
     for name, option in method.options.items():

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightops.algebra.linear_form import LinearForm, check_match
 from weightops.algebra.names import PerTensor
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import open_matched
-from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
+from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
 from weightops.errors import OptionError
 from weightops.merging.methods.method import Method
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import MethodLike, as_method
+from weightops.statistics.statistic import refuse_statistic
 
 
 def merge(
@@ -24,6 +25,7 @@ def merge(
     weights: Sequence[PerTensor] | None = None,
     alpha: PerTensor = 1.0,
     seed: int = 0,
+    statistics: Sequence[Mapping[str, CheckpointLike]] | None = None,
     **options: Any,
 ) -> Checkpoint:
     """Merge models into one; nothing is computed until the result is saved or loaded.
@@ -32,7 +34,8 @@ def merge(
 
     Weights, alpha and options are each one value for all tensors, a mapping of name patterns to
     values (the first that matches counts; where none does, the default, which for alpha is 0), or a
-    list of numbers over the depth of the layers: ``alpha=[0.1, 0.5]`` is LiNeS (arXiv 2410.17146).
+    list of numbers over the depth of the layers. ``alpha={"lines": [0.1, 0.5]}`` is LiNeS (arXiv
+    2410.17146), in which the tensors outside of the layers get the first number.
 
     Args:
         models: the models to merge: paths, refs, checkpoints, state dicts or modules.
@@ -43,6 +46,8 @@ def merge(
         weights: one for each model; 1 by default.
         alpha: with a base, the coefficient of the merged delta.
         seed: the seed of methods that draw.
+        statistics: for methods that take them, kind -> statistic of each model, such as
+            ``[{"gram": "a.gram.safetensors"}, {"gram": "b.gram.safetensors"}]``; see `collect`.
         options: the method's own options, such as ``density=0.2``; `Method.options` lists them.
 
     Returns:
@@ -52,7 +57,7 @@ def merge(
         UnknownNameError: for an unknown method, option, choice or pattern, with the nearest.
         OptionError: if the method needs a base, or takes none; or for a value that an option or
             a weight can't have.
-        MismatchError: if names, shapes or dtypes differ.
+        MismatchError: if names, shapes or dtypes differ, or a statistic is of another model.
 
     >>> import torch
     >>> merge([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], "linear", weights=[1, 3])["w"]
@@ -60,9 +65,18 @@ def merge(
     """
     chosen = as_method(method)
     _check(models, chosen, base is not None, alpha)
-    start = open_checkpoint(models[0] if base is None else base)
-    forms = _weights(models, start) if base is None else _deltas(models, start)
-    merged = MethodSource(chosen, forms, weights=weights, seed=seed, options=options).as_form()
+    opened = [open_any(model) for model in models]
+    for model in opened:
+        refuse_statistic(model)
+    start = open_checkpoint(opened[0] if base is None else base)
+    forms = _weights(opened, start) if base is None else _deltas(opened, start)
+    source = MethodSource(
+        chosen, forms, weights=weights, seed=seed, options=options, statistics=statistics
+    )
+    for of_models in source.statistics.of.values():
+        for statistic, model in zip(of_models, opened, strict=True):
+            statistic.check_model(model)
+    merged = source.as_form()
     result = merged if base is None else start.form.plus(merged.times(alpha))
     return Checkpoint(result, start.architecture)
 

@@ -16,14 +16,13 @@ from weightops.merging.recipe_content import (
     KEYS,
     WHOLE,
     as_yaml,
-    check_keys,
     check_pieces,
     merge_fields,
     whole_fields,
     whole_lines,
 )
 from weightops.merging.recipe_merge import RecipeMerge
-from weightops.merging.recipe_values import EACH
+from weightops.merging.recipe_values import EACH, check_keys
 from weightops.merging.tokenizer_choice import TokenizerChoice
 from weightops.merging.yaml_lines import line_of, located, read_lined
 from weightops.support.registry import unknown
@@ -62,6 +61,8 @@ class Recipe:
         named: name -> a recipe that this one may name as a model.
         forgiving: True for a recipe of mergekit's, which may have patterns that match no tensor.
         lines: model, token or key -> its line in the file, for messages.
+        statistics: for each model, kind -> the ref of its statistic, or the arguments of `collect`
+            that make it, such as ``{"task": "mnist"}``; None if there are none.
 
     >>> print(Recipe(("a", "b"), "ties", base="pre", options={"density": 0.2}).to_yaml(), end="")
     method: ties
@@ -92,6 +93,7 @@ class Recipe:
     named: Mapping[str, Recipe] = field(default_factory=dict)
     forgiving: bool = field(default=False, compare=False)
     lines: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    statistics: tuple[Mapping[str, Any], ...] | None = None
 
     def __post_init__(self) -> None:
         METHODS[self.method].check(self.options)
@@ -228,12 +230,15 @@ class Recipe:
         count = len(self.models)
         weights, layers = self.weights or (1.0,) * count, self.layers or (None,) * count
         entries: list[str | dict[str, Any]] = []
-        for model, weight, span in zip(self.models, weights, layers, strict=True):
+        listed = zip(self.models, weights, layers, self.statistics or ({},) * count, strict=True)
+        for model, weight, span, statistics in listed:
             entry: dict[str, Any] = {"model": model}
             if weight != 1.0:
                 entry["weight"] = weight
             if span:
                 entry["layers"] = list(span)
+            if statistics:
+                entry["statistics"] = dict(statistics)
             entries.append(entry if len(entry) > 1 else model)
         return entries
 

@@ -9,10 +9,16 @@ import yaml
 
 from weightops.errors import RecipeError
 from weightops.merging.chat_templates import check_chat_template
-from weightops.merging.recipe_values import layers_of, numbers_of, options_of, seed_of
+from weightops.merging.recipe_values import (
+    check_keys,
+    layers_of,
+    numbers_of,
+    options_of,
+    seed_of,
+    statistics_of,
+)
 from weightops.merging.tokenizer_choice import TokenizerChoice
 from weightops.merging.yaml_lines import line_of, located
-from weightops.support.registry import unknown
 
 KEYS = (
     *("method", "base", "models", "slices", "modules", "alpha", "options", "seed", "dtype"),
@@ -20,19 +26,7 @@ KEYS = (
 )
 WHOLE = ("dtype", "batchnorm", "tokenizer", "chat_template", "named", "name")
 """The keys that belong to a whole recipe, not to a slice or a module of it."""
-_MODEL_KEYS = ("model", "weight", "layers")
-
-
-def check_keys(content: Mapping[str, Any], known: Sequence[str], kind: str) -> None:
-    """Check the keys of a mapping.
-
-    Raises:
-        UnknownNameError: for an unknown key, with the nearest, and its line.
-    """
-    for key in content:
-        if key not in known:
-            with located(line_of(content, key)):
-                raise unknown(kind, str(key), known)
+_MODEL_KEYS = ("model", "weight", "layers", "statistics")
 
 
 def whole_fields(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,11 +81,14 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
                 raise RecipeError(f"{dict(entry)!r:.200} names no model")
         lines[entry["model"]] = line_of(entry, "model") or line_of(listed, i)
     weights = tuple(numbers_of(entry.get("weight", 1.0), "weight") for entry in entries)
+    statistics = tuple(statistics_of(entry.get("statistics") or {}) for entry in entries)
     layers = tuple(layers_of(entry["layers"]) for entry in entries if "layers" in entry)
     if len(layers) not in (0, len(entries)):
         raise RecipeError("either each model of a slice has layers, or none")
     if not isinstance(content.get("base"), (str, type(None))):
         raise RecipeError(f"base is {content['base']!r:.80}, and must be a name")
+    if layers and any(statistics):
+        raise RecipeError("statistics are of whole models, not of the layers of a slice")
     base_layers = content.get("base_layers")
     return {
         "models": tuple(entry["model"] for entry in entries),
@@ -102,6 +99,7 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         "options": options_of(content.get("options") or {}),
         "seed": seed_of(content.get("seed", 0)),
         "layers": layers or None,
+        "statistics": statistics if any(statistics) else None,
         "base_layers": None if base_layers is None else layers_of(base_layers),
         "lines": lines | {"base": line_of(content, "base")},
     }

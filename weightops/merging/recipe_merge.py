@@ -24,6 +24,7 @@ from weightops.merging.layers import Stack, stack_layers, take_layers
 from weightops.merging.merge import merge
 from weightops.merging.output_files import differing_tokens, with_chat_template
 from weightops.merging.recipe_content import as_yaml
+from weightops.merging.recipe_statistics import made_statistics
 from weightops.merging.tokenizers import TokenMap
 from weightops.merging.towers import belongs
 from weightops.merging.yaml_lines import located
@@ -275,6 +276,9 @@ def _merged(
         weights=recipe.weights,
         alpha=recipe.alpha,
         seed=recipe.seed,
+        statistics=made_statistics(
+            recipe.models, recipe.statistics, recipe.weights, recipe.options
+        ),
         **recipe.options,
     )
     return merged, recipe

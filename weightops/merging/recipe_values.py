@@ -4,13 +4,51 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 from weightops.algebra.names import Each, PerTensor
 from weightops.errors import RecipeError
+from weightops.merging.yaml_lines import line_of, located
+from weightops.statistics.statistic import Kind
+from weightops.support.registry import unknown
 
 EACH = "each"
 """The key of an option with one value for each model: ``{each: [0.2, 0.5]}``."""
+
+
+def check_keys(content: Mapping[str, Any], known: Sequence[str], kind: str) -> None:
+    """Check the keys of a mapping.
+
+    Raises:
+        UnknownNameError: for an unknown key, with the nearest, and its line.
+    """
+    for key in content:
+        if key not in known:
+            with located(line_of(content, key)):
+                raise unknown(kind, str(key), known)
+
+
+def statistics_of(value: Any) -> dict[str, Any]:
+    """Return kind -> ref of a statistic, or the arguments of `collect`.
+
+    Raises:
+        RecipeError: if it is anything else.
+    """
+    kinds, made = get_args(Kind), ("task", "text", "images", "split", "labels", "after")
+    if not isinstance(value, dict):
+        raise RecipeError("statistics is a mapping, such as {gram: ref} or {gram: {task: mnist}}")
+    check_keys(value, kinds, "kind of statistic")
+    for kind, given in value.items():
+        if isinstance(given, dict):
+            check_keys(given, made, "key of a statistic")
+            if given.get("after", "merged") != "merged":
+                raise RecipeError(f"after is 'merged', not {given['after']!r:.80}")
+        elif not isinstance(given, str):
+            raise RecipeError(
+                f"{kind} is a ref or a mapping such as {{task: mnist}}, not {given!r:.80}"
+            )
+    return {kind: _plain(given, kind) for kind, given in value.items()}
 
 
 def options_of(content: Any) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def card(summary: Mapping[str, Any], word: str, architecture: Architecture | Non
 # {base["ref"]}, {word}: {", ".join(edited)}
 
 {summary["method"]}, with alpha = {alpha_text(summary["alpha"])}.
+The options of `weightops {summary["verb"]}` are {_options(summary["options"])}.
 The fingerprint of the base is `{base["fingerprint"]}`.
 
 Alpha was chosen on {summary["chosen_on"]}: {summary["why"]}.
@@ -61,6 +62,10 @@ The numbers are top-1 accuracies in percent. The images come from:
 Only the tasks in the table were measured. Other abilities of the base may have changed more than
 the supported tasks show.
 """
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in options.items())
 
 
 def _model_index(summary: Mapping[str, Any], word: str, pipeline: str) -> dict[str, Any]:

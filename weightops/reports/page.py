@@ -102,6 +102,7 @@ def _provenance(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("command", f"weightops {summary['verb']}"),
         ("model", f"{model['ref']} ({model['fingerprint']})"),
         ("method", summary["method"]),
+        ("options", _listed(summary["options"])),
         ("images", "; ".join(f"{source} ({', '.join(n)})" for source, n in tasks_of.items())),
         ("fine-tuned", _listed(training) if training else summary["finetuned"]),
         ("images measured", f"{summary['images']:,}"),

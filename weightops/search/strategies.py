@@ -13,7 +13,9 @@ from weightops.search.goal import Choice, Coefficients
 from weightops.search.measurements import Measurements
 
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
-SearchStrategy = Literal["grid", "race", "cma"]
+SearchStrategy = Literal["grid", "race", "cma", "entropy", "loss"]
+GRADIENT = ("entropy", "loss")
+"""The strategies that follow a gradient, which only an addition has."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,9 @@ class SearchOptions:
     Attributes:
         alphas: Coefficients to try; 0 is always among them.
         strategy: grid measures every alpha on all validation images; race drops hopeless ones
-            early, on few images; cma is for several alphas that depend on each other.
+            early, on few images; cma is for several alphas that depend on each other. For an
+            addition, entropy and loss follow the gradient of the predictions' entropy, without
+            labels, or of the loss (see `add`).
 
     >>> SearchOptions((1, 0.5)).alphas
     (0.0, 0.5, 1.0)

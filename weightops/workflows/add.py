@@ -6,18 +6,21 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.names import escape
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError, TaskError
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import METHODS
+from weightops.search.descent import Descent, Per, Split, descend, scaled
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession, Vectors
-from weightops.search.strategies import SearchOptions
+from weightops.search.strategies import GRADIENT, SearchOptions
 from weightops.support.arguments import check_arguments
 from weightops.support.docstrings import describe_arguments_as
+from weightops.support.ranges import Range
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import TaskList, as_tasks
 from weightops.tasks.task import Task
@@ -45,9 +48,20 @@ class Addition(Workflow):
         objective: Objective,
         pairs: bool,
         subsets: bool,
+        per: Per,
+        search_on: Split,
+        search_steps: int,
+        search_lr: float,
         **shared: Any,
     ) -> None:
-        check_arguments(add, objective=objective)
+        check_arguments(
+            add,
+            objective=objective,
+            per=per,
+            search_on=search_on,
+            search_steps=search_steps,
+            search_lr=search_lr,
+        )
         self.added = as_tasks(tasks)
         if len(self.added) < 2:
             raise TaskError("an addition needs two tasks at least")
@@ -58,11 +72,23 @@ class Addition(Workflow):
                 f"{method} makes one vector of all: it has one alpha, not one for each task"
             )
         self.each, self.objective, self.pairs, self.subsets = each, objective, pairs, subsets
+        own = {} if method == "sum" else self.method_options
+        self.options = {"method": method, **own, "each": each, "objective": objective}
         self.method = (
             f"The weights are `base + alpha * {method}(finetuned - base, ...)` "
             "(task arithmetic, arXiv 2212.04089)"
         )
         super().__init__(dict.fromkeys(self.added, "added"), **shared)
+        self.descent: Descent | None = None
+        if self.search.strategy in GRADIENT:
+            if method != "sum" or each:
+                raise OptionError(
+                    f"search {self.search.strategy} finds coefficients of a sum of vectors",
+                    hint="leave out method= and each=",
+                )
+            given = {"per": per, "on": search_on, "steps": search_steps, "lr": search_lr}
+            self.descent = Descent(self.search.strategy, seed=self.config.seed, **given)  # type: ignore[arg-type]
+            self.options = {"search": self.search.strategy, **given, "objective": objective}
 
     @property
     def learned(self) -> list[Task]:
@@ -132,6 +158,8 @@ class Addition(Workflow):
         may_be_base: bool = False,
     ) -> EditResult:
         searched: Vectors
+        if self.descent is not None:
+            return self._descend(self.descent, session, vectors, experts)
         if self.each:
             searched = {task.name: vector for task, vector in vectors.items()}
         else:
@@ -140,6 +168,45 @@ class Addition(Workflow):
         trial = session.trial(searched, self.goal(list(vectors), experts), list(vectors))
         alpha, why = self.choose(trial, may_be_base=may_be_base)
         return EditResult(searched, alpha, why, trial.sweep)
+
+    def _descend(
+        self,
+        descent: Descent,
+        session: EditSession,
+        vectors: Mapping[Task, TaskVector],
+        experts: Mapping[str, float],
+    ) -> EditResult:
+        """Find coefficients by gradient, and measure the edit beside the base."""
+        named = {task.name: vector for task, vector in vectors.items()}
+        coefficients = descend(session, named, list(vectors), descent)
+        searched = scaled(named, coefficients)
+        trial = session.trial(searched, self.goal(list(vectors), experts), list(vectors))
+        base, alpha = (0.0,) * len(searched), (1.0,) * len(searched)
+        for one in (base, alpha):
+            trial.measurements.measure(one)
+        labels = "without labels" if descent.loss == "entropy" else "with labels"
+        images = f"the {descent.on} images, {labels}, of {', '.join(named)}"
+        why = f"{descent.steps} steps of Adam on the {descent.loss} of the predictions"
+        more = {
+            "chosen_on": images,
+            "transductive": descent.on == "test",
+            "coefficients": coefficients,
+        }
+        if all(isinstance(given, (str, Path)) for given in self.finetuned) and self.finetuned:
+            entries = zip(self.added, self.finetuned, strict=True)
+            more["recipe"] = {
+                "method": "task_arithmetic",
+                "base": self.checkpoint.ref,
+                "models": [
+                    {
+                        "model": str(given),
+                        "weight": {escape(n): v for n, v in coefficients[task.name].items()},
+                    }
+                    for task, given in entries
+                    if task.name in coefficients
+                ],
+            }
+        return EditResult(searched, alpha, why, trial.sweep, more=more)
 
     def _measure_group(
         self, session: EditSession, vectors: Mapping[Task, TaskVector], experts: Mapping[str, float]
@@ -206,6 +273,10 @@ def add(
     objective: Objective = "normalized",
     pairs: bool = False,
     subsets: bool = False,
+    per: Per = "tensor",
+    search_on: Split = "train",
+    search_steps: Annotated[int, Range(min=1)] = 200,
+    search_lr: Annotated[float, Range(min=0)] = 0.01,
     finetuned: Finetuned = None,
     search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
     training: TrainingConfig | None = None,
@@ -220,6 +291,10 @@ def add(
     with a merge method m. Normalized accuracy is accuracy over that of the model which was
     fine-tuned on the task.
 
+    Search entropy finds coefficients on images without labels, by the gradient of the predictions'
+    entropy (AdaMerging, arXiv 2310.02575); search loss by that of the loss (as learned soups, arXiv
+    2203.05482). The summary has the recipe that `weightops merge` repeats the result from.
+
     Args:
         tasks: what to add, two tasks at least.
         method: the name of a merge method, or sum.
@@ -229,6 +304,12 @@ def add(
             normalized accuracy; mean: the mean accuracy; worst: the lowest normalized accuracy.
         pairs: add every pair of the tasks, too.
         subsets: add every subset of the tasks, too.
+        per: for a search by gradient, tensor: a coefficient of each task at each tensor; task: one
+            of each task.
+        search_on: the images of a search by gradient: train, validation or test. On test images,
+            which the entropy needs no labels of, the result is transductive, and says so.
+        search_steps: steps of a search by gradient, with 16 images of each task.
+        search_lr: learning rate of a search by gradient.
 
     Returns:
         The content of ``summary.json``; ``normalized`` is measured on test data.
@@ -241,6 +322,10 @@ def add(
         objective=objective,
         pairs=pairs,
         subsets=subsets,
+        per=per,
+        search_on=search_on,
+        search_steps=search_steps,
+        search_lr=search_lr,
         model=model,
         finetuned=finetuned,
         search=search,

@@ -45,6 +45,7 @@ class Analogy(Workflow):
                 "an analogy needs four different tasks: A is to B as C is to the target"
             )
         self.shared, self.supervised = shared, supervised
+        self.options = {"shared": shared}
         given = dict.fromkeys([self.a, self.b, self.c], "given")
         super().__init__({self.target: "target", **given}, **common)
 

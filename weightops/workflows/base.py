@@ -20,7 +20,7 @@ from weightops.errors import NothingSatisfiesError, OptionError
 from weightops.search.cma_es import evolve
 from weightops.search.goal import Choice, Coefficients, Goal, Point, shown
 from weightops.search.session import EditSession, Measured, Trial
-from weightops.search.strategies import SearchOptions, coordinates, grid, race
+from weightops.search.strategies import GRADIENT, SearchOptions, coordinates, grid, race
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import as_tasks
 from weightops.tasks.task import Task
@@ -71,6 +71,8 @@ class Workflow(ABC):
     """The name of the edited model in the summary."""
     method: str
     """How the weights are computed, for the model card."""
+    options: Mapping[str, Any] = {}
+    """The edit's own options, which the summary, the card, the page and the weights record."""
     sign: ClassVar[float] = 1.0
     """A factor of all coefficients that are tried."""
     batchnorm: Task | None = None
@@ -181,6 +183,11 @@ class Workflow(ABC):
 
     def _search(self, trial: Trial) -> Choice:
         """Search by the strategy of the options; several coefficients start from a shared one."""
+        if self.search.strategy in GRADIENT:
+            raise OptionError(
+                f"search {self.search.strategy} is for additions, not for {self.verb}",
+                hint="grid, race or cma",
+            )
         values = self.signed_alphas
         shared = [(value,) * len(trial.vectors) for value in values]
         if len(trial.vectors) == 1:

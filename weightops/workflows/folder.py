@@ -11,6 +11,7 @@ from typing import Any
 
 from weightops.errors import MissingExtraError
 from weightops.evaluation.zero_shot import record
+from weightops.merging.recipe import Recipe
 from weightops.reports.card import card
 from weightops.reports.frontier import draw_bars, draw_frontier
 from weightops.reports.page import write_page
@@ -45,6 +46,7 @@ def write_folder(
     out = Path(summary["output"])
     summary = {**portable(summary), "output": out.name}
     edited = session.edited(result.edit)
+    edited.recipe = {"verb": workflow.verb, "alpha": result.named_alpha, **workflow.options}
     edited.save_into(folder, final=out)
     text = card(summary, workflow.word, edited.architecture)
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -52,6 +54,9 @@ def write_folder(
         json.dumps(jsonable(portable(row))) + "\n" for row in _rows(workflow, session, result, test)
     ]
     (folder / "results.jsonl").write_text("".join(lines), encoding="utf-8")
+    if "recipe" in summary and isinstance(summary["recipe"], Mapping):
+        recipe = Recipe.of(summary["recipe"]).to_yaml()
+        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     if workflow.keeps_vectors:
         _write_vectors(folder, result)
     _copy_logs(folder, session)

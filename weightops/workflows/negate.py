@@ -51,6 +51,7 @@ class Negation(Workflow):
         if not self.control:
             raise TaskError("a negation needs at least one control task, to measure what it harms")
         self.threshold, self.baselines = control_threshold, baselines
+        self.options = {"control_threshold": control_threshold}
         super().__init__(
             {self.target: "target", **dict.fromkeys(self.control, "control")}, **shared
         )

@@ -50,6 +50,11 @@ class Patch(Workflow):
             raise TaskError("a patch needs at least one supported task, to measure what it harms")
         self.rule, self.max_supported_drop = rule, max_supported_drop
         self.strategy: Strategy = strategy if len(self.patching) > 1 else "joint"
+        self.options = {
+            "rule": rule,
+            "max_supported_drop": max_supported_drop,
+            "strategy": self.strategy,
+        }
         self._joint = union(self.patching)
         roles = dict.fromkeys(self.patching, "patching") | dict.fromkeys(
             self.supported, "supported"

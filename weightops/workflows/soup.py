@@ -46,7 +46,7 @@ class Soup(Workflow):
         self.models = [open_checkpoint(model) for model in models]
         if base is not None and self.models[0].architecture is None:
             self.models[0] = Checkpoint(self.models[0].form, open_checkpoint(base).architecture)
-        self.selection = recipe
+        self.selection, self.options = recipe, {"recipe": recipe}
         super().__init__(
             dict.fromkeys(as_tasks(SUPPORTED if tasks is None else tasks), "target"),
             model=self.models[0],
@@ -58,6 +58,7 @@ class Soup(Workflow):
         self.finetuned = list(self.models)
         if batchnorm is not None:
             self.batchnorm = as_task(batchnorm)
+            self.options = {**self.options, "batchnorm": self.batchnorm.name}
             self.method += (
                 f", with batch statistics of the training images of {self.batchnorm.name}"
             )

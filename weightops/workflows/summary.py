@@ -65,6 +65,7 @@ def summarize(
         "device": str(session.image_model.device),
         "verb": workflow.verb,
         "method": workflow.method,
+        "options": dict(workflow.options),
         "output": str(out.absolute()),
         "versions": versions(),
         **result.more,

@@ -5,12 +5,17 @@ from __future__ import annotations
 import numpy as np
 from helpers.merges import check, deltas, family
 
+from weightops.algebra.names import Each
+
 
 def test_tall_masks() -> None:
     base, models = family(3)
     d = deltas(base, models)
     tall = d.sum(0) * ((np.abs(d) >= 0.4 * np.abs(d.sum(0) - d)).sum(0) >= 2)
     check("tall_consensus", tall, base, models)
+    scales = np.array([0.2, 0.9, 2.0])[:, None, None]  # the authors choose one for each task
+    own = d.sum(0) * ((np.abs(d) >= scales * np.abs(d.sum(0) - d)).sum(0) >= 2)
+    check("tall_consensus", own, base, models, mask_scale=Each((0.2, 0.9, 2.0)))
 
 
 def test_sce() -> None:

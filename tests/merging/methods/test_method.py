@@ -12,6 +12,7 @@ from helpers.merges import family
 from torch import nn
 
 from weightops import TaskVector
+from weightops.algebra.names import Each
 from weightops.errors import MismatchError, OptionError, UnknownNameError
 from weightops.merging.merge import merge
 from weightops.merging.methods.method import Option
@@ -21,7 +22,7 @@ from weightops.merging.methods.table import METHODS
 
 def test_schema_is_the_signature() -> None:
     assert METHODS["ties"].options["normalize"].choices == ("weights", "count", "none")
-    assert METHODS["ties"].options["density"] == Option(float, 0.2)
+    assert METHODS["ties"].options["density"] == Option(float, 0.2, each=True)
     assert METHODS["ties"].summary.endswith("(TIES).")
     assert METHODS["linear"].options["normalize"] == Option(bool, True)
 
@@ -65,6 +66,13 @@ def test_values_that_a_method_does_not_take() -> None:
         ("linear", {"normalize": "no"}, OptionError, "true or false, not 'no'"),
         ("della", {"density": 0.95, "epsilon": 0.1}, OptionError, "outside of 0 to 1"),
         ("dare_linear", {"density": 1e-6}, OptionError, "keeps nothing"),
+        (
+            "tsv_m",
+            {"stacked": Each((1, 3))},
+            OptionError,
+            r"one value for all models, not \[1, 3\]",
+        ),
+        ("ties", {"scope": {"*": Each("ab")}}, OptionError, "density may have one for each"),
     ):
         with pytest.raises(error, match=match):
             merge(models, method, base=None if method == "linear" else base, **options)["matrix"]

@@ -22,6 +22,13 @@ def test_settings_by_pattern_and_depth() -> None:
     models = [{name: torch.ones(4) for name in names}]
     by_depth = merge(models, "task_arithmetic", base=base, alpha=[0.1, 0.5])
     assert [round(by_depth[n][0].item(), 6) for n in names] == [0.1, 0.1, 0.3, 0.5, 0.5]
+    lines = merge(models, "task_arithmetic", base=base, alpha={"lines": [0.1, 0.5]})
+    assert [round(lines[n][0].item(), 6) for n in names] == [0.1, 0.1, 0.3, 0.5, 0.1]
+    nested = {"*.w": {"lines": [0.1, 0.5]}, "*": 7}
+    inside = merge(models, "task_arithmetic", base=base, alpha=nested)
+    assert [round(inside[n][0].item(), 6) for n in names] == [7, 0.1, 0.3, 0.5, 7]
+    with pytest.raises(OptionError, match="a list of numbers, not"):
+        merge(models, "task_arithmetic", base=base, alpha={"lines": ["a"]})
     by_name = merge(
         models, "task_arithmetic", base=base, weights=[{"layers.*": [1, 3], "head.*": 7}]
     )

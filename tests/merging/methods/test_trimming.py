@@ -8,6 +8,7 @@ import torch
 from helpers.merges import check, deltas, family
 
 from weightops.algebra.kernels import CHUNK
+from weightops.algebra.names import Each
 from weightops.merging.merge import merge
 
 
@@ -35,6 +36,15 @@ def test_trimming_against_a_sort() -> None:
     check("ties", mean, base, models, normalize="weights", **options)
 
 
+def test_localized_elements_are_averaged() -> None:
+    base, models = family(3)
+    t = np.stack([plain_trim(x, 8) for x in deltas(base, models)])
+    w = np.array([0.5, 1.0, 2.0])
+    expected = (w[:, None, None] * t).sum(0) / np.maximum((t != 0).sum(0), 1)
+    options = {"density": 8 / 24, "scope": "tensor", "weights": list(w)}
+    check("localize_and_stitch", expected, base, models, **options)
+
+
 def test_breadcrumbs_against_a_sort() -> None:
     base, models = family(3)
     crumbs = np.stack([plain_trim(x, 14) - plain_trim(x, 2) for x in deltas(base, models)])
@@ -44,9 +54,26 @@ def test_breadcrumbs_against_a_sort() -> None:
     check("breadcrumbs_ties", agreed, base, models, density=0.5, gamma=0.1)
 
 
+def test_breadcrumbs_of_each_row() -> None:
+    """A fraction of each row of the last dimension, rounded down; a single number stays."""
+    base, models = family(2, shapes={"m": (6, 20), "conv": (3, 2, 4, 5), "v": (33,), "s": ()})
+    options = {"density": Each((0.35, 0.5)), "gamma": 0.07, "scope": "row"}
+    merged = merge(models, "breadcrumbs", base=base, **options)
+    for name in ("m", "conv", "v", "s"):
+        expected = base[name].double().numpy()
+        for delta, density in zip(deltas(base, models, name), (0.35, 0.5), strict=True):
+            rows = delta.reshape(-1, delta.shape[-1] if delta.shape else 1)
+            n = rows.shape[1]
+            first, kept = int(0.07 * n), int(density * n)
+            crumbs = [plain_trim(row, first + kept) - plain_trim(row, first) for row in rows]
+            expected = expected + (np.stack(crumbs).reshape(delta.shape) if delta.shape else delta)
+        np.testing.assert_allclose(merged[name].double().numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", ["all", "changed"])
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.8])
-def test_thresholds_over_the_whole_model(density: float) -> None:
-    """Only what a model changes counts: not a frozen tower."""
+def test_thresholds_over_the_whole_model(density: float, count: str) -> None:
+    """A density is of all elements, a frozen tower's, too, or of those that a model changes."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"a": (300, 400), "b": (77,), "c": (CHUNK + 5,)}
     base = {n: torch.randn(s, generator=generator).bfloat16() for n, s in shapes.items()}
@@ -60,11 +87,13 @@ def test_thresholds_over_the_whole_model(density: float) -> None:
         for scale in (0.1, 0.3)
     ]
     base |= frozen
-    merged = merge(models[:1], "magnitude", base=base, density=density, scope="global")
+    options = {"density": density, "scope": "global", "count": count}
+    merged = merge(models[:1], "magnitude", base=base, **options)
     merged = merged.to(torch.float32)
     delta = torch.cat([(models[0][n].float() - base[n].float()).flatten() for n in base])
-    count = int(density * int(delta.count_nonzero()))
-    largest = delta.abs().sort(descending=True, stable=True).indices[:count]
+    changed, everything = int(density * int(delta.count_nonzero())), int(density * len(delta)) + 1
+    number = changed if count == "changed" else everything
+    largest = delta.abs().sort(descending=True, stable=True).indices[:number]
     expected = torch.zeros_like(delta)
     expected[largest] = delta[largest]
     kept = torch.cat([(merged[n] - base[n].float()).flatten() for n in base])

@@ -14,6 +14,7 @@ from weightops.algebra.dtypes import SAFETENSORS
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.formats.compressed import CompressedSource
+from weightops.checkpoints.formats.packed import PackedSource, packed_record
 from weightops.errors import CheckpointError
 from weightops.support.input_files import InputFile, check_unchanged
 from weightops.support.json_files import unique_keys
@@ -116,9 +117,21 @@ def recognises(path: Path) -> bool:
     )
 
 
-def open_file(path: Path) -> Source:
-    """Open a file; the tensors of a compressed task vector are decoded."""
+def open_file(path: Path, key: str | None = None) -> Source:
+    """Open a file; the tensors of a compressed task vector are decoded.
+
+    Args:
+        path: the file.
+        key: for a file of several models, the task whose model to open.
+    """
     source = SafetensorsSource(path)
+    packed = packed_record(source.made_from)
+    if packed is not None:
+        return PackedSource(source, packed, key)
+    if key is not None:
+        raise CheckpointError(
+            f"{path} holds one set of tensors, and so no key {key!r}", hint=f"name {path} alone"
+        )
     if "compressed" in source.made_from:
         return CompressedSource(source, source.made_from)
     return source

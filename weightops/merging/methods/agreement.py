@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from weightops.algebra.names import Each
 from weightops.engine.reduce import sums
 from weightops.merging.methods.consensus import divide_, elect_, flags, multiply_
 from weightops.merging.methods.inputs import TensorInputs
 from weightops.merging.methods.kept_elements import ALL, Cutoff, cutoffs
 from weightops.merging.methods.method import chunks
-from weightops.merging.methods.option_values import fraction
+from weightops.merging.methods.option_values import fraction, per_input
 
 
 def _variance(values: torch.Tensor) -> torch.Tensor:
@@ -63,7 +64,8 @@ def sce(
         agree_i = 1 where t_i sgn(sum_j t_j) > 0, else 0
         merged = sum_i agree_i w_i t_i / sum_i agree_i w_i
 
-    Source: arXiv 2408.07990.
+    Source: arXiv 2408.07990. Its authors' code selects for the weights only, and merges the
+    unselected elements, too.
 
     Args:
         deltas: shape ``(k, n)``.
@@ -82,21 +84,23 @@ def sce(
 
 @chunks()
 def tall_consensus(
-    deltas: torch.Tensor, *, mask_scale: float = 0.4, agreement: int = 2
+    deltas: torch.Tensor, *, mask_scale: float | Each = 0.4, agreement: int = 2
 ) -> torch.Tensor:
     """Add the deltas where several inputs need an element, and drop it elsewhere (TALL masks).
 
         tau = sum_i tau_i
-        needs_i = 1 where |tau_i| >= mask_scale |tau - tau_i|, else 0
+        needs_i = 1 where |tau_i| >= mask_scale_i |tau - tau_i|, else 0
         merged = tau where sum_i needs_i >= agreement, else 0
 
     Source: consensus merging, arXiv 2405.07813.
 
     Args:
         deltas: shape ``(k, n)``.
-        mask_scale: the threshold of the masks, the paper's lambda.
+        mask_scale: the threshold of the masks, the paper's lambda, which its authors choose for
+            each task by validation.
         agreement: the number of inputs that must need an element for it to be kept.
     """
     total = deltas.sum(0)
-    surplus = deltas.abs() - mask_scale * (total - deltas).abs()
+    scales = torch.tensor(per_input(mask_scale, len(deltas)), dtype=deltas.dtype).to(deltas.device)
+    surplus = deltas.abs() - scales[:, None] * (total - deltas).abs()
     return total * flags(torch.ge, flags(torch.ge, surplus, 0).sum(0), agreement)

@@ -111,14 +111,14 @@ def cutoffs(
     numbered = [(row, bracket) for row, found in enumerate(brackets) for bracket in found]
     while unresolved := [(row, bracket) for row, bracket in numbered if bracket.cutoff is None]:
         for chunk in inputs:
-            magnitudes = measure(chunk.values).cpu().numpy()
+            magnitudes = measure(chunk.values.flatten(1)).cpu().numpy()
             for row, bracket in unresolved:
                 bracket.scan(magnitudes[row], chunk.start)
         for _, bracket in unresolved:
             bracket.resolve()
     if tied := [(row, bracket) for row, bracket in numbered if bracket.kept_equals]:
         for chunk in inputs:
-            magnitudes = measure(chunk.values).cpu().numpy()
+            magnitudes = measure(chunk.values.flatten(1)).cpu().numpy()
             for row, bracket in tied:
                 bracket.find_position(magnitudes[row], chunk.start)
             if not any(bracket.kept_equals for _, bracket in tied):

@@ -15,11 +15,15 @@ import torch
 from weightops.algebra.names import Each, PerTensor
 from weightops.algebra.source import Space
 from weightops.errors import OptionError, UnknownNameError
+from weightops.statistics.statistic import Kind as StatisticKind
 from weightops.support.registry import unknown
 
 Function = Callable[..., torch.Tensor]
 Statistic = Callable[..., Any]
 Kind = Literal["whole", "chunks", "combination"]
+
+STATISTICS: Mapping[str, StatisticKind] = {"grams": "gram", "fishers": "fisher"}
+"""Parameter of a method's function -> the kind of statistic that it is of each model."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Computation:
         if self.kind == "combination":
             return {"gram", "weights"}
         inputs = {"deltas", "models", "weights"}
-        return inputs if self.kind == "whole" else {*inputs, *self.statistics, "start", "draws"}
+        if self.kind == "whole":
+            return {*inputs, *STATISTICS, "fisher_norms"}
+        return {*inputs, *self.statistics, "start", "draws"}
 
 
 def combination(space: Space) -> Callable[[Function], Method]:
@@ -85,11 +91,19 @@ def chunks(
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a method: its type, its default, and its choices where it has them."""
+    """One option of a method.
+
+    Attributes:
+        type: the type of a value.
+        default: the value if none is given.
+        choices: the possible values, where they are listed.
+        each: whether each input may have its own value: the annotation says so, ``float | Each``.
+    """
 
     type: type
     default: Any
     choices: tuple[Any, ...] = ()
+    each: bool = False
 
     def parse(self, value: Any, name: str) -> Any:
         """Return a value in the option's type.
@@ -130,6 +144,11 @@ class Method:
     as ``models``, weights, to return merged weights. It may also take ``weights`` (shape ``(k,)``).
     All its keyword-only parameters are options. A function of `chunks` or `combination` need never
     hold a whole tensor.
+
+    A function of whole tensors may ask for statistics of the models: ``fishers``, of the tensors'
+    shape, with ``fisher_norms``, the norms over all tensors, shape ``(k,)``; or ``grams``, shape
+    ``(k, d, d)``, in which case the tensors of a linear map come as matrices ``(k, out, d)``, one
+    after another if the weight holds several. A statistic is None at tensors that it doesn't have.
 
     Raises:
         OptionError: if a parameter is neither of these, or an option has no default.
@@ -180,6 +199,11 @@ class Method:
         functions = [self.function, *self.computation.statistics.values()]
         return any(argument in inspect.signature(each).parameters for each in functions)
 
+    @property
+    def statistics(self) -> list[StatisticKind]:
+        """The kinds of statistics that the method takes of each model."""
+        return [kind for parameter, kind in STATISTICS.items() if self.takes(parameter)]
+
     @cached_property
     def options(self) -> dict[str, Option]:
         """Name -> type, default and choices."""
@@ -189,10 +213,12 @@ class Method:
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 default = parameter.default
                 hint = hints.get(name, type(default))
+                each = Each in get_args(hint)
+                if each:
+                    [hint] = (kind for kind in get_args(hint) if kind is not Each)
                 literal = get_origin(hint) is Literal
-                options[name] = Option(
-                    type(default) if literal else hint, default, get_args(hint) if literal else ()
-                )
+                choices = get_args(hint) if literal else ()
+                options[name] = Option(type(default) if literal else hint, default, choices, each)
         return options
 
     @property
@@ -219,6 +245,12 @@ class Method:
         if isinstance(value, Mapping):
             return {pattern: self._checked(name, inner) for pattern, inner in value.items()}
         if isinstance(value, Each):
+            if not self.options[name].each:
+                able = [other for other, option in self.options.items() if option.each]
+                raise OptionError(
+                    f"{name} of {self.name} has one value for all models, not {list(value)}",
+                    hint=f"{' and '.join(able)} may have one for each" if able else "",
+                )
             return Each(self._checked(name, inner) for inner in value)
         if isinstance(value, (list, tuple)) and self.options[name].type is float:
             return [self._checked(name, inner) for inner in value]

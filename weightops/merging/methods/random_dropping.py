@@ -84,7 +84,7 @@ def dare_linear(
     draws: Draws,
     scale: torch.Tensor,
     *,
-    density: float = 0.2,
+    density: float | Each = 0.2,
     rescale: Rescale = "expectation",
     normalize: Divisor = "none",
 ) -> torch.Tensor:
@@ -115,7 +115,7 @@ def dare_ties(
     draws: Draws,
     scale: torch.Tensor,
     *,
-    density: float = 0.2,
+    density: float | Each = 0.2,
     rescale: Rescale = "expectation",
     normalize: Normalize = "none",
 ) -> torch.Tensor:
@@ -126,7 +126,8 @@ def dare_ties(
         agree_i = 1 where w_i t_i sign > 0, else 0
         merged = sum_i agree_i w_i t_i / n
 
-    Source: arXiv 2311.03099, and 2306.01708 for the election.
+    Source: arXiv 2311.03099, and 2306.01708 for the election. The authors' code also trims what is
+    left to its largest fifth, and takes the disjoint mean (``normalize="count"``).
 
     Args:
         deltas: shape ``(k, n)``.
@@ -203,8 +204,8 @@ def della_linear(
     draws: Draws,
     scale: torch.Tensor,
     *,
-    density: float = 0.5,
-    epsilon: float = 0.1,
+    density: float | Each = 0.5,
+    epsilon: float | Each = 0.1,
     rescale: Rescale = "expectation",
     normalize: Divisor = "none",
 ) -> torch.Tensor:
@@ -239,8 +240,8 @@ def della(
     draws: Draws,
     scale: torch.Tensor,
     *,
-    density: float = 0.5,
-    epsilon: float = 0.1,
+    density: float | Each = 0.5,
+    epsilon: float | Each = 0.1,
     rescale: Rescale = "expectation",
     normalize: Normalize = "none",
 ) -> torch.Tensor:
@@ -251,7 +252,7 @@ def della(
         agree_i = 1 where w_i t_i sign > 0, else 0
         merged = sum_i agree_i w_i t_i / n
 
-    Source: arXiv 2406.11617.
+    Source: arXiv 2406.11617. Its authors normalise by the count (``normalize="count"``).
 
     Args:
         deltas: shape ``(k, rows, width)``.

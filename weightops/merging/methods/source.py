@@ -25,6 +25,7 @@ from weightops.engine.reduce import products
 from weightops.engine.threads import all_torch_threads
 from weightops.errors import MethodError, MismatchError, OptionError, SpaceError, WeightopsError
 from weightops.merging.methods.inputs import ModelInputs, TensorInputs
+from weightops.merging.methods.model_statistics import Given, ModelStatistics
 from weightops.merging.methods.table import MethodLike, as_method
 from weightops.support.text import first_few
 
@@ -48,6 +49,7 @@ class MethodSource(ComputedSource):
         weights: a number, or a `PerTensor`, for each input; 1 by default.
         seed: the seed of methods that draw.
         options: the method's own options; each may be a `PerTensor`.
+        statistics: for each input, kind -> statistic, for methods that take them.
 
     Raises:
         UnknownNameError: for an unknown method, option or choice, or a pattern without a match.
@@ -64,6 +66,7 @@ class MethodSource(ComputedSource):
         weights: Sequence[PerTensor] | None = None,
         seed: int = 0,
         options: Mapping[str, Any] | None = None,
+        statistics: Given | None = None,
     ) -> None:
         self.method, self.inputs, self.seed = as_method(method), list(inputs), seed
         self.options = self.method.check(options or {})
@@ -82,6 +85,7 @@ class MethodSource(ComputedSource):
             check_per_tensor(weight, self.specs, "weight")
         for option, value in self.options.items():
             check_per_tensor(value, self.specs, option)
+        self.statistics = ModelStatistics(self.method, statistics, len(self.inputs), self.specs)
         self._depths = depths(self.specs)
         self.ties = self._common_ties()
         sizes = {name: spec.numel for name, spec in self.specs.items() if name not in self.ties}
@@ -262,18 +266,23 @@ class MethodSource(ComputedSource):
             for start in range(0, rows.shape[1], CHUNK):
                 stop = min(start + CHUNK, rows.shape[1])
                 read(start, stop, rows[:, start:stop].unbind())
-            arguments["deltas" if self.space == "delta" else "models"] = stack
             if has_nonfinite(rows):  # so that no method need handle them
                 merged = stack[0].fill_(math.nan)
             else:
-                merged = call(self.method.function, arguments)
+                merged = self.statistics.merged(
+                    name,
+                    stack,
+                    lambda given: call(self.method.function, {**arguments, **given}),
+                    "deltas" if self.space == "delta" else "models",
+                )
         _check_result(merged, shape)
         flat = merged.reshape(-1)
         return lambda start, stop: flat[start:stop]
 
     @property
     def leaves(self) -> list[Source]:
-        return list(dict.fromkeys(leaf for form in self.inputs for leaf in form.leaves))
+        inputs = [leaf for form in self.inputs for leaf in form.leaves]
+        return list(dict.fromkeys([*inputs, *self.statistics.leaves]))
 
     def working_bytes(self, name: str) -> int:
         spec, k = self.specs[name], len(self.inputs)
@@ -281,7 +290,8 @@ class MethodSource(ComputedSource):
         width = spec.numel // spec.shape[0] if has_rows else 0
         elements = spec.numel if self.method.kind == "whole" else min(spec.numel, max(CHUNK, width))
         copies = k + 2 if self.method.kind == "combination" else 3 * k
-        return elements * accumulator(spec.dtype).itemsize * copies
+        own = elements * accumulator(spec.dtype).itemsize * copies
+        return own + self.statistics.working_bytes(name)
 
     def describe(self) -> dict[str, object]:
         """Return the method, its options, and the weights and provenance of the inputs."""
@@ -291,6 +301,7 @@ class MethodSource(ComputedSource):
             "weights": self.weights,
             "seed": self.seed,
             "inputs": [provenance(form) for form in self.inputs],
+            **self.statistics.describe(),
         }
 
     @cached_property

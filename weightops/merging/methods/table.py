@@ -9,7 +9,10 @@ from weightops.errors import OptionError
 from weightops.merging.methods import (
     agreement,
     averaging,
+    composed,
+    from_data,
     fusion,
+    interference,
     overlap,
     random_dropping,
     rows,
@@ -34,6 +37,7 @@ BUILT_IN: tuple[Method | Function, ...] = (
     averaging.passthrough,
     trimming.magnitude,
     trimming.ties,
+    trimming.localize_and_stitch,
     random_dropping.dare_linear,
     random_dropping.dare_ties,
     trimming.breadcrumbs,
@@ -54,6 +58,11 @@ BUILT_IN: tuple[Method | Function, ...] = (
     spectral.tsv_m,
     spectral.iso_c,
     spectral.iso_cts,
+    interference.wudi,
+    composed.knots,
+    composed.subspace_boosting,
+    from_data.fisher,
+    from_data.regmean,
 )
 
 

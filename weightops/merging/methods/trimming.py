@@ -7,34 +7,53 @@ from typing import Literal
 import torch
 
 from weightops.algebra.names import Each
-from weightops.merging.methods.consensus import Divisor, Normalize, consensus
+from weightops.merging.methods.consensus import (
+    Divisor,
+    Normalize,
+    consensus,
+    divide_,
+    flags,
+    multiply_,
+)
 from weightops.merging.methods.inputs import ModelInputs, TensorInputs
 from weightops.merging.methods.kept_elements import NONE, Counts, Cutoff, cutoffs
 from weightops.merging.methods.method import chunks
 from weightops.merging.methods.option_values import fraction, kept_count, per_input
 
 Scope = Literal["tensor", "global"]
+RowScope = Literal["tensor", "row", "global"]
+Count = Literal["all", "changed"]
 
 
 def _cutoffs(
-    inputs: TensorInputs, model_inputs: ModelInputs, scope: Scope, counts: Counts
+    inputs: TensorInputs, model_inputs: ModelInputs, scope: RowScope, count: Count, counts: Counts
 ) -> list[list[Cutoff]]:
-    """Return cutoffs for each input: over the tensor, or over what it changes in all tensors."""
-    if scope == "tensor":
+    """Return cutoffs for each input: over the tensor, or over all tensors."""
+    if scope != "global":
         return cutoffs(inputs, counts)
-    key = tuple(tuple(counts(i, 10**9)) for i in range(model_inputs.k))
-    found = model_inputs.once(key, lambda: cutoffs(model_inputs, counts, of_nonzero=True))
+    key = (count, *(tuple(counts(i, 10**9)) for i in range(model_inputs.k)))
+    changed = count == "changed"
+    found = model_inputs.once(key, lambda: cutoffs(model_inputs, counts, of_nonzero=changed))
     start = model_inputs.starts[inputs.name]
     return [[cutoff.counted_from(start) for cutoff in row] for row in found]
 
 
 def largest_elements(
-    inputs: TensorInputs, model_inputs: ModelInputs, density: float | Each, scope: Scope
+    inputs: TensorInputs,
+    model_inputs: ModelInputs,
+    density: float | Each,
+    scope: Scope,
+    count: Count,
 ) -> list[Cutoff]:
     """Return the cutoff of each input's largest elements, a fraction ``density`` of them."""
     densities = per_input(density, inputs.k)
-    rows = _cutoffs(inputs, model_inputs, scope, lambda i, n: [kept_count(densities[i], n)])
-    return [cutoff for [cutoff] in rows]
+
+    def counts(i: int, n: int) -> list[int]:
+        if scope == "global" and count == "all" and densities[i] > 0:
+            return [min(int(fraction(densities[i]) * n) + 1, n)]
+        return [kept_count(densities[i], n)]
+
+    return [cutoff for [cutoff] in _cutoffs(inputs, model_inputs, scope, count, counts)]
 
 
 def _trim(deltas: torch.Tensor, largest: list[Cutoff], start: int) -> torch.Tensor:
@@ -51,8 +70,9 @@ def magnitude(
     largest: list[Cutoff],
     start: int,
     *,
-    density: float = 0.2,
+    density: float | Each = 0.2,
     scope: Scope = "tensor",
+    count: Count = "all",
 ) -> torch.Tensor:
     """Trim each delta to its largest elements, and add the deltas.
 
@@ -67,8 +87,10 @@ def magnitude(
         largest: the cutoff of each delta.
         start: the position of the part.
         density: the fraction of the elements that is kept.
-        scope: "tensor" keeps this fraction of each tensor; "global" of all that an input changes
-            in the model, as the authors of TIES do.
+        scope: "tensor" keeps this fraction of each tensor, as mergekit does; "global" of the model
+            as a whole, as the authors do.
+        count: for scope "global", what the density is a fraction of: "all" elements, frozen ones,
+            too, as the authors count, who keep ``int(density n) + 1``; or the "changed" ones.
     """
     return consensus(_trim(deltas, largest, start), weights, elect=False, normalize="none")
 
@@ -80,9 +102,10 @@ def ties(
     largest: list[Cutoff],
     start: int,
     *,
-    density: float = 0.2,
+    density: float | Each = 0.2,
     normalize: Normalize = "weights",
     scope: Scope = "tensor",
+    count: Count = "all",
 ) -> torch.Tensor:
     """Trim each delta, elect a sign for each element, and average the deltas of this sign (TIES).
 
@@ -101,10 +124,46 @@ def ties(
         density: the fraction of the elements that is kept, the largest ones.
         normalize: the divisor n: "weights" is sum_i agree_i w_i, as in mergekit; "count" is
             sum_i agree_i, the paper's disjoint mean; "none" is 1, its disjoint sum.
-        scope: "tensor" keeps this fraction of each tensor; "global" of all that an input changes
-            in the model, as the authors of TIES do.
+        scope: "tensor" keeps this fraction of each tensor, as mergekit does; "global" of the model
+            as a whole, as the authors do.
+        count: for scope "global", what the density is a fraction of: "all" elements, frozen ones,
+            too, as the authors count, who keep ``int(density n) + 1``; or the "changed" ones.
     """
     return consensus(_trim(deltas, largest, start), weights, elect=True, normalize=normalize)
+
+
+@chunks(largest=largest_elements)
+def localize_and_stitch(
+    deltas: torch.Tensor,
+    weights: torch.Tensor,
+    largest: list[Cutoff],
+    start: int,
+    *,
+    density: float | Each = 0.05,
+    scope: Scope = "global",
+    count: Count = "changed",
+) -> torch.Tensor:
+    """Keep each task's largest elements, and average where several tasks have them (Localize).
+
+        m_i = 1 at the largest elements of tau_i, else 0
+        merged = sum_i w_i m_i tau_i / sum_i m_i
+
+    Source: Localize-and-Stitch, arXiv 2408.13656, without data; its masks that are learned from
+    data aren't here.
+
+    Args:
+        deltas: shape ``(k, n)``.
+        weights: shape ``(k,)``.
+        largest: the cutoff of each delta.
+        start: the position of the part.
+        density: the fraction of the elements that is kept; its authors take 0.05.
+        scope: "global" keeps this fraction of the model as a whole; "tensor" of each tensor.
+        count: for scope "global", what the density is a fraction of: the "changed" elements, or
+            "all" of them.
+    """
+    kept = _trim(deltas, largest, start)
+    shares = flags(torch.ne, kept, 0)
+    return divide_(multiply_(kept, weights).sum(0), shares)
 
 
 def elements_between_outliers(
@@ -112,9 +171,11 @@ def elements_between_outliers(
     model_inputs: ModelInputs,
     density: float | Each,
     gamma: float | Each,
-    scope: Scope,
+    scope: RowScope,
 ) -> list[list[Cutoff]]:
     """Return two cutoffs for each input: of its kept elements and its outliers, and of these."""
+    if scope == "row":
+        return []
     densities, gammas = per_input(density, inputs.k), per_input(gamma, inputs.k)
 
     def counts(i: int, n: int) -> list[int]:
@@ -122,28 +183,57 @@ def elements_between_outliers(
         dropped = min(int(fraction(gammas[i], "gamma") * n), n - kept)
         return [kept + dropped, dropped]
 
-    return _cutoffs(inputs, model_inputs, scope, counts)
+    return _cutoffs(inputs, model_inputs, scope, "changed", counts)
+
+
+def last_dimension(inputs: TensorInputs) -> int:
+    """Return the length of a row of the last dimension: 0 for a single number."""
+    return inputs.shape[-1] if inputs.shape else 0
 
 
 def _drop_outliers(deltas: torch.Tensor, between: list[list[Cutoff]], start: int) -> torch.Tensor:
     """Set the largest and the smallest elements of each delta to 0, in place."""
-    for delta, (lower, upper) in zip(deltas, between, strict=True):
+    for delta, (lower, upper) in zip(deltas.flatten(1), between, strict=True):
         if upper != NONE:
             delta -= upper.keep(delta.clone(), start)
         lower.keep(delta, start)
     return deltas
 
 
-@chunks(between=elements_between_outliers)
+def _drop_outliers_of_rows(
+    deltas: torch.Tensor, length: int, density: float | Each, gamma: float | Each
+) -> torch.Tensor:
+    """Set the largest and the smallest elements of each row to 0, in place.
+
+    Args:
+        deltas: shape ``(k, ...)``, of whole rows.
+        length: the elements of a row; 0 for a single number, which is kept.
+        density: the fraction of a row that is kept.
+        gamma: the fraction of a row that is dropped as the largest.
+    """
+    if not length:
+        return deltas
+    pairs = zip(per_input(density, len(deltas)), per_input(gamma, len(deltas)), strict=True)
+    for delta, (kept, dropped) in zip(deltas, pairs, strict=True):
+        rows = delta.view(-1, length)
+        first = int(fraction(dropped, "gamma") * length)
+        last = first + int(fraction(kept) * length)
+        order = rows.abs().argsort(dim=-1, descending=True, stable=True)[:, first:last]
+        rows.copy_(torch.zeros_like(rows).scatter_(-1, order, rows.gather(-1, order)))
+    return deltas
+
+
+@chunks(between=elements_between_outliers, length=last_dimension, by_rows=True)
 def breadcrumbs(
     deltas: torch.Tensor,
     weights: torch.Tensor,
     between: list[list[Cutoff]],
+    length: int,
     start: int,
     *,
-    density: float = 0.9,
-    gamma: float = 0.01,
-    scope: Scope = "tensor",
+    density: float | Each = 0.9,
+    gamma: float | Each = 0.01,
+    scope: RowScope = "tensor",
     normalize: Divisor = "none",
 ) -> torch.Tensor:
     """Drop the largest and the smallest elements of each delta, and add the deltas (Breadcrumbs).
@@ -153,34 +243,40 @@ def breadcrumbs(
     m_i is 0 for the largest elements, a fraction gamma of them, 1 for the next ones, a fraction
     density, and 0 for the rest.
 
-    Source: arXiv 2312.06795.
+    Source: arXiv 2312.06795. Its authors' code begins with density 0.15, gamma 0.006 and rows.
 
     Args:
-        deltas: shape ``(k, n)``.
+        deltas: shape ``(k, rows, width)``.
         weights: shape ``(k,)``.
         between: the cutoffs of each delta.
+        length: the elements of a row of the last dimension.
         start: the position of the part.
         density: the fraction of the elements that is kept.
         gamma: the fraction of the elements that is dropped as the largest.
-        scope: "tensor" takes these fractions of each tensor; "global" of all that an input changes
-            in the model.
+        scope: "tensor" takes these fractions of each tensor, as mergekit does; "row" of each row of
+            the last dimension, rounded down, as the authors do; "global" of all that an input
+            changes in the model.
         normalize: "weights" divides by sum_i w_i, where that isn't 0.
     """
-    kept = _drop_outliers(deltas, between, start)
+    if scope == "row":
+        kept = _drop_outliers_of_rows(deltas, length, density, gamma)
+    else:
+        kept = _drop_outliers(deltas, between, start)
     return consensus(kept, weights, elect=False, normalize=normalize)
 
 
-@chunks(between=elements_between_outliers)
+@chunks(between=elements_between_outliers, length=last_dimension, by_rows=True)
 def breadcrumbs_ties(
     deltas: torch.Tensor,
     weights: torch.Tensor,
     between: list[list[Cutoff]],
+    length: int,
     start: int,
     *,
-    density: float = 0.9,
-    gamma: float = 0.01,
+    density: float | Each = 0.9,
+    gamma: float | Each = 0.01,
     normalize: Normalize = "none",
-    scope: Scope = "tensor",
+    scope: RowScope = "tensor",
 ) -> torch.Tensor:
     """Drop the largest and smallest elements, elect signs, and add the deltas of the elected signs.
 
@@ -192,16 +288,21 @@ def breadcrumbs_ties(
     Source: arXiv 2312.06795, and 2306.01708 for the election.
 
     Args:
-        deltas: shape ``(k, n)``.
+        deltas: shape ``(k, rows, width)``.
         weights: shape ``(k,)``.
         between: the cutoffs of each delta.
+        length: the elements of a row of the last dimension.
         start: the position of the part.
         density: the fraction of the elements that is kept.
         gamma: the fraction of the elements that is dropped as the largest.
         normalize: the divisor n: "weights" is sum_i agree_i w_i, "count" is sum_i agree_i, "none"
             is 1.
-        scope: "tensor" takes these fractions of each tensor; "global" of all that an input changes
-            in the model.
+        scope: "tensor" takes these fractions of each tensor, as mergekit does; "row" of each row of
+            the last dimension, rounded down, as the authors of Breadcrumbs do; "global" of all that
+            an input changes in the model.
     """
-    kept = _drop_outliers(deltas, between, start)
+    if scope == "row":
+        kept = _drop_outliers_of_rows(deltas, length, density, gamma)
+    else:
+        kept = _drop_outliers(deltas, between, start)
     return consensus(kept, weights, elect=True, normalize=normalize)

@@ -1,0 +1,71 @@
+"""WUDI, against its loss by automatic differentiation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers.merges import apply, check, deltas, family
+
+from weightops.merging.merge import merge
+
+SHAPES = {"matrix": (12, 8), "vector": (33,), "positions": (5, 8)}
+
+
+def loss(tau: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
+    """Return the authors' loss, in float64."""
+    products = (tau - tasks) @ tasks.mT
+    return (products.square() / tasks.square().sum((1, 2), keepdim=True)).sum()
+
+
+@pytest.mark.parametrize("steps", [1, 40])
+def test_adam_on_the_loss(steps: int) -> None:
+    base, models = family(3, shapes=SHAPES)
+    tasks = torch.from_numpy(deltas(base, models))
+    tau = torch.nn.Parameter(tasks.sum(0))
+    optimizer = torch.optim.Adam([tau], lr=1e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(tau, tasks).backward()
+        optimizer.step()
+    check("wudi", tau.detach().numpy(), base, models, atol=1e-5, steps=steps, lr=1e-3)
+
+
+def test_the_minimum() -> None:
+    base, models = family(2, shapes=SHAPES)
+    tasks = torch.from_numpy(deltas(base, models))
+    merged = apply("wudi", base, models, solver="exact")["matrix"].double()
+    tau = torch.nn.Parameter(merged - base["matrix"].double())
+    least = loss(tau, tasks)
+    least.backward()
+    assert tau.grad.abs().max() < 1e-5 * tasks.abs().max()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        other = tau.detach() + 0.01 * torch.randn(tau.shape, generator=generator)
+        assert loss(other, tasks) > least
+    alone = apply("wudi", base, models[:1], solver="exact")["matrix"]
+    assert torch.allclose(alone, models[0]["matrix"], atol=1e-5)
+
+
+def test_where_directions_are_empty_the_minimum_is_the_smallest() -> None:
+    base, models = family(2, shapes=SHAPES)
+    for model in models:
+        model["matrix"][:, 3:] = base["matrix"][:, 3:]
+    d = deltas(base, models)
+    tasks = torch.from_numpy(d)
+    norms = (d**2).sum((1, 2), keepdims=True)
+    squares = (np.swapaxes(d, 1, 2) @ d / norms).sum(0)
+    products = (d @ np.swapaxes(d, 1, 2) @ d / norms).sum(0)
+    check("wudi", products @ np.linalg.pinv(squares), base, models, atol=1e-5, solver="exact")
+    assert loss(tasks.sum(0), tasks) > 0
+
+
+def test_what_is_not_optimised() -> None:
+    base, models = family(2, shapes=SHAPES)
+    own = {"optimized": {"matrix": True, "*": False}, "others": "none"}
+    merged = merge(models, "wudi", base=base, **own)
+    assert torch.equal(merged["vector"], base["vector"])
+    assert torch.equal(merged["positions"], base["positions"])
+    assert torch.equal(merged["matrix"], merge(models, "wudi", base=base)["matrix"])
+    mean = sum(model["vector"] for model in models) / 2
+    assert torch.allclose(merge(models, "wudi", base=base)["vector"], mean, atol=1e-6)

@@ -1,0 +1,60 @@
+"""A statistic that is collected in parts, and continued after a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from weightops import collect, open_checkpoint
+from weightops.errors import OutputError
+from weightops.statistics import resuming
+from weightops.statistics.resuming import collect_to
+from weightops.statistics.statistic import record_of
+
+
+@pytest.mark.parametrize("kind", ["gram", "fisher"])
+def test_parts_are_the_whole(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resuming, "PART", 3)
+    whole = collect("embedded", "mnist", kind, images=8)
+    once = collect_to(tmp_path / "a.safetensors", "embedded", "mnist", kind, images=8)
+    assert record_of(once)["count"] == 8
+    for name in whole:
+        off = (whole[name] - once[name]).abs().max()
+        assert off <= 1e-5 * whole[name].abs().max()
+    if kind == "gram":
+        assert record_of(once)["rows"] == record_of(whole)["rows"]
+    real, calls = collect, []
+
+    def killed(*args: object, **options: int) -> object:
+        calls.append(options["start"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **options)  # type: ignore[arg-type]
+
+    out = tmp_path / "b.safetensors"
+    monkeypatch.setattr(resuming, "collect", killed)
+    with pytest.raises(KeyboardInterrupt):
+        collect_to(out, "embedded", "mnist", kind, images=8)
+    assert not out.exists()
+    collect_to(out, "embedded", "mnist", kind, images=8, resume=True)
+    assert calls == [0, 3, 3, 6]
+    assert out.read_bytes() == (tmp_path / "a.safetensors").read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    with pytest.raises(OutputError, match="exists"):
+        collect_to(out, "embedded", "mnist", kind, images=8)
+
+
+def test_a_part_of_another_task_is_left_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "a.safetensors"
+    collect("embedded", "digits", images=2).save(tmp_path / ".a.partial.safetensors")
+    found = collect_to(out, "embedded", "mnist", images=4, resume=True)
+    assert "is of another run" in caplog.text
+    plain = collect("embedded", "mnist", images=4)
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    assert open_checkpoint(out).keys() == plain.keys()

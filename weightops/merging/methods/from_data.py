@@ -1,0 +1,109 @@
+"""Methods that weigh models by what data say of them: Fisher merging and RegMean."""
+
+from __future__ import annotations
+
+import torch
+
+from weightops.errors import MethodError, OptionError
+from weightops.merging.methods.option_values import fraction
+
+_UNEXPLAINED = 1e-6
+"""The least share of an input's variance that the inputs before it may leave: float32 sums have no
+more digits."""
+
+
+def fisher(
+    models: torch.Tensor,
+    weights: torch.Tensor,
+    fishers: torch.Tensor | None,
+    fisher_norms: torch.Tensor,
+    *,
+    normalize: bool = True,
+    floor: float = 1e-6,
+) -> torch.Tensor:
+    """Average the models, each parameter by its Fisher information (Fisher merging).
+
+        merged = sum_i c_i (F_i + floor) theta_i / sum_i c_i (F_i + floor)
+        c_i = w_i / (||F_i|| + floor), or w_i
+
+    F_i is the model's Fisher information on its own task; the norm is over all its tensors. Tensors
+    without one, such as those of a frozen tower, are averaged by the weights.
+
+    Source: arXiv 2111.09832.
+
+    Args:
+        models: shape ``(k, ...)``.
+        weights: shape ``(k,)``.
+        fishers: the diagonal Fisher information, of the models' shape; or None.
+        fisher_norms: its norm over all tensors, shape ``(k,)``.
+        normalize: divide by the norm, so that no model counts more for its larger gradients.
+        floor: the least information, which parameters that no data use are averaged by.
+
+    Raises:
+        MethodError: where the shares of the models sum to 0.
+    """
+    column = (-1, *[1] * (models.ndim - 1))
+    shares = weights / (fisher_norms + floor) if normalize and fishers is not None else weights
+    shares = shares.view(column)
+    if fishers is not None:
+        shares = shares * (fishers + floor)
+    total = shares.sum(0)
+    if bool((total == 0).any()):
+        raise MethodError("the shares of the models sum to 0", hint="raise floor, or the weights")
+    first, rest = models[0], models[1:]
+    merged: torch.Tensor = first + (shares.expand_as(models)[1:] / total * (rest - first)).sum(0)
+    return merged
+
+
+def regmean(
+    models: torch.Tensor, weights: torch.Tensor, grams: torch.Tensor | None, *, ratio: float = 0.9
+) -> torch.Tensor:
+    """Merge each linear map so that its outputs are nearest to those of all models (RegMean).
+
+        merged = (sum_i w_i W_i G_i) (sum_i w_i G_i)^-1
+        G_i = the mean of x x' over the inputs x of W_i, its off-diagonal times ``ratio``
+
+    This is the minimum of ``sum_i w_i mean_x |merged x - W_i x|^2`` for ratio 1. Inputs that are
+    always 0, and tensors that aren't linear maps, are averaged by the weights.
+
+    Source: dataless knowledge fusion, arXiv 2212.09849. With Gram matrices that are taken layer by
+    layer, at the inputs that the merged layers give, it is RegMean++ (arXiv 2508.03121); a recipe
+    has them made by ``statistics: {gram: {task: ..., after: merged}}``.
+
+    Args:
+        models: the weights of a linear map, shape ``(k, out, in)``; or ``(k, ...)``.
+        weights: shape ``(k,)``.
+        grams: the Gram matrices, shape ``(k, in, in)``; or None.
+        ratio: the factor of the off-diagonal; with less than 1, the sum of the Gram matrices can be
+            inverted after few images, too. The authors take 0.9, and 0.1 for T5.
+
+    Raises:
+        OptionError: if the weights sum to 0.
+        MethodError: if the sum of the Gram matrices is singular.
+    """
+    fraction(ratio, "ratio")
+    if weights.sum() == 0:
+        raise OptionError("the weights of an average must not sum to 0")
+    shares = (weights / weights.sum()).double()
+    shifts = torch.tensordot(shares.to(models.dtype), models - models[0], dims=1)
+    mean: torch.Tensor = models[0] + shifts
+    if grams is None:
+        return mean
+    total = torch.zeros_like(grams[0], dtype=torch.float64)
+    right = torch.zeros_like(mean)  # small beside the mean, so that its rounding doesn't matter
+    for model, gram, share in zip(models, grams, shares, strict=True):
+        reduced = gram * (share * ratio).to(gram.dtype)
+        reduced.diagonal().copy_(gram.diagonal() * share.to(gram.dtype))
+        total += reduced
+        right += (model - mean) @ reduced
+    unused = total.diagonal() == 0
+    total.diagonal().add_(unused.double())
+    factor, failed = torch.linalg.cholesky_ex(total)
+    left = factor.diagonal().square() / total.diagonal()
+    if bool(failed > 0) or float(left.min()) < _UNEXPLAINED:
+        raise MethodError(
+            "the sum of the Gram matrices is singular: its inputs are too few, or depend on each "
+            "other",
+            hint="collect from more images, or set ratio= below 1, such as 0.9",
+        )
+    return (mean + torch.cholesky_solve(right.mT.double(), factor).mT).to(models.dtype)

@@ -1,0 +1,1 @@
+"""Statistics of what a model does to data: named tensors, like weights."""

@@ -1,0 +1,73 @@
+"""The diagonal Fisher information of a model's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+
+Labels = Literal["model", "true"]
+"""Where the labels of a Fisher information come from: the model's predictions, or the data."""
+
+EXACT = 16
+"""The largest number of classes over which the expectation is taken exactly."""
+
+
+def diagonal_fisher(
+    module: nn.Module,
+    examples: Iterable[tuple[Callable[[], torch.Tensor], torch.Tensor]],
+    *,
+    labels: Labels,
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    """Return the mean of the squared gradients of log-likelihoods, for each parameter.
+
+        F = mean_x E_(y ~ p(y|x)) (d log p(y|x) / d theta)^2
+
+    The expectation over y is exact up to 16 classes, and one draw for each x beyond, and for texts,
+    whose log-likelihood is the sum over tokens. With ``labels="true"``, y is the data's label (the
+    empirical Fisher).
+
+    Args:
+        module: the module whose parameters are meant.
+        examples: for each example, a function that returns logits of shape ``(1, classes)`` or
+            ``(tokens, vocabulary)``, and its true classes, shape ``(1,)`` or ``(tokens,)``.
+        labels: where y comes from.
+        seed: the seed of the draws.
+
+    Returns:
+        name -> float32 (float64 for float64) tensor of the parameter's shape, for the parameters
+        that the logits depend on.
+    """
+    parameters = dict(module.named_parameters())
+    totals: dict[str, torch.Tensor] = {}
+    generator, count = torch.Generator().manual_seed(seed), 0
+    for logits_of, truth in examples:
+        logs = logits_of().log_softmax(-1)
+        for classes, weight in _classes(logs.detach(), truth, labels, generator):
+            likelihood = logs.gather(-1, classes[:, None]).sum()
+            gradients = torch.autograd.grad(
+                likelihood, list(parameters.values()), retain_graph=True, allow_unused=True
+            )
+            for name, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    total = totals.setdefault(name, torch.zeros_like(gradient))
+                    total.addcmul_(gradient, gradient, value=weight)
+        count += 1
+    return {name: total.div_(count).cpu() for name, total in totals.items()}
+
+
+def _classes(
+    logs: torch.Tensor, truth: torch.Tensor, labels: Labels, generator: torch.Generator
+) -> list[tuple[torch.Tensor, float]]:
+    """Return the labels to take gradients of, shape ``(n,)`` each, and their weights."""
+    if labels == "true":
+        return [(truth.to(logs.device), 1.0)]
+    probabilities = logs.exp()
+    if len(logs) == 1 and logs.shape[1] <= EXACT:
+        places = torch.arange(logs.shape[1], device=logs.device)
+        return [(y[None], float(p)) for y, p in zip(places, probabilities[0], strict=True)]
+    drawn = torch.multinomial(probabilities.cpu().double(), 1, generator=generator)[:, 0]
+    return [(drawn.to(logs.device), 1.0)]

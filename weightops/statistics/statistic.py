@@ -1,0 +1,119 @@
+"""`Statistic`: what a model does to data, as named tensors with a record of their origin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+
+from weightops.algebra.dtypes import name_of
+from weightops.algebra.linear_form import LinearForm
+from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
+from weightops.errors import MismatchError, SpaceError
+
+Kind = Literal["fisher", "gram"]
+
+RECORD = "statistic"
+"""The key of the record in the provenance of a statistic."""
+
+
+class StatisticSource(MemorySource):
+    """The tensors of a statistic in memory, with a record of the model and data."""
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], ref: str, record: Mapping[str, Any]
+    ) -> None:
+        super().__init__(tensors, ref)
+        self._record = dict(record)
+
+    def describe(self) -> dict[str, object]:
+        return {**super().describe(), RECORD: self._record}
+
+
+def record_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Return the record of a statistic; an empty one for other tensors."""
+    if checkpoint.form.base is None:
+        return {}
+    source = checkpoint.form.base
+    made_from = source.made_from.get("base") or source.describe()
+    record = made_from.get(RECORD) if isinstance(made_from, Mapping) else None
+    return record if isinstance(record, Mapping) else {}
+
+
+def refuse_statistic(checkpoint: Checkpoint) -> None:
+    """Refuse a statistic where weights are needed.
+
+    Raises:
+        SpaceError: if it is one.
+    """
+    record = record_of(checkpoint)
+    if record:
+        raise SpaceError(
+            f"{checkpoint.ref} holds a {record.get('kind')} statistic, not weights",
+            hint="statistics= takes it, beside the model that it is of",
+        )
+
+
+class Statistic:
+    """One model's statistic of one kind.
+
+    Args:
+        given: a file of `collect`, its result, or tensors by name.
+        kind: the kind that is needed.
+
+    Raises:
+        MismatchError: if it is of another kind, or in half precision.
+    """
+
+    def __init__(self, given: CheckpointLike, kind: Kind) -> None:
+        self.checkpoint = open_checkpoint(given)
+        self.kind, self.record = kind, record_of(self.checkpoint)
+        own = self.record.get("kind", kind)
+        if own != kind:
+            raise MismatchError(f"{self.ref} is a {own} statistic, and a {kind} is needed")
+        narrow = [n for n, s in self.checkpoint.specs.items() if s.dtype not in _WIDE]
+        if narrow:
+            dtype = name_of(self.checkpoint.specs[narrow[0]].dtype)
+            raise MismatchError(
+                f"{self.ref} holds {narrow[0]} in {dtype}, and a statistic needs float32 or float64"
+            )
+
+    @property
+    def ref(self) -> str:
+        """The name of the statistic in messages."""
+        return self.checkpoint.ref
+
+    @property
+    def form(self) -> LinearForm:
+        """The lazy expression of its tensors."""
+        return self.checkpoint.form
+
+    @cached_property
+    def input_first(self) -> frozenset[str]:
+        """The weights whose first dimension is the input of their map."""
+        return frozenset(self.record.get("input_first", ()))
+
+    def check_model(self, model: Checkpoint) -> None:
+        """Refuse a model that the statistic isn't of, as far as it says.
+
+        Raises:
+            MismatchError: naming both.
+        """
+        of = self.record.get("model")
+        if of and of["fingerprint"] != model.fingerprint:
+            raise MismatchError(
+                f"{self.ref} is a statistic of {of['ref']} ({of['fingerprint']}), not of "
+                f"{model.ref} ({model.fingerprint})",
+                hint="name each model's own statistic, in the order of the models",
+            )
+
+    def describe(self) -> dict[str, object]:
+        """Return what identifies the statistic in the provenance of a merge."""
+        return {"kind": self.kind, "ref": self.ref, "fingerprint": self.checkpoint.fingerprint}
+
+
+_WIDE = (torch.float32, torch.float64)
