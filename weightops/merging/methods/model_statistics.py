@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -135,7 +136,7 @@ class ModelStatistics:
         Raises:
             NonfiniteError: if a statistic holds NaN or infinities.
         """
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"fisher_norms": None}
         for parameter, kind in STATISTICS.items():
             statistics = self.of.get(kind, ())
             found[parameter] = None
@@ -147,7 +148,7 @@ class ModelStatistics:
                     raise NonfiniteError(f"{statistic.ref} holds NaN or Inf")
             found[parameter] = torch.stack(tensors).to(device, dtype)
         if "fisher" in self.of:
-            found["fisher_norms"] = self._norms().to(device, dtype)
+            found["fisher_norms"] = self._norms.to(device, dtype)
         return found
 
     def layout(self, name: str) -> MatrixLayout | None:
@@ -164,13 +165,11 @@ class ModelStatistics:
             raise MismatchError("the models use the weight in different ways, by their statistics")
         return layouts.pop()
 
+    @cached_property
     def _norms(self) -> torch.Tensor:
-        """Return the norm of each model's Fisher information over all tensors, shape ``(k,)``."""
-        if not hasattr(self, "_found_norms"):
-            products = inner_products([statistic.form for statistic in self.of["fisher"]])
-            squares = [matrix.diagonal() for matrix in products.values()]
-            self._found_norms = torch.stack(squares).sum(0).sqrt()
-        return self._found_norms
+        """The norm of each model's Fisher information over all tensors, shape ``(k,)``."""
+        products = inner_products([statistic.form for statistic in self.of["fisher"]])
+        return torch.stack([matrix.diagonal() for matrix in products.values()]).sum(0).sqrt()
 
     def merged(
         self,
