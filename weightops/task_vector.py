@@ -19,6 +19,7 @@ from weightops.checkpoints.module_copy import empty_copy
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.checkpoints.origin import Origin
 from weightops.checkpoints.renaming import rename_to_match
+from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
 from weightops.checkpoints.vector_files import open_vector, write_lora, write_vector
 from weightops.engine.evaluate import OnNonfinite, materialize
 from weightops.engine.reduce import gram
@@ -69,6 +70,7 @@ class TaskVector(Tensors):
     ) -> None:
         base = open_checkpoint(pre)
         other = open_matched(finetuned, base)
+        base = with_tied_names(base, other.specs)
         self.form, left_out = LinearForm.difference(other.form, base.form, strict=strict)
         self.base = Origin.of(base)
         if left_out:
@@ -212,13 +214,13 @@ class TaskVector(Tensors):
             UnknownNameError: if a pattern of ``alpha`` matches nothing.
             NonfiniteError: naming the tensors, if ``on_nonfinite="error"``.
         """
-        opened = open_checkpoint(base)
+        opened = with_tied_names(open_checkpoint(base), self.form.specs)
         form = self._edited(opened, alpha, strict)
         if isinstance(base, nn.Module):
             module, tensors = empty_copy(base)
             materialize(form, tensors, on_nonfinite=on_nonfinite)
             return module
-        edited = Checkpoint(form, opened.architecture)
+        edited = Checkpoint(form, architecture_of_ends(form, opened))
         if isinstance(base, Mapping) and not isinstance(base, Checkpoint):
             return edited.state_dict(like=base, on_nonfinite=on_nonfinite)
         return edited
@@ -300,38 +302,28 @@ class TaskVector(Tensors):
         )
 
     def save_lora(
-        self,
-        folder: str | Path,
-        rank: int,
-        *,
-        fan_in_fan_out: bool = False,
-        overwrite: bool = False,
+        self, folder: str | Path, rank: int, *, overwrite: bool = False
     ) -> dict[str, float]:
         """Write the nearest LoRA of a rank, as a folder that peft loads (arXiv 2106.09685).
+
+        The base's model shows which weights are of linear and embedding layers, and their names.
 
         Args:
             folder: the output.
             rank: the rank of each matrix ``B A``, the delta's truncated singular value
                 decomposition.
-            fan_in_fan_out: weights have shape ``(in, out)``, as in GPT-2.
             overwrite: replace a folder that exists.
 
         Returns:
             ``relative_error``: the norm of the error over that of the vector; ``left_out``: how
-            many changed tensors aren't matrices.
+            many changed tensors are of other layers.
 
         Raises:
             OptionError: if no matrix changed.
             OutputError: if the folder exists or can't be written.
         """
-        return write_lora(
-            self.form,
-            Path(folder),
-            rank,
-            base=self.base.ref if self.base else None,
-            fan_in_fan_out=fan_in_fan_out,
-            overwrite=overwrite,
-        )
+        base, ref = (self.base.checkpoint, self.base.ref) if self.base else (None, None)
+        return write_lora(self.form, Path(folder), rank, base=base, ref=ref, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> TaskVector:

@@ -84,7 +84,7 @@ class LinearForm:
             n: s for n, s in subtrahend.specs.items() if is_editable(s.dtype) and n in minuend.specs
         }
         form = cls("delta", specs, _add(minuend.terms, subtrahend.terms, -1.0))
-        return (form._only(specs) if left_out else form), left_out
+        return (form.only(specs) if left_out else form), left_out
 
     @property
     def sources(self) -> list[Source]:
@@ -188,9 +188,9 @@ class LinearForm:
         patterns = [patterns] if isinstance(patterns, str) else patterns
         selected = NameRules.of(dict.fromkeys(patterns, 1.0))
         selected.check(self.specs)
-        return self._only({name: spec for name, spec in self.specs.items() if selected(name)})
+        return self.only({name: spec for name, spec in self.specs.items() if selected(name)})
 
-    def _only(self, specs: Mapping[str, Spec]) -> LinearForm:
+    def only(self, specs: Mapping[str, Spec]) -> LinearForm:
         """Return the delta restricted to some names: it is zero elsewhere, also in sums."""
         return replace(self._with_rules(NameRules.exactly(specs)), specs=specs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ from torch import nn
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm, fingerprint, provenance
 from weightops.algebra.source import Source
+from weightops.checkpoints.adapters.memory_names import MemoryNames
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.renaming import rename_to_match
+from weightops.checkpoints.skeleton import blank_copy, blank_model
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
 from weightops.engine.layout import Estimate, FileLayout, estimate, layout
 from weightops.engine.ranks import ONE_RANK, Ranks
@@ -84,6 +87,31 @@ class Checkpoint(Tensors):
     def fingerprint(self) -> str:
         """16 hex digits that identify the weights or their expression; see `Source.fingerprint`."""
         return fingerprint(self.form)
+
+    @cached_property
+    def skeleton(self) -> nn.Module | None:
+        """The module that the weights are of, without weights; None if it isn't known."""
+        if self.architecture is not None:
+            return blank_model(self.architecture)
+        own = self.is_module and self.form.base
+        return blank_copy(own.module) if isinstance(own, MemorySource) and own.module else None
+
+    @property
+    def is_module(self) -> bool:
+        """Whether the weights are those of a module in memory."""
+        return isinstance(self.form.base, MemorySource) and self.form.base.module is not None
+
+    @cached_property
+    def memory(self) -> MemoryNames | None:
+        """The names that transformers has in memory for tensors of its files, if these are some."""
+        known = self.architecture is not None and self.architecture.library == "transformers"
+        return MemoryNames(self.skeleton, self.specs) if known and self.skeleton else None
+
+    def names_in_file(self, name: str) -> tuple[str, ...]:
+        """Return the names that the weights have for a tensor of the module; empty for none."""
+        if self.memory:
+            return self.memory.files_of(name)
+        return (name,) if name in self.specs else ()
 
     def __repr__(self) -> str:
         size = sum(spec.nbytes for spec in self.specs.values())

@@ -6,13 +6,15 @@ import logging
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source
+from weightops.checkpoints.adapters.adapter import Adapter
+from weightops.checkpoints.adapters.binding import bind
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.clip_names import is_clip, outside_image_tower, unwrapped
 from weightops.checkpoints.libraries.clip_conversion import convert
 from weightops.checkpoints.libraries.table import LIBRARIES
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
 from weightops.checkpoints.renaming import rename_to_match, states_a_size
-from weightops.errors import CheckpointError, MismatchError
+from weightops.errors import CheckpointError
 from weightops.support.registry import unknown
 from weightops.support.text import first_few
 
@@ -57,25 +59,18 @@ def open_matched(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
 
     Raises:
         CheckpointError: if ``source`` can't be opened.
-        MismatchError: if ``source`` is a delta with tensors that the base lacks.
+        MismatchError: if ``source`` is a delta with tensors that the base lacks, or an adapter that
+            wasn't made on such a base.
     """
     opened = open_any(source)
     if opened.form.space == "weights":
         return match_to_base(opened, base)
     stored = opened.form.sources[0]
+    if isinstance(stored, Adapter):
+        return bind(stored, base)
     _warn_of_other_base(stored, base)
     delta = rename_to_match(opened.form, base.form)
-    form = base.form.plus(delta) if opened.form.specs else base.form
-    if stored.replaced is not None:
-        replaced = rename_to_match(LinearForm.of(stored.replaced), base.form)
-        change, left_out = LinearForm.difference(replaced, base.form, strict=False)
-        form = form.plus(change)
-        extra = [name for name in left_out if name not in base.specs]
-        if extra:
-            raise MismatchError(
-                f"{opened.ref} brings {first_few(extra)}, which {base.ref} doesn't have"
-            )
-    return Checkpoint(form, base.architecture)
+    return Checkpoint(base.form.plus(delta), base.architecture)
 
 
 def _warn_of_other_base(stored: Source, base: Checkpoint) -> None:

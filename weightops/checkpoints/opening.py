@@ -13,10 +13,11 @@ from torch import nn
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source
 from weightops.checkpoints import refs
+from weightops.checkpoints.adapters import folder as adapters
+from weightops.checkpoints.adapters.adapter import CONFIG as ADAPTER_CONFIG
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats import (
     distributed,
-    lora,
     safetensors,
     shards,
     torch_stream,
@@ -56,7 +57,9 @@ FORMATS: Registry[Format] = Registry(
     {
         "safetensors": Format(safetensors.recognises, safetensors.open_file, 10),
         "index": Format(shards.recognises, lambda path: shards.open_index(path, _open_file), 20),
-        "adapter": Format(lora.recognises, lambda path: lora.open_adapter(path, _open_file), 30),
+        "adapter": Format(
+            adapters.recognises, lambda path: adapters.open_adapter(path, _open_file), 30
+        ),
         "distributed checkpoint": Format(distributed.recognises, distributed.open_folder, 40),
         "torch zip": Format(torch_zip.recognises, torch_zip.open_file, 50),
         "torch stream": Format(torch_stream.recognises, torch_stream.open_file, 60),
@@ -74,7 +77,7 @@ _USUAL_NAMES = (
     "diffusion_pytorch_model.safetensors",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
-    lora.CONFIG,
+    ADAPTER_CONFIG,
     ".metadata",
 )
 """The usual names of weights files in a folder, the preferred first."""
@@ -150,7 +153,8 @@ def open_any(source: CheckpointLike) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, nn.Module):
-        return Checkpoint(LinearForm.of(MemorySource(source.state_dict(), type(source).__name__)))
+        name = type(source).__name__
+        return Checkpoint(LinearForm.of(MemorySource(source.state_dict(), name, module=source)))
     if isinstance(getattr(source, "form", None), LinearForm):
         raise SpaceError(
             "a task vector was given where weights are needed", hint="apply it to a base first"

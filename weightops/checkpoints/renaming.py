@@ -96,10 +96,7 @@ def rename_to_match(form: LinearForm, base: LinearForm) -> LinearForm:
     A form is renamed if each of its names has a counterpart in the base, or belongs to a buffer
     that only states a size. Of names that are tied in the base, the result has all.
     """
-    if not set(form.specs) <= set(base.specs):
-        mapped = mappings(form.specs, base.specs, partly=form.space == "delta")
-        if mapped and not _unmapped(form, mapped):
-            form = _renamed(form, mapped)
+    form = matched_names(form, base)
     aliases = {
         name: other
         for pair in tied_names(base).items()
@@ -109,9 +106,18 @@ def rename_to_match(form: LinearForm, base: LinearForm) -> LinearForm:
     if not aliases:
         return form
     names = (*form.specs, *aliases)
-    return _renamed(
+    return renamed(
         form, {name: TensorMapping("copy", (aliases.get(name, name),)) for name in names}
     )
+
+
+def matched_names(form: LinearForm, base: LinearForm) -> LinearForm:
+    """Return a form in the names of a base, or the form itself, without regard to ties."""
+    if not set(form.specs) <= set(base.specs):
+        mapped = mappings(form.specs, base.specs, partly=form.space == "delta")
+        if mapped and not _unmapped(form, mapped):
+            return renamed(form, mapped)
+    return form
 
 
 def states_a_size(name: str, spec: Spec) -> bool:
@@ -148,8 +154,8 @@ def _spec(mapping: TensorMapping, specs: Mapping[str, Spec]) -> Spec:
     return Spec(shape, dtype)
 
 
-def _renamed(form: LinearForm, mapped: Mapping[str, TensorMapping]) -> LinearForm:
-    """Return the form of the new tensors."""
+def renamed(form: LinearForm, mapped: Mapping[str, TensorMapping]) -> LinearForm:
+    """Return the form of new tensors: new name -> how it is obtained from the form's tensors."""
     specs = {name: _spec(mapping, form.specs) for name, mapping in mapped.items()}
     sources = {source: Renamed(source, mapped, specs) for source in form.sources}
     terms: dict[Factor, float] = {}

@@ -10,6 +10,7 @@ from weightops.algebra.names import PerTensor
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
+from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
 from weightops.errors import OptionError
 from weightops.merging.methods.method import Method
 from weightops.merging.methods.source import MethodSource
@@ -61,10 +62,13 @@ def merge(
     chosen = as_method(method)
     _check(models, chosen, base is not None, alpha)
     start = open_checkpoint(models[0] if base is None else base)
-    forms = _weights(models, start) if base is None else _deltas(models, start)
+    if base is None:
+        forms = _weights(models, start)
+    else:
+        forms, start = _deltas(models, start)
     merged = MethodSource(chosen, forms, weights=weights, seed=seed, options=options).as_form()
     result = merged if base is None else start.form.plus(merged.times(alpha))
-    return Checkpoint(result, start.architecture)
+    return Checkpoint(result, architecture_of_ends(result, start))
 
 
 def _weights(models: Sequence[CheckpointLike], first: Checkpoint) -> list[LinearForm]:
@@ -74,9 +78,15 @@ def _weights(models: Sequence[CheckpointLike], first: Checkpoint) -> list[Linear
     return [checkpoint.form for checkpoint in opened]
 
 
-def _deltas(models: Sequence[CheckpointLike], base: Checkpoint) -> list[LinearForm]:
+def _deltas(
+    models: Sequence[CheckpointLike], base: Checkpoint
+) -> tuple[list[LinearForm], Checkpoint]:
+    """Return the task vectors of models, and the base with all the names that they have."""
     opened = [open_matched(model, base) for model in models]
-    return [LinearForm.difference(checkpoint.form, base.form)[0] for checkpoint in opened]
+    whole = with_tied_names(base, [name for model in opened for name in model.specs])
+    if whole is not base:
+        opened = [open_matched(model, whole) for model in models]
+    return [LinearForm.difference(model.form, whole.form)[0] for model in opened], whole
 
 
 def _check(

@@ -155,15 +155,18 @@ def test_on_a_clip_model_of_open_clip(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "use_dora": {"use_dora": True},
-    "lora_bias": {"lora_bias": True},
-    "init_lora_weights=pissa": {"init_lora_weights": "pissa_niter_4"},
-    "kind IA3": {"peft_type": "IA3"},
+    "is in one of them only": {"use_dora": True},
+    "lora_B.default.bias": {"lora_bias": True},
+    "started by pissa_niter_4": {"init_lora_weights": "pissa_niter_4"},
+    "which IA3 of peft": {"peft_type": "IA3", "feedforward_modules": []},
+    "kind SOMETHING": {"peft_type": "SOMETHING"},
+    "changes inputs": {"peft_type": "PREFIX_TUNING"},
     "says 4": {"r": 4},
     "too complicated": {"rank_pattern": {"(a+)+b": 2}},
     "alpha None": {"lora_alpha": None},
     "is not a pattern": {"alpha_pattern": {"[": 2}},
-    "layer_replication": {"layer_replication": [[0, 1]]},
+    "repeats layers of its base": {"layer_replication": [[0, 1]]},
+    "asks for use_everything, which LORA of peft": {"use_dora": True, "use_everything": True},
 }
 
 
