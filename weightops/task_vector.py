@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from weightops.algebra.linear_form import Alpha, LinearForm
+from weightops.checkpoints.adapters.binding import fitted
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.matching import open_matched
@@ -270,7 +271,7 @@ class TaskVector(Tensors):
 
     def _edited(self, base: Checkpoint, alpha: Alpha, strict: bool) -> LinearForm:
         start = self.base.start_at(base, strict=strict) if self.base else base.form
-        return start.plus(rename_to_match(self.form.times(alpha), base.form))
+        return start.plus(fitted(self.form.times(alpha), base))
 
     def save(
         self,

@@ -13,6 +13,7 @@ from torch import nn
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source
 from weightops.checkpoints import refs
+from weightops.checkpoints.adapters import bare
 from weightops.checkpoints.adapters import folder as adapters
 from weightops.checkpoints.adapters.adapter import CONFIG as ADAPTER_CONFIG
 from weightops.checkpoints.checkpoint import Checkpoint
@@ -160,6 +161,7 @@ def open_any(source: CheckpointLike) -> Checkpoint:
             "a task vector was given where weights are needed", hint="apply it to a base first"
         )
     if isinstance(source, Mapping):
+        bare.check_no_halves(source, "a state dict")
         return Checkpoint(LinearForm.of(MemorySource(source, "a state dict")))
     opened = open_ref(source)
     # Half precision is only how the embedded model is stored.
@@ -191,13 +193,15 @@ def open_ref(ref: str | Path) -> Checkpoint:
         path = fetched.path
     try:
         file = _weights_in(path) if path.is_dir() else path
+        file = bare.folder_of(file) or file
         source = _open_file(file)
+        bare.check_no_halves(source.specs, str(path))
         architecture = fetched.architecture if fetched else None
         if architecture is None and path.is_dir():
             architecture = architecture_of(path)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
-    if fetched or file != path:
+    if fetched or path.is_dir():
         source.ref = fetched.ref if fetched else str(path)
     return Checkpoint(LinearForm.of(source), architecture)
 

@@ -43,28 +43,28 @@ class Renamed(Source):
     ) -> None:
         self.source = source
         self.ref, self.space, self.skipped = source.ref, source.space, source.skipped
-        self._mapped = {
+        self.mapped = {
             name: mapping
             for name, mapping in mapped.items()
             if any(old in source.specs for old in mapping.names)
         }
         self.specs = {
             name: Spec(specs[name].shape, _first_spec(mapping, source.specs).dtype)
-            for name, mapping in self._mapped.items()
+            for name, mapping in self.mapped.items()
         }
-        self.computed = source.computed or any(m.kind != "copy" for m in self._mapped.values())
+        self.computed = source.computed or any(m.kind != "copy" for m in self.mapped.values())
         self.ties = self._find_ties()
         self.identity = (
             None
             if source.identity is None
-            else ("renamed", source.identity, tuple(self._mapped.items()))
+            else ("renamed", source.identity, tuple(self.mapped.items()))
         )
 
     def _find_ties(self) -> dict[str, str]:
         """Return alias -> name for the new names that are copies of one tensor of the source."""
         ties: dict[str, str] = {}
         owners: dict[str, str] = {}
-        for name, mapping in self._mapped.items():
+        for name, mapping in self.mapped.items():
             if mapping.kind == "copy":
                 old = mapping.names[0]
                 owner = owners.setdefault(self.source.ties.get(old, old), name)
@@ -73,7 +73,7 @@ class Renamed(Source):
         return ties
 
     def read(self, name: str) -> torch.Tensor:
-        kind, names, index = self._mapped[name]
+        kind, names, index = self.mapped[name]
         if kind == "stack":
             height, *rest = self.specs[name].shape
             zero = torch.zeros(1, dtype=self.specs[name].dtype).expand(height // len(names), *rest)

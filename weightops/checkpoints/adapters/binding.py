@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from weightops.algebra.linear_form import LinearForm, tied_names
+from weightops.algebra.linear_form import Factor, LinearForm, tied_names
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.adapters.adapter import PREFIX, Adapter
 from weightops.checkpoints.adapters.lora import LoraSource
@@ -16,6 +16,7 @@ from weightops.checkpoints.adapters.peft_adapter import PeftAdapter
 from weightops.checkpoints.adapters.placing import oriented, place, prefixed, tower
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.compressed import float_tensor
+from weightops.checkpoints.renaming import Renamed, rename_to_match, renamed
 from weightops.checkpoints.skeleton import blank_copy
 from weightops.checkpoints.ties import (
     architecture_of_ends,
@@ -44,8 +45,8 @@ def bind(adapter: Adapter, base: Checkpoint) -> Checkpoint:
     delta = LinearForm("delta", {}, {})
     if isinstance(adapter, LoraSource):
         if adapter.specs:
-            placed = place(adapter, start, adapter.made_on)
-            delta = oriented(LinearForm.of(placed), start, transposed=adapter.transposed)
+            placed = LinearForm.of(place(adapter, start, adapter.made_on))
+            delta = oriented(with_copies(placed, {}), start, transposed=adapter.transposed)
         whole = adapter.replaced and place(adapter.replaced, start, adapter.made_on)
     else:
         assert isinstance(adapter, PeftAdapter)
@@ -58,6 +59,42 @@ def bind(adapter: Adapter, base: Checkpoint) -> Checkpoint:
         start, delta = base, _restricted(delta, delta.specs.keys() - added)
     form = start.form.plus(delta)
     return Checkpoint(form, architecture_of_ends(form, start))
+
+
+def fitted(delta: LinearForm, base: Checkpoint) -> LinearForm:
+    """Return a delta in the names of a base; adapters in it are put on the base's modules.
+
+    Raises:
+        MismatchError: if an adapter wasn't made on such a model, or where in it isn't known.
+    """
+    loose = [s for s in delta.sources if isinstance(s, LoraSource)]
+    terms = {f: c for f, c in delta.terms.items() if f.source not in loose}
+    rest = {n: s for n, s in delta.specs.items() if any(n in f.source.specs for f in terms)}
+    result = rename_to_match(LinearForm("delta", rest, terms), base.form)
+    for factor, coefficient in delta.terms.items():
+        if isinstance(factor.source, LoraSource):
+            names = {n: s for n, s in factor.source.specs.items() if n in delta.specs}
+            term = LinearForm("delta", names, {factor: coefficient})
+            result = result.plus(_placed_term(term, factor.source, base))
+    return result
+
+
+def _placed_term(term: LinearForm, adapter: LoraSource, base: Checkpoint) -> LinearForm:
+    """Return one term of a delta, of an adapter, on the modules of a base."""
+    placed = place(adapter, base, adapter.made_on)
+    whole = _with_all_ends(adapter, base)
+    ends = {name for pair in tied_names(whole.form).items() for name in pair}
+    by_name = any(factor.rules for factor in term.terms)
+    if ends & placed.specs.keys() or (by_name and not isinstance(placed, (Renamed, LoraSource))):
+        raise MismatchError(
+            f"{adapter.ref} changes {base.ref} otherwise than by its own names",
+            hint=f"TaskVector(base, {adapter.ref!r}) is its task vector on a base",
+        )
+    if isinstance(placed, Renamed):
+        term = renamed(term, placed.mapped)
+    elif placed is not adapter:
+        term = replace(LinearForm.of(placed), terms={Factor(placed): sum(term.terms.values())})
+    return oriented(term, base, transposed=adapter.transposed)
 
 
 def _with_all_ends(adapter: Adapter, base: Checkpoint) -> Checkpoint:
