@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from weightops.merging.recipe import Recipe
     from weightops.tasks.table import TaskLike
 
-_STATED = ("method", "base", "weights", "alpha", "seed", "batchnorm")
+_STATED = ("method", "base", "weights", "alpha", "seed", "rank", "batchnorm")
 _UNKNOWN_OPTIONS = {"ignore_unknown_options": True, "allow_interspersed_args": True}
 _ARGUMENTS = click.Argument(
     ["arguments"],
@@ -35,7 +35,7 @@ _PRINT_RECIPE = click.Option(
 
 
 @command(
-    Borrowed("weightops.merging.merge:merge", only=("base", "seed")),
+    Borrowed("weightops.merging.merge:merge", only=("base", "seed", "rank")),
     SAVE,
     arguments=(_ARGUMENTS, _PRINT_RECIPE, *OUTPUT),
     settings=_UNKNOWN_OPTIONS,
@@ -53,6 +53,7 @@ def merge(
 
         weightops merge node0 node1 node2 node3 -o merged
         weightops merge a b c --method ties --base pre --density 0.2 -o merged
+        weightops merge adapter1 adapter2 --weights 0.7,0.3 -o adapter
         weightops merge recipe.yaml -o merged
         torchrun --nproc-per-node 4 -m weightops merge recipe.yaml -o merged
 
@@ -71,7 +72,7 @@ def merge(
         "weights": weights,
         "alpha": alpha or (1.0,),
         "batchnorm": batchnorm,
-        **taken(given, ("base", "seed")),
+        **taken(given, ("base", "seed", "rank")),
     }
     recipe = _read_recipe(given.pop("arguments", ()), stated)
     if given.pop("print_recipe", False):

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from weightops.algebra.dtypes import is_editable
 from weightops.algebra.linear_form import LinearForm, check_match
 from weightops.algebra.names import PerTensor
+from weightops.algebra.source import Source
+from weightops.checkpoints.adapters.adapter import Adapter
+from weightops.checkpoints.adapters.joining import JoinedAdapter, check_joinable
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import open_matched
-from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
+from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
 from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
 from weightops.errors import OptionError
 from weightops.merging.methods.method import Method
@@ -25,6 +33,7 @@ def merge(
     weights: Sequence[PerTensor] | None = None,
     alpha: PerTensor = 1.0,
     seed: int = 0,
+    rank: int | None = None,
     **options: Any,
 ) -> Checkpoint:
     """Merge models into one; nothing is computed until the result is saved or loaded.
@@ -35,6 +44,9 @@ def merge(
     values (the first that matches counts; where none does, the default, which for alpha is 0), or a
     list of numbers over the depth of the layers: ``alpha=[0.1, 0.5]`` is LiNeS (arXiv 2410.17146).
 
+    Adapters are merged into weights with a base, and into one adapter without: no base is opened,
+    and the result is exact for sums and averages.
+
     Args:
         models: the models to merge: paths, refs, checkpoints, state dicts or modules.
         method: the name of a method in `METHODS`, a `Method`, or a function that is one (see
@@ -44,6 +56,7 @@ def merge(
         weights: one for each model; 1 by default.
         alpha: with a base, the coefficient of the merged delta.
         seed: the seed of methods that draw.
+        rank: for adapters without a base, the most rank of the merged adapter.
         options: the method's own options, such as ``density=0.2``; `Method.options` lists them.
 
     Returns:
@@ -60,7 +73,15 @@ def merge(
     tensor([0.7500, 0.7500])
     """
     chosen = as_method(method)
+    adapters = _adapters(models) if base is None else []
+    if adapters:
+        plain = check_joinable(adapters)
+        deltas = [LinearForm.of(adapter) for adapter in plain]
+        source = MethodSource(chosen, deltas, weights=weights, seed=seed, options=options)
+        return JoinedAdapter(source.as_form().times(alpha), plain, rank)
     _check(models, chosen, base is not None, alpha)
+    if rank is not None:
+        raise OptionError("a rank is for adapters that are merged without a base")
     start = open_checkpoint(models[0] if base is None else base)
     if base is None:
         forms = _weights(models, start)
@@ -69,6 +90,24 @@ def merge(
     merged = MethodSource(chosen, forms, weights=weights, seed=seed, options=options).as_form()
     result = merged if base is None else start.form.plus(merged.times(alpha))
     return Checkpoint(result, architecture_of_ends(result, start))
+
+
+def in_widest_dtype(
+    models: Sequence[CheckpointLike], base: CheckpointLike | None
+) -> tuple[Sequence[CheckpointLike], CheckpointLike | None]:
+    """Return models and base in the widest of their dtypes, where they have several."""
+    opened = [open_checkpoint(model) for model in models]
+    start = None if base is None else open_checkpoint(base)
+    dtypes = {
+        spec.dtype
+        for model in ([*opened, start] if start else opened)
+        for spec in model.specs.values()
+        if is_editable(spec.dtype)
+    }
+    if len(dtypes) < 2:
+        return models, base
+    widest = reduce(torch.promote_types, dtypes)
+    return [model.to(widest) for model in opened], start.to(widest) if start else None
 
 
 def _weights(models: Sequence[CheckpointLike], first: Checkpoint) -> list[LinearForm]:
@@ -87,6 +126,17 @@ def _deltas(
     if whole is not base:
         opened = [open_matched(model, whole) for model in models]
     return [LinearForm.difference(model.form, whole.form)[0] for model in opened], whole
+
+
+def _adapters(models: Sequence[CheckpointLike]) -> list[Source]:
+    """Return the adapters that models are; empty if they are others, too."""
+    adapters: list[Source] = []
+    for model in models:
+        opened = open_any(model) if isinstance(model, (str, Path)) else None
+        if opened is None or not isinstance(opened.form.sources[0], Adapter):
+            return []
+        adapters.append(opened.form.sources[0])
+    return adapters
 
 
 def _check(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from weightops.algebra.dtypes import is_editable
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.names import Each, PerTensor
 from weightops.checkpoints.checkpoint import Checkpoint
@@ -20,13 +19,24 @@ from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import RecipeError, WeightopsError
 from weightops.hub.cards import merge_card
 from weightops.merging.layers import Layers, stack_layers
-from weightops.merging.merge import merge
+from weightops.merging.merge import in_widest_dtype, merge
 from weightops.merging.mergekit import looks_like_mergekit, translate
 from weightops.merging.methods.table import METHODS
 from weightops.support.registry import unknown
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-_KEYS = ("method", "base", "models", "slices", "alpha", "options", "seed", "dtype", "batchnorm")
+_KEYS = (
+    "method",
+    "base",
+    "models",
+    "slices",
+    "alpha",
+    "options",
+    "seed",
+    "rank",
+    "dtype",
+    "batchnorm",
+)
 _MODEL_KEYS = ("model", "weight", "layers")
 _EACH = "each"
 """The key of an option with one value for each model: ``{each: [0.2, 0.5]}``."""
@@ -35,6 +45,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "alpha": 1.0,
     "options": {},
     "seed": 0,
+    "rank": None,
     "dtype": None,
     "batchnorm": None,
 }
@@ -56,6 +67,7 @@ class Recipe:
         layers: in a slice, the layers (from, to) of each model; the base's are those of the first.
         slices: recipes for groups of layers, from the first to the last, in place of all else.
         batchnorm: a task on whose images running statistics are recomputed, or None.
+        rank: the most rank of an adapter that is merged of adapters, or None.
 
     >>> print(Recipe(("a", "b"), "ties", base="pre", options={"density": 0.2}).to_yaml(), end="")
     method: ties
@@ -78,6 +90,7 @@ class Recipe:
     layers: tuple[tuple[int, int], ...] | None = None
     slices: tuple[Recipe, ...] = ()
     batchnorm: str | None = None
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         METHODS[self.method].check(self.options)
@@ -156,6 +169,7 @@ class Recipe:
             content.get("dtype"),
             layers or None,
             batchnorm=content.get("batchnorm"),
+            rank=int(_numbers(content["rank"], "rank")) if content.get("rank") else None,
         )
 
     @classmethod
@@ -197,6 +211,7 @@ class Recipe:
                 for name, value in self.options.items()
             },
             "seed": self.seed,
+            "rank": self.rank,
             "dtype": self.dtype,
             "batchnorm": self.batchnorm,
         }
@@ -241,7 +256,7 @@ class Recipe:
 
     def _merged(self, models: Sequence[CheckpointLike], base: CheckpointLike | None) -> Checkpoint:
         if self.dtype:
-            models, base = _widened(models, base)
+            models, base = in_widest_dtype(models, base)
         return merge(
             models,
             self.method,
@@ -249,6 +264,7 @@ class Recipe:
             weights=self.weights,
             alpha=self.alpha,
             seed=self.seed,
+            rank=self.rank,
             **self.options,
         )
 
@@ -266,24 +282,6 @@ class Recipe:
             spans.append((start, stop))
             first += stop - start
         return stack_layers(parts, spans)
-
-
-def _widened(
-    models: Sequence[CheckpointLike], base: CheckpointLike | None
-) -> tuple[Sequence[CheckpointLike], CheckpointLike | None]:
-    """Return models and base in the widest of their dtypes, where they have several."""
-    opened = [open_checkpoint(model) for model in models]
-    start = None if base is None else open_checkpoint(base)
-    dtypes = {
-        spec.dtype
-        for model in ([*opened, start] if start else opened)
-        for spec in model.specs.values()
-        if is_editable(spec.dtype)
-    }
-    if len(dtypes) < 2:
-        return models, base
-    widest = reduce(torch.promote_types, dtypes)
-    return [model.to(widest) for model in opened], start.to(widest) if start else None
 
 
 def _take_layers(
