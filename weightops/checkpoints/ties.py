@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from weightops.algebra.linear_form import LinearForm, tied_names
@@ -58,6 +58,44 @@ def _ties_of_model(base: Checkpoint) -> dict[str, str]:
         owner = next((files[0] for files in held.values() if files), None)
         ties |= {name: owner for name, files in held.items() if owner and not files}
     return ties
+
+
+def ends_in_memory(
+    form: LinearForm, base: Checkpoint | None, changed: Set[str]
+) -> dict[str, list[str]]:
+    """Return the parameters of modules whose weight the model uses twice and a delta changes.
+
+    Args:
+        form: the delta.
+        base: the checkpoint that it was taken from, if it is known.
+        changed: the names of the form that aren't zero.
+
+    Returns:
+        The name in the checkpoint -> the names in memory.
+    """
+    if base is None or base.skeleton is None:
+        return {}
+    tied, groups = tied_names(form), shared_names(base.skeleton)
+    stored: dict[str, str] = {}
+    for name, _ in base.skeleton.named_parameters(remove_duplicate=False):
+        group = next((group for group in groups if name in group), [name])
+        held = [file for other in (name, *group) for file in base.names_in_file(other)]
+        if held:
+            stored[name] = tied.get(held[0], held[0])
+    modules = {
+        name.rpartition(".")[0]: None
+        for group in groups
+        if any(
+            stored.get(name) in changed and len(form.specs[stored[name]].shape) == 2
+            for name in group
+        )
+        for name in group
+    }
+    ends: dict[str, list[str]] = {}
+    for name, file in stored.items():
+        if name.rpartition(".")[0] in modules:
+            ends.setdefault(file, []).append(name)
+    return ends
 
 
 def names_apart(form: LinearForm, base: LinearForm) -> list[str]:

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.checkpoints.adapters.adapter import CONFIG, PREFIX, WEIGHTS
 from weightops.checkpoints.adapters.placing import keeps_transposed, looks_transposed
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.compressed import float_tensor, squared_norm, write_tensors
-from weightops.checkpoints.skeleton import shared_names
+from weightops.checkpoints.ties import ends_in_memory
 from weightops.errors import OptionError
 from weightops.support.json_files import write_json
 from weightops.support.text import first_few
@@ -67,25 +67,18 @@ class _Adapter:
     def add_whole(
         self, names: list[str], base: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype
     ) -> None:
-        """Add a changed weight as it is, under all its names."""
+        """Add a weight as it is after the change, under all its names."""
         weight = (base + delta).to(dtype)
         self.lost += squared_norm(weight.float() - base - delta)
-        self.whole += names
+        self.whole += [name.rpartition(".")[0] for name in names]
         self.tensors |= {f"{PREFIX}{name}": weight.clone() for name in names}
-
-    @property
-    def _whole_is_one(self) -> bool:
-        """Whether all weights that are saved whole are one tensor."""
-        weights = [self.tensors[PREFIX + name] for name in self.whole]
-        return len(weights) > 1 and all(torch.equal(weights[0], w) for w in weights[1:])
 
     def config(self, base: str | None) -> dict[str, Any]:
         """Return the content of ``adapter_config.json``."""
         return {
             **adapter_config(self.modules, self.rank, base),
             "fan_in_fan_out": self.transposed,
-            "modules_to_save": [name.removesuffix(".weight") for name in self.whole] or None,
-            **({"ensure_weight_tying": True} if self._whole_is_one else {}),
+            "modules_to_save": list(dict.fromkeys(self.whole)) or None,
         }
 
 
@@ -115,18 +108,21 @@ def write_adapter(
     """
     if rank < 1:
         raise OptionError(f"a rank is at least 1, not {rank}")
-    places, ends = _places(form, base), _tied_ends(form, base)
-    made = _Adapter(rank)
-    for name in form.specs:
-        delta = float_tensor(form, name)
-        square = squared_norm(delta)
-        made.total += square
-        if square and base and name in ends:
-            made.add_whole(ends[name], float_tensor(base.form, name), delta, base.specs[name].dtype)
-        elif square and name in places:
-            made.add(places[name], delta)
-        elif square:
-            made.lost, made.left_out = made.lost + square, made.left_out + 1
+    tied, made = tied_names(form), _Adapter(rank)
+    squares = {name: squared_norm(float_tensor(form, name)) for name in form.specs.keys() - tied}
+    changed = {name for name, square in squares.items() if square}
+    places, ends = _places(form, base), ends_in_memory(form, base, changed)
+    made.total = math.fsum(squares.values())
+    for name in (name for name in form.specs if name in changed and name not in ends):
+        if name in places:
+            made.add(places[name], float_tensor(form, name))
+        else:
+            made.lost, made.left_out = made.lost + squares[name], made.left_out + 1
+    for name, names in ends.items():
+        assert base is not None
+        weight = float_tensor(base.form, name)
+        delta = float_tensor(form, name) if name in changed else torch.zeros_like(weight)
+        made.add_whole(names, weight, delta, base.specs[name].dtype)
     if made.whole and not made.modules:  # peft takes no adapter without a pair
         made.add(*_no_change(form, places, ends))
     if not made.tensors:
@@ -225,17 +221,3 @@ def _guessed_places(matrices: Iterable[str], form: LinearForm) -> dict[str, _Pla
             first_few([n for n, p in places.items() if p.kind == "embedding"]) or "none",
         )
     return places
-
-
-def _tied_ends(form: LinearForm, base: Checkpoint | None) -> dict[str, list[str]]:
-    """Return name -> the names in memory that it gives, for weights that the model uses twice."""
-    if base is None or base.skeleton is None:
-        return {}
-    ends: dict[str, list[str]] = {}
-    for group in shared_names(base.skeleton):
-        held = {name: files[0] for name in group if (files := base.names_in_file(name))}
-        rest = [name for name in group if name not in held]
-        for i, (name, file) in enumerate(held.items()):
-            if file in form.specs:
-                ends[file] = [name, *(rest if i == 0 else [])]
-    return ends
