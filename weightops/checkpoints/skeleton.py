@@ -43,15 +43,15 @@ def _float(dtype: torch.dtype) -> torch.dtype:
 def blank_model(architecture: Architecture) -> nn.Module | None:
     """Build the model of an architecture without weights; None if it can't be built."""
     try:
-        try:
-            with torch.device("meta"):
-                module = architecture.build()
-        except (NotImplementedError, RuntimeError):  # some models compute with their weights
-            module = architecture.build()
+        with torch.device("meta"):
+            return blank_copy(architecture.build())
+    except (NotImplementedError, RuntimeError, WeightopsError):
+        pass  # open_clip and others compute with the weights that they begin with
+    try:
+        return blank_copy(architecture.build())
     except WeightopsError as error:
         log.debug("%s", error)
         return None
-    return blank_copy(module)
 
 
 def shared_names(module: nn.Module) -> list[list[str]]:

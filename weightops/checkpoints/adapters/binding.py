@@ -108,6 +108,8 @@ def _with_all_ends(adapter: Adapter, base: Checkpoint) -> Checkpoint:
 def _merged(adapter: PeftAdapter, base: Checkpoint) -> Source:
     """Return the tensors of a base that peft changes, changed, in the base's names."""
     if base.skeleton is None:
+        if base.architecture:
+            base.architecture.build()  # which says why it can't be built
         raise CheckpointError(
             f"{adapter.ref} {adapter.needs_base}, and {base.ref} doesn't say of what model it is",
             hint="give the base as a folder with a configuration, or as a module",

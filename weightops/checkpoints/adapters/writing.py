@@ -126,7 +126,7 @@ def write_adapter(
     if made.whole and not made.modules:  # peft takes no adapter without a pair
         made.add(*_no_change(form, places, ends))
     if not made.tensors:
-        raise OptionError("no matrix of the task vector changed: a LoRA would be empty")
+        raise OptionError("no matrix of the task vector changed that a LoRA of peft has a part for")
     error = {"relative_error": math.sqrt(made.lost / made.total), "left_out": made.left_out}
     write_tensors(folder / WEIGHTS, made.tensors, {"lora": error})
     write_json(folder / CONFIG, made.config(ref))
