@@ -154,8 +154,9 @@ def open_any(source: CheckpointLike) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, nn.Module):
-        name = type(source).__name__
-        return Checkpoint(LinearForm.of(MemorySource(source.state_dict(), name, module=source)))
+        tensors, name = source.state_dict(), type(source).__name__
+        bare.check_no_halves(tensors, name)
+        return Checkpoint(LinearForm.of(MemorySource(tensors, name, module=source)))
     if isinstance(getattr(source, "form", None), LinearForm):
         raise SpaceError(
             "a task vector was given where weights are needed", hint="apply it to a base first"

@@ -95,19 +95,24 @@ def merge(
 def in_widest_dtype(
     models: Sequence[CheckpointLike], base: CheckpointLike | None
 ) -> tuple[Sequence[CheckpointLike], CheckpointLike | None]:
-    """Return models and base in the widest of their dtypes, where they have several."""
-    opened = [open_checkpoint(model) for model in models]
+    """Return models and base in the widest of their dtypes, where they have several.
+
+    Task vectors and adapters take the base's.
+    """
+    opened = [open_any(model) for model in models]
     start = None if base is None else open_checkpoint(base)
     dtypes = {
         spec.dtype
         for model in ([*opened, start] if start else opened)
+        if model.form.space == "weights"
         for spec in model.specs.values()
         if is_editable(spec.dtype)
     }
     if len(dtypes) < 2:
         return models, base
     widest = reduce(torch.promote_types, dtypes)
-    return [model.to(widest) for model in opened], start.to(widest) if start else None
+    widened = [m.to(widest) if m.form.space == "weights" else m for m in opened]
+    return widened, start.to(widest) if start else None
 
 
 def _weights(models: Sequence[CheckpointLike], first: Checkpoint) -> list[LinearForm]:
@@ -132,8 +137,12 @@ def _adapters(models: Sequence[CheckpointLike]) -> list[Source]:
     """Return the adapters that models are; empty if they are others, too."""
     adapters: list[Source] = []
     for model in models:
-        opened = open_any(model) if isinstance(model, (str, Path)) else None
-        if opened is None or not isinstance(opened.form.sources[0], Adapter):
+        opened = open_any(model) if isinstance(model, (str, Path, Checkpoint)) else None
+        if (
+            opened is None
+            or not opened.form.sources
+            or not isinstance(opened.form.sources[0], Adapter)
+        ):
             return []
         adapters.append(opened.form.sources[0])
     return adapters

@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 import transformers as hf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weightops import TaskVector, merge, open_checkpoint
@@ -302,3 +302,32 @@ def test_a_loaded_adapter_finds_its_modules_when_it_is_applied(tmp_path: Path, n
     assert torch.allclose(result(vector.apply(base)), result(model), atol=1e-5)
     out = (2 * vector - vector).apply(tmp_path / "base").save(tmp_path / "out")
     assert torch.allclose(result(type(base).from_pretrained(out).eval()), result(model), atol=1e-5)
+
+
+@pytest.mark.parametrize("original", [True, False])
+def test_an_adapter_of_experts_that_an_older_transformers_had(
+    tmp_path: Path, original: bool
+) -> None:
+    """peft converts such an adapter when it loads it; the base's file may be of either kind."""
+    torch.manual_seed(0)
+    sizes = {**TEXT, "num_local_experts": 2, "num_key_value_heads": 1}
+    base = hf.MixtralForCausalLM(hf.MixtralConfig(**sizes))
+    base = saved(tmp_path / "base", base, save_original_format=original)
+    module, tensors = "base_model.model.model.layers.{}.block_sparse_moe.experts.{}.{}", {}
+    widths = {"w1": (16, 32), "w3": (16, 32), "w2": (32, 16)}
+    for layer in range(2):
+        for expert in range(2):
+            for name, (into, out) in widths.items():
+                stem = module.format(layer, expert, name)
+                tensors[f"{stem}.lora_A.weight"] = torch.randn(2, into)
+                tensors[f"{stem}.lora_B.weight"] = torch.randn(out, 2)
+    (tmp_path / "adapter").mkdir()
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": list(widths)}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    model = quietly(peft.PeftModel.from_pretrained, copy.deepcopy(base), tmp_path / "adapter")
+    out = merge([tmp_path / "adapter"], "task_arithmetic", base=tmp_path / "base").save(
+        tmp_path / "out"
+    )
+    got = type(base).from_pretrained(out).eval()
+    assert torch.allclose(result(got), result(model.eval()), atol=1e-4)

@@ -39,8 +39,8 @@ def check_no_halves(names: Iterable[str], ref: str) -> None:
             raise CheckpointError(
                 f"{ref} holds an adapter without its configuration, in names of {library}: {a} and "
                 f"{b} are factors of one edit, and weights of none",
-                hint=f"name the folder with its {CONFIG}; without one, merge the adapter into its "
-                "model with the library that made it",
+                hint=f"name a folder with {CONFIG}, as save_pretrained of peft writes it; or merge "
+                "the adapter into its model with the library that made it",
             )
 
 

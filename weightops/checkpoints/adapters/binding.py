@@ -24,7 +24,7 @@ from weightops.checkpoints.ties import (
     with_copies,
     with_tied_names,
 )
-from weightops.errors import CheckpointError, MismatchError
+from weightops.errors import CheckpointError, MismatchError, MissingExtraError
 from weightops.support.text import first_few
 
 _IN_LAYER = re.compile(r"\.\d+\.")
@@ -42,12 +42,15 @@ def bind(adapter: Adapter, base: Checkpoint) -> Checkpoint:
         MissingExtraError: if only peft can merge it, and isn't installed.
     """
     start = _with_all_ends(adapter, base)
-    delta = LinearForm("delta", {}, {})
+    delta, whole = LinearForm("delta", {}, {}), None
     if isinstance(adapter, LoraSource):
-        if adapter.specs:
-            placed = LinearForm.of(place(adapter, start, adapter.made_on))
-            delta = oriented(with_copies(placed, {}), start, transposed=adapter.transposed)
-        whole = adapter.replaced and place(adapter.replaced, start, adapter.made_on)
+        placed = place(adapter, start, adapter.made_on)
+        if not placed.specs.keys() <= start.specs.keys():
+            whole = _merged_by_other_names(adapter, start)
+        if whole is None:
+            form = with_copies(LinearForm.of(placed), {})
+            delta = oriented(form, start, transposed=adapter.transposed)
+            whole = adapter.replaced and place(adapter.replaced, start, adapter.made_on)
     else:
         assert isinstance(adapter, PeftAdapter)
         whole = _merged(adapter, start)
@@ -128,6 +131,16 @@ def _merged(adapter: PeftAdapter, base: Checkpoint) -> Source:
     own = {n.removeprefix(prefix): spec for n, spec in specs.items() if n.startswith(prefix)}
     merged = prefixed(adapter.merged(inner, own, read), prefix)
     return memory.in_files(merged, read) if memory else merged
+
+
+def _merged_by_other_names(adapter: LoraSource, base: Checkpoint) -> Source | None:
+    """Return what peft makes of a LoRA in names of an older transformers; None if it can't."""
+    if base.skeleton is None or not hasattr(base.skeleton, "config"):
+        return None
+    try:
+        return _merged(PeftAdapter(adapter.config, adapter.stored, adapter.ref), base)
+    except (CheckpointError, MissingExtraError):
+        return None
 
 
 def _change(whole: Source, base: Checkpoint, ref: str) -> LinearForm:

@@ -23,6 +23,7 @@ from weightops.checkpoints.adapters.lora import HALF, LoraSource
 from weightops.checkpoints.adapters.writing import adapter_config, best_pair
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.compressed import float_tensor, squared_norm, write_tensors
+from weightops.engine.layout import Estimate
 from weightops.engine.ranks import ONE_RANK, Ranks
 from weightops.errors import MismatchError, OptionError, SpaceError
 from weightops.support.atomic import atomic_output
@@ -57,6 +58,16 @@ class JoinedAdapter(Checkpoint):
     def to(self, dtype: torch.dtype) -> JoinedAdapter:
         """Refuse another dtype: the matrices are written in the precision of the sum."""
         raise OptionError("an adapter is written in float32", hint="leave out the dtype")
+
+    def estimate(
+        self,
+        path: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        max_shard_size: int | None = None,
+    ) -> Estimate:
+        """Refuse: the size of a merged adapter is known when it is made."""
+        raise OptionError("a dry run is for weights: an adapter is small, and is made at once")
 
     def save(
         self,
