@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from weightops.algebra.dtypes import is_editable
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source
 from weightops.checkpoints import refs
@@ -17,6 +19,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats import (
     distributed,
     lora,
+    parts,
     safetensors,
     shards,
     torch_stream,
@@ -28,6 +31,8 @@ from weightops.checkpoints.libraries.table import architecture_of
 from weightops.errors import CheckpointError, SpaceError
 from weightops.support.registry import Registry
 from weightops.support.text import first_few
+
+log = logging.getLogger("weightops")
 
 EMBEDDED = "embedded"
 """The ref of the small CLIP model that comes with weightops."""
@@ -54,7 +59,7 @@ FORMATS: Registry[Format] = Registry(
     "checkpoint format",
     "formats",
     {
-        "safetensors": Format(safetensors.recognises, safetensors.open_file, 10),
+        "safetensors": Format(safetensors.recognises, parts.open_whole, 10),
         "index": Format(shards.recognises, lambda path: shards.open_index(path, _open_file), 20),
         "adapter": Format(lora.recognises, lambda path: lora.open_adapter(path, _open_file), 30),
         "distributed checkpoint": Format(distributed.recognises, distributed.open_folder, 40),
@@ -186,14 +191,14 @@ def open_ref(ref: str | Path) -> Checkpoint:
             )
         path = fetched.path
     try:
-        file = _weights_in(path) if path.is_dir() else path
-        source = _open_file(file)
+        source = _open_folder(path) if path.is_dir() else _open_file(path)
         architecture = fetched.architecture if fetched else None
         if architecture is None and path.is_dir():
             architecture = architecture_of(path)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
-    if fetched or file != path:
+    _check_gathered(source)
+    if fetched or path.is_dir():
         source.ref = fetched.ref if fetched else str(path)
     return Checkpoint(LinearForm.of(source), architecture)
 
@@ -203,6 +208,19 @@ def _open_file(file: Path) -> Source:
     if format_ is None:
         raise _unrecognised(file)
     return format_.open(file)
+
+
+def _check_gathered(source: Source) -> None:
+    """Refuse weights whose tensors are empty, as each process of DeepSpeed's ZeRO-3 has them."""
+    weights = [(name, spec) for name, spec in source.specs.items() if is_editable(spec.dtype)]
+    empty = [name for name, spec in weights if spec.shape == (0,)]
+    if 2 * len(empty) > len(weights):
+        raise CheckpointError(
+            f"{source.ref} holds {len(empty)} empty tensors: {first_few(empty)}; "
+            "it was saved under DeepSpeed's ZeRO-3 without gathering the weights",
+            hint="`python zero_to_fp32.py CHECKPOINT_FOLDER OUT`, which DeepSpeed puts beside its "
+            "checkpoints, gathers them; or save with stage3_gather_16bit_weights_on_model_save",
+        )
 
 
 def _open_at_key(file: Path, key: str) -> Source:
@@ -257,12 +275,17 @@ def _format_of(file: Path) -> Format | None:
     return next((format_ for format_ in by_order if format_.recognises(file)), None)
 
 
-def _weights_in(folder: Path) -> Path:
-    """Return the weights file of a folder: the one with a usual name, else the only one."""
-    for name in _USUAL_NAMES:
-        if (folder / name).is_file():
-            return folder / name
+def _open_folder(folder: Path) -> Source:
+    """Open the weights of a folder: a file with a usual name, else all parts or the only file."""
+    usual = [name for name in _USUAL_NAMES if (folder / name).is_file()]
+    if usual:
+        if len({name == lora.CONFIG for name in usual}) > 1:
+            log.warning("%s holds weights and an adapter: %s is opened", folder, usual[0])
+        return _open_file(folder / usual[0])
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and _format_of(path)]
+    part_files = [path for path in files if parts.holds_parts(path)]
+    if part_files:
+        return parts.PartsSource(part_files)
     indexes = [path for path in files if FORMATS["index"].recognises(path)]
     chosen = indexes or files
     if not chosen:
@@ -273,4 +296,4 @@ def _weights_in(folder: Path) -> Path:
             f"{first_few(path.name for path in chosen)}",
             hint="name one of them",
         )
-    return chosen[0]
+    return _open_file(chosen[0])
