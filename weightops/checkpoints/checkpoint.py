@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from weightops.algebra.linear_form import LinearForm, fingerprint, provenance
 from weightops.algebra.source import Source
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.libraries.base import Architecture
+from weightops.checkpoints.libraries.memory_names import MemoryNames
 from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.renaming import rename_to_match
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
@@ -41,6 +43,11 @@ class _Writing(NamedTuple):
 class Checkpoint(Tensors):
     """Named tensors that are read when they are used. Opening a checkpoint reads headers only.
 
+    Args:
+        form: the lazy expression that gives the tensors.
+        architecture: the model that the weights are of; None if it isn't known.
+        module: the module that the weights are in; None for weights in another place.
+
     Attributes:
         form: the lazy expression that gives the tensors.
         architecture: the model that the weights are of; None if it isn't known.
@@ -55,9 +62,16 @@ class Checkpoint(Tensors):
     tensor(6.)
     """
 
-    def __init__(self, form: LinearForm, architecture: Architecture | None = None) -> None:
+    def __init__(
+        self,
+        form: LinearForm,
+        architecture: Architecture | None = None,
+        *,
+        module: nn.Module | None = None,
+    ) -> None:
         self.form = form
         self.architecture = architecture
+        self._module = module
         self.recipe: dict[str, Any] | None = None
         self.card: str | None = None
 
@@ -80,6 +94,13 @@ class Checkpoint(Tensors):
         """The name of the weights in messages."""
         return " + ".join(source.ref for source in self.form.sources)
 
+    @cached_property
+    def names_in_memory(self) -> MemoryNames | None:
+        """The names of the tensors in a module, if they may differ from those in files."""
+        if self._module is not None:
+            return MemoryNames.of(self._module)
+        return self.architecture.names_in_memory() if self.architecture else None
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits that identify the weights or their expression; see `Source.fingerprint`."""
@@ -96,7 +117,7 @@ class Checkpoint(Tensors):
 
     def with_form(self, form: LinearForm, architecture: Architecture | None) -> Checkpoint:
         """Return a checkpoint of another form and architecture with this recipe and model card."""
-        other = Checkpoint(form, architecture)
+        other = Checkpoint(form, architecture, module=self._module)
         other.recipe, other.card = self.recipe, self.card
         return other
 
@@ -142,8 +163,12 @@ class Checkpoint(Tensors):
             CheckpointError: if the architecture isn't known.
         """
         module = self.known_architecture().build()
-        names = LinearForm.of(MemorySource(module.state_dict(), self.ref))
-        load_into(rename_to_match(self.form, names), module, on_nonfinite="warn")
+        names = MemoryNames.of(module)
+        wanted = LinearForm.of(MemorySource(module.state_dict(), self.ref))
+        form = rename_to_match(self.form, wanted, names)
+        if names is not None:
+            form = form.part(name for name in form.specs if not names.is_ignored(name))
+        load_into(form, module, on_nonfinite="warn")
         return module
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:

@@ -28,7 +28,7 @@ def match_to_base(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     An image encoder alone is completed with the other tensors of the base's CLIP model. Weights
     that can't be renamed are returned unchanged, so that a comparison refuses them.
     """
-    form = rename_to_match(checkpoint.form, base.form)
+    form = match_names(checkpoint, base)
     missing = [name for name in base.specs if name not in form.specs]
     extra = [name for name in form.specs if name not in base.specs]
     if missing and not extra and _can_be_completed(missing, base, checkpoint.ref):
@@ -37,6 +37,17 @@ def match_to_base(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     if form is checkpoint.form:
         return checkpoint
     return checkpoint.with_form(form, checkpoint.architecture)
+
+
+def match_names(checkpoint: Checkpoint, base: Checkpoint) -> LinearForm:
+    """Return the form of a checkpoint, weights or a delta, in the names of a base.
+
+    A form that can't be renamed is returned unchanged.
+    """
+    if set(checkpoint.form.specs) <= set(base.form.specs):
+        return rename_to_match(checkpoint.form, base.form)
+    names = base.names_in_memory or checkpoint.names_in_memory
+    return rename_to_match(checkpoint.form, base.form, names)
 
 
 def _can_be_completed(missing: list[str], base: Checkpoint, ref: str) -> bool:
@@ -64,10 +75,10 @@ def open_matched(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
         return match_to_base(opened, base)
     stored = opened.form.sources[0]
     _warn_of_other_base(stored, base)
-    delta = rename_to_match(opened.form, base.form)
+    delta = match_names(opened, base)
     form = base.form.plus(delta) if opened.form.specs else base.form
     if stored.replaced is not None:
-        replaced = rename_to_match(LinearForm.of(stored.replaced), base.form)
+        replaced = match_names(Checkpoint(LinearForm.of(stored.replaced)), base)
         change, left_out = LinearForm.difference(replaced, base.form, strict=False)
         form = form.plus(change)
         extra = [name for name in left_out if name not in base.specs]

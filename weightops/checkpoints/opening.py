@@ -155,7 +155,8 @@ def open_any(source: CheckpointLike) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, nn.Module):
-        return Checkpoint(LinearForm.of(MemorySource(source.state_dict(), type(source).__name__)))
+        memory = MemorySource(source.state_dict(), type(source).__name__)
+        return Checkpoint(LinearForm.of(memory), module=source)
     if isinstance(getattr(source, "form", None), LinearForm):
         raise SpaceError(
             "a task vector was given where weights are needed", hint="apply it to a base first"
