@@ -12,14 +12,12 @@ import torch
 from torch import nn
 
 from weightops.algebra.linear_form import Alpha, LinearForm
-from weightops.checkpoints.adapters.binding import fitted
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.loading import load_into
-from weightops.checkpoints.matching import open_matched
+from weightops.checkpoints.matching import match_names, open_matched
 from weightops.checkpoints.module_copy import empty_copy
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.checkpoints.origin import Origin
-from weightops.checkpoints.renaming import rename_to_match
 from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
 from weightops.checkpoints.vector_files import open_vector, write_lora, write_vector
 from weightops.engine.evaluate import OnNonfinite, materialize
@@ -99,7 +97,9 @@ class TaskVector(Tensors):
             return self
         if not isinstance(other, TaskVector):
             return NotImplemented
-        form = self.form.plus(rename_to_match(other.form, self.form))
+        form = self.form.plus(
+            match_names(other._checkpoint(other.form), self._checkpoint(self.form))
+        )
         return TaskVector.of_form(form, Origin.common(self.base, other.base))
 
     __radd__ = __add__
@@ -271,7 +271,12 @@ class TaskVector(Tensors):
 
     def _edited(self, base: Checkpoint, alpha: Alpha, strict: bool) -> LinearForm:
         start = self.base.start_at(base, strict=strict) if self.base else base.form
-        return start.plus(fitted(self.form.times(alpha), base))
+        return start.plus(match_names(self._checkpoint(self.form.times(alpha)), base))
+
+    def _checkpoint(self, form: LinearForm) -> Checkpoint:
+        """Return a form of deltas as a checkpoint of the model that this vector was made from."""
+        own = self.base.checkpoint if self.base else None
+        return own.with_form(form, own.architecture) if own else Checkpoint(form)
 
     def save(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
@@ -105,20 +107,30 @@ class Source(ABC):
         """Return 16 hex digits from a sample of the weights.
 
         SHA-256 over every tensor's name, dtype, shape and 16 evenly spaced blocks of at most 1 KiB
-        of its data. It distinguishes checkpoints at the cost of reading a few megabytes. It doesn't
-        prove that two are equal (`same_weights` does), nor who made them.
+        of its data. Of matrices with one content only one name counts, as tied weights are
+        stored once or twice. It distinguishes checkpoints at the cost of reading a few megabytes.
+        It doesn't prove that two are equal (`same_weights` does), nor who made them.
         """
+        digest, copies = self._digest(self.specs)
+        return self._digest(self.specs.keys() - copies)[0] if copies else digest
+
+    def _digest(self, names: Iterable[str]) -> tuple[str, set[str]]:
+        """Return the digest of the samples of some tensors, and the names of copies of others."""
         digest = sha256()
-        for name in sorted(self.specs):
+        alike: dict[tuple[Spec, bytes], list[str]] = defaultdict(list)
+        for name in sorted(names):
             spec = self.specs[name]
+            sample = _sample_of(self.read(name).detach().reshape(-1), spec)
+            if len(spec.shape) > 1 and _varies(sample, spec.dtype.itemsize):
+                alike[spec, sha256(sample).digest()].append(name)
             digest.update(f"{name}\0{name_of(spec.dtype)}\0{spec.shape}\0".encode())
-            flat = self.read(name).detach().reshape(-1)
-            block = 1024 // spec.dtype.itemsize
-            step = max(block, -(-spec.numel // 16))
-            for start in range(0, spec.numel, step):
-                sample = flat[start : start + block].cpu().contiguous()
-                digest.update(sample.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+            digest.update(sample)
+        copies: set[str] = set()
+        for twins in alike.values():
+            # Libraries name tied weights after the embeddings.
+            owner = min(twins, key=lambda n: (n in self.ties, not _EMBEDDING.search(n), n))
+            copies |= {*twins} - {owner}
+        return digest.hexdigest()[:16], copies
 
     def describe(self) -> dict[str, object]:
         """Return the description of this source in the metadata of its derivatives."""
@@ -139,6 +151,22 @@ class ComputedSource(Source):
     def read(self, name: str) -> torch.Tensor:
         spec = self.specs[name]
         return self.open(name, Scratch())(0, spec.numel).reshape(spec.shape)
+
+
+_EMBEDDING = re.compile(r"embed|wte|shared")
+
+
+def _sample_of(flat: torch.Tensor, spec: Spec) -> bytes:
+    """Return the bytes of 16 evenly spaced blocks of at most 1 KiB."""
+    block = 1024 // spec.dtype.itemsize
+    step = max(block, -(-spec.numel // 16))
+    blocks = (flat[start : start + block] for start in range(0, spec.numel, step))
+    return b"".join(b.cpu().contiguous().view(torch.uint8).numpy().tobytes() for b in blocks)
+
+
+def _varies(sample: bytes, width: int) -> bool:
+    """Return whether the elements of a sample differ, unlike zeros."""
+    return sample != sample[:width] * (len(sample) // width)
 
 
 def same_weights(a: Source, b: Source) -> bool:

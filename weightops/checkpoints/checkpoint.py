@@ -15,9 +15,10 @@ from torch import nn
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm, fingerprint, provenance
 from weightops.algebra.source import Source
-from weightops.checkpoints.adapters.memory_names import MemoryNames
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.in_memory import InMemory
 from weightops.checkpoints.libraries.base import Architecture
+from weightops.checkpoints.libraries.memory_names import MemoryNames
 from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.renaming import rename_to_match
 from weightops.checkpoints.skeleton import blank_copy, blank_model
@@ -44,6 +45,11 @@ class _Writing(NamedTuple):
 class Checkpoint(Tensors):
     """Named tensors that are read when they are used. Opening a checkpoint reads headers only.
 
+    Args:
+        form: the lazy expression that gives the tensors.
+        architecture: the model that the weights are of; None if it isn't known.
+        module: the module that the weights are in; None for weights in another place.
+
     Attributes:
         form: the lazy expression that gives the tensors.
         architecture: the model that the weights are of; None if it isn't known.
@@ -58,9 +64,16 @@ class Checkpoint(Tensors):
     tensor(6.)
     """
 
-    def __init__(self, form: LinearForm, architecture: Architecture | None = None) -> None:
+    def __init__(
+        self,
+        form: LinearForm,
+        architecture: Architecture | None = None,
+        *,
+        module: nn.Module | None = None,
+    ) -> None:
         self.form = form
         self.architecture = architecture
+        self._module = module
         self.recipe: dict[str, Any] | None = None
         self.card: str | None = None
 
@@ -83,6 +96,13 @@ class Checkpoint(Tensors):
         """The name of the weights in messages."""
         return " + ".join(source.ref for source in self.form.sources)
 
+    @cached_property
+    def names_in_memory(self) -> MemoryNames | None:
+        """The names of the tensors in a module, if they may differ from those in files."""
+        if self._module is not None:
+            return MemoryNames.of(self._module)
+        return self.architecture.names_in_memory() if self.architecture else None
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits that identify the weights or their expression; see `Source.fingerprint`."""
@@ -91,27 +111,19 @@ class Checkpoint(Tensors):
     @cached_property
     def skeleton(self) -> nn.Module | None:
         """The module that the weights are of, without weights; None if it isn't known."""
-        if self.architecture is not None:
-            return blank_model(self.architecture)
-        own = self.is_module and self.form.base
-        return blank_copy(own.module) if isinstance(own, MemorySource) and own.module else None
+        if self._module is not None:
+            return blank_copy(self._module)
+        return blank_model(self.architecture) if self.architecture else None
 
     @property
     def is_module(self) -> bool:
         """Whether the weights are those of a module in memory."""
-        return isinstance(self.form.base, MemorySource) and self.form.base.module is not None
+        return self._module is not None
 
     @cached_property
-    def memory(self) -> MemoryNames | None:
-        """The names that transformers has in memory for tensors of its files, if these are some."""
-        known = self.architecture is not None and self.architecture.library == "transformers"
-        return MemoryNames(self.skeleton, self.specs) if known and self.skeleton else None
-
-    def names_in_file(self, name: str) -> tuple[str, ...]:
-        """Return the names that the weights have for a tensor of the module; empty for none."""
-        if self.memory:
-            return self.memory.files_of(name)
-        return (name,) if name in self.specs else ()
+    def memory(self) -> InMemory:
+        """The weights as the module has them in memory."""
+        return InMemory(self.form, self.names_in_memory)
 
     def __repr__(self) -> str:
         size = sum(spec.nbytes for spec in self.specs.values())
@@ -124,7 +136,7 @@ class Checkpoint(Tensors):
 
     def with_form(self, form: LinearForm, architecture: Architecture | None) -> Checkpoint:
         """Return a checkpoint of another form and architecture with this recipe and model card."""
-        other = Checkpoint(form, architecture)
+        other = Checkpoint(form, architecture, module=self._module)
         other.recipe, other.card = self.recipe, self.card
         return other
 
@@ -170,8 +182,14 @@ class Checkpoint(Tensors):
             CheckpointError: if the architecture isn't known.
         """
         module = self.known_architecture().build()
-        names = LinearForm.of(MemorySource(module.state_dict(), self.ref))
-        load_into(rename_to_match(self.form, names), module, on_nonfinite="warn")
+        names = MemoryNames.of(module)
+        wanted = LinearForm.of(MemorySource(module.state_dict(), self.ref))
+        form = rename_to_match(self.form, wanted, names)
+        if names is not None:
+            form = form.part(
+                name for name in form.specs if name in names.specs or not names.is_ignored(name)
+            )
+        load_into(form, module, on_nonfinite="warn")
         return module
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:

@@ -4,25 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
 
-Kind = Literal["copy", "transpose", "stack", "part"]
-
-
-class TensorMapping(NamedTuple):
-    """The way a tensor is obtained from others.
-
-    Attributes:
-        kind: "copy", "transpose", "stack" for several joined in their first dimension, or "part"
-            for one of three equal parts.
-        names: the names of the tensors that are read.
-        part: the index of the part.
-    """
-
-    kind: Kind
-    names: tuple[str, ...]
-    part: int = 0
-
+from weightops.checkpoints.conversion import Kind, TensorMapping
 
 _COPIED = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",

@@ -7,7 +7,8 @@ import logging
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source
 from weightops.checkpoints.adapters.adapter import Adapter
-from weightops.checkpoints.adapters.binding import bind
+from weightops.checkpoints.adapters.binding import bind, placed_term
+from weightops.checkpoints.adapters.lora import LoraSource
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.clip_names import is_clip, outside_image_tower, unwrapped
 from weightops.checkpoints.libraries.clip_conversion import convert
@@ -30,7 +31,7 @@ def match_to_base(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     An image encoder alone is completed with the other tensors of the base's CLIP model. Weights
     that can't be renamed are returned unchanged, so that a comparison refuses them.
     """
-    form = rename_to_match(checkpoint.form, base.form)
+    form = match_names(checkpoint, base)
     missing = [name for name in base.specs if name not in form.specs]
     extra = [name for name in form.specs if name not in base.specs]
     if missing and not extra and _can_be_completed(missing, base, checkpoint.ref):
@@ -39,6 +40,36 @@ def match_to_base(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     if form is checkpoint.form:
         return checkpoint
     return checkpoint.with_form(form, checkpoint.architecture)
+
+
+def match_names(checkpoint: Checkpoint, base: Checkpoint) -> LinearForm:
+    """Return the form of a checkpoint, weights or a delta, in the names of a base.
+
+    A form that can't be renamed is returned unchanged. Adapters that were loaded without a base
+    are put on the base's modules.
+    """
+    loose = [s for s in checkpoint.form.sources if isinstance(s, LoraSource)]
+    if loose and base.form.space == "weights":
+        return _with_adapters(checkpoint, base)
+    if set(checkpoint.form.specs) <= set(base.form.specs):
+        return rename_to_match(checkpoint.form, base.form)
+    names = base.names_in_memory or checkpoint.names_in_memory
+    return rename_to_match(checkpoint.form, base.form, names)
+
+
+def _with_adapters(delta: Checkpoint, base: Checkpoint) -> LinearForm:
+    """Return a delta, of which some terms are adapters, in the names of a base."""
+    form = delta.form
+    others = {f: c for f, c in form.terms.items() if not isinstance(f.source, LoraSource)}
+    specs = {n: s for n, s in form.specs.items() if any(n in f.source.specs for f in others)}
+    rest = LinearForm("delta", specs, others)
+    result = match_names(delta.with_form(rest, delta.architecture), base)
+    for factor, coefficient in form.terms.items():
+        if isinstance(factor.source, LoraSource):
+            names = {n: s for n, s in factor.source.specs.items() if n in form.specs}
+            term = LinearForm("delta", names, {factor: coefficient})
+            result = result.plus(placed_term(term, factor.source, base))
+    return result
 
 
 def _can_be_completed(missing: list[str], base: Checkpoint, ref: str) -> bool:
@@ -69,7 +100,7 @@ def open_matched(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
     if isinstance(stored, Adapter):
         return bind(stored, base)
     _warn_of_other_base(stored, base)
-    delta = rename_to_match(opened.form, base.form)
+    delta = match_names(opened, base)
     return Checkpoint(base.form.plus(delta), base.architecture)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from weightops.algebra.dtypes import is_editable
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source
 from weightops.checkpoints import refs
@@ -19,6 +21,7 @@ from weightops.checkpoints.adapters.adapter import CONFIG as ADAPTER_CONFIG
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats import (
     distributed,
+    parts,
     safetensors,
     shards,
     torch_stream,
@@ -30,6 +33,8 @@ from weightops.checkpoints.libraries.table import architecture_of
 from weightops.errors import CheckpointError, SpaceError
 from weightops.support.registry import Registry
 from weightops.support.text import first_few
+
+log = logging.getLogger("weightops")
 
 EMBEDDED = "embedded"
 """The ref of the small CLIP model that comes with weightops."""
@@ -56,7 +61,7 @@ FORMATS: Registry[Format] = Registry(
     "checkpoint format",
     "formats",
     {
-        "safetensors": Format(safetensors.recognises, safetensors.open_file, 10),
+        "safetensors": Format(safetensors.recognises, parts.open_whole, 10),
         "index": Format(shards.recognises, lambda path: shards.open_index(path, _open_file), 20),
         "adapter": Format(
             adapters.recognises, lambda path: adapters.open_adapter(path, _open_file), 30
@@ -156,7 +161,7 @@ def open_any(source: CheckpointLike) -> Checkpoint:
     if isinstance(source, nn.Module):
         tensors, name = source.state_dict(), type(source).__name__
         bare.check_no_halves(tensors, name)
-        return Checkpoint(LinearForm.of(MemorySource(tensors, name, module=source)))
+        return Checkpoint(LinearForm.of(MemorySource(tensors, name)), module=source)
     if isinstance(getattr(source, "form", None), LinearForm):
         raise SpaceError(
             "a task vector was given where weights are needed", hint="apply it to a base first"
@@ -193,15 +198,15 @@ def open_ref(ref: str | Path) -> Checkpoint:
             )
         path = fetched.path
     try:
-        file = _weights_in(path) if path.is_dir() else path
-        file = bare.folder_of(file) or file
-        source = _open_file(file)
+        single = None if path.is_dir() else bare.folder_of(path) or path
+        source = _open_file(single) if single else _open_folder(path)
         bare.check_no_halves(source.specs, str(path))
         architecture = fetched.architecture if fetched else None
         if architecture is None and path.is_dir():
             architecture = architecture_of(path)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
+    _check_gathered(source)
     if fetched or path.is_dir():
         source.ref = fetched.ref if fetched else str(path)
     return Checkpoint(LinearForm.of(source), architecture)
@@ -212,6 +217,19 @@ def _open_file(file: Path) -> Source:
     if format_ is None:
         raise _unrecognised(file)
     return format_.open(file)
+
+
+def _check_gathered(source: Source) -> None:
+    """Refuse weights whose tensors are empty, as each process of DeepSpeed's ZeRO-3 has them."""
+    weights = [(name, spec) for name, spec in source.specs.items() if is_editable(spec.dtype)]
+    empty = [name for name, spec in weights if spec.shape == (0,)]
+    if 2 * len(empty) > len(weights):
+        raise CheckpointError(
+            f"{source.ref} holds {len(empty)} empty tensors: {first_few(empty)}; "
+            "it was saved under DeepSpeed's ZeRO-3 without gathering the weights",
+            hint="`python zero_to_fp32.py CHECKPOINT_FOLDER OUT`, which DeepSpeed puts beside its "
+            "checkpoints, gathers them; or save with stage3_gather_16bit_weights_on_model_save",
+        )
 
 
 def _open_at_key(file: Path, key: str) -> Source:
@@ -266,12 +284,17 @@ def _format_of(file: Path) -> Format | None:
     return next((format_ for format_ in by_order if format_.recognises(file)), None)
 
 
-def _weights_in(folder: Path) -> Path:
-    """Return the weights file of a folder: the one with a usual name, else the only one."""
-    for name in _USUAL_NAMES:
-        if (folder / name).is_file():
-            return folder / name
+def _open_folder(folder: Path) -> Source:
+    """Open the weights of a folder: a file with a usual name, else all parts or the only file."""
+    usual = [name for name in _USUAL_NAMES if (folder / name).is_file()]
+    if usual:
+        if len({name == ADAPTER_CONFIG for name in usual}) > 1:
+            log.warning("%s holds weights and an adapter: %s is opened", folder, usual[0])
+        return _open_file(folder / usual[0])
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and _format_of(path)]
+    part_files = [path for path in files if parts.holds_parts(path)]
+    if part_files:
+        return parts.PartsSource(part_files)
     indexes = [path for path in files if FORMATS["index"].recognises(path)]
     chosen = indexes or files
     if not chosen:
@@ -282,4 +305,4 @@ def _weights_in(folder: Path) -> Path:
             f"{first_few(path.name for path in chosen)}",
             hint="name one of them",
         )
-    return chosen[0]
+    return _open_file(chosen[0])

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from threading import Lock
 
 import torch
 
 from weightops.algebra.linear_form import Factor, LinearForm, tied_names
 from weightops.algebra.names import NameRules, escape
 from weightops.algebra.source import Source, Spec
-from weightops.checkpoints.clip_names import COUNTERS, TensorMapping, mappings
+from weightops.checkpoints.clip_names import COUNTERS, mappings, unwrapped
+from weightops.checkpoints.conversion import Conversion, TensorMapping
+from weightops.checkpoints.libraries.memory_names import MemoryNames
 from weightops.errors import MismatchError
 from weightops.support.text import first_few
 
@@ -31,6 +34,8 @@ _SIZE_BUFFERS = (
 
 class Renamed(Source):
     """A source under other names, with some of its tensors transposed, stacked or divided.
+
+    Conversions of several tensors run once for all of them: the last two results are kept.
 
     Args:
         source: the source of the tensors.
@@ -52,6 +57,8 @@ class Renamed(Source):
             name: Spec(specs[name].shape, _first_spec(mapping, source.specs).dtype)
             for name, mapping in self.mapped.items()
         }
+        self._converted: dict[Conversion, list[torch.Tensor]] = {}
+        self._lock = Lock()
         self.computed = source.computed or any(m.kind != "copy" for m in self.mapped.values())
         self.ties = self._find_ties()
         self.identity = (
@@ -73,7 +80,9 @@ class Renamed(Source):
         return ties
 
     def read(self, name: str) -> torch.Tensor:
-        kind, names, index = self.mapped[name]
+        kind, names, index, conversion = self.mapped[name]
+        if conversion is not None:
+            return self._convert(conversion)[index]
         if kind == "stack":
             height, *rest = self.specs[name].shape
             zero = torch.zeros(1, dtype=self.specs[name].dtype).expand(height // len(names), *rest)
@@ -85,18 +94,49 @@ class Renamed(Source):
             return tensor.chunk(3)[index]
         return tensor.T if kind == "transpose" else tensor
 
+    def _convert(self, conversion: Conversion) -> list[torch.Tensor]:
+        with self._lock:
+            if conversion not in self._converted:
+                dtype = next(
+                    self.source.specs[name].dtype
+                    for name in conversion.inputs
+                    if name in self.source.specs
+                )
+                inputs = [
+                    self.source.read(name)
+                    if name in self.source.specs
+                    else torch.zeros(1, dtype=dtype).expand(shape)
+                    for name, shape in zip(conversion.inputs, conversion.shapes, strict=True)
+                ]
+                for oldest in list(self._converted)[:-1]:
+                    del self._converted[oldest]
+                self._converted[conversion] = conversion.run(inputs)
+            return self._converted[conversion]
+
+    def working_bytes(self, name: str) -> int:
+        conversion = self.mapped[name].conversion
+        itemsize = self.specs[name].dtype.itemsize
+        return itemsize * sum(s.numel for s in conversion.specs) if conversion else 0
+
     def describe(self) -> dict[str, object]:
         """Return the description of the source: other names don't change what it was made from."""
         return self.source.describe()
 
 
-def rename_to_match(form: LinearForm, base: LinearForm) -> LinearForm:
+def rename_to_match(
+    form: LinearForm, base: LinearForm, names: MemoryNames | None = None
+) -> LinearForm:
     """Return a form in the names of a base, or the form itself where it can't be renamed.
 
     A form is renamed if each of its names has a counterpart in the base, or belongs to a buffer
     that only states a size. Of names that are tied in the base, the result has all.
+
+    Args:
+        form: the form.
+        base: the form with the wanted names.
+        names: the names in memory of the model that both are of, if they are known.
     """
-    form = matched_names(form, base)
+    form = matched_names(form, base, names)
     aliases = {
         name: other
         for pair in tied_names(base).items()
@@ -105,19 +145,67 @@ def rename_to_match(form: LinearForm, base: LinearForm) -> LinearForm:
     }
     if not aliases:
         return form
-    names = (*form.specs, *aliases)
+    every = (*form.specs, *aliases)
     return renamed(
-        form, {name: TensorMapping("copy", (aliases.get(name, name),)) for name in names}
+        form, {name: TensorMapping("copy", (aliases.get(name, name),)) for name in every}
     )
 
 
-def matched_names(form: LinearForm, base: LinearForm) -> LinearForm:
-    """Return a form in the names of a base, or the form itself, without regard to ties."""
-    if not set(form.specs) <= set(base.specs):
-        mapped = mappings(form.specs, base.specs, partly=form.space == "delta")
-        if mapped and not _unmapped(form, mapped):
-            return renamed(form, mapped)
-    return form
+def matched_names(
+    form: LinearForm, base: LinearForm, names: MemoryNames | None = None
+) -> LinearForm:
+    """Return a form in the names of a base, as `rename_to_match`, but without regard to ties."""
+    if set(form.specs) <= set(base.specs):
+        return form
+    through = _through_memory(form, base, names) if names else None
+    if through is not None:
+        return through
+    mapped = mappings(form.specs, base.specs, partly=form.space == "delta")
+    return renamed(form, mapped) if mapped and not _unmapped(form, mapped) else form
+
+
+def _through_memory(form: LinearForm, base: LinearForm, names: MemoryNames) -> LinearForm | None:
+    """Return a form in the names of a base, by way of their model's names in memory, or None."""
+    loading = _loading(form, names)
+    if loading is None:
+        return None
+    in_memory = renamed(form, {**loading, **_same(form, base, loading)})
+    enough = any if form.space == "delta" else all
+    saving = {
+        name: mapping
+        for name, mapping in names.saving(base.specs).items()
+        if enough(old in in_memory.specs for old in mapping.names)
+    }
+    saving |= _same(in_memory, base, saving)
+    return None if _unmapped(in_memory, saving) else renamed(in_memory, saving)
+
+
+def _loading(form: LinearForm, names: MemoryNames) -> dict[str, TensorMapping] | None:
+    """Return name in memory -> how its tensor is obtained from a form's; None if some are lost."""
+    for originals in ({name: name for name in form.specs}, unwrapped(form.specs)):
+        specs = {name: form.specs[old] for name, old in originals.items()}
+        mapped = {n: _reading(mapping, originals) for n, mapping in names.loading(specs).items()}
+        if not [name for name in _unmapped(form, mapped) if not names.is_ignored(name)]:
+            return mapped
+    return None
+
+
+def _reading(mapping: TensorMapping, originals: Mapping[str, str]) -> TensorMapping:
+    """Return a mapping that reads tensors under their original names."""
+    olds = tuple(originals[name] for name in mapping.names)
+    conversion = mapping.conversion and replace(mapping.conversion, inputs=olds)
+    return mapping._replace(names=olds, conversion=conversion)
+
+
+def _same(
+    form: LinearForm, base: LinearForm, mapped: Mapping[str, TensorMapping]
+) -> dict[str, TensorMapping]:
+    """Return mappings of tensors that aren't mapped and have the same name in the base."""
+    return {
+        name: TensorMapping("copy", (name,))
+        for name in _unmapped(form, mapped)
+        if name in base.specs and name not in mapped
+    }
 
 
 def states_a_size(name: str, spec: Spec) -> bool:
@@ -129,12 +217,12 @@ def states_a_size(name: str, spec: Spec) -> bool:
 
 def _unmapped(form: LinearForm, mapped: Mapping[str, TensorMapping]) -> list[str]:
     """Return the names of tensors that would be lost if only mapped tensors were kept."""
-    used = {old for mapping in mapped.values() for old in mapping.names}
     tied = tied_names(form)
+    used = {tied.get(old, old) for mapping in mapped.values() for old in mapping.names}
     return [
         name
         for name, spec in form.specs.items()
-        if name not in used and tied.get(name) not in used and not states_a_size(name, spec)
+        if tied.get(name, name) not in used and not states_a_size(name, spec)
     ]
 
 
@@ -145,6 +233,8 @@ def _first_spec(mapping: TensorMapping, specs: Mapping[str, Spec]) -> Spec:
 def _spec(mapping: TensorMapping, specs: Mapping[str, Spec]) -> Spec:
     """Return the spec of a new tensor."""
     shape, dtype = _first_spec(mapping, specs)
+    if mapping.conversion is not None:
+        return Spec(mapping.conversion.specs[mapping.part].shape, dtype)
     if mapping.kind == "transpose":
         shape = shape[::-1]
     elif mapping.kind == "stack" and shape:

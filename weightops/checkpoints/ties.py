@@ -7,7 +7,7 @@ from typing import Any
 
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.clip_names import TensorMapping
+from weightops.checkpoints.conversion import TensorMapping
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.renaming import renamed
 from weightops.checkpoints.skeleton import shared_names
@@ -54,7 +54,7 @@ def _ties_of_model(base: Checkpoint) -> dict[str, str]:
         return {}
     ties: dict[str, str] = {}
     for group in shared_names(base.skeleton):
-        held = {name: base.names_in_file(name) for name in group}
+        held = {name: base.memory.files_of(name) for name in group}
         owner = next((files[0] for files in held.values() if files), None)
         ties |= {name: owner for name, files in held.items() if owner and not files}
     return ties
@@ -79,7 +79,7 @@ def ends_in_memory(
     stored: dict[str, str] = {}
     for name, _ in base.skeleton.named_parameters(remove_duplicate=False):
         group = next((group for group in groups if name in group), [name])
-        held = [file for other in (name, *group) for file in base.names_in_file(other)]
+        held = [file for other in (name, *group) for file in base.memory.files_of(other)]
         if held:
             stored[name] = tied.get(held[0], held[0])
     modules = {

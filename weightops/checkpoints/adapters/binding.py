@@ -6,8 +6,6 @@ import re
 from collections.abc import Set
 from dataclasses import replace
 
-import torch
-
 from weightops.algebra.linear_form import Factor, LinearForm, tied_names
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.adapters.adapter import PREFIX, Adapter
@@ -16,7 +14,7 @@ from weightops.checkpoints.adapters.peft_adapter import PeftAdapter
 from weightops.checkpoints.adapters.placing import oriented, place, prefixed, tower
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.compressed import float_tensor
-from weightops.checkpoints.renaming import Renamed, rename_to_match, renamed
+from weightops.checkpoints.renaming import Renamed, renamed
 from weightops.checkpoints.skeleton import blank_copy
 from weightops.checkpoints.ties import (
     architecture_of_ends,
@@ -64,25 +62,7 @@ def bind(adapter: Adapter, base: Checkpoint) -> Checkpoint:
     return Checkpoint(form, architecture_of_ends(form, start))
 
 
-def fitted(delta: LinearForm, base: Checkpoint) -> LinearForm:
-    """Return a delta in the names of a base; adapters in it are put on the base's modules.
-
-    Raises:
-        MismatchError: if an adapter wasn't made on such a model, or where in it isn't known.
-    """
-    loose = [s for s in delta.sources if isinstance(s, LoraSource)]
-    terms = {f: c for f, c in delta.terms.items() if f.source not in loose}
-    rest = {n: s for n, s in delta.specs.items() if any(n in f.source.specs for f in terms)}
-    result = rename_to_match(LinearForm("delta", rest, terms), base.form)
-    for factor, coefficient in delta.terms.items():
-        if isinstance(factor.source, LoraSource):
-            names = {n: s for n, s in factor.source.specs.items() if n in delta.specs}
-            term = LinearForm("delta", names, {factor: coefficient})
-            result = result.plus(_placed_term(term, factor.source, base))
-    return result
-
-
-def _placed_term(term: LinearForm, adapter: LoraSource, base: Checkpoint) -> LinearForm:
+def placed_term(term: LinearForm, adapter: LoraSource, base: Checkpoint) -> LinearForm:
     """Return one term of a delta, of an adapter, on the modules of a base."""
     placed = place(adapter, base, adapter.made_on)
     whole = _with_all_ends(adapter, base)
@@ -121,16 +101,15 @@ def _merged(adapter: PeftAdapter, base: Checkpoint) -> Source:
     part = tower(skeleton, adapter.made_on)
     inner = skeleton.get_submodule(part)
     prefix = f"{part}." if part else ""
-    specs = memory.specs if memory else base.specs
-
-    def read(name: str) -> torch.Tensor:
-        if memory:
-            return memory.read(prefix + name, lambda file: float_tensor(base.form, file))
-        return float_tensor(base.form, prefix + name)
-
-    own = {n.removeprefix(prefix): spec for n, spec in specs.items() if n.startswith(prefix)}
-    merged = prefixed(adapter.merged(inner, own, read), prefix)
-    return memory.in_files(merged, read) if memory else merged
+    own = {
+        name.removeprefix(prefix): spec
+        for name, spec in memory.specs.items()
+        if name.startswith(prefix)
+    }
+    merged = adapter.merged(inner, own, lambda name: float_tensor(memory.form, prefix + name))
+    beside = memory.beside(dict.fromkeys(prefix + name for name in merged.specs))
+    merged.add(name.removeprefix(prefix) for name in beside)
+    return memory.in_files(prefixed(merged, prefix))
 
 
 def _merged_by_other_names(adapter: LoraSource, base: Checkpoint) -> Source | None:

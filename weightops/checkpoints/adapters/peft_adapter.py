@@ -53,7 +53,7 @@ class PeftAdapter(Adapter):
         """16 hex digits that identify the stored tensors."""
         return self.stored.fingerprint
 
-    def merged(self, skeleton: nn.Module, specs: Mapping[str, Spec], read: Read) -> Source:
+    def merged(self, skeleton: nn.Module, specs: Mapping[str, Spec], read: Read) -> MergedLayers:
         """Return the tensors of a base that the adapter changes, changed.
 
         Args:
@@ -65,7 +65,7 @@ class PeftAdapter(Adapter):
             CheckpointError: if peft can't merge such an adapter, or it isn't one of this module.
             MissingExtraError: without peft.
         """
-        return _MergedLayers(self, skeleton, specs, read)
+        return MergedLayers(self, skeleton, specs, read)
 
 
 def _kind(config: Mapping[str, Any]) -> str:
@@ -76,7 +76,7 @@ def _kind(config: Mapping[str, Any]) -> str:
     return named or (f"LoRA from {start}" if start else str(config.get("peft_type")))
 
 
-class _MergedLayers(Source):
+class MergedLayers(Source):
     """The changed tensors of a base; see `PeftAdapter.merged`."""
 
     computed = True
@@ -110,9 +110,16 @@ class _MergedLayers(Source):
             raise CheckpointError(
                 f"{self.ref} changes {first_few(missing)}, which its base doesn't hold"
             )
-        self.specs = {name: Spec(specs[name].shape, torch.float32) for name in changed}
+        self._base_specs = specs
+        self.specs: dict[str, Spec] = {}
+        self.add(changed)
         self._last: tuple[str, dict[str, torch.Tensor]] = ("", {})
         self._lock = Lock()
+
+    def add(self, names: Iterable[str]) -> None:
+        """Add tensors of the base, which stay as they are unless the adapter changes them."""
+        for name in names:
+            self.specs.setdefault(name, Spec(self._base_specs[name].shape, torch.float32))
 
     def read(self, name: str) -> torch.Tensor:
         layer = self._layer_of.get(name)

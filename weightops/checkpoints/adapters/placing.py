@@ -9,7 +9,7 @@ from torch import nn
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.clip_names import Kind, TensorMapping
+from weightops.checkpoints.conversion import Kind, TensorMapping
 from weightops.checkpoints.renaming import Renamed, matched_names, renamed
 from weightops.errors import MismatchError
 from weightops.support.text import first_few
@@ -37,9 +37,7 @@ def place(source: Source, base: Checkpoint, made_on: str | None) -> Source:
         matched = matched_names(LinearForm.of(source), base.form)
         if set(matched.specs) <= set(base.specs):
             return matched.sources[0]
-    memory = base.memory
-    if memory:
-        prefixes = _prefixes(source.specs, memory.specs)
+    prefixes = _prefixes(source.specs, base.memory.specs)
     if len(prefixes) > 1 and base.skeleton is not None:
         part = f"{tower(base.skeleton, made_on)}."
         prefixes = [part] if part in prefixes else prefixes
@@ -51,7 +49,7 @@ def place(source: Source, base: Checkpoint, made_on: str | None) -> Source:
     if not prefixes:
         return source
     named = prefixed(source, prefixes[0])
-    return memory.in_files(named, None) if memory else named
+    return base.memory.in_files(named)
 
 
 def tower(module: nn.Module, made_on: str | None) -> str:
@@ -166,7 +164,7 @@ def module_of(name: str, base: Checkpoint) -> nn.Module | None:
     """Return the module of a base's weight, without its values; None if it isn't known."""
     if base.skeleton is None:
         return None
-    in_memory = base.memory.name_of(name) if base.memory else name
+    in_memory = base.memory.name_of(name)
     try:
         return base.skeleton.get_submodule(in_memory.rpartition(".")[0]) if in_memory else None
     except AttributeError:

@@ -181,7 +181,7 @@ def _places(form: LinearForm, base: Checkpoint | None) -> dict[str, _Place]:
         return _guessed_places(matrices, form)
     places = {}
     for name in matrices:
-        in_memory = base.memory.name_of(name) if base.memory else name
+        in_memory = base.memory.name_of(name)
         kind = _kind(in_memory or "", base.skeleton)
         if in_memory and kind:
             places[name] = _Place(in_memory, kind)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from weightops.algebra.source import Source, Spec
 from weightops.errors import CheckpointError
@@ -30,21 +29,14 @@ class MemorySource(Source):
         ref: the name of the tensors in messages and provenance.
         identity: equal for two sources only if they hold the same tensors; by default it is found
             from the tensors' places in memory.
-        module: the module whose tensors these are, if they are one's.
 
     Raises:
         CheckpointError: if a value isn't a tensor whose elements can be read in place.
     """
 
     def __init__(
-        self,
-        tensors: Mapping[str, torch.Tensor],
-        ref: str,
-        *,
-        identity: object = None,
-        module: nn.Module | None = None,
+        self, tensors: Mapping[str, torch.Tensor], ref: str, *, identity: object = None
     ) -> None:
-        self.module = module
         self._tensors = dict(tensors)
         self.ref = ref
         self.specs: dict[str, Spec] = {}

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
+from weightops.checkpoints.libraries.memory_names import MemoryNames
 from weightops.errors import CheckpointError
 from weightops.support.json_files import read_json, write_json
 from weightops.support.sibling_files import copy_companions
@@ -94,6 +95,10 @@ class Architecture(ABC):
             CheckpointError: if the file isn't a configuration of this library.
         """
         return read_json(path)
+
+    def names_in_memory(self) -> MemoryNames | None:
+        """Return the names of the module's tensors if they may differ from those in files."""
+        return None
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """Return the architecture with settings that replace those in the configuration."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from typing_extensions import Self
 
 from weightops.algebra.dtypes import name_of
 from weightops.checkpoints.libraries.base import Architecture, CardFacts
-from weightops.errors import CheckpointError, missing_extra
+from weightops.checkpoints.libraries.memory_names import MemoryNames
+from weightops.errors import CheckpointError, WeightopsError, missing_extra
 from weightops.support.cache import cached_folder
+
+log = logging.getLogger("weightops")
 
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """The names that configurations give the number of layers."""
@@ -68,6 +72,14 @@ processor = AutoProcessor.from_pretrained("{folder}")
                 f"the model of {self.config_path} can't be built: {reason}"
             ) from error
         return module.eval()
+
+    def names_in_memory(self) -> MemoryNames | None:
+        try:
+            with torch.device("meta"):
+                return MemoryNames.of(self.build())
+        except WeightopsError as error:
+            log.info("the names in memory of %s aren't known: %s", self.folder, error.fact)
+            return None
 
     def in_dtype(self, dtype: torch.dtype) -> Self:
         named: dict[str, Any] = {
