@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weightops import TaskVector, merge, open_checkpoint
-from weightops.errors import MismatchError
+from weightops.errors import MismatchError, MissingExtraError
 
 TEXT: dict[str, Any] = {
     "vocab_size": 64,
@@ -331,3 +332,15 @@ def test_an_adapter_of_experts_that_an_older_transformers_had(
     )
     got = type(base).from_pretrained(out).eval()
     assert torch.allclose(result(got), result(model.eval()), atol=1e-4)
+
+
+def test_without_transformers_the_ties_of_a_base_are_not_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = saved(tmp_path / "base", hf.LlamaForCausalLM(hf.LlamaConfig(**TIED)))
+    adapted(tmp_path / "inside", base, target_modules=["q_proj"])
+    adapted(tmp_path / "end", base, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert TaskVector(tmp_path / "base", tmp_path / "inside").norm() > 0
+    with pytest.raises(MissingExtraError, match="transformers is needed"):
+        TaskVector(tmp_path / "base", tmp_path / "end")

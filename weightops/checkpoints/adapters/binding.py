@@ -85,6 +85,9 @@ def _with_all_ends(adapter: Adapter, base: Checkpoint) -> Checkpoint:
     names = [name.removeprefix(PREFIX) for name in adapter.stored.specs]
     if base.architecture is None or all(_IN_LAYER.search(name) for name in names):
         return base
+    may_be_tied = base.architecture.config.get("tie_word_embeddings") is not False
+    if base.skeleton is None and base.architecture.library == "transformers" and may_be_tied:
+        base.architecture.build()  # which says why the model's ties can't be known
     return with_tied_names(base, ends_left_out(base))
 
 

@@ -13,6 +13,7 @@ from weightops.errors import CheckpointError
 from weightops.support.json_files import read_json
 
 _REFUSED = {
+    "megatron_config": "needs Megatron's own layers",
     "layer_replication": "repeats layers of its base",
     "arrow_config": "chooses among adapters by the input",
     "alora_invocation_tokens": "starts at certain tokens of the input",

@@ -51,7 +51,7 @@ def is_plain(config: Mapping[str, Any], names: Iterable[str]) -> bool:
     return config.get("peft_type") == "LORA" and not (settings or changed_base(config) or wrapped)
 
 
-_MOST_WILDCARDS = 6
+_MOST_WILDCARDS = 8
 """The most wildcards of a pattern: each multiplies the time that names which don't match take."""
 
 
@@ -180,19 +180,21 @@ class _SavedWhole(Source):
         return self.stored.read(self._names[name])
 
 
-def _setting_for(patterns: Any, module: str, default: Any) -> Any:
-    """Return the value of the first pattern that matches the name of a module or its end.
+def check_pattern(pattern: str) -> None:
+    """Refuse a pattern of modules that could take very long to match.
 
     Raises:
-        CheckpointError: for a pattern that could take very long to match.
+        CheckpointError: naming the pattern.
     """
+    wildcards = len(re.findall(r"[*+{]", pattern))
+    if wildcards > _MOST_WILDCARDS or re.search(r"\)[*+{]", pattern) or len(pattern) > 2000:
+        raise CheckpointError(f"{pattern[:80]!r} is too complicated a pattern of modules")
+
+
+def _setting_for(patterns: Any, module: str, default: Any) -> Any:
+    """Return the value of the first pattern that matches the name of a module or its end."""
     for pattern, value in patterns.items() if isinstance(patterns, Mapping) else ():
-        if (
-            len(re.findall(r"[*+{]", pattern)) > _MOST_WILDCARDS
-            or re.search(r"\)[*+{]", pattern)
-            or len(pattern) > 500
-        ):
-            raise CheckpointError(f"{pattern[:80]!r} is too complicated a pattern of modules")
+        check_pattern(pattern)
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value

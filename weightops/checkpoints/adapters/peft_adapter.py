@@ -18,7 +18,7 @@ from torch import nn
 
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.adapters.adapter import PREFIX, Adapter
-from weightops.checkpoints.adapters.lora import changed_base
+from weightops.checkpoints.adapters.lora import changed_base, check_pattern
 from weightops.errors import CheckpointError, missing_extra
 from weightops.support.text import first_few
 
@@ -43,6 +43,8 @@ class PeftAdapter(Adapter):
 
     def __init__(self, config: Mapping[str, Any], stored: Source, ref: str) -> None:
         super().__init__(config, stored, ref)
+        for pattern in _patterns(config):
+            check_pattern(pattern)
         rank = config.get("r")
         self.describe_as(
             _kind(config), ranks=[rank] if isinstance(rank, int) else [], modules=0, whole=[]
@@ -66,6 +68,15 @@ class PeftAdapter(Adapter):
             MissingExtraError: without peft.
         """
         return MergedLayers(self, skeleton, specs, read)
+
+
+def _patterns(config: Mapping[str, Any]) -> Iterable[str]:
+    """Return the regular expressions of a configuration, which peft matches with modules."""
+    for key in ("target_modules", "exclude_modules", "layers_pattern", "feedforward_modules"):
+        if isinstance(config.get(key), str):
+            yield config[key]
+    for key in ("rank_pattern", "alpha_pattern"):
+        yield from config.get(key) or ()
 
 
 def _kind(config: Mapping[str, Any]) -> str:
@@ -259,9 +270,13 @@ def _peft_config(adapter: PeftAdapter) -> Any:
             "doesn't have"
         )
     made_by = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
-    if issubclass(made_by, peft.PromptLearningConfig) or kind not in PEFT_TYPE_TO_TUNER_MAPPING:
+    if (
+        issubclass(made_by, peft.PromptLearningConfig)
+        or kind not in PEFT_TYPE_TO_TUNER_MAPPING
+        or kind == "XLORA"
+    ):
         raise CheckpointError(
-            f"{adapter.ref} is an adapter of kind {kind}, which changes inputs and no weights"
+            f"{adapter.ref} is an adapter of kind {kind}, which works on inputs and not on weights"
         )
     known = {field.name for field in fields(made_by)}
     settings = {name: value for name, value in adapter.config.items() if name in known}
