@@ -167,7 +167,9 @@ class Checkpoint(Tensors):
         wanted = LinearForm.of(MemorySource(module.state_dict(), self.ref))
         form = rename_to_match(self.form, wanted, names)
         if names is not None:
-            form = form.part(name for name in form.specs if not names.is_ignored(name))
+            form = form.part(
+                [n for n in form.specs if n in wanted.specs or not names.is_ignored(n)]
+            )
         load_into(form, module, on_nonfinite="warn")
         return module
 

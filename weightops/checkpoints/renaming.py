@@ -159,35 +159,41 @@ def rename_to_match(
 
 def _through_memory(form: LinearForm, base: LinearForm, names: MemoryNames) -> LinearForm | None:
     """Return a form in the names of a base, by way of their model's names in memory, or None."""
-    loading = _loading(form, names)
-    if loading is None:
+    mine, theirs = _plain_names(form, names), _plain_names(base, names)
+    if mine is None or theirs is None:
         return None
+    loading = _loading(form, mine, names)
     in_memory = _renamed(form, {**loading, **_same(form, base, loading)})
     enough = any if form.space == "delta" else all
     saving = {
-        name: mapping
-        for name, mapping in names.saving(base.specs).items()
+        theirs[name]: mapping
+        for name, mapping in names.saving({n: base.specs[old] for n, old in theirs.items()}).items()
         if enough(old in in_memory.specs for old in mapping.names)
     }
     saving |= _same(in_memory, base, saving)
     return None if _unmapped(in_memory, saving) else _renamed(in_memory, saving)
 
 
-def _loading(form: LinearForm, names: MemoryNames) -> dict[str, TensorMapping] | None:
-    """Return name in memory -> how its tensor is obtained from a form's; None if some are lost."""
+def _plain_names(form: LinearForm, names: MemoryNames) -> dict[str, str] | None:
+    """Return name -> a form's name, with or without wrappers' prefixes; None if some are lost."""
     for originals in ({name: name for name in form.specs}, unwrapped(form.specs)):
-        specs = {name: form.specs[old] for name, old in originals.items()}
-        mapped = {n: _reading(mapping, originals) for n, mapping in names.loading(specs).items()}
+        mapped = _loading(form, originals, names)
         if not [name for name in _unmapped(form, mapped) if not names.is_ignored(name)]:
-            return mapped
+            return originals
     return None
 
 
-def _reading(mapping: TensorMapping, originals: Mapping[str, str]) -> TensorMapping:
-    """Return a mapping that reads tensors under their original names."""
-    olds = tuple(originals[name] for name in mapping.names)
-    conversion = mapping.conversion and replace(mapping.conversion, inputs=olds)
-    return mapping._replace(names=olds, conversion=conversion)
+def _loading(
+    form: LinearForm, originals: Mapping[str, str], names: MemoryNames
+) -> dict[str, TensorMapping]:
+    """Return name in memory -> how its tensor is obtained from a form's tensors."""
+    specs = {name: form.specs[old] for name, old in originals.items()}
+    mapped = {}
+    for name, mapping in names.loading(specs).items():
+        olds = tuple(originals[old] for old in mapping.names)
+        conversion = mapping.conversion and replace(mapping.conversion, inputs=olds)
+        mapped[name] = mapping._replace(names=olds, conversion=conversion)
+    return mapped
 
 
 def _same(
