@@ -5,15 +5,15 @@ The names may differ in prefixes of wrappers, in the library of a CLIP model, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from threading import Lock
 
 import torch
 
 from weightops.algebra.linear_form import Factor, LinearForm, tied_names
-from weightops.algebra.names import NameRules, escape
-from weightops.algebra.source import Source, Spec
+from weightops.algebra.names import NameRules, escape, layer_of
+from weightops.algebra.source import Source, Spec, copy_of
 from weightops.checkpoints.clip_names import COUNTERS, mappings, unwrapped
 from weightops.checkpoints.conversion import Conversion, TensorMapping
 from weightops.checkpoints.libraries.memory_names import MemoryNames
@@ -143,9 +143,38 @@ def rename_to_match(
             form = through
         elif mapped and not _unmapped(form, mapped):
             form = _renamed(form, mapped)
+    return _with_aliases(form, tied_names(base))
+
+
+def match_ties(form: LinearForm, base: LinearForm) -> LinearForm:
+    """Return a form with the tied names that a base has, where one of them stores a copy.
+
+    A file may store a tied matrix once, or a second time under its other name, such as
+    ``lm_head.weight`` beside the embeddings: both are the same model. Only matrices outside of the
+    numbered layers are tied.
+    """
+    extra = [name for name in form.specs if name not in base.specs]
+    missing = [name for name in base.specs if name not in form.specs and not layer_of(name)]
+    common = [name for name in form.specs if name in base.specs and not layer_of(name)]
+    if extra and all(not layer_of(name) and _copied(form, name, common) for name in extra):
+        form = form.part([name for name in form.specs if name in base.specs])
+    return _with_aliases(form, {n: other for n in missing if (other := _copied(base, n, common))})
+
+
+def _copied(form: LinearForm, name: str, names: Iterable[str]) -> str | None:
+    """Return the name of the matrix that a form holds another time under a name, or None."""
+    sources = [source for source in form.sources if name in source.specs]
+    if len(form.specs[name].shape) < 2 or not sources:
+        return None
+    found = {copy_of(source, name, names) for source in sources}
+    return found.pop() if len(found) == 1 else None
+
+
+def _with_aliases(form: LinearForm, ties: Mapping[str, str]) -> LinearForm:
+    """Return a form with further names of its tensors, of which some pairs have one."""
     aliases = {
         name: other
-        for pair in tied_names(base).items()
+        for pair in ties.items()
         for name, other in (pair, pair[::-1])
         if other in form.specs and not any(name in source.specs for source in form.sources)
     }
