@@ -270,7 +270,7 @@ class TaskVector(Tensors):
         return module
 
     def _edited(self, base: Checkpoint, alpha: Alpha, strict: bool) -> LinearForm:
-        start = self.base.start_at(base, strict=strict) if self.base else base.form
+        start = self.base.start_at(base, self.form, strict=strict) if self.base else base.form
         return start.plus(match_names(self._checkpoint(self.form.times(alpha)), base))
 
     def _checkpoint(self, form: LinearForm) -> Checkpoint:

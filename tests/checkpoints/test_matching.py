@@ -188,3 +188,45 @@ def test_every_tensor_is_mapped(states: Any) -> None:
     assert from_transformers("visual.transformer.resblocks.0.attn.other") is None
     assert isinstance(match_to_base(open_checkpoint(ft), open_checkpoint(base)), Checkpoint)
     assert json.dumps(list(base))
+
+
+@pytest.fixture
+def tied(tmp_path: Path) -> dict[str, Path]:
+    """Two tied language models, each with its head stored once and twice."""
+    from helpers.transformers_folders import small_gpt2
+
+    folders = {}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        once, twice = tmp_path / f"once{seed}", tmp_path / f"twice{seed}"
+        for folder in (once, twice):
+            torch.manual_seed(seed)
+            small_gpt2().save_pretrained(folder)
+        tensors = load_file(twice / "model.safetensors")
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
+        save_file(tensors, twice / "model.safetensors", metadata={"format": "pt"})
+        folders |= {f"once{seed}": once, f"twice{seed}": twice}
+    return folders
+
+
+@pytest.mark.parametrize("base", ["once0", "twice0"])
+@pytest.mark.parametrize("other", ["once1", "twice1"])
+def test_a_tied_head_stored_twice_is_the_same_model(
+    base: str, other: str, tied: dict[str, Path], tmp_path: Path
+) -> None:
+    from transformers import GPT2LMHeadModel
+
+    plain = merge([tied["once0"], tied["once1"]]).state_dict()
+    merged = merge([tied[base], tied[other]])
+    saved = merged.save(tmp_path / "merged")
+    TaskVector(tied["once0"], tied[other]).save(tmp_path / "vector.safetensors")
+    vector = TaskVector.load(tmp_path / "vector.safetensors")
+    applied = vector.apply(tied[base], 0.5, strict=True).save(tmp_path / "applied")
+    for folder in (saved, applied):
+        model, told = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+        assert not any(told.values())
+        head, embedding = model.lm_head.weight, model.transformer.wte.weight
+        assert torch.allclose(head, plain["transformer.wte.weight"], atol=1e-7)
+        assert torch.equal(head, embedding)
+    fingerprints = {open_checkpoint(tied[name]).fingerprint for name in ("once0", "twice0")}
+    assert len(fingerprints) == 1

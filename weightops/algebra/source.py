@@ -194,7 +194,20 @@ def same_sample(a: Source, b: Source, name: str) -> bool:
     return True
 
 
+def copy_of(source: Source, name: str, others: Iterable[str]) -> str | None:
+    """Return the first of some names whose tensor has the same bits as another one in a source."""
+    alike = (n for n in others if n != name and source.specs.get(n) == source.specs[name])
+    read = source.read
+    return next(
+        (n for n in alike if all(_equal(read(name), read(n), first=k) for k in (64, None))), None
+    )
+
+
 def _same_bits(a: Source, b: Source, name: str, *, first: int | None) -> bool:
     """Return True if a tensor has the same bits in both, in its first elements or in all."""
-    x, y = (source.read(name).detach().reshape(-1)[:first].contiguous() for source in (a, b))
+    return _equal(a.read(name), b.read(name), first=first)
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor, *, first: int | None = None) -> bool:
+    x, y = (tensor.detach().reshape(-1)[:first].contiguous() for tensor in (a, b))
     return torch.equal(x.view(torch.uint8), y.to(x.device).view(torch.uint8))

@@ -187,7 +187,7 @@ class Checkpoint(Tensors):
         form = rename_to_match(self.form, wanted, names)
         if names is not None:
             form = form.part(
-                name for name in form.specs if name in names.specs or not names.is_ignored(name)
+                [n for n in form.specs if n in wanted.specs or not names.is_ignored(n)]
             )
         load_into(form, module, on_nonfinite="warn")
         return module

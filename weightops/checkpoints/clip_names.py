@@ -180,8 +180,12 @@ def outside_image_tower(names: Iterable[str]) -> bool:
 
 
 def is_clip(names: Iterable[str]) -> bool:
-    """Return whether the names are those of a whole CLIP model, of either library."""
+    """Return whether the names are those of a model of images and texts, of either library.
+
+    CLIP and its kin, such as SigLIP or models with a tower of timm, have an image tower ``visual``
+    or ``vision_model``, and a text tower ``text``, ``text_model`` or (CLIP alone) without a prefix.
+    """
     listed = set(names)
-    images = {"visual.class_embedding", "vision_model.embeddings.class_embedding"}
-    texts = {"token_embedding.weight", "text_model.embeddings.token_embedding.weight"}
-    return bool(listed & images) and bool(listed & texts)
+    has_images = any(name.startswith(("visual.", "vision_model.")) for name in listed)
+    has_texts = any(name.startswith(("text.", "text_model.")) for name in listed)
+    return has_images and (has_texts or "token_embedding.weight" in listed)

@@ -14,7 +14,7 @@ from weightops.checkpoints.clip_names import is_clip, outside_image_tower, unwra
 from weightops.checkpoints.libraries.clip_conversion import convert
 from weightops.checkpoints.libraries.table import LIBRARIES
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
-from weightops.checkpoints.renaming import rename_to_match, states_a_size
+from weightops.checkpoints.renaming import match_ties, rename_to_match, states_a_size
 from weightops.errors import CheckpointError
 from weightops.support.registry import unknown
 from weightops.support.text import first_few
@@ -48,13 +48,16 @@ def match_names(checkpoint: Checkpoint, base: Checkpoint) -> LinearForm:
     A form that can't be renamed is returned unchanged. Adapters that were loaded without a base
     are put on the base's modules.
     """
-    loose = [s for s in checkpoint.form.sources if isinstance(s, LoraSource)]
+    form = checkpoint.form
+    loose = [source for source in form.sources if isinstance(source, LoraSource)]
     if loose and base.form.space == "weights":
         return _with_adapters(checkpoint, base)
-    if set(checkpoint.form.specs) <= set(base.form.specs):
-        return rename_to_match(checkpoint.form, base.form)
-    names = base.names_in_memory or checkpoint.names_in_memory
-    return rename_to_match(checkpoint.form, base.form, names)
+    if set(form.specs) == set(base.specs):
+        return form
+    names = None
+    if not set(form.specs) <= set(base.specs):
+        names = base.names_in_memory or checkpoint.names_in_memory
+    return match_ties(rename_to_match(form, base.form, names), base.form)
 
 
 def _with_adapters(delta: Checkpoint, base: Checkpoint) -> LinearForm:

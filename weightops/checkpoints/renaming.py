@@ -5,15 +5,15 @@ The names may differ in prefixes of wrappers, in the library of a CLIP model, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from threading import Lock
 
 import torch
 
 from weightops.algebra.linear_form import Factor, LinearForm, tied_names
-from weightops.algebra.names import NameRules, escape
-from weightops.algebra.source import Source, Spec
+from weightops.algebra.names import NameRules, escape, layer_of
+from weightops.algebra.source import Source, Spec, copy_of
 from weightops.checkpoints.clip_names import COUNTERS, mappings, unwrapped
 from weightops.checkpoints.conversion import Conversion, TensorMapping
 from weightops.checkpoints.libraries.memory_names import MemoryNames
@@ -136,10 +136,38 @@ def rename_to_match(
         base: the form with the wanted names.
         names: the names in memory of the model that both are of, if they are known.
     """
-    form = matched_names(form, base, names)
+    return _with_aliases(matched_names(form, base, names), tied_names(base))
+
+
+def match_ties(form: LinearForm, base: LinearForm) -> LinearForm:
+    """Return a form with the tied names that a base has, where one of them stores a copy.
+
+    A file may store a tied matrix once, or a second time under its other name, such as
+    ``lm_head.weight`` beside the embeddings: both are the same model. Only matrices outside of the
+    numbered layers are tied.
+    """
+    extra = [name for name in form.specs if name not in base.specs]
+    missing = [name for name in base.specs if name not in form.specs and not layer_of(name)]
+    common = [name for name in form.specs if name in base.specs and not layer_of(name)]
+    if extra and all(not layer_of(name) and _copied(form, name, common) for name in extra):
+        form = form.part([name for name in form.specs if name in base.specs])
+    return _with_aliases(form, {n: other for n in missing if (other := _copied(base, n, common))})
+
+
+def _copied(form: LinearForm, name: str, names: Iterable[str]) -> str | None:
+    """Return the name of the matrix that a form holds another time under a name, or None."""
+    sources = [source for source in form.sources if name in source.specs]
+    if len(form.specs[name].shape) < 2 or not sources:
+        return None
+    found = {copy_of(source, name, names) for source in sources}
+    return found.pop() if len(found) == 1 else None
+
+
+def _with_aliases(form: LinearForm, ties: Mapping[str, str]) -> LinearForm:
+    """Return a form with further names of its tensors, of which some pairs have one."""
     aliases = {
         name: other
-        for pair in tied_names(base).items()
+        for pair in ties.items()
         for name, other in (pair, pair[::-1])
         if other in form.specs and not any(name in source.specs for source in form.sources)
     }
@@ -166,35 +194,41 @@ def matched_names(
 
 def _through_memory(form: LinearForm, base: LinearForm, names: MemoryNames) -> LinearForm | None:
     """Return a form in the names of a base, by way of their model's names in memory, or None."""
-    loading = _loading(form, names)
-    if loading is None:
+    mine, theirs = _plain_names(form, names), _plain_names(base, names)
+    if mine is None or theirs is None:
         return None
+    loading = _loading(form, mine, names)
     in_memory = renamed(form, {**loading, **_same(form, base, loading)})
     enough = any if form.space == "delta" else all
     saving = {
-        name: mapping
-        for name, mapping in names.saving(base.specs).items()
+        theirs[name]: mapping
+        for name, mapping in names.saving({n: base.specs[old] for n, old in theirs.items()}).items()
         if enough(old in in_memory.specs for old in mapping.names)
     }
     saving |= _same(in_memory, base, saving)
     return None if _unmapped(in_memory, saving) else renamed(in_memory, saving)
 
 
-def _loading(form: LinearForm, names: MemoryNames) -> dict[str, TensorMapping] | None:
-    """Return name in memory -> how its tensor is obtained from a form's; None if some are lost."""
+def _plain_names(form: LinearForm, names: MemoryNames) -> dict[str, str] | None:
+    """Return name -> a form's name, with or without wrappers' prefixes; None if some are lost."""
     for originals in ({name: name for name in form.specs}, unwrapped(form.specs)):
-        specs = {name: form.specs[old] for name, old in originals.items()}
-        mapped = {n: _reading(mapping, originals) for n, mapping in names.loading(specs).items()}
+        mapped = _loading(form, originals, names)
         if not [name for name in _unmapped(form, mapped) if not names.is_ignored(name)]:
-            return mapped
+            return originals
     return None
 
 
-def _reading(mapping: TensorMapping, originals: Mapping[str, str]) -> TensorMapping:
-    """Return a mapping that reads tensors under their original names."""
-    olds = tuple(originals[name] for name in mapping.names)
-    conversion = mapping.conversion and replace(mapping.conversion, inputs=olds)
-    return mapping._replace(names=olds, conversion=conversion)
+def _loading(
+    form: LinearForm, originals: Mapping[str, str], names: MemoryNames
+) -> dict[str, TensorMapping]:
+    """Return name in memory -> how its tensor is obtained from a form's tensors."""
+    specs = {name: form.specs[old] for name, old in originals.items()}
+    mapped = {}
+    for name, mapping in names.loading(specs).items():
+        olds = tuple(originals[old] for old in mapping.names)
+        conversion = mapping.conversion and replace(mapping.conversion, inputs=olds)
+        mapped[name] = mapping._replace(names=olds, conversion=conversion)
+    return mapped
 
 
 def _same(
