@@ -138,17 +138,17 @@ def _change(whole: Source, base: Checkpoint, ref: str) -> LinearForm:
 
 def _settle_ends(delta: LinearForm, base: Checkpoint) -> tuple[LinearForm, bool]:
     """Tie the ends that a delta changes equally; return it, and whether others come apart."""
-    copies, apart = {}, False
+    copies, unchanged, apart = {}, set(), False
     for alias, name in tied_names(base.form).items():
         changed = [end for end in (alias, name) if end in delta.specs]
         if len(changed) == 2 and _equal(delta, alias, name):
             copies[alias] = name
+        elif len(changed) == 1 and not float_tensor(delta, changed[0]).any():
+            unchanged.add(changed[0])
         elif changed:
             apart = True
-    if not copies:
-        return delta, apart
-    kept = delta.specs.keys() - copies.keys()
-    return with_copies(_restricted(delta, kept), copies), apart
+    kept = _restricted(delta, delta.specs.keys() - copies.keys() - unchanged)
+    return with_copies(kept, copies) if copies else kept, apart
 
 
 def _equal(delta: LinearForm, first: str, second: str) -> bool:
