@@ -183,8 +183,13 @@ _SAMPLE = 1 << 20
 
 
 def same_sample(a: Source, b: Source, name: str) -> bool:
-    """Return True if a tensor has the same bits in both; of a large one, in three parts of it."""
+    """Return True if a tensor has the same bits in both; of a large one, in three parts of it.
+
+    Of two dtypes, the numbers count.
+    """
     x, y = (source.read(name).detach().reshape(-1) for source in (a, b))
+    if x.dtype != y.dtype:
+        x, y = x.double(), y.double()
     middle = max((len(x) - _SAMPLE) // 2, 0)
     for start in sorted({0, middle, max(len(x) - _SAMPLE, 0)}):
         parts = (flat[start : start + _SAMPLE].contiguous().view(torch.uint8) for flat in (x, y))

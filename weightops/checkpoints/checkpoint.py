@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import cached_property
@@ -29,6 +30,8 @@ from weightops.engine.tensors import Tensors
 from weightops.engine.write import write
 from weightops.errors import CheckpointError, OptionError
 from weightops.support.atomic import resumable_output, stage_of
+
+log = logging.getLogger("weightops")
 
 _OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -301,6 +304,9 @@ class Checkpoint(Tensors):
                 self.architecture.write(folder, final)
             if self.card:
                 (folder / "README.md").write_text(self.card, encoding="utf-8")
+        if options.max_shard_size and self.architecture and not self.architecture.reads_shards:
+            log.warning("%s reads one file only: no shards are written", self.architecture.library)
+            options = options._replace(max_shard_size=None)
         self._write_weights(folder, self.weights_file, options)
 
     def _write_weights(self, folder: Path, filename: str, options: _Writing) -> None:

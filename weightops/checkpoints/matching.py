@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source
@@ -11,6 +12,7 @@ from weightops.checkpoints.adapters.binding import bind, placed_term
 from weightops.checkpoints.adapters.lora import LoraSource
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.clip_names import is_clip, outside_image_tower, unwrapped
+from weightops.checkpoints.config_differences import config_differences
 from weightops.checkpoints.libraries.clip_conversion import convert
 from weightops.checkpoints.libraries.table import LIBRARIES
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
@@ -31,7 +33,7 @@ def match_to_base(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     An image encoder alone is completed with the other tensors of the base's CLIP model. Weights
     that can't be renamed are returned unchanged, so that a comparison refuses them.
     """
-    form = match_names(checkpoint, base)
+    form = _with_sizes_of(base.form, match_names(checkpoint, base))
     missing = [name for name in base.specs if name not in form.specs]
     extra = [name for name in form.specs if name not in base.specs]
     if missing and not extra and _can_be_completed(missing, base, checkpoint.ref):
@@ -40,6 +42,19 @@ def match_to_base(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     if form is checkpoint.form:
         return checkpoint
     return checkpoint.with_form(form, checkpoint.architecture)
+
+
+def _with_sizes_of(base: LinearForm, form: LinearForm) -> LinearForm:
+    """Return weights whose buffers of sizes have the dtypes that a base has, as versions differ."""
+    changed = {
+        name: base.specs[name]
+        for name, spec in form.specs.items()
+        if (of_base := base.specs.get(name)) is not None
+        and spec != of_base
+        and spec.shape == of_base.shape
+        and states_a_size(name, spec)
+    }
+    return replace(form, specs={**form.specs, **changed}) if changed else form
 
 
 def match_names(checkpoint: Checkpoint, base: Checkpoint) -> LinearForm:
@@ -98,6 +113,7 @@ def open_matched(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
     """
     opened = open_any(source)
     if opened.form.space == "weights":
+        _warn_of_other_config(opened, base)
         return match_to_base(opened, base)
     stored = opened.form.sources[0]
     if isinstance(stored, Adapter):
@@ -105,6 +121,22 @@ def open_matched(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
     _warn_of_other_base(stored, base)
     delta = match_names(opened, base)
     return Checkpoint(base.form.plus(delta), base.architecture)
+
+
+def _warn_of_other_config(checkpoint: Checkpoint, base: Checkpoint) -> None:
+    """Warn if weights are of a model that computes something else with the same tensors."""
+    if checkpoint.architecture is None or base.architecture is None:
+        return
+    if checkpoint.architecture.library != base.architecture.library:
+        return
+    differences = config_differences(checkpoint.architecture, base.architecture)
+    if differences:
+        log.warning(
+            "%s and %s are configured differently, and the result is configured as the second: %s",
+            checkpoint.ref,
+            base.ref,
+            first_few(differences, 6),
+        )
 
 
 def _warn_of_other_base(stored: Source, base: Checkpoint) -> None:

@@ -29,6 +29,7 @@ from weightops.checkpoints.formats import (
     torch_zip,
 )
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.libraries.other_folder import OtherFolder, written_name
 from weightops.checkpoints.libraries.table import architecture_of
 from weightops.errors import CheckpointError, SpaceError
 from weightops.support.registry import Registry
@@ -198,12 +199,14 @@ def open_ref(ref: str | Path) -> Checkpoint:
             )
         path = fetched.path
     try:
-        single = None if path.is_dir() else bare.folder_of(path) or path
-        source = _open_file(single) if single else _open_folder(path)
+        file = _weights_in(path) if path.is_dir() else bare.folder_of(path) or path
+        source = _open_file(file) if file else parts.open_folder(path)
         bare.check_no_halves(source.specs, str(path))
         architecture = fetched.architecture if fetched else None
         if architecture is None and path.is_dir():
-            architecture = architecture_of(path)
+            architecture = architecture_of(path) or OtherFolder.recognise(path)
+        if file and isinstance(architecture, OtherFolder):
+            architecture.weights_file = written_name(file)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
     _check_gathered(source)
@@ -284,19 +287,24 @@ def _format_of(file: Path) -> Format | None:
     return next((format_ for format_ in by_order if format_.recognises(file)), None)
 
 
-def _open_folder(folder: Path) -> Source:
-    """Open the weights of a folder: a file with a usual name, else all parts or the only file."""
+def _weights_in(folder: Path) -> Path | None:
+    """Return the weights file of a folder, with a usual name or the only one; None for parts."""
     usual = [name for name in _USUAL_NAMES if (folder / name).is_file()]
     if usual:
         if len({name == ADAPTER_CONFIG for name in usual}) > 1:
             log.warning("%s holds weights and an adapter: %s is opened", folder, usual[0])
-        return _open_file(folder / usual[0])
+        return folder / usual[0]
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and _format_of(path)]
-    part_files = [path for path in files if parts.holds_parts(path)]
-    if part_files:
-        return parts.PartsSource(part_files)
+    if any(parts.holds_parts(path) for path in files):
+        return None
     indexes = [path for path in files if FORMATS["index"].recognises(path)]
     chosen = indexes or files
+    if not chosen and (folder / "model_index.json").is_file():
+        inner = [path.name for path in sorted(folder.iterdir()) if (path / "config.json").is_file()]
+        raise CheckpointError(
+            f"{folder} is a pipeline of several models: {', '.join(inner)}",
+            hint="name the folder of one of them, and put the result in its place",
+        )
     if not chosen:
         raise CheckpointError(f"{folder} holds no file of weights ({', '.join(FORMATS)})")
     if len(chosen) > 1:
@@ -305,4 +313,4 @@ def _open_folder(folder: Path) -> Source:
             f"{first_few(path.name for path in chosen)}",
             hint="name one of them",
         )
-    return _open_file(chosen[0])
+    return chosen[0]

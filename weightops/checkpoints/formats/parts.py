@@ -35,6 +35,15 @@ def _is_part(source: SafetensorsSource, path: Path) -> bool:
     return path.name.startswith("shard-") or any(any(begin) for begin in offsets.values())
 
 
+def open_folder(folder: Path) -> Source:
+    """Open all parts in a folder.
+
+    Raises:
+        CheckpointError: if the parts of a tensor don't fill it.
+    """
+    return PartsSource([path for path in sorted(folder.glob("*.safetensors")) if holds_parts(path)])
+
+
 def open_whole(path: Path) -> Source:
     """Open a safetensors file that holds whole tensors.
 

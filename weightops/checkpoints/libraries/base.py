@@ -46,13 +46,15 @@ class Architecture(ABC):
         library: the name of the library.
         config_file: the name of the configuration file.
         weights_file: the name of the weights file that the library looks for.
+        reads_shards: True if the library reads weights in several files with an index.
         is_classifier: True if the models classify images with a head of their own.
         card_facts: the facts about the library that a model card states.
     """
 
     library: ClassVar[str]
     config_file: ClassVar[str] = "config.json"
-    weights_file: ClassVar[str] = "model.safetensors"
+    weights_file: str = "model.safetensors"
+    reads_shards: ClassVar[bool] = True
     is_classifier: ClassVar[bool] = False
     card_facts: ClassVar[CardFacts]
 
