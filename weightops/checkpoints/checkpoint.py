@@ -19,7 +19,7 @@ from weightops.algebra.source import Source
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.memory_names import MemoryNames
-from weightops.checkpoints.loading import load_into
+from weightops.checkpoints.loading import load_into, untie
 from weightops.checkpoints.renaming import rename_to_match
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
 from weightops.engine.layout import Estimate, FileLayout, estimate, layout
@@ -173,6 +173,7 @@ class Checkpoint(Tensors):
             form = form.part(
                 [n for n in form.specs if n in wanted.specs or not names.is_ignored(n)]
             )
+        untie(module, form)
         load_into(form, module, on_nonfinite="warn")
         return module
 
