@@ -230,3 +230,30 @@ def test_a_tied_head_stored_twice_is_the_same_model(
         assert torch.equal(head, embedding)
     fingerprints = {open_checkpoint(tied[name]).fingerprint for name in ("once0", "twice0")}
     assert len(fingerprints) == 1
+
+
+def test_a_tied_model_whose_ends_differ_is_built_as_it_is_stored(
+    tied: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import GPT2LMHeadModel
+
+    file = tied["twice0"] / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "lm_head.weight": tensors["lm_head.weight"] + 1}, file, {"format": "pt"})
+    built = open_checkpoint(tied["twice0"]).model()
+    assert "lm_head.weight are tied in the model, and differ here" in caplog.text
+    loaded = GPT2LMHeadModel.from_pretrained(tied["twice0"]).eval()
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        assert torch.equal(built(tokens).logits, loaded(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    "infix", ["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"]
+)
+def test_infixes_of_wrappers_do_not_matter(infix: str) -> None:
+    plain = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).state_dict()
+    wrapped = {f"{infix}.{name[0]}.{infix}{name[1:]}": t + 1 for name, t in plain.items()}
+    vector = TaskVector(plain, wrapped)
+    assert vector.form.specs.keys() == plain.keys()
+    assert vector.norm() == pytest.approx(12**0.5)

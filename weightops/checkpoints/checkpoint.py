@@ -20,7 +20,7 @@ from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.in_memory import InMemory
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.memory_names import MemoryNames
-from weightops.checkpoints.loading import load_into
+from weightops.checkpoints.loading import load_into, untie
 from weightops.checkpoints.renaming import rename_to_match
 from weightops.checkpoints.skeleton import blank_copy, blank_model
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
@@ -192,6 +192,7 @@ class Checkpoint(Tensors):
             form = form.part(
                 [n for n in form.specs if n in wanted.specs or not names.is_ignored(n)]
             )
+        untie(module, form)
         load_into(form, module, on_nonfinite="warn")
         return module
 

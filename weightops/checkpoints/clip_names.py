@@ -40,19 +40,24 @@ _LAYER = re.compile(r"(.*transformer\.resblocks)\.(\d+)\.(.+)")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "image_encoder.", "ema_model.")
 """Prefixes that wrappers of modules put before every name."""
 
+WRAPPER_INFIXES = re.compile(
+    r"(^|(?<=\.))(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\."
+)
+"""What FSDP1, checkpoint_wrapper and torch.compile put into names of inner modules."""
+
 COUNTERS = ("n_averaged", "initted", "step")
 """Counters that averages of weights keep beside them, without a prefix."""
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """Return canonical name -> name, without the prefixes of wrappers.
+    """Return canonical name -> name, without the prefixes and infixes of wrappers.
 
     A lone tower of CLIP gets the prefix that the tower has in a whole model.
 
     >>> unwrapped(["module.model.a", "module.model.b"])
     {'a': 'module.model.a', 'b': 'module.model.b'}
     """
-    originals = {name: name for name in names}
+    originals = {WRAPPER_INFIXES.sub("", name): name for name in names}
     while wrapped := [name for name in originals if name not in COUNTERS]:
         prefix = next(
             (p for p in WRAPPER_PREFIXES if all(name.startswith(p) for name in wrapped)), None
