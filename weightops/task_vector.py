@@ -14,11 +14,12 @@ from torch import nn
 from weightops.algebra.linear_form import Alpha, LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.loading import load_into
-from weightops.checkpoints.matching import open_matched
+from weightops.checkpoints.matching import match_names, open_matched
 from weightops.checkpoints.module_copy import empty_copy
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.checkpoints.origin import Origin
-from weightops.checkpoints.renaming import in_common_names, rename_to_match
+from weightops.checkpoints.renaming import in_common_names
+from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
 from weightops.checkpoints.vector_files import open_vector, write_lora, write_vector
 from weightops.engine.evaluate import OnNonfinite, materialize
 from weightops.engine.reduce import gram
@@ -69,6 +70,7 @@ class TaskVector(Tensors):
     ) -> None:
         base = open_checkpoint(pre)
         other = open_matched(finetuned, base)
+        base = with_tied_names(base, other.specs)
         self.form, left_out = LinearForm.difference(other.form, base.form, strict=strict)
         self.base = Origin.of(base)
         if left_out:
@@ -96,7 +98,9 @@ class TaskVector(Tensors):
             return self
         if not isinstance(other, TaskVector):
             return NotImplemented
-        form = self.form.plus(rename_to_match(other.form, self.form))
+        form = self.form.plus(
+            match_names(other._checkpoint(other.form), self._checkpoint(self.form))
+        )
         return TaskVector.of_form(form, Origin.common(self.base, other.base))
 
     __radd__ = __add__
@@ -213,13 +217,13 @@ class TaskVector(Tensors):
             UnknownNameError: if a pattern of ``alpha`` matches nothing.
             NonfiniteError: naming the tensors, if ``on_nonfinite="error"``.
         """
-        opened = open_checkpoint(base)
+        opened = with_tied_names(open_checkpoint(base), self.form.specs)
         form = self._edited(opened, alpha, strict)
         if isinstance(base, nn.Module):
             module, tensors = empty_copy(base)
             materialize(form, tensors, on_nonfinite=on_nonfinite)
             return module
-        edited = Checkpoint(form, opened.architecture)
+        edited = Checkpoint(form, architecture_of_ends(form, opened))
         if isinstance(base, Mapping) and not isinstance(base, Checkpoint):
             return edited.state_dict(like=base, on_nonfinite=on_nonfinite)
         return edited
@@ -268,8 +272,13 @@ class TaskVector(Tensors):
         return module
 
     def _edited(self, base: Checkpoint, alpha: Alpha, strict: bool) -> LinearForm:
-        start = self.base.start_at(base, strict=strict) if self.base else base.form
-        return start.plus(rename_to_match(self.form.times(alpha), base.form))
+        start = self.base.start_at(base, self.form, strict=strict) if self.base else base.form
+        return start.plus(match_names(self._checkpoint(self.form.times(alpha)), base))
+
+    def _checkpoint(self, form: LinearForm) -> Checkpoint:
+        """Return a form of deltas as a checkpoint of the model that this vector was made from."""
+        own = self.base.checkpoint if self.base else None
+        return own.with_form(form, own.architecture) if own else Checkpoint(form)
 
     def save(
         self,
@@ -301,38 +310,28 @@ class TaskVector(Tensors):
         )
 
     def save_lora(
-        self,
-        folder: str | Path,
-        rank: int,
-        *,
-        fan_in_fan_out: bool = False,
-        overwrite: bool = False,
+        self, folder: str | Path, rank: int, *, overwrite: bool = False
     ) -> dict[str, float]:
         """Write the nearest LoRA of a rank, as a folder that peft loads (arXiv 2106.09685).
+
+        The base's model shows which weights are of linear and embedding layers, and their names.
 
         Args:
             folder: the output.
             rank: the rank of each matrix ``B A``, the delta's truncated singular value
                 decomposition.
-            fan_in_fan_out: weights have shape ``(in, out)``, as in GPT-2.
             overwrite: replace a folder that exists.
 
         Returns:
             ``relative_error``: the norm of the error over that of the vector; ``left_out``: how
-            many changed tensors aren't matrices.
+            many changed tensors are of other layers.
 
         Raises:
             OptionError: if no matrix changed.
             OutputError: if the folder exists or can't be written.
         """
-        return write_lora(
-            self.form,
-            Path(folder),
-            rank,
-            base=self.base.ref if self.base else None,
-            fan_in_fan_out=fan_in_fan_out,
-            overwrite=overwrite,
-        )
+        base, ref = (self.base.checkpoint, self.base.ref) if self.base else (None, None)
+        return write_lora(self.form, Path(folder), rank, base=base, ref=ref, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> TaskVector:

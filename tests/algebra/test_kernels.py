@@ -11,8 +11,11 @@ from weightops.algebra.dtypes import SAFETENSORS
 from weightops.algebra.kernels import Term, combine, has_nonfinite
 from weightops.algebra.scratch import Scratch, Slot
 
+WITH_VALUES = {dtype for name, dtype in SAFETENSORS.items() if name != "F4"}
+"""The dtypes that torch converts numbers to."""
 
-@pytest.mark.parametrize("dtype", sorted(set(SAFETENSORS.values()), key=str))
+
+@pytest.mark.parametrize("dtype", sorted(WITH_VALUES, key=str))
 def test_nonfinite_in_every_dtype(dtype: torch.dtype) -> None:
     chunk = torch.ones(100).to(dtype)
     assert not has_nonfinite(chunk)

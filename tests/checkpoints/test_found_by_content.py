@@ -86,13 +86,13 @@ def test_files_that_are_not_weights_are_called_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.float8_e4m3fn])
 def test_codes_that_differ_are_never_taken_from_the_base(dtype: torch.dtype) -> None:
     codes = [torch.arange(6).add(i).to(dtype).reshape(2, 3) for i in range(2)]
-    a, b = ({"scale": torch.ones(2), "weight": code, "n": torch.tensor(3)} for code in codes)
+    a, b = ({"norm": torch.ones(2), "weight": code, "n": torch.tensor(3)} for code in codes)
     with pytest.raises(MismatchError, match=f"differ in 1 {str(dtype)[6:]} tensors.*: weight"):
         TaskVector(a, b)
     with pytest.raises(MismatchError, match="dequantized: before a path"):
         merge([a, b])
     # What is equal stays, and so may counters differ.
-    vector = TaskVector(a, {**a, "scale": torch.zeros(2), "n": torch.tensor(4)})
+    vector = TaskVector(a, {**a, "norm": torch.zeros(2), "n": torch.tensor(4)})
     edited = vector.apply(a)
     assert torch.equal(edited["weight"].float(), codes[0].float())
     assert edited["n"] == 3

@@ -188,3 +188,72 @@ def test_every_tensor_is_mapped(states: Any) -> None:
     assert from_transformers("visual.transformer.resblocks.0.attn.other") is None
     assert isinstance(match_to_base(open_checkpoint(ft), open_checkpoint(base)), Checkpoint)
     assert json.dumps(list(base))
+
+
+@pytest.fixture
+def tied(tmp_path: Path) -> dict[str, Path]:
+    """Two tied language models, each with its head stored once and twice."""
+    from helpers.transformers_folders import small_gpt2
+
+    folders = {}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        once, twice = tmp_path / f"once{seed}", tmp_path / f"twice{seed}"
+        for folder in (once, twice):
+            torch.manual_seed(seed)
+            small_gpt2().save_pretrained(folder)
+        tensors = load_file(twice / "model.safetensors")
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
+        save_file(tensors, twice / "model.safetensors", metadata={"format": "pt"})
+        folders |= {f"once{seed}": once, f"twice{seed}": twice}
+    return folders
+
+
+@pytest.mark.parametrize("base", ["once0", "twice0"])
+@pytest.mark.parametrize("other", ["once1", "twice1"])
+def test_a_tied_head_stored_twice_is_the_same_model(
+    base: str, other: str, tied: dict[str, Path], tmp_path: Path
+) -> None:
+    from transformers import GPT2LMHeadModel
+
+    plain = merge([tied["once0"], tied["once1"]]).state_dict()
+    merged = merge([tied[base], tied[other]])
+    saved = merged.save(tmp_path / "merged")
+    TaskVector(tied["once0"], tied[other]).save(tmp_path / "vector.safetensors")
+    vector = TaskVector.load(tmp_path / "vector.safetensors")
+    applied = vector.apply(tied[base], 0.5, strict=True).save(tmp_path / "applied")
+    for folder in (saved, applied):
+        model, told = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+        assert not any(told.values())
+        head, embedding = model.lm_head.weight, model.transformer.wte.weight
+        assert torch.allclose(head, plain["transformer.wte.weight"], atol=1e-7)
+        assert torch.equal(head, embedding)
+    fingerprints = {open_checkpoint(tied[name]).fingerprint for name in ("once0", "twice0")}
+    assert len(fingerprints) == 1
+
+
+def test_a_tied_model_whose_ends_differ_is_built_as_it_is_stored(
+    tied: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import GPT2LMHeadModel
+
+    file = tied["twice0"] / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "lm_head.weight": tensors["lm_head.weight"] + 1}, file, {"format": "pt"})
+    built = open_checkpoint(tied["twice0"]).model()
+    assert "lm_head.weight are tied in the model, and differ here" in caplog.text
+    loaded = GPT2LMHeadModel.from_pretrained(tied["twice0"]).eval()
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        assert torch.equal(built(tokens).logits, loaded(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    "infix", ["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"]
+)
+def test_infixes_of_wrappers_do_not_matter(infix: str) -> None:
+    plain = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).state_dict()
+    wrapped = {f"{infix}.{name[0]}.{infix}{name[1:]}": t + 1 for name, t in plain.items()}
+    vector = TaskVector(plain, wrapped)
+    assert vector.form.specs.keys() == plain.keys()
+    assert vector.norm() == pytest.approx(12**0.5)

@@ -131,6 +131,51 @@ def test_indexes_with_wrong_claims(tmp_path: Path) -> None:
             open_checkpoint(index)
 
 
+def test_ungathered_weights_of_zero_3_are_refused(tmp_path: Path) -> None:
+    state = {"a.weight": torch.empty(0), "b.weight": torch.empty(0), "norm": torch.ones(2)}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"2 empty tensors: a.weight, b.weight(?s:.*)zero_to"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_folder_with_weights_and_an_adapter_says_which_it_opens(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert list(open_checkpoint(tmp_path)) == ["w"]
+    assert "holds weights and an adapter: model.safetensors is opened" in caplog.text
+
+
+def test_torch_files_hold_no_descriptor(tmp_path: Path) -> None:
+    for i in range(20):
+        torch.save({"w": torch.full((4,), float(i))}, tmp_path / f"{i}.pt")
+    before = len(os.listdir("/proc/self/fd"))
+    opened = [open_checkpoint(tmp_path / f"{i}.pt") for i in range(20)]
+    assert len(os.listdir("/proc/self/fd")) - before < 3
+    assert [float(one["w"][0]) for one in opened] == list(range(20))
+
+
+def test_packed_and_rare_dtypes_of_safetensors(tmp_path: Path) -> None:
+    codes = torch.arange(32, dtype=torch.uint8).reshape(4, 8)
+    kinds = ("float8_e8m0fnu", "float8_e4m3fnuz", "float4_e2m1fn_x2")
+    tensors = {
+        kind: codes.clone().view(getattr(torch, kind)) for kind in kinds if hasattr(torch, kind)
+    }
+    tensors["complex"] = torch.randn(2, 3, dtype=torch.complex64)
+    save_file(tensors, tmp_path / "rare.safetensors")
+    copied = open_checkpoint(tmp_path / "rare.safetensors").save(tmp_path / "copy.safetensors")
+    for opened in (load_file(copied), open_checkpoint(copied)):
+        for name, tensor in tensors.items():
+            assert opened[name].shape == tensor.shape
+            assert torch.equal(opened[name].view(torch.uint8), tensor.view(torch.uint8))
+    header = json.dumps({"w": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}).encode()
+    file = tmp_path / "six.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(3))
+    with pytest.raises(CheckpointError, match="six"):
+        open_checkpoint(file)
+
+
 @pytest.fixture
 def formats(monkeypatch: pytest.MonkeyPatch) -> Registry[Format]:
     """A copy of the table of formats, to which a test may add."""

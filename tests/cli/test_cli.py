@@ -168,7 +168,6 @@ def test_tasks(capsys: pytest.CaptureFixture[str]) -> None:
             "is a folder, and the output is a file",
         ),
         (["vector", "{a}", "{a}", "-o", "x.pt"], 2, "--out is a .safetensors file"),
-        (["vector", "{a}", "{a}", "-o", "{new}", "--fan-in-fan-out"], 2, "is for --lora"),
         (["merge", "{a}", "{a}", "-o", "{here}/m", "--push", "name"], 2, "give ORG/NAME"),
         (["merge", "{a}", "{a}", "-o", "{here}/m", "--push", "org/name"], 2, "nobody is logged in"),
         (["lofi", "merge", "{a}", "{a}", "-o", "{here}/m"], 1, "is given twice"),

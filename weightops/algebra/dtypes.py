@@ -21,8 +21,21 @@ SAFETENSORS = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
     "C64": torch.complex64,
+    **{
+        name: getattr(torch, dtype)
+        for name, dtype in {
+            "F8_E8M0": "float8_e8m0fnu",
+            "F8_E4M3FNUZ": "float8_e4m3fnuz",
+            "F8_E5M2FNUZ": "float8_e5m2fnuz",
+            "F4": "float4_e2m1fn_x2",
+        }.items()
+        if hasattr(torch, dtype)  # newer versions of torch have more
+    },
 }
 """Name in safetensors headers -> dtype."""
+
+NUMBERS_IN_AN_ELEMENT = {"F4": 2}
+"""Name in safetensors headers -> numbers of the last dimension that torch keeps in one element."""
 
 _EDITABLE = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 

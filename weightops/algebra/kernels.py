@@ -142,7 +142,8 @@ def widen(
 
 def has_nonfinite(chunk: torch.Tensor) -> bool:
     """Return True if any element is NaN or infinite."""
-    if not chunk.dtype.is_floating_point or not chunk.numel():
+    has_none = "float4" in str(chunk.dtype) or not chunk.dtype.is_floating_point
+    if has_none or not chunk.numel():
         return False
     # aminmax has no float8 kernel. One NaN makes both extremes NaN.
     extremes = torch.aminmax(chunk if chunk.dtype.itemsize > 1 else chunk.float())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from weightops.algebra.codes import differing_codes
 from weightops.algebra.dtypes import is_editable, name_of
 from weightops.algebra.names import (
     NameRules,
@@ -20,7 +21,7 @@ from weightops.algebra.names import (
     mismatch,
     value_at,
 )
-from weightops.algebra.source import Source, Space, Spec, same_sample
+from weightops.algebra.source import Source, Space, Spec
 from weightops.errors import MismatchError, OptionError, SpaceError
 from weightops.support.text import first_few
 
@@ -84,7 +85,7 @@ class LinearForm:
             n: s for n, s in subtrahend.specs.items() if is_editable(s.dtype) and n in minuend.specs
         }
         form = cls("delta", specs, _add(minuend.terms, subtrahend.terms, -1.0))
-        return (form._only(specs) if left_out else form), left_out
+        return (form.only(specs) if left_out else form), left_out
 
     @property
     def sources(self) -> list[Source]:
@@ -188,9 +189,9 @@ class LinearForm:
         patterns = [patterns] if isinstance(patterns, str) else patterns
         selected = NameRules.of(dict.fromkeys(patterns, 1.0))
         selected.check(self.specs)
-        return self._only({name: spec for name, spec in self.specs.items() if selected(name)})
+        return self.only({name: spec for name, spec in self.specs.items() if selected(name)})
 
-    def _only(self, specs: Mapping[str, Spec]) -> LinearForm:
+    def only(self, specs: Mapping[str, Spec]) -> LinearForm:
         """Return the delta restricted to some names: it is zero elsewhere, also in sums."""
         return replace(self._with_rules(NameRules.exactly(specs)), specs=specs)
 
@@ -269,13 +270,14 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
     """
     only_a = [n for n in a.specs if n not in b.specs]
     only_b = [n for n in b.specs if n not in a.specs]
-    shapes, dtypes = [], []
+    shapes, dtypes, floats = [], [], True
     for name in a.specs:
         x, y = a.specs[name], b.specs.get(name)
         if y is not None and x.shape != y.shape:
             shapes.append(f"{name} {tuple(x.shape)} / {tuple(y.shape)}")
         elif y is not None and x.dtype != y.dtype:
             dtypes.append(f"{name} {name_of(x.dtype)} / {name_of(y.dtype)}")
+            floats = floats and is_editable(x.dtype) and is_editable(y.dtype)
     common = len(a.specs) - len(only_a)
     if not (shapes or dtypes or (only_a and not common) or (strict and (only_a or only_b))):
         _check_fixed(a, b)
@@ -283,9 +285,13 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
     if shapes:
         hint = "both must come from one architecture"
     elif dtypes:
-        hint = "convert one of them, for example with open_checkpoint(...).to(torch.float32)"
+        hint = (
+            "convert one of them, for example with open_checkpoint(...).to(torch.float32)"
+            if floats
+            else "they mean different things: both must come from one program"
+        )
     elif common:
-        hint = f"strict=False edits only the {common} common tensors"
+        hint = f"a task vector can be of the {common} common tensors only (TaskVector's strict)"
     else:
         hint = "they have no tensor name in common, and must come from one architecture"
     differences = {
@@ -298,16 +304,10 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
 
 
 def _check_fixed(a: LinearForm, b: LinearForm) -> None:
-    """Refuse tensors that can't be edited and differ: the other tensors don't mean the same.
-
-    Quantised weights are such tensors, codes, and indices from tokens to rows. A single number,
-    such as a counter of batches, may differ: the base's is taken.
-    """
+    """Refuse tensors that can't be edited and differ: the other tensors don't mean the same."""
     if a.base is None or b.base is None or a.base is b.base:
         return
-    fixed = [n for n, s in a.specs.items() if not is_editable(s.dtype) and s.numel > 1]
-    both = [n for n in fixed if n in b.specs and n in a.base.specs and n in b.base.specs]
-    differing = [name for name in both if not same_sample(a.base, b.base, name)]
+    differing = differing_codes(a.specs, a.base, b.base)
     if differing:
         kinds = ", ".join(dict.fromkeys(name_of(a.specs[name].dtype) for name in differing))
         raise MismatchError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
@@ -55,7 +57,6 @@ class Source(ABC):
         ties: alias -> name of the tensor that it shares; aliases are in ``specs`` too.
         space: "weights" or "delta".
         made_from: the provenance record that weightops wrote into the file; empty if there is none.
-        replaced: an adapter's modules that are saved whole, as weights; None if there are none.
         skipped: the names of entries that aren't tensors.
         computed: True if each tensor is computed when it is opened, so that it is opened once.
         identity: equal for two sources only if they are one place in one state; None if unknown.
@@ -67,7 +68,6 @@ class Source(ABC):
     ties: Mapping[str, str]
     space: Space = "weights"
     made_from: Mapping[str, Any] = {}
-    replaced: Source | None = None
     skipped: tuple[str, ...] = ()
     computed: bool = False
     identity: object = None
@@ -111,20 +111,30 @@ class Source(ABC):
         """Return 16 hex digits from a sample of the weights.
 
         SHA-256 over every tensor's name, dtype, shape and 16 evenly spaced blocks of at most 1 KiB
-        of its data. It distinguishes checkpoints at the cost of reading a few megabytes. It doesn't
-        prove that two are equal (`same_weights` does), nor who made them.
+        of its data. Of matrices with one content only one name counts, as tied weights are
+        stored once or twice. It distinguishes checkpoints at the cost of reading a few megabytes.
+        It doesn't prove that two are equal (`same_weights` does), nor who made them.
         """
+        digest, copies = self._digest(self.specs)
+        return self._digest(self.specs.keys() - copies)[0] if copies else digest
+
+    def _digest(self, names: Iterable[str]) -> tuple[str, set[str]]:
+        """Return the digest of the samples of some tensors, and the names of copies of others."""
         digest = sha256()
-        for name in sorted(self.specs):
+        alike: dict[tuple[Spec, bytes], list[str]] = defaultdict(list)
+        for name in sorted(names):
             spec = self.specs[name]
+            sample = _sample_of(self.read(name).detach().reshape(-1), spec)
+            if len(spec.shape) > 1 and _varies(sample, spec.dtype.itemsize):
+                alike[spec, sha256(sample).digest()].append(name)
             digest.update(f"{name}\0{name_of(spec.dtype)}\0{spec.shape}\0".encode())
-            flat = self.read(name).detach().reshape(-1)
-            block = 1024 // spec.dtype.itemsize
-            step = max(block, -(-spec.numel // 16))
-            for start in range(0, spec.numel, step):
-                sample = flat[start : start + block].cpu().contiguous()
-                digest.update(sample.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+            digest.update(sample)
+        copies: set[str] = set()
+        for twins in alike.values():
+            # Libraries name tied weights after the embeddings.
+            owner = min(twins, key=lambda n: (n in self.ties, not _EMBEDDING.search(n), n))
+            copies |= {*twins} - {owner}
+        return digest.hexdigest()[:16], copies
 
     def describe(self) -> dict[str, object]:
         """Return the description of this source in the metadata of its derivatives."""
@@ -147,6 +157,22 @@ class ComputedSource(Source):
         return self.open(name, Scratch())(0, spec.numel).reshape(spec.shape)
 
 
+_EMBEDDING = re.compile(r"embed|wte|shared")
+
+
+def _sample_of(flat: torch.Tensor, spec: Spec) -> bytes:
+    """Return the bytes of 16 evenly spaced blocks of at most 1 KiB."""
+    block = 1024 // spec.dtype.itemsize
+    step = max(block, -(-spec.numel // 16))
+    blocks = (flat[start : start + block] for start in range(0, spec.numel, step))
+    return b"".join(b.cpu().contiguous().view(torch.uint8).numpy().tobytes() for b in blocks)
+
+
+def _varies(sample: bytes, width: int) -> bool:
+    """Return whether the elements of a sample differ, unlike zeros."""
+    return sample != sample[:width] * (len(sample) // width)
+
+
 def same_weights(a: Source, b: Source) -> bool:
     """Return True if both hold the same names, shapes, dtypes and bits. Fast where they differ."""
     if a is b or (a.identity is not None and a.identity == b.identity):
@@ -161,8 +187,13 @@ _SAMPLE = 1 << 20
 
 
 def same_sample(a: Source, b: Source, name: str) -> bool:
-    """Return True if a tensor has the same bits in both; of a large one, in three parts of it."""
+    """Return True if a tensor has the same bits in both; of a large one, in three parts of it.
+
+    Of two dtypes, the numbers count.
+    """
     x, y = (source.read(name).detach().reshape(-1) for source in (a, b))
+    if x.dtype != y.dtype:
+        x, y = x.double(), y.double()
     middle = max((len(x) - _SAMPLE) // 2, 0)
     for start in sorted({0, middle, max(len(x) - _SAMPLE, 0)}):
         parts = (flat[start : start + _SAMPLE].contiguous().view(torch.uint8) for flat in (x, y))
@@ -172,7 +203,20 @@ def same_sample(a: Source, b: Source, name: str) -> bool:
     return True
 
 
+def copy_of(source: Source, name: str, others: Iterable[str]) -> str | None:
+    """Return the first of some names whose tensor has the same bits as another one in a source."""
+    alike = (n for n in others if n != name and source.specs.get(n) == source.specs[name])
+    read = source.read
+    return next(
+        (n for n in alike if all(_equal(read(name), read(n), first=k) for k in (64, None))), None
+    )
+
+
 def _same_bits(a: Source, b: Source, name: str, *, first: int | None) -> bool:
     """Return True if a tensor has the same bits in both, in its first elements or in all."""
-    x, y = (source.read(name).detach().reshape(-1)[:first].contiguous() for source in (a, b))
+    return _equal(a.read(name), b.read(name), first=first)
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor, *, first: int | None = None) -> bool:
+    x, y = (tensor.detach().reshape(-1)[:first].contiguous() for tensor in (a, b))
     return torch.equal(x.view(torch.uint8), y.to(x.device).view(torch.uint8))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +17,12 @@ from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm, fingerprint, provenance
 from weightops.algebra.source import Source
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.in_memory import InMemory
 from weightops.checkpoints.libraries.base import Architecture
-from weightops.checkpoints.loading import load_into
+from weightops.checkpoints.libraries.memory_names import MemoryNames
+from weightops.checkpoints.loading import load_into, untie
 from weightops.checkpoints.renaming import rename_to_match
+from weightops.checkpoints.skeleton import blank_copy, blank_model
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
 from weightops.engine.layout import Estimate, FileLayout, estimate, layout
 from weightops.engine.ranks import ONE_RANK, Ranks
@@ -25,6 +30,8 @@ from weightops.engine.tensors import Tensors
 from weightops.engine.write import write
 from weightops.errors import CheckpointError, OptionError
 from weightops.support.atomic import behind_links, resumable_output, stage_of
+
+log = logging.getLogger("weightops")
 
 _OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -41,6 +48,11 @@ class _Writing(NamedTuple):
 class Checkpoint(Tensors):
     """Named tensors that are read when they are used. Opening a checkpoint reads headers only.
 
+    Args:
+        form: the lazy expression that gives the tensors.
+        architecture: the model that the weights are of; None if it isn't known.
+        module: the module that the weights are in; None for weights in another place.
+
     Attributes:
         form: the lazy expression that gives the tensors.
         architecture: the model that the weights are of; None if it isn't known.
@@ -55,9 +67,16 @@ class Checkpoint(Tensors):
     tensor(6.)
     """
 
-    def __init__(self, form: LinearForm, architecture: Architecture | None = None) -> None:
+    def __init__(
+        self,
+        form: LinearForm,
+        architecture: Architecture | None = None,
+        *,
+        module: nn.Module | None = None,
+    ) -> None:
         self.form = form
         self.architecture = architecture
+        self._module = module
         self.recipe: dict[str, Any] | None = None
         self.card: str | None = None
 
@@ -80,10 +99,34 @@ class Checkpoint(Tensors):
         """The name of the weights in messages."""
         return " + ".join(source.ref for source in self.form.sources)
 
+    @cached_property
+    def names_in_memory(self) -> MemoryNames | None:
+        """The names of the tensors in a module, if they may differ from those in files."""
+        if self._module is not None:
+            return MemoryNames.of(self._module)
+        return self.architecture.names_in_memory() if self.architecture else None
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits that identify the weights or their expression; see `Source.fingerprint`."""
         return fingerprint(self.form)
+
+    @cached_property
+    def skeleton(self) -> nn.Module | None:
+        """The module that the weights are of, without weights; None if it isn't known."""
+        if self._module is not None:
+            return blank_copy(self._module)
+        return blank_model(self.architecture) if self.architecture else None
+
+    @property
+    def is_module(self) -> bool:
+        """Whether the weights are those of a module in memory."""
+        return self._module is not None
+
+    @cached_property
+    def memory(self) -> InMemory:
+        """The weights as the module has them in memory."""
+        return InMemory(self.form, self.names_in_memory)
 
     def __repr__(self) -> str:
         size = sum(spec.nbytes for spec in self.specs.values())
@@ -96,7 +139,7 @@ class Checkpoint(Tensors):
 
     def with_form(self, form: LinearForm, architecture: Architecture | None) -> Checkpoint:
         """Return a checkpoint of another form and architecture with this recipe and model card."""
-        other = Checkpoint(form, architecture)
+        other = Checkpoint(form, architecture, module=self._module)
         other.recipe, other.card = self.recipe, self.card
         return other
 
@@ -142,8 +185,15 @@ class Checkpoint(Tensors):
             CheckpointError: if the architecture isn't known.
         """
         module = self.known_architecture().build()
-        names = LinearForm.of(MemorySource(module.state_dict(), self.ref))
-        load_into(rename_to_match(self.form, names), module, on_nonfinite="warn")
+        names = MemoryNames.of(module)
+        wanted = LinearForm.of(MemorySource(module.state_dict(), self.ref))
+        form = rename_to_match(self.form, wanted, names)
+        if names is not None:
+            form = form.part(
+                [n for n in form.specs if n in wanted.specs or not names.is_ignored(n)]
+            )
+        untie(module, form)
+        load_into(form, module, on_nonfinite="warn")
         return module
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
@@ -255,6 +305,9 @@ class Checkpoint(Tensors):
                 self.architecture.write(folder, final)
             if self.card:
                 (folder / "README.md").write_text(self.card, encoding="utf-8")
+        if options.max_shard_size and self.architecture and not self.architecture.reads_shards:
+            log.warning("%s reads one file only: no shards are written", self.architecture.library)
+            options = options._replace(max_shard_size=None)
         self._write_weights(folder, self.weights_file, options)
 
     def _write_weights(self, folder: Path, filename: str, options: _Writing) -> None:

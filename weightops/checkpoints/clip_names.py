@@ -4,25 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
 
-Kind = Literal["copy", "transpose", "stack", "part"]
-
-
-class TensorMapping(NamedTuple):
-    """The way a tensor is obtained from others.
-
-    Attributes:
-        kind: "copy", "transpose", "stack" for several joined in their first dimension, or "part"
-            for one of three equal parts.
-        names: the names of the tensors that are read.
-        part: the index of the part.
-    """
-
-    kind: Kind
-    names: tuple[str, ...]
-    part: int = 0
-
+from weightops.checkpoints.conversion import Kind, TensorMapping
 
 _COPIED = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
@@ -57,19 +40,24 @@ _LAYER = re.compile(r"(.*transformer\.resblocks)\.(\d+)\.(.+)")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "image_encoder.", "ema_model.")
 """Prefixes that wrappers of modules put before every name."""
 
+WRAPPER_INFIXES = re.compile(
+    r"(^|(?<=\.))(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\."
+)
+"""What FSDP1, checkpoint_wrapper and torch.compile put into names of inner modules."""
+
 COUNTERS = ("n_averaged", "initted", "step")
 """Counters that averages of weights keep beside them, without a prefix."""
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """Return canonical name -> name, without the prefixes of wrappers.
+    """Return canonical name -> name, without the prefixes and infixes of wrappers.
 
     A lone tower of CLIP gets the prefix that the tower has in a whole model.
 
     >>> unwrapped(["module.model.a", "module.model.b"])
     {'a': 'module.model.a', 'b': 'module.model.b'}
     """
-    originals = {name: name for name in names}
+    originals = {WRAPPER_INFIXES.sub("", name): name for name in names}
     while wrapped := [name for name in originals if name not in COUNTERS]:
         prefix = next(
             (p for p in WRAPPER_PREFIXES if all(name.startswith(p) for name in wrapped)), None
@@ -197,8 +185,12 @@ def outside_image_tower(names: Iterable[str]) -> bool:
 
 
 def is_clip(names: Iterable[str]) -> bool:
-    """Return whether the names are those of a whole CLIP model, of either library."""
+    """Return whether the names are those of a model of images and texts, of either library.
+
+    CLIP and its kin, such as SigLIP or models with a tower of timm, have an image tower ``visual``
+    or ``vision_model``, and a text tower ``text``, ``text_model`` or (CLIP alone) without a prefix.
+    """
     listed = set(names)
-    images = {"visual.class_embedding", "vision_model.embeddings.class_embedding"}
-    texts = {"token_embedding.weight", "text_model.embeddings.token_embedding.weight"}
-    return bool(listed & images) and bool(listed & texts)
+    has_images = any(name.startswith(("visual.", "vision_model.")) for name in listed)
+    has_texts = any(name.startswith(("text.", "text_model.")) for name in listed)
+    return has_images and (has_texts or "token_embedding.weight" in listed)

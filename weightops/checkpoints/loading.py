@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from weightops.algebra.linear_form import LinearForm, describe
+from weightops.algebra.linear_form import LinearForm, describe, tied_names
 from weightops.algebra.names import mismatch
 from weightops.checkpoints.formats.memory import MemorySource
-from weightops.engine.evaluate import OnNonfinite, materialize
+from weightops.engine.evaluate import OnNonfinite, allocate, materialize
 from weightops.errors import CheckpointError
 from weightops.support.text import first_few
 
@@ -51,6 +52,30 @@ def load_into(
             hint="copy the module first (copy.deepcopy)",
         )
     materialize(form, shared, on_nonfinite=on_nonfinite)
+
+
+def untie(module: nn.Module, form: LinearForm) -> None:
+    """Give the tied names of a module tensors of their own where a form has different ones.
+
+    transformers does the same with a warning, whatever the configuration says.
+    """
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if name in form.specs:
+            names[id(tensor)].append(name)
+    tied = tied_names(form)
+    for owner, *aliases in names.values():
+        for alias in aliases:
+            pair = form.part([owner, alias])
+            if tied.get(alias, alias) == tied.get(owner, owner):
+                continue
+            values = allocate(pair)
+            materialize(pair, values)
+            if not torch.equal(values[owner], values[alias]):
+                log.warning("%s and %s are tied in the model, and differ here", owner, alias)
+                place, _, leaf = alias.rpartition(".")
+                own = nn.Parameter(torch.empty_like(module.state_dict()[alias]))
+                setattr(module.get_submodule(place), leaf, own)
 
 
 def _check_names_and_shapes(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source
+from weightops.checkpoints.adapters.adapter import Adapter
+from weightops.checkpoints.adapters.binding import bind, placed_term
+from weightops.checkpoints.adapters.lora import LoraSource
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.clip_names import is_clip, outside_image_tower, unwrapped
+from weightops.checkpoints.config_differences import config_differences
 from weightops.checkpoints.libraries.clip_conversion import convert
 from weightops.checkpoints.libraries.table import LIBRARIES
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
-from weightops.checkpoints.renaming import rename_to_match, states_a_size
-from weightops.errors import CheckpointError, MismatchError
+from weightops.checkpoints.renaming import match_ties, rename_to_match, states_a_size
+from weightops.errors import CheckpointError
 from weightops.support.registry import unknown
 from weightops.support.text import first_few
 
@@ -28,7 +33,7 @@ def match_to_base(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     An image encoder alone is completed with the other tensors of the base's CLIP model. Weights
     that can't be renamed are returned unchanged, so that a comparison refuses them.
     """
-    form = rename_to_match(checkpoint.form, base.form)
+    form = _with_sizes_of(base.form, match_names(checkpoint, base))
     missing = [name for name in base.specs if name not in form.specs]
     extra = [name for name in form.specs if name not in base.specs]
     if missing and not extra and _can_be_completed(missing, base, checkpoint.ref):
@@ -37,6 +42,52 @@ def match_to_base(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     if form is checkpoint.form:
         return checkpoint
     return checkpoint.with_form(form, checkpoint.architecture)
+
+
+def _with_sizes_of(base: LinearForm, form: LinearForm) -> LinearForm:
+    """Return weights whose buffers of sizes have the dtypes that a base has, as versions differ."""
+    changed = {
+        name: base.specs[name]
+        for name, spec in form.specs.items()
+        if (of_base := base.specs.get(name)) is not None
+        and spec != of_base
+        and spec.shape == of_base.shape
+        and states_a_size(name, spec)
+    }
+    return replace(form, specs={**form.specs, **changed}) if changed else form
+
+
+def match_names(checkpoint: Checkpoint, base: Checkpoint) -> LinearForm:
+    """Return the form of a checkpoint, weights or a delta, in the names of a base.
+
+    A form that can't be renamed is returned unchanged. Adapters that were loaded without a base
+    are put on the base's modules.
+    """
+    form = checkpoint.form
+    loose = [source for source in form.sources if isinstance(source, LoraSource)]
+    if loose and base.form.space == "weights":
+        return _with_adapters(checkpoint, base)
+    if set(form.specs) == set(base.specs):
+        return form
+    names = None
+    if not set(form.specs) <= set(base.specs):
+        names = base.names_in_memory or checkpoint.names_in_memory
+    return match_ties(rename_to_match(form, base.form, names), base.form)
+
+
+def _with_adapters(delta: Checkpoint, base: Checkpoint) -> LinearForm:
+    """Return a delta, of which some terms are adapters, in the names of a base."""
+    form = delta.form
+    others = {f: c for f, c in form.terms.items() if not isinstance(f.source, LoraSource)}
+    specs = {n: s for n, s in form.specs.items() if any(n in f.source.specs for f in others)}
+    rest = LinearForm("delta", specs, others)
+    result = match_names(delta.with_form(rest, delta.architecture), base)
+    for factor, coefficient in form.terms.items():
+        if isinstance(factor.source, LoraSource):
+            names = {n: s for n, s in factor.source.specs.items() if n in form.specs}
+            term = LinearForm("delta", names, {factor: coefficient})
+            result = result.plus(placed_term(term, factor.source, base))
+    return result
 
 
 def _can_be_completed(missing: list[str], base: Checkpoint, ref: str) -> bool:
@@ -57,25 +108,35 @@ def open_matched(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
 
     Raises:
         CheckpointError: if ``source`` can't be opened.
-        MismatchError: if ``source`` is a delta with tensors that the base lacks.
+        MismatchError: if ``source`` is a delta with tensors that the base lacks, or an adapter that
+            wasn't made on such a base.
     """
     opened = open_any(source)
     if opened.form.space == "weights":
+        _warn_of_other_config(opened, base)
         return match_to_base(opened, base)
     stored = opened.form.sources[0]
+    if isinstance(stored, Adapter):
+        return bind(stored, base)
     _warn_of_other_base(stored, base)
-    delta = rename_to_match(opened.form, base.form)
-    form = base.form.plus(delta) if opened.form.specs else base.form
-    if stored.replaced is not None:
-        replaced = rename_to_match(LinearForm.of(stored.replaced), base.form)
-        change, left_out = LinearForm.difference(replaced, base.form, strict=False)
-        form = form.plus(change)
-        extra = [name for name in left_out if name not in base.specs]
-        if extra:
-            raise MismatchError(
-                f"{opened.ref} brings {first_few(extra)}, which {base.ref} doesn't have"
-            )
-    return Checkpoint(form, base.architecture)
+    delta = match_names(opened, base)
+    return Checkpoint(base.form.plus(delta), base.architecture)
+
+
+def _warn_of_other_config(checkpoint: Checkpoint, base: Checkpoint) -> None:
+    """Warn if weights are of a model that computes something else with the same tensors."""
+    if checkpoint.architecture is None or base.architecture is None:
+        return
+    if checkpoint.architecture.library != base.architecture.library:
+        return
+    differences = config_differences(checkpoint.architecture, base.architecture)
+    if differences:
+        log.warning(
+            "%s and %s are configured differently, and the result is configured as the second: %s",
+            checkpoint.ref,
+            base.ref,
+            first_few(differences, 6),
+        )
 
 
 def _warn_of_other_base(stored: Source, base: Checkpoint) -> None:

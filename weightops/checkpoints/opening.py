@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from weightops.algebra.dtypes import is_editable
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source
 from weightops.checkpoints import refs
+from weightops.checkpoints.adapters import bare
+from weightops.checkpoints.adapters import folder as adapters
+from weightops.checkpoints.adapters.adapter import CONFIG as ADAPTER_CONFIG
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats import (
     distributed,
-    lora,
+    parts,
     safetensors,
     shards,
     torch_stream,
@@ -24,11 +29,14 @@ from weightops.checkpoints.formats import (
     torch_zip,
 )
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.libraries.other_folder import OtherFolder, written_name
 from weightops.checkpoints.libraries.table import architecture_of
 from weightops.checkpoints.quantised import DEQUANTIZED, dequantise
 from weightops.errors import CheckpointError, SpaceError
 from weightops.support.registry import Registry
 from weightops.support.text import first_few
+
+log = logging.getLogger("weightops")
 
 EMBEDDED = "embedded"
 """The ref of the small CLIP model that comes with weightops."""
@@ -55,9 +63,11 @@ FORMATS: Registry[Format] = Registry(
     "checkpoint format",
     "formats",
     {
-        "safetensors": Format(safetensors.recognises, safetensors.open_file, 10),
+        "safetensors": Format(safetensors.recognises, parts.open_whole, 10),
         "index": Format(shards.recognises, lambda path: shards.open_index(path, _open_file), 20),
-        "adapter": Format(lora.recognises, lambda path: lora.open_adapter(path, _open_file), 30),
+        "adapter": Format(
+            adapters.recognises, lambda path: adapters.open_adapter(path, _open_file), 30
+        ),
         "distributed checkpoint": Format(distributed.recognises, distributed.open_folder, 40),
         "torch zip": Format(torch_zip.recognises, torch_zip.open_file, 50),
         "torch stream": Format(torch_stream.recognises, torch_stream.open_file, 60),
@@ -75,7 +85,7 @@ _USUAL_NAMES = (
     "diffusion_pytorch_model.safetensors",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
-    lora.CONFIG,
+    ADAPTER_CONFIG,
     ".metadata",
 )
 """The usual names of weights files in a folder, the preferred first."""
@@ -153,12 +163,15 @@ def open_any(source: CheckpointLike) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, nn.Module):
-        return Checkpoint(LinearForm.of(MemorySource(source.state_dict(), type(source).__name__)))
+        tensors, name = source.state_dict(), type(source).__name__
+        bare.check_no_halves(tensors, name)
+        return Checkpoint(LinearForm.of(MemorySource(tensors, name)), module=source)
     if isinstance(getattr(source, "form", None), LinearForm):
         raise SpaceError(
             "a task vector was given where weights are needed", hint="apply it to a base first"
         )
     if isinstance(source, Mapping):
+        bare.check_no_halves(source, "a state dict")
         return Checkpoint(LinearForm.of(MemorySource(source, "a state dict")))
     opened = open_ref(source)
     # Half precision is only how the embedded model is stored.
@@ -191,14 +204,18 @@ def open_ref(ref: str | Path) -> Checkpoint:
             )
         path = fetched.path
     try:
-        file = _weights_in(path) if path.is_dir() else path
-        source = _open_file(file)
+        file = _weights_in(path) if path.is_dir() else bare.folder_of(path) or path
+        source = _open_file(file) if file else parts.open_folder(path)
+        bare.check_no_halves(source.specs, str(path))
         architecture = fetched.architecture if fetched else None
         if architecture is None and path.is_dir():
-            architecture = architecture_of(path)
+            architecture = architecture_of(path) or OtherFolder.recognise(path)
+        if file and isinstance(architecture, OtherFolder):
+            architecture.weights_file = written_name(file)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
-    if fetched or file != path:
+    _check_gathered(source)
+    if fetched or path.is_dir():
         source.ref = fetched.ref if fetched else str(path)
     return Checkpoint(LinearForm.of(source), architecture)
 
@@ -208,6 +225,19 @@ def _open_file(file: Path) -> Source:
     if format_ is None:
         raise _unrecognised(file)
     return format_.open(file)
+
+
+def _check_gathered(source: Source) -> None:
+    """Refuse weights whose tensors are empty, as each process of DeepSpeed's ZeRO-3 has them."""
+    weights = [(name, spec) for name, spec in source.specs.items() if is_editable(spec.dtype)]
+    empty = [name for name, spec in weights if spec.shape == (0,)]
+    if 2 * len(empty) > len(weights):
+        raise CheckpointError(
+            f"{source.ref} holds {len(empty)} empty tensors: {first_few(empty)}; "
+            "it was saved under DeepSpeed's ZeRO-3 without gathering the weights",
+            hint="`python zero_to_fp32.py CHECKPOINT_FOLDER OUT`, which DeepSpeed puts beside its "
+            "checkpoints, gathers them; or save with stage3_gather_16bit_weights_on_model_save",
+        )
 
 
 def _open_at_key(file: Path, key: str) -> Source:
@@ -263,14 +293,24 @@ def _format_of(file: Path) -> Format | None:
     return next((format_ for format_ in by_order if format_.recognises(file)), None)
 
 
-def _weights_in(folder: Path) -> Path:
-    """Return the weights file of a folder: the one with a usual name, else the only one."""
-    for name in _USUAL_NAMES:
-        if (folder / name).is_file():
-            return folder / name
+def _weights_in(folder: Path) -> Path | None:
+    """Return the weights file of a folder, with a usual name or the only one; None for parts."""
+    usual = [name for name in _USUAL_NAMES if (folder / name).is_file()]
+    if usual:
+        if len({name == ADAPTER_CONFIG for name in usual}) > 1:
+            log.warning("%s holds weights and an adapter: %s is opened", folder, usual[0])
+        return folder / usual[0]
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and _format_of(path)]
+    if any(parts.holds_parts(path) for path in files):
+        return None
     indexes = [path for path in files if FORMATS["index"].recognises(path)]
     chosen = indexes or files
+    if not chosen and (folder / "model_index.json").is_file():
+        inner = [path.name for path in sorted(folder.iterdir()) if (path / "config.json").is_file()]
+        raise CheckpointError(
+            f"{folder} is a pipeline of several models: {', '.join(inner)}",
+            hint="name the folder of one of them, and put the result in its place",
+        )
     if not chosen:
         raise CheckpointError(f"{folder} holds no file of weights ({', '.join(FORMATS)})")
     if len(chosen) > 1:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.linear_form import LinearForm, fingerprint
 from weightops.algebra.source import same_weights
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.matching import match_to_base
+from weightops.checkpoints.matching import match_names, match_to_base
 from weightops.errors import MismatchError
 from weightops.support.text import portable
 
@@ -51,7 +51,7 @@ class Origin:
         assert self.checkpoint is not None
         return self.checkpoint.fingerprint
 
-    def start_at(self, base: Checkpoint, *, strict: bool) -> LinearForm:
+    def start_at(self, base: Checkpoint, vector: LinearForm, *, strict: bool) -> LinearForm:
         """Return the weights that a vector of this origin is added to, in the names of a base.
 
         If the base is this origin, they are the origin's own weights, not the same ones in another
@@ -59,6 +59,7 @@ class Origin:
 
         Args:
             base: the model to edit.
+            vector: the vector, whose names this origin has.
             strict: refuse a base that isn't this origin, instead of warning.
 
         Raises:
@@ -67,6 +68,8 @@ class Origin:
         own = match_to_base(self.checkpoint, base) if self.checkpoint else None
         if Origin(self.ref, self.recorded, own).matches(base):
             return own.form if own else base.form
+        if own is None and self._is_renamed(base, vector):
+            return base.form
         message = (
             f"this task vector was made from {self.ref} ({self.fingerprint}) "
             f"and is applied to {base.ref} ({base.fingerprint})"
@@ -75,6 +78,12 @@ class Origin:
             raise MismatchError(message)
         log.warning(message)
         return base.form
+
+    def _is_renamed(self, base: Checkpoint, vector: LinearForm) -> bool:
+        """Return whether a base is this origin under the other names of a file, or of a module."""
+        if set(vector.specs) == set(base.specs):
+            return False
+        return fingerprint(match_names(base, Checkpoint(vector))) == self.fingerprint
 
     def matches(self, other: Checkpoint) -> bool:
         """Return True if a checkpoint is this base: the same place, or the same bits."""

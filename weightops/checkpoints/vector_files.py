@@ -13,8 +13,10 @@ import torch
 from weightops.algebra.dtypes import accumulator
 from weightops.algebra.linear_form import LinearForm, provenance
 from weightops.algebra.source import Source, Spec
+from weightops.checkpoints.adapters.adapter import Adapter
+from weightops.checkpoints.adapters.writing import write_adapter
+from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.compressed import coding, write_compressed
-from weightops.checkpoints.formats.lora import write_adapter
 from weightops.checkpoints.opening import open_ref
 from weightops.engine.layout import layout
 from weightops.engine.write import write
@@ -62,17 +64,22 @@ def write_lora(
     folder: Path,
     rank: int,
     *,
-    base: str | None,
-    fan_in_fan_out: bool,
+    base: Checkpoint | None,
+    ref: str | None,
     overwrite: bool,
 ) -> dict[str, float]:
     """Write the LoRA nearest to a delta, with a model card; see `TaskVector.save_lora`."""
     with atomic_output(folder, overwrite=overwrite) as stage:
         stage.mkdir()
-        lost = write_adapter(form, stage, rank, fan_in_fan_out=fan_in_fan_out, base=base)
-        card = adapter_card(base, rank, lost["relative_error"])
+        lost = write_adapter(form, stage, rank, base=base, ref=ref)
+        card = adapter_card(ref, rank, lost["relative_error"])
         (stage / "README.md").write_text(card, encoding="utf-8")
         return lost
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Return whether a path holds an adapter, which may need its base to be a task vector."""
+    return isinstance(open_ref(path).form.sources[0], Adapter)
 
 
 def open_vector(path: str | Path) -> Source:
@@ -85,6 +92,6 @@ def open_vector(path: str | Path) -> Source:
     call = f"TaskVector(base, {str(path)!r})"
     if source.space != "delta":
         raise SpaceError(f"{path} holds weights, not a task vector", hint=f"{call} makes one")
-    if source.replaced is not None:
-        raise SpaceError(f"{path} replaces whole modules, and so needs its base", hint=call)
+    if isinstance(source, Adapter) and source.needs_base:
+        raise SpaceError(f"{path} {source.needs_base}, and so needs its base", hint=call)
     return source

@@ -34,11 +34,13 @@ def apply(
     """Write BASE + alpha * VECTOR (+ alpha * VECTOR ...), with vectors that were saved.
 
     Args:
-        vectors: the saved task vectors.
+        vectors: saved task vectors, or adapters.
         base: the weights to edit.
         strict: refuse a vector that was made from another base, instead of warning.
         batchnorm: recompute running statistics on the images of a task.
     """
+    from weightops.checkpoints.opening import open_checkpoint
+    from weightops.checkpoints.vector_files import is_adapter
     from weightops.hub.cards import edit_card, edit_title
     from weightops.support.atomic import check_free
     from weightops.task_vector import TaskVector
@@ -52,8 +54,12 @@ def apply(
     output = output_options(given)
     check_free(output["out"], overwrite=output.get("overwrite", False))
     alphas = alphas * len(vectors) if len(alphas) == 1 else alphas
-    scaled = [TaskVector.load(path) * alpha for path, alpha in zip(vectors, alphas, strict=True)]
-    edited = sum(scaled[1:], scaled[0]).apply(base, strict=strict)
+    start = open_checkpoint(base)
+    opened = [
+        TaskVector(start, path) if is_adapter(path) else TaskVector.load(path) for path in vectors
+    ]
+    scaled = [vector * alpha for vector, alpha in zip(opened, alphas, strict=True)]
+    edited = sum(scaled[1:], scaled[0]).apply(start, strict=strict)
     terms = list(zip(vectors, alphas, strict=True))
     edited.card = edit_card(base, terms)
     if batchnorm and not output.get("dry_run"):

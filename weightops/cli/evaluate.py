@@ -123,7 +123,14 @@ def _open_models(names: Sequence[str], base: str | None) -> list[Checkpoint]:
     if base is None:
         return [open_checkpoint(name) for name in names]
     start = open_checkpoint(base)
-    return [Checkpoint(open_matched(name, start).form, start.architecture) for name in names]
+    matched = [open_matched(name, start) for name in names]
+    # An adapter of one end of a tied pair gives a model that isn't tied.
+    return [
+        Checkpoint(
+            m.form, start.architecture if m.specs.keys() <= start.specs.keys() else m.architecture
+        )
+        for m in matched
+    ]
 
 
 def _score(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from weightops.merging.recipe import Recipe
     from weightops.tasks.table import TaskLike
 
-_STATED = ("method", "base", "weights", "alpha", "seed", "statistics", "batchnorm")
+_STATED = ("method", "base", "weights", "alpha", "seed", "rank", "statistics", "batchnorm")
 _UNKNOWN_OPTIONS = {"ignore_unknown_options": True, "allow_interspersed_args": True}
 _ARGUMENTS = click.Argument(
     ["arguments"],
@@ -36,7 +36,7 @@ _PRINT_RECIPE = click.Option(
 
 
 @command(
-    Borrowed("weightops.merging.merge:merge", only=("base", "seed")),
+    Borrowed("weightops.merging.merge:merge", only=("base", "seed", "rank")),
     SAVE,
     arguments=(_ARGUMENTS, _PRINT_RECIPE, *OUTPUT),
     settings=_UNKNOWN_OPTIONS,
@@ -55,6 +55,7 @@ def merge(
 
         weightops merge node0 node1 node2 node3 -o merged
         weightops merge a b c --method ties --base pre --density 0.2 -o merged
+        weightops merge adapter1 adapter2 --weights 0.7,0.3 -o adapter
         weightops merge recipe.yaml -o merged
         torchrun --nproc-per-node 4 -m weightops merge recipe.yaml -o merged
 
@@ -76,7 +77,7 @@ def merge(
         "alpha": alpha or (1.0,),
         "statistics": statistics,
         "batchnorm": batchnorm,
-        **taken(given, ("base", "seed")),
+        **taken(given, ("base", "seed", "rank")),
     }
     recipe = _read_recipe(given.pop("arguments", ()), stated)
     if given.pop("print_recipe", False):

@@ -15,10 +15,7 @@ from weightops.support.ranges import Range
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 
-@command(
-    Borrowed("weightops.task_vector:TaskVector.save", only=("overwrite", "compress")),
-    Borrowed("weightops.task_vector:TaskVector.save_lora", only=("fan_in_fan_out",)),
-)
+@command(Borrowed("weightops.task_vector:TaskVector.save", only=("overwrite", "compress")))
 def vector(
     base: str,
     finetuned: str,
@@ -78,8 +75,6 @@ def _check(out: Path | None, lora: int | None, given: dict[str, Any]) -> None:
         raise click.UsageError("--compress and --lora say how to write: give --out, too")
     if compress and lora:
         raise click.UsageError("--lora writes an adapter, --compress a task vector: give one")
-    if given.get("fan_in_fan_out") and not lora:
-        raise click.UsageError("--fan-in-fan-out is for --lora")
     if out is None:
         return
     if out.suffix in _TORCH_SUFFIXES or (lora and out.suffix == ".safetensors"):

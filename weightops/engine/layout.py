@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from weightops.algebra.dtypes import SAFETENSORS, name_of
+from weightops.algebra.dtypes import NUMBERS_IN_AN_ELEMENT, SAFETENSORS, name_of
 from weightops.algebra.kernels import CHUNK
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.source import Spec
@@ -74,11 +74,10 @@ def _file(name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> 
     starts, end = {}, 0
     for tensor in sorted(specs, key=lambda n: -specs[n].dtype.itemsize):
         spec = specs[tensor]
-        entries[tensor] = {
-            "dtype": _SAFETENSORS_NAMES[spec.dtype],
-            "shape": list(spec.shape),
-            "data_offsets": [end, end + spec.nbytes],
-        }
+        kind, shape = _SAFETENSORS_NAMES[spec.dtype], list(spec.shape)
+        if shape:
+            shape[-1] *= NUMBERS_IN_AN_ELEMENT.get(kind, 1)
+        entries[tensor] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + spec.nbytes]}
         starts[tensor], end = end, end + spec.nbytes
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from weightops.algebra.dtypes import is_editable
 from weightops.algebra.linear_form import LinearForm, check_match
 from weightops.algebra.names import PerTensor
+from weightops.algebra.source import Source
+from weightops.checkpoints.adapters.adapter import Adapter
+from weightops.checkpoints.adapters.joining import JoinedAdapter, check_joinable
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
+from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
 from weightops.errors import OptionError
 from weightops.merging.methods.method import Method
 from weightops.merging.methods.source import MethodSource
@@ -25,6 +34,7 @@ def merge(
     weights: Sequence[PerTensor] | None = None,
     alpha: PerTensor = 1.0,
     seed: int = 0,
+    rank: int | None = None,
     statistics: Sequence[Mapping[str, CheckpointLike]] | None = None,
     **options: Any,
 ) -> Checkpoint:
@@ -37,6 +47,9 @@ def merge(
     list of numbers over the depth of the layers. ``alpha={"lines": [0.1, 0.5]}`` is LiNeS (arXiv
     2410.17146), in which the tensors outside of the layers get the first number.
 
+    Adapters are merged into weights with a base, and into one adapter without: no base is opened,
+    and the result is exact for sums and averages.
+
     Args:
         models: the models to merge: paths, refs, checkpoints, state dicts or modules.
         method: the name of a method in `METHODS`, a `Method`, or a function that is one (see
@@ -46,6 +59,7 @@ def merge(
         weights: one for each model; 1 by default.
         alpha: with a base, the coefficient of the merged delta.
         seed: the seed of methods that draw.
+        rank: for adapters without a base, the most rank of the merged adapter.
         statistics: for methods that take them, kind -> statistic of each model, such as
             ``[{"gram": "a.gram.safetensors"}, {"gram": "b.gram.safetensors"}]``; see `collect`.
         options: the method's own options, such as ``density=0.2``; `Method.options` lists them.
@@ -64,12 +78,23 @@ def merge(
     tensor([0.7500, 0.7500])
     """
     chosen = as_method(method)
+    adapters = _adapters(models) if base is None else []
+    if adapters:
+        plain = check_joinable(adapters)
+        deltas = [LinearForm.of(adapter) for adapter in plain]
+        source = MethodSource(chosen, deltas, weights=weights, seed=seed, options=options)
+        return JoinedAdapter(source.as_form().times(alpha), plain, rank)
     _check(models, chosen, base is not None, alpha)
+    if rank is not None:
+        raise OptionError("a rank is for adapters that are merged without a base")
     opened = [open_any(model) for model in models]
     for model in opened:
         refuse_statistic(model)
     start = open_checkpoint(opened[0] if base is None else base)
-    forms = _weights(opened, start) if base is None else _deltas(opened, start)
+    if base is None:
+        forms = _weights(opened, start)
+    else:
+        forms, start = _deltas(opened, start)
     source = MethodSource(
         chosen, forms, weights=weights, seed=seed, options=options, statistics=statistics
     )
@@ -78,7 +103,30 @@ def merge(
             statistic.check_model(model)
     merged = source.as_form()
     result = merged if base is None else start.form.plus(merged.times(alpha))
-    return Checkpoint(result, start.architecture)
+    return Checkpoint(result, architecture_of_ends(result, start))
+
+
+def in_widest_dtype(
+    models: Sequence[CheckpointLike], base: CheckpointLike | None
+) -> tuple[Sequence[CheckpointLike], CheckpointLike | None]:
+    """Return models and base in the widest of their dtypes, where they have several.
+
+    Task vectors and adapters take the base's.
+    """
+    opened = [open_any(model) for model in models]
+    start = None if base is None else open_checkpoint(base)
+    dtypes = {
+        spec.dtype
+        for model in ([*opened, start] if start else opened)
+        if model.form.space == "weights"
+        for spec in model.specs.values()
+        if is_editable(spec.dtype)
+    }
+    if len(dtypes) < 2:
+        return models, base
+    widest = reduce(torch.promote_types, dtypes)
+    widened = [m.to(widest) if m.form.space == "weights" else m for m in opened]
+    return widened, start.to(widest) if start else None
 
 
 def _weights(models: Sequence[CheckpointLike], first: Checkpoint) -> list[LinearForm]:
@@ -88,9 +136,30 @@ def _weights(models: Sequence[CheckpointLike], first: Checkpoint) -> list[Linear
     return [checkpoint.form for checkpoint in opened]
 
 
-def _deltas(models: Sequence[CheckpointLike], base: Checkpoint) -> list[LinearForm]:
+def _deltas(
+    models: Sequence[CheckpointLike], base: Checkpoint
+) -> tuple[list[LinearForm], Checkpoint]:
+    """Return the task vectors of models, and the base with all the names that they have."""
     opened = [open_matched(model, base) for model in models]
-    return [LinearForm.difference(checkpoint.form, base.form)[0] for checkpoint in opened]
+    whole = with_tied_names(base, [name for model in opened for name in model.specs])
+    if whole is not base:
+        opened = [open_matched(model, whole) for model in models]
+    return [LinearForm.difference(model.form, whole.form)[0] for model in opened], whole
+
+
+def _adapters(models: Sequence[CheckpointLike]) -> list[Source]:
+    """Return the adapters that models are; empty if they are others, too."""
+    adapters: list[Source] = []
+    for model in models:
+        opened = open_any(model) if isinstance(model, (str, Path, Checkpoint)) else None
+        if (
+            opened is None
+            or not opened.form.sources
+            or not isinstance(opened.form.sources[0], Adapter)
+        ):
+            return []
+        adapters.append(opened.form.sources[0])
+    return adapters
 
 
 def _check(

@@ -33,6 +33,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "alpha": 1.0,
     "options": {},
     "seed": 0,
+    "rank": None,
     "base_layers": None,
 }
 
@@ -63,6 +64,7 @@ class Recipe:
         lines: model, token or key -> its line in the file, for messages.
         statistics: for each model, kind -> the ref of its statistic, or the arguments of `collect`
             that make it, such as ``{"task": "mnist"}``; None if there are none.
+        rank: the most rank of an adapter that is merged of adapters, or None.
 
     >>> print(Recipe(("a", "b"), "ties", base="pre", options={"density": 0.2}).to_yaml(), end="")
     method: ties
@@ -94,6 +96,7 @@ class Recipe:
     forgiving: bool = field(default=False, compare=False)
     lines: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     statistics: tuple[Mapping[str, Any], ...] | None = None
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         METHODS[self.method].check(self.options)
@@ -219,6 +222,7 @@ class Recipe:
                 for name, value in self.options.items()
             },
             "seed": self.seed,
+            "rank": self.rank,
         }
         return {
             key: value

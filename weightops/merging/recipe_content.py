@@ -14,6 +14,7 @@ from weightops.merging.recipe_values import (
     layers_of,
     numbers_of,
     options_of,
+    rank_of,
     seed_of,
     statistics_of,
 )
@@ -21,7 +22,7 @@ from weightops.merging.tokenizer_choice import TokenizerChoice
 from weightops.merging.yaml_lines import line_of, located
 
 KEYS = (
-    *("method", "base", "models", "slices", "modules", "alpha", "options", "seed", "dtype"),
+    *("method", "base", "models", "slices", "modules", "alpha", "options", "seed", "rank", "dtype"),
     *("batchnorm", "tokenizer", "chat_template", "name", "named", "base_layers"),
 )
 WHOLE = ("dtype", "batchnorm", "tokenizer", "chat_template", "named", "name")
@@ -98,6 +99,7 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         "alpha": numbers_of(content.get("alpha", 1.0), "alpha"),
         "options": options_of(content.get("options") or {}),
         "seed": seed_of(content.get("seed", 0)),
+        "rank": None if content.get("rank") is None else rank_of(content["rank"]),
         "layers": layers or None,
         "statistics": statistics if any(statistics) else None,
         "base_layers": None if base_layers is None else layers_of(base_layers),

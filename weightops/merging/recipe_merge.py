@@ -97,6 +97,8 @@ class RecipeMerge:
             }
             with located(recipe.lines.get("chat_template", "")):
                 architecture = with_chat_template(architecture, recipe.chat_template, folders)
+        if architecture is merged.architecture:
+            return merged
         return Checkpoint(merged.form, architecture)
 
     def _part(self, recipe: Recipe, module: str | None) -> tuple[Checkpoint, Recipe]:
@@ -276,6 +278,7 @@ def _merged(
         weights=recipe.weights,
         alpha=recipe.alpha,
         seed=recipe.seed,
+        rank=recipe.rank,
         statistics=made_statistics(
             recipe.models, recipe.statistics, recipe.weights, recipe.options
         ),

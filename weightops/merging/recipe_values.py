@@ -75,6 +75,17 @@ def seed_of(value: Any) -> int:
     return int(value)
 
 
+def rank_of(value: Any) -> int:
+    """Return the rank of an adapter.
+
+    Raises:
+        RecipeError: if it isn't a whole number above 0.
+    """
+    if type(value) is not int or not 0 < value < 2**31:
+        raise RecipeError(f"rank is {value!r:.80}, and must be a whole number above 0")
+    return value
+
+
 def _plain(value: Any, name: str) -> Any:
     """Return a value with text for keys, and without numbers that no computer word holds.
 

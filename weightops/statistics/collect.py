@@ -263,7 +263,7 @@ def in_names_of(
         named = {name: gram for name, gram in grams.items() if name in checkpoint.specs}
     else:
         named = {}
-        for name, (kind, names, index) in mapped.items():
+        for name, (kind, names, index, _) in mapped.items():
             gram = grams.get(names[0])
             if gram is None or name not in checkpoint.specs:
                 continue

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.same_weights import holds
 from torch import nn
 
 from weightops import TaskVector, merge, open_checkpoint
@@ -131,3 +132,18 @@ def test_quantised_tensors_are_refused_by_name(tmp_path: Path) -> None:
         match=r"s is what torch\._utils\._rebuild_sparse_tensor makes of stored numbers",
     ):
         open_checkpoint(tmp_path / "s.pt")
+
+
+def test_both_ends_of_ema_pytorch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    average, trained = {"a.w": torch.ones(2)}, {"a.w": torch.zeros(2)}
+    state = {"initted": torch.tensor(True), "step": torch.tensor(3)}
+    state |= {f"ema_model.{name}": tensor for name, tensor in average.items()}
+    state |= {f"online_model.{name}": tensor for name, tensor in trained.items()}
+    path = tmp_path / "ema.pt"
+    torch.save(state, path)
+    assert holds(open_checkpoint(path), average)
+    assert "FILE:online_model opens what was trained" in caplog.text
+    assert holds(open_checkpoint(f"{path}:ema_model"), average)
+    assert holds(open_checkpoint(f"{path}:online_model"), trained)
+    with pytest.raises(CheckpointError, match="no key 'none'"):
+        open_checkpoint(f"{path}:none")

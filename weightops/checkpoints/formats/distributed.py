@@ -26,7 +26,7 @@ from weightops.support.sibling_files import sibling
 _MARK = b"torch.distributed.checkpoint.metadata"
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
     """A box of a tensor, and the bytes of a file that hold it."""
 
     offsets: tuple[int, ...]
@@ -72,13 +72,13 @@ class DcpSource(Source):
                 places[name, offset] = place
         self.specs: dict[str, Spec] = {}
         self.ties: dict[str, str] = {}
-        self._chunks: dict[str, list[_Chunk]] = {}
+        self._chunks: dict[str, list[Chunk]] = {}
         for key, name in names.items():
             boxes = _list(entries[key]["chunks"])
             budget.spend(OBJECT * len(boxes))
             self.specs[name] = _spec(name, entries[key])
             self._chunks[name] = [_chunk(path, key, box, places) for box in boxes]
-            _check_boxes(name, self.specs[name], self._chunks[name])
+            check_boxes(name, self.specs[name], self._chunks[name])
         files = {chunk.file for chunks in self._chunks.values() for chunk in chunks}
         self.files = [InputFile.of(file) for file in (path, *sorted(files))]
         claimed = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in self.specs.values())
@@ -134,7 +134,7 @@ def _spec(name: str, entry: dict[str, Any]) -> Spec:
     return Spec(_numbers(entry.get("size"), name), dtype)
 
 
-def _chunk(path: Path, key: Any, box: Any, places: dict[tuple[Any, Any], StandIn]) -> _Chunk:
+def _chunk(path: Path, key: Any, box: Any, places: dict[tuple[Any, Any], StandIn]) -> Chunk:
     """Return a box of the tensor ``key`` with the place of its bytes."""
     short_key = short_name(key)
     fields = _fields(box)
@@ -155,10 +155,10 @@ def _chunk(path: Path, key: Any, box: Any, places: dict[tuple[Any, Any], StandIn
     file = sibling(path, name)
     if start + length > file.stat().st_size:
         raise CheckpointError(f"{path} says that {short_key} is behind the end of {file}")
-    return _Chunk(offsets, sizes, file, start, length)
+    return Chunk(offsets, sizes, file, start, length)
 
 
-def _check_boxes(name: str, spec: Spec, chunks: list[_Chunk]) -> None:
+def check_boxes(name: str, spec: Spec, chunks: list[Chunk]) -> None:
     """Check that boxes are in their tensor, have enough bytes, and fill the tensor.
 
     In checkpoints by torch, boxes don't overlap.

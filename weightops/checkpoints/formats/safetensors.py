@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from weightops.algebra.dtypes import SAFETENSORS
+from weightops.algebra.dtypes import NUMBERS_IN_AN_ELEMENT, SAFETENSORS
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.formats.compressed import CompressedSource
@@ -26,7 +26,12 @@ RECORD = "weightops"
 
 
 class SafetensorsSource(Source):
-    """Tensors of one safetensors file, mapped from disk."""
+    """Tensors of one safetensors file, mapped from disk.
+
+    Attributes:
+        offsets: where each tensor begins in the whole one, by name, in files that a distributed
+            checkpoint may have parts in; None for other files.
+    """
 
     def __init__(self, path: Path) -> None:
         self.ref = str(path)
@@ -34,17 +39,10 @@ class SafetensorsSource(Source):
         self.files = [file]
         self.identity = ("file", path.stat().st_dev, *file.state)
         self._file, header, data_start = _open(path)
-        self._starts: dict[str, int] = {}
         self._mapped: dict[str, torch.Tensor] = {}
         metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-        stored = {}
-        for name, entry in header.items():
-            if entry["dtype"] not in SAFETENSORS:
-                raise CheckpointError(
-                    f"{path} holds {name} in dtype {entry['dtype']}, which torch can't read"
-                )
-            stored[name] = Spec(tuple(entry["shape"]), SAFETENSORS[entry["dtype"]])
-            self._starts[name] = data_start + entry["data_offsets"][0]
+        stored = {name: _spec(path, name, entry) for name, entry in header.items()}
+        self._starts = {n: data_start + entry["data_offsets"][0] for n, entry in header.items()}
         self.ties = {
             alias: name
             for alias, name in metadata.items()
@@ -52,6 +50,7 @@ class SafetensorsSource(Source):
         }
         self.specs = {**stored, **{alias: stored[name] for alias, name in self.ties.items()}}
         self.made_from = _record(metadata)
+        self.offsets = _offsets(metadata)
         self.space = "delta" if self.made_from.get("space") == "delta" else "weights"
 
     def read(self, name: str) -> torch.Tensor:
@@ -74,6 +73,27 @@ class SafetensorsSource(Source):
             return out
 
         return elements
+
+
+def _spec(path: Path, name: str, entry: Mapping[str, Any]) -> Spec:
+    kind, shape = entry["dtype"], tuple(entry["shape"])
+    if kind not in SAFETENSORS:
+        raise CheckpointError(f"{path} holds {name} in dtype {kind}, which torch can't read")
+    packed = NUMBERS_IN_AN_ELEMENT.get(kind, 1)
+    if packed > 1 and shape:
+        shape = (*shape[:-1], shape[-1] // packed)
+    return Spec(shape, SAFETENSORS[kind])
+
+
+def _offsets(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]] | None:
+    """Return where each tensor begins in the whole one, as torch's distributed save notes it."""
+    if "DCP_SHARDING_INFO" not in metadata:
+        return None
+    try:
+        noted = json.loads(metadata["DCP_SHARDING_INFO"])
+        return {name: tuple(map(int, entry["saved_offsets"])) for name, entry in noted.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
 
 
 def _may_be_alias(key: str, name: str) -> bool:

@@ -2,47 +2,77 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from weightops.algebra.scratch import Scratch
-from weightops.algebra.source import Source
+from weightops.algebra.source import Source, same_sample
+from weightops.checkpoints.formats.parts import check_claim
 from weightops.errors import CheckpointError
 from weightops.support.json_files import read_json
 from weightops.support.sibling_files import sibling
+from weightops.support.text import first_few
+
+log = logging.getLogger("weightops")
+
+_OUTPUT = re.compile(r"(.*\.)?(lm_head|embed_out|proj_out|decoder)\.(weight|bias)")
+"""Names of output layers, which may be tied to the embeddings."""
 
 
 class ShardedSource(Source):
-    """Several files as one source.
+    """Several files as one source. Of a tensor in several files, the last one counts.
 
-    Raises:
-        CheckpointError: if two files hold tensors of one name.
+    Args:
+        shards: the files, in the order of their names.
+        ref: the name of the whole.
+        aliases: further names of tensors: alias -> name.
     """
 
-    def __init__(self, shards: list[Source], ref: str) -> None:
+    def __init__(self, shards: list[Source], ref: str, aliases: Mapping[str, str]) -> None:
         self.ref = ref
         self._owner: dict[str, Source] = {}
         for shard in shards:
-            repeated = next((name for name in shard.specs if name in self._owner), None)
-            if repeated:
-                raise CheckpointError(
-                    f"{shard.ref} holds {repeated}, which another shard holds too"
-                )
+            self._warn_of_others(shard)
             self._owner |= dict.fromkeys(shard.specs, shard)
-        self.specs = {name: shard.specs[name] for name, shard in self._owner.items()}
         self.ties = {alias: name for shard in shards for alias, name in shard.ties.items()}
+        for alias, name in aliases.items():
+            if name in self._owner and alias not in self._owner:
+                self.ties[alias] = name
+        stored = {name: shard.specs[name] for name, shard in self._owner.items()}
+        self.specs = {**stored, **{alias: stored[name] for alias, name in self.ties.items()}}
         self.space = shards[0].space
         self.made_from = shards[0].made_from
         self.skipped = tuple(dict.fromkeys(item for shard in shards for item in shard.skipped))
         self.identity = ("shards", *(shard.identity for shard in shards))
         self.files = [file for shard in shards for file in shard.files]
 
+    def _warn_of_others(self, shard: Source) -> None:
+        """Warn if a shard holds other values of a tensor than one before it."""
+        others = [
+            name
+            for name in shard.specs
+            if (owner := self._owner.get(name)) is not None
+            and (owner.specs[name] != shard.specs[name] or not same_sample(owner, shard, name))
+        ]
+        if others:
+            log.warning(
+                "several shards hold %s, with different values: those of %s are taken, "
+                "as transformers does",
+                first_few(others),
+                shard.ref,
+            )
+
     def read(self, name: str) -> torch.Tensor:
+        name = name if name in self._owner else self.ties[name]
         return self._owner[name].read(name)
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+        name = name if name in self._owner else self.ties[name]
         return self._owner[name].open(name, scratch)
 
 
@@ -52,7 +82,7 @@ def recognises(path: Path) -> bool:
         if stream.read(1) != b"{":
             return False
     try:
-        return bool(_read_index(path))
+        return bool(_weight_map(path, read_json(path)))
     except CheckpointError:
         return False
 
@@ -61,17 +91,41 @@ def open_index(path: Path, open_shard: Callable[[Path], Source]) -> Source:
     """Open all shards of an index with ``open_shard``.
 
     Raises:
-        CheckpointError: if a shard isn't beside the index, or lacks a tensor that the index lists.
+        CheckpointError: if a shard isn't beside the index, lacks a tensor that the index lists, or
+            is one process's part of a distributed save.
     """
-    weight_map = _read_index(path)
-    shards = {name: open_shard(_shard(path, name)) for name in dict.fromkeys(weight_map.values())}
-    missing = [name for name, shard in weight_map.items() if name not in shards[shard].specs]
-    if missing:
+    index = read_json(path)
+    weight_map = _weight_map(path, index)
+    files = [_shard(path, name) for name in sorted(set(weight_map.values()))]
+    shards = [open_shard(file) for file in files]
+    check_claim(index, shards)
+    noted = index.get("metadata")
+    aliases = _aliases(noted if isinstance(noted, dict) else {})
+    source = ShardedSource(shards, str(path.parent), aliases)
+    missing = [name for name in weight_map if name not in source.specs]
+    lost = [name for name in missing if not (_OUTPUT.fullmatch(name) and _is_tied(path.parent))]
+    if lost:
         raise CheckpointError(
-            f"{path} lists {missing[0]} in {weight_map[missing[0]]}, "
-            f"which doesn't hold it ({len(missing)} such tensors)"
+            f"{path} lists {lost[0]} in {weight_map[lost[0]]}, "
+            f"which doesn't hold it ({len(lost)} such tensors)"
         )
-    return ShardedSource(list(shards.values()), str(path.parent))
+    return source
+
+
+def _aliases(noted: Mapping[str, Any]) -> dict[str, str]:
+    """Return alias -> name from the index's metadata, where huggingface_hub notes them."""
+    return {alias: name for alias, name in noted.items() if isinstance(name, str)}
+
+
+def _is_tied(folder: Path) -> bool:
+    """Return whether a folder's configuration ties the output layer to the embeddings."""
+    config = folder / "config.json"
+    if not config.is_file():
+        return False
+    settings = read_json(config)
+    text = settings.get("text_config")
+    inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+    return bool(settings.get("tie_word_embeddings", True if inner is None else inner))
 
 
 def _shard(path: Path, name: str) -> Path:
@@ -81,8 +135,8 @@ def _shard(path: Path, name: str) -> Path:
     return file
 
 
-def _read_index(path: Path) -> Mapping[str, str]:
-    shards = read_json(path).get("weight_map")
+def _weight_map(path: Path, index: Mapping[str, Any]) -> Mapping[str, str]:
+    shards = index.get("weight_map")
     if (
         not isinstance(shards, dict)
         or not shards

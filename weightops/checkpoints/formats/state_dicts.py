@@ -60,7 +60,7 @@ def named_tensors(
             raise _two_places(next(iter(tensors)), inner[0])
         if tensors:
             others = [k for k, value in mapping.items() if not isinstance(value, StoredTensor)]
-            return tensors, [_name(key) for key in others]
+            return _averaged(tensors), [_name(key) for key in others]
     elif _is_module(content):
         return _tensors_of_module(content, budget)
     raise CheckpointError(
@@ -83,12 +83,34 @@ def at_key(content: Any, key: str, budget: Budget) -> Any:
         found = next((name for name in names if remaining in (name, f"{name}.")), None)
         found = found or next((n for n in names if remaining.startswith(f"{n}.")), None)
         if found is None:
-            known = [_name(n) for n, item in mapping.items() if _holds_weights(item, budget)]
+            inner = _below(mapping, remaining)
+            if inner:
+                return inner
+            known = [_name(name) for name, item in mapping.items() if _holds_weights(item, budget)]
             raise CheckpointError(
                 f"it has no key {key!r}", hint=f"weights are under {', '.join(known) or 'no key'}"
             )
         value, remaining = mapping[names[found]], remaining[len(found) + 1 :]
     return value
+
+
+def _below(mapping: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
+    """Return the entries whose names begin with a prefix and a dot, without these."""
+    names = {_name(key): value for key, value in mapping.items()}
+    return {
+        name.removeprefix(f"{prefix}."): value
+        for name, value in names.items()
+        if name.startswith(f"{prefix}.")
+    }
+
+
+def _averaged(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return the average of a file of ema_pytorch, which holds the trained weights beside it."""
+    average, trained = _below(tensors, "ema_model"), _below(tensors, "online_model")
+    if not average or average.keys() != trained.keys():
+        return tensors
+    log.warning("the average under ema_model is opened; FILE:online_model opens what was trained")
+    return average
 
 
 def _check_alone(taken: str, mapping: Mapping[Any, Any]) -> None:

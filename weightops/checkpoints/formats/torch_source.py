@@ -79,21 +79,25 @@ class TorchContent(NamedTuple):
 class TorchSource(Source):
     """The tensors of one torch file, each built when it is read.
 
+    The mapping holds no file descriptor, so that any number of files can be open.
+
     Args:
         path: the file.
-        data: its bytes.
         content: its structure.
 
     Raises:
         CheckpointError: if it holds no tensors, or their bytes aren't all there.
     """
 
-    def __init__(self, path: Path, data: mmap.mmap, content: TorchContent) -> None:
+    def __init__(self, path: Path, content: TorchContent) -> None:
         self.ref = str(path)
+        file = InputFile.of(path)
+        self.files = [file]
+        self.identity: object = ("file", path.stat().st_dev, *file.state)
         self._tensors, skipped = named_tensors(content.value, content.budget)
         self.skipped = (*skipped, *content.refused_names)
         self._extents = content.extents
-        self._data = torch.frombuffer(data, dtype=torch.uint8)
+        self._data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
         self._aligned_copies: dict[str, torch.Tensor] = {}
         claimed = sum(tensor.nbytes for tensor in set(self._tensors.values()))
         if claimed > EXPANSION * len(self._data) + 65536:
@@ -107,8 +111,6 @@ class TorchSource(Source):
             if tensor.nbytes and owners.setdefault(tensor, name) != name:
                 self.ties[name] = owners[tensor]
         self.specs = {name: Spec(t.shape, t.dtype) for name, t in self._tensors.items()}
-        self.files = [InputFile.of(path)]
-        self.identity: object = ("file", path.stat().st_dev, *self.files[0].state)
 
     def read(self, name: str) -> torch.Tensor:
         tensor = self._tensors[name]
@@ -184,14 +186,16 @@ def open_mapped(
         CheckpointError: naming the file and what is wrong with it.
     """
     try:
-        with open(path, "rb") as stream:
-            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-        content = read(data)
+        with (
+            open(path, "rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            content = read(data)
         try:
             if key is None:
-                return TorchSource(path, data, content)
+                return TorchSource(path, content)
             content = content._replace(value=at_key(content.value, key, content.budget))
-            source = TorchSource(path, data, content)
+            source = TorchSource(path, content)
             source.ref, source.identity = f"{path}:{key}", (source.identity, key)
             return source
         except CheckpointError as error:

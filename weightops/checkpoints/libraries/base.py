@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
+from weightops.checkpoints.libraries.memory_names import MemoryNames
 from weightops.errors import CheckpointError
 from weightops.support.json_files import read_json, write_json
 from weightops.support.sibling_files import copy_companions
@@ -45,13 +46,15 @@ class Architecture(ABC):
         library: the name of the library.
         config_file: the name of the configuration file.
         weights_file: the name of the weights file that the library looks for.
+        reads_shards: True if the library reads weights in several files with an index.
         is_classifier: True if the models classify images with a head of their own.
         card_facts: the facts about the library that a model card states.
     """
 
     library: ClassVar[str]
     config_file: ClassVar[str] = "config.json"
-    weights_file: ClassVar[str] = "model.safetensors"
+    weights_file: str = "model.safetensors"
+    reads_shards: ClassVar[bool] = True
     is_classifier: ClassVar[bool] = False
     card_facts: ClassVar[CardFacts]
 
@@ -99,6 +102,10 @@ class Architecture(ABC):
             CheckpointError: if the file isn't a configuration of this library.
         """
         return read_json(path)
+
+    def names_in_memory(self) -> MemoryNames | None:
+        """Return the names of the module's tensors if they may differ from those in files."""
+        return None
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """Return the architecture with settings that replace those in the configuration."""

@@ -44,6 +44,7 @@ class OpenClipArchitecture(Architecture):
     library = "open_clip"
     config_file = CONFIG
     weights_file = WEIGHTS
+    reads_shards = False
     card_facts = CardFacts(
         "open_clip",
         "zero-shot-image-classification",

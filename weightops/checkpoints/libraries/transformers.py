@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from typing_extensions import Self
 from weightops.algebra.dtypes import name_of
 from weightops.checkpoints.libraries.base import Architecture, CardFacts
 from weightops.checkpoints.libraries.config_checks import check_config, library_errors
-from weightops.errors import CheckpointError, missing_extra
+from weightops.checkpoints.libraries.memory_names import MemoryNames
+from weightops.errors import CheckpointError, WeightopsError, missing_extra
 from weightops.support.cache import cached_folder
+
+log = logging.getLogger("weightops")
 
 _LISTED_LAYERS = ("mlp_only_layers", "cross_attention_layers", "full_attn_idxs")
 """The names that configurations give lists of layers' numbers."""
@@ -66,6 +70,14 @@ processor = AutoProcessor.from_pretrained("{folder}")
                 )
             )
         return module.eval()
+
+    def names_in_memory(self) -> MemoryNames | None:
+        try:
+            with torch.device("meta"):
+                return MemoryNames.of(self.build())
+        except WeightopsError as error:
+            log.info("the names in memory of %s aren't known: %s", self.folder, error.fact)
+            return None
 
     def in_dtype(self, dtype: torch.dtype) -> Self:
         named: dict[str, Any] = {

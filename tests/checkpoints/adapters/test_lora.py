@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ from torch import nn
 from weightops import TaskVector, merge, open_checkpoint
 from weightops.checkpoints.opening import open_any
 from weightops.cli.main import run
-from weightops.errors import CheckpointError, MismatchError, OptionError, SpaceError
+from weightops.errors import (
+    CheckpointError,
+    MismatchError,
+    MissingExtraError,
+    OptionError,
+    SpaceError,
+)
 
 
 class Mixer(nn.Module):
@@ -155,15 +162,21 @@ def test_on_a_clip_model_of_open_clip(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "use_dora": {"use_dora": True},
-    "lora_bias": {"lora_bias": True},
-    "init_lora_weights=pissa": {"init_lora_weights": "pissa_niter_4"},
-    "kind IA3": {"peft_type": "IA3"},
+    "is in one of them only": {"use_dora": True},
+    "lora_B.default.bias": {"lora_bias": True},
+    "started by pissa_niter_4": {"init_lora_weights": "pissa_niter_4"},
+    "which IA3 of peft": {"peft_type": "IA3", "feedforward_modules": []},
+    "kind SOMETHING": {"peft_type": "SOMETHING"},
+    "works on inputs": {"peft_type": "PREFIX_TUNING"},
+    "kind XLORA, which works": {"peft_type": "XLORA"},
+    "needs Megatron's own layers": {"megatron_config": {"a": 1}},
+    "is too complicated": {"use_dora": True, "target_modules": "(.a.b.c+.*)+"},
     "says 4": {"r": 4},
-    "too complicated": {"rank_pattern": {"(a+)+b": 2}},
+    "too complicated a pattern": {"rank_pattern": {"(a+)+b": 2}},
     "alpha None": {"lora_alpha": None},
     "is not a pattern": {"alpha_pattern": {"[": 2}},
-    "layer_replication": {"layer_replication": [[0, 1]]},
+    "repeats layers of its base": {"layer_replication": [[0, 1]]},
+    "asks for use_everything, which LORA of peft": {"use_dora": True, "use_everything": True},
 }
 
 
@@ -234,3 +247,22 @@ def test_the_nearest_lora_of_a_task_vector(base: nn.Module, tmp_path: Path) -> N
     with pytest.raises(OptionError, match="no matrix of the task vector changed"):
         TaskVector(full, full).save_lora(tmp_path / "none", 2)
     assert not (tmp_path / "none").exists()
+
+
+def test_patterns_with_several_wildcards(base: nn.Module, tmp_path: Path) -> None:
+    """The first pattern of the saved configuration, whose keys peft sorts, counts."""
+    ranks = {r".*f.*r.*s.*t": 2, r"(s|z)?e.?c.*": 4}
+    tokens = torch.arange(10).reshape(2, 5)
+    model, folder = adapted(tmp_path / "adapter", base, rank_pattern=ranks)
+    with torch.no_grad():
+        got = TaskVector(base, folder).apply(base)(tokens)
+        assert torch.allclose(got, model(tokens), atol=1e-5)
+
+
+def test_without_peft(base: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, plain = adapted(tmp_path / "plain", base)
+    _, dora = adapted(tmp_path / "dora", base, use_dora=True)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert "first.weight" in TaskVector(base, plain)
+    with pytest.raises(MissingExtraError, match=r"peft is needed to merge .*dora"):
+        TaskVector(base, dora)

@@ -1,0 +1,41 @@
+"""Tensors that arithmetic can't combine: quantised weights, codes and indices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+
+from weightops.algebra.dtypes import is_editable
+from weightops.algebra.source import Source, Spec, same_sample
+
+_SCALE = re.compile(r"scale|zero|absmax|codebook|biases|quant|scb", re.IGNORECASE)
+
+_INDICES = (torch.int64, torch.bool)
+
+
+def differing_codes(specs: Mapping[str, Spec], a: Source, b: Source) -> list[str]:
+    """Return the codes that differ between two sources, and the scales beside codes that differ.
+
+    Quantised weights are codes, whose dtype can't be edited, and so are indices from tokens to
+    rows. Packed codes that are equal stand for other numbers where their scales, zeros or codebooks
+    differ. A single number, such as a counter of batches, may differ.
+
+    Args:
+        specs: name -> shape and dtype of the tensors to compare.
+        a: one source.
+        b: another one.
+    """
+    both = [name for name in specs if name in a.specs and name in b.specs]
+    codes = [n for n in both if not is_editable(specs[n].dtype) and specs[n].numel > 1]
+    packed = [n for n in codes if len(specs[n].shape) > 1 and specs[n].dtype not in _INDICES]
+    places = {name.rpartition(".")[0] for name in packed}
+    scales = [n for n in both if is_editable(specs[n].dtype) and _is_scale(n, places)]
+    return [name for name in (*codes, *scales) if not same_sample(a, b, name)]
+
+
+def _is_scale(name: str, places: set[str]) -> bool:
+    """Return whether a tensor is beside codes, or below their name, and is called a scale."""
+    place, _, leaf = name.rpartition(".")
+    return bool(_SCALE.search(leaf)) and (place in places or place.rpartition(".")[0] in places)

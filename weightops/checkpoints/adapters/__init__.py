@@ -1,0 +1,1 @@
+"""Adapters of peft: read as edits of a base, put together, and written from task vectors."""

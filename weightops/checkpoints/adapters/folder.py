@@ -1,0 +1,55 @@
+"""Open the folders of adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from weightops.algebra.source import Source
+from weightops.checkpoints.adapters.adapter import CONFIG, WEIGHTS, Adapter
+from weightops.checkpoints.adapters.lora import LoraSource, is_plain
+from weightops.checkpoints.adapters.peft_adapter import PeftAdapter
+from weightops.errors import CheckpointError
+from weightops.support.json_files import read_json
+
+_REFUSED = {
+    "megatron_config": "needs Megatron's own layers",
+    "layer_replication": "repeats layers of its base",
+    "arrow_config": "chooses among adapters by the input",
+    "alora_invocation_tokens": "starts at certain tokens of the input",
+}
+"""Settings with which an adapter is no change of weights, and why."""
+
+
+def recognises(path: Path) -> bool:
+    """Return whether a file is a JSON object with a ``peft_type``."""
+    if path.suffix != ".json":
+        return False
+    try:
+        return "peft_type" in read_json(path)
+    except CheckpointError:
+        return False
+
+
+def open_adapter(path: Path, open_stored: Callable[[Path], Source]) -> Adapter:
+    """Open the adapter that a configuration describes.
+
+    Args:
+        path: the configuration.
+        open_stored: opens the weights file beside it.
+
+    Raises:
+        CheckpointError: naming the setting, if such an adapter is no change of weights.
+    """
+    config = read_json(path)
+    for setting, why in _REFUSED.items():
+        if config.get(setting):
+            raise CheckpointError(
+                f"{path} asks for {setting}: the adapter {why}, and is no change of weights"
+            )
+    for name in (WEIGHTS, "adapter_model.bin"):
+        if (path.parent / name).is_file():
+            stored = open_stored(path.parent / name)
+            kind = LoraSource if is_plain(config, stored.specs) else PeftAdapter
+            return kind(config, stored, str(path.parent))
+    raise CheckpointError(f"{path.parent} holds {CONFIG}, but no {WEIGHTS} beside it")
