@@ -269,12 +269,9 @@ class TaskVector(Tensors):
 
     def _edited(self, base: Checkpoint, alpha: Alpha, strict: bool) -> LinearForm:
         start = self.base.start_at(base, self.form, strict=strict) if self.base else base.form
-        return start.plus(match_names(self._checkpoint(self.form.times(alpha)), base))
-
-    def _checkpoint(self, form: LinearForm) -> Checkpoint:
-        """Return a form of deltas as a checkpoint of the model that this vector was made from."""
-        own = self.base.checkpoint if self.base else None
-        return own.with_form(form, own.architecture) if own else Checkpoint(form)
+        return start.plus(
+            match_names(Origin.checkpoint_of(self.base, self.form.times(alpha)), base)
+        )
 
     def save(
         self,

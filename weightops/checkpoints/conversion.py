@@ -1,4 +1,4 @@
-"""How tensors are obtained from others that have other names or another arrangement."""
+"""Mappings from tensors to others that have other names or another arrangement."""
 
 from __future__ import annotations
 

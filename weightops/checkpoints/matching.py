@@ -60,8 +60,6 @@ def match_names(checkpoint: Checkpoint, base: Checkpoint) -> LinearForm:
     A form that can't be renamed is returned unchanged.
     """
     form = checkpoint.form
-    if set(form.specs) == set(base.specs):
-        return form
     names = None
     if not set(form.specs) <= set(base.specs):
         names = base.names_in_memory or checkpoint.names_in_memory
