@@ -72,8 +72,7 @@ class TaskVector(Tensors):
         self.base = Origin.of(base)
         if left_out:
             log.warning(
-                "left out of the task vector, as only one of the checkpoints has them: %s",
-                first_few(left_out),
+                "left out, as only one of the checkpoints has them: %s", first_few(left_out)
             )
 
     @classmethod
@@ -95,9 +94,8 @@ class TaskVector(Tensors):
             return self
         if not isinstance(other, TaskVector):
             return NotImplemented
-        form = self.form.plus(
-            match_names(other._checkpoint(other.form), self._checkpoint(self.form))
-        )
+        mine, theirs = (Origin.checkpoint_of(v.base, v.form) for v in (self, other))
+        form = self.form.plus(match_names(theirs, mine))
         return TaskVector.of_form(form, Origin.common(self.base, other.base))
 
     __radd__ = __add__
@@ -269,9 +267,8 @@ class TaskVector(Tensors):
 
     def _edited(self, base: Checkpoint, alpha: Alpha, strict: bool) -> LinearForm:
         start = self.base.start_at(base, self.form, strict=strict) if self.base else base.form
-        return start.plus(
-            match_names(Origin.checkpoint_of(self.base, self.form.times(alpha)), base)
-        )
+        vector = Origin.checkpoint_of(self.base, self.form.times(alpha))
+        return start.plus(match_names(vector, base))
 
     def save(
         self,
