@@ -75,8 +75,7 @@ class TaskVector(Tensors):
         self.base = Origin.of(base)
         if left_out:
             log.warning(
-                "left out of the task vector, as only one of the checkpoints has them: %s",
-                first_few(left_out),
+                "left out, as only one of the checkpoints has them: %s", first_few(left_out)
             )
 
     @classmethod
@@ -98,9 +97,8 @@ class TaskVector(Tensors):
             return self
         if not isinstance(other, TaskVector):
             return NotImplemented
-        form = self.form.plus(
-            match_names(other._checkpoint(other.form), self._checkpoint(self.form))
-        )
+        mine, theirs = (Origin.checkpoint_of(v.base, v.form) for v in (self, other))
+        form = self.form.plus(match_names(theirs, mine))
         return TaskVector.of_form(form, Origin.common(self.base, other.base))
 
     __radd__ = __add__
@@ -273,12 +271,8 @@ class TaskVector(Tensors):
 
     def _edited(self, base: Checkpoint, alpha: Alpha, strict: bool) -> LinearForm:
         start = self.base.start_at(base, self.form, strict=strict) if self.base else base.form
-        return start.plus(match_names(self._checkpoint(self.form.times(alpha)), base))
-
-    def _checkpoint(self, form: LinearForm) -> Checkpoint:
-        """Return a form of deltas as a checkpoint of the model that this vector was made from."""
-        own = self.base.checkpoint if self.base else None
-        return own.with_form(form, own.architecture) if own else Checkpoint(form)
+        vector = Origin.checkpoint_of(self.base, self.form.times(alpha))
+        return start.plus(match_names(vector, base))
 
     def save(
         self,

@@ -257,3 +257,12 @@ def test_infixes_of_wrappers_do_not_matter(infix: str) -> None:
     vector = TaskVector(plain, wrapped)
     assert vector.form.specs.keys() == plain.keys()
     assert vector.norm() == pytest.approx(12**0.5)
+
+
+def test_a_vector_of_heads_stored_twice_edits_a_tied_module(tied: dict[str, Path]) -> None:
+    module, tuned = (open_checkpoint(tied[name]).model() for name in ("twice0", "once1"))
+    edited = TaskVector(tied["twice0"], tied["twice1"]).apply(module, 0.5)
+    head, embedding = edited.lm_head.weight, edited.transformer.wte.weight
+    assert head is embedding
+    ends = (model.transformer.wte.weight for model in (module, tuned))
+    assert torch.allclose(head, sum(ends) / 2, atol=1e-7)

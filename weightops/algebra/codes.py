@@ -29,10 +29,15 @@ def differing_codes(specs: Mapping[str, Spec], a: Source, b: Source) -> list[str
     """
     both = [name for name in specs if name in a.specs and name in b.specs]
     codes = [n for n in both if not is_editable(specs[n].dtype) and specs[n].numel > 1]
-    packed = [n for n in codes if len(specs[n].shape) > 1 and specs[n].dtype not in _INDICES]
-    places = {name.rpartition(".")[0] for name in packed}
+    places = {name.rpartition(".")[0] for name in codes if is_packed(specs[name])}
     scales = [n for n in both if is_editable(specs[n].dtype) and _is_scale(n, places)]
     return [name for name in (*codes, *scales) if not same_sample(a, b, name)]
+
+
+def is_packed(spec: Spec) -> bool:
+    """Return whether a tensor has the form of quantised weights: a matrix of codes."""
+    is_code = not is_editable(spec.dtype) and spec.dtype not in _INDICES
+    return is_code and len(spec.shape) > 1 and spec.numel > 1
 
 
 def _is_scale(name: str, places: set[str]) -> bool:

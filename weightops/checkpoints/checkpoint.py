@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from weightops.algebra.codes import is_packed
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm, fingerprint, provenance
 from weightops.algebra.source import Source
@@ -21,7 +22,7 @@ from weightops.checkpoints.in_memory import InMemory
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.memory_names import MemoryNames
 from weightops.checkpoints.loading import load_into, untie
-from weightops.checkpoints.renaming import rename_to_match
+from weightops.checkpoints.renaming import match_ties, rename_to_match
 from weightops.checkpoints.skeleton import blank_copy, blank_model
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
 from weightops.engine.layout import Estimate, FileLayout, estimate, layout
@@ -30,6 +31,7 @@ from weightops.engine.tensors import Tensors
 from weightops.engine.write import write
 from weightops.errors import CheckpointError, OptionError
 from weightops.support.atomic import behind_links, resumable_output, stage_of
+from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
 
@@ -182,12 +184,13 @@ class Checkpoint(Tensors):
         """Build the model in evaluation mode on CPU.
 
         Raises:
-            CheckpointError: if the architecture isn't known.
+            CheckpointError: if the architecture isn't known, or the weights are quantised.
         """
+        self._check_unquantised()
         module = self.known_architecture().build()
         names = MemoryNames.of(module)
         wanted = LinearForm.of(MemorySource(module.state_dict(), self.ref))
-        form = rename_to_match(self.form, wanted, names)
+        form = match_ties(rename_to_match(self.form, wanted, names), wanted)
         if names is not None:
             form = form.part(
                 [n for n in form.specs if n in wanted.specs or not names.is_ignored(n)]
@@ -195,6 +198,17 @@ class Checkpoint(Tensors):
         untie(module, form)
         load_into(form, module, on_nonfinite="warn")
         return module
+
+    def _check_unquantised(self) -> None:
+        """Refuse codes, which a module would take for weights."""
+        config = self.known_architecture().config.get("quantization_config")
+        kind = f" ({config.get('quant_method')})" if isinstance(config, dict) else ""
+        codes = [name for name, spec in self.specs.items() if is_packed(spec)]
+        if codes and (kind or any(name.endswith(".weight") for name in codes)):
+            raise CheckpointError(
+                f"{self.ref} holds quantised weights{kind}: {first_few(codes)}",
+                hint="load the model with its library, or convert it to bfloat16 first",
+            )
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
         """Return the function that turns a PIL image into the model's input."""

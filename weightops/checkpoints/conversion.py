@@ -1,4 +1,4 @@
-"""Ways to obtain tensors from others that have other names or another arrangement."""
+"""Mappings from tensors to others that have other names or another arrangement."""
 
 from __future__ import annotations
 

@@ -67,8 +67,6 @@ def match_names(checkpoint: Checkpoint, base: Checkpoint) -> LinearForm:
     loose = [source for source in form.sources if isinstance(source, LoraSource)]
     if loose and base.form.space == "weights":
         return _with_adapters(checkpoint, base)
-    if set(form.specs) == set(base.specs):
-        return form
     names = None
     if not set(form.specs) <= set(base.specs):
         names = base.names_in_memory or checkpoint.names_in_memory

@@ -109,3 +109,9 @@ class Origin:
         elif a.fingerprint == b.fingerprint:
             return a if a.checkpoint else b
         return None
+
+    @staticmethod
+    def checkpoint_of(origin: Origin | None, delta: LinearForm) -> Checkpoint:
+        """Return deltas as a checkpoint of the model that they were made from, if it is there."""
+        own = origin.checkpoint if origin else None
+        return own.with_form(delta, own.architecture) if own else Checkpoint(delta)

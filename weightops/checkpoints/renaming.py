@@ -159,6 +159,17 @@ def match_ties(form: LinearForm, base: LinearForm) -> LinearForm:
     common = [name for name in form.specs if name in base.specs and not layer_of(name)]
     if extra and all(not layer_of(name) and _copied(form, name, common) for name in extra):
         form = form.part([name for name in form.specs if name in base.specs])
+    tied, ties = tied_names(form), tied_names(base)
+    copies = {
+        alias: name
+        for alias, name in ties.items()
+        if alias in form.specs
+        and name in form.specs
+        and tied.get(alias, alias) != tied.get(name, name)
+        and _copied(form, alias, [name])
+    }
+    if copies:
+        form = renamed(form, {n: TensorMapping("copy", (copies.get(n, n),)) for n in form.specs})
     return _with_aliases(form, {n: other for n in missing if (other := _copied(base, n, common))})
 
 

@@ -249,3 +249,18 @@ def test_a_link_to_elsewhere_is_not_copied(tmp_path: Path) -> None:
         ):
             open_checkpoint(folder).save(tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_quantised_weights_are_not_built_as_if_they_were_numbers(tmp_path: Path) -> None:
+    folder = saved(small_gpt2(), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    name = "transformer.h.0.mlp.c_fc.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"holds quantised weights: .*c_fc\.weight"):
+        open_checkpoint(folder).model()
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"holds quantised weights \(fp8\)"):
+        open_checkpoint(folder).model()
