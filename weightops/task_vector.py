@@ -24,6 +24,7 @@ from weightops.engine.evaluate import OnNonfinite, materialize
 from weightops.engine.reduce import gram
 from weightops.engine.tensors import Tensors
 from weightops.errors import CheckpointError, MismatchError, SpaceError
+from weightops.support.atomic import Overwrite
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -274,7 +275,7 @@ class TaskVector(Tensors):
         self,
         path: str | Path,
         *,
-        overwrite: bool = False,
+        overwrite: Overwrite = False,
         dtype: torch.dtype | None = None,
         compress: str | None = None,
     ) -> Path:
@@ -305,7 +306,7 @@ class TaskVector(Tensors):
         rank: int,
         *,
         fan_in_fan_out: bool = False,
-        overwrite: bool = False,
+        overwrite: Overwrite = False,
     ) -> dict[str, float]:
         """Write the nearest LoRA of a rank, as a folder that peft loads (arXiv 2106.09685).
 

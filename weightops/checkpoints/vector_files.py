@@ -20,7 +20,13 @@ from weightops.engine.layout import layout
 from weightops.engine.write import write
 from weightops.errors import OptionError, SpaceError
 from weightops.hub.cards import adapter_card
-from weightops.support.atomic import atomic_output, behind_links, resumable_output
+from weightops.support.atomic import (
+    Overwrite,
+    atomic_output,
+    behind_links,
+    check_free,
+    resumable_output,
+)
 
 
 def write_vector(
@@ -28,7 +34,7 @@ def write_vector(
     path: Path,
     *,
     base: Mapping[str, Any] | None,
-    overwrite: bool,
+    overwrite: Overwrite,
     dtype: torch.dtype | None,
     compress: str | None,
 ) -> Path:
@@ -40,6 +46,7 @@ def write_vector(
                 "a compressed task vector has the dtypes of its compression",
                 hint="leave out dtype=",
             )
+    check_free(path, overwrite=overwrite, inputs=_files(form))
     specs = {
         name: Spec(spec.shape, dtype or accumulator(spec.dtype))
         for name, spec in form.specs.items()
@@ -64,15 +71,20 @@ def write_lora(
     *,
     base: str | None,
     fan_in_fan_out: bool,
-    overwrite: bool,
+    overwrite: Overwrite,
 ) -> dict[str, float]:
     """Write the LoRA nearest to a delta, with a model card; see `TaskVector.save_lora`."""
+    check_free(folder, overwrite=overwrite, inputs=_files(form))
     with atomic_output(folder, overwrite=overwrite) as stage:
         stage.mkdir()
         lost = write_adapter(form, stage, rank, fan_in_fan_out=fan_in_fan_out, base=base)
         card = adapter_card(base, rank, lost["relative_error"])
         (stage / "README.md").write_text(card, encoding="utf-8")
         return lost
+
+
+def _files(form: LinearForm) -> list[Path]:
+    return [file.path for leaf in form.leaves for file in leaf.files]
 
 
 def open_vector(path: str | Path) -> Source:

@@ -116,6 +116,8 @@ def interrupts() -> Iterator[list[int]]:
 
 
 def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
+    twice = {"--overwrite=all": ["--overwrite", "--overwrite"]}
+    arguments = [part for given in arguments for part in twice.get(given, [given])]
     try:
         weightops.main(arguments, prog_name="weightops", standalone_mode=False)
     except click.exceptions.Exit as stop:
