@@ -16,7 +16,7 @@ from types import FrameType
 
 import click
 
-from weightops.errors import OptionError, WeightopsError
+from weightops.errors import OptionError, WeightopsError, printable
 from weightops.support.registry import unknown
 
 VERBS = (
@@ -79,12 +79,20 @@ def main() -> None:
 
 def _log_to_stderr(level: int) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("weightops: %(message)s"))
+    handler.setFormatter(_OneLine("weightops: %(message)s"))
     logger = logging.getLogger("weightops")
     logger.addHandler(handler)
     logger.setLevel(level)
     # A library that logs to the root logger would otherwise add a handler that prints.
     logging.getLogger().addHandler(logging.NullHandler())
+
+
+class _OneLine(logging.Formatter):
+    """Formats a message as one line, whatever the names in it are."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 def run(arguments: list[str], *, debug: bool = False) -> int:
@@ -149,5 +157,5 @@ def _message(error: BaseException) -> str:
     if isinstance(error, WeightopsError):
         return str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return f"{type(error).__name__}: {error} (--debug shows where)"
+        return printable(f"{error.filename}: {error.strerror}")
+    return printable(f"{type(error).__name__}: {error} (--debug shows where)")

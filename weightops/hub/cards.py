@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+
+from weightops.errors import printable
 
 Relation = Literal["merge", "finetune", "adapter"]
 """The relation of a model to its base, in the Hub's words."""
@@ -36,7 +39,9 @@ def edit_card(base: str, vectors: Sequence[tuple[str, float]]) -> str:
     """Return the card of a base edited by task vectors, from their refs and coefficients."""
     refs = [ref for ref, _ in vectors]
     alphas = "".join(f" --alpha {alpha:g}" for _, alpha in vectors)
-    command = f"weightops apply {' '.join(refs)} --base {base}{alphas}"
+    command = printable(
+        f"weightops apply {' '.join(map(shlex.quote, refs))} --base {shlex.quote(base)}{alphas}"
+    )
     origin = f"```sh\n{command}\n```\n\nThe coefficients were given, not chosen on data."
     return _card(edit_title(base, vectors), [base, *refs], origin, "merge")
 
@@ -94,11 +99,16 @@ def base_model(refs: Sequence[str], relation: Relation) -> dict[str, Any]:
 def _card(title: str, refs: Sequence[str], origin: str, relation: Relation) -> str:
     tags = ["merge", "weightops"] if relation == "merge" else ["weightops"]
     metadata = {**base_model(refs, relation), "tags": tags}
-    sources = "\n".join(f"* `{ref}`" for ref in dict.fromkeys(refs))
+    sources = "\n".join(f"* `{_inline(ref)}`" for ref in dict.fromkeys(refs))
     return (
-        f"---\n{_yaml(metadata)}\n---\n\n# {title}\n\n{sources}\n\n{origin}\n\n"
+        f"---\n{_yaml(metadata)}\n---\n\n# {_inline(title)}\n\n{sources}\n\n{origin}\n\n"
         "Nothing was measured on it.\n"
     )
+
+
+def _inline(text: str) -> str:
+    """Return a text from somewhere else for one line of Markdown, which it can't leave."""
+    return printable(text).replace("`", "'").replace("<", "&lt;")
 
 
 def _yaml(content: Mapping[str, Any]) -> str:
