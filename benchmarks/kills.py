@@ -35,7 +35,7 @@ VERBS: dict[str, tuple[str, bool]] = {
         "finetune --task digits --steps 6 --checkpoint-every 2 --batch-size 8 -o {out}",
         True,
     ),
-    "evaluate": ("evaluate embedded --task digits -o {out}", False),
+    "evaluate": ("evaluate embedded --tasks digits -o {out}", False),
     "patch": ("patch --task digits --steps 4 --alphas 0,1 -o {out}", True),
 }
 """Name -> a command line, and whether it can be resumed."""

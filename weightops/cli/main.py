@@ -6,6 +6,7 @@ import atexit
 import gc
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -87,6 +88,23 @@ def _log_to_stderr(level: int) -> None:
     logging.getLogger().addHandler(logging.NullHandler())
 
 
+_ALLOCATION = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
+"""What the errors say that torch raises where memory is short, on CPU and on CUDA."""
+
+
+def _out_of_memory(error: BaseException) -> str:
+    """Return what was asked for, and what would help."""
+    asked = re.search(r"tried to allocate ([\d.]+ ?\w+)", str(error), re.IGNORECASE)
+    amount = asked[1] if asked else "more"
+    if amount.endswith(" bytes"):
+        amount = f"{int(amount.removesuffix(' bytes')) / 1e9:,.2f} GB"
+    return (
+        f"out of memory: {amount} was asked for in one piece\nhint: fewer threads "
+        "(OMP_NUM_THREADS=1) hold fewer pieces at once; --device cpu and a smaller --batch-size "
+        "help where a verb has them; --dry-run says what a merge takes"
+    )
+
+
 class _OneLine(logging.Formatter):
     """Formats a message as one line, whatever the names in it are."""
 
@@ -156,6 +174,8 @@ def _message(error: BaseException) -> str:
     """Return what to say of an error: those of weightops and of the system speak for themselves."""
     if isinstance(error, WeightopsError):
         return str(error)
+    if isinstance(error, MemoryError) or _ALLOCATION.search(str(error)):
+        return _out_of_memory(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         return printable(f"{error.filename}: {error.strerror}")
     return printable(f"{type(error).__name__}: {error} (--debug shows where)")
