@@ -36,7 +36,10 @@ VERBS: dict[str, tuple[str, bool]] = {
         True,
     ),
     "evaluate": ("evaluate embedded --tasks digits -o {out}", False),
-    "patch": ("patch --task digits --steps 4 --alphas 0,1 -o {out}", True),
+    "patch": (
+        "patch --task digits --supported shapes --rule mean --steps 4 --alphas 0,1 -o {out}",
+        True,
+    ),
 }
 """Name -> a command line, and whether it can be resumed."""
 

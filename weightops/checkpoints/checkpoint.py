@@ -190,7 +190,7 @@ class Checkpoint(Tensors):
             max_shard_size: the most bytes of tensors in one file; for folders only.
             on_nonfinite: what to do about NaN and Inf in the result: "ignore", "warn" or "error".
             resume: continue the output of a killed process; the result is the same to the byte. If
-                it is finished, nothing is done.
+                it is finished, and ``overwrite`` is false, nothing is done.
             ranks: the processes that share the work and a file system; each must call this method.
             device: where to compute: "cpu", "cuda", ... Tensors are moved there chunk by chunk.
 
@@ -206,7 +206,7 @@ class Checkpoint(Tensors):
         single = _is_single_file(path, max_shard_size)
         checkpoint = self.to(dtype) if dtype else self
         options = _Writing(max_shard_size, on_nonfinite, ranks, device)
-        if resume and checkpoint._is_in(path, single, max_shard_size):
+        if resume and not overwrite and checkpoint._is_in(path, single, max_shard_size):
             return path
         inputs = [file.path for leaf in self.form.leaves for file in leaf.files]
         check_free(path, overwrite=overwrite, inputs=inputs)

@@ -47,7 +47,7 @@ def run(
         NothingSatisfiesError: if no coefficient satisfies the constraint; nothing is written.
     """
     out = Path(out)
-    finished = _finished(workflow, out) if resume else None
+    finished = _finished(workflow, out) if resume and not overwrite else None
     if finished is not None:
         log.info("%s is finished", out)
         return finished
