@@ -19,6 +19,26 @@ Each says the fact (which file, key or shape) and, where there is one, the remed
 
 from __future__ import annotations
 
+import re
+
+_UNPRINTABLE = re.compile(
+    r"(?!\n  )[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
+"""Control characters, marks of direction and line breaks; a list in an error is indented."""
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
+
+
+def printable(text: str) -> str:
+    r"""Return a text from somewhere else on one line, its control characters escaped.
+
+    >>> print(printable("a\nb"))
+    a\nb
+    """
+    return _UNPRINTABLE.sub(_escaped, text.replace("\n", "\\n"))
+
 
 class WeightopsError(Exception):
     """The root of all errors that weightops raises on purpose.
@@ -34,6 +54,8 @@ class WeightopsError(Exception):
     """
 
     def __init__(self, fact: str, *, hint: str = "") -> None:
+        # A name from a file must not end the line, or change what the terminal shows.
+        fact, hint = _UNPRINTABLE.sub(_escaped, fact), _UNPRINTABLE.sub(_escaped, hint)
         super().__init__(f"{fact}\nhint: {hint}" if hint else fact)
         self.fact, self.hint = fact, hint
 

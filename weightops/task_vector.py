@@ -25,6 +25,7 @@ from weightops.engine.evaluate import OnNonfinite, materialize
 from weightops.engine.reduce import gram
 from weightops.engine.tensors import Tensors
 from weightops.errors import CheckpointError, MismatchError, SpaceError
+from weightops.support.atomic import Overwrite
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -278,7 +279,7 @@ class TaskVector(Tensors):
         self,
         path: str | Path,
         *,
-        overwrite: bool = False,
+        overwrite: Overwrite = False,
         dtype: torch.dtype | None = None,
         compress: str | None = None,
     ) -> Path:
@@ -304,7 +305,7 @@ class TaskVector(Tensors):
         )
 
     def save_lora(
-        self, folder: str | Path, rank: int, *, overwrite: bool = False
+        self, folder: str | Path, rank: int, *, overwrite: Overwrite = False
     ) -> dict[str, float]:
         """Write the nearest LoRA of a rank, as a folder that peft loads (arXiv 2106.09685).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -9,9 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.bytewise import archive, mapping, module, name, number, stream, tar, tensor, text
+from safetensors.torch import save_file
 
 from weightops import open_checkpoint
+from weightops.checkpoints.vector_files import open_vector
+from weightops.cli.main import run
 from weightops.errors import CheckpointError
 
 TWICE = b"q\x07" + b"".join(b"h\x07h\x07\x86q\x07" for _ in range(200))
@@ -123,3 +128,51 @@ def test_metadata_of_a_distributed_checkpoint_that_grow(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="distributed checkpoint"):
             open_checkpoint(folder)
         assert time.process_time() - begun < 2
+
+
+COMPRESSED = {
+    "lowrank:1": {"left": torch.ones(100_000, 1), "right": torch.ones(1, 100_000)},
+    "int8": {"": torch.ones(100_000, 1).char(), "scale": torch.ones(1, 100_000)},
+}
+
+
+@pytest.mark.parametrize("how", COMPRESSED)
+def test_compressed_vectors_that_grow(tmp_path: Path, how: str) -> None:
+    """A few hundred kilobytes that would be 40 GB: refused where the shape doesn't say so."""
+    record = {
+        "space": "delta",
+        "compressed": {"how": how, "relative_error": 0, "shapes": {"w": [2, 3]}, "ties": {}},
+    }
+    tensors = {f"w:{suffix}": tensor for suffix, tensor in COMPRESSED[how].items()}
+    save_file(tensors, tmp_path / "x.safetensors", {"weightops": json.dumps(record)})
+    source = open_vector(tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"x\.safetensors is damaged at w"):
+        source.read("w")
+
+
+def test_to_inspect_a_compressed_vector_computes_nothing(tmp_path: Path) -> None:
+    """Its factors multiply to 40 GB, which the shape says: to look at it takes no memory."""
+    record = {
+        "space": "delta",
+        "compressed": {
+            "how": "lowrank:1",
+            "relative_error": 0,
+            "shapes": {"w": [90_000, 90_000]},
+            "ties": {},
+        },
+    }
+    tensors = {"w:left": torch.ones(90_000, 1), "w:right": torch.ones(1, 90_000)}
+    save_file(tensors, tmp_path / "x.safetensors", {"weightops": json.dumps(record)})
+    assert run(["inspect", str(tmp_path / "x.safetensors")]) == 0
+
+
+@pytest.mark.parametrize("indices", [[-1, 2], [2, 2], [3, 1], [0, 6]])
+def test_indices_that_do_not_rise(tmp_path: Path, indices: list[int]) -> None:
+    record = {
+        "space": "delta",
+        "compressed": {"how": "sparse:0.5", "relative_error": 0, "shapes": {"w": [6]}, "ties": {}},
+    }
+    tensors = {"w:indices": torch.tensor(indices).int(), "w:values": torch.ones(2).bfloat16()}
+    save_file(tensors, tmp_path / "x.safetensors", {"weightops": json.dumps(record)})
+    with pytest.raises(CheckpointError, match="is damaged at w"):
+        open_vector(tmp_path / "x.safetensors").read("w")

@@ -96,10 +96,22 @@ def test_an_output_is_not_replaced_unasked(
     for name in ("labels.json", "1.png"):
         (pictures / name).write_text("mine")
     with pytest.raises(
-        OutputError, match=r"other things than a model or results \(1.png\)\nhint: it is not"
+        OutputError, match=r"other things than a model or results \(1.png\)\nhint: .*'all'"
     ):
         open_checkpoint(net).save(pictures, overwrite=True)
     assert (pictures / "1.png").read_text() == "mine"
+    open_checkpoint(net).save(pictures, overwrite="all")
+    assert [p.name for p in pictures.iterdir()] == ["model.safetensors"]
+
+
+def test_resuming_what_is_finished(net: nn.Module, tuned: nn.Module, tmp_path: Path) -> None:
+    for name, size in (("x.safetensors", None), ("shards", 100), ("folder", None)):
+        path = open_checkpoint(net).save(tmp_path / name, max_shard_size=size)
+        states = {p.name: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
+        open_checkpoint(net).save(path, max_shard_size=size, resume=True)
+        assert states == {p.name: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
+        with pytest.raises(OutputError, match="exists"):
+            open_checkpoint(tuned).save(path, max_shard_size=size, resume=True)
 
 
 def test_overwriting_an_input_of_the_expression(
@@ -107,7 +119,17 @@ def test_overwriting_an_input_of_the_expression(
 ) -> None:
     pre = open_checkpoint(net).save(tmp_path / "pre.safetensors")
     expected = TaskVector(net, tuned).apply(net, 0.5).state_dict()
-    TaskVector(pre, tuned).apply(pre, 0.5).save(pre, overwrite=True)
+    edited = TaskVector(pre, tuned).apply(pre, 0.5)
+    before = pre.read_bytes()
+    with pytest.raises(OutputError, match=r"pre.safetensors is an input.*\n.*overwrite='all'"):
+        edited.save(pre, overwrite=True)
+    with pytest.raises(OutputError, match=r"holds the input pre.safetensors"):
+        edited.save(tmp_path, overwrite=True)
+    (tmp_path / "link").symlink_to(tmp_path / "pre.safetensors")
+    with pytest.raises(OutputError, match=r"link is an input"):
+        edited.save(tmp_path / "link", overwrite=True)
+    assert pre.read_bytes() == before
+    edited.save(pre, overwrite="all")
     assert holds(open_checkpoint(pre), expected)
 
 

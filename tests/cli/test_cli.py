@@ -19,7 +19,7 @@ from torch import nn
 
 import weightops as package
 from weightops import TaskVector, cli, open_checkpoint
-from weightops.cli.main import VERBS, run
+from weightops.cli.main import VERBS, _message, run
 
 
 def weightops(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -299,3 +299,10 @@ def test_quiet_whatever_was_imported_before(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stderr == ""
+
+
+def test_out_of_memory_says_what_was_asked_for() -> None:
+    with pytest.raises(RuntimeError, match="allocate memory") as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert "1,152,921,504.61 GB was asked for" in _message(caught.value)
+    assert "more was asked for" in _message(MemoryError())

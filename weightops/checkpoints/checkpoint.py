@@ -25,12 +25,12 @@ from weightops.checkpoints.loading import load_into, untie
 from weightops.checkpoints.renaming import match_ties, rename_to_match
 from weightops.checkpoints.skeleton import blank_copy, blank_model
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
-from weightops.engine.layout import Estimate, FileLayout, estimate, layout
+from weightops.engine.layout import Estimate, FileLayout, estimate, has_header, layout
 from weightops.engine.ranks import ONE_RANK, Ranks
 from weightops.engine.tensors import Tensors
 from weightops.engine.write import write
 from weightops.errors import CheckpointError, OptionError
-from weightops.support.atomic import behind_links, resumable_output, stage_of
+from weightops.support.atomic import Overwrite, behind_links, check_free, resumable_output, stage_of
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -236,7 +236,7 @@ class Checkpoint(Tensors):
         self,
         path: str | Path,
         *,
-        overwrite: bool = False,
+        overwrite: Overwrite = False,
         dtype: torch.dtype | None = None,
         max_shard_size: int | None = None,
         on_nonfinite: OnNonfinite = "warn",
@@ -248,11 +248,13 @@ class Checkpoint(Tensors):
 
         Args:
             path: a ``.safetensors`` file, or a folder that loads in the architecture's library.
-            overwrite: replace an existing output; it stays until the new one is complete.
+            overwrite: replace an existing output; it stays until the new one is complete. With
+                "all" it may be an input, or a folder that holds other things.
             dtype: the dtype of the editable tensors; unchanged by default.
             max_shard_size: the most bytes of tensors in one file; for folders only.
             on_nonfinite: what to do about NaN and Inf in the result: "ignore", "warn" or "error".
-            resume: continue the output of a killed process; the result is the same to the byte.
+            resume: continue the output of a killed process; the result is the same to the byte. If
+                it is finished, and ``overwrite`` is false, nothing is done.
             ranks: the processes that share the work and a file system; each must call this method.
             device: where to compute: "cpu", "cuda", ... Tensors are moved there chunk by chunk.
 
@@ -268,6 +270,10 @@ class Checkpoint(Tensors):
         single = _is_single_file(path, max_shard_size)
         checkpoint = self.to(dtype) if dtype else self
         options = _Writing(max_shard_size, on_nonfinite, ranks, device)
+        if resume and not overwrite and checkpoint._is_in(path, single, max_shard_size):
+            return path
+        inputs = [file.path for leaf in self.form.leaves for file in leaf.files]
+        check_free(path, overwrite=overwrite, inputs=inputs)
         stage = resumable_output(path, single=single, overwrite=overwrite, resume=resume)
         with stage if ranks.first else nullcontext(stage_of(path)) as folder:
             if single:
@@ -275,6 +281,12 @@ class Checkpoint(Tensors):
             else:
                 checkpoint._write_folder(folder, path, options)
         return path
+
+    def _is_in(self, path: Path, single: bool, max_shard_size: int | None) -> bool:
+        """Return whether a finished output is this one, as the headers of its files say."""
+        folder, name = (path.parent, path.name) if single else (path, self.weights_file)
+        files = self._layout(name, max_shard_size)
+        return all(has_header(folder / file.name, file) for file in files)
 
     def save_into(
         self,

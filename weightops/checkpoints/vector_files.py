@@ -22,7 +22,13 @@ from weightops.engine.layout import layout
 from weightops.engine.write import write
 from weightops.errors import OptionError, SpaceError
 from weightops.hub.cards import adapter_card
-from weightops.support.atomic import atomic_output, behind_links, resumable_output
+from weightops.support.atomic import (
+    Overwrite,
+    atomic_output,
+    behind_links,
+    check_free,
+    resumable_output,
+)
 
 
 def write_vector(
@@ -30,7 +36,7 @@ def write_vector(
     path: Path,
     *,
     base: Mapping[str, Any] | None,
-    overwrite: bool,
+    overwrite: Overwrite,
     dtype: torch.dtype | None,
     compress: str | None,
 ) -> Path:
@@ -42,6 +48,7 @@ def write_vector(
                 "a compressed task vector has the dtypes of its compression",
                 hint="leave out dtype=",
             )
+    check_free(path, overwrite=overwrite, inputs=_files(form))
     specs = {
         name: Spec(spec.shape, dtype or accumulator(spec.dtype))
         for name, spec in form.specs.items()
@@ -66,9 +73,10 @@ def write_lora(
     *,
     base: Checkpoint | None,
     ref: str | None,
-    overwrite: bool,
+    overwrite: Overwrite,
 ) -> dict[str, float]:
     """Write the LoRA nearest to a delta, with a model card; see `TaskVector.save_lora`."""
+    check_free(folder, overwrite=overwrite, inputs=_files(form))
     with atomic_output(folder, overwrite=overwrite) as stage:
         stage.mkdir()
         lost = write_adapter(form, stage, rank, base=base, ref=ref)
@@ -80,6 +88,10 @@ def write_lora(
 def is_adapter(path: str | Path) -> bool:
     """Return whether a path holds an adapter, which may need its base to be a task vector."""
     return isinstance(open_ref(path).form.sources[0], Adapter)
+
+
+def _files(form: LinearForm) -> list[Path]:
+    return [file.path for leaf in form.leaves for file in leaf.files]
 
 
 def open_vector(path: str | Path) -> Source:

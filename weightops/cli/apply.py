@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightops.cli.from_signature import command
-from weightops.cli.saving import OUTPUT, SAVE, output_options, save
+from weightops.cli.saving import OUTPUT, SAVE, may_exist, output_options, save
 
 if TYPE_CHECKING:
     from weightops.tasks.table import TaskLike
@@ -52,7 +52,7 @@ def apply(
             "for each vector"
         )
     output = output_options(given)
-    check_free(output["out"], overwrite=output.get("overwrite", False))
+    check_free(output["out"], overwrite=may_exist(output))
     alphas = alphas * len(vectors) if len(alphas) == 1 else alphas
     start = open_checkpoint(base)
     opened = [

@@ -31,6 +31,11 @@ def _quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         quieten()
 
 
+def _overwrite(ctx: click.Context, param: click.Parameter, count: int) -> bool | str:
+    """Return "all" for an option that is given twice, which ``--overwrite=all`` is short for."""
+    return "all" if count > 1 else count == 1
+
+
 _JSON = click.Option(["json_", "--json"], is_flag=True, help="Print JSON.")
 _QUIET = click.Option(
     ["-q", "--quiet"],
@@ -92,6 +97,8 @@ def option(
     text += f" From plug-ins: {', '.join(plugins)}." if plugins else ""
     starts_with_choice = text.partition(" ")[0].rstrip(":") in kind.choices
     settings: dict[str, Any] = {"help": text if starts_with_choice else text[:1].upper() + text[1:]}
+    if name == "overwrite":
+        return click.Option([name, *spelt], count=True, callback=_overwrite, **settings)
     if kind.name == "bool":
         if default is True:
             spelt[-1] += f"/--no-{spelt[-1].removeprefix('--')}"
@@ -225,12 +232,16 @@ def translate(text: str, flags: Mapping[str, str]) -> str:
 
     >>> translate("overwrite=True replaces it; give base=", {"overwrite": "--overwrite"})
     '--overwrite replaces it; give base='
+    >>> translate("overwrite='all' replaces it", {"overwrite": "--overwrite"})
+    '--overwrite=all replaces it'
     """
 
     def replaced(match: re.Match[str]) -> str:
         name, value = match[1], match[2]
         if name not in flags:
             return match[0]
+        if value.startswith("'"):
+            return f"{flags[name]}={value[1:-1]}"
         return flags[name] if value in ("", "...", "True") else f"{flags[name]} {value}"
 
-    return re.sub(r"(?<![\w-])([a-z_]+)=(True|\.\.\.|[\w.]*)", replaced, text)
+    return re.sub(r"(?<![\w-])([a-z_]+)=(True|\.\.\.|'\w+'|[\w.]*)", replaced, text)

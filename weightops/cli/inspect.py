@@ -11,6 +11,7 @@ import click
 
 from weightops.cli.from_signature import command
 from weightops.cli.printing import echo_json
+from weightops.errors import printable
 
 if TYPE_CHECKING:
     from weightops.algebra.source import Source, Spec
@@ -36,7 +37,10 @@ def inspect(checkpoint: str, *, tensors: bool = True, json_: bool = False) -> No
         if tensors:
             _print_tensors(source)
         _print_totals(source, stored, dtypes)
-        _print_origin(source.made_from)
+        try:
+            _print_origin(source.made_from)
+        except (LookupError, TypeError, AttributeError, ValueError):  # anyone may have written it
+            click.echo("made from    a record that isn't sound")
         return
     record: dict[str, object] = {
         "checkpoint": checkpoint,
@@ -70,11 +74,12 @@ def _count_dtypes(specs: Mapping[str, Spec]) -> dict[str, int]:
 def _print_tensors(source: Source) -> None:
     from weightops.algebra.dtypes import name_of
 
-    width = max((len(name) for name in source.specs), default=0)
+    shown = {name: printable(name) for name in source.specs}
+    width = max(map(len, shown.values()), default=0)
     for name, spec in source.specs.items():
-        tied = f"  = {source.ties[name]}" if name in source.ties else ""
+        tied = f"  = {shown[source.ties[name]]}" if name in source.ties else ""
         shape = "x".join(map(str, spec.shape)) or "scalar"
-        click.echo(f"{name:{width}}  {name_of(spec.dtype):9} {shape}{tied}")
+        click.echo(f"{shown[name]:{width}}  {name_of(spec.dtype):9} {shape}{tied}")
 
 
 def _print_totals(source: Source, stored: Mapping[str, Spec], dtypes: dict[str, int]) -> None:
@@ -84,7 +89,7 @@ def _print_totals(source: Source, stored: Mapping[str, Spec], dtypes: dict[str, 
     click.echo("dtypes       " + ", ".join(f"{name} {count:,}" for name, count in dtypes.items()))
     click.echo(f"fingerprint  {source.fingerprint}")
     if source.skipped:
-        click.echo("skipped      " + ", ".join(source.skipped))
+        click.echo("skipped      " + ", ".join(map(printable, source.skipped)))
 
 
 def _print_origin(made_from: Mapping[str, Any]) -> None:
@@ -92,14 +97,14 @@ def _print_origin(made_from: Mapping[str, Any]) -> None:
     compressed = made_from.get("compressed")
     if isinstance(compressed, dict):
         error = compressed.get("relative_error")
-        click.echo(f"compressed   {compressed.get('how')}, relative error {error}")
+        click.echo(printable(f"compressed   {compressed.get('how')}, relative error {error}"))
     adapter = made_from.get("adapter")
     if isinstance(adapter, dict):
         ranks = ", ".join(map(str, adapter["ranks"]))
         whole = f", and {len(adapter['whole'])} whole tensors" if adapter["whole"] else ""
         base = adapter["base"] or "a base it does not name"
         modules = f"{adapter['modules']} modules of {base}"
-        click.echo(f"adapter      {adapter['kind']} of rank {ranks} on {modules}{whole}")
+        click.echo(printable(f"adapter      {adapter['kind']} of rank {ranks} on {modules}{whole}"))
     recipe, terms = made_from.get("recipe"), made_from.get("terms")
     if isinstance(recipe, dict):
         import yaml
@@ -109,7 +114,7 @@ def _print_origin(made_from: Mapping[str, Any]) -> None:
     for term in terms if isinstance(terms, list) else []:
         what = term.get("method") or f"{term.get('ref')} ({term.get('fingerprint')})"
         rules = f" at {term['rules']}" if term.get("rules") else ""
-        click.echo(f"made from    {term.get('coefficient', 1):+g} x {what}{rules}")
+        click.echo(printable(f"made from    {term.get('coefficient', 1):+g} x {what}{rules}"))
 
 
 def _size(count: float) -> str:

@@ -6,6 +6,7 @@ import atexit
 import gc
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ from types import FrameType
 
 import click
 
-from weightops.errors import OptionError, WeightopsError
+from weightops.errors import OptionError, WeightopsError, printable
 from weightops.support.registry import unknown
 
 VERBS = (
@@ -79,12 +80,37 @@ def main() -> None:
 
 def _log_to_stderr(level: int) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("weightops: %(message)s"))
+    handler.setFormatter(_OneLine("weightops: %(message)s"))
     logger = logging.getLogger("weightops")
     logger.addHandler(handler)
     logger.setLevel(level)
     # A library that logs to the root logger would otherwise add a handler that prints.
     logging.getLogger().addHandler(logging.NullHandler())
+
+
+_ALLOCATION = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
+"""What the errors say that torch raises where memory is short, on CPU and on CUDA."""
+
+
+def _out_of_memory(error: BaseException) -> str:
+    """Return what was asked for, and what would help."""
+    asked = re.search(r"tried to allocate ([\d.]+ ?\w+)", str(error), re.IGNORECASE)
+    amount = asked[1] if asked else "more"
+    if amount.endswith(" bytes"):
+        amount = f"{int(amount.removesuffix(' bytes')) / 1e9:,.2f} GB"
+    return (
+        f"out of memory: {amount} was asked for in one piece\nhint: fewer threads "
+        "(OMP_NUM_THREADS=1) hold fewer pieces at once; --device cpu and a smaller --batch-size "
+        "help where a verb has them; --dry-run says what a merge takes"
+    )
+
+
+class _OneLine(logging.Formatter):
+    """Formats a message as one line, whatever the names in it are."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 def run(arguments: list[str], *, debug: bool = False) -> int:
@@ -116,6 +142,8 @@ def interrupts() -> Iterator[list[int]]:
 
 
 def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
+    twice = {"--overwrite=all": ["--overwrite", "--overwrite"]}
+    arguments = [part for given in arguments for part in twice.get(given, [given])]
     try:
         weightops.main(arguments, prog_name="weightops", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -146,6 +174,8 @@ def _message(error: BaseException) -> str:
     """Return what to say of an error: those of weightops and of the system speak for themselves."""
     if isinstance(error, WeightopsError):
         return str(error)
+    if isinstance(error, MemoryError) or _ALLOCATION.search(str(error)):
+        return _out_of_memory(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return f"{type(error).__name__}: {error} (--debug shows where)"
+        return printable(f"{error.filename}: {error.strerror}")
+    return printable(f"{type(error).__name__}: {error} (--debug shows where)")

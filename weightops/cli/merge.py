@@ -12,7 +12,7 @@ from weightops.cli.borrowing import taken
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.method_options import read_method_options
 from weightops.cli.printing import echo_json
-from weightops.cli.saving import OUTPUT, SAVE, output_options, save
+from weightops.cli.saving import OUTPUT, SAVE, may_exist, output_options, save
 
 if TYPE_CHECKING:
     from weightops.merging.methods.method import Method
@@ -87,7 +87,7 @@ def merge(
     if output.get("dry_run"):
         recipe = replace(recipe, batchnorm=None)
     else:
-        check_free(output["out"], overwrite=output.get("overwrite", False))
+        check_free(output["out"], overwrite=may_exist(output))
     count = len(recipe.models)
     title = f"{recipe.method} of {count} model{'s' * (count > 1)}"
     save(recipe.merge(), title, json_, **output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -11,12 +10,14 @@ from typing import Any
 
 import click
 
+from weightops.errors import printable
+
 
 def echo_json(value: Any) -> None:
     """Print JSON to stdout."""
-    from weightops.support.json_files import jsonable
+    from weightops.support.json_files import json_text
 
-    click.echo(json.dumps(jsonable(value), indent=2, ensure_ascii=False))
+    click.echo(json_text(value))
 
 
 def echo_plan(plan: Mapping[str, Any], as_json: bool) -> None:
@@ -36,7 +37,7 @@ def show(value: Any) -> str:
         return ", ".join(f"{name} {show(item)}" for name, item in value.items())
     if isinstance(value, (tuple, list)):
         return ", ".join(map(show, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else printable(str(value))
 
 
 def quieten() -> None:

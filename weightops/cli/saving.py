@@ -73,6 +73,11 @@ def output_options(given: dict[str, Any]) -> dict[str, Any]:
     return taken(given, _NAMES)
 
 
+def may_exist(output: dict[str, Any]) -> Any:
+    """Return whether an output may exist: it is replaced, or was finished by a job to resume."""
+    return output.get("overwrite", False) or output.get("resume", False)
+
+
 def save(
     checkpoint: Checkpoint,
     what: str,

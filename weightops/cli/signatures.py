@@ -30,6 +30,7 @@ _NAMED = {
     "Finetuned",
     "SearchOptions",
     "TrainingConfig",
+    "Overwrite",
 }
 """Types that the command line knows by name; other names are aliases, which are resolved."""
 

@@ -125,6 +125,7 @@ def of(kind: Kind) -> Any:
         "int": click.INT,
         "float": click.FLOAT,
         "bool": click.BOOL,
+        "Overwrite": click.BOOL,
         "Path": click.Path(path_type=Path),
         "TaskLike": OneTask(),
         "TaskList": TaskNames(),

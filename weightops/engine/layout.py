@@ -61,10 +61,14 @@ def layout(
     if len(shards) == 1:
         return [_file(filename, shards[0], {**metadata, **tied})]
     stem = filename.removesuffix(".safetensors")
+    shard_of = {name: i for i, shard in enumerate(shards) for name in shard}
+    aliases: list[dict[str, str]] = [{} for _ in shards]
+    for alias, name in tied.items():
+        aliases[shard_of[name]][alias] = name
     names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     return [
-        _file(name, shard, {**metadata, **{a: n for a, n in tied.items() if n in shard}})
-        for name, shard in zip(names, shards, strict=True)
+        _file(name, shard, {**metadata, **tied_here})
+        for name, shard, tied_here in zip(names, shards, aliases, strict=True)
     ]
 
 
@@ -84,6 +88,14 @@ def _file(name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> 
     header = len(text).to_bytes(8, "little") + text
     offsets = {tensor: len(header) + start for tensor, start in starts.items()}
     return FileLayout(name, header, offsets, len(header) + end)
+
+
+def has_header(path: Path, file: FileLayout) -> bool:
+    """Return whether a file has the size and the header of a layout."""
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    with open(path, "rb") as stream:
+        return stream.read(len(file.header)) == file.header
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from weightops.errors import printable
 from weightops.hub.push import front_matter
 from weightops.support.text import portable
 
@@ -39,7 +41,8 @@ def edit_card(base: str, vectors: Sequence[tuple[str, float]]) -> str:
     """Return the card of a base edited by task vectors, from their refs and coefficients."""
     refs = [ref for ref, _ in vectors]
     alphas = "".join(f" --alpha {alpha:g}" for _, alpha in vectors)
-    command = f"weightops apply {' '.join(portable(refs))} --base {portable(base)}{alphas}"
+    named = [shlex.quote(ref) for ref in portable([*refs, base])]
+    command = printable(f"weightops apply {' '.join(named[:-1])} --base {named[-1]}{alphas}")
     origin = f"```sh\n{command}\n```\n\nThe coefficients were given, not chosen on data."
     title = edit_title(portable(base), [(portable(ref), alpha) for ref, alpha in vectors])
     return _card(title, [base, *refs], origin, "merge")
@@ -114,11 +117,16 @@ def license_of(refs: Sequence[str]) -> dict[str, str]:
 def _card(title: str, refs: Sequence[str], origin: str, relation: Relation) -> str:
     tags = ["merge", "weightops"] if relation == "merge" else ["weightops"]
     metadata = {**base_model(refs, relation), **license_of(refs), "tags": tags}
-    sources = "\n".join(f"* `{ref}`" for ref in dict.fromkeys(portable(refs)))
+    sources = "\n".join(f"* `{_inline(ref)}`" for ref in dict.fromkeys(portable(refs)))
     return (
-        f"---\n{_yaml(metadata)}\n---\n\n# {title}\n\n{sources}\n\n{origin}\n\n"
+        f"---\n{_yaml(metadata)}\n---\n\n# {_inline(title)}\n\n{sources}\n\n{origin}\n\n"
         "Nothing was measured on it.\n"
     )
+
+
+def _inline(text: str) -> str:
+    """Return a text from somewhere else for one line of Markdown, which it can't leave."""
+    return printable(text).replace("`", "'").replace("<", "&lt;")
 
 
 def _yaml(content: Mapping[str, Any]) -> str:

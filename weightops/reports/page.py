@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightops.errors import printable
 from weightops.reports.table import alpha_text, cell
 from weightops.search.goal import Goal, Point, shown
 from weightops.search.session import EditSession, Measured
@@ -78,7 +79,14 @@ def _template() -> Template:
     from jinja2 import Environment
 
     text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    return Environment(autoescape=True, trim_blocks=True).from_string(text)
+    return Environment(autoescape=True, trim_blocks=True, finalize=_shown).from_string(text)
+
+
+def _shown(value: Any) -> Any:
+    """Return a value without control characters, line breaks aside."""
+    if type(value) is not str:
+        return value
+    return "\n".join(map(printable, value.split("\n")))
 
 
 def _axes(summary: Mapping[str, Any], points: Sequence[Point], view: Goal) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from weightops.errors import printable
+
 
 def cell(value: object) -> str:
     """Return a fraction as a percentage with one decimal, and other values as they are.
@@ -15,7 +17,7 @@ def cell(value: object) -> str:
     """
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{100 * value:.1f}"
-    return str(value)
+    return printable(str(value))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

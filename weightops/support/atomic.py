@@ -6,9 +6,10 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from weightops.errors import OutputError
 from weightops.support.locks import exclusive
@@ -18,6 +19,9 @@ _RESULT_FILE = re.compile(
     r"|(frontier|accuracy|figure|geometry)\.(png|svg)|LICENSE.*|(vocab|merges)[^.]*"
 )
 """Names of files in outputs. A folder that holds any other file is never replaced."""
+
+Overwrite = bool | Literal["all"]
+"""Whether an output may be replaced; with "all", also an input, or a folder with other files."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -45,7 +49,9 @@ def held(path: str | Path, *, wait: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def reserved(path: str | Path, *, overwrite: bool = False, wait: bool = False) -> Iterator[Path]:
+def reserved(
+    path: str | Path, *, overwrite: Overwrite = False, wait: bool = False
+) -> Iterator[Path]:
     """Hold an output, see `held`, that is free to be written, see `check_free`."""
     check_free(Path(path), overwrite=overwrite)
     with held(path, wait=wait) as target:
@@ -55,7 +61,7 @@ def reserved(path: str | Path, *, overwrite: bool = False, wait: bool = False) -
 
 @contextmanager
 def atomic_output(
-    path: str | Path, *, overwrite: bool = False, wait: bool = False
+    path: str | Path, *, overwrite: Overwrite = False, wait: bool = False
 ) -> Iterator[Path]:
     """Yield a temporary path for a file or folder, and rename it to ``path`` when all went well.
 
@@ -81,7 +87,7 @@ def atomic_output(
 
 @contextmanager
 def resumable_output(
-    path: str | Path, *, single: bool = False, overwrite: bool = False, resume: bool = False
+    path: str | Path, *, single: bool = False, overwrite: Overwrite = False, resume: bool = False
 ) -> Iterator[Path]:
     """Yield a folder beside ``path`` for a large output, and rename it when all went well.
 
@@ -155,17 +161,34 @@ def _output_errors(target: Path) -> Iterator[None]:
         raise OutputError(f"{target} can't be written: {error.strerror or error}") from error
 
 
-def check_free(path: Path, *, overwrite: bool) -> None:
+def check_free(path: Path, *, overwrite: Overwrite, inputs: Iterable[Path] = ()) -> None:
     """Check that an output can be written, before any work is done for it.
 
+    Args:
+        path: the output.
+        overwrite: an existing output may be replaced.
+        inputs: the files that are read.
+
     Raises:
-        OutputError: if the output exists without ``overwrite``, or is a folder with other files
-            than results.
+        OutputError: if the output exists without ``overwrite``; or, unless that is "all", if it is
+            an input or a folder with an input or with other files than results.
     """
     if not path.name:
         raise OutputError(f"{path} is not a name for an output")
+    link = behind_links(path)
+    target = link.parent.resolve() / link.name
+    if Path.cwd().is_relative_to(target):
+        raise OutputError(f"{path} is the folder that you are in", hint="choose another name")
     if not path.exists():
         return
+    if overwrite == "all":
+        return
+    for file in inputs:
+        if target in (file, file.resolve(), *file.parents, *file.resolve().parents):
+            raise OutputError(
+                f"{path} is an input, or holds the input {file.name}",
+                hint="choose another name; overwrite='all' replaces it all the same",
+            )
     if not overwrite:
         raise OutputError(f"{path} exists", hint="overwrite=True replaces it")
     if path.is_dir():
@@ -174,7 +197,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
                 raise OutputError(
                     f"{path} is a folder that holds other things than a model or results "
                     f"({child.name})",
-                    hint="it is not replaced; choose another name, or remove it",
+                    hint="choose another name; overwrite='all' replaces all of it",
                 )
 
 

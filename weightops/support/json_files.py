@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from weightops.errors import CheckpointError
 
+_UNPRINTABLE = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+"""What JSON leaves as it is, and terminals and browsers act on."""
+
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, with NaN as null and keys in their order."""
-    text = json.dumps(jsonable(value), indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(json_text(value) + "\n", encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """Return a value as indented JSON, with every character that a terminal obeys escaped."""
+    text = json.dumps(jsonable(value), indent=2, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from typing import Any
 from weightops.errors import NothingSatisfiesError, OptionError, OutputError
 from weightops.search.session import EditSession
 from weightops.support.atomic import atomic_output, check_free, reserved
+from weightops.support.json_files import jsonable, read_json
+from weightops.support.text import portable
 from weightops.workflows.base import OnMeasured, Workflow
 from weightops.workflows.folder import write_folder
 from weightops.workflows.plan import plan_run
 from weightops.workflows.result import confirm
-from weightops.workflows.summary import summarize
+from weightops.workflows.summary import settings, summarize
 
 log = logging.getLogger("weightops")
 
@@ -45,9 +47,24 @@ def run(
         NothingSatisfiesError: if no coefficient satisfies the constraint; nothing is written.
     """
     out = Path(out)
+    finished = _finished(workflow, out) if resume and not overwrite else None
+    if finished is not None:
+        log.info("%s is finished", out)
+        return finished
     _check(workflow, out, overwrite=overwrite)
     with reserved(out, overwrite=overwrite):
         return _run(workflow, out, resume, overwrite, on_measured)
+
+
+def _finished(workflow: Workflow, out: Path) -> dict[str, Any] | None:
+    """Return the summary of a run that is finished; None if the folder holds no such run."""
+    if not (out / "summary.json").is_file():
+        return None
+    summary = read_json(out / "summary.json")
+    asked = jsonable(portable(settings(workflow)))
+    same = asked == {key: summary.get(key) for key in asked}
+    same_tasks = list(summary.get("tasks", ())) == [task.name for task in workflow.roles]
+    return summary if same and same_tasks else None
 
 
 def _run(

@@ -58,19 +58,27 @@ def summarize(
         "intervals": intervals,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "images": session.images_measured,
-        "model": {"ref": workflow.checkpoint.ref, "fingerprint": workflow.checkpoint.fingerprint},
-        "finetuned": _refs(workflow.finetuned),
-        "training": None if workflow.finetuned else asdict(workflow.config),
-        "seed": workflow.config.seed,
+        **settings(workflow),
         "device": str(session.image_model.device),
-        "verb": workflow.verb,
-        "method": workflow.method,
-        "options": dict(workflow.options),
         "output": str(out.absolute()),
         "versions": versions(),
         **result.more,
     }
     return {**summary, **workflow.conclude(tasks)}
+
+
+def settings(workflow: Workflow) -> dict[str, Any]:
+    """Return what a run was asked to do: two runs with equal settings give the same results."""
+    return {
+        "verb": workflow.verb,
+        "method": workflow.method,
+        "options": dict(workflow.options),
+        "search": asdict(workflow.search),
+        "model": {"ref": workflow.checkpoint.ref, "fingerprint": workflow.checkpoint.fingerprint},
+        "finetuned": _refs(workflow.finetuned),
+        "training": None if workflow.finetuned else asdict(workflow.config),
+        "seed": workflow.config.seed,
+    }
 
 
 def _intervals(

@@ -207,7 +207,7 @@ def test_damaged_files(pair: tuple[dict[str, torch.Tensor], ...], tmp_path: Path
         CheckpointError, match="damaged at w: it holds fewer entries than any density leaves"
     ):
         TaskVector.load(rewritten(far))["w"]
-    with pytest.raises(CheckpointError, match="damaged at w: index 1000000 is out of bounds"):
+    with pytest.raises(CheckpointError, match="damaged at w: its indices don't rise"):
         TaskVector.load(
             rewritten(sound, **{"w:indices": torch.full_like(tensors["w:indices"], 10**6)})
         )["w"]

@@ -26,7 +26,7 @@ from weightops.checkpoints.formats.compressed import float_tensor, squared_norm,
 from weightops.engine.layout import Estimate
 from weightops.engine.ranks import ONE_RANK, Ranks
 from weightops.errors import MismatchError, OptionError, SpaceError
-from weightops.support.atomic import atomic_output
+from weightops.support.atomic import Overwrite, atomic_output
 from weightops.support.json_files import write_json
 
 log = logging.getLogger("weightops")
@@ -73,7 +73,7 @@ class JoinedAdapter(Checkpoint):
         self,
         path: str | Path,
         *,
-        overwrite: bool = False,
+        overwrite: Overwrite = False,
         dtype: torch.dtype | None = None,
         ranks: Ranks = ONE_RANK,
         **_: Any,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,11 @@ def _int8(delta: torch.Tensor, _: float) -> StoredTensors:
 
 
 def _from_int8(stored: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
-    return (stored[""].float() * stored["scale"]).reshape(shape)
+    codes, scale = stored[""], stored["scale"]
+    # Other shapes would be multiplied to more than is stored.
+    if codes.numel() != math.prod(shape) or tuple(scale.shape) != (len(codes), 1):
+        raise ValueError(f"codes and scales of {tuple(codes.shape)} and {tuple(scale.shape)}")
+    return (codes.float() * scale).reshape(shape)
 
 
 def _sparse(delta: torch.Tensor, density: float) -> StoredTensors:
@@ -69,8 +74,11 @@ def _sparse(delta: torch.Tensor, density: float) -> StoredTensors:
 def _from_sparse(stored: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
     if math.prod(shape) > 1001 * len(stored["values"]):
         raise ValueError("it holds fewer entries than any density leaves")
+    indices = stored["indices"].long()
+    if len(indices) and (int(indices[0]) < 0 or not bool((indices.diff() > 0).all())):
+        raise ValueError("its indices don't rise from 0 on")
     flat = torch.zeros(math.prod(shape))
-    flat[stored["indices"].long()] = stored["values"].float()
+    flat[indices] = stored["values"].float()
     return flat.reshape(shape)
 
 
@@ -87,11 +95,12 @@ def _low_rank(delta: torch.Tensor, rank: float) -> StoredTensors:
 
 
 def _from_low_rank(stored: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
-    return (
-        _from_plain(stored, shape)
-        if "" in stored
-        else (stored["left"] @ stored["right"]).reshape(shape)
-    )
+    if "" in stored:
+        return _from_plain(stored, shape)
+    left, right = stored["left"], stored["right"]
+    if left.ndim != 2 or right.ndim != 2 or left.shape[0] * right.shape[1] != math.prod(shape):
+        raise ValueError(f"factors of {tuple(left.shape)} and {tuple(right.shape)}")
+    return (left @ right).reshape(shape)
 
 
 CODINGS: dict[str, Coding] = {
@@ -229,6 +238,11 @@ class CompressedSource(Source):
             self._stored_names.setdefault(name, {})[suffix] = stored_name
         if set(self._stored_names) != set(self.specs):
             raise CheckpointError(f"{self.ref} holds other tensors than its metadata say")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of what is stored: to identify a file computes nothing."""
+        return self._stored.fingerprint
 
     def read(self, name: str) -> torch.Tensor:
         stored_names = self._stored_names[self.ties.get(name, name)]
