@@ -76,7 +76,8 @@ class _Document:
             for old in (key, f"out_{key}", f"{key}_source"):
                 if old in written:
                     lines[key] = written[old]
-        return LinedDict(recipe | {key: value for key, value in settings.items() if value}, lines)
+        present = {key: value for key, value in settings.items() if value}
+        return LinedDict({**recipe, **present}, {**lines_of(recipe), **lines})
 
     def _modules(self) -> dict[str, Any]:
         """Translate ``modules``: each is a part of the model, with slices or models of its own."""
@@ -164,10 +165,12 @@ class _Document:
         for entry, weight in zip(models, weights, strict=True):
             item = {"model": entry["model"], "weight": weight}
             listed.append(LinedDict(item, lines_of(entry)))
-        recipe: dict[str, Any] = {"method": method, "models": listed, "options": options}
-        if base is not None:
-            recipe |= {"base": base, "alpha": given.shared("lambda", 1.0)}
-        return recipe
+        recipe = {"method": method, "models": listed, "options": options}
+        if base is None:
+            return recipe
+        line = lines_of(self.content).get("base_model", 0)
+        with_base = {"base": base, "alpha": given.shared("lambda", 1.0)}
+        return LinedDict(recipe | with_base, {"base": line})
 
     def _split_base(
         self, entries: list[Mapping[str, Any]], base: str | None, in_slice: bool

@@ -10,6 +10,7 @@ from weightops.algebra.names import PerTensor
 from weightops.errors import RecipeError
 from weightops.merging.mergekit_methods import TRANSLATIONS, Translation
 from weightops.merging.mergekit_values import scoped
+from weightops.merging.methods.table import METHODS
 from weightops.merging.yaml_lines import line_of, located
 
 log = logging.getLogger("weightops")
@@ -139,13 +140,15 @@ def methods_options(models: Models) -> tuple[str, dict[str, Any]]:
     if translation.normalize is not None:
         value = models.shared("normalize", translation.normalize)
         options["normalize"] = _chosen(value, translation.divisor)
-    if translation.rescale:
-        options["rescale"] = _chosen(models.shared("rescale", True), ("none", "l1"))
+    if translation.rescale is not None:
+        value = models.shared("rescale", translation.rescale)
+        options["rescale"] = _chosen(value, ("none", "l1"))
     for flag, variant in translation.variants.items():
         with located(models.line(flag)):
             if _flag(models.shared(flag, variant.default), flag) != variant.default:
                 method, options = variant.method, options | dict(variant.options)
-    return method, options
+    known = METHODS[method].options
+    return method, {key: value for key, value in options.items() if value != known[key].default}
 
 
 def methods_weights(models: Models) -> list[PerTensor]:

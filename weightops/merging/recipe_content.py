@@ -99,7 +99,7 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         "seed": int(_numbers(content.get("seed", 0), "seed")),
         "layers": layers or None,
         "base_layers": None if base_layers is None else _layers(base_layers),
-        "lines": lines | {"base": line_of(content, "base")},
+        "lines": {str(content.get("base")): line_of(content, "base"), **lines},
     }
 
 

@@ -51,7 +51,7 @@ class RecipeMerge:
     ) -> None:
         self.recipe = recipe
         self._named = recipe.named if named is None else {**named, **recipe.named}
-        self._running = (*running, *([recipe.name] if recipe.name else ()))
+        self._running = running or ((recipe.name,) if recipe.name else ())
         self._opened: dict[str, Checkpoint] = {}
         self._tokens: TokenMap | None = None
 
@@ -117,13 +117,15 @@ class RecipeMerge:
         for name, checkpoint in merged.items():
             owned = [tensor for tensor in checkpoint.specs if belongs(tensor, name)]
             if not owned:
-                raise RecipeError(
-                    f"{checkpoint.ref} has no part {name}",
-                    hint=f"its tensors are {first_few(checkpoint.specs, 5)}",
-                )
+                with located(recipe.lines.get(f"modules {name}", "")):
+                    raise RecipeError(
+                        f"{checkpoint.ref} has no part {name}",
+                        hint=f"its tensors are {first_few(checkpoint.specs, 5)}",
+                    )
             owner |= dict.fromkeys(owned, name)
         for tensor in merged[main].specs:
-            owner.setdefault(tensor, main)
+            if not any(belongs(tensor, name) for name in merged):
+                owner[tensor] = main
         forms = [
             checkpoint.form.part([t for t in checkpoint.specs if owner.get(t) == name])
             for name, checkpoint in merged.items()

@@ -7,13 +7,14 @@ from typing import Literal
 import torch
 
 from weightops.algebra.names import Each
-from weightops.merging.methods.consensus import Divisor, Normalize, consensus
+from weightops.merging.methods.consensus import Divisor, Normalize, consensus, restoring_scale
 from weightops.merging.methods.inputs import ModelInputs, TensorInputs
 from weightops.merging.methods.kept_elements import NONE, Counts, Cutoff, cutoffs
 from weightops.merging.methods.method import chunks
 from weightops.merging.methods.option_values import fraction, kept_count, per_input
 
 Scope = Literal["tensor", "global"]
+Rescale = Literal["none", "l1"]
 
 
 def _cutoffs(
@@ -73,16 +74,27 @@ def magnitude(
     return consensus(_trim(deltas, largest, start), weights, elect=False, normalize="none")
 
 
-@chunks(largest=largest_elements)
+def scale_after_trimming(
+    inputs: TensorInputs, largest: list[Cutoff], rescale: Rescale
+) -> torch.Tensor | None:
+    """Return the factors of trimmed deltas, shape ``(k,)``; None if they keep their size."""
+    if rescale == "none":
+        return None
+    return restoring_scale(inputs, lambda chunk: _trim(chunk.values, largest, chunk.start))
+
+
+@chunks(largest=largest_elements, scale=scale_after_trimming)
 def ties(
     deltas: torch.Tensor,
     weights: torch.Tensor,
     largest: list[Cutoff],
     start: int,
+    scale: torch.Tensor | None,
     *,
     density: float = 0.2,
     normalize: Normalize = "weights",
     scope: Scope = "tensor",
+    rescale: Rescale = "none",
 ) -> torch.Tensor:
     """Trim each delta, elect a sign for each element, and average the deltas of this sign (TIES).
 
@@ -98,13 +110,18 @@ def ties(
         weights: shape ``(k,)``.
         largest: the cutoff of each delta.
         start: the position of the part.
+        scale: the factor of each delta, shape ``(k,)``, or None.
         density: the fraction of the elements that is kept, the largest ones.
         normalize: the divisor n: "weights" is sum_i agree_i w_i, as in mergekit; "count" is
             sum_i agree_i, the paper's disjoint mean; "none" is 1, its disjoint sum.
         scope: "tensor" keeps this fraction of each tensor; "global" of all that an input changes
             in the model, as the authors of TIES do.
+        rescale: "l1" restores the sum of magnitudes of each delta, as mergekit does; "none"
+            leaves it smaller.
     """
-    return consensus(_trim(deltas, largest, start), weights, elect=True, normalize=normalize)
+    return consensus(
+        _trim(deltas, largest, start), weights, scale=scale, elect=True, normalize=normalize
+    )
 
 
 def elements_between_outliers(
@@ -134,17 +151,28 @@ def _drop_outliers(deltas: torch.Tensor, between: list[list[Cutoff]], start: int
     return deltas
 
 
-@chunks(between=elements_between_outliers)
+def scale_without_outliers(
+    inputs: TensorInputs, between: list[list[Cutoff]], rescale: Rescale
+) -> torch.Tensor | None:
+    """Return the factors of the deltas of Breadcrumbs, shape ``(k,)``; None for 1."""
+    if rescale == "none":
+        return None
+    return restoring_scale(inputs, lambda chunk: _drop_outliers(chunk.values, between, chunk.start))
+
+
+@chunks(between=elements_between_outliers, scale=scale_without_outliers)
 def breadcrumbs(
     deltas: torch.Tensor,
     weights: torch.Tensor,
     between: list[list[Cutoff]],
     start: int,
+    scale: torch.Tensor | None,
     *,
     density: float = 0.9,
     gamma: float = 0.01,
     scope: Scope = "tensor",
     normalize: Divisor = "none",
+    rescale: Rescale = "none",
 ) -> torch.Tensor:
     """Drop the largest and the smallest elements of each delta, and add the deltas (Breadcrumbs).
 
@@ -160,27 +188,32 @@ def breadcrumbs(
         weights: shape ``(k,)``.
         between: the cutoffs of each delta.
         start: the position of the part.
+        scale: the factor of each delta, shape ``(k,)``, or None.
         density: the fraction of the elements that is kept.
         gamma: the fraction of the elements that is dropped as the largest.
         scope: "tensor" takes these fractions of each tensor; "global" of all that an input changes
             in the model.
         normalize: "weights" divides by sum_i w_i, where that isn't 0.
+        rescale: "l1" restores the sum of magnitudes of each delta, as mergekit does; "none"
+            leaves it smaller.
     """
     kept = _drop_outliers(deltas, between, start)
-    return consensus(kept, weights, elect=False, normalize=normalize)
+    return consensus(kept, weights, scale=scale, elect=False, normalize=normalize)
 
 
-@chunks(between=elements_between_outliers)
+@chunks(between=elements_between_outliers, scale=scale_without_outliers)
 def breadcrumbs_ties(
     deltas: torch.Tensor,
     weights: torch.Tensor,
     between: list[list[Cutoff]],
     start: int,
+    scale: torch.Tensor | None,
     *,
     density: float = 0.9,
     gamma: float = 0.01,
     normalize: Normalize = "none",
     scope: Scope = "tensor",
+    rescale: Rescale = "none",
 ) -> torch.Tensor:
     """Drop the largest and smallest elements, elect signs, and add the deltas of the elected signs.
 
@@ -196,12 +229,15 @@ def breadcrumbs_ties(
         weights: shape ``(k,)``.
         between: the cutoffs of each delta.
         start: the position of the part.
+        scale: the factor of each delta, shape ``(k,)``, or None.
         density: the fraction of the elements that is kept.
         gamma: the fraction of the elements that is dropped as the largest.
         normalize: the divisor n: "weights" is sum_i agree_i w_i, "count" is sum_i agree_i, "none"
             is 1.
         scope: "tensor" takes these fractions of each tensor; "global" of all that an input changes
             in the model.
+        rescale: "l1" restores the sum of magnitudes of each delta, as mergekit does; "none"
+            leaves it smaller.
     """
     kept = _drop_outliers(deltas, between, start)
-    return consensus(kept, weights, elect=True, normalize=normalize)
+    return consensus(kept, weights, scale=scale, elect=True, normalize=normalize)
