@@ -275,3 +275,20 @@ def test_tokens_beyond_the_rows_have_none(tmp_path: Path) -> None:
     model, out = loaded(merged(tmp_path, content))
     assert "<b>" not in out.get_vocab()
     assert model.config.vocab_size == len(fast) - 1
+
+
+def test_a_broken_tokenizer_stops_only_merges_by_token(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = model_folder(tmp_path / "one", 1, tokenizer("wordlevel", [TEXT], []))
+    two = model_folder(tmp_path / "two", 2, tokenizer("wordlevel", [TEXT], []))
+    (two / "tokenizer.json").write_text('{"model": {"vocab": 3}}')
+    Recipe((str(one), str(two))).merge()
+    assert "the tokenizers aren't compared" in caplog.text
+    content = {"models": [str(one), str(two)], "tokenizer": "union"}
+    with pytest.raises(WeightopsError, match="tokenizer.json is not a tokenizer's file"):
+        merged(tmp_path, content)
+    (two / "tokenizer.json").unlink()
+    (two / "tokenizer_config.json").unlink()
+    assert len(loaded(merged(tmp_path, content))[1]) == len(loaded(one)[1])
+    assert "has no tokenizer: its tokens are taken to be" in caplog.text

@@ -18,7 +18,7 @@ from weightops.algebra.source import Spec
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import open_any
-from weightops.errors import RecipeError, SpaceError, WeightopsError
+from weightops.errors import CheckpointError, RecipeError, SpaceError, WeightopsError
 from weightops.hub.cards import merge_card
 from weightops.merging.layers import Stack, stack_layers, take_layers
 from weightops.merging.merge import merge
@@ -229,7 +229,11 @@ class RecipeMerge:
                 architecture = self._open(ref).architecture
             if architecture is not None and architecture.library == "transformers":
                 folders[ref] = architecture.folder
-        found = differing_tokens(folders)
+        try:
+            found = differing_tokens(folders)
+        except CheckpointError as error:
+            log.warning("the tokenizers aren't compared: %s", error.fact)
+            return
         if found is not None:
             ref, tokens = found
             log.warning(

@@ -66,7 +66,7 @@ class TokenizerChoice:
         content = {
             "source": self.source,
             "base": self.base,
-            "tokens": {token: dict(entry) for token, entry in self.tokens.items()},
+            "tokens": {t: {k: v for k, v in e.items() if v} for t, e in self.tokens.items()},
             "pad_to_multiple_of": self.pad_to_multiple_of,
         }
         return {key: value for key, value in content.items() if value}
