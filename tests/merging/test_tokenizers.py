@@ -286,7 +286,7 @@ def test_a_broken_tokenizer_stops_only_merges_by_token(
     Recipe((str(one), str(two))).merge()
     assert "the tokenizers aren't compared" in caplog.text
     content = {"models": [str(one), str(two)], "tokenizer": "union"}
-    with pytest.raises(WeightopsError, match="tokenizer.json is not a tokenizer's file"):
+    with pytest.raises(WeightopsError, match=r"tokenizer.json is not a tokenizer's file"):
         merged(tmp_path, content)
     (two / "tokenizer.json").unlink()
     (two / "tokenizer_config.json").unlink()
