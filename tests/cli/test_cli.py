@@ -96,6 +96,7 @@ def test_merge_and_methods(
     assert json.loads(out)["terms"][1]["options"] == {
         "density": 1.0,
         "normalize": "weights",
+        "rescale": "none",
         "scope": "tensor",
         "count": "all",
     }

@@ -78,7 +78,8 @@ class _Document:
             for old in (key, f"out_{key}", f"{key}_source"):
                 if old in written:
                     lines[key] = written[old]
-        return LinedDict(recipe | {key: value for key, value in settings.items() if value}, lines)
+        present = {key: value for key, value in settings.items() if value}
+        return LinedDict({**recipe, **present}, {**lines_of(recipe), **lines})
 
     def _modules(self) -> dict[str, Any]:
         """Translate ``modules``: each is a part of the model, with slices or models of its own."""
@@ -99,20 +100,23 @@ class _Document:
             return self._merge(self._entries(content, "models"), self.base, scopes)
         slices = content["slices"]
         if len(slices) == 1 and not any("layer_range" in s for s in slices[0].get("sources") or ()):
-            return self._slice(slices[0], scopes)
-        pieces = LinedList((), lines_of(slices))
+            return self._slice(slices[0], scopes, 0)
+        pieces, first = LinedList((), lines_of(slices)), 0
         for i, piece in enumerate(slices):
             with located(line_of(slices, i)):
-                pieces.append(self._slice(piece, scopes))
+                pieces.append(self._slice(piece, scopes, first))
+                first += _length(piece)
         return {"slices": pieces}
 
-    def _slice(self, piece: Mapping[str, Any], scopes: list[Any]) -> dict[str, Any]:
+    def _slice(self, piece: Mapping[str, Any], scopes: list[Any], first: int) -> dict[str, Any]:
+        """Translate a slice, whose first layer has a new number."""
         self.reader.check_keys(piece, _SLICE, "a slice")
         self.reader.check_shared([piece.get("parameters")], self.translation)
         entries = self._entries(piece, "sources")
         base = self._reference(piece, "base_model") or self.base
         spans = [entry.get("layer_range") for entry in entries]
-        recipe = self._merge(entries, base, [piece.get("parameters"), *scopes], in_slice=True)
+        given = [piece.get("parameters"), *scopes]
+        recipe = self._merge(entries, base, given, first=first)
         if any(spans):
             span_of = dict(zip((entry["model"] for entry in entries), spans, strict=True))
             for entry in recipe["models"]:
@@ -151,28 +155,30 @@ class _Document:
         base: str | None,
         scopes: Sequence[Any],
         *,
-        in_slice: bool = False,
+        first: int | None = None,
     ) -> dict[str, Any]:
-        """Translate the merge of some models."""
-        models, base = self._split_base(entries, base, in_slice)
+        """Translate the merge of some models, or of layers of them, the first of a new number."""
+        models, base = self._split_base(entries, base, in_slice=first is not None)
         if not models:  # there are no task vectors to add
             return {"method": "passthrough", "models": [LinedDict({"model": entries[0]["model"]})]}
-        given = Models(
-            self.name, self.translation, models, [*scopes, self.content.get("parameters")]
-        )
+        scopes = [*scopes, self.content.get("parameters")]
+        shifts = [(first or 0) - _start(entry) for entry in models]
+        given = Models(self.name, self.translation, models, scopes, shifts)
         method, options = methods_options(given)
         weights = methods_weights(given)
         listed = []
         for entry, weight in zip(models, weights, strict=True):
             item = {"model": entry["model"], "weight": weight}
             listed.append(LinedDict(item, lines_of(entry)))
-        recipe: dict[str, Any] = {"method": method, "models": listed, "options": options}
-        if base is not None:
-            recipe |= {"base": base, "alpha": given.shared("lambda", 1.0)}
-        return recipe
+        recipe = {"method": method, "models": listed, "options": options}
+        if base is None:
+            return recipe
+        line = lines_of(self.content).get("base_model", 0)
+        with_base = {"base": base, "alpha": given.shared("lambda", 1.0)}
+        return LinedDict(recipe | with_base, {"base": line})
 
     def _split_base(
-        self, entries: list[Mapping[str, Any]], base: str | None, in_slice: bool
+        self, entries: list[Mapping[str, Any]], base: str | None, *, in_slice: bool
     ) -> tuple[list[Mapping[str, Any]], str | None]:
         """Return the models that weightops merges, and the base that it takes task vectors from."""
         name, rule = self.name, self.translation.base
@@ -239,3 +245,16 @@ class _Document:
             return value
         with located(line_of(content, key)):
             return self.reader.reference(value)
+
+
+def _start(entry: Mapping[str, Any]) -> int:
+    """Return the first layer that is taken from a model."""
+    span = entry.get("layer_range")
+    return span[0] if isinstance(span, list) and span and type(span[0]) is int else 0
+
+
+def _length(piece: Mapping[str, Any]) -> int:
+    """Return the number of layers of a slice; 0 if it is not well-formed, which is said later."""
+    spans = [entry.get("layer_range") for entry in piece.get("sources") or ()]
+    whole = spans and isinstance(spans[0], list) and all(type(v) is int for v in spans[0])
+    return spans[0][1] - spans[0][0] if whole and len(spans[0]) == 2 else 0

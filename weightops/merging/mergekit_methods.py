@@ -30,7 +30,7 @@ class Translation:
         weight: True if each model needs a weight.
         normalize: mergekit's default of ``normalize``, or None if the method hasn't the parameter.
         divisor: the values of the method's option ``normalize`` for False and True.
-        rescale: True if the method restores the norm of what it drops from.
+        rescale: mergekit's default of ``rescale``, or None if the method hasn't the parameter.
         others: the number of models beside the base, where it is fixed.
         base: the part of base_model: the base of the task vectors, "needed" or "optional"; the
             "first" of the models; or an "ordinary" model.
@@ -45,7 +45,7 @@ class Translation:
     weight: bool = False
     normalize: bool | None = None
     divisor: tuple[Any, Any] = ("none", "weights")
-    rescale: bool = False
+    rescale: bool | None = None
     others: int | None = None
     base: Scope = "needed"
     variants: Mapping[str, Variant] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Translation:
     def for_all(self) -> set[str]:
         """The parameters that all models share."""
         flags = {"normalize"} if self.normalize is not None else set()
-        flags |= {"rescale"} if self.rescale else set()
+        flags |= {"rescale"} if self.rescale is not None else set()
         flags |= {"lambda"} if self.takes_lambda else set()
         return {*self.shared, *flags, *self.variants, "int8_mask"}
 
@@ -73,7 +73,6 @@ def _sparse(method: str, *each: str, normalize: bool = False, rescale: bool = Fa
     return Translation(
         method,
         each={name: name for name in each},
-        fixed={"rescale": "l1"} if rescale else {},
         defaults={"density": 1.0, "gamma": 0.01, "epsilon": 0.15},
         weight=True,
         normalize=normalize,

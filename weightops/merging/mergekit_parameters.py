@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from weightops.algebra.names import PerTensor
 from weightops.errors import RecipeError
 from weightops.merging.mergekit_methods import TRANSLATIONS, Translation
-from weightops.merging.mergekit_values import scoped
+from weightops.merging.mergekit_values import renumbered, scoped
+from weightops.merging.methods.table import METHODS
 from weightops.merging.yaml_lines import line_of, located
 
 log = logging.getLogger("weightops")
@@ -103,6 +104,8 @@ class Models(NamedTuple):
     translation: Translation
     entries: Sequence[Mapping[str, Any]]
     scopes: Sequence[Mapping[str, Any] | None]
+    shifts: Sequence[int] = ()
+    """What is added to the number of a layer of each model, by which filters know its tensors."""
 
     def shared(self, key: str, default: Any = None) -> PerTensor:
         """Return the value of a parameter that all models share."""
@@ -112,10 +115,13 @@ class Models(NamedTuple):
         """Return the value of a parameter for each model."""
         settings = [(scope or {}).get(key) for scope in self.scopes]
         default = self.translation.defaults.get(key)
-        return [
-            scoped((entry.get("parameters") or {}).get(key), *settings, default)
-            for entry in self.entries
-        ]
+        values = []
+        for i, entry in enumerate(self.entries):
+            scopes = [(entry.get("parameters") or {}).get(key), *settings]
+            if self.shifts and self.shifts[i]:
+                scopes = [renumbered(scope, self.shifts[i]) for scope in scopes]
+            values.append(scoped(*scopes, default))
+        return values
 
     def line(self, key: str) -> str:
         """Return the line of a parameter in its innermost scope."""
@@ -139,13 +145,15 @@ def methods_options(models: Models) -> tuple[str, dict[str, Any]]:
     if translation.normalize is not None:
         value = models.shared("normalize", translation.normalize)
         options["normalize"] = _chosen(value, translation.divisor)
-    if translation.rescale:
-        options["rescale"] = _chosen(models.shared("rescale", True), ("none", "l1"))
+    if translation.rescale is not None:
+        value = models.shared("rescale", translation.rescale)
+        options["rescale"] = _chosen(value, ("none", "l1"))
     for flag, variant in translation.variants.items():
         with located(models.line(flag)):
             if _flag(models.shared(flag, variant.default), flag) != variant.default:
                 method, options = variant.method, options | dict(variant.options)
-    return method, options
+    known = METHODS[method].options
+    return method, {key: value for key, value in options.items() if value != known[key].default}
 
 
 def methods_weights(models: Models) -> list[PerTensor]:

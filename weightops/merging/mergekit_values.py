@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -58,6 +59,20 @@ def _filtered(conditions: Sequence[Mapping[str, Any]]) -> dict[str, PerTensor]:
         if pattern == "*":
             break
     return values
+
+
+def renumbered(setting: Any, shift: int) -> Any:
+    """Return a setting whose filters have other numbers of layers, where they have any.
+
+    >>> renumbered([{"filter": "layers.3.mlp", "value": 0.5}], 2)
+    [{'filter': 'layers.5.mlp', 'value': 0.5}]
+    """
+    if isinstance(setting, dict):
+        text = re.sub(
+            r"(?<=layers\.)\d+(?=\.)", lambda n: str(int(n[0]) + shift), str(setting.get("filter"))
+        )
+        return {**setting, "filter": text} if setting.get("filter") else setting
+    return [renumbered(item, shift) for item in setting] if isinstance(setting, list) else setting
 
 
 def _intersection(outer: str, inner: str) -> str:

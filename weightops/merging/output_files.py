@@ -171,5 +171,5 @@ def differing_tokens(folders: Mapping[str, Path]) -> tuple[str, list[str]] | Non
     return None
 
 
-def _by_id(pair: tuple[str, int]) -> int:
-    return pair[1]
+def _by_id(pair: tuple[str, int]) -> tuple[int, str]:
+    return pair[1], pair[0]

@@ -171,6 +171,7 @@ class Recipe:
             with located(line_of(parts, name)):
                 check_keys(part, [key for key in KEYS if key not in (*WHOLE, "modules")], "key")
                 modules[str(name)] = cls.of(part, forgiving=whole["forgiving"])
+        whole["lines"].update({f"modules {name}": line_of(parts, name) for name in parts})
         models = tuple(dict.fromkeys(m for part in modules.values() for m in part.models))
         return cls(models, "passthrough", modules=modules, **whole)
 

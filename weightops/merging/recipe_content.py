@@ -103,7 +103,7 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         "layers": layers or None,
         "statistics": statistics if any(statistics) else None,
         "base_layers": None if base_layers is None else layers_of(base_layers),
-        "lines": lines | {"base": line_of(content, "base")},
+        "lines": {str(content.get("base")): line_of(content, "base"), **lines},
     }
 
 

@@ -18,7 +18,7 @@ from weightops.algebra.source import Spec
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import open_any
-from weightops.errors import RecipeError, SpaceError, WeightopsError
+from weightops.errors import CheckpointError, RecipeError, SpaceError, WeightopsError
 from weightops.hub.cards import merge_card
 from weightops.merging.layers import Stack, stack_layers, take_layers
 from weightops.merging.merge import merge
@@ -53,7 +53,7 @@ class RecipeMerge:
     ) -> None:
         self.recipe = recipe
         self._named = recipe.named if named is None else {**named, **recipe.named}
-        self._running = (*running, *([recipe.name] if recipe.name else ()))
+        self._running = running or ((recipe.name,) if recipe.name else ())
         self._opened: dict[str, Checkpoint] = {}
         self._tokens: TokenMap | None = None
 
@@ -122,13 +122,15 @@ class RecipeMerge:
         for name, checkpoint in merged.items():
             owned = [tensor for tensor in checkpoint.specs if belongs(tensor, name)]
             if not owned:
-                raise RecipeError(
-                    f"{checkpoint.ref} has no part {name}",
-                    hint=f"its tensors are {first_few(checkpoint.specs, 5)}",
-                )
+                with located(recipe.lines.get(f"modules {name}", "")):
+                    raise RecipeError(
+                        f"{checkpoint.ref} has no part {name}",
+                        hint=f"its tensors are {first_few(checkpoint.specs, 5)}",
+                    )
             owner |= dict.fromkeys(owned, name)
         for tensor in merged[main].specs:
-            owner.setdefault(tensor, main)
+            if not any(belongs(tensor, name) for name in merged):
+                owner[tensor] = main
         forms = [
             checkpoint.form.part([t for t in checkpoint.specs if owner.get(t) == name])
             for name, checkpoint in merged.items()
@@ -232,7 +234,11 @@ class RecipeMerge:
                 architecture = self._open(ref).architecture
             if architecture is not None and architecture.library == "transformers":
                 folders[ref] = architecture.folder
-        found = differing_tokens(folders)
+        try:
+            found = differing_tokens(folders)
+        except CheckpointError as error:
+            log.warning("the tokenizers aren't compared: %s", error.fact)
+            return
         if found is not None:
             ref, tokens = found
             log.warning(

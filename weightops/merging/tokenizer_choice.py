@@ -46,7 +46,8 @@ class TokenizerChoice:
             raise RecipeError(f"tokenizer is a mapping, or union, base or a ref, not {content!r}")
         for key in content:
             if key not in _KEYS:
-                raise unknown("key of tokenizer", str(key), _KEYS)
+                with located(line_of(content, key)):
+                    raise unknown("key of tokenizer", str(key), _KEYS)
         multiple = content.get("pad_to_multiple_of")
         if multiple is not None and (type(multiple) is not int or multiple < 1):
             raise RecipeError(f"pad_to_multiple_of is a whole number from 1, not {multiple!r}")
@@ -65,7 +66,7 @@ class TokenizerChoice:
         content = {
             "source": self.source,
             "base": self.base,
-            "tokens": {token: dict(entry) for token, entry in self.tokens.items()},
+            "tokens": {t: {k: v for k, v in e.items() if v} for t, e in self.tokens.items()},
             "pad_to_multiple_of": self.pad_to_multiple_of,
         }
         return {key: value for key, value in content.items() if value}

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,8 @@ class TokenMap:
         for ref, model in self._models.items():
             folder = _folder(model)
             file = folder / "tokenizer.json"
-            key = file.read_bytes() if file.is_file() else str(folder).encode()
+            content = file.read_bytes() if file.is_file() else str(folder).encode()
+            key = sha256(content).digest()
             found = by_bytes.get(key) or (
                 first if first and folder == first.folder else Vocabulary.read(folder)
             )
@@ -264,10 +266,11 @@ class TokenMap:
         self, own: Mapping[str, torch.Tensor], donors: Mapping[str, torch.Tensor]
     ) -> None:
         both = torch.stack([*own.values(), *donors.values()]).amax(0)
+        numbers = set((both < 0).nonzero().flatten().tolist())
         zero = [
             token
-            for token, number in self.ids.items()
-            if both[number] < 0 and token not in self._choice.tokens
+            for token, number in (self.ids.items() if numbers else ())
+            if number in numbers and token not in self._choice.tokens
         ]
         if zero:
             log.warning("no model has %s: rows of 0", first_few([repr(token) for token in zero]))

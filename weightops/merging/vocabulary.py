@@ -43,7 +43,20 @@ class Vocabulary:
 
     @classmethod
     def of(cls, content: Mapping[str, Any], folder: Path) -> Vocabulary:
-        """Return the vocabulary in the content of a ``tokenizer.json``."""
+        """Return the vocabulary in the content of a ``tokenizer.json``.
+
+        Raises:
+            CheckpointError: if the content isn't what it should be.
+        """
+        try:
+            return cls._of(content, folder)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{folder / JSON} is not a tokenizer's file: {error!r}"
+            ) from error
+
+    @classmethod
+    def _of(cls, content: Mapping[str, Any], folder: Path) -> Vocabulary:
         vocabulary = content["model"].get("vocab") or {}
         if isinstance(vocabulary, list):  # Unigram has pairs of a token and its score
             vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}

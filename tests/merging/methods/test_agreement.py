@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from helpers.merges import check, deltas, family
+import torch
+from helpers.merges import apply, check, deltas, family
 
 from weightops.algebra.names import Each
 
@@ -31,3 +32,16 @@ def test_sce() -> None:
         kept = (np.sign(selected) == sign) * shares[:, None, None]
         expected = (kept * selected).sum(0) / kept.sum(0)
         check("sce", expected, base, models, select_topk=select_topk)
+
+
+def test_small_updates_weigh_alike_where_asked() -> None:
+    base, models = family(2)
+    small = [{n: torch.lerp(base[n], m[n], 1e-3) for n in base if n != "ids"} for m in models]
+    del base["ids"]
+    d = deltas(base, small)
+    sign = np.sign(d.sum(0))
+    kept = np.sign(d) == sign
+    expected = (kept * d).sum(0) / kept.sum(0)
+    check("sce", expected, base, small, equal_below=1e-6, atol=1e-7)
+    by_energy, alike = (apply("sce", base, small, equal_below=e)["matrix"] for e in (0, 1e-6))
+    assert not torch.equal(by_energy, alike)

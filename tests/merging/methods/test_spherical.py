@@ -35,3 +35,20 @@ def test_arcs_between_task_vectors() -> None:
     angle = math.acos(float((x * y).sum() / x.norm() / y.norm()))
     expected = (math.sin(0.7 * angle) * x + math.sin(0.3 * angle) * y) / math.sin(angle)
     assert torch.allclose(merged.double(), expected, atol=1e-5)
+
+
+def test_multislerp() -> None:
+    base, models = family(3)
+    x = np.stack([m["matrix"].double().numpy() for m in models])
+    norms, weights = np.linalg.norm(x, axis=(1, 2)), np.array([1, 2, 5]) / 8
+    direction = np.einsum("i,ijk->jk", weights / norms, x)
+    expected = direction / np.linalg.norm(direction) * (weights @ norms)
+    check("multislerp", expected, base, models, weights=[1, 2, 5])
+    assert torch.equal(apply("multislerp", base, models[:1])["matrix"], models[0]["matrix"])
+    opposite = [models[0], {n: t if n == "ids" else -t for n, t in models[0].items()}]
+    assert not apply("multislerp", base, opposite)["matrix"].any()
+    third = {n: t if n == "ids" else 0 * t for n, t in models[0].items()}
+    with pytest.raises(OptionError, match="directions of multislerp cancel"):
+        apply("multislerp", base, [*opposite, third])["matrix"]
+    with pytest.raises(OptionError, match="must not sum to 0"):
+        apply("multislerp", base, models[:2], weights=[1, -1])["matrix"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.merges import check, deltas, family
+from helpers.merges import apply, check, deltas, family
 
 from weightops.algebra.kernels import CHUNK
 from weightops.algebra.names import Each
@@ -103,3 +103,22 @@ def test_thresholds_over_the_whole_model(density: float, count: str) -> None:
         for scope in ("global", "tensor")
     )
     assert not torch.equal(by_model, by_tensor)
+
+
+def test_the_sum_of_magnitudes_is_restored() -> None:
+    base, models = family(2)
+    d = deltas(base, models)
+    for method, kept in (("ties", {"normalize": "none"}), ("breadcrumbs", {"gamma": 0.1})):
+        trimmed = [
+            (apply(method, base, [m], density=0.5, **kept)["matrix"] - base["matrix"]).double()
+            for m in models
+        ]
+        rescaled = [
+            (apply(method, base, [m], density=0.5, rescale="l1", **kept)["matrix"]).double()
+            for m in models
+        ]
+        for full, part, scaled in zip(d, trimmed, rescaled, strict=True):
+            expected = part.numpy() * np.abs(full).sum() / np.abs(part.numpy()).sum()
+            assert np.allclose(
+                scaled.numpy() - base["matrix"].double().numpy(), expected, atol=1e-6
+            )

@@ -17,6 +17,9 @@ from typing import Any, Literal
 
 import torch
 
+from weightops.engine.reduce import sums
+from weightops.merging.methods.inputs import Chunk, TensorInputs
+
 Normalize = Literal["weights", "count", "none"]
 Divisor = Literal["weights", "none"]
 """The divisor where all deltas agree: the sum of the weights, where that isn't 0, or 1."""
@@ -60,6 +63,20 @@ def consensus(
         return total
     agree = flags(torch.gt, deltas, 0, out=deltas)
     return divide_(total, multiply_(agree, weights) if normalize == "weights" else agree)
+
+
+def restoring_scale(
+    inputs: TensorInputs, sparsify: Callable[[Chunk], torch.Tensor]
+) -> torch.Tensor:
+    """Return the factors that restore each input's sum of magnitudes, shape ``(k,)``.
+
+    The factor is 1 where nothing is left.
+    """
+    before, after = torch.zeros(2, inputs.k, dtype=torch.float64)
+    for chunk in inputs:
+        before += sums(chunk.values.flatten(1).abs())
+        after += sums(sparsify(chunk).flatten(1).abs_())
+    return torch.where(after > 0, before / after, 1.0).to(inputs.device, inputs.dtype)
 
 
 def multiply_(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from itertools import pairwise
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from weightops.errors import OptionError
@@ -16,67 +16,96 @@ from weightops.merging.methods.rows import vector_length
 
 _EPSILON = 1e-8
 """What is added to probabilities before their logarithm is taken."""
-_SAMPLE = 65_536
-"""The least number of elements of a sample."""
+_SAMPLE = 1 << 19
+"""The number of elements of a sample."""
 
 
-def _importance(models: torch.Tensor, length: int) -> torch.Tensor:
-    """Return the importance of each element's change, from whole rows ``(2, rows, width)``."""
-    base, other = models.reshape(2, -1, length)
-    p, q = (torch.softmax(rows, dim=-1) + _EPSILON for rows in (other, base))
-    divergence = (p * torch.log(p / q)).sum(-1, keepdim=True)
-    importance: torch.Tensor = (other - base).abs() * divergence
-    return importance.reshape(models.shape[1:])
+class Divergences(NamedTuple):
+    """The divergence of each row of the last dimension, and some elements' importances."""
+
+    rows: torch.Tensor
+    sample: torch.Tensor
 
 
-class _Importances:
-    """The importances of a tensor's elements, as one row of inputs."""
-
-    def __init__(self, inputs: TensorInputs, length: int) -> None:
-        self._inputs, self._length, self.numel, self.k = inputs, length, inputs.numel, 1
-
-    def __iter__(self) -> Iterator[Chunk]:
-        for chunk in self._inputs:
-            values = _importance(chunk.values, self._length).reshape(1, -1)
-            yield chunk._replace(values=values)
-
-    def sample(self) -> torch.Tensor:
-        """Compute the importances in evenly spaced rows; shape ``(1, m)``."""
-        inputs = self._inputs
-        height = inputs.numel // inputs.width
-        count = min(height, max(_SAMPLE, inputs.numel // 256) // inputs.width + 1)
-        ends = np.linspace(0, height, count + 1).astype(int).tolist()
-        buffer = torch.empty(2 * inputs.width, dtype=inputs.dtype, device=inputs.device)
-        rows = []
-        for start, _ in pairwise(ends):
-            first = start * inputs.width
-            values = inputs.read(first, first + inputs.width, buffer)
-            rows.append(_importance(values.view(2, 1, -1), self._length).reshape(-1))
-        return torch.cat(rows)[None]
-
-
-def least_importance(inputs: TensorInputs, length: int) -> float:
-    """Return the importance from which on elements are taken: the median and 1.5 quartile ranges.
+def row_divergences(inputs: TensorInputs) -> Divergences:
+    """Return KL(softmax(theta_2) || softmax(theta_1)) of each row, and importances of a sample.
 
     Raises:
         OptionError: for other than two models.
     """
     if inputs.k != 2:
         raise OptionError(f"arcee_fusion takes a base and one other model, and here are {inputs.k}")
-    n = inputs.numel
+    length = vector_length(inputs)
+    step = max(inputs.numel // _SAMPLE, 1)
+    while math.gcd(step, length) > 1:  # so that the sample is from all columns
+        step += 1
+    rows = torch.empty(inputs.numel // length, dtype=inputs.dtype, device=inputs.device)
+    sample = torch.empty(-(-inputs.numel // step), dtype=inputs.dtype, device=inputs.device)
+    for chunk in inputs:
+        models = chunk.values.reshape(2, -1, length)
+        q, p = torch.softmax(models, dim=-1).add_(_EPSILON)
+        first, count = chunk.start // length, models.shape[1]
+        rows[first : first + count] = p.mul_(torch.log_(torch.div(p, q, out=q))).sum(-1)
+        taken = -(-chunk.start // step)
+        start, stop = taken * step, chunk.start + count * length
+        picked = torch.arange(start, stop, step, device=inputs.device)
+        base, other = models.reshape(2, -1)[:, picked - chunk.start]
+        sample[taken : taken + len(picked)] = (other - base).abs_() * rows[picked // length]
+    return Divergences(rows, sample)
+
+
+class _Importances:
+    """The importances of a tensor's elements, as one row of inputs."""
+
+    def __init__(self, inputs: TensorInputs, divergences: Divergences) -> None:
+        self._inputs, self._divergences = inputs, divergences
+        self.numel = inputs.numel
+
+    def __iter__(self) -> Iterator[Chunk]:
+        length = vector_length(self._inputs)
+        for chunk in self._inputs:
+            values = importances(chunk.values, self._divergences.rows, chunk.start, length)
+            yield chunk._replace(values=values[None])
+
+    def sample(self) -> torch.Tensor:
+        """Return the importances of the sample; shape ``(1, m)``."""
+        return self._divergences.sample[None]
+
+
+def importances(
+    models: torch.Tensor, divergences: torch.Tensor, start: int, length: int
+) -> torch.Tensor:
+    """Return the importance of the elements of whole rows, flat.
+
+    Args:
+        models: two models' elements from ``start`` on.
+        divergences: the divergence of each row of the tensor.
+        start: the position of the first element.
+        length: the length of a row.
+    """
+    change = (models[1] - models[0]).abs_().reshape(-1, length)
+    first = start // length
+    return change.mul_(divergences[first : first + len(change), None]).reshape(-1)
+
+
+def least_importance(inputs: TensorInputs, divergences: Divergences) -> float:
+    """Return the least importance that is taken: the median and 1.5 quartile ranges."""
+    n, elements = inputs.numel, _Importances(inputs, divergences)
     counts = [n - int(q * (n - 1)) for q in (0.25, 0.5, 0.75)]  # the largest of which is the value
-    if n * 2 <= _SAMPLE:
-        [chunk] = _Importances(inputs, length)
+    if n <= 4:
+        [chunk] = elements
         ordered = chunk.values[0].sort(descending=True).values
         first, median, third = (float(ordered[count - 1]) for count in counts)
     else:
-        [found] = cutoffs(_Importances(inputs, length), lambda _, __: counts, torch.Tensor.clone)
+        [found] = cutoffs(elements, lambda _, __: counts, torch.Tensor.clone)
         first, median, third = (cutoff.magnitude for cutoff in found)
     return median + 1.5 * (third - first)
 
 
-@chunks(by_rows=True, length=vector_length, least=least_importance)
-def arcee_fusion(models: torch.Tensor, length: int, least: float) -> torch.Tensor:
+@chunks(by_rows=True, length=vector_length, divergences=row_divergences, least=least_importance)
+def arcee_fusion(
+    models: torch.Tensor, length: int, divergences: Divergences, least: float, start: int
+) -> torch.Tensor:
     """Take the most important changes of the second model into the first, the base (Arcee Fusion).
 
         importance = |theta_2 - theta_1| KL(softmax(theta_2) || softmax(theta_1)), row by row
@@ -88,9 +117,11 @@ def arcee_fusion(models: torch.Tensor, length: int, least: float) -> torch.Tenso
     Args:
         models: shape ``(2, rows, width)``.
         length: the length of the last dimension.
+        divergences: the divergence of each row.
         least: the importance from which on elements are taken.
+        start: the position of the first element.
     """
-    taken = _importance(models, length) >= least
+    taken = importances(models, divergences.rows, start, length).view(models.shape[1:]) >= least
     return torch.where(taken, models[1], models[0])
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from weightops.algebra.names import Each
-from weightops.engine.reduce import sums
 from weightops.errors import OptionError
-from weightops.merging.methods.consensus import Divisor, Normalize, consensus
-from weightops.merging.methods.inputs import Chunk, Draws, TensorInputs
+from weightops.merging.methods.consensus import Divisor, Normalize, consensus, restoring_scale
+from weightops.merging.methods.inputs import Draws, TensorInputs
 from weightops.merging.methods.method import chunks
 from weightops.merging.methods.option_values import fraction, per_input
 
@@ -52,27 +51,13 @@ def _odds(density: float | Each, k: int) -> list[int]:
     return odds
 
 
-def _restoring_scale(
-    inputs: TensorInputs, sparsify: Callable[[Chunk], torch.Tensor]
-) -> torch.Tensor:
-    """Return the factors that restore each input's sum of magnitudes, shape ``(k,)``.
-
-    The factor is 1 where nothing is left.
-    """
-    before, after = torch.zeros(2, inputs.k, dtype=torch.float64)
-    for chunk in inputs:
-        before += sums(chunk.values.flatten(1).abs())
-        after += sums(sparsify(chunk).flatten(1).abs_())
-    return torch.where(after > 0, before / after, 1.0).to(inputs.device, inputs.dtype)
-
-
 def scale_after_dropping(
     inputs: TensorInputs, density: float | Each, rescale: Rescale
 ) -> torch.Tensor:
     """Return the factors of DARE's deltas, shape ``(k,)``."""
     odds = _odds(density, inputs.k)
     if rescale == "l1":
-        return _restoring_scale(inputs, lambda chunk: _drop(chunk.values, odds, chunk.draws))
+        return restoring_scale(inputs, lambda chunk: _drop(chunk.values, odds, chunk.draws))
     scale = [_UNIT / max(value, 1) if rescale == "expectation" else 1.0 for value in odds]
     return torch.tensor(scale, dtype=inputs.dtype).to(inputs.device)
 
@@ -192,7 +177,7 @@ def scale_after_dropping_by_rank(
     """Return the factors of DELLA's deltas, shape ``(k,)``: not 1 only for ``rescale="l1"``."""
     if rescale != "l1":
         return torch.ones(inputs.k, dtype=inputs.dtype, device=inputs.device)
-    return _restoring_scale(
+    return restoring_scale(
         inputs, lambda chunk: _drop_by_rank(chunk.values, density, epsilon, chunk.draws, rescale)
     )
 

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from weightops.algebra.names import Each
+from weightops.errors import OptionError
 from weightops.merging.methods.consensus import (
     Divisor,
     Normalize,
@@ -14,6 +15,7 @@ from weightops.merging.methods.consensus import (
     divide_,
     flags,
     multiply_,
+    restoring_scale,
 )
 from weightops.merging.methods.inputs import ModelInputs, TensorInputs
 from weightops.merging.methods.kept_elements import NONE, Counts, Cutoff, cutoffs
@@ -23,6 +25,7 @@ from weightops.merging.methods.option_values import fraction, kept_count, per_in
 Scope = Literal["tensor", "global"]
 RowScope = Literal["tensor", "row", "global"]
 Count = Literal["all", "changed"]
+Rescale = Literal["none", "l1"]
 
 
 def _cutoffs(
@@ -95,17 +98,28 @@ def magnitude(
     return consensus(_trim(deltas, largest, start), weights, elect=False, normalize="none")
 
 
-@chunks(largest=largest_elements)
+def scale_after_trimming(
+    inputs: TensorInputs, largest: list[Cutoff], rescale: Rescale
+) -> torch.Tensor | None:
+    """Return the factors of trimmed deltas, shape ``(k,)``; None if they keep their size."""
+    if rescale == "none":
+        return None
+    return restoring_scale(inputs, lambda chunk: _trim(chunk.values, largest, chunk.start))
+
+
+@chunks(largest=largest_elements, scale=scale_after_trimming)
 def ties(
     deltas: torch.Tensor,
     weights: torch.Tensor,
     largest: list[Cutoff],
     start: int,
+    scale: torch.Tensor | None,
     *,
     density: float | Each = 0.2,
     normalize: Normalize = "weights",
     scope: Scope = "tensor",
     count: Count = "all",
+    rescale: Rescale = "none",
 ) -> torch.Tensor:
     """Trim each delta, elect a sign for each element, and average the deltas of this sign (TIES).
 
@@ -121,6 +135,7 @@ def ties(
         weights: shape ``(k,)``.
         largest: the cutoff of each delta.
         start: the position of the part.
+        scale: the factor of each delta, shape ``(k,)``, or None.
         density: the fraction of the elements that is kept, the largest ones.
         normalize: the divisor n: "weights" is sum_i agree_i w_i, as in mergekit; "count" is
             sum_i agree_i, the paper's disjoint mean; "none" is 1, its disjoint sum.
@@ -128,8 +143,12 @@ def ties(
             as a whole, as the authors do.
         count: for scope "global", what the density is a fraction of: "all" elements, frozen ones,
             too, as the authors count, who keep ``int(density n) + 1``; or the "changed" ones.
+        rescale: "l1" restores the sum of magnitudes of each delta, as mergekit does; "none"
+            leaves it smaller.
     """
-    return consensus(_trim(deltas, largest, start), weights, elect=True, normalize=normalize)
+    return consensus(
+        _trim(deltas, largest, start), weights, scale=scale, elect=True, normalize=normalize
+    )
 
 
 @chunks(largest=largest_elements)
@@ -223,18 +242,36 @@ def _drop_outliers_of_rows(
     return deltas
 
 
-@chunks(between=elements_between_outliers, length=last_dimension, by_rows=True)
+def scale_without_outliers(
+    inputs: TensorInputs, between: list[list[Cutoff]], rescale: Rescale, scope: RowScope
+) -> torch.Tensor | None:
+    """Return the factors of the deltas of Breadcrumbs, shape ``(k,)``; None for 1."""
+    if rescale == "none":
+        return None
+    if scope == "row":
+        raise OptionError("rescale goes with the scopes tensor and global, not with row")
+    return restoring_scale(inputs, lambda chunk: _drop_outliers(chunk.values, between, chunk.start))
+
+
+@chunks(
+    between=elements_between_outliers,
+    scale=scale_without_outliers,
+    length=last_dimension,
+    by_rows=True,
+)
 def breadcrumbs(
     deltas: torch.Tensor,
     weights: torch.Tensor,
     between: list[list[Cutoff]],
     length: int,
     start: int,
+    scale: torch.Tensor | None,
     *,
     density: float | Each = 0.9,
     gamma: float | Each = 0.01,
     scope: RowScope = "tensor",
     normalize: Divisor = "none",
+    rescale: Rescale = "none",
 ) -> torch.Tensor:
     """Drop the largest and the smallest elements of each delta, and add the deltas (Breadcrumbs).
 
@@ -251,32 +288,42 @@ def breadcrumbs(
         between: the cutoffs of each delta.
         length: the elements of a row of the last dimension.
         start: the position of the part.
+        scale: the factor of each delta, shape ``(k,)``, or None.
         density: the fraction of the elements that is kept.
         gamma: the fraction of the elements that is dropped as the largest.
         scope: "tensor" takes these fractions of each tensor, as mergekit does; "row" of each row of
             the last dimension, rounded down, as the authors do; "global" of all that an input
             changes in the model.
         normalize: "weights" divides by sum_i w_i, where that isn't 0.
+        rescale: "l1" restores the sum of magnitudes of each delta, as mergekit does; "none"
+            leaves it smaller.
     """
     if scope == "row":
         kept = _drop_outliers_of_rows(deltas, length, density, gamma)
     else:
         kept = _drop_outliers(deltas, between, start)
-    return consensus(kept, weights, elect=False, normalize=normalize)
+    return consensus(kept, weights, scale=scale, elect=False, normalize=normalize)
 
 
-@chunks(between=elements_between_outliers, length=last_dimension, by_rows=True)
+@chunks(
+    between=elements_between_outliers,
+    scale=scale_without_outliers,
+    length=last_dimension,
+    by_rows=True,
+)
 def breadcrumbs_ties(
     deltas: torch.Tensor,
     weights: torch.Tensor,
     between: list[list[Cutoff]],
     length: int,
     start: int,
+    scale: torch.Tensor | None,
     *,
     density: float | Each = 0.9,
     gamma: float | Each = 0.01,
     normalize: Normalize = "none",
     scope: RowScope = "tensor",
+    rescale: Rescale = "none",
 ) -> torch.Tensor:
     """Drop the largest and smallest elements, elect signs, and add the deltas of the elected signs.
 
@@ -293,6 +340,7 @@ def breadcrumbs_ties(
         between: the cutoffs of each delta.
         length: the elements of a row of the last dimension.
         start: the position of the part.
+        scale: the factor of each delta, shape ``(k,)``, or None.
         density: the fraction of the elements that is kept.
         gamma: the fraction of the elements that is dropped as the largest.
         normalize: the divisor n: "weights" is sum_i agree_i w_i, "count" is sum_i agree_i, "none"
@@ -300,9 +348,11 @@ def breadcrumbs_ties(
         scope: "tensor" takes these fractions of each tensor, as mergekit does; "row" of each row of
             the last dimension, rounded down, as the authors of Breadcrumbs do; "global" of all that
             an input changes in the model.
+        rescale: "l1" restores the sum of magnitudes of each delta, as mergekit does; "none"
+            leaves it smaller.
     """
     if scope == "row":
         kept = _drop_outliers_of_rows(deltas, length, density, gamma)
     else:
         kept = _drop_outliers(deltas, between, start)
-    return consensus(kept, weights, elect=True, normalize=normalize)
+    return consensus(kept, weights, scale=scale, elect=True, normalize=normalize)

@@ -1,0 +1,137 @@
+"""Run recipes as people write them for mergekit in both programs, whole: tokenizers included.
+
+    python benchmarks/parity_recipes.py --mergekit VENV/bin [NAME...]
+
+Tiny Llamas with tokenizers, some of which have tokens that others lack, and an adapter, are merged
+by mergekit 0.1.5 and by `weightops merge` from the same files, those in parity_recipes.yaml. The
+table has the largest difference of the merged tensors relative to the largest element, and the
+share of elements that differ by more than rounding; for methods that draw at random, the ratio of
+the norms of the change. Recipes that consist of several documents are run by mergekit-multi.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+RANDOM = ("dare linear one", "dare ties normalized gradient", "della")
+RECIPES: dict[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+MODELS = re.compile(r"\b(model|base_model|source|tokenizer_source): (base\+lora|base|[abc]|chat)\b")
+
+
+def make(folder: Path) -> None:
+    """Save base; a, b and c, which are near to it; chat, which has two more tokens; and lora."""
+    from peft import LoraConfig, get_peft_model
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(45))]
+    torch.manual_seed(0)
+    start: dict[str, torch.Tensor] = {}
+    for name in ("base", "a", "b", "c", "chat"):
+        extra = ["<|im_start|>", "<|im_end|>"] if name == "chat" else []
+        plain = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+        plain.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=plain, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+        )
+        tokenizer.add_tokens(extra, special_tokens=True)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=8,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=False,
+        )
+        model = LlamaForCausalLM(config)
+        for key, value in model.state_dict().items():
+            old = start.setdefault(key, value.clone())
+            if name != "base":
+                value[: len(old)] = old + 0.01 * torch.randn_like(old)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    adapter = get_peft_model(
+        LlamaForCausalLM.from_pretrained(folder / "base"),
+        LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
+    )
+    adapter.save_pretrained(folder / "lora")
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: value.double() for file in files for name, value in load_file(file).items()}
+
+
+def compare(name: str, folder: Path, ours: Path, theirs: Path) -> dict[str, Any]:
+    a, b, base = tensors(ours), tensors(theirs), tensors(folder / "base")
+    if {n: t.shape for n, t in a.items()} != {n: t.shape for n, t in b.items()}:
+        raise SystemExit(f"{name}: the outputs hold different tensors")
+    if name in RANDOM:
+        same = [n for n in a if n in base and base[n].shape == a[n].shape]
+        x, y = (sum((t[n] - base[n]).square().sum().item() for n in same) for t in (a, b))
+        return {"norm ratio": round((x / y) ** 0.5, 3)}
+    dtype = re.findall(r"dtype: (\w+)", RECIPES[name])[-1]
+    scale = max(tensor.abs().max().item() for tensor in b.values())
+    limit = 8 * torch.finfo(getattr(torch, dtype)).eps * scale
+    differences = torch.cat([(a[n] - b[n]).abs().flatten() for n in a])
+    return {
+        "largest": float(f"{differences.max().item() / scale:.2g}"),
+        "beyond rounding": float(f"{(differences > limit).double().mean().item():.2g}"),
+    }
+
+
+def with_path(found: re.Match[str]) -> str:
+    """A key with the folder of the model that it names; ``source: base`` names none."""
+    key, model = found.groups()
+    keyword = key.endswith("source") and model == "base"
+    return found[0] if keyword else f"{key}: ./{model.replace('+', '+./')}"
+
+
+def run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", help="recipes; by default all")
+    parser.add_argument("--mergekit", type=Path, required=True, help="a bin folder with mergekit")
+    results = Path(__file__).parent / "results" / "parity_recipes.json"
+    parser.add_argument("--out", type=Path, default=results)
+    args = parser.parse_args()
+    report = json.loads(args.out.read_text()) if args.out.exists() else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make(folder)
+        for name in args.names or RECIPES:
+            text = MODELS.sub(with_path, RECIPES[name])
+            (folder / "recipe.yml").write_text(text)
+            ours, theirs = folder / f"ours {name}", folder / f"theirs {name}"
+            single = ["mergekit-yaml", "recipe.yml", str(theirs), "--lora-merge-cache", "loras"]
+            several = ["mergekit-multi", "recipe.yml", "-I", f"{name} parts", "--out-path"]
+            kit = [*several, str(theirs)] if "---" in text else single
+            run([str(args.mergekit / kit[0]), *kit[1:]], folder)
+            run([sys.executable, "-m", "weightops", "merge", "recipe.yml", "-o", str(ours)], folder)
+            report[name] = compare(name, folder, ours, theirs)
+            print(f"{name:36} {json.dumps(report[name])}", flush=True)
+            args.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
