@@ -17,8 +17,9 @@ from PIL import Image
 from weightops.errors import TaskError
 from weightops.hub.fetch import REPO, fetch, reason
 from weightops.tasks.archives import TEXTS, archive_task, is_archive
+from weightops.tasks.pictures import read_image
 from weightops.tasks.split import split_loader
-from weightops.tasks.task import PROMPTS, Images, LazySizes, Task, read_image
+from weightops.tasks.task import PROMPTS, Images, LazySizes, Task
 
 NAME = re.compile(
     rf"(?P<repo>{REPO})(?:/(?P<config>\w[\w./-]*))?(?:@(?P<revision>[^:@]+))?(?::(?P<label>\w+))?"
