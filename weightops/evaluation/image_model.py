@@ -28,6 +28,8 @@ from weightops.support.cache import cache_dir
 from weightops.tasks.class_names import ordered, positions
 from weightops.tasks.task import Task
 
+_TEXTS_AT_A_TIME = 256
+
 
 @dataclass(eq=False)
 class ImageModel:
@@ -85,8 +87,9 @@ class ImageModel:
         module = checkpoint.model().to(torch_device)
         if not hasattr(module, "encode_image") or not hasattr(module, "encode_text"):
             raise CheckpointError(
-                f"{checkpoint.ref} is a {type(module).__name__}, which has no image and text "
-                "encoder: no zero-shot head can be built"
+                f"{checkpoint.ref} is a {type(module).__name__}, whose image and text encoders "
+                "aren't known: no zero-shot head can be built",
+                hint="CLIP models of open_clip and transformers (model_type clip) have one",
             )
         preprocess, tokenizer = checkpoint.preprocess(), checkpoint.tokenizer()
         return cls(module, preprocess, tokenizer, torch_device, checkpoint)
@@ -138,9 +141,13 @@ class ImageModel:
             cached: torch.Tensor = load_file(path)["classes"]
             return cached.to(self.device)
         self.module.eval()
-        rows = []
-        for class_tokens in tqdm(tokens, desc=f"prompts of {task.name}", delay=1, leave=False):
-            rows.append(F.normalize(self.encode_text(class_tokens).mean(0), dim=0))
+        rows: list[torch.Tensor] = []
+        together = max(1, _TEXTS_AT_A_TIME // max(map(len, tokens)))
+        starts = range(0, len(tokens), together)
+        for start in tqdm(starts, desc=f"prompts of {task.name}", delay=1, leave=False):
+            group = tokens[start : start + together]
+            parts = self.encode_text(torch.cat(group)).split([len(texts) for texts in group])
+            rows += [F.normalize(part.mean(0), dim=0) for part in parts]
         features = torch.stack(rows)
         check_finite(~features.isfinite().all(1).cpu(), f"the text features of {task.name}")
         content = save({"classes": features.cpu()})
