@@ -35,7 +35,9 @@ _TEXT = click.Option(
 
 
 @command(
-    Borrowed("weightops.evaluation.table:evaluate", only=("split", "device", *_SCORING)),
+    Borrowed(
+        "weightops.evaluation.table:evaluate", only=("split", "device", "class_order", *_SCORING)
+    ),
     arguments=[_EVALUATOR, _TEXT],
 )
 def evaluate(
@@ -89,7 +91,9 @@ def evaluate(
     split = given.get("split", "test")
     scoring = taken(given, _SCORING)
     device = given.get("device", "auto")
-    records = _score(opened, listed, evaluator, split=split, device=device, **scoring)
+    order = given.get("class_order")
+    how = {"split": split, "device": device, "class_order": order}
+    records = _score(opened, listed, evaluator, **how, **scoring)
     columns = evaluator.columns_of(records[0]["metrics"])
     if reference:
         from weightops.evaluation.shift import add_robustness
@@ -133,6 +137,7 @@ def _score(
     *,
     split: str,
     device: str,
+    class_order: str | None,
     **scoring: Any,
 ) -> list[dict[str, Any]]:
     """Score each model on each task: one record for both."""
@@ -141,7 +146,7 @@ def _score(
 
     records = []
     for checkpoint in models:
-        model = ImageModel.open(checkpoint, device)
+        model = ImageModel.open(checkpoint, device, class_order=class_order)
         for task in tasks:
             scores = evaluator.score(model, task, split, **scoring)
             records.append(record(model, task, split, scores, kind=evaluator.kind))

@@ -146,7 +146,8 @@ class ImageModel:
         starts = range(0, len(tokens), together)
         for start in tqdm(starts, desc=f"prompts of {task.name}", delay=1, leave=False):
             group = tokens[start : start + together]
-            parts = self.encode_text(torch.cat(group)).split([len(texts) for texts in group])
+            encoded = self.encode_text(torch.cat(group))
+            parts = torch.split(encoded, [len(texts) for texts in group])
             rows += [F.normalize(part.mean(0), dim=0) for part in parts]
         features = torch.stack(rows)
         check_finite(~features.isfinite().all(1).cpu(), f"the text features of {task.name}")

@@ -169,6 +169,7 @@ def evaluate(
     details: bool = False,
     batch_size: int = 256,
     device: str = "auto",
+    class_order: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score a model on tasks.
 
@@ -182,6 +183,9 @@ def evaluate(
             ``confusion``.
         batch_size: images at a time.
         device: "auto", "cpu", "cuda", ...
+        class_order: the order of a classifier's outputs: task, alphabetical (as torchvision sorts
+            folders), natural (as timm does) or a file of names, one a line. Default: by the names
+            that the model records, else the task's order.
 
     Returns:
         Task -> metrics. Those of ``zero_shot`` are ``acc1``, ``acc5`` (NaN under five classes) and
@@ -197,7 +201,7 @@ def evaluate(
     True
     """
     chosen = as_evaluator(evaluator)
-    image_model = ImageModel.open(model, device)
+    image_model = ImageModel.open(model, device, class_order=class_order)
     return {
         task.name: chosen.score(image_model, task, split, details=details, batch_size=batch_size)
         for task in as_tasks(tasks)
