@@ -134,6 +134,16 @@ def test_nothing_but_batch_normalisation_trains(tmp_path: Path) -> None:
         assert torch.allclose(one[name].double(), tensor.double(), atol=1e-5)
 
 
+def test_a_negative_variance_is_told_where_it_is_written(
+    models: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grown = open_checkpoint(models[0]).state_dict()
+    grown = {n: 3 * t if n.endswith("var") else t for n, t in grown.items()}
+    TaskVector(models[0], grown).apply(models[0], alpha=-1.0).save(tmp_path / "negated")
+    assert "negative or infinite variances in" in caplog.text
+    assert "recompute them, with batchnorm=TASK" in caplog.text
+
+
 def test_a_negative_variance_is_not_scored(models: list[str]) -> None:
     checkpoint = open_checkpoint(models[0])
     grown = {n: 3 * t if n.endswith("var") else t for n, t in checkpoint.state_dict().items()}

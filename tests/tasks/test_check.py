@@ -52,3 +52,16 @@ def test_a_run_is_refused_before_it_trains(
     command = ["patch", "--task", str(damaged), "--supported", "digits", "--steps", "1"]
     assert run([*command, "-o", out]) == 1
     assert "1 of 7 pictures of set test can't be read" in capsys.readouterr().err
+
+
+def test_faults_are_left_out_and_counted(
+    damaged: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    command = ["evaluate", "embedded", "--tasks", str(damaged), "--json"]
+    assert run(command) == 1
+    capsys.readouterr()
+    assert run([*command, "--skip-unreadable"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert (record["metrics"]["n"], record["unreadable"]) == (6, 1)
+    assert record["orientation"] == "upright"
+    assert "1 pictures of set test are left out, which can't be read" in caplog.text

@@ -36,7 +36,8 @@ _TEXT = click.Option(
 
 @command(
     Borrowed(
-        "weightops.evaluation.table:evaluate", only=("split", "device", "class_order", *_SCORING)
+        "weightops.evaluation.table:evaluate",
+        only=("split", "device", "class_order", "skip_unreadable", *_SCORING),
     ),
     arguments=[_EVALUATOR, _TEXT],
 )
@@ -74,6 +75,7 @@ def evaluate(
     """
     from weightops.evaluation.table import EVALUATORS
     from weightops.support.atomic import check_free
+    from weightops.tasks.check import without_unreadable
     from weightops.tasks.table import EVALUATED, as_tasks
 
     if "text" in given:
@@ -88,6 +90,8 @@ def evaluate(
         check_free(out, overwrite=overwrite)
     opened = _open_models((*reference, *models), base)
     listed = as_tasks(tasks or EVALUATED)
+    if given.get("skip_unreadable"):
+        listed = [without_unreadable(task) for task in listed]
     split = given.get("split", "test")
     scoring = taken(given, _SCORING)
     device = given.get("device", "auto")

@@ -204,4 +204,5 @@ def record(
         "source": task.source,
         "prompts": prompts_id(task),
         "orientation": "upright" if task.upright else "as stored",
+        "unreadable": getattr(task.load(split), "unreadable", 0),
     }

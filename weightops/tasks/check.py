@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from tqdm import tqdm
@@ -12,12 +14,14 @@ from tqdm import tqdm
 from weightops.errors import TaskError
 from weightops.support.text import first_few
 from weightops.tasks.copies import copies_between
-from weightops.tasks.task import SPLITS, Images, Task, encoded_size_of
+from weightops.tasks.task import SPLITS, Images, ImageSubset, LazySizes, Task, encoded_size_of
+
+log = logging.getLogger("weightops")
 
 
 @dataclass(frozen=True)
 class TaskCheck:
-    """What a task's pictures are like.
+    """The facts about a task's pictures.
 
     Attributes:
         counts: split -> number of pictures of each class, in the order of the classes.
@@ -83,3 +87,35 @@ def check_readable(task: Task, split: str) -> None:
             f"{first_few(faults.values())}",
             hint=f"`weightops tasks check {task.name}` lists all of them",
         )
+
+
+@dataclass(frozen=True)
+class ReadableImages(ImageSubset):
+    """The images of a split that can be read.
+
+    Attributes:
+        unreadable: the number of the others.
+    """
+
+    unreadable: int
+
+
+def without_unreadable(task: Task) -> Task:
+    """Return a task without the pictures that can't be read, which results count."""
+
+    @cache
+    def load(split: str) -> ReadableImages:
+        images = task.load(split)
+        faults = faults_of(images, f"{task.name} {split}")
+        if faults:
+            log.warning(
+                "%d pictures of %s %s are left out, which can't be read: %s",
+                len(faults),
+                task.name,
+                split,
+                first_few(faults.values()),
+            )
+        good = np.array([i for i in range(len(images)) if i not in faults], dtype=np.int64)
+        return ReadableImages(images, good, images.labels[good], len(faults))
+
+    return replace(task, load=load, sizes=LazySizes(load))

@@ -38,7 +38,7 @@ def with_settings(folder: Path, out: Path, changes: dict[str, Any]) -> Path:
         {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [60.0] * 3},
         {"resample": 2},
         {"size": {"height": 32, "width": 32}, "do_center_crop": False},
-        {"size": 32, "crop_size": 32},
+        {"size": 32, "crop_size": 32, "do_center_crop": True},
     ],
 )
 def test_features_are_those_of_transformers(
@@ -63,7 +63,10 @@ def test_features_are_those_of_transformers(
     ("changes", "named"),
     [
         ({"size": {"shortest_edge": 40}}, "size, crop_size, do_resize or do_center_crop"),
-        ({"do_center_crop": False}, "size, crop_size, do_resize or do_center_crop"),
+        (
+            {"size": {"shortest_edge": 32}, "do_center_crop": False},
+            "size, crop_size, do_resize or do_center_crop",
+        ),
         ({"do_resize": False}, "size, crop_size, do_resize or do_center_crop"),
         ({"resample": 1}, "image processor's resample"),
         ({"resample": 0}, "image processor's resample"),
