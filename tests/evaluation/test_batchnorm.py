@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from weightops import TASKS, Checkpoint, ImageModel, TaskVector, open_checkpoint
+from weightops import TASKS, Checkpoint, ImageModel, TaskVector, evaluate, open_checkpoint
 from weightops.algebra.source import same_weights
 from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
 from weightops.cli.main import run
-from weightops.errors import OptionError
+from weightops.errors import NonfiniteError, OptionError
 from weightops.evaluation.batchnorm import recompute_batchnorm
 from weightops.merging.merge import merge
 from weightops.merging.recipe import Recipe
@@ -106,3 +106,49 @@ def test_the_task_is_recorded(models: list[str], tmp_path: Path) -> None:
 def test_a_model_without_batch_normalisation() -> None:
     with pytest.raises(OptionError, match="nothing to recompute"):
         recompute_batchnorm("embedded", "digits")
+
+
+def test_nothing_but_batch_normalisation_trains(tmp_path: Path) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    drops = {"drop_path_rate": 0.5}
+    net = timm.create_model("resnet10t", num_classes=10, zero_init_last=False, **drops)
+    save_file(net.state_dict(), tmp_path / "model.safetensors")
+    shape = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
+    config = {"architecture": "resnet10t", "num_classes": 10, "model_args": drops}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": shape}))
+    one, two = (
+        recompute_batchnorm(tmp_path, "digits", images=64, batch_size=32, device="cpu")
+        for _ in range(2)
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    plain = timm.create_model("resnet10t", num_classes=10, zero_init_last=False)
+    plain.load_state_dict(net.state_dict())
+    model = ImageModel.open(tmp_path, "cpu")
+    order = np.random.default_rng(0).permutation(997)[:64]
+    batches = model.pixels(TASKS["digits"], "train").batch(order).split(32)
+    torch.optim.swa_utils.update_bn(batches, plain)
+    for name, tensor in plain.state_dict().items():
+        assert torch.allclose(one[name].double(), tensor.double(), atol=1e-5)
+
+
+def test_a_negative_variance_is_told_where_it_is_written(
+    models: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grown = open_checkpoint(models[0]).state_dict()
+    grown = {n: 3 * t if n.endswith("var") else t for n, t in grown.items()}
+    TaskVector(models[0], grown).apply(models[0], alpha=-1.0).save(tmp_path / "negated")
+    assert "negative or infinite variances in" in caplog.text
+    assert "recompute them, with batchnorm=TASK" in caplog.text
+
+
+def test_a_negative_variance_is_not_scored(models: list[str]) -> None:
+    checkpoint = open_checkpoint(models[0])
+    grown = {n: 3 * t if n.endswith("var") else t for n, t in checkpoint.state_dict().items()}
+    edited = TaskVector(models[0], grown).apply(models[0], alpha=-1.0)
+    with pytest.raises(NonfiniteError, match=r"running variances .* are negative: visual.*var"):
+        evaluate(edited, "digits")
+    recomputed = recompute_batchnorm(edited, "digits", images=64, device="cpu")
+    assert evaluate(recomputed, "digits")["digits"]["n"] == 500

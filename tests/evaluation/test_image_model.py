@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.data_sets import paint
+from PIL import Image
 
 from weightops import TASKS, ImageModel, Task, evaluate, open_checkpoint
 from weightops.errors import CheckpointError
 from weightops.evaluation.linear_probe import linear_probe
+from weightops.evaluation.pixels import Pixels
 from weightops.evaluation.retrieval import retrieval
 from weightops.evaluation.zero_shot import encode_split, zero_shot
 from weightops.tasks.folder import folder_task
@@ -70,7 +72,6 @@ def test_a_head_without_a_usable_cache(
 
 def test_a_classifier_has_features_and_no_text(tmp_path: Path) -> None:
     import timm
-    from PIL import Image
 
     for split, count in (("train", 20), ("val", 4), ("test", 4)):
         for i in range(count):
@@ -116,3 +117,35 @@ def test_embedded_loads_in_unmodified_open_clip(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = theirs.eval().encode_image(pixels[None])
         assert torch.equal(expected, ours.module.encode_image(pixels[None]))
+
+
+class CountedImages:
+    """Images that count how often each is decoded."""
+
+    def __init__(self, count: int) -> None:
+        self.labels = np.zeros(count, dtype=np.int64)
+        self.decoded = [0] * count
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        self.decoded[index] += 1
+        return Image.new("RGB", (40, 30), (index, 0, 0))
+
+    def encoded_size(self, index: int) -> int:
+        return 1  # as if it were in a file: decoded by threads
+
+
+@pytest.mark.parametrize("room_bytes", [1 << 30, 0])
+def test_images_are_decoded_once_wherever_they_are_kept(model: ImageModel, room_bytes: int) -> None:
+    images = CountedImages(20)
+    pixels = Pixels(images, model.preprocess, room_bytes)
+    indices = np.array([3, 1, 19, 1])
+    expected = torch.stack(
+        [model.preprocess(Image.new("RGB", (40, 30), (int(i), 0, 0))) for i in indices]
+    )
+    for _ in range(3):
+        assert torch.equal(pixels.batch(indices), expected)
+    assert [images.decoded[i] for i in (1, 3, 19)] == [1, 1, 1]
+    assert bool(pixels.kept_bytes) == bool(room_bytes)

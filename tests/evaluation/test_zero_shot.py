@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from weightops import TASKS, ImageModel, evaluate
-from weightops.errors import TaskError
+from weightops.errors import NonfiniteError, TaskError
 from weightops.evaluation.zero_shot import metrics
 
 
@@ -53,3 +53,29 @@ def test_metrics() -> None:
 def test_a_task_without_classes() -> None:
     with pytest.raises(TaskError, match="no classes, only captions"):
         evaluate("embedded", replace(TASKS["digits"], classes=()))
+
+
+def test_accuracy_needs_no_scale_that_overflows() -> None:
+    model = ImageModel.open("embedded", "cpu")
+    right = evaluate(model, "digits", split="validation")["digits"]
+    with torch.no_grad():
+        model.module.logit_scale.fill_(100.0)
+    assert evaluate(model, "digits", split="validation")["digits"] == right
+    with pytest.raises(NonfiniteError, match="so its loss isn't finite"):
+        model.zero_shot_head(TASKS["digits"])
+
+
+@pytest.mark.parametrize("evaluator", ["zero_shot", "linear_probe", "retrieval", "shift"])
+def test_what_is_not_finite_is_not_scored(evaluator: str) -> None:
+    model = ImageModel.open("embedded", "cpu")
+    with torch.no_grad():
+        model.module.visual.proj[0] = torch.inf
+        model.module.visual.proj[1] = -torch.inf
+    with pytest.raises(NonfiniteError, match=r"of digits \w+ have NaN or infinities in \d+ of"):
+        evaluate(model, "digits", evaluator=evaluator)
+
+
+def test_metrics_of_many_classes_take_little_memory() -> None:
+    labels = torch.arange(100)
+    scores = metrics(labels[:, None].repeat(1, 2), labels, 1_000_000)
+    assert scores["acc1"] == scores["mean_per_class_recall"] == 1.0

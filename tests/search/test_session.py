@@ -93,3 +93,16 @@ def test_a_weighted_sum(session: EditSession) -> None:
 
 def test_a_file_name_has_no_colon() -> None:
     assert file_name("mnist:typographic") == "mnist-typographic"
+
+
+def test_a_search_leaves_out_an_edit_that_overflows(
+    session: EditSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = session.base.state_dict()
+    delta = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    delta["visual.proj"] = torch.full_like(state["visual.proj"], 1e38)
+    vectors = {"far": session.in_memory(delta, "far")}
+    trial = session.trial(vectors, Goal({session.tasks[0].name: 1.0}))
+    assert grid(trial.measurements, [(0.0,), (1e-40,), (10.0,)]).alpha != 10.0
+    assert "alpha 10 is left out of the search" in caplog.text
+    assert {m.alpha for m in trial.sweep} == {0.0, 1e-40}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from weightops.errors import OptionError, UnknownNameError
+from weightops.errors import NonfiniteError, OptionError, UnknownNameError
 from weightops.search.goal import Goal
 from weightops.search.measurements import Measurements, image_count
 from weightops.search.strategies import ALPHAS, SearchOptions, coordinates, grid, race
@@ -100,3 +100,28 @@ def test_coordinates_find_an_optimum_off_the_diagonal() -> None:
     }
     measurements, _ = recorded(hits, Goal({"t": 1.0}))
     assert coordinates(measurements, values, [(v, v) for v in values]).alpha == optimum
+
+
+@pytest.mark.parametrize("search", [grid, race])
+@pytest.mark.parametrize("bad", [{1.0}, {0.5, 0.75, 1.0}])
+def test_edits_whose_logits_are_not_finite_are_left_out(
+    search: object, bad: set[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    curve = {"t": [0.5, 0.6, 0.7, 0.8, 0.9]}
+    hits = curve_hits(curve)
+    lowest = Goal({"t": -1.0}, what="lowest accuracy")  # of which an edit without hits is the best
+
+    def measure(alpha: tuple[float, ...], start: float, stop: float) -> dict[str, torch.Tensor]:
+        if alpha[0] in bad:
+            raise NonfiniteError("the logits have NaN")
+        return {
+            t: h[image_count(len(h), start) : image_count(len(h), stop)]
+            for t, h in hits[alpha].items()
+        }
+
+    line = list(hits)
+    measurements = Measurements(measure, lowest, line[0], {"t": 400})
+    assert search(measurements, line).alpha == 0.0  # type: ignore[operator]
+    assert "alpha 1 is left out of the search: the logits have NaN" in caplog.text
+    with pytest.raises(NonfiniteError, match="NaN"):
+        search(Measurements(measure, lowest, (1.0,), {"t": 400}), line)  # type: ignore[operator]

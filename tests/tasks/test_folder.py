@@ -13,8 +13,9 @@ from weightops import Task, evaluate
 from weightops.cli.main import run
 from weightops.errors import TaskError
 from weightops.tasks.folder import folder_task
+from weightops.tasks.pictures import read_image
 from weightops.tasks.table import find_task
-from weightops.tasks.task import PROMPTS, SPLITS, read_image
+from weightops.tasks.task import PROMPTS, SPLITS
 
 
 def contents(task: Task, split: str) -> set[tuple[int, int]]:
@@ -133,3 +134,94 @@ def test_a_folder_is_evaluated_like_any_task(tmp_path: Path) -> None:
     result = evaluate("embedded", str(tmp_path / "own"), device="cpu")["own"]
     assert result["n"] == 12
     assert result["acc1"] > 0.9
+
+
+def test_other_names_of_splits(tmp_path: Path) -> None:
+    for j, split in enumerate(("Training", "dev", "Testing")):
+        for i in range(20):
+            paint(tmp_path / "set" / split / "ab"[i % 2] / f"{i}.png", 80 * j + i)
+    task = folder_task(tmp_path / "set")
+    assert dict(task.sizes) == {"train": 20, "validation": 20, "test": 20}
+    assert {value // 80 for value, _ in contents(task, "validation")} == {1}
+
+
+def test_a_split_that_is_not_understood(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split in ("train", "test", "holdout"):
+        for i in range(20):
+            paint(tmp_path / "one" / split / "ab"[i % 2] / f"{i}.png", i)
+            paint(tmp_path / "two" / f"seg_{split}" / "ab"[i % 2] / f"{i}.png", i)
+    with pytest.raises(TaskError, match="beside test, train holdout, which is no split"):
+        folder_task(tmp_path / "one")
+    with pytest.raises(TaskError, match="seg_test, seg_train, which is no split"):
+        folder_task(tmp_path / "two")
+    (tmp_path / "one" / "holdout").rename(tmp_path / "one" / "unlabeled")
+    folder_task(tmp_path / "one")
+    assert "its pictures aren't used" in caplog.text
+
+
+def test_a_class_that_one_split_has(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        for i in range(4):
+            paint(tmp_path / split / "ab"[i % 2] / f"{i}.png", i)
+    paint(tmp_path / "val" / "images" / "0.png", 9)
+    with pytest.raises(TaskError, match=r"images: only .*val has this class"):
+        folder_task(tmp_path)
+    (tmp_path / "test" / "images").mkdir()
+    assert folder_task(tmp_path).classes == ("a", "b", "images")
+
+
+def test_what_tools_leave_behind_is_no_picture(tmp_path: Path) -> None:
+    for i in range(40):
+        for place in ("", ".ipynb_checkpoints", "more/.cache", "thumbs", "__MACOSX", "@eaDir"):
+            paint(tmp_path / "ab"[i % 2] / place / f"{i}.png", i)
+    paint(tmp_path / "__MACOSX" / "a" / "0.png", 0)
+    task = folder_task(tmp_path)
+    assert task.classes == ("a", "b")
+    assert sum(task.sizes.values()) == 40
+
+
+def test_pictures_in_two_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for j, split in enumerate(("train", "val", "test")):
+        for i in range(4):
+            paint(tmp_path / split / "ab"[i % 2] / f"{i}.png", 50 * j + i)
+    folder_task(tmp_path).load("test")
+    assert not caplog.records
+    paint(tmp_path / "test" / "a" / "copy.png", 2)
+    folder_task(tmp_path).load("test")
+    assert "has 1 pictures in two splits" in caplog.text
+
+
+def test_files_that_are_no_pixels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(20):
+        paint(tmp_path / "ab"[i % 2] / f"{i}.png", i)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "drawing.eps")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "named.png", "EPS")
+    task = folder_task(tmp_path)
+    assert sum(task.sizes.values()) == 21
+    assert "1 files in" in caplog.text
+    assert "drawing.eps" in caplog.text
+    with pytest.raises(TaskError, match="is not an image that can be read"):
+        read_image(tmp_path / "a" / "named.png", "named")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_stand_upright(tmp_path: Path, orientation: int) -> None:
+    from PIL import ImageOps
+
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    with Image.open(tmp_path / "photo.png") as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened))
+    turned = np.asarray(read_image(tmp_path / "photo.png", "photo"))
+    assert np.array_equal(turned[..., 0], expected)
+    stored = np.asarray(read_image(tmp_path / "photo.png", "photo", upright=False))
+    assert np.array_equal(stored[..., 0], pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_32_bits(tmp_path: Path, dtype: type) -> None:
+    Image.fromarray(np.arange(64).reshape(8, 8).astype(dtype)).save(tmp_path / "wide.tif")
+    with pytest.raises(TaskError, match="pixels of 32 bits, whose range isn't known"):
+        read_image(tmp_path / "wide.tif", "wide")

@@ -42,6 +42,28 @@ def parquet(
     return (folder / "rows.parquet").read_bytes()
 
 
+def other_parquet(folder: Path, rows: dict[str, Any], **features: Any) -> bytes:
+    """Return a Parquet file with four images, of the values 0 to 3, and other columns."""
+    images = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(4)]
+    columns = {"image": images, **rows}
+    kinds = datasets.Features({"image": datasets.Image(), **features})
+    datasets.Dataset.from_dict(columns, features=kinds).to_parquet(folder / "rows.parquet")
+    return (folder / "rows.parquet").read_bytes()
+
+
+def paths_only(folder: Path) -> bytes:
+    """Return a Parquet file with paths of images instead of images."""
+    kinds = datasets.Features(
+        {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    cells = [{"bytes": None, "path": f"photos/{i}.png"} for i in range(4)]
+    table = datasets.Dataset.from_dict({"image": cells, "label": [0, 1, 0, 1]}, features=kinds)
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(table.data.table, folder / "rows.parquet")
+    return (folder / "rows.parquet").read_bytes()
+
+
 SCRIPT = """
 import json
 from weightops.errors import WeightopsError
@@ -79,6 +101,12 @@ print(json.dumps({
     "no_config": error_of("org/rows/three"),
     "no_column": error_of("org/rows/one:size"),
     "neither": error_of("org/other"),
+    "reordered": facts(find_task("org/reordered")),
+    "strings": facts(find_task("org/strings")),
+    "two_images": error_of("org/two-images"),
+    "one_of_two": facts(find_task("org/two-images:photo:label")),
+    "new_class": error_of("org/new-class", "test"),
+    "paths_only": error_of("org/paths-only", "train"),
     "absent": error_of("org/absent"),
 }))
 """
@@ -111,6 +139,47 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "test.parquet": parquet(work, 100, 2, [None, None]),
         },
         "org/other": {"images.zip": b""},
+        "org/reordered": {
+            "data/train-0.parquet": other_parquet(
+                work, {"label": [0, 1, 0, 1]}, label=datasets.ClassLabel(names=["a", "b"])
+            ),
+            "data/dev-0.parquet": other_parquet(
+                work, {"label": [1, 1, 0, 0]}, label=datasets.ClassLabel(names=["b", "a"])
+            ),
+            "data/test-0.parquet": other_parquet(
+                work, {"label": [0, 0, 0, 1]}, label=datasets.ClassLabel(names=["b", "a"])
+            ),
+            "data/extra-0.parquet": b"",
+        },
+        "org/strings": {
+            f"data/{split}-0.parquet": other_parquet(
+                work, {"kind": ["y", "x", "y", "z"]}, kind=datasets.Value("string")
+            )
+            for split in ("train", "validation", "test")
+        },
+        "org/two-images": {
+            f"data/{split}-0.parquet": other_parquet(
+                work,
+                {
+                    "photo": [Image.new("RGB", (8, 8), (90 + i, 0, 0)) for i in range(4)],
+                    "label": [0, 1, 0, 1],
+                },
+                photo=datasets.Image(),
+                label=datasets.ClassLabel(names=["a", "b"]),
+            )
+            for split in ("train", "validation", "test")
+        },
+        "org/new-class": {
+            "train.parquet": other_parquet(
+                work, {"label": [0, 1, 0, 1]}, label=datasets.ClassLabel(names=["a", "b"])
+            ),
+            "test.parquet": other_parquet(
+                work, {"label": [0, 1, 0, 1]}, label=datasets.ClassLabel(names=["a", "c"])
+            ),
+        },
+        "org/paths-only": {
+            f"{split}.parquet": paths_only(work) for split in ("train", "validation", "test")
+        },
     }
     for name, files in data_sets.items():
         readme = {} if name == "org/wds_things" else {"README.md": b"#"}
@@ -162,3 +231,25 @@ def test_errors_name_the_data_set_and_the_remedy(results: dict[str, Any]) -> Non
     assert "org/absent is no folder here" in results["absent"]
     with pytest.raises(TaskError, match="is not the name of a data set"):
         hub_task("org")
+
+
+def test_labels_of_every_file_are_matched_by_name(results: dict[str, Any]) -> None:
+    reordered = results["reordered"]
+    assert reordered["classes"] == ["a", "b"]
+    assert reordered["sizes"] == {"train": 4, "validation": 4, "test": 4}
+    assert reordered["labels"] == [1, 1, 1, 0]
+    assert "classes that the first file of the data set doesn't have: c" in results["new_class"]
+
+
+def test_strings_are_classes_in_sorted_order(results: dict[str, Any]) -> None:
+    assert results["strings"]["classes"] == ["x", "y", "z"]
+    assert results["strings"]["labels"] == [1, 0, 1, 2]
+
+
+def test_columns_of_images(results: dict[str, Any]) -> None:
+    assert (
+        "several columns of images\nhint: name a column behind a colon, one of image, photo"
+        in (results["two_images"])
+    )
+    assert results["one_of_two"]["values"] == sorted([90, 91, 92, 93] * 3)
+    assert "has paths of images in image (photos/0.png), and no images" in results["paths_only"]

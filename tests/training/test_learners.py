@@ -185,3 +185,11 @@ def test_a_language_model_on_the_command_line(
 def test_no_data() -> None:
     with pytest.raises(OptionError, match="3 inputs and 2 labels"):
         ModuleLearner(nn.Linear(1, 1), torch.ones(3), torch.ones(2), classification, name="it")
+
+
+def test_a_batch_of_one_with_batch_normalisation() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    inputs, labels = torch.randn(8, 3), torch.zeros(8, dtype=torch.long)
+    learner = ModuleLearner(module, inputs, labels, classification, name="zeros")
+    with pytest.raises(OptionError, match="needs more than one image at a time"):
+        fit(learner, TrainingConfig(steps=1, batch_size=1, warmup=0))

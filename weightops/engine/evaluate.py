@@ -30,6 +30,9 @@ log = logging.getLogger("weightops")
 _TORCH_SEGMENT = 1 << 24
 """Elements of a segment where torch's own threads share the work."""
 
+_VARIANCE = "running_var"
+"""The end of the names of batch normalisation's variances."""
+
 OnNonfinite = Literal["ignore", "warn", "error"]
 """The reaction to NaN and Inf in a result."""
 
@@ -155,7 +158,7 @@ def materialize(
 
     def do(unit: list[Segment], scratch: Scratch) -> list[str]:
         filled = evaluate(unit, target, scratch)
-        return [s.step.name for s, out in filled if on_nonfinite != "ignore" and has_nonfinite(out)]
+        return [s.step.name for s, out in filled if on_nonfinite != "ignore" and has_flaw(s, out)]
 
     # Torch's own threads suit plain arithmetic on CPU; ours suit methods, and copies to a device.
     computed = any(source.computed for step in steps for source in step.coefficients)
@@ -202,19 +205,31 @@ def _distinct(form: LinearForm, out: Mapping[str, torch.Tensor]) -> list[str]:
     return names
 
 
+def has_flaw(segment: Segment, out: torch.Tensor) -> bool:
+    """Return whether a result holds NaN or Inf, or is a running variance that is negative."""
+    is_variance = segment.step.name.endswith(_VARIANCE)
+    return has_nonfinite(out) or (is_variance and bool((out < 0).any()))
+
+
 def report_nonfinite(names: Iterable[str], how: OnNonfinite) -> None:
-    """Warn of tensors that hold NaN or Inf.
+    """Warn of tensors that hold NaN or Inf, or negative running variances.
 
     Raises:
         NonfiniteError: instead of the warning, if ``how`` is "error".
     """
     names = list(dict.fromkeys(names))
-    if names:
-        plural = "s" if len(names) > 1 else ""
-        fact = f"NaN or Inf in {len(names)} tensor{plural}: {first_few(names)}"
+    variances = [name for name in names if name.endswith(_VARIANCE)]
+    others = [name for name in names if name not in variances]
+    for kind, found, hint in (
+        ("NaN or Inf", others, "check the inputs, or set on_nonfinite='warn'"),
+        ("negative or infinite variances", variances, "recompute them, with batchnorm=TASK"),
+    ):
+        if not found:
+            continue
+        fact = f"{kind} in {len(found)} tensor{'s' if len(found) > 1 else ''}: {first_few(found)}"
         if how == "error":
-            raise NonfiniteError(fact, hint="check the inputs, or set on_nonfinite='warn'")
-        log.warning(fact)
+            raise NonfiniteError(fact, hint=hint)
+        log.warning("%s%s", fact, f"; {hint}" if found is variances else "")
 
 
 def allocate(

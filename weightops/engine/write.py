@@ -18,10 +18,9 @@ from pathlib import Path
 
 import torch
 
-from weightops.algebra.kernels import has_nonfinite
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.scratch import Scratch, Slot
-from weightops.engine.evaluate import OnNonfinite, evaluate, report_nonfinite
+from weightops.engine.evaluate import OnNonfinite, evaluate, has_flaw, report_nonfinite
 from weightops.engine.layout import FileLayout
 from weightops.engine.plan import Segment, plan, units
 from weightops.engine.ranks import ONE_RANK, Ranks
@@ -125,7 +124,7 @@ def _unit_writer(
         nonfinite = []
         for segment, out in evaluate(unit, target, scratch):
             name = segment.step.name
-            if on_nonfinite != "ignore" and has_nonfinite(out):
+            if on_nonfinite != "ignore" and has_flaw(segment, out):
                 nonfinite.append(name)
             handle, offset = places[name]
             data = out.cpu().view(torch.uint8).numpy().data

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from typing import TypeGuard
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
 from weightops.algebra.linear_form import LinearForm, provenance
 from weightops.checkpoints.checkpoint import Checkpoint
@@ -59,7 +59,11 @@ def recompute_batchnorm(
 def recompute_batchnorm_(
     model: ImageModel, task: Task, *, images: int = 10_000, batch_size: int = 128
 ) -> None:
-    """Recompute the statistics in the model's module: see `recompute_batchnorm`."""
+    """Recompute the statistics in the model's module: see `recompute_batchnorm`.
+
+    Only layers of batch normalisation are in training mode. All else is as in evaluation, so that
+    nothing is random.
+    """
     encoder = encoder_with_batchnorm(model)
     pixels = model.pixels(task, "train")
     order = np.random.default_rng(0).permutation(len(pixels))[:images]
@@ -67,11 +71,25 @@ def recompute_batchnorm_(
     if size < 2:
         raise OptionError(f"{task.name} has too few training images for statistics")
 
-    def batches() -> Iterator[torch.Tensor]:
-        for start in range(0, len(order) - size + 1, size):
-            yield pixels.batch(order[start : start + size]).to(model.device)
+    layers = [module for module in encoder.modules() if _has_statistics(module)]
+    momenta = [layer.momentum for layer in layers]
+    model.module.eval()
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean over batches
+            layer.train()  # what is random in training, such as stochastic depth, stays off
+        with torch.no_grad():
+            for start in range(0, len(order) - size + 1, size):
+                encoder(pixels.batch(order[start : start + size]).to(model.device))
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            layer.eval()
 
-    update_bn(batches(), encoder)
+
+def _has_statistics(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
 
 
 def encoder_with_batchnorm(model: ImageModel) -> nn.Module:
@@ -81,10 +99,7 @@ def encoder_with_batchnorm(model: ImageModel) -> nn.Module:
         OptionError: if that part has no batch normalisation with running statistics.
     """
     encoder: nn.Module = model.module.get_submodule(model.trained_prefix.removesuffix("."))
-    if not any(
-        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-        for module in encoder.modules()
-    ):
+    if not any(map(_has_statistics, encoder.modules())):
         raise OptionError(
             f"{model.base.ref} has no batch normalisation: there is nothing to recompute"
         )

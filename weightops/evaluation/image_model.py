@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torchvision.transforms import Compose, Normalize
 from tqdm import tqdm
 
 from weightops.algebra.devices import pick_device
@@ -24,13 +21,14 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.matching import as_open_clip
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
-from weightops.errors import CheckpointError, OutputError, TaskError
+from weightops.errors import CheckpointError, NonfiniteError, OutputError, TaskError
+from weightops.evaluation.pixels import PIXEL_BUDGET, Pixels
 from weightops.support.atomic import atomic_output
 from weightops.support.cache import cache_dir
-from weightops.tasks.task import Images, Task
+from weightops.tasks.class_names import ordered, positions
+from weightops.tasks.task import Task
 
-PIXEL_BUDGET = 4 << 30
-"""Bytes of preprocessed images that a model keeps between passes."""
+_TEXTS_AT_A_TIME = 256
 
 
 @dataclass(eq=False)
@@ -64,6 +62,7 @@ class ImageModel:
         device: str = "auto",
         *,
         learning: Task | None = None,
+        class_order: str | None = None,
     ) -> ImageModel:
         """Build the model of a checkpoint whose architecture is known.
 
@@ -71,7 +70,9 @@ class ImageModel:
             model: a CLIP model, or a classifier of timm.
             device: "auto", "cpu", "cuda", ...
             learning: the task that the model will be fine-tuned on. A classifier with a head for
-                another number of classes gets a new head, the same in every process.
+                other classes gets a new head, the same in every process.
+            class_order: the order of a classifier's outputs, see `ordered`. Default: by the names
+                that its configuration records, else the task's order.
 
         Raises:
             CheckpointError: if the architecture is unknown, or the model has neither an image and
@@ -82,12 +83,13 @@ class ImageModel:
         checkpoint = as_open_clip(open_checkpoint(model))
         torch_device = pick_device(device)
         if checkpoint.architecture is not None and checkpoint.architecture.is_classifier:
-            return Classifier.build(checkpoint, torch_device, learning)
+            return Classifier.build(checkpoint, torch_device, learning, class_order)
         module = checkpoint.model().to(torch_device)
         if not hasattr(module, "encode_image") or not hasattr(module, "encode_text"):
             raise CheckpointError(
-                f"{checkpoint.ref} is a {type(module).__name__}, which has no image and text "
-                "encoder: no zero-shot head can be built"
+                f"{checkpoint.ref} is a {type(module).__name__}, whose image and text encoders "
+                "aren't known: no zero-shot head can be built",
+                hint="CLIP models of open_clip and transformers (model_type clip) have one",
             )
         preprocess, tokenizer = checkpoint.preprocess(), checkpoint.tokenizer()
         return cls(module, preprocess, tokenizer, torch_device, checkpoint)
@@ -118,15 +120,16 @@ class ImageModel:
         return F.normalize(self.module.encode_text(tokens.to(self.device)).float(), dim=-1)
 
     @torch.no_grad()
-    def zero_shot_head(self, task: Task) -> torch.Tensor:
-        """Return the frozen classifier of a task, shape ``(classes, dim)``.
+    def class_features(self, task: Task) -> torch.Tensor:
+        """Return unit features of a task's classes, shape ``(classes, dim)``, float32.
 
-        The logits of images are ``features @ head.T``. The row of a class is the mean of the unit
-        features of its prompts, scaled to unit length, times ``exp(logit_scale)``. The head is
-        cached on disk by a hash of the text encoder, the configuration and the prompts' tokens.
+        The row of a class is the mean of the unit features of its prompts, scaled to unit length.
+        The rows are cached on disk by a hash of the text encoder, the configuration and the
+        prompts' tokens.
 
         Raises:
             TaskError: for a task without classes.
+            NonfiniteError: if the text encoder gives NaN or infinities.
         """
         if not task.classes:
             raise TaskError(
@@ -135,16 +138,40 @@ class ImageModel:
         tokens = [self.tokenizer(list(texts)) for texts in task.prompts]
         path = cache_dir() / "heads" / f"{self._text_hash(tokens)}.safetensors"
         with suppress(OSError, SafetensorError, KeyError):
-            cached: torch.Tensor = load_file(path)["head"]
+            cached: torch.Tensor = load_file(path)["classes"]
             return cached.to(self.device)
         self.module.eval()
-        rows = []
-        for class_tokens in tqdm(tokens, desc=f"prompts of {task.name}", delay=1, leave=False):
-            rows.append(F.normalize(self.encode_text(class_tokens).mean(0), dim=0))
-        head: torch.Tensor = torch.stack(rows) * self.module.logit_scale.float().exp()
-        content = save({"head": head.cpu()})
+        rows: list[torch.Tensor] = []
+        together = max(1, _TEXTS_AT_A_TIME // max(map(len, tokens)))
+        starts = range(0, len(tokens), together)
+        for start in tqdm(starts, desc=f"prompts of {task.name}", delay=1, leave=False):
+            group = tokens[start : start + together]
+            encoded = self.encode_text(torch.cat(group))
+            parts = torch.split(encoded, [len(texts) for texts in group])
+            rows += [F.normalize(part.mean(0), dim=0) for part in parts]
+        features = torch.stack(rows)
+        check_finite(~features.isfinite().all(1).cpu(), f"the text features of {task.name}")
+        content = save({"classes": features.cpu()})
         with suppress(OSError, OutputError), atomic_output(path, overwrite=True) as output:
-            output.write_bytes(content)  # without a cache, the head is computed again
+            output.write_bytes(content)  # without a cache, they are computed again
+        return features
+
+    def zero_shot_head(self, task: Task) -> torch.Tensor:
+        """Return the frozen classifier of a task, shape ``(classes, dim)``.
+
+        The logits of images are ``features @ head.T``. The head is `class_features` times
+        ``exp(logit_scale)``, which changes the loss and no accuracy.
+
+        Raises:
+            TaskError: for a task without classes.
+            NonfiniteError: if the head has NaN or infinities.
+        """
+        scale = self.module.logit_scale.detach().float().exp()
+        head: torch.Tensor = self.class_features(task) * scale
+        if not head.isfinite().all():
+            raise NonfiniteError(
+                f"exp(logit_scale) of {self.base.ref} is {float(scale):g}, so its loss isn't finite"
+            )
         return head
 
     def _text_hash(self, tokens: list[torch.Tensor]) -> str:
@@ -165,20 +192,28 @@ class Classifier(ImageModel):
 
     trained_prefix: ClassVar[str] = ""
 
+    class_order: str | None = None
+    """The order of the outputs, see `ordered`; None for the recorded one."""
+
     @classmethod
     def build(
-        cls, checkpoint: Checkpoint, device: torch.device, learning: Task | None
+        cls,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        learning: Task | None,
+        class_order: str | None = None,
     ) -> Classifier:
         """Build a classifier, with a new head if its own doesn't fit the task to learn."""
+        if learning is not None:
+            checkpoint = _for_learning(checkpoint, learning, class_order)
         module: Any = checkpoint.model()
-        if learning is not None and module.num_classes != len(learning.classes):
-            checkpoint = _with_new_head(checkpoint, len(learning.classes))
-            module = checkpoint.model()
 
         def no_tokenizer(texts: list[str]) -> torch.Tensor:
             raise CheckpointError(f"{checkpoint.ref} is a classifier, which takes no text")
 
-        return cls(module.to(device), checkpoint.preprocess(), no_tokenizer, device, checkpoint)
+        model = cls(module.to(device), checkpoint.preprocess(), no_tokenizer, device, checkpoint)
+        model.class_order = class_order
+        return model
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits of images, shape ``(n, classes)``, float32."""
@@ -191,11 +226,15 @@ class Classifier(ImageModel):
         features: torch.Tensor = self.module.forward_head(unpooled, pre_logits=True).float()
         return features
 
-    def zero_shot_head(self, task: Task) -> torch.Tensor:
-        """Return the identity: `encode_image` returns the logits of the classifier's own head.
+    def class_features(self, task: Task) -> torch.Tensor:
+        """Return the rows of the identity that pick the output of each class.
+
+        `encode_image` returns the logits of the classifier's own head. Outputs are matched with
+        classes by the names that the configuration records; without them, they are in the task's
+        order, which for a folder is that of torchvision's ``ImageFolder``.
 
         Raises:
-            TaskError: if the head is for another number of classes.
+            TaskError: if the head is for another number of classes, or for classes of other names.
         """
         if self.module.num_classes != len(task.classes):
             raise TaskError(
@@ -203,80 +242,83 @@ class Classifier(ImageModel):
                 f"and {task.name} has {len(task.classes)}",
                 hint="fine-tune the model on the task first, which gives it a new head",
             )
-        return torch.eye(len(task.classes), device=self.device)
+        outputs = _outputs(self.base, task, self.class_order)
+        return torch.eye(len(task.classes), device=self.device)[outputs]
+
+    def zero_shot_head(self, task: Task) -> torch.Tensor:
+        """Return `class_features`: the head is the classifier's own."""
+        return self.class_features(task)
 
 
-def _with_new_head(checkpoint: Checkpoint, classes: int) -> Checkpoint:
-    """Return a classifier with an untrained head for another number of classes."""
+def _outputs(checkpoint: Checkpoint, task: Task, class_order: str | None) -> list[int]:
+    """Return the output of a classifier for each class of a task."""
+    recorded = checkpoint.known_architecture().output_names
+    if class_order is not None:
+        recorded = [ordered(task, class_order)]
+    if not recorded:
+        return list(range(len(task.classes)))
+    try:
+        return positions(recorded, task, checkpoint.ref)[0]
+    except TaskError as error:
+        hint = "class_order= says in which order the outputs are: task, or a file of names"
+        raise TaskError(error.fact, hint=hint) from None
+
+
+def _for_learning(checkpoint: Checkpoint, task: Task, class_order: str | None) -> Checkpoint:
+    """Return a classifier of a task's classes: its own head if it fits, else an untrained one."""
+    architecture = checkpoint.known_architecture()
+    module: Any = architecture.build()
+    try:
+        fits = module.num_classes == len(task.classes)
+        outputs = _outputs(checkpoint, task, class_order) if fits else []
+    except TaskError:
+        fits = False  # as many classes, but others
+    names = list(task.raw_classes or task.classes)
+    if not fits:
+        return _with_new_head(checkpoint, names)
+    by_output = sorted(range(len(names)), key=lambda i: outputs[i])
+    return checkpoint.with_form(
+        checkpoint.form, architecture.with_classes([names[i] for i in by_output])
+    )
+
+
+def _with_new_head(checkpoint: Checkpoint, classes: Sequence[str]) -> Checkpoint:
+    """Return a classifier with an untrained head for other classes."""
     architecture = checkpoint.known_architecture().with_classes(classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        untrained = architecture.build().state_dict()
+        untrained = architecture.build()
+    head: Any = untrained
+    own = {id(parameter) for parameter in head.get_classifier().parameters()}
+    new = {n for n, p in untrained.named_parameters(remove_duplicate=False) if id(p) in own}
+    state = untrained.state_dict()
     kept = {
         name: checkpoint[name]
-        for name, tensor in untrained.items()
-        if name in checkpoint and checkpoint.specs[name].shape == tensor.shape
+        for name, tensor in state.items()
+        if name in checkpoint and name not in new and checkpoint.specs[name].shape == tensor.shape
     }
-    source = MemorySource({**untrained, **kept}, f"{checkpoint.ref} with a new head")
+    source = MemorySource({**state, **kept}, f"{checkpoint.ref} with a new head")
     return Checkpoint(LinearForm.of(source), architecture)
+
+
+def check_finite(bad: torch.Tensor, what: str) -> None:
+    """Refuse values that aren't finite: they have no order.
+
+    Args:
+        bad: whether each row has NaN or infinities, shape ``(n,)``, boolean.
+        what: what the rows are.
+
+    Raises:
+        NonfiniteError: naming how many rows are bad.
+    """
+    count = int(bad.sum())
+    if count:
+        raise NonfiniteError(
+            f"{what} have NaN or infinities in {count} of {len(bad)} rows",
+            hint="the weights are damaged, or extrapolated too far: `weightops inspect` shows them",
+        )
 
 
 def prompts_id(task: Task) -> str:
     """Return eight hex digits that identify the classes and templates of a task."""
     return sha256(json.dumps([task.classes, task.templates]).encode()).hexdigest()[:8]
-
-
-class Pixels:
-    """The images of a split as inputs of a model, prepared when they are first needed.
-
-    Prepared images are kept as bytes if the last step of ``preprocess`` is `Normalize` and all of
-    them fit into ``room_bytes``. Normalisation is repeated for each batch; the values are the same
-    to the bit.
-
-    Args:
-        images: the images of the split.
-        preprocess: turns a PIL image into a normalised tensor.
-        room_bytes: the bytes that may be kept.
-
-    Attributes:
-        images: the images of the split.
-        labels: class indices, shape ``(n,)``.
-        kept_bytes: the bytes that are kept.
-    """
-
-    def __init__(
-        self, images: Images, preprocess: Callable[[Any], torch.Tensor], room_bytes: int
-    ) -> None:
-        self.images = images
-        self.labels = torch.from_numpy(np.asarray(images.labels))
-        self.kept_bytes = 0
-        self._preprocess = preprocess
-        steps = preprocess.transforms if isinstance(preprocess, Compose) else [None]
-        self._normalize = steps[-1] if isinstance(steps[-1], Normalize) else None
-        self._resize = Compose(steps[:-1])
-        self._kept: torch.Tensor | None = None
-        self._ready = np.zeros(len(images), dtype=bool)
-        if self._normalize is not None and len(images):
-            first = self._as_bytes(0)
-            if len(images) * first.numel() <= room_bytes:
-                self._kept = first.new_empty((len(images), *first.shape))
-                self.kept_bytes = self._kept.numel()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def _as_bytes(self, index: int) -> torch.Tensor:
-        """Return an image before normalisation, ``uint8``, of shape ``(3, height, width)``."""
-        image: torch.Tensor = self._resize(self.images[index])
-        return (image * 255).round().to(torch.uint8)
-
-    def batch(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return normalised images of shape ``(n, 3, height, width)``."""
-        if self._kept is None or self._normalize is None:
-            return torch.stack([self._preprocess(self.images[int(i)]) for i in indices])
-        for i in indices[~self._ready[indices]]:
-            self._kept[i] = self._as_bytes(int(i))
-            self._ready[i] = True
-        kept = self._kept[torch.from_numpy(indices)]
-        images: torch.Tensor = self._normalize(kept.float().div(255))
-        return images

@@ -16,7 +16,8 @@ from weightops.evaluation.retrieval import retrieval
 from weightops.evaluation.shift import under_shift
 from weightops.evaluation.zero_shot import zero_shot
 from weightops.support.registry import Registry
-from weightops.tasks.table import TaskList, as_tasks
+from weightops.tasks.check import without_unreadable
+from weightops.tasks.table import TaskList, as_task, as_tasks
 from weightops.tasks.task import Task
 
 F = TypeVar("F", bound=Callable[..., dict[str, Any]])
@@ -169,6 +170,8 @@ def evaluate(
     details: bool = False,
     batch_size: int = 256,
     device: str = "auto",
+    class_order: str | None = None,
+    skip_unreadable: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Score a model on tasks.
 
@@ -182,6 +185,10 @@ def evaluate(
             ``confusion``.
         batch_size: images at a time.
         device: "auto", "cpu", "cuda", ...
+        class_order: the order of a classifier's outputs: task, alphabetical (as torchvision sorts
+            folders), natural (as timm does) or a file of names, one a line. Default: by the names
+            that the model records, else the task's order.
+        skip_unreadable: leave out pictures that can't be read, with a warning; records count them.
 
     Returns:
         Task -> metrics. Those of ``zero_shot`` are ``acc1``, ``acc5`` (NaN under five classes) and
@@ -197,8 +204,8 @@ def evaluate(
     True
     """
     chosen = as_evaluator(evaluator)
-    image_model = ImageModel.open(model, device)
+    image_model = ImageModel.open(model, device, class_order=class_order)
     return {
         task.name: chosen.score(image_model, task, split, details=details, batch_size=batch_size)
-        for task in as_tasks(tasks)
+        for task in map(without_unreadable if skip_unreadable else as_task, as_tasks(tasks))
     }

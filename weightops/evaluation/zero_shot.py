@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from weightops.errors import TaskError
-from weightops.evaluation.image_model import ImageModel, prompts_id
+from weightops.evaluation.batch_statistics import check_running_variances
+from weightops.evaluation.image_model import ImageModel, check_finite, prompts_id
 from weightops.tasks.task import Task
 
 
@@ -55,11 +56,24 @@ def predict(
         split: "test", "validation" or "train".
         batch_size: images at a time.
         only: indices of the images to classify; all by default.
+
+    Raises:
+        NonfiniteError: if logits are NaN or infinite: what has no order isn't ranked.
     """
     count = min(5, len(task.classes))
-    batches = logits(model, task, split, batch_size=batch_size, only=only)
-    guesses = [batch.topk(count, dim=1).indices.cpu() for batch in batches]
-    return torch.cat([torch.empty((0, count), dtype=torch.int64), *guesses])
+    guesses, bad = [], []
+    for batch in logits(model, task, split, batch_size=batch_size, only=only):
+        guesses.append(batch.topk(count, dim=1).indices)
+        bad.append(~batch.isfinite().all(1))
+    check_finite(
+        _joined(bad, torch.empty(0, dtype=torch.bool)), f"the logits of {task.name} {split}"
+    )
+    return _joined(guesses, torch.empty((0, count), dtype=torch.int64))
+
+
+def _joined(parts: list[torch.Tensor], empty: torch.Tensor) -> torch.Tensor:
+    """Return tensors as one, on CPU."""
+    return torch.cat([empty, *(part.cpu() for part in parts)])
 
 
 @torch.no_grad()
@@ -71,8 +85,12 @@ def logits(
     batch_size: int = 256,
     only: npt.NDArray[np.int64] | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Yield the logits of a split's images in order, shape ``(batch_size, classes)`` or fewer."""
-    head = model.zero_shot_head(task)
+    """Yield the scores of a split's images in order, shape ``(batch_size, classes)`` or fewer.
+
+    They are cosines, or the outputs of a classifier's own head. ``exp(logit_scale)`` is left out:
+    it may overflow, and changes no order.
+    """
+    head = model.class_features(task)
     for images in image_batches(model, task, split, batch_size=batch_size, only=only):
         yield model.encode_image(images) @ head.T
 
@@ -92,7 +110,9 @@ def encode_split(
     """
     encode = model.features if features else model.encode_image
     batches = image_batches(model, task, split, batch_size=batch_size)
-    return torch.cat([encode(images) for images in batches])
+    encoded = torch.cat([encode(images) for images in batches])
+    check_finite(~encoded.isfinite().all(1).cpu(), f"the features of {task.name} {split}")
+    return encoded
 
 
 def image_batches(
@@ -107,8 +127,10 @@ def image_batches(
 
     Raises:
         TaskError: if the split has no images.
+        NonfiniteError: if a running variance of batch normalisation is negative.
     """
     model.module.eval()
+    check_running_variances(model.module, model.base.ref)
     pixels = model.pixels(task, split)
     if not len(pixels):
         raise TaskError(f"{task.name} has no images for {split}")
@@ -134,10 +156,9 @@ def metrics(
         details: add ``per_class_recall`` and ``confusion``.
     """
     hits = guesses == labels[:, None]
-    pairs = torch.bincount(labels * classes + guesses[:, 0], minlength=classes * classes)
-    confusion = pairs.view(classes, classes)
-    totals = confusion.sum(1)
-    recall = confusion.diagonal()[totals > 0].double() / totals[totals > 0]
+    totals = torch.bincount(labels, minlength=classes)
+    correct = torch.bincount(labels[hits[:, 0]], minlength=classes)
+    recall = correct[totals > 0].double() / totals[totals > 0]
     result: dict[str, Any] = {
         "acc1": hits[:, 0].double().mean().item(),
         "acc5": hits.any(1).double().mean().item() if classes >= 5 else math.nan,
@@ -146,10 +167,11 @@ def metrics(
     }
     if details:
         result["per_class_recall"] = [
-            correct / total if total else math.nan
-            for correct, total in zip(confusion.diagonal().tolist(), totals.tolist(), strict=True)
+            right / total if total else math.nan
+            for right, total in zip(correct.tolist(), totals.tolist(), strict=True)
         ]
-        result["confusion"] = confusion.tolist()
+        pairs = torch.bincount(labels * classes + guesses[:, 0], minlength=classes * classes)
+        result["confusion"] = pairs.view(classes, classes).tolist()
     return result
 
 
@@ -181,4 +203,6 @@ def record(
         "split": split,
         "source": task.source,
         "prompts": prompts_id(task),
+        "orientation": "upright" if task.upright else "as stored",
+        "unreadable": getattr(task.load(split), "unreadable", 0),
     }

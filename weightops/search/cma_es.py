@@ -61,6 +61,8 @@ def _fitness(measurements: Measurements, alpha: Coefficients) -> tuple[bool, flo
     """Return whether an edit satisfies the constraint, and its score, or else its margin."""
     for coefficients in (alpha, measurements.base):
         measurements.measure(coefficients, SHARE)
+    if alpha in measurements.left_out:
+        return False, -math.inf
     margin, _ = measurements.margin(alpha, SHARE)
     if margin < 0:
         return False, margin

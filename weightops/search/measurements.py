@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
-from weightops.search.goal import Choice, Coefficients, Goal, Hits, Point
+from weightops.errors import NonfiniteError
+from weightops.search.goal import Choice, Coefficients, Goal, Hits, Point, shown
+
+log = logging.getLogger("weightops")
 
 Measure = Callable[[Coefficients, float, float], Hits]
 """Return the hits of coefficients on the images between two fractions of every validation split."""
@@ -30,6 +34,7 @@ class Measurements:
     Attributes:
         hits: coefficients -> hits on all images that they have been measured on.
         shares: coefficients -> share of the images that they have been measured on.
+        left_out: coefficients whose logits aren't finite; they are never chosen.
     """
 
     def __init__(
@@ -38,13 +43,31 @@ class Measurements:
         self.goal, self.base, self.sizes = goal, base, sizes
         self.hits: dict[Coefficients, Hits] = {}
         self.shares: dict[Coefficients, float] = {}
+        self.left_out: set[Coefficients] = set()
         self._measure = measure
 
     def measure(self, alpha: Coefficients, share: float = 1.0) -> Hits:
-        """Measure coefficients on at least this share of the images; return all of their hits."""
+        """Measure coefficients on at least this share of the images; return all of their hits.
+
+        Those whose logits aren't finite hit nothing, and are left out with a warning.
+
+        Raises:
+            NonfiniteError: if the base's logits aren't finite.
+        """
         done = self.shares.get(alpha, 0.0)
         if share > done:
-            new = self._measure(alpha, done, share)
+            try:
+                new = self._measure(alpha, done, share)
+            except NonfiniteError as error:
+                if alpha == self.base:
+                    raise
+                log.warning("alpha %s is left out of the search: %s", shown(alpha), error.fact)
+                self.left_out.add(alpha)
+                share = 1.0
+                new = {
+                    task: torch.zeros(size - image_count(size, done), dtype=torch.bool)
+                    for task, size in self.sizes.items()
+                }
             old = self.hits.get(alpha)
             self.hits[alpha] = {t: torch.cat([old[t], new[t]]) for t in new} if old else new
             self.shares[alpha] = share
@@ -69,6 +92,7 @@ class Measurements:
     def points(self, among: Iterable[Coefficients] | None = None) -> list[Point]:
         """Return the points of the coefficients that were measured on all images."""
         among = self.hits if among is None else among
+        among = [alpha for alpha in among if alpha not in self.left_out]
         full = [alpha for alpha in among if self.shares.get(alpha) == 1.0]
         return [self.goal.point(alpha, self.hits[alpha], self.hits[self.base]) for alpha in full]
 

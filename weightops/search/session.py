@@ -18,6 +18,7 @@ from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint, open_ref
 from weightops.checkpoints.origin import Origin
+from weightops.errors import NonfiniteError
 from weightops.evaluation.batchnorm import (
     encoder_with_batchnorm,
     recompute_batchnorm,
@@ -276,6 +277,13 @@ class Trial:
 
     def _measure(self, alpha: Coefficients, start: float, stop: float) -> Hits:
         """Measure an edit on the images between two fractions of every task's validation split."""
+        try:
+            return self._measured_hits(alpha, start, stop)
+        except NonfiniteError:
+            self._guesses.pop(alpha, None)  # what has been seen of it isn't told either
+            raise
+
+    def _measured_hits(self, alpha: Coefficients, start: float, stop: float) -> Hits:
         session = self.session
         session._set(self.vector(alpha))
         seen, hits = self._guesses.setdefault(alpha, {}), {}

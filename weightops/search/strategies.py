@@ -86,7 +86,8 @@ def race(measurements: Measurements, alphas: Sequence[Coefficients]) -> Choice:
         alive |= _added(alive, len(line), this.stride)
         for alpha in (base, *(line[i] for i in sorted(alive))):
             measurements.measure(alpha, this.share)
-        if this.share < 1:
+        alive = {i for i in alive if line[i] not in measurements.left_out}
+        if this.share < 1 and alive:
             alive = _survivors(measurements, line, alive, this)
     choice = measurements.choose([base, *(line[i] for i in sorted(alive))])
     lower = min(alive - {0}, default=0) - 1

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from weightops.errors import TaskError
+from weightops.tasks.pictures import is_left_behind, read_image
 from weightops.tasks.split import split_loader
 from weightops.tasks.task import (
     PROMPTS,
@@ -24,7 +25,6 @@ from weightops.tasks.task import (
     Images,
     LazySizes,
     Task,
-    read_image,
     read_lines,
     read_prompts,
 )
@@ -47,16 +47,19 @@ class Member(NamedTuple):
     start: int
     size: int
 
-    def read(self) -> bytes:
-        """Return the content of the file."""
+    def read(self, most: int = -1) -> bytes:
+        """Return the content of the file, or its first ``most`` bytes."""
         with open(self.archive, "rb") as stream:
             stream.seek(self.start)
-            return stream.read(self.size)
+            return stream.read(self.size if most < 0 else min(most, self.size))
 
 
 @dataclass(frozen=True)
 class ArchiveImages:
-    """Images inside archives, each read when it is accessed."""
+    """Images inside archives, each read when it is accessed, as it is stored.
+
+    CLIP_benchmark doesn't turn photographs as their EXIF orientation says.
+    """
 
     members: Sequence[Member]
     labels: npt.NDArray[np.int64]
@@ -67,7 +70,16 @@ class ArchiveImages:
 
     def __getitem__(self, index: int) -> Image.Image:
         member = self.members[index]
-        return read_image(BytesIO(member.read()), f"{member.name} in {member.archive}")
+        name = f"{member.name} in {member.archive}"
+        return read_image(BytesIO(member.read()), name, upright=False)
+
+    def encoded(self, index: int, most: int = -1) -> bytes:
+        """Return the content of the file of an image."""
+        return self.members[index].read(most)
+
+    def encoded_size(self, index: int) -> int:
+        """Return the size of the file of an image."""
+        return self.members[index].size
 
 
 def is_archive(folder: Path) -> bool:
@@ -114,7 +126,8 @@ def archive_task(name: str, locate: Callable[[Iterable[str]], Path], source: str
         return read_archives([present / name for name in names], len(classes))
 
     load = split_loader(read, counts, source)
-    return Task(name, classes, templates, load, LazySizes(load), source, "see the data set's page")
+    license = "see the data set's page"
+    return Task(name, classes, templates, load, LazySizes(load), source, license, upright=False)
 
 
 def read_archives(archives: Sequence[Path], classes: int) -> ArchiveImages:
@@ -154,7 +167,7 @@ def _samples(archive: Path) -> Iterator[tuple[str, dict[str, Member]]]:
         with tarfile.open(archive, "r:") as tar:
             for info in tar:
                 name = info.name.rpartition("/")[2]
-                if not info.isreg() or info.issparse() or name.startswith("."):
+                if not info.isreg() or info.issparse() or _is_left_behind(info.name):
                     continue
                 stem, _, suffix = name.partition(".")
                 next_key = info.name.removesuffix(name) + stem
@@ -171,6 +184,10 @@ def _samples(archive: Path) -> Iterator[tuple[str, dict[str, Member]]]:
         raise TaskError(f"{archive} is not an archive that can be read: {error}") from error
     if files:
         yield str(key), files
+
+
+def _is_left_behind(path: str) -> bool:
+    return any(is_left_behind(part) for part in path.split("/") if part != ".")
 
 
 def _image_member(key: str, files: Mapping[str, Member], archive: Path) -> Member:

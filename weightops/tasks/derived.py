@@ -153,7 +153,9 @@ def with_classes(task: Task, classes: Sequence[str], name: str) -> Task:
         return ImageSubset(images, indices, np.searchsorted(kept, images.labels[indices]))
 
     names = tuple(task.classes[i] for i in kept)
-    return replace(task, name=name, classes=names, load=load, sizes=LazySizes(load))
+    raw = tuple(task.raw_classes[i] for i in kept) if task.raw_classes else ()
+    sizes = LazySizes(load)
+    return replace(task, name=name, classes=names, raw_classes=raw, load=load, sizes=sizes)
 
 
 def first_half(task: Task) -> Task:
@@ -245,6 +247,7 @@ def union(tasks: Sequence[Task]) -> Task:
         sizes={split: sum(task.sizes[split] for task in tasks) for split in SPLITS},
         source="; ".join(dict.fromkeys(task.source for task in tasks)),
         license="; ".join(dict.fromkeys(task.license for task in tasks)),
+        upright=all(task.upright for task in tasks),
         tasks=tuple(tasks),
     )
     return replace(joint, classes=tuple(names[prompts] for prompts in joint.prompts))

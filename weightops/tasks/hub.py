@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import io
+import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from weightops.errors import TaskError
 from weightops.hub.fetch import REPO, fetch, reason
 from weightops.tasks.archives import TEXTS, archive_task, is_archive
-from weightops.tasks.split import split_loader
-from weightops.tasks.task import PROMPTS, Images, LazySizes, Task, read_image
+from weightops.tasks.parquet import parquet_task
+from weightops.tasks.split_names import split_of
+from weightops.tasks.task import Task
+
+log = logging.getLogger("weightops")
 
 NAME = re.compile(
-    rf"(?P<repo>{REPO})(?:/(?P<config>\w[\w./-]*))?(?:@(?P<revision>[^:@]+))?(?::(?P<label>\w+))?"
+    rf"(?P<repo>{REPO})(?:/(?P<config>\w[\w./-]*))?(?:@(?P<revision>[^:@]+))?"
+    r"(?::(?P<columns>\w+(?::\w+)?))?"
 )
-"""A data set's name: ``org/name``, with ``/config``, ``@revision``, ``:label_column`` after it."""
+"""A data set's name: ``org/name``, with ``/config``, ``@revision``, and ``:column`` after it, or
+``:column:column`` for the columns of images and labels."""
 
-_PARQUET = re.compile(
-    r"(?:(?P<config>.+)/)?(?P<split>train|validation|valid|val|test)(?:[-/][^/]*)?\.parquet"
+_PARQUET = re.compile(r"(?:(?P<config>.+)/)?(?P<split>[^/]+?)(?:-\d[^/]*|/[^/]*)?\.parquet")
+_KNOWN_SPLIT = re.compile(
+    r"(?:(?P<config>.+)/)?(?P<split>train(?:ing)?|val|valid|validation|dev|devel|development|eval"
+    r"|test|testing)(?:[-/][^/]*)?\.parquet",
+    re.IGNORECASE,
 )
 
 
@@ -37,9 +39,10 @@ def hub_task(name: str) -> Task:
 
     Args:
         name: ``org/name``, of a data set in CLIP_benchmark's layout (see `archive_task`), or of
-            Parquet files with a column of images and a column of class labels. If the data set has
-            several configurations or label columns, ``org/name/config`` and
-            ``org/name:label_column`` name one; ``org/name@revision`` names a commit or branch.
+            Parquet files with a column of images and a column of class labels or of strings. If the
+            data set has several configurations or columns, ``org/name/config`` and
+            ``org/name:column`` name one, ``org/name:image_column:label_column`` both columns;
+            ``org/name@revision`` names a commit or branch.
 
     Raises:
         TaskError: if the data set can't be fetched, or is of neither kind.
@@ -50,17 +53,18 @@ def hub_task(name: str) -> Task:
             f"{name} is not the name of a data set",
             hint="name it as ORG/NAME, ORG/NAME/CONFIG or ORG/NAME:LABEL_COLUMN",
         )
-    repo, config, revision, label = match.group("repo", "config", "revision", "label")
+    repo, config, revision, columns = match.group("repo", "config", "revision", "columns")
     repository = _Repository(repo, revision)
     folder = repository.locate([*TEXTS, "README.md"])
     repository.revision = folder.name  # one commit, whatever is pushed meanwhile
     source = f"{repo}@{folder.name} on the Hugging Face Hub"
     short_name = repo.partition("/")[2].removeprefix("wds_")
-    task_name = "-".join(filter(None, (short_name, config, label))).replace("/", "-")
+    task_name = "-".join(filter(None, (short_name, config, columns)))
+    task_name = re.sub("[/:]", "-", task_name)
     if not is_archive(folder):
         files = _parquet_files(repository.files, repo, config)
-        return _parquet_task(task_name, repository, files, label, source)
-    if config or label:
+        return parquet_task(task_name, repository.paths, files, columns, source)
+    if config or columns:
         raise TaskError(
             f"{repo} is a set of archives, which has no configurations and no columns",
             hint=f"name it as {repo}",
@@ -113,12 +117,18 @@ class _Repository:
 
 
 def _parquet_files(names: Iterable[str], repo: str, config: str | None) -> dict[str, list[str]]:
-    """Return the files by split, of the named configuration or of the only one."""
+    """Return the files by split, of the named configuration or of the only one.
+
+    Files of splits that aren't scored, such as ``extra``, are left out with a warning.
+    """
     by_config: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    others: dict[str, set[str]] = defaultdict(set)
     for name in sorted(names):
-        if match := _PARQUET.fullmatch(name):
-            split = "validation" if match["split"].startswith("val") else match["split"]
+        if match := _KNOWN_SPLIT.fullmatch(name):
+            split = split_of(match["split"]) or match["split"]
             by_config[match["config"] or "data"][split].append(name)
+        elif match := _PARQUET.fullmatch(name):
+            others[match["config"] or "data"].add(match["split"])
     if not by_config:
         raise TaskError(
             f"{repo} holds neither archives as CLIP_benchmark's ({{split}}/0.tar) "
@@ -132,110 +142,6 @@ def _parquet_files(names: Iterable[str], repo: str, config: str | None) -> dict[
     config = config or next(iter(by_config))
     if config not in by_config:
         raise TaskError(f"{repo} has no configuration {config}; it has {', '.join(by_config)}")
+    if others[config]:
+        log.warning("%s: not used, as no split is called so: %s", repo, ", ".join(others[config]))
     return by_config[config]
-
-
-@dataclass(frozen=True)
-class HubImages:
-    """Images in the rows of a data set, decoded when they are accessed.
-
-    Attributes:
-        rows: the rows, with encoded images.
-        column: the name of the column of images.
-        labels: class indices, shape ``(n,)``.
-        source: what errors call the data set.
-    """
-
-    rows: Any
-    column: str
-    labels: npt.NDArray[np.int64]
-    source: str
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        cell = self.rows[int(index)][self.column] or {}
-        content = io.BytesIO(cell.get("bytes") or b"")
-        return read_image(content, f"{self.column} of row {index} of {self.source}")
-
-
-def _parquet_task(
-    name: str,
-    repository: _Repository,
-    files: Mapping[str, Sequence[str]],
-    label: str | None,
-    source: str,
-) -> Task:
-    """Return the task of Parquet files, given by split; ``label`` names the column of labels."""
-    first_file = repository.paths(next(iter(files.values()))[:1], source)[0]
-    image, label, classes = _parquet_columns(first_file, label, source)
-
-    def read(split: str) -> Images:
-        paths = repository.paths(files[split], source)
-        return _read_parquet(paths, image, label, len(classes), f"{split} of {source}", source)
-
-    available = [
-        split
-        for split in files
-        if split != "test" or not _labels_hidden(repository.paths(files[split][:1], source), label)
-    ]
-    load = split_loader(read, available, source)
-    return Task(name, classes, PROMPTS, load, LazySizes(load), source, "see the data set's page")
-
-
-def _parquet_columns(path: str, label: str | None, source: str) -> tuple[str, str, tuple[str, ...]]:
-    """Return the names of the columns of images and labels, and the names of the classes."""
-    from datasets import ClassLabel, Features, Image
-    from pyarrow import ArrowException
-    from pyarrow.parquet import read_schema
-
-    try:
-        features = Features.from_arrow_schema(read_schema(path))
-    except (ArrowException, OSError, ValueError) as error:
-        raise TaskError(
-            f"{source} has a Parquet file that can't be read: {reason(error)}"
-        ) from error
-    images = [column for column, feature in features.items() if isinstance(feature, Image)]
-    labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    if not images or not labels:
-        raise TaskError(
-            f"{source} needs a column of images and one of class labels; "
-            f"it has {', '.join(features)}"
-        )
-    hint = f"name a column behind a colon, one of {', '.join(labels)}"
-    if label and label not in labels:
-        raise TaskError(f"{source} has no column of class labels called {label}", hint=hint)
-    if not label and len(labels) > 1:
-        raise TaskError(f"{source} has several columns of class labels", hint=hint)
-    label = label or labels[0]
-    return images[0], label, tuple(str(c).replace("_", " ") for c in features[label].names)
-
-
-def _read_parquet(
-    paths: Sequence[str], image: str, label: str, classes: int, split: str, source: str
-) -> HubImages:
-    """Return the images of a split; ``split`` is what errors call it."""
-    from datasets import Image, load_dataset
-
-    try:
-        rows = load_dataset("parquet", data_files=list(paths), split="train")
-        rows = rows.cast_column(image, Image(decode=False))
-    except Exception as error:  # the library raises whatever its many back ends raise
-        raise TaskError(f"{source} can't be read: {reason(error)}") from error
-    labels = [-1 if value is None else int(value) for value in rows[label]]
-    unlabelled = [i for i, value in enumerate(labels) if not 0 <= value < classes]
-    if unlabelled:
-        raise TaskError(
-            f"{len(unlabelled)} rows of {split} have no label in {label}, "
-            f"row {unlabelled[0]} the first"
-        )
-    return HubImages(rows, image, np.array(labels, dtype=np.int64), source)
-
-
-def _labels_hidden(paths: Sequence[str], label: str) -> bool:
-    """Return whether a split's labels are withheld, as those of a challenge's test are."""
-    from pyarrow.parquet import read_table
-
-    values = read_table(paths[0], columns=[label])[label].to_pylist()
-    return all(value is None or value < 0 for value in values)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from weightops.errors import TaskError
 
@@ -25,7 +25,8 @@ Captions = Sequence[tuple[str, ...]]
 class Images(Protocol):
     """The labelled images of a split: a sequence of RGB or grey images with an array of labels.
 
-    Images with captions also have an attribute ``captions``: see `captions_of`.
+    Images with captions also have an attribute ``captions``: see `captions_of`. Images in files
+    also have ``encoded`` and ``encoded_size``: see `encoded_of`.
     """
 
     @property
@@ -77,6 +78,14 @@ class ImageSubset:
     def __getitem__(self, index: int) -> Image.Image:
         return self.images[int(self.indices[index])]
 
+    def encoded(self, index: int, most: int = -1) -> bytes | None:
+        """Return the content of the file of an image, or None if it is in no file."""
+        return encoded_of(self.images, int(self.indices[index]), most)
+
+    def encoded_size(self, index: int) -> int | None:
+        """Return the size of the file of an image, or None if it is in no file."""
+        return encoded_size_of(self.images, int(self.indices[index]))
+
 
 def captions_of(images: Images) -> Captions | None:
     """Return the captions of each image, or None if the images have none."""
@@ -84,32 +93,22 @@ def captions_of(images: Images) -> Captions | None:
     return captions
 
 
-def read_image(file: Path | IO[bytes], name: str) -> Image.Image:
-    """Read an image as RGB.
+def encoded_of(images: Images, index: int, most: int = -1) -> bytes | None:
+    """Return the content of the file of an image, or None if the image is in no file.
 
     Args:
-        file: its path or content.
-        name: what an error calls the image.
-
-    Raises:
-        TaskError: if the file isn't an image.
+        images: the images of a split.
+        index: the place of the image.
+        most: the largest number of bytes to read; -1 for all.
     """
-    unreadable = (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-    )
-    try:
-        with Image.open(file) as image:
-            grey_16_bits = image.mode.startswith("I")  # which `convert` would clip to 8 bits
-            picture = image.point(lambda value: value / 256, "L") if grey_16_bits else image
-            rgb: Image.Image = picture.convert("RGB")
-            return rgb
-    except unreadable as error:
-        raise TaskError(f"{name} is not an image that can be read: {error}") from error
+    encoded: Callable[[int, int], bytes | None] | None = getattr(images, "encoded", None)
+    return None if encoded is None else encoded(index, most)
+
+
+def encoded_size_of(images: Images, index: int) -> int | None:
+    """Return the size of the file of an image, or None if the image is in no file."""
+    size: Callable[[int], int | None] | None = getattr(images, "encoded_size", None)
+    return None if size is None else size(index)
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
@@ -178,6 +177,10 @@ class Task:
         sizes: number of images in each split.
         source: where the images come from.
         license: the licence of the images.
+        raw_classes: the names of the classes as the data have them, such as names of folders;
+            by default ``classes``. The outputs of a classifier are matched with either.
+        upright: whether photographs are turned as their EXIF orientation says, which CLIP_benchmark
+            doesn't do.
     """
 
     name: str
@@ -187,6 +190,8 @@ class Task:
     sizes: Mapping[str, int]
     source: str
     license: str
+    raw_classes: tuple[str, ...] = ()
+    upright: bool = True
 
     @property
     def prompts(self) -> tuple[tuple[str, ...], ...]:

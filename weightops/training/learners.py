@@ -18,8 +18,9 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError, TaskError
-from weightops.evaluation.image_model import ImageModel, Pixels, prompts_id
+from weightops.evaluation.image_model import ImageModel, prompts_id
 from weightops.evaluation.perplexity import token_blocks, token_loss
+from weightops.evaluation.pixels import Pixels
 from weightops.tasks.task import Task
 from weightops.training.fsdp import gather
 

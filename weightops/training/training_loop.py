@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from weightops.algebra.names import NameRules
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.errors import OptionError
 from weightops.training.config import TrainingConfig
 from weightops.training.fsdp import TrainingState, gather, local_part
 from weightops.training.learners import Learner
@@ -99,7 +101,15 @@ class _Trainer:
         """Make an optimizer step, average over the nodes where it is time, and return the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(step)
-        loss = self._loss(step)
+        try:
+            loss = self._loss(step)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise OptionError(
+                f"{self.learner.name}: batch normalisation needs more than one image at a time",
+                hint="batch_size=2 or more, on each process",
+            ) from error
         self.optimizer.zero_grad()
         (loss * (-self.share if self.config.ascend else self.share)).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
@@ -188,13 +198,20 @@ def batch_indices(
         node: the node; by default the only one.
     """
     node = node or Node()
-    pool, length = node.samples(samples, seed), node.batch_size(batch_size)
-    positions = np.arange(step * length, (step + 1) * length)
-    orders = {
-        int(epoch): np.random.default_rng(node.key(seed, int(epoch))).permutation(len(pool))
-        for epoch in np.unique(positions // len(pool))
-    }
-    return pool[[orders[int(p // len(pool))][p % len(pool)] for p in positions]]
+    length, size = node.batch_size(batch_size), len(_epoch(node, samples, seed, 0))
+    epochs, places = np.divmod(np.arange(step * length, (step + 1) * length), size)
+    parts = [
+        _epoch(node, samples, seed, int(epoch))[places[epochs == epoch]]
+        for epoch in np.unique(epochs)
+    ]
+    return np.concatenate(parts)
+
+
+@lru_cache(maxsize=4)
+def _epoch(node: Node, samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return a node's samples in the order of an epoch, which is drawn once."""
+    pool = node.samples(samples, seed)
+    return pool[np.random.default_rng(node.key(seed, epoch)).permutation(len(pool))]
 
 
 def _shifted(

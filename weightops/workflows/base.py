@@ -173,6 +173,8 @@ class Workflow(ABC):
         if may_be_base or any(alpha):
             return alpha, choice.why
         edits = [point for point in self.points(trial.sweep) if point.distance]
+        if not edits:
+            raise NothingSatisfiesError("no edit gives finite logits, so there is nothing to write")
         nearest = max(edits, key=lambda point: (point.kept, point.score))
         kept = f" at {nearest.kept:.2%} {self.view.kept}" if self.view.keep else ""
         names = ", ".join(task.name for task in self.learned)

@@ -13,6 +13,8 @@ from weightops.search.session import EditSession
 from weightops.support.atomic import atomic_output, check_free, reserved
 from weightops.support.json_files import jsonable, read_json
 from weightops.support.text import portable
+from weightops.tasks.check import check_readable
+from weightops.tasks.task import SPLITS
 from weightops.workflows.base import OnMeasured, Workflow
 from weightops.workflows.folder import write_folder
 from weightops.workflows.plan import plan_run
@@ -111,9 +113,11 @@ def _check(workflow: Workflow, out: Path, *, overwrite: bool) -> None:
             f"{out} needs about {plan.output_bytes / 1e6:.0f} MB while it is made, and "
             f"{plan.free_bytes / 1e6:.0f} MB are free"
         )
-    for task in workflow.tasks:
-        for split in ("validation", "test"):
-            task.load(split)[0]
+    learned = {task.name for task in workflow.learned}
+    for task in (*workflow.tasks, *workflow.learned):
+        splits = ("train", "validation", "test") if task.name in learned else SPLITS[1:]
+        for split in splits:
+            check_readable(task, split)
 
 
 def _work_folder(out: Path, *, resume: bool) -> Path:

@@ -52,7 +52,7 @@ def test_a_library_refuses_what_it_cannot_do(folders: dict[str, Path]) -> None:
     with pytest.raises(CheckpointError, match=r"number of layers of .* can't be changed"):
         open_clip.with_layers([(0, 1)], [open_clip])
     with pytest.raises(CheckpointError, match=r"number of classes of .* can't be changed"):
-        open_clip.with_classes(3)
+        open_clip.with_classes(list("abc"))
     with pytest.raises(CheckpointError, match="isn't a folder of transformers"):
         timm.tokens("a text")
     with pytest.raises(CheckpointError, match="is a model of timm, not a language model"):
@@ -62,12 +62,12 @@ def test_a_library_refuses_what_it_cannot_do(folders: dict[str, Path]) -> None:
 
 
 def test_changes_are_written(folders: dict[str, Path], tmp_path: Path) -> None:
-    changed = LIBRARIES["timm"](folders["timm"]).with_classes(3)
+    changed = LIBRARIES["timm"](folders["timm"]).with_classes(list("abc"))
     assert changed.in_dtype(torch.float16) is changed
     (tmp_path / "out").mkdir()
     changed.write(tmp_path / "out", tmp_path / "final")
     written = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert written == {"architecture": "test_vit", "num_classes": 3}
+    assert written == {"architecture": "test_vit", "num_classes": 3, "label_names": list("abc")}
 
 
 def test_conversions_that_there_are_not(folders: dict[str, Path]) -> None:

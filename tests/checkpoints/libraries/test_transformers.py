@@ -119,7 +119,7 @@ def test_evaluated_by_open_clip_with_the_same_features(folders: tuple[Path, Path
     assert result["counting"]["n"] == 500
     options = ["--tasks", "counting", "--split", "validation", "--json"]
     assert run(["evaluate", str(tuned), "--base", str(base), *options]) == 0
-    with pytest.raises(CheckpointError, match="has no image and text encoder"):
+    with pytest.raises(CheckpointError, match="image and text encoders aren't known"):
         ImageModel.open(str(tuned))
 
 

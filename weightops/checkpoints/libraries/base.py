@@ -115,8 +115,13 @@ class Architecture(ABC):
         """Return the architecture for weights in another dtype, which a setting may name."""
         return self
 
-    def with_classes(self, count: int) -> Self:
-        """Return the architecture with a head for ``count`` classes.
+    @property
+    def output_names(self) -> list[list[str]]:
+        """The names of a classifier's outputs that the configuration records, and other names."""
+        return []
+
+    def with_classes(self, names: Sequence[str]) -> Self:
+        """Return the architecture with an output for each of these classes.
 
         Raises:
             CheckpointError: if the number of classes of such a model can't be changed.

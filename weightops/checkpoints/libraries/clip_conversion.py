@@ -114,7 +114,10 @@ def _to_open_clip(architecture: Architecture) -> OpenClipArchitecture | None:
     if text["vocab_size"] != _DEFAULTS["vocab_size"] and path.is_file():
         merges = path.read_text(encoding="utf-8").rstrip("\n")
         model_cfg["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": MERGES}
-    described = {"model_cfg": model_cfg, "preprocess_cfg": _preprocess_cfg(architecture)}
+    described = {
+        "model_cfg": model_cfg,
+        "preprocess_cfg": _preprocess_cfg(architecture, vision["image_size"]),
+    }
     return OpenClipArchitecture.of_config(described, merges)
 
 
@@ -132,17 +135,56 @@ def _check_open_clip_can(
         )
 
 
-def _preprocess_cfg(architecture: Architecture) -> dict[str, Any]:
-    """Return the preparation of images as open_clip describes it."""
+def _preprocess_cfg(architecture: Architecture, image_size: int) -> dict[str, Any]:
+    """Return the preparation of images as open_clip describes it.
+
+    open_clip divides pixels by 255. Another factor f, and no normalisation, are in its mean and
+    standard deviation: ``(f x - m) / s = (x / 255 - m / 255 f) / (s / 255 f)``.
+
+    Raises:
+        CheckpointError: naming the settings that open_clip doesn't have.
+    """
     processor = _image_processor(architecture)
-    size = processor.get("size") or {"shortest_edge": 0}
-    shortest = isinstance(size, int) or "shortest_edge" in size
-    return {
-        "mean": processor.get("image_mean") or _OPENAI_MEAN,
-        "std": processor.get("image_std") or _OPENAI_STD,
-        "interpolation": _INTERPOLATIONS.get(processor.get("resample", 3), "bicubic"),
-        "resize_mode": "shortest" if shortest else "squash",
+    mean = processor.get("image_mean") or _OPENAI_MEAN
+    std = processor.get("image_std") or _OPENAI_STD
+    if processor.get("do_normalize") is False:
+        mean, std = [0.0] * 3, [1.0] * 3
+    factor = 255 * (processor.get("rescale_factor") or 1 / 255)
+    factor = 255.0 if processor.get("do_rescale") is False else factor
+    if abs(factor - 1) > 1e-6:
+        mean, std = [m / factor for m in mean], [s / factor for s in std]
+    resample = processor.get("resample")
+    mode = _resize_mode(processor, image_size)
+    refused = {
+        "resample": resample not in (None, *_INTERPOLATIONS),
+        "size, crop_size, do_resize or do_center_crop": mode is None,
+        "do_pad": bool(processor.get("do_pad")),
     }
+    if any(refused.values()):
+        names = ", ".join(name for name, is_refused in refused.items() if is_refused)
+        raise CheckpointError(
+            f"{architecture.folder} prepares images in a way that open_clip doesn't have: its "
+            f"image processor's {names}",
+            hint=f"known are a resize to {image_size} with a crop, or to "
+            f"{image_size} x {image_size}, both bilinear (2) or bicubic (3)",
+        )
+    interpolation = _INTERPOLATIONS[3 if resample is None else resample]
+    return {"mean": mean, "std": std, "interpolation": interpolation, "resize_mode": mode}
+
+
+def _resize_mode(processor: Mapping[str, Any], image_size: int) -> str | None:
+    """Return open_clip's name of how images get their size; None if it has none."""
+    square = {"height": image_size, "width": image_size}
+    size = processor.get("size") or {"shortest_edge": image_size}
+    crop = processor.get("crop_size") or square
+    size = {"shortest_edge": size} if isinstance(size, int) else size
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    crops = processor.get("do_center_crop") is not False
+    if processor.get("do_resize") is False or (crops and crop != square):
+        return None
+    if size == square:
+        return "squash"
+    return "shortest" if crops and size == {"shortest_edge": image_size} else None
 
 
 def _image_processor(architecture: Architecture) -> dict[str, Any]:

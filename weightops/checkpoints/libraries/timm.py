@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,35 @@ model = timm.create_model("local-dir:{folder}", pretrained=True)
         path = folder / cls.config_file
         return cls(folder) if path.is_file() and "architecture" in cls.read_config(path) else None
 
-    def with_classes(self, count: int) -> Self:
-        return self.changed({"num_classes": count})
+    @property
+    def output_names(self) -> list[list[str]]:
+        settings = {**self.config.get("pretrained_cfg", {}), **self.config}
+        names = settings.get("label_names") or settings.get("labels") or []
+        if isinstance(names, dict):  # the number of an output -> its name
+            names = [names[number] for number in sorted(names, key=int)]
+        names = [str(name) for name in names]
+        described = settings.get("label_descriptions") or {}
+        if not isinstance(described, dict) or not all(name in described for name in names):
+            return [names] if names else []
+        texts = [str(described[name]) for name in names]
+        return [names, texts, [text.partition(",")[0] for text in texts]] if names else []
+
+    def with_classes(self, names: Sequence[str]) -> Self:
+        settings: dict[str, Any] = {"num_classes": len(names), "label_names": list(names)}
+        if "label_descriptions" in self.config:
+            settings["label_descriptions"] = {name: name for name in names}
+        inner = self.config.get("pretrained_cfg", {})
+        stale = {"label_names", "label_descriptions", "labels", "num_classes"}
+        if stale & inner.keys():
+            kept = {key: value for key, value in inner.items() if key not in stale}
+            settings["pretrained_cfg"] = kept
+        return self.changed(settings)
+
+    @property
+    def _model_changes(self) -> dict[str, Any]:
+        """The changes that concern the model; the others concern its description alone."""
+        count = self.changes.get("num_classes")
+        return {} if count is None else {"num_classes": count}
 
     def build(self) -> nn.Module:
         import timm
@@ -44,7 +71,7 @@ model = timm.create_model("local-dir:{folder}", pretrained=True)
         check_config(self.config, self.config_path, allowed=frozenset())
         with library_errors(f"timm can't build the model of {self.config_path}"):
             module: nn.Module = timm.create_model(
-                f"local-dir:{self.folder}", pretrained=False, **self.changes
+                f"local-dir:{self.folder}", pretrained=False, **self._model_changes
             )
         return module.eval()
 

@@ -1,0 +1,121 @@
+"""Check a task before anything is trained on it: decode every picture once, in parallel."""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+from tqdm import tqdm
+
+from weightops.errors import TaskError
+from weightops.support.text import first_few
+from weightops.tasks.copies import copies_between
+from weightops.tasks.task import SPLITS, Images, ImageSubset, LazySizes, Task, encoded_size_of
+
+log = logging.getLogger("weightops")
+
+
+@dataclass(frozen=True)
+class TaskCheck:
+    """The facts about a task's pictures.
+
+    Attributes:
+        counts: split -> number of pictures of each class, in the order of the classes.
+        faults: split -> index of a picture that can't be read -> why.
+        copies: pictures that are in two splits, each with the first: ``(split, index)`` twice.
+    """
+
+    counts: dict[str, list[int]]
+    faults: dict[str, dict[int, str]]
+    copies: list[tuple[tuple[str, int], tuple[str, int]]]
+
+    @property
+    def sound(self) -> bool:
+        """Whether every picture can be read."""
+        return not any(self.faults.values())
+
+
+def check_task(task: Task) -> TaskCheck:
+    """Decode every picture of a task once, count classes, and look for copies between splits.
+
+    >>> from weightops import TASKS
+    >>> check_task(TASKS["digits"]).sound
+    True
+    """
+    parts = {split: task.load(split) for split in SPLITS}
+    counts = {
+        split: np.bincount(images.labels, minlength=len(task.classes)).tolist()
+        for split, images in parts.items()
+    }
+    faults = {split: faults_of(images, f"{task.name} {split}") for split, images in parts.items()}
+    return TaskCheck(counts, faults, copies_between(parts))
+
+
+def faults_of(images: Images, title: str) -> dict[int, str]:
+    """Return why images can't be read, by index; empty if all can."""
+
+    def fault(index: int) -> str | None:
+        try:
+            images[index]
+        except TaskError as error:
+            return error.fact
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        found = threads.map(fault, range(len(images)))
+        bar = tqdm(found, total=len(images), desc=title, unit="images", delay=1, leave=False)
+        return {i: text for i, text in enumerate(bar) if text is not None}
+
+
+def check_readable(task: Task, split: str) -> None:
+    """Read every picture of a split that is in a file; what is drawn or in memory can be read.
+
+    Raises:
+        TaskError: naming the first pictures that can't be read, and their number.
+    """
+    images = task.load(split)
+    if not len(images) or encoded_size_of(images, 0) is None:
+        return
+    faults = faults_of(images, f"{task.name} {split}")
+    if faults:
+        raise TaskError(
+            f"{len(faults)} of {len(images)} pictures of {task.name} {split} can't be read: "
+            f"{first_few(faults.values())}",
+            hint=f"`weightops tasks check {task.name}` lists all of them",
+        )
+
+
+@dataclass(frozen=True)
+class ReadableImages(ImageSubset):
+    """The images of a split that can be read.
+
+    Attributes:
+        unreadable: the number of the others.
+    """
+
+    unreadable: int
+
+
+def without_unreadable(task: Task) -> Task:
+    """Return a task without the pictures that can't be read, which results count."""
+
+    @cache
+    def load(split: str) -> ReadableImages:
+        images = task.load(split)
+        faults = faults_of(images, f"{task.name} {split}")
+        if faults:
+            log.warning(
+                "%d pictures of %s %s are left out, which can't be read: %s",
+                len(faults),
+                task.name,
+                split,
+                first_few(faults.values()),
+            )
+        good = np.array([i for i in range(len(images)) if i not in faults], dtype=np.int64)
+        return ReadableImages(images, good, images.labels[good], len(faults))
+
+    return replace(task, load=load, sizes=LazySizes(load))

@@ -1,0 +1,218 @@
+"""Tasks from Parquet files with a column of images and a column of labels."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from weightops.errors import TaskError
+from weightops.hub.fetch import reason
+from weightops.support.text import first_few
+from weightops.tasks.class_names import in_words
+from weightops.tasks.pictures import read_image
+from weightops.tasks.split import split_loader
+from weightops.tasks.task import PROMPTS, Images, LazySizes, Task
+
+Paths = Callable[[Sequence[str], str], list[str]]
+"""Fetch files of a data set, which errors call by the second argument, and return their paths."""
+
+
+@dataclass(frozen=True)
+class ParquetImages:
+    """Images in the rows of a data set, decoded when they are accessed.
+
+    Attributes:
+        rows: the rows, with encoded images.
+        column: the name of the column of images.
+        labels: class indices, shape ``(n,)``.
+        source: what errors call the data set.
+    """
+
+    rows: Any
+    column: str
+    labels: npt.NDArray[np.int64]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        name = f"{self.column} of row {index} of {self.source}"
+        return read_image(io.BytesIO(self.encoded(index)), name)
+
+    def encoded(self, index: int, most: int = -1) -> bytes:
+        """Return the content of the file of an image."""
+        cell = self.rows[int(index)][self.column] or {}
+        content: bytes = cell.get("bytes") or b""
+        return content if most < 0 else content[:most]
+
+    def encoded_size(self, index: int) -> int:
+        """Return the size of the file of an image."""
+        return len(self.encoded(index))
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of images and labels, and the names of the classes in the order of labels."""
+
+    image: str
+    label: str
+    classes: tuple[str, ...]
+
+
+def parquet_task(
+    name: str, paths: Paths, files: Mapping[str, Sequence[str]], columns: str | None, source: str
+) -> Task:
+    """Return the task of Parquet files, given by split.
+
+    Classes are in the order of the column's ``ClassLabel``; those of another file are matched by
+    name. Strings are classes in sorted order.
+
+    Args:
+        name: the name of the task.
+        paths: fetches files.
+        files: split -> its files.
+        columns: the name of the column of images or labels, or both with a colon between them.
+        source: what errors call the data set.
+
+    Raises:
+        TaskError: if there are no such columns, or several, or files that can't be read.
+    """
+    first = "train" if "train" in files else next(iter(files))
+    image, label = _find_columns(
+        _features(paths(files[first][:1], source)[0], source), columns, source
+    )
+    known = _Columns(image, label, _class_names(paths(files[first], source), label, source))
+
+    def read(split: str) -> Images:
+        found = paths(files[split], source)
+        return _read_split(found, known, f"{split} of {source}", source)
+
+    available = [
+        split
+        for split in files
+        if split != "test" or not _labels_hidden(paths(files[split][:1], source), label)
+    ]
+    load = split_loader(read, available, source)
+    spoken = tuple(map(in_words, known.classes))
+    license = "see the data set's page"
+    return Task(name, spoken, PROMPTS, load, LazySizes(load), source, license, known.classes)
+
+
+def _features(path: str, source: str) -> Any:
+    """Return the features of a file."""
+    from datasets import Features
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_schema
+
+    try:
+        return Features.from_arrow_schema(read_schema(path))
+    except (ArrowException, OSError, ValueError) as error:
+        raise TaskError(
+            f"{source} has a Parquet file that can't be read: {reason(error)}"
+        ) from error
+
+
+def _find_columns(features: Any, columns: str | None, source: str) -> tuple[str, str]:
+    """Return the names of the columns of images and labels."""
+    from datasets import ClassLabel, Image, Value
+
+    named = columns.split(":") if columns else []
+    images = [column for column, feature in features.items() if isinstance(feature, Image)]
+    labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
+    texts = [c for c, f in features.items() if isinstance(f, Value) and f.dtype == "string"]
+    labels = labels + [c for c in texts if c in named] if labels else texts
+    if not images or not labels:
+        raise TaskError(
+            f"{source} needs a column of images and one of class labels; "
+            f"it has {', '.join(features)}"
+        )
+    unknown = [name for name in named if name not in (*images, *labels)]
+    if unknown:
+        raise TaskError(
+            f"{source} has no column of class labels called {unknown[0]}",
+            hint=f"name a column behind a colon, one of {', '.join((*labels, *images))}",
+        )
+    chosen = []
+    for kind, candidates in (("images", images), ("class labels", labels)):
+        among = [name for name in candidates if name in named] or candidates
+        if len(among) > 1:
+            raise TaskError(
+                f"{source} has several columns of {kind}",
+                hint=f"name a column behind a colon, one of {', '.join(among)}",
+            )
+        chosen += among
+    return chosen[0], chosen[1]
+
+
+def _class_names(paths: Sequence[str], label: str, source: str) -> tuple[str, ...]:
+    """Return the names of the classes: those of the feature, or the strings in sorted order."""
+    names = getattr(_features(paths[0], source)[label], "names", None)
+    if names is not None:
+        return tuple(map(str, names))
+    return tuple(sorted({value for path in paths for value in _values(path, label) if value}))
+
+
+def _values(path: str, label: str) -> list[Any]:
+    from pyarrow.parquet import read_table
+
+    values: list[Any] = read_table(path, columns=[label])[label].to_pylist()
+    return values
+
+
+def _read_split(paths: Sequence[str], known: _Columns, split: str, source: str) -> ParquetImages:
+    """Return the images of a split; ``split`` is what errors call it."""
+    from datasets import Image, load_dataset
+
+    labels = [index for path in paths for index in _labels_of(path, known, split, source)]
+    unlabelled = [i for i, value in enumerate(labels) if value < 0]
+    if unlabelled:
+        raise TaskError(
+            f"{len(unlabelled)} rows of {split} have no label in {known.label}, "
+            f"row {unlabelled[0]} the first"
+        )
+    try:
+        parts = load_dataset(
+            "parquet", data_files=list(paths), columns=[known.image], split="train"
+        )
+        rows = parts.cast_column(known.image, Image(decode=False))
+    except Exception as error:  # the library raises whatever its many back ends raise
+        raise TaskError(f"{source} can't be read: {reason(error)}") from error
+    cell = (rows[0][known.image] if len(rows) else None) or {}
+    if cell and cell.get("bytes") is None:
+        raise TaskError(
+            f"{split} has paths of images in {known.image} ({cell.get('path')}), and no images",
+            hint="write the images into the Parquet files, as push_to_hub of datasets does",
+        )
+    return ParquetImages(rows, known.image, np.array(labels, dtype=np.int64), source)
+
+
+def _labels_of(path: str, known: _Columns, split: str, source: str) -> list[int]:
+    """Return the class of each row of a file, by name; -1 for rows without one."""
+    values = _values(path, known.label)
+    names = getattr(_features(path, source)[known.label], "names", None)
+    index = {name: i for i, name in enumerate(known.classes)}
+    if names is not None:
+        values = [
+            names[value] if value is not None and 0 <= value < len(names) else None
+            for value in values
+        ]
+    unknown = sorted({value for value in values if value is not None and value not in index})
+    if unknown:
+        raise TaskError(
+            f"{split} has classes that the first file of the data set doesn't have: "
+            f"{first_few(unknown)}"
+        )
+    return [-1 if value is None else index[value] for value in values]
+
+
+def _labels_hidden(paths: Sequence[str], label: str) -> bool:
+    """Return whether a split's labels are withheld, as those of a challenge's test are."""
+    values = _values(paths[0], label)
+    return all(value is None or (isinstance(value, int) and value < 0) for value in values)

@@ -1,0 +1,129 @@
+"""Read pictures from files: which files are pictures, how they are turned, what is refused."""
+
+from __future__ import annotations
+
+import re
+import struct
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from weightops.errors import TaskError
+
+_FORMATS = (
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG"),
+    *("PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
+)
+"""Pillow's names of formats that are pixels. Others, such as EPS, start another program."""
+
+_NO_PICTURES = re.compile(r"\..*|__MACOSX|@eaDir", re.IGNORECASE)
+"""Names of files and folders that systems and tools leave behind; a class has no such name."""
+
+_THUMBNAILS = re.compile(r"thumb(nail)?s?", re.IGNORECASE)
+"""Names of folders of small copies, inside the folder of a class."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientations -> what turns a picture upright."""
+
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    IndexError,
+    struct.error,
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises at files that are no pictures, or damaged ones."""
+
+
+@cache
+def _known_formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+@cache
+def picture_suffixes() -> frozenset[str]:
+    """Return the suffixes of pictures, in lower case."""
+    known = _known_formats()
+    return frozenset(s for s, name in Image.registered_extensions().items() if name in known)
+
+
+def unread_suffixes() -> frozenset[str]:
+    """Return the suffixes of pictures and films that aren't read."""
+    others = {".heic", ".heif", ".jxl", ".svg", ".raw", ".dng", ".nef", ".cr2", ".mp4", ".mov"}
+    return (frozenset(Image.registered_extensions()) | others) - picture_suffixes()
+
+
+def is_left_behind(name: str) -> bool:
+    """Return whether a file or folder is hidden, or is what a system or tool has left behind.
+
+    >>> is_left_behind(".ipynb_checkpoints"), is_left_behind("cats")
+    (True, False)
+    """
+    return bool(_NO_PICTURES.fullmatch(name))
+
+
+def is_copies_folder(name: str) -> bool:
+    """Return whether a folder inside a class has copies of pictures, and no pictures of its own."""
+    return is_left_behind(name) or bool(_THUMBNAILS.fullmatch(name))
+
+
+def read_image(file: Path | IO[bytes], name: str, *, upright: bool = True) -> Image.Image:
+    """Read an image as RGB. Pixels of 16 bits are divided by 256.
+
+    Args:
+        file: its path or content.
+        name: what an error calls the image.
+        upright: turn it as its EXIF orientation says; else it stays as it is stored.
+
+    Raises:
+        TaskError: if the file isn't an image, or its pixels have 32 bits, whose range isn't known.
+    """
+    try:
+        with Image.open(file, formats=_known_formats()) as image:
+            wide = image.mode == "F" or (image.mode == "I" and image.format == "TIFF")
+            if not wide:
+                return (_turned(image) if upright else _eight_bits(image)).convert("RGB")
+            bits = f"{'float' if image.mode == 'F' else 'integer'} pixels of 32 bits"
+    except _UNREADABLE as error:
+        raise TaskError(f"{name} is not an image that can be read: {error}") from error
+    raise TaskError(
+        f"{name} has {bits}, whose range isn't known",
+        hint="save it with 8 or 16 bits, from its own range",
+    )
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(_orientation(image))
+    eight = _eight_bits(image)
+    return eight if turn is None else eight.transpose(turn)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image of 16 bits with 8, which `convert` would clip; others as they are."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a damaged EXIF block says nothing of the pixels
+        return 1
+    return orientation if isinstance(orientation, int) else 1
