@@ -107,7 +107,7 @@ def evaluate(
             records = add_robustness(records[count:], records[:count])
             columns.append("effective_robustness")
         if out is not None:
-            _write(records, out, split, overwrite=overwrite)
+            _write(records, out, how["split"], overwrite=overwrite)
     if json_:
         echo_json(records)
     else:
