@@ -258,9 +258,6 @@ class Checkpoint(Tensors):
             ranks: the processes that share the work and a file system; each must call this method.
             device: where to compute: "cpu", "cuda", ... Tensors are moved there chunk by chunk.
 
-        Returns:
-            The path.
-
         Raises:
             OutputError: if ``path`` exists or can't be written.
             OptionError: if there is no such device, or ``path`` has the suffix of another format.
@@ -279,7 +276,7 @@ class Checkpoint(Tensors):
             if single:
                 checkpoint._write_weights(folder, behind_links(path).name, options)
             else:
-                checkpoint._write_folder(folder, path, options)
+                checkpoint._write_folder(folder, options)
         return path
 
     def _is_in(self, path: Path, single: bool, max_shard_size: int | None) -> bool:
@@ -288,21 +285,9 @@ class Checkpoint(Tensors):
         files = self._layout(name, max_shard_size)
         return all(has_header(folder / file.name, file) for file in files)
 
-    def save_into(
-        self,
-        folder: Path,
-        *,
-        final: Path,
-        dtype: torch.dtype | None = None,
-        max_shard_size: int | None = None,
-        on_nonfinite: OnNonfinite = "warn",
-        ranks: Ranks = ONE_RANK,
-        device: str = "cpu",
-    ) -> None:
-        """Write into an existing folder that will be renamed to ``final``; see `save`."""
-        checkpoint = self.to(dtype) if dtype else self
-        options = _Writing(max_shard_size, on_nonfinite, ranks, device)
-        checkpoint._write_folder(folder, final, options)
+    def save_into(self, folder: Path, *, on_nonfinite: OnNonfinite = "warn") -> None:
+        """Write into an existing folder; see `save`."""
+        self._write_folder(folder, _Writing(None, on_nonfinite, ONE_RANK, "cpu"))
 
     @property
     def weights_file(self) -> str:
@@ -325,10 +310,10 @@ class Checkpoint(Tensors):
         metadata = {"format": "pt", "weightops": json.dumps(made_from)}
         return layout(self.form, filename, metadata, max_shard_size=max_shard_size)
 
-    def _write_folder(self, folder: Path, final: Path, options: _Writing) -> None:
+    def _write_folder(self, folder: Path, options: _Writing) -> None:
         if options.ranks.first:
             if self.architecture:
-                self.architecture.write(folder, final)
+                self.architecture.write(folder)
             if self.card:
                 (folder / "README.md").write_text(self.card, encoding="utf-8")
         if options.max_shard_size and self.architecture and not self.architecture.reads_shards:

@@ -40,7 +40,7 @@ def with_files(
     if not folder.is_dir():
         with atomic_output(folder, overwrite=True) as temporary:
             temporary.mkdir()
-            architecture.write(temporary, folder)
+            architecture.write(temporary)
             if tokenizer is not None:
                 for name in FILES:
                     (temporary / name).unlink(missing_ok=True)

@@ -60,7 +60,7 @@ class Average:
         with atomic_output(path, overwrite=overwrite) as temporary:
             temporary.mkdir()
             self.model.card = average_card(_shares(self.weights), self.left_out)
-            self.model.save_into(temporary, final=path, on_nonfinite="error")
+            self.model.save_into(temporary, on_nonfinite="error")
             write_json(temporary / RECORD, self.record())
         return path
 

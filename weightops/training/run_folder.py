@@ -232,7 +232,7 @@ class RunFolder:
             self._save(ema, record, self.path / EMA)
         self._write_log()
         if self.architecture:
-            self.architecture.write(self.path, self.path)
+            self.architecture.write(self.path)
         self._write("README.md", training_card(record))
         self._write(RECORD, json.dumps(record, indent=2) + "\n")
         self._delete_states_before(self.steps)

@@ -43,11 +43,10 @@ def write_folder(
         test: model -> scores on the test splits.
         summary: the content of ``summary.json``.
     """
-    out = Path(summary["output"])
-    summary = {**portable(summary), "output": out.name}
+    summary = {**portable(summary), "output": Path(summary["output"]).name}
     edited = session.edited(result.edit)
     edited.recipe = {"verb": workflow.verb, "alpha": result.named_alpha, **workflow.options}
-    edited.save_into(folder, final=out)
+    edited.save_into(folder)
     text = card(summary, workflow.word, edited.architecture)
     (folder / "README.md").write_text(text, encoding="utf-8")
     lines = [

@@ -176,12 +176,11 @@ class Architecture(ABC):
         """
         raise CheckpointError(f"{self.folder} is a model of {self.library}, not a language model")
 
-    def write(self, folder: Path, final: Path) -> None:
+    def write(self, folder: Path) -> None:
         """Write everything but the weights into a folder.
 
         Args:
             folder: where to write.
-            final: the path that ``folder`` will be renamed to when it is complete.
         """
         copy_companions(self.config_path, folder)
         if self.changes:

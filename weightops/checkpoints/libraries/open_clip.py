@@ -172,8 +172,8 @@ tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
         given = {**(settings.get("tokenizer_kwargs") or {}), "bpe_path": str(merges)}
         return SimpleTokenizer(context_length=settings.get("context_length", 77), **given)
 
-    def write(self, folder: Path, final: Path) -> None:
-        super().write(folder, final)
+    def write(self, folder: Path) -> None:
+        super().write(folder)
         if merges := self._merges():
             self._write_tokenizer(folder, merges)
 
