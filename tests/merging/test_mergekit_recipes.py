@@ -145,9 +145,12 @@ def test_documents_that_name_each_other(llamas: Path) -> None:
             "merge_method: passthrough\nmodules:\n  vision_tower: {models: [{model: DIR/a}]}",
             "line 3: .*/a has no part vision_tower",
         ),
-        ("merge_method: ties\nbase_model: x\nmodels:\n- y", "models is a list of mappings"),
-        ("merge_method: linear\nmodels: [{model: 3}]", "line 2: 3 names no model"),
-        ("merge_method: linear\nmodels: [{model: a}]\nparameters: 3", "parameters is a mapping"),
+        ("merge_method: ties\nbase_model: x\nmodels:\n- y", "an entry of models is .y., and must"),
+        ("merge_method: linear\nmodels: [{model: 3}]", "line 2: model is 3, and must be text"),
+        (
+            "merge_method: linear\nmodels: [{model: a}]\nparameters: 3",
+            "parameters is 3, and must be",
+        ),
     ],
 )
 def test_refused_recipes_name_the_line(text: str, match: str, llamas: Path) -> None:

@@ -49,6 +49,7 @@ def test_options_are_recorded(own: Path, options: dict[str, object], tmp_path: P
     given = {"method": "ties", "method_options": {"density": 0.3}, "objective": "worst"}
     result = add(tasks, tmp_path / "out", finetuned=paths, **given, **options)
     used = {"method": "ties", "density": 0.3, "normalize": "weights", "scope": "tensor"}
+    used["rescale"] = "none"
     used |= {"count": "all", "each": False, "objective": "worst"}
     assert result["options"] == used
     assert json.loads((tmp_path / "out/summary.json").read_text())["options"] == used
@@ -103,7 +104,10 @@ def test_refusals(own: Path) -> None:
 
 
 @pytest.mark.parametrize(("strategy", "per"), [("entropy", "tensor"), ("loss", "task")])
-def test_coefficients_by_gradient(own: Path, tmp_path: Path, strategy: str, per: str) -> None:
+def test_coefficients_by_gradient(
+    own: Path, tmp_path: Path, strategy: str, per: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own)  # the recipe names files from the working folder on
     out = tmp_path / "out"
     paths = [own / "swapped.safetensors", own / "turned.safetensors"]
     tasks = [str(own / "swapped"), str(own / "turned")]

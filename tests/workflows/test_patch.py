@@ -89,6 +89,17 @@ def test_the_patched_model_is_the_one_that_was_tested(patched: Path) -> None:
     )
 
 
+def test_a_finished_run_is_the_same_only_if_the_same_was_asked_for(patched: Path) -> None:
+    asked = {"max_supported_drop": 1.0, "training": short(), "resume": True}
+    before = (patched / "summary.json").read_bytes()
+    again = patch("mnist", patched, **asked, **QUICK)
+    assert again == json.loads(before)
+    for other in ({"search": SearchOptions((0.25,))}, {"max_supported_drop": 0.5}):
+        with pytest.raises(OutputError, match="exists"):
+            patch("mnist", patched, **{**QUICK, **asked, **other})
+    assert (patched / "summary.json").read_bytes() == before
+
+
 def test_given_finetuned_weights(patched: Path, tmp_path: Path) -> None:
     summary = patch("mnist", tmp_path / "out", finetuned=patched, max_supported_drop=1.0, **QUICK)
     assert summary["training"] is None

@@ -179,7 +179,10 @@ def _copied(form: LinearForm, name: str, names: Iterable[str]) -> str | None:
     if len(form.specs[name].shape) < 2 or not sources:
         return None
     found = {copy_of(source, name, names) for source in sources}
-    return found.pop() if len(found) == 1 else None
+    other = found.pop() if len(found) == 1 else None
+    if other is None or form.coefficients(name) != form.coefficients(other):
+        return None  # what is added to one of the two makes them two
+    return other
 
 
 def _with_aliases(form: LinearForm, ties: Mapping[str, str]) -> LinearForm:

@@ -18,7 +18,7 @@ from weightops.engine.evaluate import buffered, reader
 from weightops.engine.plan import plan
 from weightops.errors import CheckpointError, RecipeError
 from weightops.merging.towers import depth_keys, stacked_towers
-from weightops.support.text import first_few, portable
+from weightops.support.text import portable
 
 
 class Layers(Source):
@@ -100,12 +100,13 @@ def take_layers(
     for tower, numbers in (present or {"": set()}).items():
         # A recipe may say any numbers, so no more than a few are listed.
         lacking = (str(number) for number in range(start, stop) if number not in numbers)
-        missing = list(islice(lacking, 3))
+        missing = ", ".join(islice(lacking, 3))
         if missing or stop <= start:
+            more = stop - start - sum(start <= number < stop for number in numbers) - 3
             depth_of = f": {tower[:-1]} has {towers[tower]}" if tower in towers else ""
             raise RecipeError(
-                f"{model.ref} has no layer {first_few(missing) or f'from {start} to {stop}'}"
-                f"{depth_of}"
+                f"{model.ref} has no layer {missing or f'from {start} to {stop}'}"
+                f"{f' and {more} more' * (more > 0)}{depth_of}"
             )
     return model.with_form(_renamed(model.form, names, f"[{start}:{stop}]"), model.architecture)
 

@@ -65,7 +65,7 @@ def test_changes_are_written(folders: dict[str, Path], tmp_path: Path) -> None:
     changed = LIBRARIES["timm"](folders["timm"]).with_classes(list("abc"))
     assert changed.in_dtype(torch.float16) is changed
     (tmp_path / "out").mkdir()
-    changed.write(tmp_path / "out", tmp_path / "final")
+    changed.write(tmp_path / "out")
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written == {"architecture": "test_vit", "num_classes": 3, "label_names": list("abc")}
 
