@@ -160,7 +160,10 @@ tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
     def _merges(self) -> Path | None:
         """Return the merges that the folder brings for open_clip's own tokenizer, if it does."""
         settings = self.config["model_cfg"]["text_cfg"]
-        named = Path((settings.get("tokenizer_kwargs") or {}).get("bpe_path", "")).name
+        path = (settings.get("tokenizer_kwargs") or {}).get("bpe_path", "")
+        if not isinstance(path, str):
+            raise CheckpointError(f"{self.config_path} sets bpe_path to {path!r:.80}, not a path")
+        named = Path(path).name
         file = self.folder / (named or (MERGES if settings.get("hf_tokenizer_name") else ""))
         return file if file.is_file() else None
 
