@@ -292,8 +292,8 @@ class TaskVector(Tensors):
                 rounded to it, so that only a vector that still refers to both checkpoints gives the
                 fine-tuned weights to the bit.
             compress: ``"bf16"``, ``"int8"`` (a scale for each row), ``"sparse:0.1"`` (the largest
-                tenth of each tensor's elements) or ``"lowrank:16"``. The relative error is in the
-                metadata.
+                tenth of each tensor's elements), ``"sparse:lossless"`` (all that aren't 0) or
+                ``"lowrank:16"``. The relative error is in the metadata.
 
         Raises:
             OptionError: if there is no such compression, or it is given with a dtype.

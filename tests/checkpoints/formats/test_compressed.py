@@ -211,3 +211,19 @@ def test_damaged_files(pair: tuple[dict[str, torch.Tensor], ...], tmp_path: Path
         TaskVector.load(
             rewritten(sound, **{"w:indices": torch.full_like(tensors["w:indices"], 10**6)})
         )["w"]
+
+
+def test_what_changed_is_kept_exactly(tmp_path: Path) -> None:
+    base = {"w": torch.randn(300, 200), "frozen": torch.randn(400, 300), "b": torch.randn(7)}
+    tuned = {name: tensor.clone() for name, tensor in base.items()}
+    tuned["w"][5, 3:9] += 1e-3
+    tuned["b"][6] = -2.0
+    vector = TaskVector(base, tuned)
+    path = vector.save(tmp_path / "v.safetensors", compress="sparse:lossless")
+    stored = TaskVector.load(path)
+    assert all(torch.equal(stored[name], vector[name]) for name in base)
+    assert path.stat().st_size < 2_000
+    assert load_file(path)["w:values"].numel() == 6
+    for wrong in ("sparse:-1", "int8:lossless", "lowrank:lossless"):
+        with pytest.raises(OptionError, match="sparse:lossless"):
+            vector.save(tmp_path / "x.safetensors", compress=wrong)

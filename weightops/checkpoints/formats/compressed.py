@@ -22,6 +22,8 @@ from weightops.support.registry import unknown
 StoredTensors = dict[str, torch.Tensor]
 """Suffix of a name -> one of the tensors that a delta is stored as."""
 
+_LOSSLESS = -1.0
+"""The density of ``sparse:lossless``."""
 _MAX_NUMEL = 2**33
 """The most elements of a tensor; files that claim more for a few stored numbers are traps."""
 
@@ -63,22 +65,28 @@ def _from_int8(stored: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> to
 
 
 def _sparse(delta: torch.Tensor, density: float) -> StoredTensors:
+    """Keep a density of the largest entries; of `_LOSSLESS`, all that aren't 0, in float32."""
     flat = delta.reshape(-1)
-    kept = flat.abs().topk(math.ceil(density * len(flat)), sorted=False).indices.sort().values
-    return {
-        "indices": kept.to(torch.int32 if len(flat) < 2**31 else torch.int64),
-        "values": flat[kept].bfloat16(),
-    }
+    if density == _LOSSLESS:
+        kept, values = flat.nonzero()[:, 0], flat[flat != 0]
+    else:
+        kept = flat.abs().topk(math.ceil(density * len(flat)), sorted=False).indices.sort().values
+        values = flat[kept].bfloat16()
+    indices = kept.to(torch.int32 if len(flat) < 2**31 else torch.int64)
+    return {"indices": indices, "values": values}
 
 
 def _from_sparse(stored: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
-    if math.prod(shape) > 1001 * len(stored["values"]):
+    values = stored["values"]
+    if values.dtype == torch.float32 and not len(values):
+        return torch.zeros(1).expand(math.prod(shape)).reshape(shape)
+    if values.dtype != torch.float32 and math.prod(shape) > 1001 * len(values):
         raise ValueError("it holds fewer entries than any density leaves")
     indices = stored["indices"].long()
     if len(indices) and (int(indices[0]) < 0 or not bool((indices.diff() > 0).all())):
         raise ValueError("its indices don't rise from 0 on")
     flat = torch.zeros(math.prod(shape))
-    flat[indices] = stored["values"].float()
+    flat[indices] = values.float()
     return flat.reshape(shape)
 
 
@@ -111,7 +119,8 @@ CODINGS: dict[str, Coding] = {
         _low_rank, _from_low_rank, lambda rank: 1 <= rank < 2**31 and rank == int(rank)
     ),
 }
-"""The values of ``compress``; ``sparse`` and ``lowrank`` take a number after a colon."""
+"""The values of ``compress``; ``sparse`` and ``lowrank`` take a number after a colon, or the former
+"lossless"."""
 
 
 def coding(how: str) -> tuple[Coding, float]:
@@ -124,6 +133,8 @@ def coding(how: str) -> tuple[Coding, float]:
     name, colon, text = how.partition(":")
     if name not in CODINGS:
         raise unknown("compression", name, CODINGS)
+    if how == "sparse:lossless":
+        return CODINGS[name], _LOSSLESS
     check = CODINGS[name].check
     try:
         number = float(text) if colon else 0.0
@@ -132,8 +143,8 @@ def coding(how: str) -> tuple[Coding, float]:
         sound = False
     if not sound:
         raise OptionError(
-            "a compression is bf16, int8, sparse:DENSITY (0.001 to 1) or lowrank:RANK (1 or more), "
-            f"not {how!r}"
+            "a compression is bf16, int8, sparse:DENSITY (0.001 to 1), sparse:lossless or "
+            f"lowrank:RANK (1 or more), not {how!r}"
         )
     return CODINGS[name], number
 
