@@ -6,7 +6,7 @@
 set -e
 folder=$(mktemp -d)
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q huggingface_hub==2.4.0 safetensors==0.8.0 torch==2.14.1 numpy
+"$folder/venv/bin/pip" install -q huggingface_hub==2.4.0 safetensors==0.8.0 torch==2.13.0 numpy
 cat > "$folder/try.py" <<'PY'
 import sys
 import tempfile

@@ -1,12 +1,12 @@
 #!/bin/sh
-# peft==0.21.2, torch==2.14.1, CPU. LoRA on torch.nn.MultiheadAttention (target_modules=["attn"]).
+# peft==0.21.2, torch==2.13.0, CPU. LoRA on torch.nn.MultiheadAttention (target_modules=["attn"]).
 # Expected: in_proj and out_proj each get their own delta B A once.
 # Seen: in_proj gets its delta once, and out_proj TWICE, in the running model and after merge_and_unload.
 # Exits 1 if the behaviour has changed.
 set -e
 folder=$(mktemp -d)
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q peft==0.21.2 torch==2.14.1 transformers==5.24.0 numpy
+"$folder/venv/bin/pip" install -q peft==0.21.2 torch==2.13.0 transformers==5.24.0 numpy
 cat > "$folder/try.py" <<'PY'
 import copy
 import sys

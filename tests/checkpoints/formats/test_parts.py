@@ -9,10 +9,13 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from weightops import open_checkpoint
 from weightops.errors import CheckpointError
+
+HuggingFaceStorageWriter = pytest.importorskip(  # of torch 2.8
+    "torch.distributed.checkpoint.hf_storage"
+).HuggingFaceStorageWriter
 
 WHOLE = {"w": torch.arange(28.0).reshape(7, 4), "b": torch.arange(3.0), "scale": torch.tensor(2.0)}
 
