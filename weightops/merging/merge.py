@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from weightops.algebra.dtypes import is_editable
 from weightops.algebra.linear_form import LinearForm, check_match
 from weightops.algebra.names import PerTensor
 from weightops.algebra.source import Source
@@ -104,29 +100,6 @@ def merge(
     merged = source.as_form()
     result = merged if base is None else start.form.plus(merged.times(alpha))
     return Checkpoint(result, architecture_of_ends(result, start))
-
-
-def in_widest_dtype(
-    models: Sequence[CheckpointLike], base: CheckpointLike | None
-) -> tuple[Sequence[CheckpointLike], CheckpointLike | None]:
-    """Return models and base in the widest of their dtypes, where they have several.
-
-    Task vectors and adapters take the base's.
-    """
-    opened = [open_any(model) for model in models]
-    start = None if base is None else open_checkpoint(base)
-    dtypes = {
-        spec.dtype
-        for model in ([*opened, start] if start else opened)
-        if model.form.space == "weights"
-        for spec in model.specs.values()
-        if is_editable(spec.dtype)
-    }
-    if len(dtypes) < 2:
-        return models, base
-    widest = reduce(torch.promote_types, dtypes)
-    widened = [m.to(widest) if m.form.space == "weights" else m for m in opened]
-    return widened, start.to(widest) if start else None
 
 
 def _weights(models: Sequence[CheckpointLike], first: Checkpoint) -> list[LinearForm]:

@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from weightops.errors import CheckpointError
 
+_GROUPED_PRODUCT = getattr(torch.ops.aten, "_grouped_mm", None)
+"""The operator of packed experts; older versions of torch lack it."""
 _PRODUCTS = {
     torch.ops.aten.mm: (0, 1),
     torch.ops.aten.bmm: (0, 1),
@@ -144,7 +146,7 @@ class GramRecorder(TorchDispatchMode):
                 self._see_product(left, right)
             elif self._find(left):
                 self._see_product(right.mT, left.mT)
-        elif operator is torch.ops.aten._grouped_mm:
+        elif operator is _GROUPED_PRODUCT:
             self._see_groups(*args[:3])
         elif operator is torch.ops.aten.convolution:
             self._see_convolution(*args)
