@@ -57,7 +57,7 @@ class Dequantised(ComputedSource):
         used = {part for decoder in decoders.values() for part in decoder.parts}
         self.skipped = tuple(n for n in stored.specs if n not in used and _is_activation(n))
         kept = [n for n in stored.specs if n not in used and n not in self.skipped]
-        self.ref = DEQUANTIZED + stored.ref
+        self.ref, self.files = DEQUANTIZED + stored.ref, stored.files
         self.specs = {
             **{name: stored.specs[name] for name in kept},
             **{name: decoder.spec for name, decoder in decoders.items()},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from weightops.algebra.linear_form import LinearForm, check_match
@@ -74,7 +73,8 @@ def merge(
     tensor([0.7500, 0.7500])
     """
     chosen = as_method(method)
-    adapters = _adapters(models) if base is None else []
+    opened = [open_any(model) for model in models] if base is None else []
+    adapters = _adapters(opened)
     if adapters:
         plain = check_joinable(adapters)
         deltas = [LinearForm.of(adapter) for adapter in plain]
@@ -83,7 +83,7 @@ def merge(
     _check(models, chosen, base is not None, alpha)
     if rank is not None:
         raise OptionError("a rank is for adapters that are merged without a base")
-    opened = [open_any(model) for model in models]
+    opened = opened or [open_any(model) for model in models]
     for model in opened:
         refuse_statistic(model)
     start = open_checkpoint(opened[0] if base is None else base)
@@ -120,18 +120,14 @@ def _deltas(
     return [LinearForm.difference(model.form, whole.form)[0] for model in opened], whole
 
 
-def _adapters(models: Sequence[CheckpointLike]) -> list[Source]:
+def _adapters(models: Sequence[Checkpoint]) -> list[Source]:
     """Return the adapters that models are; empty if they are others, too."""
     adapters: list[Source] = []
     for model in models:
-        opened = open_any(model) if isinstance(model, (str, Path, Checkpoint)) else None
-        if (
-            opened is None
-            or not opened.form.sources
-            or not isinstance(opened.form.sources[0], Adapter)
-        ):
+        sources = model.form.sources
+        if not sources or not isinstance(sources[0], Adapter):
             return []
-        adapters.append(opened.form.sources[0])
+        adapters.append(sources[0])
     return adapters
 
 

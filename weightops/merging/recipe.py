@@ -148,6 +148,8 @@ class Recipe:
         whole = {**whole_fields(content), "forgiving": forgiving}
         lines = whole_lines(content)
         named = content.get("named") or {}
+        if not isinstance(named, dict):
+            raise RecipeError(f"named is {named!r:.80}, and must map names to recipes")
         whole["named"] = {name: cls.of(named[name], forgiving=forgiving) for name in named}
         if "modules" in content:
             return cls._of_modules(content, {**whole, "lines": lines})

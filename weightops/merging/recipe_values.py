@@ -18,11 +18,14 @@ EACH = "each"
 
 
 def check_keys(content: Mapping[str, Any], known: Sequence[str], kind: str) -> None:
-    """Check the keys of a mapping.
+    """Check that a value is a mapping, and its keys.
 
     Raises:
+        RecipeError: if it isn't a mapping.
         UnknownNameError: for an unknown key, with the nearest, and its line.
     """
+    if not isinstance(content, dict):
+        raise RecipeError(f"{content!r:.80} stands where a mapping is needed, each {kind} in it")
     for key in content:
         if key not in known:
             with located(line_of(content, key)):

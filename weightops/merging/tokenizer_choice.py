@@ -58,8 +58,10 @@ class TokenizerChoice:
         for token, entry in tokens.items():
             with located(line_of(tokens, token)):
                 checked[str(token)] = _token(str(token), entry)
-        source = str(content.get("source", "union"))
-        return cls(source, content.get("base"), checked, multiple)
+        for key in ("source", "base"):
+            if not isinstance(content.get(key), (str, type(None))):
+                raise RecipeError(f"{key} is {content[key]!r:.80}, and must be text")
+        return cls(content.get("source") or "union", content.get("base"), checked, multiple)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the mapping that `of` reads, without defaults."""

@@ -67,13 +67,6 @@ def read_lined(path: Path) -> list[Any]:
     return read_documents(path, _Loader)
 
 
-def plain(value: Any) -> Any:
-    """Return a value whose mappings and lists don't know their lines."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list) else value
-
-
 def line_of(container: Any, key: Any) -> str:
     """Return "line 7" for an entry whose line is known, or an empty text."""
     line = lines_of(container).get(key)

@@ -85,10 +85,12 @@ def parquet_task(
         TaskError: if there are no such columns, or several, or files that can't be read.
     """
     first = "train" if "train" in files else next(iter(files))
-    image, label = _find_columns(
-        _features(paths(files[first][:1], source)[0], source), columns, source
-    )
-    known = _Columns(image, label, _class_names(paths(files[first], source), label, source))
+    features = _features(paths(files[first][:1], source)[0], source)
+    image, label = _find_columns(features, columns, source)
+    names = getattr(features[label], "names", None)
+    if names is None:  # the strings of all files are needed
+        names = _strings(paths(files[first], source), label)
+    known = _Columns(image, label, tuple(map(str, names)))
 
     def read(split: str) -> Images:
         found = paths(files[split], source)
@@ -151,12 +153,9 @@ def _find_columns(features: Any, columns: str | None, source: str) -> tuple[str,
     return chosen[0], chosen[1]
 
 
-def _class_names(paths: Sequence[str], label: str, source: str) -> tuple[str, ...]:
-    """Return the names of the classes: those of the feature, or the strings in sorted order."""
-    names = getattr(_features(paths[0], source)[label], "names", None)
-    if names is not None:
-        return tuple(map(str, names))
-    return tuple(sorted({value for path in paths for value in _values(path, label) if value}))
+def _strings(paths: Sequence[str], label: str) -> list[str]:
+    """Return the different strings of a column of labels in sorted order."""
+    return sorted({value for path in paths for value in _values(path, label) if value})
 
 
 def _values(path: str, label: str) -> list[Any]:
