@@ -58,3 +58,24 @@ def test_a_part_of_another_task_is_left_aside(
     plain = collect("embedded", "mnist", images=4)
     assert all(torch.equal(found[name], plain[name]) for name in plain)
     assert open_checkpoint(out).keys() == plain.keys()
+
+
+@pytest.mark.parametrize(
+    ("left", "asked"),
+    [({"labels": "true"}, {}), ({"seed": 1}, {}), ({"images": 4}, {"images": 2})],
+    ids=["labels", "seed", "more images"],
+)
+def test_a_part_of_another_run_is_left_aside(
+    left: dict[str, object],
+    asked: dict[str, object],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = tmp_path / "a.safetensors"
+    given = {"images": 2, **left}
+    collect("embedded", "mnist", "fisher", **given).save(tmp_path / ".a.partial.safetensors")
+    found = collect_to(out, "embedded", "mnist", "fisher", **{"images": 3, **asked}, resume=True)
+    assert "is of another run" in caplog.text
+    plain = collect("embedded", "mnist", "fisher", **{"images": 3, **asked})
+    assert record_of(found)["count"] == record_of(plain)["count"]
+    assert all(torch.equal(found[name], plain[name]) for name in plain)

@@ -59,8 +59,9 @@ def collect_to(
     check_free(out, overwrite=overwrite)
     source, beside = as_task(task), out.with_name(f".{out.stem}.partial.safetensors")
     total = min(images, source.sizes[split])
-    asked = {"kind": kind, "task": source.name, "split": split, **options}
-    done = _opened(beside, open_checkpoint(model), asked) if resume else None
+    asked = {"kind": kind, "task": source.name, "source": source.source, "split": split}
+    asked |= {"labels": "model", "seed": 0, **options}
+    done = _opened(beside, open_checkpoint(model), asked, total) if resume else None
     while done is None or record_of(done)["count"] < total:
         start = record_of(done)["count"] if done is not None else 0
         stop = min(start + PART, total)
@@ -74,14 +75,18 @@ def collect_to(
     return open_checkpoint(out)
 
 
-def _opened(file: Path, model: Checkpoint, asked: dict[str, Any]) -> Checkpoint | None:
-    """Return what a killed run left; None if it is of another model, task or option."""
+def _opened(file: Path, model: Checkpoint, asked: dict[str, Any], total: int) -> Checkpoint | None:
+    """Return what a killed run left; None if it is of another model, task, option or more images.
+
+    What a record doesn't have, such as the labels of a gram, makes no difference to it.
+    """
     try:
         done = open_checkpoint(file) if file.exists() else None
     except WeightopsError:
         done = None
     record = record_of(done) if done is not None else {}
     same = all(record.get(key, value) == value for key, value in asked.items())
+    same = same and record.get("count", 0) <= total
     if done is not None and same and record["model"]["fingerprint"] == model.fingerprint:
         return done
     if file.exists():
