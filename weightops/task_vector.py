@@ -14,11 +14,10 @@ from torch import nn
 from weightops.algebra.linear_form import Alpha, LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.loading import load_into
-from weightops.checkpoints.matching import match_names, open_matched
+from weightops.checkpoints.matching import in_common_names, match_names, open_matched
 from weightops.checkpoints.module_copy import empty_copy
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.checkpoints.origin import Origin
-from weightops.checkpoints.renaming import in_common_names
 from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
 from weightops.checkpoints.vector_files import open_vector, write_lora, write_vector
 from weightops.engine.evaluate import OnNonfinite, materialize

@@ -10,8 +10,8 @@ import torch
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.names import layer_of
+from weightops.checkpoints.matching import in_common_names
 from weightops.checkpoints.opening import CheckpointLike, open_ref
-from weightops.checkpoints.renaming import in_common_names
 from weightops.engine.reduce import gram
 from weightops.errors import OptionError
 from weightops.task_vector import TaskVector

@@ -212,3 +212,15 @@ def test_weights_that_are_not_quantised(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match=r"no weights that are quantised in a known layout"):
         open_checkpoint(f"dequantized:{tmp_path / 'm.safetensors'}")
+
+
+def test_a_folder_of_another_library_keeps_its_file(tmp_path: Path) -> None:
+    folder = tmp_path / "part"
+    folder.mkdir()
+    codes, largest = torch.ones(2, 2, dtype=torch.int8), torch.ones(2)
+    file = folder / "diffusion_pytorch_model.safetensors"
+    save_file({"l.weight": codes, "l.SCB": largest}, file)
+    (folder / "config.json").write_text('{"_class_name": "X", "quantization_config": {"a": 1}}')
+    out = open_checkpoint(f"dequantized:{folder}").save(tmp_path / "out")
+    assert json.loads((out / "config.json").read_text()) == {"_class_name": "X"}
+    assert open_checkpoint(out / file.name)["l.weight"].dtype == torch.bfloat16

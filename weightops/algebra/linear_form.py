@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +21,7 @@ from weightops.algebra.names import (
 )
 from weightops.algebra.source import Source, Space, Spec
 from weightops.errors import MismatchError, OptionError, SpaceError
+from weightops.support.input_files import InputFile
 from weightops.support.text import first_few
 
 Alpha = float | Mapping[str, Any] | Sequence[float]
@@ -97,6 +96,11 @@ class LinearForm:
     def leaves(self) -> list[Source]:
         """The distinct places that are read."""
         return list(dict.fromkeys(leaf for source in self.sources for leaf in source.leaves))
+
+    @property
+    def files(self) -> list[InputFile]:
+        """The distinct files that are read, in the state in which they were opened."""
+        return list(dict.fromkeys(file for leaf in self.leaves for file in leaf.files))
 
     def coefficients(self, name: str) -> dict[Source, float]:
         """Return source -> coefficient at one tensor, without zeros."""
@@ -321,28 +325,3 @@ def _check_fixed(a: LinearForm, b: LinearForm) -> None:
 def describe(form: LinearForm) -> str:
     """Return the first sources of a form, for a message."""
     return first_few([source.ref for source in form.sources])
-
-
-def fingerprint(form: LinearForm) -> str:
-    """Return the fingerprint of the weights if they are one source's, else of the expression."""
-    if len(form.terms) == 1:
-        factor, coefficient = next(iter(form.terms.items()))
-        if coefficient == 1.0 and not factor.rules:
-            return factor.source.fingerprint
-    return sha256(json.dumps(provenance(form), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def provenance(form: LinearForm) -> dict[str, object]:
-    """Return the sources of a form with fingerprints, coefficients and rules, for metadata."""
-    return {
-        "space": form.space,
-        "base": form.base.describe() if form.base else None,
-        "terms": [
-            {
-                **factor.source.describe(),
-                "coefficient": coefficient,
-                "rules": [dict(rules.items) for rules in factor.rules],
-            }
-            for factor, coefficient in form.terms.items()
-        ],
-    }

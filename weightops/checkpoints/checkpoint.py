@@ -15,7 +15,8 @@ from torch import nn
 
 from weightops.algebra.codes import is_packed
 from weightops.algebra.devices import pick_device
-from weightops.algebra.linear_form import LinearForm, fingerprint, provenance
+from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.provenance import fingerprint, provenance
 from weightops.algebra.source import Source
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.in_memory import InMemory
@@ -269,8 +270,7 @@ class Checkpoint(Tensors):
         options = _Writing(max_shard_size, on_nonfinite, ranks, device)
         if resume and not overwrite and checkpoint._is_in(path, single, max_shard_size):
             return path
-        inputs = [file.path for leaf in self.form.leaves for file in leaf.files]
-        check_free(path, overwrite=overwrite, inputs=inputs)
+        check_free(path, overwrite=overwrite, inputs=[file.path for file in self.form.files])
         stage = resumable_output(path, single=single, overwrite=overwrite, resume=resume)
         with stage if ranks.first else nullcontext(stage_of(path)) as folder:
             if single:

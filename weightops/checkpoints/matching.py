@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
-from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.linear_form import LinearForm, describe
 from weightops.algebra.source import Source
 from weightops.checkpoints.adapters.adapter import Adapter
 from weightops.checkpoints.adapters.binding import bind, placed_term
@@ -17,7 +18,7 @@ from weightops.checkpoints.libraries.clip_conversion import convert
 from weightops.checkpoints.libraries.table import LIBRARIES
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
 from weightops.checkpoints.renaming import match_ties, rename_to_match, states_a_size
-from weightops.errors import CheckpointError
+from weightops.errors import CheckpointError, MismatchError
 from weightops.support.registry import unknown
 from weightops.support.text import first_few
 
@@ -86,6 +87,22 @@ def _with_adapters(delta: Checkpoint, base: Checkpoint) -> LinearForm:
             term = LinearForm("delta", names, {factor: coefficient})
             result = result.plus(placed_term(term, factor.source, base))
     return result
+
+
+def in_common_names(forms: Sequence[LinearForm]) -> list[LinearForm]:
+    """Return forms in the names of the largest of them, the first of several.
+
+    Raises:
+        MismatchError: if there is no name that all of them have.
+    """
+    largest = max(forms, key=lambda form: len(form.specs))
+    renamed = [form if form is largest else rename_to_match(form, largest) for form in forms]
+    if not set.intersection(*(set(form.specs) for form in renamed)):
+        raise MismatchError(
+            f"{first_few([describe(form) for form in forms])} have no tensor name in common",
+            hint="compare models of one architecture",
+        )
+    return renamed
 
 
 def _can_be_completed(missing: list[str], base: Checkpoint, ref: str) -> bool:

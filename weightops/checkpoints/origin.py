@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from weightops.algebra.linear_form import LinearForm, fingerprint
+from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.provenance import fingerprint
 from weightops.algebra.source import same_weights
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import match_names, match_to_base

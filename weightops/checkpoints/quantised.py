@@ -55,8 +55,9 @@ class Dequantised(ComputedSource):
     def __init__(self, stored: Source, decoders: Mapping[str, Decoder]) -> None:
         self._stored, self._decoders = stored, decoders
         used = {part for decoder in decoders.values() for part in decoder.parts}
-        self.skipped = tuple(n for n in stored.specs if n not in used and _is_activation(n))
-        kept = [n for n in stored.specs if n not in used and n not in self.skipped]
+        scales = [n for n in stored.specs if n not in used and _is_activation(n)]
+        self.skipped = (*stored.skipped, *scales)
+        kept = [n for n in stored.specs if n not in used and n not in scales]
         self.ref, self.files = DEQUANTIZED + stored.ref, stored.files
         self.specs = {
             **{name: stored.specs[name] for name in kept},

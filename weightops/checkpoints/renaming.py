@@ -5,13 +5,13 @@ The names may differ in prefixes of wrappers, in the library of a CLIP model, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from threading import Lock
 
 import torch
 
-from weightops.algebra.linear_form import Factor, LinearForm, describe, tied_names
+from weightops.algebra.linear_form import Factor, LinearForm, tied_names
 from weightops.algebra.names import NameRules, escape, layer_of
 from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import Source, Spec, copy_of
@@ -121,10 +121,16 @@ class Renamed(Source):
                 self._converted[conversion] = conversion.run(inputs)
             return self._converted[conversion]
 
+    @property
+    def leaves(self) -> list[Source]:
+        return [self] if self.source.leaves == [self.source] else self.source.leaves
+
     def working_bytes(self, name: str) -> int:
-        conversion = self.mapped[name].conversion
+        mapping = self.mapped[name]
         itemsize = self.specs[name].dtype.itemsize
-        return itemsize * sum(s.numel for s in conversion.specs) if conversion else 0
+        converted = mapping.conversion.specs if mapping.conversion else ()
+        read = (self.source.working_bytes(n) for n in mapping.names if n in self.source.specs)
+        return itemsize * sum(spec.numel for spec in converted) + max(read, default=0)
 
     def describe(self) -> dict[str, object]:
         """Return the description of the source: other names don't change what it was made from."""
@@ -199,22 +205,6 @@ def _with_aliases(form: LinearForm, ties: Mapping[str, str]) -> LinearForm:
     return renamed(
         form, {name: TensorMapping("copy", (aliases.get(name, name),)) for name in every}
     )
-
-
-def in_common_names(forms: Sequence[LinearForm]) -> list[LinearForm]:
-    """Return forms in the names of the largest of them, the first of several.
-
-    Raises:
-        MismatchError: if there is no name that all of them have.
-    """
-    largest = max(forms, key=lambda form: len(form.specs))
-    renamed = [form if form is largest else rename_to_match(form, largest) for form in forms]
-    if not set.intersection(*(set(form.specs) for form in renamed)):
-        raise MismatchError(
-            f"{first_few([describe(form) for form in forms])} have no tensor name in common",
-            hint="compare models of one architecture",
-        )
-    return renamed
 
 
 def matched_names(

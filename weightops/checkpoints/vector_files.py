@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from weightops.algebra.dtypes import accumulator
-from weightops.algebra.linear_form import LinearForm, provenance
+from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.provenance import provenance
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.adapters.adapter import Adapter
 from weightops.checkpoints.adapters.writing import write_adapter
@@ -48,7 +49,7 @@ def write_vector(
                 "a compressed task vector has the dtypes of its compression",
                 hint="leave out dtype=",
             )
-    check_free(path, overwrite=overwrite, inputs=_files(form))
+    check_free(path, overwrite=overwrite, inputs=[file.path for file in form.files])
     specs = {
         name: Spec(spec.shape, dtype or accumulator(spec.dtype))
         for name, spec in form.specs.items()
@@ -76,7 +77,7 @@ def write_lora(
     overwrite: Overwrite,
 ) -> dict[str, float]:
     """Write the LoRA nearest to a delta, with a model card; see `TaskVector.save_lora`."""
-    check_free(folder, overwrite=overwrite, inputs=_files(form))
+    check_free(folder, overwrite=overwrite, inputs=[file.path for file in form.files])
     with atomic_output(folder, overwrite=overwrite) as stage:
         stage.mkdir()
         lost = write_adapter(form, stage, rank, base=base, ref=ref)
@@ -88,10 +89,6 @@ def write_lora(
 def is_adapter(path: str | Path) -> bool:
     """Return whether a path holds an adapter, which may need its base to be a task vector."""
     return isinstance(open_ref(path).form.sources[0], Adapter)
-
-
-def _files(form: LinearForm) -> list[Path]:
-    return [file.path for leaf in form.leaves for file in leaf.files]
 
 
 def open_vector(path: str | Path) -> Source:

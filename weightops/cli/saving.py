@@ -116,7 +116,7 @@ def save(
 def _report(
     checkpoint: Checkpoint, what: str, as_json: bool, out: Path, address: dict[str, str]
 ) -> None:
-    from weightops.algebra.linear_form import provenance
+    from weightops.algebra.provenance import provenance
 
     if not as_json:
         click.echo(f"{out}: {what}, {len(checkpoint)} tensors")

@@ -57,7 +57,7 @@ def write(
         NonfiniteError: naming the tensors, if ``on_nonfinite="error"``.
     """
     work = units(plan(form, [name for file in files for name in file.offsets]))
-    inputs = list(dict.fromkeys(file for leaf in form.leaves for file in leaf.files))
+    inputs = form.files
     key = _job_key(files, inputs, device)
     if ranks.first:
         _prepare(folder, files, key)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from weightops.algebra.linear_form import LinearForm, provenance
+from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.provenance import provenance
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike

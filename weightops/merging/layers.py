@@ -9,8 +9,9 @@ from itertools import islice
 import torch
 
 from weightops.algebra.dtypes import accumulator, is_editable
-from weightops.algebra.linear_form import Factor, LinearForm, provenance, tied_names
+from weightops.algebra.linear_form import Factor, LinearForm, tied_names
 from weightops.algebra.names import NameRules, depths, escape, layer_of
+from weightops.algebra.provenance import provenance
 from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ComputedSource, Source
 from weightops.checkpoints.checkpoint import Checkpoint
@@ -33,6 +34,7 @@ class Layers(Source):
     def __init__(self, source: Source, names: Mapping[str, str], ref: str) -> None:
         self._names = {new: old for new, old in names.items() if old in source.specs}
         self._source, self.ref, self.space = source, ref, source.space
+        self.files = source.files
         self.specs = {new: source.specs[old] for new, old in self._names.items()}
         new = {old: name for name, old in self._names.items()}
         self.ties = {new[a]: new[b] for a, b in source.ties.items() if a in new and b in new}

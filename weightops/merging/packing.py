@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from weightops.algebra.dtypes import accumulator, is_editable
-from weightops.algebra.linear_form import LinearForm, provenance, tied_names
+from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.names import Each
+from weightops.algebra.provenance import provenance
 from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ComputedSource, Source, Spec
 from weightops.checkpoints.checkpoint import Checkpoint

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from weightops.algebra.dtypes import accumulator
-from weightops.algebra.linear_form import LinearForm, provenance, tied_names
+from weightops.algebra.linear_form import LinearForm, tied_names
+from weightops.algebra.provenance import provenance
 from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ComputedSource, Source, Spec
 from weightops.engine.evaluate import buffered, reader

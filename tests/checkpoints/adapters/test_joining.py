@@ -16,7 +16,7 @@ from torch import nn
 
 from weightops import TaskVector, merge
 from weightops.cli.main import run
-from weightops.errors import MismatchError, OptionError, SpaceError
+from weightops.errors import MismatchError, OptionError, OutputError, SpaceError
 
 
 class Net(nn.Module):
@@ -202,3 +202,10 @@ def test_on_the_command_line(
     files = [(folder / "adapter_model.safetensors").read_bytes() for folder in (out, again)]
     assert files[0] == files[1]
     by_peft(base, out)
+
+
+def test_an_input_is_not_replaced(two: list[Path]) -> None:
+    before = (two[0] / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(OutputError, match="is an input"):
+        merge(two).save(two[0], overwrite=True)
+    assert (two[0] / "adapter_model.safetensors").read_bytes() == before

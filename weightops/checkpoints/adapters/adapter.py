@@ -40,7 +40,8 @@ class Adapter(Source):
         self.config, self.stored, self.ref = config, stored, ref
         self.specs, self.skipped, self.ties = {}, stored.skipped, {}
         settings = json.dumps(config, sort_keys=True, default=str)
-        self.identity = ("adapter", settings, stored.identity)
+        self.identity = stored.identity and ("adapter", settings, stored.identity)
+        self.files = stored.files
 
     def describe_as(self, kind: str, *, ranks: list[int], modules: int, whole: list[str]) -> None:
         """Set the description of the adapter.

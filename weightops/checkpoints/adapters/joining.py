@@ -26,7 +26,7 @@ from weightops.checkpoints.formats.compressed import float_tensor, squared_norm,
 from weightops.engine.layout import Estimate
 from weightops.engine.ranks import ONE_RANK, Ranks
 from weightops.errors import MismatchError, OptionError, SpaceError
-from weightops.support.atomic import Overwrite, atomic_output
+from weightops.support.atomic import Overwrite, atomic_output, check_free
 from weightops.support.json_files import write_json
 
 log = logging.getLogger("weightops")
@@ -100,6 +100,8 @@ class JoinedAdapter(Checkpoint):
         if dtype is not None:
             self.to(dtype)
         if ranks.first:
+            inputs = [file.path for file in self.form.files]
+            check_free(path, overwrite=overwrite, inputs=inputs)
             with atomic_output(path, overwrite=overwrite) as stage:
                 stage.mkdir()
                 self._write(stage)

@@ -174,7 +174,8 @@ class _SavedWhole(Source):
     def __init__(self, stored: Source, names: Mapping[str, str], ref: str) -> None:
         self.stored, self._names, self.ref, self.ties = stored, names, ref, {}
         self.specs = {short: stored.specs[name] for short, name in names.items()}
-        self.identity = ("kept", stored.identity)
+        self.identity = stored.identity and ("kept", stored.identity)
+        self.files = stored.files
 
     def read(self, name: str) -> torch.Tensor:
         return self.stored.read(self._names[name])

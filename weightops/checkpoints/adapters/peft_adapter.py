@@ -96,6 +96,7 @@ class MergedLayers(Source):
         self, adapter: PeftAdapter, skeleton: nn.Module, specs: Mapping[str, Spec], read: Read
     ) -> None:
         self.ref, self._adapter, self._read = adapter.ref, adapter, read
+        self.files = adapter.files
         self.made_from, self.ties = adapter.made_from, {}
         parameters = dict(skeleton.named_parameters(remove_duplicate=False))
         buffers = dict(skeleton.named_buffers())

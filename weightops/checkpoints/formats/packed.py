@@ -57,7 +57,7 @@ class PackedSource(ComputedSource):
             raise unknown(f"task in {stored.ref}", task, tasks)
         self._stored, self._index = stored, tasks.index(task)
         self._scale = scales[self._index]
-        self.ref = f"{stored.ref}:{task}"
+        self.ref, self.files = f"{stored.ref}:{task}", stored.files
         own = {n.removeprefix(BASE): s for n, s in stored.specs.items() if n.startswith(BASE)}
         self.ties = {alias: name for alias, name in ties.items() if name in own}
         self.specs = {**own, **{alias: own[name] for alias, name in self.ties.items()}}

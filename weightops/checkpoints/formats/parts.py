@@ -121,6 +121,7 @@ class PartsSource(Source):
             check_boxes(name, self.specs[name], list(chunks.values()))
         self.ties = {}
         self.identity = ("parts", *(source.identity for source in self._sources.values()))
+        self.files = [file for source in self._sources.values() for file in source.files]
 
     def read(self, name: str) -> torch.Tensor:
         spec = self.specs[name]

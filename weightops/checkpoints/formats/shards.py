@@ -48,7 +48,8 @@ class ShardedSource(Source):
         self.space = shards[0].space
         self.made_from = shards[0].made_from
         self.skipped = tuple(dict.fromkeys(item for shard in shards for item in shard.skipped))
-        self.identity = ("shards", *(shard.identity for shard in shards))
+        identities = [shard.identity for shard in shards]
+        self.identity = None if None in identities else ("shards", *identities)
         self.files = [file for shard in shards for file in shard.files]
 
     def _warn_of_others(self, shard: Source) -> None:

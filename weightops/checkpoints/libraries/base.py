@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -60,7 +61,10 @@ class Architecture(ABC):
 
     def __init__(self, folder: Path, changes: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
-        self.changes = dict(changes or {})
+        self._change(changes or {})
+
+    def _change(self, changes: Mapping[str, Any]) -> None:
+        self.changes = dict(changes)
         merged = {**self.read_config(self.config_path), **self.changes}
         self.config: dict[str, Any] = {
             key: value
@@ -109,7 +113,9 @@ class Architecture(ABC):
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """Return the architecture with settings that replace those in the configuration."""
-        return type(self)(self.folder, {**self.changes, **changes})
+        other = copy(self)
+        other._change({**self.changes, **changes})
+        return other
 
     def in_dtype(self, dtype: torch.dtype) -> Self:
         """Return the architecture for weights in another dtype, which a setting may name."""

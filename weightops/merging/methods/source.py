@@ -15,8 +15,9 @@ import torch
 
 from weightops.algebra.dtypes import accumulator, is_editable
 from weightops.algebra.kernels import CHUNK, has_nonfinite
-from weightops.algebra.linear_form import LinearForm, provenance, tied_names
+from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.names import PerTensor, check_per_tensor, depths, value_at
+from weightops.algebra.provenance import provenance
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import ComputedSource, Source
 from weightops.engine.evaluate import buffered, reader

@@ -1,0 +1,33 @@
+"""Provenance of linear forms: the sources with fingerprints, coefficients and rules."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+
+from weightops.algebra.linear_form import LinearForm
+
+
+def fingerprint(form: LinearForm) -> str:
+    """Return the fingerprint of the weights if they are one source's, else of the expression."""
+    if len(form.terms) == 1:
+        factor, coefficient = next(iter(form.terms.items()))
+        if coefficient == 1.0 and not factor.rules:
+            return factor.source.fingerprint
+    return sha256(json.dumps(provenance(form), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def provenance(form: LinearForm) -> dict[str, object]:
+    """Return the sources of a form with fingerprints, coefficients and rules, for metadata."""
+    return {
+        "space": form.space,
+        "base": form.base.describe() if form.base else None,
+        "terms": [
+            {
+                **factor.source.describe(),
+                "coefficient": coefficient,
+                "rules": [dict(rules.items) for rules in factor.rules],
+            }
+            for factor, coefficient in form.terms.items()
+        ],
+    }
