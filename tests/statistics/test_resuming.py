@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from weightops import collect, open_checkpoint
+from weightops.cli.main import run
 from weightops.errors import OutputError
 from weightops.statistics import resuming
 from weightops.statistics.resuming import collect_to
@@ -79,3 +80,14 @@ def test_a_part_of_another_run_is_left_aside(
     plain = collect("embedded", "mnist", "fisher", **{"images": 3, **asked})
     assert record_of(found)["count"] == record_of(plain)["count"]
     assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+def test_the_model_is_not_replaced(tmp_path: Path) -> None:
+    model = open_checkpoint("embedded").save(tmp_path / "model")
+    file = model / "open_clip_model.safetensors"
+    before = file.read_bytes()
+    with pytest.raises(OutputError, match="is an input"):
+        collect_to(file, model, "mnist", images=1, overwrite=True)
+    line = ["statistics", str(model), "--task", "mnist", "--kind", "gram", "--images", "1"]
+    assert run([*line, "-o", str(file), "--overwrite"]) == 1
+    assert file.read_bytes() == before

@@ -44,6 +44,7 @@ def statistics(
         resume: continue a run that was killed, of which every 512 images are kept.
         overwrite: replace an output that exists.
     """
+    from weightops.checkpoints.opening import open_checkpoint
     from weightops.statistics.collect import collect
     from weightops.statistics.resuming import collect_to
     from weightops.statistics.statistic import record_of
@@ -52,10 +53,12 @@ def statistics(
     check_one(given)
     if out.suffix != ".safetensors":
         raise click.UsageError(f"a statistic is one .safetensors file, not {out}")
-    check_free(out, overwrite=overwrite)
+    checkpoint = open_checkpoint(model)
+    inputs = [file.path for file in checkpoint.form.files]
+    check_free(out, overwrite=overwrite, inputs=inputs)
     if "text" in given:
-        found = collect(model, **given)
+        found = collect(checkpoint, **given)
         found.save(out, overwrite=overwrite)
     else:
-        found = collect_to(out, model, resume=resume, overwrite=overwrite, **given)
+        found = collect_to(out, checkpoint, resume=resume, overwrite=overwrite, **given)
     echo_plan({"output": str(out), "tensors": len(found), **record_of(found)}, json_)

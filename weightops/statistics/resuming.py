@@ -54,18 +54,20 @@ def collect_to(
         The statistic in the file.
 
     Raises:
-        OutputError: if the output exists.
+        OutputError: if the output exists, or is the model's own file.
     """
-    check_free(out, overwrite=overwrite)
+    checkpoint = open_checkpoint(model)
+    inputs = [file.path for file in checkpoint.form.files]
+    check_free(out, overwrite=overwrite, inputs=inputs)
     source, beside = as_task(task), out.with_name(f".{out.stem}.partial.safetensors")
     total = min(images, source.sizes[split])
     asked = {"kind": kind, "task": source.name, "source": source.source, "split": split}
     asked |= {"labels": "model", "seed": 0, **options}
-    done = _opened(beside, open_checkpoint(model), asked, total) if resume else None
+    done = _opened(beside, checkpoint, asked, total) if resume else None
     while done is None or record_of(done)["count"] < total:
         start = record_of(done)["count"] if done is not None else 0
         stop = min(start + PART, total)
-        part = collect(model, source, kind, split=split, start=start, images=stop, **options)
+        part = collect(checkpoint, source, kind, split=split, start=start, images=stop, **options)
         done = part if done is None else _joined(done, part)
         if stop < total:
             done.save(beside, overwrite=True)
