@@ -224,3 +224,16 @@ def test_a_folder_of_another_library_keeps_its_file(tmp_path: Path) -> None:
     out = open_checkpoint(f"dequantized:{folder}").save(tmp_path / "out")
     assert json.loads((out / "config.json").read_text()) == {"_class_name": "X"}
     assert open_checkpoint(out / file.name)["l.weight"].dtype == torch.bfloat16
+
+
+def test_scales_that_do_not_fit(tmp_path: Path) -> None:
+    codes, file = torch.ones(64, 32).to(torch.float8_e4m3fn), tmp_path / "m.safetensors"
+    for scale in (torch.ones(7), torch.ones(5, 1), torch.ones(1, 3)):
+        save_file({"l.weight": codes, "l.weight_scale": scale}, file)
+        with pytest.raises(
+            CheckpointError, match=r"l\.weight_scale of .* doesn't divide l\.weight"
+        ):
+            open_checkpoint(f"dequantized:{file}")
+    save_file({"l.weight": codes, "l.weight_scale": torch.ones(1), "m.weight": codes}, file)
+    with pytest.raises(CheckpointError, match=r"no scales for 1 float8 tensors: m\.weight"):
+        open_checkpoint(f"dequantized:{file}")

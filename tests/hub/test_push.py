@@ -20,6 +20,7 @@ pathlib.Path("edited/README.md").write_text("---\\ntags: [merge]\\n---\\n")
 pathlib.Path("edited/.cache").mkdir()
 pathlib.Path("edited/.cache/x").write_text("")
 assert run(["push", "edited", "org/mine"]) == 2  # without a license
+assert run(["push", "edited", "org/mine", "--license", "", "--dry-run"]) == 2
 assert run(["push", "edited", "mine", "--license", "mit", "--dry-run"]) == 2  # not ORG/NAME
 assert run(["push", "edited", "org/mine", "--license", "mit", "--dry-run"]) == 0
 print("---")

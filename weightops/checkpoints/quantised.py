@@ -18,6 +18,7 @@ from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ComputedSource, Source, Spec, cut
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.errors import CheckpointError
+from weightops.support.text import first_few
 
 DEQUANTIZED = "dequantized:"
 """The beginning of a ref whose quantised weights are to be read as floating-point numbers."""
@@ -90,6 +91,8 @@ def dequantise(checkpoint: Checkpoint) -> Checkpoint:
     Raises:
         CheckpointError: if no weights are quantised in a layout that is known.
     """
+    if checkpoint.form.space == "delta":
+        raise CheckpointError(f"{checkpoint.ref} holds a change of weights, not quantised weights")
     architecture = checkpoint.architecture
     config: Mapping[str, Any] = architecture.config if architecture else {}
     settings: dict[str, Any] = next((config[key] for key in CONFIG_KEYS if config.get(key)), {})
@@ -101,6 +104,13 @@ def dequantise(checkpoint: Checkpoint) -> Checkpoint:
             f"{checkpoint.ref} has no weights that are quantised in a known layout"
             + (f"; its configuration says {method}" if method else ""),
             hint="known: MXFP4, float8 with scales, bitsandbytes, GPTQ, AWQ, pack-quantized",
+        )
+    used = {part for decoder in decoders.values() for part in decoder.parts}
+    bare = [n for n, s in stored.specs.items() if s.dtype in _FLOAT8 and n not in used]
+    if bare:
+        raise CheckpointError(
+            f"{checkpoint.ref} has no scales for {len(bare)} float8 tensors: {first_few(bare)}",
+            hint="save the scales beside them, as weight_scale or weight_scale_inv",
         )
     form = LinearForm.of(Dequantised(stored, decoders))
     removed: dict[str, Any] = {key: None for key in CONFIG_KEYS if key in config}
@@ -158,19 +168,25 @@ def _float8(stored: Source, stem: str, settings: Mapping[str, Any]) -> Decoder |
         return None
     shape, scale = stored.specs[weight].shape, stored.specs[scales[0]]
     wide = scale.dtype.is_floating_point and scale.dtype.itemsize > 1
+    grid = (*scale.shape, 1) if len(scale.shape) == 1 and scale.numel > 1 else scale.shape
     block = settings.get("weight_block_size")
+    sizes = {
+        dim: block[dim] if block else _block_size(shape[dim], grid[dim])
+        for dim in (-2, -1)
+        if len(grid) > 1 and grid[dim] > 1
+    }
+    if any(not size or -(-shape[dim] // size) != grid[dim] for dim, size in sizes.items()):
+        raise CheckpointError(
+            f"{scales[0]} of {stored.ref} has shape {tuple(scale.shape)}, which doesn't divide "
+            f"{weight} of shape {tuple(shape)} into blocks"
+        )
 
     def decode(codes: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         if factors.dtype == torch.uint8:
             factors = torch.ldexp(torch.ones(()), factors.int() - 127)
-        factors = factors.float()
-        if factors.dim() == 1 and factors.numel() > 1:
-            factors = factors[:, None]
-        for dim in (-2, -1) if factors.dim() >= 2 else ():
-            count = factors.shape[dim]
-            if count > 1:
-                size = block[dim] if block else _block_size(shape[dim], count)
-                factors = factors.repeat_interleave(size, dim).narrow(dim, 0, shape[dim])
+        factors = factors.float().reshape(grid)
+        for dim, size in sizes.items():
+            factors = factors.repeat_interleave(size, dim).narrow(dim, 0, shape[dim])
         return codes.float() * factors
 
     spec = Spec(shape, scale.dtype if wide else torch.bfloat16)
@@ -178,8 +194,13 @@ def _float8(stored: Source, stem: str, settings: Mapping[str, Any]) -> Decoder |
 
 
 def _block_size(length: int, count: int) -> int:
-    """Return the size of ``count`` blocks where no configuration says it: the usual 128, if so."""
-    return 128 if -(-length // 128) == count else -(-length // count)
+    """Return the size of ``count`` blocks where no configuration says it; 0 if none fits.
+
+    It is the usual 128 if that gives so many, the last of which may be shorter.
+    """
+    if -(-length // 128) == count:
+        return 128
+    return 0 if length % count else length // count
 
 
 # ------------------------------------------------------------------------ bitsandbytes

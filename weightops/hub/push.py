@@ -94,6 +94,10 @@ def _card_for(path: Path, repo: str, license: str | None) -> str:
             f"{path} states no license, and people need one to use the weights",
             hint="license=..., such as mit or apache-2.0; or license: in the card's metadata",
         )
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise OptionError(
+            f"{license!r} is no license as the Hub names them", hint="such as mit or apache-2.0"
+        )
     if license is not None and license != known:
         line = f"license: {license}\n"
         if known is not None:
