@@ -234,6 +234,6 @@ def test_scales_that_do_not_fit(tmp_path: Path) -> None:
             CheckpointError, match=r"l\.weight_scale of .* doesn't divide l\.weight"
         ):
             open_checkpoint(f"dequantized:{file}")
-    save_file({"l.weight": codes, "l.weight_scale": torch.ones(1), "m.weight": codes}, file)
+    save_file({"l.weight": codes, "l.weight_scale": torch.ones(1), "m.weight": codes.clone()}, file)
     with pytest.raises(CheckpointError, match=r"no scales for 1 float8 tensors: m\.weight"):
         open_checkpoint(f"dequantized:{file}")
