@@ -6,7 +6,8 @@ Each row writes two models in one form. The columns: the folder or file opens wi
 the vector of the two, applied with 1, gives the second to the bit; their merge is their mean;
 `.model()` builds a model with the right outputs; the merge is saved; and what is saved gives the
 mean in the library that the form is of. "refused" is a `WeightopsError`; a blank means that the
-form has no such step. Rows of quantised weights differ in their codes.
+form has no such step. Rows of quantised weights differ in their codes. Those of adapters are in
+`forms_of_adapters.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forms_of_adapters
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
@@ -376,11 +379,11 @@ def computes(form: Form, module: Any, state: State) -> bool:
     return torch.allclose(outputs(module), outputs(filled(form.kind, state)), atol=1e-4)
 
 
-def row(form: Form) -> list[str]:
-    """Return the cells of a form."""
+def row(name: str, steps: Callable[[Path], Iterator[tuple[str, Callable[[], bool]]]]) -> list[str]:
+    """Return the cells of a form, of which each step gives one."""
     cells = dict.fromkeys(COLUMNS, "")
     with tempfile.TemporaryDirectory() as folder:
-        for column, step in steps(form, Path(folder)):
+        for column, step in steps(Path(folder)):
             try:
                 cells[column] = "yes" if step() else "WRONG"
             except WeightopsError:
@@ -388,7 +391,7 @@ def row(form: Form) -> list[str]:
             except Exception as error:
                 after = cells["saves"] == "refused"
                 cells[column] = "" if after else f"FAILED: {type(error).__name__} {error}"
-    return [form.name, *cells.values()]
+    return [name, *cells.values()]
 
 
 def main() -> None:
@@ -398,7 +401,10 @@ def main() -> None:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     print(f"| form | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}")
     for form in forms():
-        print(f"| {' | '.join(row(form))} |", flush=True)
+        print(f"| {' | '.join(row(form.name, partial(steps, form)))} |", flush=True)
+    for kind in forms_of_adapters.rows():
+        cells = row(kind.name, partial(forms_of_adapters.steps, kind))
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
