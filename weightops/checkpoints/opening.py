@@ -171,8 +171,8 @@ def open_any(source: CheckpointLike) -> Checkpoint:
             "a task vector was given where weights are needed", hint="apply it to a base first"
         )
     if isinstance(source, Mapping):
-        bare.check_no_halves(source, "a state dict")
-        return Checkpoint(LinearForm.of(MemorySource(source, "a state dict")))
+        in_memory = MemorySource(source, "a state dict")
+        return Checkpoint(LinearForm.of(bare.opened(in_memory, in_memory.ref)))
     opened = open_ref(source)
     # Half precision is only how the embedded model is stored.
     return opened.to(torch.float32) if source == EMBEDDED else opened
@@ -206,7 +206,7 @@ def open_ref(ref: str | Path) -> Checkpoint:
     try:
         file = _weights_in(path) if path.is_dir() else bare.folder_of(path) or path
         source = _open_file(file) if file else parts.open_folder(path)
-        bare.check_no_halves(source.specs, str(path))
+        source = bare.opened(source, str(path))
         architecture = fetched.architecture if fetched else None
         if architecture is None and path.is_dir():
             architecture = architecture_of(path) or OtherFolder.recognise(path)
