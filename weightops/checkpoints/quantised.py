@@ -105,6 +105,12 @@ def dequantise(checkpoint: Checkpoint) -> Checkpoint:
             + (f"; its configuration says {method}" if method else ""),
             hint="known: MXFP4, float8 with scales, bitsandbytes, GPTQ, AWQ, pack-quantized",
         )
+    own = architecture.own_names(decoders) if architecture else list(decoders)
+    if len(own) < len(decoders):
+        raise CheckpointError(
+            f"{checkpoint.ref} is made of several folders, of which some are quantised",
+            hint="name the folder of the quantised one",
+        )
     used = {part for decoder in decoders.values() for part in decoder.parts}
     bare = [n for n, s in stored.specs.items() if s.dtype in _FLOAT8 and n not in used]
     if bare:
