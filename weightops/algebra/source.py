@@ -58,6 +58,7 @@ class Source(ABC):
         space: "weights" or "delta".
         made_from: the provenance record that weightops wrote into the file; empty if there is none.
         skipped: the names of entries that aren't tensors.
+        keys: the keys of the dictionaries of weights in the file, the one that is opened first.
         computed: True if each tensor is computed when it is opened, so that it is opened once.
         identity: equal for two sources only if they are one place in one state; None if unknown.
         files: the files that are read, in the state in which they were opened.
@@ -69,6 +70,7 @@ class Source(ABC):
     space: Space = "weights"
     made_from: Mapping[str, Any] = {}
     skipped: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
     computed: bool = False
     identity: object = None
     files: Sequence[InputFile] = ()
