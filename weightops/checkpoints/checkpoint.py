@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from weightops.algebra.codes import is_packed
+from weightops.algebra.codes import REMEDY, is_packed
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.provenance import fingerprint, provenance
@@ -216,7 +216,7 @@ class Checkpoint(Tensors):
         if codes and (kind or any(name.endswith(".weight") for name in codes)):
             raise CheckpointError(
                 f"{self.ref} holds quantised weights{kind}: {first_few(codes)}",
-                hint="load the model with its library, or convert it to bfloat16 first",
+                hint=f"{REMEDY}; or load the model with its library",
             )
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:

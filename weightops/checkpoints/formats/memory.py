@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from weightops.algebra.source import Source, Spec
 from weightops.errors import CheckpointError
@@ -51,7 +52,7 @@ class MemorySource(Source):
             if unreadable:
                 raise CheckpointError(
                     f"{ref} holds a {unreadable} tensor at {name}",
-                    hint="make it dense and put it in memory",
+                    hint="make it dense and put it in memory: dequantize(), full_tensor()",
                 )
             shape, dtype = tensor.shape, tensor.dtype
             self.specs[name] = Spec(tuple(shape), dtype)
@@ -77,6 +78,8 @@ def _unreadable_kind(tensor: torch.Tensor) -> str | None:
     """Return the kind of a tensor whose elements can't be read in place; None for other tensors."""
     if tensor.is_meta:
         return "meta"
+    if is_traceable_wrapper_subclass(tensor):  # of torchao, or one process's part of a tensor
+        return type(tensor.detach()).__name__
     if tensor.is_quantized:
         return "quantised"
     if tensor.is_nested:

@@ -284,7 +284,7 @@ def _check_result(name: str, value: Any, seen: set[int], *, in_module: bool = Fa
     if isinstance(value, StandIn) and _depends_on_tensors(value if in_module else value.args, seen):
         raise CheckpointError(
             f"{name[:200]} is what {value.name[:200]} makes of stored numbers",
-            hint="save it as a plain tensor",
+            hint="save it as a plain tensor, which dequantize() makes of a quantised one",
         )
 
 
