@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from weightops.algebra.source import Source, Spec
 from weightops.errors import CheckpointError
@@ -78,7 +77,7 @@ def _unreadable_kind(tensor: torch.Tensor) -> str | None:
     """Return the kind of a tensor whose elements can't be read in place; None for other tensors."""
     if tensor.is_meta:
         return "meta"
-    if is_traceable_wrapper_subclass(tensor):  # of torchao, or one process's part of a tensor
+    if hasattr(tensor, "__tensor_flatten__"):  # made of others: torchao's, or torch's DTensor
         return type(tensor.detach()).__name__
     if tensor.is_quantized:
         return "quantised"
