@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from weightops.algebra.codes import differing_codes
+from weightops.algebra.codes import REMEDY, differing_codes, is_packed
 from weightops.algebra.dtypes import is_editable, name_of
 from weightops.algebra.names import (
     NameRules,
@@ -144,7 +144,7 @@ class LinearForm:
             raise MismatchError(
                 f"{describe(self)} holds {len(fixed)} {kind} tensors, which can't be edited: "
                 f"{first_few(fixed)}",
-                hint="dequantized: before a path reads quantised weights as bfloat16",
+                hint=REMEDY,
             )
         if shapes or extra:
             raise mismatch(
@@ -286,7 +286,10 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
     if not (shapes or dtypes or (only_a and not common) or (strict and (only_a or only_b))):
         _check_fixed(a, b)
         return only_a + only_b
-    if shapes:
+    unlike = {*only_a, *only_b, *(text.split(" ")[0] for text in (*shapes, *dtypes))}
+    if any(is_packed(f.specs[n]) for f in (a, b) for n in unlike if n in f.specs):
+        hint = REMEDY
+    elif shapes:
         hint = "both must come from one architecture"
     elif dtypes:
         hint = (
@@ -317,8 +320,7 @@ def _check_fixed(a: LinearForm, b: LinearForm) -> None:
         raise MismatchError(
             f"{describe(a)} and {describe(b)} differ in {len(differing)} {kinds} tensors, which "
             f"can't be averaged or subtracted: {first_few(differing)}",
-            hint="dequantized: before a path reads quantised weights as bfloat16; codes and "
-            "indices must be the same in both",
+            hint=f"{REMEDY}; codes and indices must be the same in both",
         )
 
 

@@ -59,6 +59,7 @@ class Source(ABC):
         made_from: the provenance record that weightops wrote into the file; empty if there is none.
         metadata: the texts that others wrote into the file beside its tensors.
         skipped: the names of entries that aren't tensors.
+        keys: the keys of the dictionaries of weights in the file, the one that is opened first.
         computed: True if each tensor is computed when it is opened, so that it is opened once.
         identity: equal for two sources only if they are one place in one state; None if unknown.
         files: the files that are read, in the state in which they were opened.
@@ -71,6 +72,7 @@ class Source(ABC):
     made_from: Mapping[str, Any] = {}
     metadata: Mapping[str, str] = {}
     skipped: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
     computed: bool = False
     identity: object = None
     files: Sequence[InputFile] = ()

@@ -36,7 +36,7 @@ _PRINT_RECIPE = click.Option(
 
 
 @command(
-    Borrowed("weightops.merging.merge:merge", only=("base", "seed", "rank")),
+    Borrowed("weightops.merging.merge:merge", only=("base", "seed", "rank", "strict")),
     SAVE,
     arguments=(_ARGUMENTS, _PRINT_RECIPE, *OUTPUT),
     settings=_UNKNOWN_OPTIONS,
@@ -83,14 +83,14 @@ def merge(
     if given.pop("print_recipe", False):
         echo_json(recipe.to_dict()) if json_ else click.echo(recipe.to_yaml(), nl=False)
         return
-    output = output_options(given)
+    how, output = taken(given, ("strict",)), output_options(given)
     if output.get("dry_run"):
         recipe = replace(recipe, batchnorm=None)
     else:
         check_free(output["out"], overwrite=may_exist(output))
     count = len(recipe.models)
     title = f"{recipe.method} of {count} model{'s' * (count > 1)}"
-    save(recipe.merge(), title, json_, **output)
+    save(recipe.merge(**how), title, json_, **output)
 
 
 def _read_recipe(arguments: Sequence[str], stated: dict[str, Any]) -> Recipe:

@@ -253,12 +253,16 @@ class Recipe:
         """Return the recipe as YAML."""
         return as_yaml(self.to_dict())
 
-    def merge(self) -> Checkpoint:
+    def merge(self, *, strict: bool = False) -> Checkpoint:
         """Merge the models; the result is lazy, unless it needs images.
 
         The recipe goes into the metadata and the model card of what is saved.
+
+        Args:
+            strict: refuse models that are configured differently, and vectors that were made from
+                another base, instead of warning.
         """
-        return RecipeMerge(self).run()
+        return RecipeMerge(self, strict=strict).run()
 
 
 def _joined(recipes: list[Recipe]) -> Recipe:

@@ -43,6 +43,7 @@ class RecipeMerge:
         recipe: the recipe.
         named: name -> a recipe that it may name as a model; by default the recipe's own.
         running: the names of the recipes that wait for this one.
+        strict: refuse models that don't belong together, instead of warning; see `merge`.
     """
 
     def __init__(
@@ -50,8 +51,11 @@ class RecipeMerge:
         recipe: Recipe,
         named: Mapping[str, Recipe] | None = None,
         running: tuple[str, ...] = (),
+        *,
+        strict: bool = False,
     ) -> None:
         self.recipe = recipe
+        self._strict = strict
         self._named = recipe.named if named is None else {**named, **recipe.named}
         self._running = running or ((recipe.name,) if recipe.name else ())
         self._opened: dict[str, Checkpoint] = {}
@@ -109,7 +113,8 @@ class RecipeMerge:
             return self._stacked(recipe, module)
         opened = self._group(recipe)
         models = [opened[ref] for ref in recipe.models]
-        return _merged(recipe, models, opened[recipe.base] if recipe.base else None)
+        base = opened[recipe.base] if recipe.base else None
+        return _merged(recipe, models, base, self._strict)
 
     def _modules(self, recipe: Recipe) -> tuple[Checkpoint, Recipe]:
         """Merge the parts of a model each by a recipe of its own."""
@@ -168,7 +173,8 @@ class RecipeMerge:
                         models.append(take(opened[ref], span))
                 span = piece.base_layers or piece.layers[0]
                 base = take(opened[piece.base], span) if piece.base else None
-                part, pruned = _merged(replace(piece, dtype=recipe.dtype), models, base)
+                whole = replace(piece, dtype=recipe.dtype)
+                part, pruned = _merged(whole, models, base, self._strict)
             parts.append(part)
             pieces.append(replace(pruned, dtype=None))
             starts.append(opened[piece.models[0]])
@@ -186,7 +192,9 @@ class RecipeMerge:
         if self._tokens is None:
             return opened
         first = opened[refs[0]]
-        matched = {ref: open_matched(model, first) for ref, model in opened.items()}
+        matched = {
+            ref: open_matched(model, first, strict=self._strict) for ref, model in opened.items()
+        }
         base = self._tokens.base if self._tokens.base in matched else None
         return self._tokens.mapped(matched, base)
 
@@ -201,8 +209,8 @@ class RecipeMerge:
             chain = " -> ".join([*self._running[self._running.index(ref) :], ref])
             raise RecipeError(f"recipes that name each other in a circle: {chain}")
         if ref in self._named:
-            inner = RecipeMerge(self._named[ref], self._named, (*self._running, ref))
-            return inner.run()
+            running = (*self._running, ref)
+            return RecipeMerge(self._named[ref], self._named, running, strict=self._strict).run()
         start, plus, adapter = ref.rpartition("+")
         if not plus or Path(ref).exists():
             return open_any(ref)
@@ -270,7 +278,7 @@ def _only_stacks(recipe: Recipe) -> bool:
 
 
 def _merged(
-    recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None
+    recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None, strict: bool
 ) -> tuple[Checkpoint, Recipe]:
     """Merge opened models, and return the recipe without the patterns that match nothing."""
     if recipe.dtype:
@@ -288,6 +296,7 @@ def _merged(
         statistics=made_statistics(
             recipe.models, recipe.statistics, recipe.weights, recipe.options
         ),
+        strict=strict,
         **recipe.options,
     )
     return merged, recipe
