@@ -58,6 +58,7 @@ class Recipe:
         batchnorm: a task on whose images running statistics are recomputed, or None.
         tokenizer: the vocabulary to merge by token; None merges rows by their numbers.
         chat_template: "auto", the name of a chat template, or its text; None for the base's.
+        fill_missing: the ref of the whole model that what is merged is a part of, or None.
         name: what the merge is called, by which recipes beside it may refer to it.
         named: name -> a recipe that this one may name as a model.
         forgiving: True for a recipe of mergekit's, which may have patterns that match no tensor.
@@ -91,6 +92,7 @@ class Recipe:
     batchnorm: str | None = None
     tokenizer: TokenizerChoice | None = None
     chat_template: str | None = None
+    fill_missing: str | None = None
     name: str | None = None
     named: Mapping[str, Recipe] = field(default_factory=dict)
     forgiving: bool = field(default=False, compare=False)
@@ -204,6 +206,7 @@ class Recipe:
             "batchnorm": self.batchnorm,
             "tokenizer": self.tokenizer and self.tokenizer.to_dict(),
             "chat_template": self.chat_template,
+            "fill_missing": self.fill_missing,
             "name": self.name,
             "named": {name: recipe.to_dict() for name, recipe in self.named.items()},
         }

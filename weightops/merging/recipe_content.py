@@ -23,9 +23,9 @@ from weightops.merging.yaml_lines import line_of, located
 
 KEYS = (
     *("method", "base", "models", "slices", "modules", "alpha", "options", "seed", "rank", "dtype"),
-    *("batchnorm", "tokenizer", "chat_template", "name", "named", "base_layers"),
+    *("batchnorm", "tokenizer", "chat_template", "fill_missing", "name", "named", "base_layers"),
 )
-WHOLE = ("dtype", "batchnorm", "tokenizer", "chat_template", "named", "name")
+WHOLE = ("dtype", "batchnorm", "tokenizer", "chat_template", "fill_missing", "named", "name")
 """The keys that belong to a whole recipe, not to a slice or a module of it."""
 _MODEL_KEYS = ("model", "weight", "layers", "statistics")
 
@@ -37,10 +37,12 @@ def whole_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         RecipeError: for a value that its key can't have.
         UnknownNameError: for an unknown key.
     """
-    fields = {key: content.get(key) for key in ("dtype", "batchnorm", "name")}
+    fields = {key: content.get(key) for key in ("dtype", "batchnorm", "fill_missing", "name")}
     for key, value in fields.items():
         if not isinstance(value, (str, type(None))):
             raise RecipeError(f"{key} is {value!r:.80}, and must be a name")
+    if fields["fill_missing"] is not None and content.get("tokenizer") is not None:
+        raise RecipeError("fill_missing keeps the vocabulary of the whole model: no tokenizer")
     if content.get("tokenizer") is not None:
         with located(line_of(content, "tokenizer")):
             fields["tokenizer"] = TokenizerChoice.of(content["tokenizer"])
@@ -56,7 +58,8 @@ def whole_lines(content: Mapping[str, Any]) -> dict[str, str]:
     tokenizer = content.get("tokenizer")
     tokens = tokenizer.get("tokens") if isinstance(tokenizer, Mapping) else None
     lines = {str(token): line_of(tokens, token) for token in tokens or ()}
-    return lines | {key: line_of(content, key) for key in ("tokenizer", "chat_template")}
+    keys = ("tokenizer", "chat_template", "fill_missing")
+    return lines | {key: line_of(content, key) for key in keys}
 
 
 def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
