@@ -6,7 +6,8 @@ Tiny Llamas with tokenizers, some of which have tokens that others lack, and an 
 by mergekit 0.1.5 and by `weightops merge` from the same files, those in parity_recipes.yaml. The
 table has the largest difference of the merged tensors relative to the largest element, and the
 share of elements that differ by more than rounding; for methods that draw at random, the ratio of
-the norms of the change. Recipes that consist of several documents are run by mergekit-multi.
+the norms of the change. Recipes that consist of several documents are run by mergekit-multi, those
+of mixtures of experts by mergekit-moe.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from safetensors.torch import load_file
 
 RANDOM = ("dare linear one", "dare ties normalized gradient", "della")
 RECIPES: dict[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
-MODELS = re.compile(r"\b(model|base_model|source|tokenizer_source): (base\+lora|base|[abc]|chat)\b")
+MODELS = re.compile(
+    r"\b(model|(?:base|source)_model|source|tokenizer_source): (base\+lora|base|[abc]|chat)\b"
+)
+PARTS = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
 
 
 def make(folder: Path) -> None:
@@ -71,8 +75,20 @@ def make(folder: Path) -> None:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    files = sorted(folder.glob("*.safetensors"))
-    return {name: value.double() for file in files for name, value in load_file(file).items()}
+    """The tensors of a folder; Mixtral's experts each by itself, as the Hub's files have them."""
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, value in load_file(file).items():
+            layer, _, part = name.rpartition(".mlp.experts.")
+            if part in PARTS:
+                for i, expert in enumerate(value.double()):
+                    for own, half in zip(PARTS[part], expert.chunk(len(PARTS[part])), strict=True):
+                        found[f"{layer}.block_sparse_moe.experts.{i}.{own}.weight"] = half
+            elif name.endswith(".mlp.gate.weight"):
+                found[name.replace("mlp", "block_sparse_moe")] = value.double()
+            else:
+                found[name] = value.double()
+    return found
 
 
 def compare(name: str, folder: Path, ours: Path, theirs: Path) -> dict[str, Any]:
@@ -126,6 +142,7 @@ def main() -> None:
             single = ["mergekit-yaml", "recipe.yml", str(theirs), "--lora-merge-cache", "loras"]
             several = ["mergekit-multi", "recipe.yml", "-I", f"{name} parts", "--out-path"]
             kit = [*several, str(theirs)] if "---" in text else single
+            kit = ["mergekit-moe", "recipe.yml", str(theirs)] if "experts:" in text else kit
             run([str(args.mergekit / kit[0]), *kit[1:]], folder)
             run([sys.executable, "-m", "weightops", "merge", "recipe.yml", "-o", str(ours)], folder)
             report[name] = compare(name, folder, ours, theirs)

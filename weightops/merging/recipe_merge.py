@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.linear_form import LinearForm, check_match
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import open_any
@@ -19,6 +19,8 @@ from weightops.errors import CheckpointError, RecipeError, SpaceError, Weightops
 from weightops.hub.cards import merge_card
 from weightops.merging.filling import fill_missing
 from weightops.merging.layers import Stack, stack_layers, take_layers
+from weightops.merging.mixture import family_of, make_mixture
+from weightops.merging.mixture_choice import Mixture
 from weightops.merging.output_files import differing_tokens, with_chat_template
 from weightops.merging.recipe_content import as_yaml
 from weightops.merging.recipe_models import merge_models
@@ -40,6 +42,7 @@ class RecipeMerge:
         recipe: the recipe.
         named: name -> a recipe that it may name as a model; by default the recipe's own.
         running: the names of the recipes that wait for this one.
+        device: where models are run.
     """
 
     def __init__(
@@ -47,8 +50,9 @@ class RecipeMerge:
         recipe: Recipe,
         named: Mapping[str, Recipe] | None = None,
         running: tuple[str, ...] = (),
+        device: str = "cpu",
     ) -> None:
-        self.recipe = recipe
+        self.recipe, self._device = recipe, device
         self._named = recipe.named if named is None else {**named, **recipe.named}
         self._running = running or ((recipe.name,) if recipe.name else ())
         self._opened: dict[str, Checkpoint] = {}
@@ -71,7 +75,7 @@ class RecipeMerge:
             return merged
         from weightops.evaluation.batchnorm import recompute_batchnorm
 
-        return recompute_batchnorm(merged, recipe.batchnorm, device="cpu")
+        return recompute_batchnorm(merged, recipe.batchnorm, device=self._device)
 
     def _whole(self) -> Checkpoint:
         """Merge by the whole recipe; the result has no dtype, recipe or card yet."""
@@ -80,7 +84,7 @@ class RecipeMerge:
         if recipe.tokenizer is not None:
             with located(recipe.lines.get("tokenizer", "")):
                 self._tokens = self._token_map(refs)
-        elif len(refs) > 1 and not _only_stacks(recipe):
+        elif len(refs) > 1 and not recipe.mixture and not _only_stacks(recipe):
             self._warn_of_vocabularies(refs)
         merged, self.recipe = self._part(recipe, None)
         if recipe.fill_missing is not None:
@@ -103,6 +107,8 @@ class RecipeMerge:
 
     def _part(self, recipe: Recipe, module: str | None) -> tuple[Checkpoint, Recipe]:
         """Merge by a recipe, and return the recipe without the patterns that match nothing."""
+        if recipe.mixture:
+            return self._mixture(recipe, recipe.mixture), recipe
         if recipe.modules:
             return self._modules(recipe)
         if recipe.slices:
@@ -110,6 +116,30 @@ class RecipeMerge:
         opened = self._group(recipe)
         models = [opened[ref] for ref in recipe.models]
         return merge_models(recipe, models, opened[recipe.base] if recipe.base else None)
+
+    def _mixture(self, recipe: Recipe, mixture: Mixture) -> Checkpoint:
+        """Make models the experts of one model."""
+        opened = self._group(recipe)
+        assert recipe.base is not None
+        base, experts = opened[recipe.base], []
+        with located(recipe.lines.get("mixture", "")):
+            model_type = family_of(mixture, opened.values())
+        for ref in recipe.models:
+            with located(recipe.lines.get(ref, "")):
+                expert = open_matched(opened[ref], base)
+                check_match(base.form, expert.form, strict=False)
+            experts.append(expert)
+        dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
+        with located(recipe.lines.get("mixture", "")):
+            return make_mixture(
+                base,
+                experts,
+                mixture,
+                model_type,
+                seed=recipe.seed,
+                dtype=dtype,
+                device=self._device,
+            )
 
     def _modules(self, recipe: Recipe) -> tuple[Checkpoint, Recipe]:
         """Merge the parts of a model each by a recipe of its own."""
@@ -201,7 +231,7 @@ class RecipeMerge:
             chain = " -> ".join([*self._running[self._running.index(ref) :], ref])
             raise RecipeError(f"recipes that name each other in a circle: {chain}")
         if ref in self._named:
-            inner = RecipeMerge(self._named[ref], self._named, (*self._running, ref))
+            inner = RecipeMerge(self._named[ref], self._named, (*self._running, ref), self._device)
             return inner.run()
         start, plus, adapter = ref.rpartition("+")
         if not plus or Path(ref).exists():
