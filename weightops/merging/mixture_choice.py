@@ -1,4 +1,4 @@
-"""What a recipe says of a mixture of experts: the models, and how a router chooses among them."""
+"""The mixture of experts that a recipe describes: its models, and the way to their routers."""
 
 from __future__ import annotations
 
