@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -85,12 +84,13 @@ def merge(
         return
     how, output = taken(given, ("strict",)), output_options(given)
     if output.get("dry_run"):
-        recipe = replace(recipe, batchnorm=None)
+        recipe = recipe.without_runs()
     else:
         check_free(output["out"], overwrite=may_exist(output))
     count = len(recipe.models)
-    title = f"{recipe.method} of {count} model{'s' * (count > 1)}"
-    save(recipe.merge(**how), title, json_, **output)
+    title = f"{'mixture' if recipe.mixture else recipe.method} of {count} model{'s' * (count > 1)}"
+    merged = recipe.merge(device=output.get("device", "cpu"), **how)
+    save(merged, title, json_, **output)
 
 
 def _read_recipe(arguments: Sequence[str], stated: dict[str, Any]) -> Recipe:

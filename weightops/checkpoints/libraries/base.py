@@ -206,6 +206,14 @@ class Architecture(ABC):
             f"{self.folder} isn't a folder of transformers, whose tokenizer a text needs"
         )
 
+    def prompt_tokens(self, texts: Sequence[str]) -> list[torch.Tensor]:
+        """Return the token ids of each text, after the token that texts begin with, if any.
+
+        Raises:
+            CheckpointError: if the model isn't a language model with a usable tokenizer.
+        """
+        return [self.tokens(text) for text in texts]
+
     @property
     def context(self) -> int:
         """The number of tokens that a language model takes at once.
