@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,6 +91,11 @@ class Learner(nn.Module):
         """Load the data; called once, before the first step."""
 
     @property
+    def reading(self) -> Mapping[str, Any]:
+        """What the record of a run says of its data."""
+        return {"source": self.source}
+
+    @property
     @abstractmethod
     def digest(self) -> str:
         """Eight hex digits that identify the data to learn from."""
@@ -145,9 +151,14 @@ class ImageLearner(Learner):
             raise TaskError(f"{self.name} has no training images")
 
     @property
+    def reading(self) -> Mapping[str, Any]:
+        return self._task.reading("train")
+
+    @property
     def digest(self) -> str:
         labels = np.asarray(self._task.load("train").labels)
-        return _digest(prompts_id(self._task), labels.tobytes())
+        order = self._task.class_order or ""
+        return _digest(prompts_id(self._task) + order, labels.tobytes())
 
     def __len__(self) -> int:
         return len(self._pixels)
