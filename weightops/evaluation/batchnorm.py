@@ -99,7 +99,7 @@ def encoder_with_batchnorm(model: ImageModel) -> nn.Module:
     Raises:
         OptionError: if that part has no batch normalisation with running statistics.
     """
-    encoder: nn.Module = model.module.get_submodule(model.trained_prefix.removesuffix("."))
+    encoder, _ = model.trained
     if not any(map(_has_statistics, encoder.modules())):
         raise OptionError(
             f"{model.base.ref} has no batch normalisation: there is nothing to recompute"

@@ -9,18 +9,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import nn
 from tqdm import tqdm
 
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.libraries.dual_encoders import DUAL_ENCODERS, is_dual_encoder
 from weightops.checkpoints.matching import as_open_clip
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import CheckpointError, NonfiniteError, OutputError, TaskError
@@ -47,7 +49,6 @@ class ImageModel:
         tokenizer: turns texts into token ids.
         device: the device of the module.
         base: the checkpoint that the module was built from.
-        trained_prefix: the prefix of the names of the tensors that are fine-tuned.
     """
 
     module: Any
@@ -56,8 +57,6 @@ class ImageModel:
     device: torch.device
     base: Checkpoint
     _pixels: dict[tuple[Task, str], Pixels] = field(default_factory=dict)
-
-    trained_prefix: ClassVar[str] = "visual."
 
     @classmethod
     def open(
@@ -83,6 +82,10 @@ class ImageModel:
             return model
         checkpoint = as_open_clip(open_checkpoint(model))
         torch_device = pick_device(device)
+        if is_dual_encoder(checkpoint.architecture):
+            from weightops.evaluation.dual_encoder import DualEncoder
+
+            return DualEncoder.build(checkpoint, torch_device)
         if checkpoint.architecture is not None and checkpoint.architecture.is_classifier:
             return Classifier.build(checkpoint, torch_device, learning)
         module = checkpoint.model().to(torch_device)
@@ -90,10 +93,16 @@ class ImageModel:
             raise CheckpointError(
                 f"{checkpoint.ref} is a {type(module).__name__}, whose image and text encoders "
                 "aren't known: no zero-shot head can be built",
-                hint="CLIP models of open_clip and transformers (model_type clip) have one",
+                hint="CLIP models of open_clip have one, and those of transformers with a "
+                f"model_type of clip, {', '.join(sorted(DUAL_ENCODERS))}",
             )
         preprocess, tokenizer = checkpoint.preprocess(), checkpoint.tokenizer()
         return cls(module, preprocess, tokenizer, torch_device, checkpoint)
+
+    @property
+    def trained(self) -> tuple[nn.Module, str]:
+        """The part that is fine-tuned, and what its names begin with in the whole module."""
+        return self.module.visual, "visual."
 
     def pixels(self, task: Task, split: str) -> Pixels:
         """Return the preprocessed images of a split, which are kept for later passes."""
@@ -186,8 +195,10 @@ class ImageModel:
         config = getattr(self.base.architecture, "config", None)
         digest = sha256(json.dumps(config, sort_keys=True, default=str).encode())
         tensors = {f"tokens {i}": class_tokens for i, class_tokens in enumerate(tokens)}
+        part, prefix = self.trained
+        of_images = {f"{prefix}{name}" for name in part.state_dict()}
         for name, tensor in (*tensors.items(), *self.module.state_dict().items()):
-            if not name.startswith("visual."):
+            if name not in of_images:
                 content = tensor.detach().reshape(-1).cpu().contiguous().view(torch.uint8).numpy()
                 digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
                 digest.update(content.data)
@@ -202,7 +213,9 @@ def _say_order_is_unused(model: str, task: str) -> None:
 class Classifier(ImageModel):
     """A classifier of images with a head of its own, such as timm's; it has no text encoder."""
 
-    trained_prefix: ClassVar[str] = ""
+    @property
+    def trained(self) -> tuple[nn.Module, str]:
+        return self.module, ""
 
     @classmethod
     def build(

@@ -47,13 +47,14 @@ class Learner(nn.Module):
         module: nn.Module,
         prefix: str,
         *,
+        trained: nn.Module | None = None,
         name: str,
         source: str,
         device: torch.device,
     ) -> None:
         super().__init__()
         self._whole_model = (module,)  # in a tuple: what doesn't learn is no part of this module
-        self.trained = module.get_submodule(prefix.removesuffix("."))
+        self.trained = trained or module.get_submodule(prefix.removesuffix("."))
         self.base, self.prefix, self.device = base, prefix, device
         self.name, self.source = name, source
         # Sharded tensors don't show which of them are tied.
@@ -129,10 +130,12 @@ class ImageLearner(Learner):
     _pixels: Pixels
 
     def __init__(self, model: ImageModel, task: Task) -> None:
+        trained, prefix = model.trained
         super().__init__(
             model.base,
             model.module,
-            model.trained_prefix,
+            prefix,
+            trained=trained,
             name=task.name,
             source=task.source,
             device=model.device,
