@@ -212,7 +212,7 @@ def _read_as_asked(given: dict[str, Any], context: click.Context) -> dict[str, A
     from weightops.tasks.table import as_read
 
     how = {name: given.pop(name) for name in sorted(asked)}
-    named = tasks & given.keys()
+    named = {name for name in tasks & given.keys() if given[name] != "base"}
     if not named:
         raise click.UsageError(f"--{next(iter(how)).replace('_', '-')} is for tasks that are named")
     for key in named:

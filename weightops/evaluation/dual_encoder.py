@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from weightops.checkpoints.libraries.transformers import TransformersArchitectur
 from weightops.evaluation.image_model import ImageModel
 
 
+@dataclass(eq=False)
 class DualEncoder(ImageModel):
     """A model of transformers with an image and a text encoder, which isn't open_clip's CLIP.
 
@@ -34,9 +36,7 @@ class DualEncoder(ImageModel):
         tokenizer, padding = text_preparation(architecture)
         preprocess = image_preparation(architecture)
         module = checkpoint.model().to(device)
-        model = cls(module, preprocess, tokenizer, device, checkpoint)
-        model.padding = padding
-        return model
+        return cls(module, preprocess, tokenizer, device, checkpoint, padding=padding)
 
     @property
     def trained(self) -> tuple[nn.Module, str]:

@@ -55,7 +55,8 @@ class Recipe:
         base_layers: in a slice, the layers of the base; those of the first model by default.
         slices: recipes for groups of layers, from the first to the last, in place of all else.
         modules: part of the model -> the recipe for it, in place of all else.
-        batchnorm: a task on whose images running statistics are recomputed, or None.
+        batchnorm: a task on whose images running statistics are recomputed, "base" to keep the
+            base's, or None.
         tokenizer: the vocabulary to merge by token; None merges rows by their numbers.
         chat_template: "auto", the name of a chat template, or its text; None for the base's.
         name: what the merge is called, by which recipes beside it may refer to it.
