@@ -59,7 +59,8 @@ class Recipe:
         slices: recipes for groups of layers, from the first to the last, in place of all else.
         modules: part of the model -> the recipe for it, in place of all else.
         mixture: how the models become experts of one model, in place of a method.
-        batchnorm: a task on whose images running statistics are recomputed, or None.
+        batchnorm: a task on whose images running statistics are recomputed, "base" to keep the
+            base's, or None.
         tokenizer: the vocabulary to merge by token; None merges rows by their numbers.
         chat_template: "auto", the name of a chat template, or its text; None for the base's.
         fill_missing: the ref of the whole model that what is merged is a part of, or None.

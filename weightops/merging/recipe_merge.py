@@ -70,11 +70,16 @@ class RecipeMerge:
             file = recipe.lines.get("file")
             raise (error.prefixed(file) if file else error) from error
         recipe = self.recipe  # without the patterns that match nothing
+        if recipe.batchnorm == "base":
+            from weightops.evaluation.batchnorm import with_batchnorm
+
+            base = self._open(recipe.base) if recipe.base else None
+            merged = with_batchnorm(merged, recipe.batchnorm, base)
         merged.recipe = portable(recipe.to_dict())
         text = as_yaml(merged.recipe)
         merged.card = merge_card(recipe.method, recipe.models, recipe.base, text)
         merged = merged.to(getattr(torch, recipe.dtype)) if recipe.dtype else merged
-        if recipe.batchnorm is None:
+        if recipe.batchnorm in (None, "base"):
             return merged
         from weightops.evaluation.batchnorm import recompute_batchnorm
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import TaskError
+from weightops.evaluation.batchnorm import BatchNorm
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession, Vectors, weighted_sum
 from weightops.search.strategies import SearchOptions
@@ -89,6 +90,7 @@ def analogy(
     finetuned: Finetuned = None,
     search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
     training: TrainingConfig | None = None,
+    batchnorm: BatchNorm | None = None,
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
@@ -122,6 +124,7 @@ def analogy(
         finetuned=finetuned,
         search=search,
         training=training,
+        batchnorm=batchnorm,
         device=device,
     )
     return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)

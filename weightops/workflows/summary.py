@@ -12,6 +12,8 @@ from weightops.reports.outcome import versions
 from weightops.search.goal import difference, interval
 from weightops.search.session import EditSession, Measured
 from weightops.task_vector import TaskVector
+from weightops.tasks.derived import parts_of
+from weightops.tasks.task import SPLITS, Task
 from weightops.workflows.base import Workflow
 from weightops.workflows.result import EditResult
 
@@ -40,7 +42,7 @@ def summarize(
     tasks = {
         task.name: {
             "role": role,
-            "source": task.source,
+            **task.reading(*_splits(workflow, task)),
             **{
                 model: dict(measured.scores[task.name])
                 for model, measured in test.items()
@@ -65,6 +67,13 @@ def summarize(
         **result.more,
     }
     return {**summary, **workflow.conclude(tasks)}
+
+
+def _splits(workflow: Workflow, task: Task) -> list[str]:
+    """Return the splits of a task that a workflow uses."""
+    learned = [part for one in workflow.learned for part in (one, *parts_of(one))]
+    trains = task in learned and not workflow.finetuned
+    return [split for split in SPLITS if split != "train" or trains]
 
 
 def settings(workflow: Workflow) -> dict[str, Any]:

@@ -149,7 +149,7 @@ processor = AutoProcessor.from_pretrained("{folder}")
         return next((int(self.config[name]) for name in names if self.config.get(name)), 1024)
 
     def tokens(self, text: str) -> torch.Tensor:
-        tokenizer = self._load("for the tokenizer", "AutoTokenizer")
+        tokenizer = self.text_tokenizer()
         return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def prompt_tokens(self, texts: Sequence[str]) -> list[torch.Tensor]:
@@ -159,10 +159,14 @@ processor = AutoProcessor.from_pretrained("{folder}")
         return [torch.tensor(each, dtype=torch.long) for each in ids["input_ids"]]
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
-        tokenizer = self._load("for the tokenizer", "AutoTokenizer")
+        tokenizer = self.text_tokenizer()
         return lambda texts: tokenizer(
             texts, padding="max_length", truncation=True, return_tensors="pt"
         )["input_ids"]
+
+    def text_tokenizer(self) -> Any:
+        """Return transformers' tokenizer of the folder."""
+        return self._load("for the tokenizer", "AutoTokenizer")
 
     def _transformers(self, purpose: str) -> Any:
         try:
