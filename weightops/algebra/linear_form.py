@@ -19,7 +19,7 @@ from weightops.algebra.names import (
     mismatch,
     value_at,
 )
-from weightops.algebra.source import Source, Space, Spec
+from weightops.algebra.source import Factors, Source, Space, Spec
 from weightops.errors import MismatchError, OptionError, SpaceError
 from weightops.support.input_files import InputFile
 from weightops.support.text import first_few
@@ -113,6 +113,26 @@ class LinearForm:
             if value:
                 totals[factor.source] = totals.get(factor.source, 0.0) + value
         return {source: value for source, value in totals.items() if value}
+
+    def rank(self, name: str) -> int | None:
+        """Return the columns of the `factors` of a matrix, or None if its sources keep none."""
+        if len(self.specs[name].shape) != 2:
+            return None
+        ranks = [source.rank(name) for source in self.coefficients(name)]
+        return None if None in ranks else sum(rank or 0 for rank in ranks)
+
+    def factors(self, name: str) -> Factors:
+        """Return two matrices whose product a matrix with a `rank` is, side by side of all terms.
+
+        ``sum_i c_i B_i A_i = [c_1 B_1, c_2 B_2, ...] [A_1; A_2; ...]``
+        """
+        height, width = self.specs[name].shape
+        lefts, rights = [torch.zeros(height, 0)], [torch.zeros(0, width)]
+        for source, coefficient in self.coefficients(name).items():
+            left, right = source.factors(name)
+            lefts.append(left * coefficient)
+            rights.append(right)
+        return torch.cat(lefts, 1), torch.cat(rights)
 
     def plus(self, other: LinearForm) -> LinearForm:
         """Return the sum of two deltas, or of weights and a delta.

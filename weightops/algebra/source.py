@@ -17,6 +17,8 @@ from weightops.algebra.scratch import Scratch
 from weightops.support.input_files import InputFile
 from weightops.support.text import portable
 
+Factors = tuple[torch.Tensor, torch.Tensor]
+"""Two matrices, of shapes ``(m, r)`` and ``(r, n)``, whose product is one of shape ``(m, n)``."""
 Space = Literal["weights", "delta"]
 """Weights are affine (their coefficients sum to 1); deltas are differences of weights (0)."""
 
@@ -96,6 +98,14 @@ class Source(ABC):
         The engine then computes the combination in one pass with the terms around it.
         """
         return None
+
+    def rank(self, name: str) -> int | None:
+        """Return r if a matrix is kept as a product of two with r columns and rows, else None."""
+        return None
+
+    def factors(self, name: str) -> Factors:
+        """Return the two matrices whose product a matrix is, for one that has a `rank`."""
+        raise NotImplementedError
 
     @property
     def leaves(self) -> list[Source]:

@@ -14,7 +14,7 @@ import torch
 from weightops.algebra.linear_form import Factor, LinearForm, tied_names
 from weightops.algebra.names import NameRules, escape, layer_of
 from weightops.algebra.scratch import Scratch
-from weightops.algebra.source import Source, Spec, copy_of
+from weightops.algebra.source import Factors, Source, Spec, copy_of
 from weightops.checkpoints.clip_names import COUNTERS, mappings, unwrapped
 from weightops.checkpoints.conversion import Conversion, TensorMapping
 from weightops.checkpoints.libraries.memory_names import MemoryNames
@@ -101,6 +101,15 @@ class Renamed(Source):
         if mapping.kind == "copy":
             return self.source.open(mapping.names[0], scratch)
         return super().open(name, scratch)
+
+    def rank(self, name: str) -> int | None:
+        mapping = self.mapped[name]
+        is_one = mapping.kind in ("copy", "transpose") and mapping.conversion is None
+        return self.source.rank(mapping.names[0]) if is_one else None
+
+    def factors(self, name: str) -> Factors:
+        left, right = self.source.factors(self.mapped[name].names[0])
+        return (right.T, left.T) if self.mapped[name].kind == "transpose" else (left, right)
 
     def _convert(self, conversion: Conversion) -> list[torch.Tensor]:
         with self._lock:
