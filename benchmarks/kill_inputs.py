@@ -44,7 +44,7 @@ def make_inputs(folder: Path) -> dict[str, str]:
     paths["vector"] = str(vector.save(folder / "vector.safetensors"))
     config = config_for("embedded", steps=8, batch_size=8, lr=1e-3)
     finetune("embedded", paths["wrong"], config, out=folder / "tuned", device="cpu")
-    return {**paths, "tuned": str(folder / "tuned"), "folder": paths["e0"]}
+    return {**paths, "tuned": str(folder / "tuned")}
 
 
 def write_tasks(folder: Path) -> dict[str, str]:

@@ -88,7 +88,7 @@ VERBS = {
         "--finetuned {e1} --finetuned {tuned} --alphas 0,1 -o {out}",
         resumes=True,
     ),
-    "push": Verb("push {folder} somebody/model --dry-run"),
+    "push": Verb("push {tuned} somebody/model --license mit --dry-run"),
 }
 
 Files = Mapping[str, bytes]

@@ -69,6 +69,11 @@ _UNRELATED = re.compile(
 """Names of files and folders beside weights that a model doesn't need."""
 
 
+def is_weights_file(path: Path) -> bool:
+    """Return whether a file's name says that it holds weights, or is an index of such files."""
+    return bool(_WEIGHTS.fullmatch(path.name))
+
+
 def copy_companions(config: Path, folder: Path) -> None:
     """Copy everything beside a configuration that belongs to its model, folders included.
 
@@ -89,7 +94,7 @@ def _copy_folder(source: Path, folder: Path, config: Path, carried: list[str]) -
     """Copy the companions in a folder, to any depth; a folder without any isn't made."""
     is_top = source == config.parent
     for path in sorted(source.iterdir()):
-        is_weights = bool(_WEIGHTS.fullmatch(path.name))
+        is_weights = is_weights_file(path)
         if _UNRELATED.fullmatch(path.name) or (is_top and is_weights):
             continue
         if path.is_dir() and not path.is_symlink():

@@ -63,7 +63,7 @@ processor = AutoProcessor.from_pretrained("{folder}")
             raise CheckpointError(
                 f"{self.config_path} names the architecture {name}, which transformers doesn't have"
             )
-        with library_errors(f"the model of {self.config_path} can't be built"):
+        with self._building():
             module: nn.Module = kind(
                 transformers.AutoConfig.from_pretrained(
                     self.folder, trust_remote_code=False, **self.changes
