@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -13,7 +14,9 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
+from weightops.checkpoints.libraries.config_checks import library_errors
 from weightops.checkpoints.libraries.memory_names import MemoryNames
+from weightops.checkpoints.libraries.model_size import bounded
 from weightops.errors import CheckpointError
 from weightops.support.json_files import read_json, write_json
 from weightops.support.sibling_files import ADAPTER_CONFIG, copy_companions, other_companions
@@ -94,6 +97,13 @@ class Architecture(ABC):
     @abstractmethod
     def build(self) -> nn.Module:
         """Build the module in evaluation mode; its weights are yet to be filled in."""
+
+    @contextmanager
+    def _building(self) -> Iterator[None]:
+        """Convert the errors of a library that builds a module, and bound the module's size."""
+        fact = f"{self.library} can't build the model of {self.config_path}"
+        with library_errors(fact), bounded(self.config, self.config_path):
+            yield
 
     @abstractmethod
     def preprocess(self) -> Callable[[Any], torch.Tensor]:

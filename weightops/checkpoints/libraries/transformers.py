@@ -63,7 +63,14 @@ processor = AutoProcessor.from_pretrained("{folder}")
             raise CheckpointError(
                 f"{self.config_path} names the architecture {name}, which transformers doesn't have"
             )
-        with library_errors(f"the model of {self.config_path} can't be built"):
+        kinds = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+        if "auto_map" in self.config and self.config.get("model_type") not in kinds:
+            raise CheckpointError(
+                f"{self.config_path} sets auto_map to code for the model_type "
+                f"{self.config.get('model_type')!r:.80}, which transformers doesn't have; code of "
+                "a folder is never run"
+            )
+        with self._building():
             module: nn.Module = kind(self._settings(transformers))
         return module.eval()
 
