@@ -33,7 +33,7 @@ from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.other_folder import OtherFolder, PipelineFolder, written_name
 from weightops.checkpoints.libraries.table import architecture_of
 from weightops.checkpoints.quantised import DEQUANTIZED, dequantise
-from weightops.checkpoints.renaming import with_prefix
+from weightops.checkpoints.renamed import with_prefix
 from weightops.errors import CheckpointError, SpaceError
 from weightops.support.registry import Registry
 from weightops.support.text import first_few
