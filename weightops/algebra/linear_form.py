@@ -112,7 +112,8 @@ class LinearForm:
             value = coefficient * factor.multiplier(name)
             if value:
                 totals[factor.source] = totals.get(factor.source, 0.0) + value
-        return {source: value for source, value in totals.items() if value}
+        cancelled = 0.0 in totals.values()
+        return {s: value for s, value in totals.items() if value} if cancelled else totals
 
     def plus(self, other: LinearForm) -> LinearForm:
         """Return the sum of two deltas, or of weights and a delta.
