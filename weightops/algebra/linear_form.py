@@ -112,7 +112,8 @@ class LinearForm:
             value = coefficient * factor.multiplier(name)
             if value:
                 totals[factor.source] = totals.get(factor.source, 0.0) + value
-        return {source: value for source, value in totals.items() if value}
+        cancelled = 0.0 in totals.values()
+        return {s: value for s, value in totals.items() if value} if cancelled else totals
 
     def rank(self, name: str) -> int | None:
         """Return the columns of the `factors` of a matrix, or None if its sources keep none."""

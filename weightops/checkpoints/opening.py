@@ -35,6 +35,7 @@ from weightops.checkpoints.libraries.table import architecture_of
 from weightops.checkpoints.quantised import DEQUANTIZED, dequantise
 from weightops.checkpoints.renamed import with_prefix
 from weightops.errors import CheckpointError, SpaceError
+from weightops.support.collector import uncollected
 from weightops.support.registry import Registry
 from weightops.support.text import first_few
 
@@ -166,6 +167,7 @@ def open_any(source: CheckpointLike) -> Checkpoint:
     return opened.to(torch.float32) if source == EMBEDDED else opened
 
 
+@uncollected()
 def open_ref(ref: str | Path) -> Checkpoint:
     """Open the file or folder that a path or ref names, in its own dtypes, weights or a delta.
 
