@@ -314,7 +314,8 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
         hint = "both must come from one architecture"
     elif dtypes:
         hint = (
-            "convert one of them, for example with open_checkpoint(...).to(torch.float32)"
+            "convert one of them: `weightops merge MODEL --out-dtype float32 -o CONVERTED`, or "
+            "open_checkpoint(...).to(torch.float32)"
             if floats
             else "they mean different things: both must come from one program"
         )
