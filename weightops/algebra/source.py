@@ -57,6 +57,7 @@ class Source(ABC):
         ties: alias -> name of the tensor that it shares; aliases are in ``specs`` too.
         space: "weights" or "delta".
         made_from: the provenance record that weightops wrote into the file; empty if there is none.
+        metadata: the texts that others wrote into the file beside its tensors.
         skipped: the names of entries that aren't tensors.
         keys: the keys of the dictionaries of weights in the file, the one that is opened first.
         computed: True if each tensor is computed when it is opened, so that it is opened once.
@@ -69,6 +70,7 @@ class Source(ABC):
     ties: Mapping[str, str]
     space: Space = "weights"
     made_from: Mapping[str, Any] = {}
+    metadata: Mapping[str, str] = {}
     skipped: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     computed: bool = False

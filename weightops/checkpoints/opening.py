@@ -159,8 +159,8 @@ def open_any(source: CheckpointLike) -> Checkpoint:
             "a task vector was given where weights are needed", hint="apply it to a base first"
         )
     if isinstance(source, Mapping):
-        bare.check_no_halves(source, "a state dict")
-        return Checkpoint(LinearForm.of(MemorySource(source, "a state dict")))
+        in_memory = MemorySource(source, "a state dict")
+        return Checkpoint(LinearForm.of(bare.opened(in_memory, in_memory.ref)))
     opened = open_ref(source)
     # Half precision is only how the embedded model is stored.
     return opened.to(torch.float32) if source == EMBEDDED else opened
@@ -196,7 +196,7 @@ def open_ref(ref: str | Path) -> Checkpoint:
             source, architecture = _open_folder(path)
         else:
             source, architecture = _open_file(bare.folder_of(path) or path), None
-        bare.check_no_halves(source.specs, str(path))
+        source = bare.opened(source, str(path))
         architecture = fetched.architecture if fetched and fetched.architecture else architecture
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
