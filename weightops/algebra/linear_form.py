@@ -270,19 +270,20 @@ def _twin(factor: Factor, terms: Mapping[Factor, float]) -> Factor:
 def tied_names(form: LinearForm) -> dict[str, str]:
     """Return alias -> the name whose tensor it shares in the result.
 
-    Two names are tied if they have equal coefficients and are tied in every source with one.
+    Two names are tied if they have equal coefficients and are tied in every source with one. Of
+    tied names the first is the one that has the tensor, as sources may name different ones.
     """
-    candidates = {
-        alias: name for source in reversed(form.sources) for alias, name in source.ties.items()
-    }
+    pairs = [pair for source in form.sources for pair in source.ties.items()]
+    candidates = {name for pair in pairs for name in pair}
+    owners: dict[object, str] = {}
     tied: dict[str, str] = {}
-    for alias, name in candidates.items():
-        if alias in form.specs and name in form.specs:
-            coefficients = form.coefficients(alias)
-            if coefficients == form.coefficients(name) and all(
-                s.ties.get(alias, alias) == s.ties.get(name, name) for s in coefficients
-            ):
-                tied[alias] = tied.get(name, name)
+    for name in form.specs if candidates else ():
+        if name in candidates:
+            coefficients = form.coefficients(name) or dict.fromkeys(form.sources, 0.0)
+            key = frozenset((s, s.ties.get(name, name), c) for s, c in coefficients.items())
+            owner = owners.setdefault(key, name)
+            if owner != name:
+                tied[name] = owner
     return tied
 
 
