@@ -13,7 +13,7 @@ from weightops.algebra.source import copy_of
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.conversion import TensorMapping
 from weightops.checkpoints.libraries.base import Architecture
-from weightops.checkpoints.renaming import renamed
+from weightops.checkpoints.renamed import renamed
 from weightops.checkpoints.skeleton import shared_names
 
 log = logging.getLogger("weightops")
