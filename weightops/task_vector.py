@@ -16,13 +16,9 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.matching import in_common_names, match_names, open_matched
 from weightops.checkpoints.module_copy import empty_copy
-from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
+from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.checkpoints.origin import Origin
-from weightops.checkpoints.ties import (
-    architecture_of_ends,
-    warn_of_ends_that_differ,
-    with_tied_names,
-)
+from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
 from weightops.checkpoints.vector_files import open_vector, write_lora, write_vector
 from weightops.engine.evaluate import OnNonfinite, materialize
 from weightops.engine.reduce import gram
@@ -80,9 +76,7 @@ class TaskVector(Tensors):
         same_config: bool = False,
     ) -> None:
         base = open_checkpoint(pre)
-        opened = open_any(finetuned)
-        warn_of_ends_that_differ(base, opened)
-        other = open_matched(opened, base, strict=same_config)
+        other = open_matched(finetuned, base, strict=same_config)
         base = with_tied_names(base, other.specs)
         self.form, left_out = LinearForm.difference(other.form, base.form, strict=strict)
         self.base = Origin.of(base)
@@ -228,8 +222,7 @@ class TaskVector(Tensors):
             UnknownNameError: if a pattern of ``alpha`` matches nothing.
             NonfiniteError: naming the tensors, if ``on_nonfinite="error"``.
         """
-        warn_of_ends_that_differ(opened := open_checkpoint(base))
-        opened = with_tied_names(opened, self.form.specs)
+        opened = with_tied_names(open_checkpoint(base), self.form.specs)
         form = self._edited(opened, alpha, strict)
         if isinstance(base, nn.Module):
             module, tensors = empty_copy(base)
