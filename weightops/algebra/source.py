@@ -20,6 +20,9 @@ from weightops.support.text import portable
 
 _CPU = torch.device("cpu")
 
+Factors = tuple[torch.Tensor, torch.Tensor]
+"""Two matrices, of shapes ``(m, r)`` and ``(r, n)``, whose product is one of shape ``(m, n)``."""
+
 Space = Literal["weights", "delta"]
 """Weights are affine (their coefficients sum to 1); deltas are differences of weights (0)."""
 
@@ -60,7 +63,9 @@ class Source(ABC):
         ties: alias -> name of the tensor that it shares; aliases are in ``specs`` too.
         space: "weights" or "delta".
         made_from: the provenance record that weightops wrote into the file; empty if there is none.
+        metadata: the texts that others wrote into the file beside its tensors.
         skipped: the names of entries that aren't tensors.
+        keys: the keys of the dictionaries of weights in the file, the one that is opened first.
         computed: True if each tensor is computed when it is opened, so that it is opened once.
         identity: equal for two sources only if they are one place in one state; None if unknown.
         files: the files that are read, in the state in which they were opened.
@@ -71,7 +76,9 @@ class Source(ABC):
     ties: Mapping[str, str]
     space: Space = "weights"
     made_from: Mapping[str, Any] = {}
+    metadata: Mapping[str, str] = {}
     skipped: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
     computed: bool = False
     identity: object = None
     files: Sequence[InputFile] = ()
@@ -113,6 +120,14 @@ class Source(ABC):
         The engine then computes the combination in one pass with the terms around it.
         """
         return None
+
+    def rank(self, name: str) -> int | None:
+        """Return r if a matrix is kept as a product of two with r columns and rows, else None."""
+        return None
+
+    def factors(self, name: str) -> Factors:
+        """Return the two matrices whose product a matrix is, for one that has a `rank`."""
+        raise NotImplementedError
 
     @property
     def leaves(self) -> list[Source]:

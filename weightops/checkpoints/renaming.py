@@ -14,7 +14,7 @@ import torch
 from weightops.algebra.linear_form import Factor, LinearForm, tied_names
 from weightops.algebra.names import NameRules, escape, layer_of
 from weightops.algebra.scratch import Scratch
-from weightops.algebra.source import Source, Spec, copy_of
+from weightops.algebra.source import Factors, Source, Spec, copy_of
 from weightops.checkpoints.clip_names import COUNTERS, mappings, unwrapped
 from weightops.checkpoints.conversion import Conversion, TensorMapping
 from weightops.checkpoints.libraries.memory_names import MemoryNames
@@ -102,6 +102,15 @@ class Renamed(Source):
             return self.source.open(mapping.names[0], scratch)
         return super().open(name, scratch)
 
+    def rank(self, name: str) -> int | None:
+        mapping = self.mapped[name]
+        is_one = mapping.kind in ("copy", "transpose") and mapping.conversion is None
+        return self.source.rank(mapping.names[0]) if is_one else None
+
+    def factors(self, name: str) -> Factors:
+        left, right = self.source.factors(self.mapped[name].names[0])
+        return (right.T, left.T) if self.mapped[name].kind == "transpose" else (left, right)
+
     def _convert(self, conversion: Conversion) -> list[torch.Tensor]:
         with self._lock:
             if conversion not in self._converted:
@@ -135,6 +144,12 @@ class Renamed(Source):
     def describe(self) -> dict[str, object]:
         """Return the description of the source: other names don't change what it was made from."""
         return self.source.describe()
+
+
+def with_prefix(source: Source, prefix: str) -> Source:
+    """Return a source whose names begin with a prefix."""
+    mapped = {prefix + name: TensorMapping("copy", (name,)) for name in source.specs}
+    return Renamed(source, mapped, {prefix + name: s for name, s in source.specs.items()})
 
 
 def rename_to_match(
@@ -222,7 +237,7 @@ def matched_names(
 
 def _through_memory(form: LinearForm, base: LinearForm, names: MemoryNames) -> LinearForm | None:
     """Return a form in the names of a base, by way of their model's names in memory, or None."""
-    mine, theirs = _plain_names(form, names), _plain_names(base, names)
+    mine, theirs = _plain_names(form, base, names), _plain_names(base, form, names)
     if mine is None or theirs is None:
         return None
     loading = _loading(form, mine, names)
@@ -237,11 +252,15 @@ def _through_memory(form: LinearForm, base: LinearForm, names: MemoryNames) -> L
     return None if _unmapped(in_memory, saving) else renamed(in_memory, saving)
 
 
-def _plain_names(form: LinearForm, names: MemoryNames) -> dict[str, str] | None:
-    """Return name -> a form's name, with or without wrappers' prefixes; None if some are lost."""
+def _plain_names(form: LinearForm, other: LinearForm, names: MemoryNames) -> dict[str, str] | None:
+    """Return name -> a form's name, with or without wrappers' prefixes; None if some are lost.
+
+    Names that the other form has, too, aren't lost: they are of another part of the folder.
+    """
     for originals in ({name: name for name in form.specs}, unwrapped(form.specs)):
         mapped = _loading(form, originals, names)
-        if not [name for name in _unmapped(form, mapped) if not names.is_ignored(name)]:
+        lost = [name for name in _unmapped(form, mapped) if name not in other.specs]
+        if all(names.is_ignored(name) for name in lost):
             return originals
     return None
 

@@ -33,6 +33,8 @@ _TORCH_SEGMENT = 1 << 24
 _VARIANCE = "running_var"
 """The end of the names of batch normalisation's variances."""
 
+_STATISTICS = "batchnorm=TASK recomputes them, batchnorm='base' keeps the base's"
+
 OnNonfinite = Literal["ignore", "warn", "error"]
 """The reaction to NaN and Inf in a result."""
 
@@ -239,7 +241,7 @@ def report_nonfinite(names: Iterable[str], how: OnNonfinite) -> None:
     others = [name for name in names if name not in variances]
     for kind, found, hint in (
         ("NaN or Inf", others, "check the inputs, or set on_nonfinite='warn'"),
-        ("negative or infinite variances", variances, "recompute them, with batchnorm=TASK"),
+        ("negative or infinite variances", variances, _STATISTICS),
     ):
         if not found:
             continue

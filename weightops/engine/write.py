@@ -84,7 +84,7 @@ def write(
             missing = len(work) - len(finished)
             raise OutputError(f"{missing} of {len(work)} parts of {folder} were not written")
         report_nonfinite((name for i in sorted(finished) for name in finished[i]), on_nonfinite)
-        _write_index(folder, files)
+        _write_indexes(folder, files)
         for path in folder.glob(f"{_JOURNAL}*"):
             path.unlink()
 
@@ -200,6 +200,7 @@ def _prepare(folder: Path, files: list[FileLayout], key: str) -> None:
             hint="resume=False clears it",
         )
     for file in files:
+        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_CREAT | os.O_WRONLY | (0 if journals else os.O_TRUNC)
         handle = os.open(folder / file.name, flags, 0o644)
         try:
@@ -222,14 +223,23 @@ def _finished_units(folder: Path, key: str) -> dict[int, list[str]]:
     return finished
 
 
-def _write_index(folder: Path, files: list[FileLayout]) -> None:
-    """Write the index of a checkpoint that has several files."""
-    if len(files) > 1:
+def _write_indexes(folder: Path, files: list[FileLayout]) -> None:
+    """Write an index of the files of each part that has several."""
+    parts: dict[str, list[FileLayout]] = {}
+    for file in files:
+        parts.setdefault(file.prefix, []).append(file)
+    for prefix, shards in parts.items():
+        if len(shards) == 1:
+            continue
         index = {
-            "metadata": {"total_size": sum(file.size - len(file.header) for file in files)},
-            "weight_map": {name: file.name for file in files for name in file.offsets},
+            "metadata": {"total_size": sum(file.size - len(file.header) for file in shards)},
+            "weight_map": {
+                name.removeprefix(prefix): Path(file.name).name
+                for file in shards
+                for name in file.offsets
+            },
         }
-        path = folder / f"{files[0].name.partition('-00001-of-')[0]}.safetensors.index.json"
+        path = folder / f"{shards[0].name.partition('-00001-of-')[0]}.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

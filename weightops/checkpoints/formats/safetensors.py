@@ -42,6 +42,7 @@ class SafetensorsSource(Source):
         self._file, header, data_start = _open(path)
         self._mapped: dict[str, torch.Tensor] = {}
         metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        self.metadata = metadata
         stored = {name: _spec(path, name, entry) for name, entry in header.items()}
         self._starts = {n: data_start + entry["data_offsets"][0] for n, entry in header.items()}
         self.ties = {
