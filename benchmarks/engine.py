@@ -32,6 +32,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -156,9 +157,19 @@ def make(folder: Path, billions: float, models: int = 5) -> list[Path]:
     return places
 
 
-def run(command: list[str], env: dict[str, str] | None = None) -> tuple[float, float]:
-    """Seconds and the peak of anonymous memory, in GB, of a process and its children."""
-    start = time.perf_counter()
+class Cost(NamedTuple):
+    """What a process and its children took."""
+
+    seconds: float
+    processor: float
+    """Seconds of the processor, user's and system's: they tell less of what else runs."""
+    gigabytes: float
+    """The peak of anonymous memory."""
+
+
+def run(command: list[str], env: dict[str, str] | None = None) -> Cost:
+    """Run a process and return what it took."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env={**os.environ, **(env or {})}
@@ -187,7 +198,9 @@ def run(command: list[str], env: dict[str, str] | None = None) -> tuple[float, f
         log.seek(0)
         if process.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{log.read().decode()[-3000:]}")
-    return seconds, peak[0] * 1024 / 1e9
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Cost(seconds, processor, peak[0] * 1024 / 1e9)
 
 
 def ours(method: str, places: list[Path], out: Path, ranks: int = 1) -> list[str]:
@@ -317,21 +330,11 @@ def small_tensors(folder: Path, tensors: int, elements: int) -> list[Path]:
     return paths
 
 
-def spent(command: list[str], out: Path) -> tuple[float, float]:
-    """Seconds of a process: on the clock, and of the processor, user's and system's together."""
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, check=True, capture_output=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    wall = time.perf_counter() - start
-    out.unlink()
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 def per_tensor(args: argparse.Namespace, folder: Path) -> None:
     """Print what a small tensor costs beyond the start, in microseconds, and the whole merge."""
     few, many = (small_tensors(folder, n, args.elements) for n in (10, args.tensors))
     out = folder / "merged.safetensors"
-    merging = [sys.executable, "-m", "weightops", "merge", "-o", str(out)]
+    merging = [sys.executable, "-m", "weightops", "merge", "--overwrite", "-o", str(out)]
     programs: dict[str, Callable[[list[str]], list[str]]] = {
         "linear of 2": lambda files: [*merging, *files[1:], "--method", "linear"],
         "task arithmetic of 2": lambda files: [
@@ -341,10 +344,9 @@ def per_tensor(args: argparse.Namespace, folder: Path) -> None:
     }
     for title, command in programs.items():
         runs = [
-            [spent(command([*map(str, files)]), out) for files in (few, many)]
-            for _ in range(args.repeats)
+            [run(command([*map(str, files)])) for files in (few, many)] for _ in range(args.repeats)
         ]
-        (start, start_cpu), (wall, cpu) = (
+        (start, start_cpu, _), (wall, cpu, _) = (
             [statistics.median(column) for column in zip(*(run[i] for run in runs), strict=True)]
             for i in (0, 1)
         )
@@ -362,10 +364,8 @@ def measured(command: list[str], out: Path, repeats: int, places: list[Path]) ->
         warm(places)
         results.append(run(command))
         clean(out)
-    return {
-        "seconds": round(statistics.median(s for s, _ in results), 2),
-        "gigabytes": round(statistics.median(m for _, m in results), 2),
-    }
+    columns = zip(Cost._fields, zip(*results, strict=True), strict=True)
+    return {name: round(statistics.median(column), 2) for name, column in columns}
 
 
 def main() -> None:
@@ -438,7 +438,8 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
             row["mergekit"] = measured(command, out, 1, places)
             if row["mergekit"]["seconds"] < SHORT:  # type: ignore[index]
                 row["mergekit"] = measured(command, out, args.repeats, places)
-            row["ratio"] = round(row["mergekit"]["seconds"] / row["weightops"]["seconds"], 1)  # type: ignore[index]
+            for ratio, column in (("ratio", "seconds"), ("ratio_of_processor", "processor")):
+                row[ratio] = round(row["mergekit"][column] / row["weightops"][column], 1)  # type: ignore[index]
             row["asked"] = ASKED[method]
         report["methods"][method] = row  # type: ignore[index]
         print(f"  {method:16} {json.dumps(row)}", flush=True)
