@@ -49,7 +49,8 @@ class SafetensorsSource(Source):
         self.ties = {
             alias: name
             for alias, name in metadata.items()
-            if name in stored and alias not in stored and _may_be_alias(alias, name)
+            if name in stored and alias not in stored
+            if _may_be_alias(alias, name) or (RECORD in metadata and alias != "format")
         }
         self.specs = {**stored, **{alias: stored[name] for alias, name in self.ties.items()}}
         self.made_from = _record(metadata)
