@@ -145,6 +145,8 @@ class EditSession:
         )
         self.base.load_into(self.image_model.module)
         self.finetuning_seconds += time.monotonic() - began
+        # Records name what it is, as its folder is only there while the workflow runs.
+        finetuned.source.ref = f"{origin.ref} fine-tuned on {task.name}"
         return TaskVector(origin, finetuned.to(self.dtype))
 
     def vector(self, given: CheckpointLike | TaskVector) -> TaskVector:
