@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -119,8 +120,16 @@ class Source(ABC):
         stored once or twice. It distinguishes checkpoints at the cost of reading a few megabytes.
         It doesn't prove that two are equal (`same_weights` does), nor who made them.
         """
-        digest, copies = self._digest(self.specs)
-        return self._digest(self.specs.keys() - copies)[0] if copies else digest
+        known = {n for n, owner in self.ties.items() if owner in self.specs and self._may_copy(n)}
+        digest, copies = self._digest(self.specs.keys() - known)
+        return self._digest(self.specs.keys() - known - copies)[0] if copies else digest
+
+    def _may_copy(self, name: str) -> bool:
+        """Return whether a tensor doesn't count for the fingerprint if it is tied to another."""
+        spec = self.specs[name]
+        if len(spec.shape) < 2:
+            return False
+        return _varies(_sample_of(self.read(name).detach().reshape(-1), spec), spec.dtype.itemsize)
 
     def _digest(self, names: Iterable[str]) -> tuple[str, set[str]]:
         """Return the digest of the samples of some tensors, and the names of copies of others."""
@@ -159,6 +168,20 @@ class ComputedSource(Source):
     def read(self, name: str) -> torch.Tensor:
         spec = self.specs[name]
         return self.open(name, Scratch())(0, spec.numel).reshape(spec.shape)
+
+
+class ExpressionSource(ComputedSource):
+    """A computed source whose fingerprint is that of its description, not of its results."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify the expression, as its result isn't computed yet."""
+        return record_fingerprint(self.describe())
+
+
+def record_fingerprint(record: Mapping[str, object]) -> str:
+    """Return 16 hex digits that identify the description of an expression."""
+    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
 _EMBEDDING = re.compile(r"embed|wte|shared")
