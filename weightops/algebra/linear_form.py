@@ -19,7 +19,7 @@ from weightops.algebra.names import (
     mismatch,
     value_at,
 )
-from weightops.algebra.source import Source, Space, Spec
+from weightops.algebra.source import Factors, Source, Space, Spec
 from weightops.errors import MismatchError, OptionError, SpaceError
 from weightops.support.input_files import InputFile
 from weightops.support.text import first_few
@@ -112,7 +112,25 @@ class LinearForm:
             value = coefficient * factor.multiplier(name)
             if value:
                 totals[factor.source] = totals.get(factor.source, 0.0) + value
-        return {source: value for source, value in totals.items() if value}
+        cancelled = 0.0 in totals.values()
+        return {s: value for s, value in totals.items() if value} if cancelled else totals
+
+    def rank(self, name: str) -> int | None:
+        """Return the columns of the `factors` of a matrix, or None if its sources keep none."""
+        if len(self.specs[name].shape) != 2:
+            return None
+        ranks = [source.rank(name) for source in self.coefficients(name)]
+        return None if None in ranks else sum(rank or 0 for rank in ranks)
+
+    def factors(self, name: str) -> Factors:
+        """Return ``[c_1 B_1, c_2 B_2, ...]`` and ``[A_1; A_2; ...]`` of a matrix with a `rank`."""
+        height, width = self.specs[name].shape
+        lefts, rights = [torch.zeros(height, 0)], [torch.zeros(0, width)]
+        for source, coefficient in self.coefficients(name).items():
+            left, right = source.factors(name)
+            lefts.append(left * coefficient)
+            rights.append(right)
+        return torch.cat(lefts, 1), torch.cat(rights)
 
     def plus(self, other: LinearForm) -> LinearForm:
         """Return the sum of two deltas, or of weights and a delta.
@@ -252,8 +270,7 @@ def tied_names(form: LinearForm) -> dict[str, str]:
     Two names are tied if they have equal coefficients and are tied in every source with one. Of
     tied names the first is the one that has the tensor, as sources may name different ones.
     """
-    pairs = [pair for source in form.sources for pair in source.ties.items()]
-    candidates = {name for pair in pairs for name in pair}
+    candidates = {n for source in form.sources for pair in source.ties.items() for n in pair}
     owners: dict[object, str] = {}
     tied: dict[str, str] = {}
     for name in form.specs if candidates else ():
@@ -294,7 +311,8 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
         hint = "both must come from one architecture"
     elif dtypes:
         hint = (
-            "convert one of them, for example with open_checkpoint(...).to(torch.float32)"
+            "convert one of them: `weightops merge MODEL --out-dtype float32 -o CONVERTED`, or "
+            "open_checkpoint(...).to(torch.float32)"
             if floats
             else "they mean different things: both must come from one program"
         )

@@ -17,6 +17,7 @@ from weightops.algebra.source import Source
 from weightops.checkpoints import refs
 from weightops.checkpoints.adapters import bare
 from weightops.checkpoints.adapters import folder as adapters
+from weightops.checkpoints.adapters.adapter import Adapter
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.folders import (
     PIPELINE,
@@ -39,8 +40,9 @@ from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.other_folder import OtherFolder, PipelineFolder, written_name
 from weightops.checkpoints.libraries.table import architecture_of
 from weightops.checkpoints.quantised import DEQUANTIZED, dequantise
-from weightops.checkpoints.renaming import with_prefix
+from weightops.checkpoints.renamed import with_prefix
 from weightops.errors import CheckpointError, SpaceError
+from weightops.support.collector import uncollected
 from weightops.support.registry import Registry
 from weightops.support.text import first_few
 
@@ -141,10 +143,16 @@ def open_checkpoint(source: CheckpointLike) -> Checkpoint:
     opened = open_any(source)
     if opened.form.space == "delta":
         raise SpaceError(
-            f"{source} holds a task vector, not weights",
-            hint="TaskVector.load(path).apply(base) applies it, or base= where there is one",
+            f"{opened.ref} holds {_kind_of_delta(opened)}, not weights",
+            hint="`weightops apply`, or TaskVector.apply, puts it on a base; where there is base=, "
+            "name the base there",
         )
     return opened
+
+
+def _kind_of_delta(opened: Checkpoint) -> str:
+    is_adapter = any(isinstance(source, Adapter) for source in opened.form.sources)
+    return "an adapter" if is_adapter else "a task vector"
 
 
 def open_any(source: CheckpointLike) -> Checkpoint:
@@ -172,6 +180,7 @@ def open_any(source: CheckpointLike) -> Checkpoint:
     return opened.to(torch.float32) if source == EMBEDDED else opened
 
 
+@uncollected()
 def open_ref(ref: str | Path) -> Checkpoint:
     """Open the file or folder that a path or ref names, in its own dtypes, weights or a delta.
 

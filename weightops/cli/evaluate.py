@@ -36,10 +36,7 @@ _TEXT = click.Option(
 
 
 @command(
-    Borrowed(
-        "weightops.evaluation.table:evaluate",
-        only=("split", "device", "class_order", "skip_unreadable", *_SCORING),
-    ),
+    Borrowed("weightops.evaluation.table:evaluate", only=("split", "device", *_SCORING)),
     arguments=[_EVALUATOR, _TEXT],
 )
 def evaluate(
@@ -79,7 +76,6 @@ def evaluate(
     """
     from weightops.evaluation.table import EVALUATORS
     from weightops.support.atomic import reserved
-    from weightops.tasks.check import without_unreadable
     from weightops.tasks.table import EVALUATED, as_tasks
 
     if "text" in given:
@@ -93,14 +89,8 @@ def evaluate(
     with reserved(out, overwrite=overwrite) if out is not None else nullcontext():
         opened = _open_models((*reference, *models), base, strict=strict)
         listed = as_tasks(tasks or EVALUATED)
-        if given.get("skip_unreadable"):
-            listed = [without_unreadable(task) for task in listed]
         scoring = taken(given, _SCORING)
-        how = {
-            "split": given.get("split", "test"),
-            "device": given.get("device", "auto"),
-            "class_order": given.get("class_order"),
-        }
+        how = {"split": given.get("split", "test"), "device": given.get("device", "auto")}
         records = _score(opened, listed, evaluator, **how, **scoring)
         columns = evaluator.columns_of(records[0]["metrics"])
         if reference:
@@ -152,7 +142,6 @@ def _score(
     *,
     split: str,
     device: str,
-    class_order: str | None,
     **scoring: Any,
 ) -> list[dict[str, Any]]:
     """Score each model on each task: one record for both."""
@@ -161,7 +150,7 @@ def _score(
 
     records = []
     for checkpoint in models:
-        model = ImageModel.open(checkpoint, device, class_order=class_order)
+        model = ImageModel.open(checkpoint, device)
         for task in tasks:
             scores = evaluator.score(model, task, split, **scoring)
             records.append(record(model, task, split, scores, kind=evaluator.kind))

@@ -16,6 +16,7 @@ from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.source import Spec
 from weightops.engine.plan import SEGMENT, plan, units
 from weightops.errors import OptionError
+from weightops.support.collector import uncollected
 
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS.items()}
 
@@ -39,6 +40,7 @@ class FileLayout:
     prefix: str = ""
 
 
+@uncollected()
 def layout(
     form: LinearForm,
     filename: str,

@@ -20,15 +20,22 @@ import torch
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.scratch import Scratch, Slot
-from weightops.engine.evaluate import OnNonfinite, evaluate, has_flaw, report_nonfinite
+from weightops.engine.evaluate import OnNonfinite, evaluate, flawed, report_nonfinite
 from weightops.engine.layout import FileLayout
-from weightops.engine.plan import Segment, plan, units
+from weightops.engine.plan import Segment, joined, plan, units
 from weightops.engine.ranks import ONE_RANK, Ranks
 from weightops.engine.threads import parallel
 from weightops.errors import CheckpointError, OutputError
+from weightops.support.collector import uncollected
 from weightops.support.input_files import InputFile, check_unchanged
 
 _JOURNAL = "journal."
+
+_PARTITION = b"2"
+"""The version of how a job is divided into units, which a journal counts."""
+
+_BLOCK = 1 << 18
+"""Bytes that are written at once: few enough to be in the processor's cache still."""
 
 
 def write(
@@ -56,7 +63,7 @@ def write(
         CheckpointError: if an input changed meanwhile; the files are removed.
         NonfiniteError: naming the tensors, if ``on_nonfinite="error"``.
     """
-    work = units(plan(form, [name for file in files for name in file.offsets]))
+    work = _divided(form, files)
     inputs = form.files
     key = _job_key(files, inputs, device)
     if ranks.first:
@@ -80,6 +87,12 @@ def write(
         _write_indexes(folder, files)
         for path in folder.glob(f"{_JOURNAL}*"):
             path.unlink()
+
+
+@uncollected()
+def _divided(form: LinearForm, files: list[FileLayout]) -> list[list[Segment]]:
+    """Return the units of a job. What is joined is neighbours in a file, and written at once."""
+    return units(step for file in files for step in joined(plan(form, file.offsets), form.specs))
 
 
 @contextmanager
@@ -123,10 +136,9 @@ def _unit_writer(
 
         nonfinite = []
         for segment, out in evaluate(unit, target, scratch):
-            name = segment.step.name
-            if on_nonfinite != "ignore" and has_flaw(segment, out):
-                nonfinite.append(name)
-            handle, offset = places[name]
+            if on_nonfinite != "ignore":
+                nonfinite += flawed(segment, out)
+            handle, offset = places[segment.step.name]
             data = out.cpu().view(torch.uint8).numpy().data
             _pwrite(handle, data, offset + segment.start * out.element_size())
         return nonfinite
@@ -167,7 +179,7 @@ def _job_key(
     files: list[FileLayout], inputs: Sequence[InputFile], device: torch.device | None
 ) -> str:
     """Return a digest of the device, the inputs' states, and the headers with the expression."""
-    digest = sha256(device.type.encode() if device else b"cpu")
+    digest = sha256(_PARTITION + (device.type.encode() if device else b"cpu"))
     digest.update(repr([file.state for file in inputs]).encode())
     for file in files:
         digest.update(file.name.encode() + file.header)
@@ -234,5 +246,5 @@ def _write_indexes(folder: Path, files: list[FileLayout]) -> None:
 def _pwrite(handle: int, data: memoryview, offset: int) -> None:
     """Write all the data at an offset."""
     while data:
-        written = os.pwrite(handle, data, offset)
+        written = os.pwrite(handle, data[:_BLOCK], offset)
         data, offset = data[written:], offset + written

@@ -87,6 +87,11 @@ _VERSION = re.compile(r".*version.*|_name_or_path|name_or_path|_commit_hash")
 """Settings that say where or when a file was made."""
 
 
+def is_weights_file(path: Path) -> bool:
+    """Return whether a file's name says that it holds weights, or is an index of such files."""
+    return bool(_WEIGHTS.fullmatch(path.name))
+
+
 def is_unrelated(name: str) -> bool:
     """Return whether a file or folder of this name is nothing that a model needs."""
     return bool(_UNRELATED.fullmatch(name))
@@ -106,7 +111,7 @@ def companions(config: Path, parts: Iterable[str] = ()) -> dict[str, Path]:
 
     def collect(inner: Path, before: str) -> None:
         for path in sorted(inner.iterdir()):
-            is_weights = before.rstrip("/") in without and bool(_WEIGHTS.fullmatch(path.name))
+            is_weights = before.rstrip("/") in without and is_weights_file(path)
             if is_unrelated(path.name) or is_weights:
                 continue
             if path.is_dir() and not path.is_symlink():
@@ -174,6 +179,6 @@ def copy_companions(config: Path, folder: Path, parts: Iterable[str] = ()) -> No
             continue
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / place)
-        carried += [place] if _WEIGHTS.fullmatch(file.name) else []
+        carried += [place] if is_weights_file(file) else []
     if carried:
         log.warning("taken from %s as they are: %s", config.parent, first_few(carried))

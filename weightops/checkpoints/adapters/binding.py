@@ -16,7 +16,7 @@ from weightops.checkpoints.adapters.peft_adapter import PeftAdapter
 from weightops.checkpoints.adapters.placing import oriented, place, prefixed, tower
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.compressed import float_tensor
-from weightops.checkpoints.renaming import Renamed, renamed
+from weightops.checkpoints.renamed import Renamed, renamed
 from weightops.checkpoints.skeleton import blank_copy
 from weightops.checkpoints.ties import (
     architecture_of_ends,

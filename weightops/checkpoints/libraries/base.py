@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
+from weightops.checkpoints.libraries.config_checks import library_errors
 from weightops.checkpoints.libraries.memory_names import MemoryNames
+from weightops.checkpoints.libraries.model_size import bounded
 from weightops.checkpoints.skeleton import blank_copy
 from weightops.errors import CheckpointError, WeightopsError
 from weightops.support.json_files import read_json, write_json
@@ -98,6 +101,13 @@ class Architecture(ABC):
     @abstractmethod
     def build(self) -> nn.Module:
         """Build the module in evaluation mode; its weights are yet to be filled in."""
+
+    @contextmanager
+    def _building(self) -> Iterator[None]:
+        """Convert the errors of a library that builds a module, and bound the module's size."""
+        fact = f"{self.library} can't build the model of {self.config_path}"
+        with library_errors(fact), bounded(self.config, self.config_path):
+            yield
 
     @abstractmethod
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
@@ -224,6 +234,14 @@ class Architecture(ABC):
         raise CheckpointError(
             f"{self.folder} isn't a folder of transformers, whose tokenizer a text needs"
         )
+
+    def prompt_tokens(self, texts: Sequence[str]) -> list[torch.Tensor]:
+        """Return the token ids of each text, after the token that texts begin with, if any.
+
+        Raises:
+            CheckpointError: if the model isn't a language model with a usable tokenizer.
+        """
+        return [self.tokens(text) for text in texts]
 
     @property
     def context(self) -> int:
