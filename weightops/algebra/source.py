@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from abc import ABC, abstractmethod
@@ -150,8 +151,16 @@ class Source(ABC):
         stored once or twice. It distinguishes checkpoints at the cost of reading a few megabytes.
         It doesn't prove that two are equal (`same_weights` does), nor who made them.
         """
-        digest, copies = self._digest(self.specs)
-        return self._digest(self.specs.keys() - copies)[0] if copies else digest
+        known = self._known_copies()
+        digest, copies = self._digest(self.specs.keys() - known)
+        return self._digest(self.specs.keys() - known - copies)[0] if copies else digest
+
+    def _known_copies(self) -> set[str]:
+        """Return the tied names that don't count for the fingerprint."""
+        tied = [n for n, owner in self.ties.items() if owner in self.specs]
+        tied = [name for name in tied if len(self.specs[name].shape) > 1]
+        pairs = zip(tied, self.samples(tied), strict=True)
+        return {name for name, s in pairs if _varies(s, self.specs[name].dtype.itemsize)}
 
     def _digest(self, names: Iterable[str]) -> tuple[str, set[str]]:
         """Return the digest of the samples of some tensors, and the names of copies of others."""
@@ -190,6 +199,20 @@ class ComputedSource(Source):
     def read(self, name: str) -> torch.Tensor:
         spec = self.specs[name]
         return self.open(name, Scratch())(0, spec.numel).reshape(spec.shape)
+
+
+class ExpressionSource(ComputedSource):
+    """A computed source whose fingerprint is that of its description, not of its results."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify the expression, as its result isn't computed yet."""
+        return record_fingerprint(self.describe())
+
+
+def record_fingerprint(record: Mapping[str, object]) -> str:
+    """Return 16 hex digits that identify the description of an expression."""
+    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
 _EMBEDDING = re.compile(r"embed|wte|shared")

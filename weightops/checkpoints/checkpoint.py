@@ -25,7 +25,7 @@ from weightops.checkpoints.libraries.memory_names import MemoryNames
 from weightops.checkpoints.loading import load_into, untie
 from weightops.checkpoints.output_layout import folder_layout, is_single_file
 from weightops.checkpoints.renaming import match_ties, rename_to_match
-from weightops.checkpoints.skeleton import blank_copy, blank_model
+from weightops.checkpoints.skeleton import blank_copy
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
 from weightops.engine.layout import Estimate, FileLayout, estimate, has_header, layout
 from weightops.engine.ranks import ONE_RANK, Ranks
@@ -109,7 +109,7 @@ class Checkpoint(Tensors):
         """The names of the tensors in a module, if they may differ from those in files."""
         if self._module is not None:
             return MemoryNames.of(self._module)
-        return self.architecture.names_in_memory() if self.architecture else None
+        return self.architecture.names_in_memory if self.architecture else None
 
     @property
     def fingerprint(self) -> str:
@@ -121,7 +121,7 @@ class Checkpoint(Tensors):
         """The module that the weights are of, without weights; None if it isn't known."""
         if self._module is not None:
             return blank_copy(self._module)
-        return blank_model(self.architecture) if self.architecture else None
+        return self.architecture.skeleton if self.architecture else None
 
     @property
     def is_module(self) -> bool:
@@ -191,7 +191,7 @@ class Checkpoint(Tensors):
         """
         self._check_unquantised()
         module = self.known_architecture().build()
-        names = MemoryNames.of(module)
+        names = self.known_architecture().names_in_memory
         wanted = LinearForm.of(MemorySource(module.state_dict(), self.ref))
         form = match_ties(rename_to_match(self._own_form(), wanted, names), wanted)
         if names is not None:

@@ -26,7 +26,7 @@ from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.perplexity import token_blocks
 from weightops.statistics.fishers import Labels, diagonal_fisher
 from weightops.statistics.recording import Gram, GramRecorder
-from weightops.statistics.statistic import Kind, StatisticSource
+from weightops.statistics.statistic import Kind, statistic_source
 from weightops.support.arguments import check_arguments
 from weightops.support.ranges import Range
 from weightops.support.text import first_few
@@ -147,7 +147,7 @@ def collect(
         )
     if not tensors:
         raise CheckpointError(f"{checkpoint.ref} has no weights that the data pass through")
-    source = StatisticSource(tensors, f"{kind} statistic of {checkpoint.ref}", record)
+    source = statistic_source(tensors, f"{kind} statistic of {checkpoint.ref}", record)
     return Checkpoint(LinearForm.of(source))
 
 
