@@ -23,7 +23,7 @@ from weightops.merging.mixture import family_of, make_mixture
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.output_files import differing_tokens, with_chat_template
 from weightops.merging.recipe_content import as_yaml
-from weightops.merging.recipe_models import merge_models
+from weightops.merging.recipe_models import is_elementwise, merge_models, with_packed_experts
 from weightops.merging.tokenizers import TokenMap
 from weightops.merging.towers import belongs
 from weightops.merging.yaml_lines import located
@@ -57,6 +57,9 @@ class RecipeMerge:
         self._running = running or ((recipe.name,) if recipe.name else ())
         self._opened: dict[str, Checkpoint] = {}
         self._tokens: TokenMap | None = None
+        self._packs = recipe.forgiving and not all(
+            is_elementwise(leaf.method) for leaf in _leaves(recipe)
+        )
 
     def run(self) -> Checkpoint:
         """Merge the models; the result is lazy, unless it needs images."""
@@ -223,7 +226,8 @@ class RecipeMerge:
     def _open(self, ref: str) -> Checkpoint:
         """Open a model once: a ref, the name of a recipe, or one of them with ``+`` an adapter."""
         if ref not in self._opened:
-            self._opened[ref] = self._opened_now(ref)
+            opened = self._opened_now(ref)
+            self._opened[ref] = with_packed_experts(opened) if self._packs else opened
         return self._opened[ref]
 
     def _opened_now(self, ref: str) -> Checkpoint:
