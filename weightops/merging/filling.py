@@ -8,7 +8,8 @@ from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.names import layer_of
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.conversion import TensorMapping
-from weightops.checkpoints.renaming import matched_names, renamed, states_a_size
+from weightops.checkpoints.renamed import renamed
+from weightops.checkpoints.renaming import matched_names, states_a_size
 from weightops.errors import RecipeError
 from weightops.merging.layers import Stack
 from weightops.merging.towers import belongs

@@ -15,7 +15,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.conversion import TensorMapping
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.libraries.transformers import TransformersArchitecture
-from weightops.checkpoints.renaming import renamed
+from weightops.checkpoints.renamed import renamed
 from weightops.errors import RecipeError
 from weightops.merging.layers import Stack
 from weightops.merging.merge import merge

@@ -59,7 +59,8 @@ class Recipe:
         slices: recipes for groups of layers, from the first to the last, in place of all else.
         modules: part of the model -> the recipe for it, in place of all else.
         mixture: how the models become experts of one model, in place of a method.
-        batchnorm: a task on whose images running statistics are recomputed, or None.
+        batchnorm: a task on whose images running statistics are recomputed, "base" to keep the
+            base's, or None.
         tokenizer: the vocabulary to merge by token; None merges rows by their numbers.
         chat_template: "auto", the name of a chat template, or its text; None for the base's.
         fill_missing: the ref of the whole model that what is merged is a part of, or None.
@@ -274,15 +275,17 @@ class Recipe:
         """Return the recipe as YAML."""
         return as_yaml(self.to_dict())
 
-    def merge(self, *, device: str = "cpu") -> Checkpoint:
+    def merge(self, *, strict: bool = False, device: str = "cpu") -> Checkpoint:
         """Merge the models; the result is lazy, unless it needs images.
 
         The recipe goes into the metadata and the model card of what is saved.
 
         Args:
+            strict: refuse models that are configured differently, and vectors that were made from
+                another base, instead of warning.
             device: where models are run, if images or the prompts of a mixture are needed.
         """
-        return RecipeMerge(self, device=device).run()
+        return RecipeMerge(self, strict=strict, device=device).run()
 
     def without_runs(self) -> Recipe:
         """Return a recipe for a result of the same size, for which no model is run."""

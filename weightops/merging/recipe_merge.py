@@ -42,6 +42,7 @@ class RecipeMerge:
         recipe: the recipe.
         named: name -> a recipe that it may name as a model; by default the recipe's own.
         running: the names of the recipes that wait for this one.
+        strict: refuse models that don't belong together, instead of warning; see `merge`.
         device: where models are run.
     """
 
@@ -50,9 +51,11 @@ class RecipeMerge:
         recipe: Recipe,
         named: Mapping[str, Recipe] | None = None,
         running: tuple[str, ...] = (),
+        *,
+        strict: bool = False,
         device: str = "cpu",
     ) -> None:
-        self.recipe, self._device = recipe, device
+        self.recipe, self._strict, self._device = recipe, strict, device
         self._named = recipe.named if named is None else {**named, **recipe.named}
         self._running = running or ((recipe.name,) if recipe.name else ())
         self._opened: dict[str, Checkpoint] = {}
@@ -70,11 +73,16 @@ class RecipeMerge:
             file = recipe.lines.get("file")
             raise (error.prefixed(file) if file else error) from error
         recipe = self.recipe  # without the patterns that match nothing
+        if recipe.batchnorm == "base":
+            from weightops.evaluation.batchnorm import with_batchnorm
+
+            base = self._open(recipe.base) if recipe.base else None
+            merged = with_batchnorm(merged, recipe.batchnorm, base)
         merged.recipe = portable(recipe.to_dict())
         text = as_yaml(merged.recipe)
         merged.card = merge_card(recipe.method, recipe.models, recipe.base, text)
         merged = merged.to(getattr(torch, recipe.dtype)) if recipe.dtype else merged
-        if recipe.batchnorm is None:
+        if recipe.batchnorm in (None, "base"):
             return merged
         from weightops.evaluation.batchnorm import recompute_batchnorm
 
@@ -118,7 +126,8 @@ class RecipeMerge:
             return self._stacked(recipe, module)
         opened = self._group(recipe)
         models = [opened[ref] for ref in recipe.models]
-        return merge_models(recipe, models, opened[recipe.base] if recipe.base else None)
+        base = opened[recipe.base] if recipe.base else None
+        return merge_models(recipe, models, base, strict=self._strict)
 
     def _mixture(self, recipe: Recipe, mixture: Mixture) -> Checkpoint:
         """Make models the experts of one model."""
@@ -201,7 +210,8 @@ class RecipeMerge:
                         models.append(take(opened[ref], span))
                 span = piece.base_layers or piece.layers[0]
                 base = take(opened[piece.base], span) if piece.base else None
-                part, pruned = merge_models(replace(piece, dtype=recipe.dtype), models, base)
+                whole = replace(piece, dtype=recipe.dtype)
+                part, pruned = merge_models(whole, models, base, strict=self._strict)
             parts.append(part)
             pieces.append(replace(pruned, dtype=None))
             starts.append(opened[piece.models[0]])
@@ -219,7 +229,9 @@ class RecipeMerge:
         if self._tokens is None:
             return opened
         first = opened[refs[0]]
-        matched = {ref: open_matched(model, first) for ref, model in opened.items()}
+        matched = {
+            ref: open_matched(model, first, strict=self._strict) for ref, model in opened.items()
+        }
         base = self._tokens.base if self._tokens.base in matched else None
         return self._tokens.mapped(matched, base)
 
@@ -235,7 +247,13 @@ class RecipeMerge:
             chain = " -> ".join([*self._running[self._running.index(ref) :], ref])
             raise RecipeError(f"recipes that name each other in a circle: {chain}")
         if ref in self._named:
-            inner = RecipeMerge(self._named[ref], self._named, (*self._running, ref), self._device)
+            inner = RecipeMerge(
+                self._named[ref],
+                self._named,
+                (*self._running, ref),
+                strict=self._strict,
+                device=self._device,
+            )
             return inner.run()
         start, plus, adapter = ref.rpartition("+")
         if not plus or Path(ref).exists():

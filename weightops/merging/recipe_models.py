@@ -28,7 +28,7 @@ _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 def merge_models(
-    recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None
+    recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None, *, strict: bool
 ) -> tuple[Checkpoint, Recipe]:
     """Merge models, and return the recipe without the patterns that match nothing."""
     if recipe.dtype:
@@ -46,6 +46,7 @@ def merge_models(
         statistics=made_statistics(
             recipe.models, recipe.statistics, recipe.weights, recipe.options
         ),
+        strict=strict,
         **recipe.options,
     )
     return merged, recipe

@@ -63,7 +63,14 @@ processor = AutoProcessor.from_pretrained("{folder}")
             raise CheckpointError(
                 f"{self.config_path} names the architecture {name}, which transformers doesn't have"
             )
-        with library_errors(f"the model of {self.config_path} can't be built"):
+        kinds = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+        if "auto_map" in self.config and self.config.get("model_type") not in kinds:
+            raise CheckpointError(
+                f"{self.config_path} sets auto_map to code for the model_type "
+                f"{self.config.get('model_type')!r:.80}, which transformers doesn't have; code of "
+                "a folder is never run"
+            )
+        with self._building():
             module: nn.Module = kind(self._settings(transformers))
         return module.eval()
 
@@ -149,7 +156,7 @@ processor = AutoProcessor.from_pretrained("{folder}")
         return next((int(self.config[name]) for name in names if self.config.get(name)), 1024)
 
     def tokens(self, text: str) -> torch.Tensor:
-        tokenizer = self._load("for the tokenizer", "AutoTokenizer")
+        tokenizer = self.text_tokenizer()
         return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def prompt_tokens(self, texts: Sequence[str]) -> list[torch.Tensor]:
@@ -159,10 +166,14 @@ processor = AutoProcessor.from_pretrained("{folder}")
         return [torch.tensor(each, dtype=torch.long) for each in ids["input_ids"]]
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
-        tokenizer = self._load("for the tokenizer", "AutoTokenizer")
+        tokenizer = self.text_tokenizer()
         return lambda texts: tokenizer(
             texts, padding="max_length", truncation=True, return_tensors="pt"
         )["input_ids"]
+
+    def text_tokenizer(self) -> Any:
+        """Return transformers' tokenizer of the folder."""
+        return self._load("for the tokenizer", "AutoTokenizer")
 
     def _transformers(self, purpose: str) -> Any:
         try:
