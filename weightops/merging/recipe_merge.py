@@ -127,7 +127,8 @@ class RecipeMerge:
         opened = self._group(recipe)
         models = [opened[ref] for ref in recipe.models]
         base = opened[recipe.base] if recipe.base else None
-        return merge_models(recipe, models, base, strict=self._strict)
+        with located(recipe.lines.get("method", "")):
+            return merge_models(recipe, models, base, strict=self._strict)
 
     def _mixture(self, recipe: Recipe, mixture: Mixture) -> Checkpoint:
         """Make models the experts of one model."""
@@ -273,16 +274,32 @@ class RecipeMerge:
         base = choice.base or next(filter(None, [r.base for r in _leaves(self.recipe)]), None)
         models = {}
         for ref in dict.fromkeys([*([base] if base else []), *refs]):
-            opened = self._open(ref)
+            with located(self._line_of(ref)):
+                opened = self._open(ref)
             if opened.form.space == "weights":
                 models[ref] = opened
-        source = None if choice.source in ("union", "base") else self._open(choice.source)
+        source = None if choice.source in ("union", "base") else self._tokenizers(choice.source)
         return TokenMap(choice, models, base, self.recipe.lines, source)
+
+    def _tokenizers(self, source: str) -> Checkpoint:
+        """Open the model that a recipe takes the tokenizer of."""
+        try:
+            return self._open(source)
+        except CheckpointError as error:
+            raise RecipeError(
+                f"{source!r} is not a tokenizer's source: {error.fact}",
+                hint="union, base, or one of the models",
+            ) from error
+
+    def _line_of(self, ref: str) -> str:
+        """Return the line of a model, where it is known."""
+        recipes = [self.recipe, *_leaves(self.recipe)]
+        return next(filter(None, (recipe.lines.get(ref) for recipe in recipes)), "")
 
     def _warn_of_vocabularies(self, refs: Sequence[str]) -> None:
         folders = {}
         for ref in refs:
-            with located(self.recipe.lines.get(ref, "")):
+            with located(self._line_of(ref)):
                 architecture = self._open(ref).architecture
             if architecture is not None and architecture.library == "transformers":
                 folders[ref] = architecture.folder
