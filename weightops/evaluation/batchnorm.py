@@ -14,7 +14,7 @@ from weightops.algebra.names import escape
 from weightops.algebra.provenance import provenance
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
-from weightops.checkpoints.opening import CheckpointLike
+from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
 from weightops.task_vector import TaskVector
@@ -51,7 +51,7 @@ def with_batchnorm(
         return recompute_batchnorm(edited, choice, device=device)
     if base is None:
         raise OptionError(f"{edited.ref} has no base whose statistics to keep", hint="give base=")
-    return without_statistics(TaskVector(base, edited)).apply(base)
+    return without_statistics(TaskVector(base, edited)).apply(open_checkpoint(base))
 
 
 def without_statistics(vector: TaskVector) -> TaskVector:
