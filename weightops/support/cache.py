@@ -70,7 +70,7 @@ def cache_limit() -> int:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the cache holds under one name.
+    """An entry of the cache: a table, or all other files of a kind.
 
     Attributes:
         name: KIND/DIGEST for a table, KIND for all other files of a kind.
