@@ -44,6 +44,7 @@ def evaluate(
     *,
     tasks: TaskList | None = None,
     base: str | None = None,
+    strict: bool = False,
     reference: tuple[str, ...] = (),
     out: Path | None = None,
     overwrite: bool = False,
@@ -66,6 +67,8 @@ def evaluate(
         tasks: the tasks. Default: all that weightops has.
         base: what weights are completed from, configuration included, and what task vectors and
             adapters are applied to.
+        strict: refuse models that are configured differently from the base, and vectors that were
+            made from another base, instead of warning.
         reference: with --evaluator shift: models whose line shows effective robustness; two or
             more.
         out: a folder for a JSON file a model and task.
@@ -84,7 +87,7 @@ def evaluate(
     if reference and name != "shift":
         raise click.UsageError("--reference is for --evaluator shift")
     with reserved(out, overwrite=overwrite) if out is not None else nullcontext():
-        opened = _open_models((*reference, *models), base)
+        opened = _open_models((*reference, *models), base, strict=strict)
         listed = as_tasks(tasks or EVALUATED)
         scoring = taken(given, _SCORING)
         how = {"split": given.get("split", "test"), "device": given.get("device", "auto")}
@@ -113,7 +116,7 @@ def _check_text(given: dict[str, Any], tasks: Any, base: str | None, out: Path |
         raise click.UsageError("--text is for language models: name one")
 
 
-def _open_models(names: Sequence[str], base: str | None) -> list[Checkpoint]:
+def _open_models(names: Sequence[str], base: str | None, *, strict: bool) -> list[Checkpoint]:
     """Open models, completed from the base if there is one."""
     from weightops.checkpoints.checkpoint import Checkpoint
     from weightops.checkpoints.matching import open_matched
@@ -122,7 +125,7 @@ def _open_models(names: Sequence[str], base: str | None) -> list[Checkpoint]:
     if base is None:
         return [open_checkpoint(name) for name in names]
     start = open_checkpoint(base)
-    matched = [open_matched(name, start) for name in names]
+    matched = [open_matched(name, start, strict=strict) for name in names]
     # An adapter of one end of a tied pair gives a model that isn't tied.
     return [
         Checkpoint(

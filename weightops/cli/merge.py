@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,7 +35,7 @@ _PRINT_RECIPE = click.Option(
 
 
 @command(
-    Borrowed("weightops.merging.merge:merge", only=("base", "seed", "rank")),
+    Borrowed("weightops.merging.merge:merge", only=("base", "seed", "rank", "strict")),
     SAVE,
     arguments=(_ARGUMENTS, _PRINT_RECIPE, *OUTPUT),
     settings=_UNKNOWN_OPTIONS,
@@ -83,14 +82,15 @@ def merge(
     if given.pop("print_recipe", False):
         echo_json(recipe.to_dict()) if json_ else click.echo(recipe.to_yaml(), nl=False)
         return
-    output = output_options(given)
+    how, output = taken(given, ("strict",)), output_options(given)
     if output.get("dry_run"):
-        recipe = replace(recipe, batchnorm=None)
+        recipe = recipe.without_runs()
     else:
         check_free(output["out"], overwrite=may_exist(output))
     count = len(recipe.models)
-    title = f"{recipe.method} of {count} model{'s' * (count > 1)}"
-    save(recipe.merge(), title, json_, **output)
+    title = f"{'mixture' if recipe.mixture else recipe.method} of {count} model{'s' * (count > 1)}"
+    merged = recipe.merge(device=output.get("device", "cpu"), **how)
+    save(merged, title, json_, **output)
 
 
 def _read_recipe(arguments: Sequence[str], stated: dict[str, Any]) -> Recipe:

@@ -57,8 +57,8 @@ def finetune(
         checkpoint_every: steps between states that a killed run can be resumed from.
         resume: continue from the last state in ``out``. On CPU, with as many threads, the weights
             are the same to the bit as without the interruption.
-        overwrite: replace a finished run in ``out``; its weights stay until the new ones are
-            complete.
+        overwrite: replace a run in ``out``; its weights stay until the new ones are complete. With
+            ``resume``, a run with other arguments is replaced, and one with these continues.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         node: which node of how many this is, and so which images it sees (lo-fi, arXiv 2210.11948).
             Default: the only one.
@@ -110,7 +110,7 @@ def fit(
         out: folder for the weights, the log and the states.
         checkpoint_every: steps between states that a killed run can be resumed from.
         resume: continue from the last state in ``out``.
-        overwrite: replace a finished run in ``out``.
+        overwrite: replace a run in ``out``; with ``resume``, only one with other arguments.
         node: which node of how many this is.
         strategy: the processes of the node.
         on_step: function that is called after each step with its number.

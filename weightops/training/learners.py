@@ -93,7 +93,7 @@ class Learner(nn.Module):
 
     @property
     def reading(self) -> Mapping[str, Any]:
-        """What the record of a run says of its data."""
+        """The data, as the record of a run says them."""
         return {"source": self.source}
 
     @property

@@ -78,6 +78,8 @@ class Workflow(ABC):
     """The edit's own options, which the summary, the card, the page and the weights record."""
     sign: ClassVar[float] = 1.0
     """A factor of all coefficients that are tried."""
+    may_be_base: bool = False
+    """Whether zeros, the base itself, are an answer, as nothing is written."""
     keeps_vectors: ClassVar[bool] = True
     """Whether the vectors are written, too."""
 
@@ -178,7 +180,7 @@ class Workflow(ABC):
         """
         choice = self._search(trial)
         alpha = choice.alpha if isinstance(choice.alpha, tuple) else (choice.alpha,)
-        if may_be_base or any(alpha):
+        if may_be_base or self.may_be_base or any(alpha):
             return alpha, choice.why
         edits = [point for point in self.points(trial.sweep) if point.distance]
         if not edits:

@@ -52,9 +52,10 @@ def summarize(
         for task, role in workflow.roles.items()
     }
     intervals = {name: _intervals(name, test, workflow.word) for name in tasks}
+    chosen_on = [name for name in tasks if any(name in m.hits for m in result.sweep)]
     summary = {
         "alpha": result.named_alpha,
-        "chosen_on": "the validation splits of " + ", ".join(tasks),
+        "chosen_on": "the validation splits of " + ", ".join(chosen_on),
         "why": result.why,
         "tasks": tasks,
         "intervals": intervals,
@@ -113,7 +114,10 @@ def title(workflow: Workflow, summary: Mapping[str, Any]) -> str:
                 for model in ("base", workflow.word)
             )
             texts.append(f"{label} {before:.1f} → {after:.1f} %")
-    return ", ".join(texts) + " (test)"
+    alphas = summary["alpha"] if isinstance(summary["alpha"], Mapping) else {}
+    unused = [name for name, alpha in alphas.items() if alpha == 0]
+    without = f", without {', '.join(unused)} (alpha 0)" if unused else ""
+    return ", ".join(texts) + " (test)" + without
 
 
 def _refs(finetuned: Sequence[Any]) -> Any:
