@@ -20,6 +20,7 @@ import torch
 import torchvision
 from PIL import Image, features
 from torchvision.transforms import Compose, Normalize
+from torchvision.transforms import functional as F
 from tqdm import tqdm
 
 from weightops.errors import TaskError
@@ -178,9 +179,8 @@ class Pixels:
         missing = self._kept.missing(indices)
         if len(missing):
             refuse_faults(dict(self._fill(missing, int)), len(self), self.title)
-        kept = torch.from_numpy(self._kept.rows[indices])
-        images: torch.Tensor = self._normalize(kept.float().div(255))
-        return images
+        pixels = torch.from_numpy(self._kept.rows[indices]).float().div_(255)
+        return F.normalize(pixels, self._normalize.mean, self._normalize.std, inplace=True)
 
 
 def prepare_all(parts: Sequence[Pixels], indices: Indices | None = None) -> None:
