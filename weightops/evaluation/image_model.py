@@ -109,7 +109,7 @@ class ImageModel:
         if (task, split) not in self._pixels:
             kept_bytes = sum(pixels.kept_bytes for pixels in self._pixels.values())
             self._pixels[task, split] = Pixels(
-                task.load(split), self.preprocess, PIXEL_BUDGET - kept_bytes
+                task.load(split), self.preprocess, PIXEL_BUDGET - kept_bytes, f"{task.name} {split}"
             )
         return self._pixels[task, split]
 

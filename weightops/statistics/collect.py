@@ -68,6 +68,7 @@ def collect(
     seed: Annotated[int, Range(min=0)] = 0,
     device: str = "auto",
     start: Annotated[int, Range(min=0)] = 0,
+    built: ImageModel | None = None,
 ) -> Checkpoint:
     """Run a model on data, and return a statistic of it: tensors by the names of its weights.
 
@@ -88,6 +89,7 @@ def collect(
         seed: seed of the draws of a fisher.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
         start: how many of the images to leave out, as another run has seen them.
+        built: the model, if it has been built for another run.
 
     Returns:
         The statistic, in memory. Its record, which `Checkpoint.save` writes, too, names the model
@@ -117,9 +119,8 @@ def collect(
             "a statistic is of a task, or of a text for a language model", hint="task="
         )
     if text is None:
-        run = on_images(
-            ImageModel.open(checkpoint, device), as_task(task or ""), split, images, start
-        )
+        image_model = built or ImageModel.open(checkpoint, device)
+        run = on_images(image_model, as_task(task or ""), split, images, start)
     else:
         run = on_text(checkpoint, text, images, device)
     record = {

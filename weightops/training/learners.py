@@ -152,6 +152,7 @@ class ImageLearner(Learner):
         self._pixels = self._model.pixels(self._task, "train")
         if not len(self._pixels):
             raise TaskError(f"{self.name} has no training images")
+        self._pixels.prepare()
 
     @property
     def reading(self) -> Mapping[str, Any]:
