@@ -19,6 +19,7 @@ from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.matching import as_open_clip
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import CheckpointError, NonfiniteError, OutputError, TaskError
@@ -82,6 +83,10 @@ class ImageModel:
             return model
         checkpoint = as_open_clip(open_checkpoint(model))
         torch_device = pick_device(device)
+        if linearized_at(checkpoint.form) is not None:
+            from weightops.evaluation.linearized import open_linearized
+
+            return open_linearized(checkpoint, device)
         if checkpoint.architecture is not None and checkpoint.architecture.is_classifier:
             return Classifier.build(checkpoint, torch_device, learning, class_order)
         module = checkpoint.model().to(torch_device)
