@@ -17,9 +17,13 @@ from weightops.checkpoints.linearized import check_taken_by
 from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.matching import in_common_names, match_names, open_matched
 from weightops.checkpoints.module_copy import empty_copy
-from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
+from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
 from weightops.checkpoints.origin import Origin
-from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
+from weightops.checkpoints.ties import (
+    architecture_of_ends,
+    warn_of_ends_that_differ,
+    with_tied_names,
+)
 from weightops.checkpoints.vector_files import open_vector, write_lora, write_vector
 from weightops.engine.evaluate import OnNonfinite, materialize
 from weightops.engine.reduce import gram
@@ -49,6 +53,8 @@ class TaskVector(Tensors):
             open_clip's names for CLIP don't matter, and ``pre`` completes an image encoder alone.
         strict: refuse checkpoints of which one has tensors that the other lacks; with False these
             tensors are left out and named in a warning.
+        same_config: refuse checkpoints that are configured differently, and a stored vector of
+            another base, instead of warning.
 
     Raises:
         MismatchError: if names, shapes or dtypes differ.
@@ -67,10 +73,17 @@ class TaskVector(Tensors):
     base: Origin | None
 
     def __init__(
-        self, pre: CheckpointLike, finetuned: CheckpointLike, *, strict: bool = True
+        self,
+        pre: CheckpointLike,
+        finetuned: CheckpointLike,
+        *,
+        strict: bool = True,
+        same_config: bool = False,
     ) -> None:
         base = open_checkpoint(pre)
-        other = open_matched(finetuned, base)
+        opened = open_any(finetuned)
+        warn_of_ends_that_differ(base, opened)
+        other = open_matched(opened, base, strict=same_config)
         base = with_tied_names(base, other.specs)
         self.form, left_out = LinearForm.difference(other.form, base.form, strict=strict)
         self.base = Origin.of(base)
@@ -216,7 +229,8 @@ class TaskVector(Tensors):
             UnknownNameError: if a pattern of ``alpha`` matches nothing.
             NonfiniteError: naming the tensors, if ``on_nonfinite="error"``.
         """
-        opened = with_tied_names(open_checkpoint(base), self.form.specs)
+        warn_of_ends_that_differ(opened := open_checkpoint(base))
+        opened = with_tied_names(opened, self.form.specs)
         form = self._edited(opened, alpha, strict)
         if isinstance(base, nn.Module):
             check_taken_by(base, form)

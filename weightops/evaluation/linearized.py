@@ -18,7 +18,7 @@ from weightops.checkpoints.linearized import Linearized, linearized_at, mark
 from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.opening import open_checkpoint
 from weightops.errors import CheckpointError, OptionError, WeightopsError
-from weightops.evaluation.image_model import Classifier, ImageModel
+from weightops.evaluation.image_model import ImageModel
 
 
 @dataclass(eq=False)
@@ -43,13 +43,13 @@ class LinearizedModel(ImageModel):
         """Return a model linearised at its present weights, which shares its module.
 
         Raises:
-            OptionError: for classifiers, batch normalisation, or an encoder of several outputs.
+            OptionError: for other models than CLIP, and encoders with batch normalisation.
         """
         if isinstance(model, LinearizedModel):
             return model
-        if isinstance(model, Classifier):
+        if type(model) is not ImageModel:
             raise OptionError(
-                f"{model.base.ref} is a classifier, and only CLIP models are linearised"
+                f"{model.base.ref} isn't linearised: only CLIP models of open_clip's kind are"
             )
         encoder: nn.Module = model.module.visual
         if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in encoder.modules()):

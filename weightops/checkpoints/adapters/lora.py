@@ -109,7 +109,7 @@ class LoraSource(Adapter):
         self.specs, self.pairs = {}, {}
         for module, names in halves.items():
             self._add_pair(config, module, names)
-        self.replaced = _SavedWhole(stored, saved_whole, ref) if saved_whole else None
+        self.replaced = Selection(stored, saved_whole, ref) if saved_whole else None
         self.needs_base = "replaces whole modules" if self.replaced else ""
         self.describe_as(
             "LoRA",
@@ -182,13 +182,13 @@ class LoraSource(Adapter):
         return b, a
 
 
-class _SavedWhole(Source):
-    """The modules and biases that an adapter saves whole, as weights."""
+class Selection(Source):
+    """Some tensors of a source, under other names."""
 
     def __init__(self, stored: Source, names: Mapping[str, str], ref: str) -> None:
         self.stored, self._names, self.ref, self.ties = stored, names, ref, {}
         self.specs = {short: stored.specs[name] for short, name in names.items()}
-        self.identity = stored.identity and ("kept", stored.identity)
+        self.identity = stored.identity and ("kept", tuple(names.items()), stored.identity)
         self.files = stored.files
 
     def read(self, name: str) -> torch.Tensor:

@@ -112,7 +112,8 @@ class MethodSource(ComputedSource):
             if form.specs.keys() != names and not self.method.fixed:
                 raise MismatchError(
                     f"{name} takes inputs with the same tensors, and only some have "
-                    f"{first_few(sorted(names ^ form.specs.keys()))}"
+                    f"{first_few(sorted(names ^ form.specs.keys()))}",
+                    hint="adapters of different layers are merged into weights: base=...",
                 )
         if any(weight != 1.0 for weight in weights) and not self.method.takes("weights"):
             raise OptionError(f"{name} takes no weights: it finds them itself")
