@@ -123,13 +123,14 @@ class LinearForm:
         return None if None in ranks else sum(rank or 0 for rank in ranks)
 
     def factors(self, name: str) -> Factors:
-        """Return the matrices ``[c_1 B_1, c_2 B_2, ...]`` and ``[A_1; A_2; ...]`` of all terms."""
+        """Return ``[c_1 B_1, c_2 B_2, ...]`` and ``[A_1; A_2; ...]`` of a matrix with a `rank`."""
         height, width = self.specs[name].shape
-        pairs = [(torch.zeros(height, 0), torch.zeros(0, width))]
+        lefts, rights = [torch.zeros(height, 0)], [torch.zeros(0, width)]
         for source, coefficient in self.coefficients(name).items():
             left, right = source.factors(name)
-            pairs.append((left * coefficient, right))
-        return torch.cat([left for left, _ in pairs], 1), torch.cat([right for _, right in pairs])
+            lefts.append(left * coefficient)
+            rights.append(right)
+        return torch.cat(lefts, 1), torch.cat(rights)
 
     def plus(self, other: LinearForm) -> LinearForm:
         """Return the sum of two deltas, or of weights and a delta.
@@ -269,8 +270,7 @@ def tied_names(form: LinearForm) -> dict[str, str]:
     Two names are tied if they have equal coefficients and are tied in every source with one. Of
     tied names the first is the one that has the tensor, as sources may name different ones.
     """
-    pairs = [pair for source in form.sources for pair in source.ties.items()]
-    candidates = {name for pair in pairs for name in pair}
+    candidates = {n for source in form.sources for pair in source.ties.items() for n in pair}
     owners: dict[object, str] = {}
     tied: dict[str, str] = {}
     for name in form.specs if candidates else ():
