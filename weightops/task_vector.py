@@ -14,6 +14,7 @@ from torch import nn
 from weightops.algebra.linear_form import Alpha, LinearForm
 from weightops.checkpoints import ties
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.linearized import check_taken_by
 from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.matching import in_common_names, match_names, open_matched
 from weightops.checkpoints.module_copy import empty_copy
@@ -225,6 +226,7 @@ class TaskVector(Tensors):
         opened = ties.with_tied_names(open_checkpoint(base), self.form.specs)
         form = self._edited(opened, alpha, strict)
         if isinstance(base, nn.Module):
+            check_taken_by(base, form)
             module, tensors = empty_copy(base)
             materialize(form, tensors, on_nonfinite=on_nonfinite)
             return module

@@ -23,6 +23,8 @@ _CPU = torch.device("cpu")
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 """Two matrices, of shapes ``(m, r)`` and ``(r, n)``, whose product is one of shape ``(m, n)``."""
+LINEARIZED = "linearized_at"
+"""The entry of a provenance record that says what base a model is linearised at."""
 Space = Literal["weights", "delta"]
 """Weights are affine (their coefficients sum to 1); deltas are differences of weights (0)."""
 
@@ -180,9 +182,15 @@ class Source(ABC):
             copies |= {*twins} - {owner}
         return digest.hexdigest()[:16], copies
 
+    @cached_property
+    def linearized_at(self) -> Mapping[str, str] | None:
+        """The ref and fingerprint of the base that these are a linearised model's weights at."""
+        return _recorded(self.made_from)
+
     def describe(self) -> dict[str, object]:
         """Return the description of this source in the metadata of its derivatives."""
-        return {"ref": portable(self.ref), "fingerprint": self.fingerprint}
+        own = {"ref": portable(self.ref), "fingerprint": self.fingerprint}
+        return {**own, LINEARIZED: dict(self.linearized_at)} if self.linearized_at else {**own}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.ref!r}, {len(self.specs)} tensors)"
@@ -213,6 +221,19 @@ class ExpressionSource(ComputedSource):
 def record_fingerprint(record: Mapping[str, object]) -> str:
     """Return 16 hex digits that identify the description of an expression."""
     return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _recorded(record: object) -> Mapping[str, str] | None:
+    """Return the first entry of a provenance record that says where weights are linearised at."""
+    if isinstance(record, Mapping):
+        own = record.get(LINEARIZED)
+        keys = ("ref", "fingerprint")
+        if isinstance(own, Mapping) and all(isinstance(own.get(key), str) for key in keys):
+            return {key: own[key] for key in keys}
+    parts = record.values() if isinstance(record, Mapping) else record
+    if isinstance(parts, str) or not isinstance(parts, Iterable):
+        return None
+    return next((found for found in map(_recorded, parts) if found), None)
 
 
 _EMBEDDING = re.compile(r"embed|wte|shared")
