@@ -23,8 +23,10 @@ _CPU = torch.device("cpu")
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 """Two matrices, of shapes ``(m, r)`` and ``(r, n)``, whose product is one of shape ``(m, n)``."""
+
 LINEARIZED = "linearized_at"
 """The entry of a provenance record that says what base a model is linearised at."""
+
 Space = Literal["weights", "delta"]
 """Weights are affine (their coefficients sum to 1); deltas are differences of weights (0)."""
 
