@@ -48,6 +48,14 @@ def cut(flat: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     return flat if stop - start == flat.numel() else flat[start:stop]
 
 
+def read_flat(file: InputFile, begin: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return elements of a file, from a byte on, in memory of their own."""
+    with torch.inference_mode(False):
+        flat = torch.empty(numel, dtype=dtype)
+    file.read_into(flat.view(torch.uint8).numpy().data, begin)
+    return flat
+
+
 class Source(ABC):
     """Named tensors in one place. Their specs are known at once, their data are read when needed.
 
@@ -75,7 +83,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
-        """Return a tensor, mapped from its file or shared with its owner: never write to it."""
+        """Return a tensor, read from its file or shared with its owner: never write to it."""
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
         """Return a function that returns elements ``start`` to ``stop`` of the flat tensor.
@@ -124,7 +132,7 @@ class Source(ABC):
         alike: dict[tuple[Spec, bytes], list[str]] = defaultdict(list)
         for name in sorted(names):
             spec = self.specs[name]
-            sample = _sample_of(self.read(name).detach().reshape(-1), spec)
+            sample = _sample_of(self, name)
             if len(spec.shape) > 1 and _varies(sample, spec.dtype.itemsize):
                 alike[spec, sha256(sample).digest()].append(name)
             digest.update(f"{name}\0{name_of(spec.dtype)}\0{spec.shape}\0".encode())
@@ -160,12 +168,31 @@ class ComputedSource(Source):
 _EMBEDDING = re.compile(r"embed|wte|shared")
 
 
-def _sample_of(flat: torch.Tensor, spec: Spec) -> bytes:
+def _parts_of(source: Source, name: str) -> Callable[[int, int], torch.Tensor]:
+    """Return a function that returns elements of a tensor, of which no more are read from a file.
+
+    What is computed is computed as a whole, whose bits may not be those of parts.
+    """
+    if source.computed:
+        flat = flattened(source.read(name))
+        return lambda start, stop: cut(flat, start, stop)
+    return source.open(name, Scratch())
+
+
+def _sample_of(source: Source, name: str) -> bytes:
     """Return the bytes of 16 evenly spaced blocks of at most 1 KiB."""
+    spec = source.specs[name]
     block = 1024 // spec.dtype.itemsize
     step = max(block, -(-spec.numel // 16))
-    blocks = (flat[start : start + block] for start in range(0, spec.numel, step))
-    return b"".join(b.cpu().contiguous().view(torch.uint8).numpy().tobytes() for b in blocks)
+    parts = _parts_of(source, name)
+    if step == block:  # the blocks are all of a small tensor
+        return _bytes(parts(0, spec.numel))
+    starts = range(0, spec.numel, step)
+    return b"".join(_bytes(parts(start, min(start + block, spec.numel))) for start in starts)
+
+
+def _bytes(flat: torch.Tensor) -> bytes:
+    return flat.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _varies(sample: bytes, width: int) -> bool:
@@ -179,7 +206,7 @@ def same_weights(a: Source, b: Source) -> bool:
         return True
     if dict(a.specs) != dict(b.specs):
         return False
-    return all(_same_bits(a, b, name, first=n) for n in (64, None) for name in a.specs)
+    return all(_same_bits((a, name), (b, name), most) for most in (64, None) for name in a.specs)
 
 
 _SAMPLE = 1 << 20
@@ -191,14 +218,17 @@ def same_sample(a: Source, b: Source, name: str) -> bool:
 
     Of two dtypes, the numbers count.
     """
-    x, y = (source.read(name).detach().reshape(-1) for source in (a, b))
-    if x.dtype != y.dtype:
-        x, y = x.double(), y.double()
-    middle = max((len(x) - _SAMPLE) // 2, 0)
-    for start in sorted({0, middle, max(len(x) - _SAMPLE, 0)}):
-        parts = (flat[start : start + _SAMPLE].contiguous().view(torch.uint8) for flat in (x, y))
-        first, second = parts
-        if not torch.equal(first, second.to(first.device)):
+    numel = a.specs[name].numel
+    if b.specs[name].numel != numel:
+        return False
+    x, y = _parts_of(a, name), _parts_of(b, name)
+    middle = max((numel - _SAMPLE) // 2, 0)
+    for start in sorted({0, middle, max(numel - _SAMPLE, 0)}):
+        stop = min(start + _SAMPLE, numel)
+        first, second = x(start, stop), y(start, stop)
+        if first.dtype != second.dtype:
+            first, second = first.double(), second.double()
+        if not _same(first, second):
             return False
     return True
 
@@ -206,17 +236,23 @@ def same_sample(a: Source, b: Source, name: str) -> bool:
 def copy_of(source: Source, name: str, others: Iterable[str]) -> str | None:
     """Return the first of some names whose tensor has the same bits as another one in a source."""
     alike = (n for n in others if n != name and source.specs.get(n) == source.specs[name])
-    read = source.read
-    return next(
-        (n for n in alike if all(_equal(read(name), read(n), first=k) for k in (64, None))), None
-    )
+    return next((n for n in alike if _same_bits((source, name), (source, n))), None)
 
 
-def _same_bits(a: Source, b: Source, name: str, *, first: int | None) -> bool:
-    """Return True if a tensor has the same bits in both, in its first elements or in all."""
-    return _equal(a.read(name), b.read(name), first=first)
+def _same_bits(a: tuple[Source, str], b: tuple[Source, str], most: int | None = None) -> bool:
+    """Return True if two tensors of one spec have the same bits, or their first ``most`` elements.
+
+    Fast where they differ at the beginning.
+    """
+    source, name = a
+    numel = source.specs[name].numel
+    numel = numel if most is None else min(most, numel)
+    x, y = _parts_of(*a), _parts_of(*b)
+    stops = [min(64, numel), *range(_SAMPLE, numel, _SAMPLE), numel]
+    starts = [0, *stops[:-1]]
+    return all(_same(x(i, j), y(i, j)) for i, j in zip(starts, stops, strict=True) if i < j)
 
 
-def _equal(a: torch.Tensor, b: torch.Tensor, *, first: int | None = None) -> bool:
-    x, y = (tensor.detach().reshape(-1)[:first].contiguous() for tensor in (a, b))
+def _same(x: torch.Tensor, y: torch.Tensor) -> bool:
+    x, y = (part.detach().contiguous() for part in (x, y))
     return torch.equal(x.view(torch.uint8), y.to(x.device).view(torch.uint8))
