@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.precision import Precision, computed_in, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.matching import as_open_clip
@@ -43,6 +44,7 @@ class ImageModel:
         tokenizer: turns texts into token ids.
         device: the device of the module.
         base: the checkpoint that the module was built from.
+        precision: what images, and texts but those of heads, are encoded in.
         trained_prefix: the prefix of the names of the tensors that are fine-tuned.
     """
 
@@ -51,6 +53,7 @@ class ImageModel:
     tokenizer: Callable[[list[str]], torch.Tensor]
     device: torch.device
     base: Checkpoint
+    precision: str = "float32"
     _pixels: dict[tuple[Task, str], Pixels] = field(default_factory=dict)
 
     trained_prefix: ClassVar[str] = "visual."
@@ -63,6 +66,7 @@ class ImageModel:
         *,
         learning: Task | None = None,
         class_order: str | None = None,
+        precision: Precision = "auto",
     ) -> ImageModel:
         """Build the model of a checkpoint whose architecture is known.
 
@@ -73,17 +77,19 @@ class ImageModel:
                 other classes gets a new head, the same in every process.
             class_order: the order of a classifier's outputs, see `ordered`. Default: by the names
                 that its configuration records, else the task's order.
+            precision: auto is bfloat16 where the device computes in it, else float32.
 
         Raises:
             CheckpointError: if the architecture is unknown, or the model has neither an image and
                 a text encoder nor a head.
         """
         if isinstance(model, ImageModel):
-            return model
+            return model if precision == "auto" else model.in_precision(precision)
         checkpoint = as_open_clip(open_checkpoint(model))
         torch_device = pick_device(device)
+        used = pick_precision(precision, torch_device)
         if checkpoint.architecture is not None and checkpoint.architecture.is_classifier:
-            return Classifier.build(checkpoint, torch_device, learning, class_order)
+            return Classifier.build(checkpoint, torch_device, used, learning, class_order)
         module = checkpoint.model().to(torch_device)
         if not hasattr(module, "encode_image") or not hasattr(module, "encode_text"):
             raise CheckpointError(
@@ -92,7 +98,11 @@ class ImageModel:
                 hint="CLIP models of open_clip and transformers (model_type clip) have one",
             )
         preprocess, tokenizer = checkpoint.preprocess(), checkpoint.tokenizer()
-        return cls(module, preprocess, tokenizer, torch_device, checkpoint)
+        return cls(module, preprocess, tokenizer, torch_device, checkpoint, used)
+
+    def in_precision(self, precision: Precision) -> ImageModel:
+        """Return the same model, images and all, run in another precision."""
+        return replace(self, precision=pick_precision(precision, self.device))
 
     def pixels(self, task: Task, split: str) -> Pixels:
         """Return the preprocessed images of a split, which are kept for later passes."""
@@ -109,7 +119,9 @@ class ImageModel:
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Return unit features of images, shape ``(n, dim)``, float32."""
-        return F.normalize(self.module.encode_image(images.to(self.device)).float(), dim=-1)
+        with computed_in(self.precision, self.device):
+            features = self.module.encode_image(images.to(self.device))
+        return F.normalize(features.float(), dim=-1)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the features that a linear probe is fitted to, shape ``(n, dim)``, float32."""
@@ -117,13 +129,16 @@ class ImageModel:
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return unit features of the tokens of texts, shape ``(n, dim)``, float32."""
-        return F.normalize(self.module.encode_text(tokens.to(self.device)).float(), dim=-1)
+        with computed_in(self.precision, self.device):
+            features = self.module.encode_text(tokens.to(self.device))
+        return F.normalize(features.float(), dim=-1)
 
     @torch.no_grad()
     def class_features(self, task: Task) -> torch.Tensor:
         """Return unit features of a task's classes, shape ``(classes, dim)``, float32.
 
         The row of a class is the mean of the unit features of its prompts, scaled to unit length.
+        Heads are made in float32, whatever the model's precision: they are made once.
         The rows are cached on disk by a hash of the text encoder, the configuration and the
         prompts' tokens.
 
@@ -141,12 +156,13 @@ class ImageModel:
             cached: torch.Tensor = load_file(path)["classes"]
             return cached.to(self.device)
         self.module.eval()
+        exact = self.in_precision("float32")
         rows: list[torch.Tensor] = []
         together = max(1, _TEXTS_AT_A_TIME // max(map(len, tokens)))
         starts = range(0, len(tokens), together)
         for start in tqdm(starts, desc=f"prompts of {task.name}", delay=1, leave=False):
             group = tokens[start : start + together]
-            encoded = self.encode_text(torch.cat(group))
+            encoded = exact.encode_text(torch.cat(group))
             parts = torch.split(encoded, [len(texts) for texts in group])
             rows += [F.normalize(part.mean(0), dim=0) for part in parts]
         features = torch.stack(rows)
@@ -187,19 +203,24 @@ class ImageModel:
         return digest.hexdigest()
 
 
+@dataclass(eq=False)
 class Classifier(ImageModel):
-    """A classifier of images with a head of its own, such as timm's; it has no text encoder."""
+    """A classifier of images with a head of its own, such as timm's; it has no text encoder.
 
-    trained_prefix: ClassVar[str] = ""
+    Attributes:
+        class_order: the order of the outputs, see `ordered`; None for the recorded one.
+    """
 
     class_order: str | None = None
-    """The order of the outputs, see `ordered`; None for the recorded one."""
+
+    trained_prefix: ClassVar[str] = ""
 
     @classmethod
     def build(
         cls,
         checkpoint: Checkpoint,
         device: torch.device,
+        precision: str,
         learning: Task | None,
         class_order: str | None = None,
     ) -> Classifier:
@@ -211,20 +232,21 @@ class Classifier(ImageModel):
         def no_tokenizer(texts: list[str]) -> torch.Tensor:
             raise CheckpointError(f"{checkpoint.ref} is a classifier, which takes no text")
 
-        model = cls(module.to(device), checkpoint.preprocess(), no_tokenizer, device, checkpoint)
-        model.class_order = class_order
-        return model
+        parts = (module.to(device), checkpoint.preprocess(), no_tokenizer)
+        return cls(*parts, device, checkpoint, precision, class_order=class_order)
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits of images, shape ``(n, classes)``, float32."""
-        logits: torch.Tensor = self.module(images.to(self.device)).float()
-        return logits
+        with computed_in(self.precision, self.device):
+            logits: torch.Tensor = self.module(images.to(self.device))
+        return logits.float()
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the input of the head, shape ``(n, dim)``, float32."""
-        unpooled = self.module.forward_features(images.to(self.device))
-        features: torch.Tensor = self.module.forward_head(unpooled, pre_logits=True).float()
-        return features
+        with computed_in(self.precision, self.device):
+            unpooled = self.module.forward_features(images.to(self.device))
+            features: torch.Tensor = self.module.forward_head(unpooled, pre_logits=True)
+        return features.float()
 
     def class_features(self, task: Task) -> torch.Tensor:
         """Return the rows of the identity that pick the output of each class.

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from weightops.algebra.precision import Precision, computed_in, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.errors import CheckpointError, TaskError
 
@@ -57,7 +58,9 @@ def token_loss(module: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) ->
 
 
 @torch.no_grad()
-def perplexity(module: nn.Module, tokens: torch.Tensor, *, batch_size: int = 8) -> float:
+def perplexity(
+    module: nn.Module, tokens: torch.Tensor, *, batch_size: int = 8, precision: Precision = "auto"
+) -> float:
     """Return the perplexity ``exp(-mean_t log p(x_t | x_1, ..., x_{t-1}))`` of blocks of tokens.
 
     Args:
@@ -65,6 +68,7 @@ def perplexity(module: nn.Module, tokens: torch.Tensor, *, batch_size: int = 8) 
         tokens: shape ``(n, length)``. All tokens of a block count but the first, and each block is
             read without those before it.
         batch_size: blocks at a time.
+        precision: float32, bfloat16, or auto: bfloat16 where the device computes in it.
 
     Returns:
         1 for a perfect model, the size of the vocabulary for uniform guesses.
@@ -72,9 +76,11 @@ def perplexity(module: nn.Module, tokens: torch.Tensor, *, batch_size: int = 8) 
     was_training = module.training
     module.eval()
     device = next(module.parameters()).device
-    total = 0.0
+    used, total = pick_precision(precision, device), 0.0
     for batch in tqdm(tokens.split(batch_size), desc="perplexity", delay=1, leave=False):  # type: ignore[no-untyped-call]
         batch = batch.to(device)
-        total += token_loss(module, batch, batch).item() * len(batch)
+        with computed_in(used, device):
+            loss = token_loss(module, batch, batch)
+        total += loss.item() * len(batch)
     module.train(was_training)
     return math.exp(total / len(tokens))

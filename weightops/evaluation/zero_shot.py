@@ -204,5 +204,6 @@ def record(
         "source": task.source,
         "prompts": prompts_id(task),
         "orientation": "upright" if task.upright else "as stored",
+        "precision": model.precision,
         "unreadable": getattr(task.load(split), "unreadable", 0),
     }

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.matching import open_matched
@@ -93,13 +94,14 @@ class EditSession:
         *,
         config: TrainingConfig | None = None,
         device: str = "auto",
+        precision: Precision = "auto",
         batchnorm: Task | None = None,
         work_folder: Path | None = None,
         resume: bool = False,
         on_measured: Callable[[Measured], None] | None = None,
     ) -> None:
         checkpoint = open_checkpoint(model)
-        self.image_model = ImageModel.open(checkpoint, device)
+        self.image_model = ImageModel.open(checkpoint, device, precision=precision)
         self.dtype: torch.dtype = next(self.image_model.module.parameters()).dtype
         self.base = self.image_model.base.to(self.dtype)
         self.tasks = list(tasks)
@@ -170,7 +172,7 @@ class EditSession:
         tasks: Iterable[Task] | None = None,
         coefficients: Coefficients = (),
     ) -> Measured:
-        """Measure the base edited by a vector, on all images of a split.
+        """Measure the base edited by a vector, on all images of a split; of "test", in float32.
 
         The tasks are the session's unless others are given; ``coefficients`` go into the result.
         """
@@ -203,9 +205,13 @@ class EditSession:
         is_average = self.batchnorm and len(vector.apply(self.base).form.sources) > 1
         return self.batchnorm if is_average else None
 
+    def model_for(self, split: str) -> ImageModel:
+        """Return the model as it is run on a split: on test images in float32."""
+        return self.image_model.in_precision("float32") if split == "test" else self.image_model
+
     def _predict(self, task: Task, split: str, only: Order | None = None) -> torch.Tensor:
         """Return the best guesses for each image, shape ``(n, k)``, and count the images."""
-        guesses = predict(self.image_model, task, split, only=only)
+        guesses = predict(self.model_for(split), task, split, only=only)
         self.images_measured += len(guesses)
         return guesses
 

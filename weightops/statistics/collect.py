@@ -117,9 +117,8 @@ def collect(
             "a statistic is of a task, or of a text for a language model", hint="task="
         )
     if text is None:
-        run = on_images(
-            ImageModel.open(checkpoint, device), as_task(task or ""), split, images, start
-        )
+        image_model = ImageModel.open(checkpoint, device, precision="float32")
+        run = on_images(image_model, as_task(task or ""), split, images, start)
     else:
         run = on_text(checkpoint, text, images, device)
     record = {

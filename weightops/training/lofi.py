@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NonfiniteError, OptionError
@@ -47,6 +48,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    precision: Precision = "auto",
 ) -> Average | None:
     """Fine-tune nodes into ``out/node0``, ``out/node1``, ..., and write their average.
 
@@ -68,6 +70,7 @@ def run(
         resume: continue each node from its last state; finished nodes stay as they are.
         overwrite: replace nodes and an average that exist.
         device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: as for `finetune`; a learner has its own.
 
     Returns:
         The average in the process that wrote it, None in others.
@@ -79,7 +82,7 @@ def run(
     out, strategy, like = Path(out), strategy or OneProcess(), like or Node()
     count = _count_of_nodes(strategy, nodes)
     check_free(out / "merged", overwrite=overwrite or resume)
-    learner = task if isinstance(task, Learner) else _image_learner(model, task, device)
+    learner = task if isinstance(task, Learner) else _image_learner(model, task, device, precision)
     config = config or config_for(learner.base)
     own = [strategy.index] if isinstance(strategy, LofiNode) else range(count)
     finished: dict[int, Checkpoint] = {}
@@ -111,9 +114,11 @@ def run(
     return merged
 
 
-def _image_learner(model: CheckpointLike, task: TaskLike, device: str) -> ImageLearner:
+def _image_learner(
+    model: CheckpointLike, task: TaskLike, device: str, precision: Precision
+) -> ImageLearner:
     task = as_task(task)
-    return ImageLearner(ImageModel.open(model, device, learning=task), task)
+    return ImageLearner(ImageModel.open(model, device, learning=task, precision=precision), task)
 
 
 def _count_of_nodes(strategy: OneProcess, nodes: int | None) -> int:

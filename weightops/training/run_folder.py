@@ -151,6 +151,7 @@ class RunFolder:
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         theirs, ours = ({**run.get("config", {}), **run} for run in (identity, self.identity))
+        theirs.setdefault("precision", "float32")  # 0.1.0 recorded none
         differences = [
             f"{key} {theirs.get(key)!r}, not {ours[key]!r}"
             for key in ours

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.names import escape
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError, TaskError
 from weightops.merging.methods.source import MethodSource
@@ -281,6 +282,7 @@ def add(
     search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
     training: TrainingConfig | None = None,
     device: str = "auto",
+    precision: Precision = "auto",
     resume: bool = False,
     overwrite: bool = False,
     on_measured: OnMeasured | None = None,
@@ -331,5 +333,6 @@ def add(
         search=search,
         training=training,
         device=device,
+        precision=precision,
     )
     return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)

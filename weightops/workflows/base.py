@@ -15,12 +15,15 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
+from weightops.algebra.devices import pick_device
+from weightops.algebra.precision import Precision, pick_precision
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import NothingSatisfiesError, OptionError
 from weightops.search.cma_es import evolve
 from weightops.search.goal import Choice, Coefficients, Goal, Point, shown
+from weightops.search.racing import race
 from weightops.search.session import EditSession, Measured, Trial
-from weightops.search.strategies import GRADIENT, SearchOptions, coordinates, grid, race
+from weightops.search.strategies import GRADIENT, SearchOptions, coordinates, grid
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import as_tasks
 from weightops.tasks.task import Task
@@ -54,6 +57,9 @@ class Workflow(ABC):
         search: the coefficients to try, and how.
         training: the recipe of fine-tuning, see `config_for`; the model's own by default.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
+        precision: what fine-tuning and the search run the model in: float32, bfloat16, or auto:
+            bfloat16 where the processor computes in it, else float32. Test accuracies are measured
+            in float32.
         resume: resume a run that was killed or interrupted.
         overwrite: replace an output that exists; it stays until the new one is complete.
         on_measured: called with the validation scores of each edit that is measured in full.
@@ -89,6 +95,7 @@ class Workflow(ABC):
         search: SearchOptions,
         training: TrainingConfig | None,
         device: str,
+        precision: Precision,
     ) -> None:
         self.roles = dict(roles)
         self.tasks = as_tasks(self.roles)
@@ -97,6 +104,7 @@ class Workflow(ABC):
         self.search = search
         self.config = training or config_for(self.checkpoint)
         self.device = device
+        self.precision: Any = pick_precision(precision, pick_device(device))
         if self.finetuned and len(self.finetuned) != len(self.learned):
             names = ", ".join(task.name for task in self.learned)
             raise OptionError(
@@ -188,16 +196,20 @@ class Workflow(ABC):
         if self.search.strategy in GRADIENT:
             raise OptionError(
                 f"search {self.search.strategy} is for additions, not for {self.verb}",
-                hint="grid, race or cma",
+                hint="race, grid or cma",
             )
         values = self.signed_alphas
         shared = [(value,) * len(trial.vectors) for value in values]
         if len(trial.vectors) == 1:
-            search = grid if self.search.strategy == "grid" else race
-            return search(trial.measurements, shared)
+            return self.search_line(trial, shared)
         if self.search.strategy == "cma":
             return evolve(trial.measurements, values, shared, seed=self.config.seed)
         return coordinates(trial.measurements, values, shared)
+
+    def search_line(self, trial: Trial, line: Sequence[Coefficients]) -> Choice:
+        """Search along a line of coefficients."""
+        search = grid if self.search.strategy == "grid" else race
+        return search(trial.measurements, line)
 
     @property
     def signed_alphas(self) -> list[float]:

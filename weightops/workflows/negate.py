@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import torch
 
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NonfiniteError, NothingSatisfiesError, TaskError
 from weightops.search.goal import Goal
@@ -146,6 +147,7 @@ def negate(
     search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
     training: TrainingConfig | None = None,
     device: str = "auto",
+    precision: Precision = "auto",
     resume: bool = False,
     overwrite: bool = False,
     on_measured: OnMeasured | None = None,
@@ -179,5 +181,6 @@ def negate(
         search=search,
         training=training,
         device=device,
+        precision=precision,
     )
     return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NothingSatisfiesError, TaskError
 from weightops.search.goal import Coefficients, Goal, Rule
 from weightops.search.session import EditSession, weighted_sum
-from weightops.search.strategies import SearchOptions, grid
+from weightops.search.strategies import SearchOptions
 from weightops.support.arguments import check_arguments
 from weightops.support.docstrings import describe_arguments_as
 from weightops.support.ranges import Range
@@ -122,7 +123,7 @@ class Patch(Workflow):
             share = self.max_supported_drop * (i + 1) / len(self.patching)
             trial = session.trial(vectors, self.goal(self.patching[: i + 1], share))
             line = [(*alphas, alpha) for alpha in self.search.alphas]
-            choice = grid(trial.measurements, line)
+            choice = self.search_line(trial, line)
             alphas = choice.alpha if isinstance(choice.alpha, tuple) else (choice.alpha,)
             reasons.append(f"{task.name} {alphas[-1]:g}: {choice.why}")
             finetuned.append((weighted_sum(vectors, (*alphas[:-1], 1.0)), [task]))
@@ -154,6 +155,7 @@ def patch(
     search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
     training: TrainingConfig | None = None,
     device: str = "auto",
+    precision: Precision = "auto",
     resume: bool = False,
     overwrite: bool = False,
     on_measured: OnMeasured | None = None,
@@ -194,5 +196,6 @@ def patch(
         search=search,
         training=training,
         device=device,
+        precision=precision,
     )
     return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)
