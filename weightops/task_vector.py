@@ -48,6 +48,8 @@ class TaskVector(Tensors):
             open_clip's names for CLIP don't matter, and ``pre`` completes an image encoder alone.
         strict: refuse checkpoints of which one has tensors that the other lacks; with False these
             tensors are left out and named in a warning.
+        same_config: refuse checkpoints that are configured differently, and a stored vector of
+            another base, instead of warning.
 
     Raises:
         MismatchError: if names, shapes or dtypes differ.
@@ -66,10 +68,15 @@ class TaskVector(Tensors):
     base: Origin | None
 
     def __init__(
-        self, pre: CheckpointLike, finetuned: CheckpointLike, *, strict: bool = True
+        self,
+        pre: CheckpointLike,
+        finetuned: CheckpointLike,
+        *,
+        strict: bool = True,
+        same_config: bool = False,
     ) -> None:
         base = open_checkpoint(pre)
-        other = open_matched(finetuned, base)
+        other = open_matched(finetuned, base, strict=same_config)
         base = with_tied_names(base, other.specs)
         self.form, left_out = LinearForm.difference(other.form, base.form, strict=strict)
         self.base = Origin.of(base)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 import weightops
 from weightops import Recipe, open_checkpoint
+from weightops.checkpoints.libraries.config_checks import check_config
 from weightops.errors import CheckpointError, RecipeError, WeightopsError
 
 ODD: list[Any] = [
@@ -246,6 +247,16 @@ CODE: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
         lambda c: c.update(text_config={"trust_remote_code": True}),
     ),
     "architecture": ("timm", lambda c: c.update(architecture="local-dir:/elsewhere")),
+    "code_repo": ("transformers", lambda c: c.update(code_repo={"name": "somebody/code"})),
+    "custom_generate": ("transformers", lambda c: c.update(custom_generate=["somebody/x"])),
+    "backbone_config.backbone": (
+        "transformers",
+        lambda c: c.update(backbone_config={"backbone": "hf-hub:somebody/model"}),
+    ),
+    "model_args.pretrained_cfg_overlay": (
+        "timm",
+        lambda c: c["model_args"].update(pretrained_cfg_overlay={"file": "/elsewhere"}),
+    ),
     "model_args.checkpoint_path": (
         "timm",
         lambda c: c["model_args"].update(checkpoint_path="/elsewhere"),
@@ -263,3 +274,38 @@ def test_keys_that_lead_to_code_are_named(tmp_path: Path, key: str) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=rf"{path.name} sets (model_cfg\.)?{key}.* "):
         open_checkpoint(path.parent).model()
+
+
+HARMLESS = {
+    "label2id": {"remote control": 0, "trust": 1},
+    "label_descriptions": {"remote": "a remote control", "width": "how wide it is"},
+    "conv_kernel_size": [3, 3],
+    "use_kernels": False,
+    "hash_code_len": 9,
+    "trust_remote_code": False,
+    "custom_text": True,
+    "_name_or_path": "/home/somebody/model",
+}
+
+
+@pytest.mark.parametrize("key", HARMLESS)
+def test_keys_that_only_sound_alike_are_allowed(tmp_path: Path, key: str) -> None:
+    path = FOLDERS["transformers"](tmp_path / "model")
+    config = {**json.loads(path.read_text()), key: HARMLESS[key]}
+    path.write_text(json.dumps(config))
+    check_config(config, path, allowed=frozenset())
+    open_checkpoint(path.parent).known_architecture().build()
+
+
+def test_configurations_that_the_libraries_come_with_are_allowed() -> None:
+    import open_clip
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        text = config["text_cfg"].get("hf_model_name")
+        allowed = frozenset({text} if text else ())
+        check_config({"model_cfg": config}, Path(name), allowed=allowed)
+    for name in ("bert", "clip", "llama", "vit", "whisper", "t5", "jamba", "swinv2", "wav2vec2"):
+        config = CONFIG_MAPPING[name]().to_dict()
+        check_config(json.loads(json.dumps(config)), Path(name), allowed=frozenset())

@@ -61,7 +61,26 @@ def test_a_run_that_is_being_replaced(tmp_path: Path) -> None:
     assert torch.equal(open_checkpoint(path)["w"], torch.ones(2))  # until there are new weights
     assert run_folder(path, 6).begin(resume=True, overwrite=False) == [0]
     run_folder(path, 6).keep({}, 3)
-    assert run_folder(path, 6).begin(resume=True, overwrite=False) == [0, 3]
+    for overwrite in (False, True):
+        assert run_folder(path, 6).begin(resume=True, overwrite=overwrite) == [0, 3]
+
+
+def test_a_killed_run_that_was_to_replace_another_is_resumed(tmp_path: Path) -> None:
+    """Wherever it was killed: --overwrite --resume continues this run, and replaces any other."""
+    path = tmp_path / "run"
+    facts: dict[str, Any] = {"model": "m", "source": "s", "samples": 4}
+    old = run_folder(path, 4)
+    old.begin(resume=False, overwrite=False)
+    old.finish({"w": torch.ones(2)}, {}, **facts)
+    for new in (run_folder(path, 6), run_folder(path, 6)):
+        assert new.begin(resume=True, overwrite=True) == [0]
+        assert not new.finished
+    (path / "training.2.pt").write_bytes(b"damaged")
+    assert run_folder(path, 6).begin(resume=True, overwrite=True) == [0]
+    new.finish({"w": torch.zeros(2)}, {}, **facts)
+    again = run_folder(path, 6)
+    assert again.begin(resume=True, overwrite=True) == [0, 6]
+    assert again.finished
 
 
 def test_weights_without_a_record_are_not_resumed(tmp_path: Path) -> None:

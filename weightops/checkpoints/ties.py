@@ -9,7 +9,7 @@ from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.conversion import TensorMapping
 from weightops.checkpoints.libraries.base import Architecture
-from weightops.checkpoints.renaming import renamed
+from weightops.checkpoints.renamed import renamed
 from weightops.checkpoints.skeleton import shared_names
 
 _TIED = "tie_word_embeddings"

@@ -37,10 +37,7 @@ _TEXT = click.Option(
 
 
 @command(
-    Borrowed(
-        "weightops.evaluation.table:evaluate",
-        only=("split", "class_order", "skip_unreadable", *_RUNNING, *_SCORING),
-    ),
+    Borrowed("weightops.evaluation.table:evaluate", only=("split", *_RUNNING, *_SCORING)),
     arguments=[_EVALUATOR, _TEXT],
 )
 def evaluate(
@@ -48,6 +45,7 @@ def evaluate(
     *,
     tasks: TaskList | None = None,
     base: str | None = None,
+    strict: bool = False,
     reference: tuple[str, ...] = (),
     out: Path | None = None,
     overwrite: bool = False,
@@ -70,6 +68,8 @@ def evaluate(
         tasks: the tasks. Default: all that weightops has.
         base: what weights are completed from, configuration included, and what task vectors and
             adapters are applied to.
+        strict: refuse models that are configured differently from the base, and vectors that were
+            made from another base, instead of warning.
         reference: with --evaluator shift: models whose line shows effective robustness; two or
             more.
         out: a folder for a JSON file a model and task.
@@ -77,7 +77,6 @@ def evaluate(
     """
     from weightops.evaluation.table import EVALUATORS
     from weightops.support.atomic import reserved
-    from weightops.tasks.check import without_unreadable
     from weightops.tasks.table import EVALUATED, as_tasks
 
     if "text" in given:
@@ -89,13 +88,11 @@ def evaluate(
     if reference and name != "shift":
         raise click.UsageError("--reference is for --evaluator shift")
     with reserved(out, overwrite=overwrite) if out is not None else nullcontext():
-        opened = _open_models((*reference, *models), base)
+        opened = _open_models((*reference, *models), base, strict=strict)
         listed = as_tasks(tasks or EVALUATED)
-        if given.get("skip_unreadable"):
-            listed = [without_unreadable(task) for task in listed]
         scoring = taken(given, _SCORING)
         split = given.get("split", "test")
-        how = taken(given, (*_RUNNING, "class_order"))
+        how = taken(given, _RUNNING)
         records = _score(opened, listed, evaluator, split, how, **scoring)
         columns = evaluator.columns_of(records[0]["metrics"])
         if reference:
@@ -121,7 +118,7 @@ def _check_text(given: dict[str, Any], tasks: Any, base: str | None, out: Path |
         raise click.UsageError("--text is for language models: name one")
 
 
-def _open_models(names: Sequence[str], base: str | None) -> list[Checkpoint]:
+def _open_models(names: Sequence[str], base: str | None, *, strict: bool) -> list[Checkpoint]:
     """Open models, completed from the base if there is one."""
     from weightops.checkpoints.checkpoint import Checkpoint
     from weightops.checkpoints.matching import open_matched
@@ -130,7 +127,7 @@ def _open_models(names: Sequence[str], base: str | None) -> list[Checkpoint]:
     if base is None:
         return [open_checkpoint(name) for name in names]
     start = open_checkpoint(base)
-    matched = [open_matched(name, start) for name in names]
+    matched = [open_matched(name, start, strict=strict) for name in names]
     # An adapter of one end of a tied pair gives a model that isn't tied.
     return [
         Checkpoint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ from tqdm import tqdm
 
 from weightops.algebra.precision import Precision, computed_in, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.errors import CheckpointError, TaskError
+from weightops.errors import CheckpointError, NonfiniteError, TaskError
+from weightops.evaluation.image_model import check_finite
 
 
 def token_blocks(model: Checkpoint, text: str | Path, length: int | None = None) -> torch.Tensor:
@@ -53,7 +55,10 @@ def token_loss(module: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) ->
         tokens: shape ``(n, length)``.
         labels: the tokens again, as for losses whose labels differ from the inputs.
     """
-    logits = module(input_ids=tokens).logits.float()
+    return _loss(module(input_ids=tokens).logits.float(), labels)
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
@@ -72,15 +77,26 @@ def perplexity(
 
     Returns:
         1 for a perfect model, the size of the vocabulary for uniform guesses.
+
+    Raises:
+        NonfiniteError: if logits are NaN or infinite, or the perplexity is too large for a number.
     """
     was_training = module.training
     module.eval()
     device = next(module.parameters()).device
-    used, total = pick_precision(precision, device), 0.0
+    used, total, bad = pick_precision(precision, device), 0.0, []
     for batch in tqdm(tokens.split(batch_size), desc="perplexity", delay=1, leave=False):  # type: ignore[no-untyped-call]
         batch = batch.to(device)
         with computed_in(used, device):
-            loss = token_loss(module, batch, batch)
-        total += loss.item() * len(batch)
+            logits = module(input_ids=batch).logits.float()
+        total += _loss(logits, batch).item() * len(batch)
+        bad.append(~logits.isfinite().flatten(1).all(1).cpu())
     module.train(was_training)
-    return math.exp(total / len(tokens))
+    check_finite(torch.cat(bad), "the logits of the text")
+    mean = total / len(tokens)
+    if mean > math.log(sys.float_info.max):
+        raise NonfiniteError(
+            f"the perplexity is exp({mean:g}), which is too large for a number",
+            hint="the weights are damaged, or extrapolated too far: `weightops inspect` shows them",
+        )
+    return math.exp(mean)

@@ -201,9 +201,8 @@ def record(
         "metrics": dict(scores),
         "language": "en",
         "split": split,
-        "source": task.source,
         "prompts": prompts_id(task),
-        "orientation": "upright" if task.upright else "as stored",
         "precision": model.precision,
-        "unreadable": getattr(task.load(split), "unreadable", 0),
+        **task.reading(split),
+        "class_order": model.class_order(task),
     }

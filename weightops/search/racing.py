@@ -73,7 +73,7 @@ class _Curve(NamedTuple):
 
 
 class _Line:
-    """What is known along a line of coefficients."""
+    """A line of coefficients, and all that is known along it."""
 
     def __init__(self, measurements: Measurements, line: Sequence[Coefficients]) -> None:
         self._measurements, self._line = measurements, line

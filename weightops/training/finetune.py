@@ -59,8 +59,8 @@ def finetune(
         checkpoint_every: steps between states that a killed run can be resumed from.
         resume: continue from the last state in ``out``. On CPU, with as many threads, the weights
             are the same to the bit as without the interruption.
-        overwrite: replace a finished run in ``out``; its weights stay until the new ones are
-            complete.
+        overwrite: replace a run in ``out``; its weights stay until the new ones are complete. With
+            ``resume``, a run with other arguments is replaced, and one with these continues.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: float32, bfloat16, or auto: bfloat16 where the processor computes in it, else
             float32. Weights and their updates are float32 in any case.
@@ -114,7 +114,7 @@ def fit(
         out: folder for the weights, the log and the states.
         checkpoint_every: steps between states that a killed run can be resumed from.
         resume: continue from the last state in ``out``.
-        overwrite: replace a finished run in ``out``.
+        overwrite: replace a run in ``out``; with ``resume``, only one with other arguments.
         node: which node of how many this is.
         strategy: the processes of the node.
         on_step: function that is called after each step with its number.
@@ -148,7 +148,7 @@ def fit(
             weights,
             ema,
             model=portable(learner.base.ref),
-            source=learner.source,
+            **learner.reading,
             samples=config.steps * node.batch_size(config.batch_size),
             communication_seconds=strategy.seconds,
         )

@@ -68,7 +68,8 @@ def run(
         like: how the nodes work together; its index and count aren't used.
         checkpoint_every: steps between states that a killed run can be resumed from.
         resume: continue each node from its last state; finished nodes stay as they are.
-        overwrite: replace nodes and an average that exist.
+        overwrite: replace nodes and an average that exist; with ``resume``, only nodes of a run
+            with other arguments.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: as for `finetune`; a learner has its own.
 

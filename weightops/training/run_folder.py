@@ -73,7 +73,8 @@ class RunFolder:
     def begin(self, *, resume: bool, overwrite: bool) -> list[int]:
         """Prepare the folder and return the steps that the run can resume from.
 
-        The last step of the run is among them if the run is finished.
+        The last step of the run is among them if the run is finished. With both arguments true, a
+        run that was started with ``overwrite`` is resumed, and another run is replaced.
 
         Raises:
             OutputError: if the folder holds a run, and neither argument is true.
@@ -88,15 +89,25 @@ class RunFolder:
                 )
         self.path.mkdir(parents=True, exist_ok=True)
         clear_killed(self.path)
-        if not resume:
-            self.go_back(0)
+        if resume:
+            try:
+                return self._resumable()
+            except CheckpointError as error:
+                if not overwrite:
+                    raise
+                log.info("%s; it is replaced", error.fact)
+        self.go_back(0)
+        return [0]
+
+    def _resumable(self) -> list[int]:
+        """Return the steps that the run in the folder can resume from; see `begin`."""
         steps = self._usable_states()
         has_weights = (self.path / WEIGHTS).is_file()
-        self.finished = has_weights and (self.path / RECORD).is_file()
-        if self.finished:
+        if has_weights and (self.path / RECORD).is_file():
             self._check_identity(read_json(self.path / RECORD))
+            self.finished = True
             steps.append(self.steps)
-        elif resume and has_weights and not training_record(open_checkpoint(self.path / WEIGHTS)):
+        elif has_weights and not training_record(open_checkpoint(self.path / WEIGHTS)):
             # Weights with a record are those of an earlier run, which this run replaces.
             raise CheckpointError(
                 f"{self.path} holds weights, and no record of how they were made",

@@ -19,6 +19,7 @@ from weightops.algebra.devices import pick_device
 from weightops.algebra.precision import Precision, pick_precision
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import NothingSatisfiesError, OptionError
+from weightops.evaluation.batchnorm import BASE, BatchNorm, as_batchnorm
 from weightops.search.cma_es import evolve
 from weightops.search.goal import Choice, Coefficients, Goal, Point, shown
 from weightops.search.racing import race
@@ -56,6 +57,8 @@ class Workflow(ABC):
             that is learned, in their order.
         search: the coefficients to try, and how.
         training: the recipe of fine-tuning, see `config_for`; the model's own by default.
+        batchnorm: the running statistics of averaged weights. A task: recomputed on its images;
+            base: those of the model to edit.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
         precision: what fine-tuning and the search run the model in: float32, bfloat16, or auto:
             bfloat16 where the processor computes in it, else float32. Test accuracies are measured
@@ -81,8 +84,8 @@ class Workflow(ABC):
     """The edit's own options, which the summary, the card, the page and the weights record."""
     sign: ClassVar[float] = 1.0
     """A factor of all coefficients that are tried."""
-    batchnorm: Task | None = None
-    """The task on whose images running statistics are recomputed, if any."""
+    may_be_base: bool = False
+    """Whether zeros, the base itself, are an answer, as nothing is written."""
     keeps_vectors: ClassVar[bool] = True
     """Whether the vectors are written, too."""
 
@@ -96,6 +99,7 @@ class Workflow(ABC):
         training: TrainingConfig | None,
         device: str,
         precision: Precision,
+        batchnorm: BatchNorm | None = None,
     ) -> None:
         self.roles = dict(roles)
         self.tasks = as_tasks(self.roles)
@@ -105,6 +109,12 @@ class Workflow(ABC):
         self.config = training or config_for(self.checkpoint)
         self.device = device
         self.precision: Any = pick_precision(precision, pick_device(device))
+        self.batchnorm = as_batchnorm(batchnorm)
+        if self.batchnorm is not None:
+            told = self.batchnorm.name if isinstance(self.batchnorm, Task) else self.batchnorm
+            self.options = {**self.options, "batchnorm": told}
+            of = "the base" if told == BASE else f"the training images of {told}"
+            self.method += f", with batch statistics of {of}"
         if self.finetuned and len(self.finetuned) != len(self.learned):
             names = ", ".join(task.name for task in self.learned)
             raise OptionError(
@@ -178,7 +188,7 @@ class Workflow(ABC):
         """
         choice = self._search(trial)
         alpha = choice.alpha if isinstance(choice.alpha, tuple) else (choice.alpha,)
-        if may_be_base or any(alpha):
+        if may_be_base or self.may_be_base or any(alpha):
             return alpha, choice.why
         edits = [point for point in self.points(trial.sweep) if point.distance]
         if not edits:

@@ -68,6 +68,7 @@ class ExperimentSettings:
             The chosen edit, and model -> test scores.
         """
         workflow = Patch.from_call(task, supported=SUPPORTED, model=self.model, **self.where)
+        workflow.may_be_base = True  # an experiment shows that nothing improved, too
         session = self.session(workflow.tasks)
         result = workflow.find(session)
         session.tasks += also

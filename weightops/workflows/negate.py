@@ -11,6 +11,7 @@ import torch
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NonfiniteError, NothingSatisfiesError, TaskError
+from weightops.evaluation.batchnorm import BatchNorm
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession
 from weightops.search.strategies import SearchOptions
@@ -146,6 +147,7 @@ def negate(
     finetuned: Finetuned = None,
     search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
     training: TrainingConfig | None = None,
+    batchnorm: BatchNorm | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     resume: bool = False,
@@ -180,6 +182,7 @@ def negate(
         finetuned=finetuned,
         search=search,
         training=training,
+        batchnorm=batchnorm,
         device=device,
         precision=precision,
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NothingSatisfiesError, TaskError
+from weightops.evaluation.batchnorm import BatchNorm
 from weightops.search.goal import Coefficients, Goal, Rule
 from weightops.search.session import EditSession, weighted_sum
 from weightops.search.strategies import SearchOptions
@@ -154,6 +155,7 @@ def patch(
     finetuned: Finetuned = None,
     search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
     training: TrainingConfig | None = None,
+    batchnorm: BatchNorm | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     resume: bool = False,
@@ -195,6 +197,7 @@ def patch(
         finetuned=finetuned,
         search=search,
         training=training,
+        batchnorm=batchnorm,
         device=device,
         precision=precision,
     )

@@ -139,6 +139,8 @@ class JoinedAdapter(Checkpoint):
     def _pair(self, name: str) -> tuple[_Pair, tuple[float, float]]:
         """Return A and B of a module, and the squared norms of its delta and of what is lost."""
         terms = _terms(self.form, name)
+        if terms is None and self.form.rank(name) is not None:
+            return self._compressed_factors(name)
         if terms is None:
             return self._nearest(name)
         parts = []
@@ -152,6 +154,13 @@ class JoinedAdapter(Checkpoint):
             parts = [(a[:1], torch.zeros_like(b[:, :1]))]
         a, b = torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], 1)
         return _compressed(a, b, self._rank)
+
+    def _compressed_factors(self, name: str) -> tuple[_Pair, tuple[float, float]]:
+        """Return the pair of a delta that a method gives as a product."""
+        b, a = self.form.factors(name)
+        transposed = self._first_with(name).pairs[name].transposed
+        (a, b) = (b.T, a.T) if transposed else (a, b)
+        return _compressed(a.float(), b.float(), self._rank)
 
     def _nearest(self, name: str) -> tuple[_Pair, tuple[float, float]]:
         """Return the pair that is nearest to a delta that is no sum of products."""

@@ -14,10 +14,19 @@ from typing import Any
 from weightops.errors import CheckpointError, WeightopsError
 
 _CODE = re.compile(
-    r"trust_remote_code|code_revision|custom_pipelines?|use_kernels|kernel_config|checkpoint_path"
-    r"|hf_model_name|pretrained_cfg_overlay"
+    r"(.*[\W_])?(code|remote|trust|kernels?|custom|plugins?|repo|repository|hub|script|exec|import"
+    r"|revision|overlay|pipelines?|pretrained|checkpoint)([\W_].*)?|hf_model_name",
+    re.IGNORECASE,
 )
-"""Keys by which a library runs code, or reads files, from elsewhere."""
+"""Keys by which libraries run code, or read files, from elsewhere: those with such words."""
+
+_HARMLESS = re.compile(
+    r"custom_text|disable_custom_kernels|use_mamba_kernels|(autocast|chunkwise|sequence|step)_kernel"
+    r"(_dtype)?|(gradient_)?checkpoint(ing|_format)|dataset_revision|use_pretrained_backbone"
+    r"|(timm|hf)_model_pretrained|pretrained_cfg|hf_hub_(id|filename)|code_predictor_config"
+)
+"""Keys with such words that are allowed: the libraries take plain settings from them, or nothing
+where they are told, as they are here, to fetch no weights."""
 
 _IMPLEMENTATION = re.compile(r"_?\w*implementation(_internal)?")
 """Keys whose value is a name in the library, or else a repository with compiled code."""
@@ -37,7 +46,17 @@ _SETTINGS = re.compile(
 )
 """Keys of settings that have names of their own."""
 
+_COUNTS = re.compile(r"\w*(layers?|depths?|blocks?|experts|labels|classes|stages|groups)")
+"""Keys of numbers of parts, of which libraries make lists before they make tensors."""
+
+_NAMED_FREELY = re.compile(
+    r"label_descriptions|label2id|id2label|(extra|model_specific)_special_tokens"
+    r"|added_tokens_decoder|vocabulary_map"
+)
+"""Keys of mappings whose own keys are names of classes and tokens."""
+
 _DEPTH = 50
+_LARGEST_COUNT = 1_000_000
 _LARGEST_SIZE = 2**31
 
 
@@ -52,23 +71,28 @@ def check_config(config: Mapping[str, Any], path: Path, *, allowed: frozenset[st
     Raises:
         CheckpointError: naming the key, and what is expected.
     """
-    for place, key, value in _entries(config, path):
+    for place, key, value in list(entries(config, path)):
         named = f"{path} sets {place}"
         if _IMPLEMENTATION.fullmatch(key) and isinstance(value, str) and re.search("[/:@]", value):
             raise CheckpointError(f"{named} to a place with code, which isn't allowed")
-        if _CODE.fullmatch(key) and value and not (isinstance(value, str) and value in allowed):
+        if _may_lead_to_code(key, value, allowed):
             raise CheckpointError(f"{named}, which may run code and isn't allowed")
+        if key == "backbone" and isinstance(value, str) and ":" in value:
+            raise CheckpointError(f"{named} to {value!r:.80}, which is no name of a backbone")
         if key in ("timm_model_name", "architecture") and not _may_be_name(value):
             raise CheckpointError(f"{named} to {value!r:.80}, which is no name of a timm model")
         if _SIZES.fullmatch(key) and value is not None and not _is_size(value):
             raise CheckpointError(
-                f"{named} to {value!r:.80}, which must be a whole number from 1 on"
+                f"{named} to {value!r:.80}, which must be a whole number from 1 to "
+                f"{_LARGEST_SIZE - 1:,}"
             )
+        if _COUNTS.fullmatch(key) and type(value) is int and value > _LARGEST_COUNT:
+            raise CheckpointError(f"{named} to {value!r:.80}, more than {_LARGEST_COUNT:,}")
         if _SETTINGS.fullmatch(key) and value is not None and not isinstance(value, dict):
             raise CheckpointError(f"{named} to {value!r:.80}, which must be a mapping of settings")
 
 
-def _entries(value: Any, path: Path) -> Iterator[tuple[str, str, Any]]:
+def entries(value: Any, path: Path) -> Iterator[tuple[str, str, Any]]:
     """Return place, key and value of all entries of mappings at any depth."""
     pending: list[tuple[str, Any, int]] = [("", value, 0)]
     while pending:
@@ -78,7 +102,8 @@ def _entries(value: Any, path: Path) -> Iterator[tuple[str, str, Any]]:
         if isinstance(item, dict):
             for key, inner in item.items():
                 yield f"{before}{key}"[:200], str(key), inner
-                pending.append((f"{before}{key}."[:200], inner, depth + 1))
+                if not _NAMED_FREELY.fullmatch(str(key)):
+                    pending.append((f"{before}{key}."[:200], inner, depth + 1))
         elif isinstance(item, list):
             pending += [(before, inner, depth + 1) for inner in item]
 
@@ -87,6 +112,22 @@ def _is_size(value: Any) -> bool:
     values = list(value.values()) if isinstance(value, dict) else value
     values = values if isinstance(values, list) and values else [value]
     return all(type(n) is int and 0 < n < _LARGEST_SIZE for n in values)
+
+
+def _may_lead_to_code(key: str, value: Any, allowed: frozenset[str]) -> bool:
+    """Return whether a key may lead to code; a number or false never does."""
+    if not _CODE.fullmatch(key) or _HARMLESS.fullmatch(key):
+        return False
+    if isinstance(value, str):
+        return bool(value) and value not in allowed
+    return value is True or _holds_text(value)
+
+
+def _holds_text(value: Any) -> bool:
+    """Return whether a value is a text or mapping, or holds one at any depth."""
+    if isinstance(value, list):
+        return any(map(_holds_text, value))
+    return isinstance(value, (str, dict)) and bool(value)
 
 
 def _may_be_name(value: Any) -> bool:

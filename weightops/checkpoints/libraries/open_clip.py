@@ -94,7 +94,7 @@ tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
         import open_clip
 
         self._check()
-        with library_errors(f"open_clip can't build the model of {self.config_path}"), _quiet():
+        with self._building(), _quiet():
             module: nn.Module = open_clip.create_model(
                 f"local-dir:{self.folder}", load_weights=False, pretrained_text=False
             )

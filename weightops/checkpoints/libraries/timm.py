@@ -69,7 +69,7 @@ model = timm.create_model("local-dir:{folder}", pretrained=True)
         import timm
 
         check_config(self.config, self.config_path, allowed=frozenset())
-        with library_errors(f"timm can't build the model of {self.config_path}"):
+        with self._building():
             module: nn.Module = timm.create_model(
                 f"local-dir:{self.folder}", pretrained=False, **self._model_changes
             )
