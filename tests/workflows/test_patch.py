@@ -22,13 +22,7 @@ from weightops import (
     open_checkpoint,
     patch,
 )
-from weightops.errors import (
-    NothingSatisfiesError,
-    OptionError,
-    OutputError,
-    TaskError,
-    UnknownNameError,
-)
+from weightops.errors import NothingSatisfiesError, OptionError, OutputError, UnknownNameError
 from weightops.workflows.patch import Patch
 from weightops.workflows.plan import plan_run
 
@@ -109,7 +103,7 @@ def test_given_finetuned_weights(patched: Path, tmp_path: Path) -> None:
 def test_refusals(patched: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists"):
         patch("mnist", patched, **QUICK)
-    with pytest.raises(TaskError, match="at least one supported"):
+    with pytest.raises(OptionError, match="at least one supported"):
         patch("mnist", tmp_path / "x", supported=["mnist"])
     with pytest.raises(OptionError, match=r"max_supported_drop is -2.0, and must be at least 0"):
         patch("mnist", tmp_path / "x", max_supported_drop=-2.0)

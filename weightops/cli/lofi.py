@@ -118,7 +118,7 @@ def _train(
         if strategy.rank:
             quieten()
         given["resume"] = given.get("resume", False) or strategy.restarted
-        how = {"model": checkpoint, "config": config, "strategy": strategy, "like": like, **given}
+        how = {"model": checkpoint, "training": config, "strategy": strategy, "like": like, **given}
         if compare:
             comparison = compare_with_baselines(task, out, **how)
             if comparison is not None:

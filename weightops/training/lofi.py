@@ -40,7 +40,7 @@ def run(
     out: str | Path,
     *,
     model: CheckpointLike = "embedded",
-    config: TrainingConfig | None = None,
+    training: TrainingConfig | None = None,
     strategy: OneProcess | None = None,
     nodes: Annotated[int, Range(min=1)] | None = None,
     like: Node | None = None,
@@ -61,7 +61,7 @@ def run(
         task: what to learn: a name, a folder, a `Task`, or a `Learner`, which has its own model.
         out: folder for the nodes and their average.
         model: the model that all nodes start from, if ``task`` isn't a learner.
-        config: the recipe; its batch size is that of all nodes together. Default: that of
+        training: the recipe; its batch size is that of all nodes together. Default: that of
             `config_for`.
         strategy: this process's node, from `connected`. Default: this process alone.
         nodes: number of nodes, one after another; only without torchrun.
@@ -84,7 +84,7 @@ def run(
     count = _count_of_nodes(strategy, nodes)
     check_free(out / "merged", overwrite=overwrite or resume)
     learner = task if isinstance(task, Learner) else _image_learner(model, task, device, precision)
-    config = config or config_for(learner.base)
+    config = training or config_for(learner.base)
     own = [strategy.index] if isinstance(strategy, LofiNode) else range(count)
     finished: dict[int, Checkpoint] = {}
     for index in own:

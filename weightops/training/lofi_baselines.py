@@ -43,7 +43,7 @@ def compare_with_baselines(
     out: str | Path,
     *,
     model: CheckpointLike = "embedded",
-    config: TrainingConfig | None = None,
+    training: TrainingConfig | None = None,
     strategy: OneProcess | None = None,
     nodes: Annotated[int, Range(min=1)] | None = None,
     like: Node | None = None,
@@ -60,7 +60,7 @@ def compare_with_baselines(
         out: folder for ``baseline``, the nodes, ``merged`` (see `lofi.run`) and
             ``comparison.json``.
         model: the model to start from.
-        config: the recipe. Default: that of `config_for`.
+        training: the recipe. Default: that of `config_for`.
         strategy: this process's node, from `connected`. Default: this process alone.
         nodes: number of nodes, one after another; only without torchrun.
         like: how the nodes work together.
@@ -78,7 +78,7 @@ def compare_with_baselines(
     """
     out, strategy, task = Path(out), strategy or OneProcess(), as_task(task)
     image_model = ImageModel.open(model, device, learning=task, precision=precision)
-    config = config or config_for(image_model.base)
+    config = training or config_for(image_model.base)
     config = replace(config, ema=config.ema or EMA_DECAY)
     finetune(
         image_model,
@@ -93,7 +93,7 @@ def compare_with_baselines(
     average = lofi.run(
         ImageLearner(image_model, task),
         out,
-        config=config,
+        training=config,
         strategy=strategy,
         nodes=nodes,
         like=like,

@@ -12,7 +12,7 @@ from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.names import escape
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
-from weightops.errors import OptionError, TaskError
+from weightops.errors import OptionError
 from weightops.evaluation.batchnorm import BatchNorm
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import METHODS
@@ -66,7 +66,7 @@ class Addition(Workflow):
         )
         self.added = as_tasks(tasks)
         if len(self.added) < 2:
-            raise TaskError("an addition needs two tasks at least")
+            raise OptionError("an addition needs two tasks at least")
         self.combiner = METHODS["task_arithmetic" if method == "sum" else method]
         self.method_options = self.combiner.check(method_options or {})
         if each and method != "sum":

@@ -8,7 +8,7 @@ from typing import Any
 
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
-from weightops.errors import TaskError
+from weightops.errors import OptionError
 from weightops.evaluation.batchnorm import BatchNorm
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession, Vectors, weighted_sum
@@ -44,7 +44,7 @@ class Analogy(Workflow):
     ) -> None:
         self.a, self.b, self.c, self.target = map(as_task, (a, b, c, target))
         if len({task.name for task in (self.a, self.b, self.c, self.target)}) < 4:
-            raise TaskError(
+            raise OptionError(
                 "an analogy needs four different tasks: A is to B as C is to the target"
             )
         self.shared, self.supervised = shared, supervised

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
-from weightops.errors import NothingSatisfiesError, TaskError
+from weightops.errors import NothingSatisfiesError, OptionError
 from weightops.evaluation.batchnorm import BatchNorm
 from weightops.search.goal import Coefficients, Goal, Rule
 from weightops.search.session import EditSession, weighted_sum
@@ -49,7 +49,7 @@ class Patch(Workflow):
         others = as_tasks(SUPPORTED if supported is None else supported)
         self.supported = [task for task in others if task not in self.patching]
         if not self.supported:
-            raise TaskError("a patch needs at least one supported task, to measure what it harms")
+            raise OptionError("a patch needs at least one supported task, to measure what it harms")
         self.rule, self.max_supported_drop = rule, max_supported_drop
         self.strategy: Strategy = strategy if len(self.patching) > 1 else "joint"
         self.options = {
