@@ -27,7 +27,6 @@ from weightops.errors import (
     NothingSatisfiesError,
     OptionError,
     OutputError,
-    TaskError,
     UnknownNameError,
 )
 from weightops.workflows.patch import Patch
@@ -75,6 +74,13 @@ def test_files_and_summary(patched: Path) -> None:
     assert (patched / "frontier.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_record_names_the_folder_that_is_gone(patched: Path) -> None:
+    for path in patched.rglob("*"):
+        assert path.is_dir() or b".out.run" not in path.read_bytes(), path
+    vector = open_checkpoint(patched / "open_clip_model.safetensors").source.made_from
+    assert "embedded fine-tuned on mnist" in {term["ref"] for term in vector["terms"]}
+
+
 def test_the_patched_model_is_the_one_that_was_tested(patched: Path) -> None:
     summary = json.loads((patched / "summary.json").read_text())
     assert evaluate(patched, "mnist", device="cpu")["mnist"] == summary["tasks"]["mnist"]["patched"]
@@ -110,7 +116,7 @@ def test_given_finetuned_weights(patched: Path, tmp_path: Path) -> None:
 def test_refusals(patched: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists"):
         patch("mnist", patched, **QUICK)
-    with pytest.raises(TaskError, match="at least one supported"):
+    with pytest.raises(OptionError, match="at least one supported"):
         patch("mnist", tmp_path / "x", supported=["mnist"])
     with pytest.raises(
         OptionError, match=r"max_supported_drop is -2.0, and must be a number at least 0"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,7 +15,7 @@ from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.names import Each
 from weightops.algebra.provenance import provenance
 from weightops.algebra.scratch import Scratch
-from weightops.algebra.source import ComputedSource, Source, Spec
+from weightops.algebra.source import ExpressionSource, Source, Spec
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.packed import BASE, MASKS, RECORD, UNIFIED
 from weightops.checkpoints.matching import open_matched
@@ -54,7 +51,7 @@ def localized(deltas: torch.Tensor, mask_scales: Sequence[float]) -> Packed:
     return Packed(total, deltas.abs() >= scales * (total - deltas).abs())
 
 
-class PackSource(ComputedSource):
+class PackSource(ExpressionSource):
     """The tensors of a file of several models, computed when they are read.
 
     Args:
@@ -152,11 +149,6 @@ class PackSource(ComputedSource):
             },
             "made_of": [provenance(form) for form in (self._base.form, *self._deltas)],
         }
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """16 hex digits that identify the expression, as its result isn't computed yet."""
-        return sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def pack(

@@ -28,6 +28,8 @@ class TrainingConfig:
         ema: decay per step of a moving average of the weights that is kept as well; 0 for none.
         seed: seed of the order of samples, of the augmentation and of randomness in the model.
         ascend: raise the loss instead of lowering it: the baseline that negation is compared with.
+        linearized: train the model that is linear in its weights, the tangent at the start (arXiv
+            2305.12827); for Vision Transformers of CLIP.
 
     Raises:
         OptionError: if a number is outside of its range.
@@ -43,6 +45,7 @@ class TrainingConfig:
     ema: Annotated[float, Range(min=0, max=1, max_open=True)] = 0.0
     seed: Annotated[int, Range(min=0)] = 0
     ascend: bool = False
+    linearized: bool = False
 
     def __post_init__(self) -> None:
         check_arguments(type(self), **vars(self))
@@ -70,6 +73,7 @@ def config_for(
     ema: float | None = None,
     seed: int | None = None,
     ascend: bool | None = None,
+    linearized: bool | None = None,
 ) -> TrainingConfig:
     """Return the recipe to fine-tune a model with.
 
@@ -89,6 +93,8 @@ def config_for(
         ema: also keep the moving average of the weights, with this decay per step.
         seed: seed of everything random.
         ascend: raise the loss instead of lowering it.
+        linearized: train the model that is linear in its weights, the tangent at the start (arXiv
+            2305.12827); for Vision Transformers of CLIP.
 
     Raises:
         OptionError: if a number is outside of its range.
@@ -107,6 +113,7 @@ def config_for(
         "ema": ema,
         "seed": seed,
         "ascend": ascend,
+        "linearized": linearized,
     }
     changes = {name: value for name, value in given.items() if value is not None}
     architecture = open_checkpoint(model).architecture
