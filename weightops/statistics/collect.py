@@ -27,7 +27,7 @@ from weightops.evaluation.linearized import LinearizedModel
 from weightops.evaluation.perplexity import token_blocks
 from weightops.statistics.fishers import Labels, diagonal_fisher
 from weightops.statistics.recording import Gram, GramRecorder
-from weightops.statistics.statistic import Kind, StatisticSource
+from weightops.statistics.statistic import Kind, statistic_source
 from weightops.support.arguments import check_arguments
 from weightops.support.ranges import Range
 from weightops.support.text import first_few
@@ -69,6 +69,7 @@ def collect(
     seed: Annotated[int, Range(min=0)] = 0,
     device: str = "auto",
     start: Annotated[int, Range(min=0)] = 0,
+    built: ImageModel | None = None,
 ) -> Checkpoint:
     """Run a model on data, and return a statistic of it: tensors by the names of its weights.
 
@@ -89,6 +90,7 @@ def collect(
         seed: seed of the draws of a fisher.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
         start: how many of the images to leave out, as another run has seen them.
+        built: the model, if it has been built for another run.
 
     Returns:
         The statistic, in memory. Its record, which `Checkpoint.save` writes, too, names the model
@@ -118,9 +120,8 @@ def collect(
             "a statistic is of a task, or of a text for a language model", hint="task="
         )
     if text is None:
-        run = on_images(
-            ImageModel.open(checkpoint, device), as_task(task or ""), split, images, start
-        )
+        image_model = built or ImageModel.open(checkpoint, device, precision="float32")
+        run = on_images(image_model, as_task(task or ""), split, images, start)
     else:
         run = on_text(checkpoint, text, images, device)
     record = {
@@ -148,7 +149,7 @@ def collect(
         )
     if not tensors:
         raise CheckpointError(f"{checkpoint.ref} has no weights that the data pass through")
-    source = StatisticSource(tensors, f"{kind} statistic of {checkpoint.ref}", record)
+    source = statistic_source(tensors, f"{kind} statistic of {checkpoint.ref}", record)
     return Checkpoint(LinearForm.of(source))
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
-from weightops.support.ranges import Range, check_ranges
+from weightops.support.arguments import check_arguments
+from weightops.support.ranges import Range
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class TrainingConfig:
     linearized: bool = False
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_arguments(type(self), **vars(self))
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
