@@ -123,10 +123,7 @@ class LinearForm:
         return None if None in ranks else sum(rank or 0 for rank in ranks)
 
     def factors(self, name: str) -> Factors:
-        """Return two matrices whose product a matrix with a `rank` is, side by side of all terms.
-
-        ``sum_i c_i B_i A_i = [c_1 B_1, c_2 B_2, ...] [A_1; A_2; ...]``
-        """
+        """Return ``[c_1 B_1, c_2 B_2, ...]`` and ``[A_1; A_2; ...]`` of a matrix with a `rank`."""
         height, width = self.specs[name].shape
         lefts, rights = [torch.zeros(height, 0)], [torch.zeros(0, width)]
         for source, coefficient in self.coefficients(name).items():
@@ -270,19 +267,19 @@ def _twin(factor: Factor, terms: Mapping[Factor, float]) -> Factor:
 def tied_names(form: LinearForm) -> dict[str, str]:
     """Return alias -> the name whose tensor it shares in the result.
 
-    Two names are tied if they have equal coefficients and are tied in every source with one.
+    Two names are tied if they have equal coefficients and are tied in every source with one. Of
+    tied names the first is the one that has the tensor, as sources may name different ones.
     """
-    candidates = {
-        alias: name for source in reversed(form.sources) for alias, name in source.ties.items()
-    }
+    candidates = {n for source in form.sources for pair in source.ties.items() for n in pair}
+    owners: dict[object, str] = {}
     tied: dict[str, str] = {}
-    for alias, name in candidates.items():
-        if alias in form.specs and name in form.specs:
-            coefficients = form.coefficients(alias)
-            if coefficients == form.coefficients(name) and all(
-                s.ties.get(alias, alias) == s.ties.get(name, name) for s in coefficients
-            ):
-                tied[alias] = tied.get(name, name)
+    for name in form.specs if candidates else ():
+        if name in candidates:
+            coefficients = form.coefficients(name) or dict.fromkeys(form.sources, 0.0)
+            key = frozenset((s, s.ties.get(name, name), c) for s, c in coefficients.items())
+            owner = owners.setdefault(key, name)
+            if owner != name:
+                tied[name] = owner
     return tied
 
 
@@ -313,11 +310,9 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
     elif shapes:
         hint = "both must come from one architecture"
     elif dtypes:
-        hint = (
-            "convert one of them, for example with open_checkpoint(...).to(torch.float32)"
-            if floats
-            else "they mean different things: both must come from one program"
-        )
+        hint = "they mean different things: both must come from one program"
+        if floats:
+            hint = "convert one, by merge --out-dtype or open_checkpoint(...).to(torch.float32)"
     elif common:
         hint = f"a task vector can be of the {common} common tensors only (TaskVector's strict)"
     else:

@@ -22,6 +22,7 @@ from weightops.algebra.devices import pick_device
 from weightops.algebra.precision import Precision, computed_in, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.libraries.dual_encoders import DUAL_ENCODERS, is_dual_encoder
+from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.matching import as_open_clip
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import CheckpointError, NonfiniteError, OutputError, TaskError
@@ -72,8 +73,7 @@ class ImageModel:
         Args:
             model: a CLIP model, or a classifier of timm.
             device: "auto", "cpu", "cuda", ...
-            learning: the task that the model will be fine-tuned on. A classifier with a head for
-                other classes gets a new head, the same in every process.
+            learning: the task to learn; a classifier of others gets a head, alike in all processes.
             precision: auto is bfloat16 where the device computes in it, else float32.
 
         Raises:
@@ -84,6 +84,10 @@ class ImageModel:
             return model if precision == "auto" else model.in_precision(precision)
         checkpoint = as_open_clip(open_checkpoint(model))
         torch_device = pick_device(device)
+        if linearized_at(checkpoint.form) is not None:
+            from weightops.evaluation import linearized
+
+            return linearized.open_linearized(checkpoint, device).in_precision(precision)
         used = pick_precision(precision, torch_device)
         if is_dual_encoder(checkpoint.architecture):
             from weightops.evaluation.dual_encoder import DualEncoder
@@ -118,7 +122,7 @@ class ImageModel:
         if (task, split) not in self._pixels:
             kept_bytes = sum(pixels.kept_bytes for pixels in self._pixels.values())
             self._pixels[task, split] = Pixels(
-                task.load(split), self.preprocess, PIXEL_BUDGET - kept_bytes
+                task.load(split), self.preprocess, PIXEL_BUDGET - kept_bytes, f"{task.name} {split}"
             )
         return self._pixels[task, split]
 

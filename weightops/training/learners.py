@@ -22,8 +22,10 @@ from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError, TaskError
 from weightops.evaluation.image_model import ImageModel, prompts_id
+from weightops.evaluation.linearized import LinearizedModel
 from weightops.evaluation.perplexity import token_blocks, token_loss
 from weightops.evaluation.pixels import Pixels
+from weightops.support.text import portable
 from weightops.tasks.task import Task
 from weightops.training.fsdp import gather
 
@@ -42,6 +44,7 @@ class Learner(nn.Module):
         source: where the data come from.
         device: where the model is.
         precision: what the model is run in: "float32" or "bfloat16".
+        linearized_at: the ref and fingerprint of the base that the model is linearised at, if so.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Learner(nn.Module):
         self.base, self.prefix, self.device = base, prefix, device
         self.name, self.source = name, source
         self.precision = pick_precision(precision, device)
+        self.linearized_at: Mapping[str, str] | None = None
         # Sharded tensors don't show which of them are tied.
         self._ties = MemorySource(module.state_dict(), name).ties
 
@@ -147,6 +151,9 @@ class ImageLearner(Learner):
             precision=model.precision,  # type: ignore[arg-type]
         )
         self._model, self._task = model, task
+        if isinstance(model, LinearizedModel):
+            at = model.at
+            self.linearized_at = {"ref": portable(at.ref), "fingerprint": at.fingerprint}
 
     def prepare(self) -> None:
         """Build the head and load the images.
@@ -158,6 +165,7 @@ class ImageLearner(Learner):
         self._pixels = self._model.pixels(self._task, "train")
         if not len(self._pixels):
             raise TaskError(f"{self.name} has no training images")
+        self._pixels.prepare()
 
     @property
     def reading(self) -> Mapping[str, Any]:

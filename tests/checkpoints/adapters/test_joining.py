@@ -18,7 +18,7 @@ from torch import nn
 
 from weightops import TaskVector, merge
 from weightops.cli.main import run
-from weightops.errors import MismatchError, OptionError, OutputError, SpaceError
+from weightops.errors import MismatchError, NonfiniteError, OptionError, OutputError, SpaceError
 
 
 class Net(nn.Module):
@@ -180,7 +180,7 @@ def test_what_needs_its_base_is_refused(base: nn.Module, two: list[Path], tmp_pa
     dora = adapter(tmp_path / "dora", base, 3, r=2, target_modules=["first"], use_dora=True)
     with pytest.raises(SpaceError, match="no plain LoRA"):
         merge([two[0], dora])
-    with pytest.raises(SpaceError, match="holds a task vector, not weights"):
+    with pytest.raises(SpaceError, match="holds an adapter, not weights"):
         merge([two[0], base])
     with pytest.raises(OptionError, match="an adapter is a folder"):
         merge(two).save(tmp_path / "out.safetensors")
@@ -265,3 +265,29 @@ def test_knots_of_an_adapter_that_is_not_finite(base: nn.Module, tmp_path: Path)
     tensors[name][0, 0] = math.nan
     save_file(tensors, both[0] / "adapter_model.safetensors")
     assert merge(both, "knots", base=base)["first.weight"].isnan().all()
+
+
+def test_options_of_weights_and_values_that_are_none(two: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="an adapter is one file"):
+        merge(two).save(tmp_path / "out", max_shard_size=100)
+    file = two[0] / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values()))[0] = torch.nan
+    save_file(tensors, file)
+    with pytest.raises(NonfiniteError, match="NaN or Inf in"):
+        merge(two).save(tmp_path / "out", on_nonfinite="error")
+    with pytest.raises(NonfiniteError, match="hold NaN or Inf"):
+        merge(two, rank=1).save(tmp_path / "out")
+
+
+def test_remedies_on_the_command_line(
+    base: nn.Module, two: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An adapter where weights are needed, and the reverse, name commands that help."""
+    weights = tmp_path / "base.safetensors"
+    save_file(base.state_dict(), weights)
+    out = ["-o", str(tmp_path / "out")]
+    assert run(["apply", str(two[0]), "--base", str(two[1]), *out]) == 1
+    assert "`weightops apply`" in capsys.readouterr().err
+    assert run(["apply", str(weights), "--base", str(weights), *out]) == 1
+    assert f"`weightops vector BASE {weights} -o VECTOR`" in capsys.readouterr().err

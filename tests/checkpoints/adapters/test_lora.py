@@ -210,7 +210,7 @@ def test_what_would_be_read_wrongly_is_refused_by_name(base: nn.Module, tmp_path
     _, whole = adapted(tmp_path / "whole", base, modules_to_save=["head"])
     with pytest.raises(SpaceError, match="replaces whole modules, and so needs its base"):
         TaskVector.load(whole)
-    with pytest.raises(SpaceError, match="holds a task vector, not weights"):
+    with pytest.raises(SpaceError, match="holds an adapter, not weights"):
         open_checkpoint(whole)
 
 

@@ -17,7 +17,12 @@ from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.checkpoints.adapters.adapter import CONFIG, PREFIX, WEIGHTS
 from weightops.checkpoints.adapters.placing import keeps_transposed, looks_transposed
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.formats.compressed import float_tensor, squared_norm, write_tensors
+from weightops.checkpoints.formats.compressed import (
+    float_tensor,
+    nearest_pair,
+    squared_norm,
+    write_tensors,
+)
 from weightops.checkpoints.in_memory import InMemory
 from weightops.checkpoints.ties import ends_in_memory
 from weightops.errors import OptionError
@@ -200,11 +205,9 @@ def _add_all(
 
 def best_pair(delta: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return A and B of a rank whose product ``B A`` is nearest to a matrix."""
-    u, s, vh = torch.linalg.svd(delta, full_matrices=False)
-    count = min(rank, len(s))
-    root = s[:count].sqrt()
-    a, b = torch.zeros(rank, vh.shape[1]), torch.zeros(u.shape[0], rank)
-    a[:count], b[:, :count] = root[:, None] * vh[:count], u[:, :count] * root
+    left, right = nearest_pair(delta, rank)
+    a, b = torch.zeros(rank, delta.shape[1]), torch.zeros(len(delta), rank)
+    a[: len(right)], b[:, : len(right)] = right, left
     return a, b
 
 
