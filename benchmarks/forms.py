@@ -8,7 +8,7 @@ the vector of the two, applied with 1, gives the second to the bit; their merge 
 `.model()` builds a model with the right outputs; the merge is saved; and what is saved gives the
 mean in the library that the form is of, which for tensors alone is a module of torch. "refused" is
 a `WeightopsError`; a blank means that there is nothing to load. Rows of quantised weights differ in
-their codes.
+their codes. Those of adapters are in `forms_of_adapters.py`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forms_of_adapters
 import torch
 from torch import nn
 
@@ -201,11 +202,11 @@ def computes(form: Form, module: Any, state: State) -> bool:
     return torch.allclose(outputs(module), outputs(with_state(form.kind, state)), atol=1e-4)
 
 
-def row(form: Form) -> list[str]:
-    """Return the cells of a form."""
+def row(name: str, steps: Callable[[Path], Iterator[tuple[str, Callable[[], bool]]]]) -> list[str]:
+    """Return the cells of a form, of which each step gives one."""
     cells = dict.fromkeys(COLUMNS, "")
     with tempfile.TemporaryDirectory() as folder:
-        for column, step in steps(form, Path(folder)):
+        for column, step in steps(Path(folder)):
             try:
                 with redirect_stdout(sys.stderr):
                     cells[column] = "yes" if step() else "WRONG"
@@ -214,7 +215,7 @@ def row(form: Form) -> list[str]:
             except Exception as error:
                 after = cells["saves"] == "refused"
                 cells[column] = "" if after else f"FAILED: {type(error).__name__} {error}"
-    return [form.name, *cells.values()]
+    return [name, *cells.values()]
 
 
 def main() -> None:
@@ -224,7 +225,10 @@ def main() -> None:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     print(f"| form | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}")
     for form in (*files(), *models(), *codes()):
-        print(f"| {' | '.join(row(form))} |", flush=True)
+        print(f"| {' | '.join(row(form.name, partial(steps, form)))} |", flush=True)
+    for kind in forms_of_adapters.rows():
+        cells = row(kind.name, partial(forms_of_adapters.steps, kind))
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def pack(
     out: str | Path,
     *,
     method: Packing = "emr",
-    mask_scale: float | Each = 0.4,
+    mask_scale: float | Each | None = None,
     overwrite: bool = False,
     strict: bool = False,
 ) -> Path:
@@ -173,7 +173,7 @@ def pack(
         base: the weights that all of them started from.
         out: the .safetensors file.
         method: emr or tall.
-        mask_scale: the threshold of TALL masks, for all tasks or for each.
+        mask_scale: the threshold of TALL masks, for all tasks or for each; 0.4 by default.
         overwrite: replace an output that exists.
         strict: refuse weights that are configured differently from the base, instead of warning.
 
@@ -192,7 +192,9 @@ def pack(
     """
     check_arguments(pack, method=method)
     start = open_checkpoint(base)
-    scales = per_input(mask_scale, len(models))
+    if method != "tall" and mask_scale is not None:
+        raise OptionError(f"mask_scale is the threshold of TALL masks, and {method} has none")
+    scales = per_input(0.4 if mask_scale is None else mask_scale, len(models))
     if not models or any(not name for name in models):
         raise OptionError("a file of several models needs one model at least, each with a name")
     if not all(math.isfinite(scale) and scale >= 0 for scale in scales):
