@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import transformers as hf
 
 from weightops import TaskVector, merge
+from weightops.errors import MismatchError
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 40}
 SIZES["num_hidden_layers"] = 3
@@ -91,3 +93,23 @@ def test_as_peft_merges(tmp_path: Path, case: str) -> None:
         for name, tensor in wanted.items():
             scale = max(1.0, float(tensor.abs().max()))
             assert float((got[name] - tensor).abs().max()) <= 1e-6 * scale, name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_embedding_alone_parts_the_ends_of_a_tied_model(tmp_path: Path) -> None:
+    """A module whose ends are one tensor can't be edited so; a folder gets two tensors."""
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(**SIZES, tie_word_embeddings=True)
+    base: Any = hf.LlamaForCausalLM(config).eval()
+    base.save_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(r=1, target_modules=["embed_tokens"], init_lora_weights=False)
+    running: Any = peft.get_peft_model(copy.deepcopy(base), settings).eval()
+    running.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(MismatchError, match="one tensor in the target and two"):
+        TaskVector(base, tmp_path / "adapter").apply(base)
+    pre = tmp_path / "base"
+    made = TaskVector(pre, tmp_path / "adapter").apply(pre).save(tmp_path / "out")
+    loaded = hf.LlamaForCausalLM.from_pretrained(made).eval()
+    tokens = torch.arange(6)[None]
+    with torch.no_grad():
+        assert torch.allclose(loaded(tokens).logits, running(tokens).logits, atol=1e-5)
