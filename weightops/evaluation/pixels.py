@@ -180,7 +180,9 @@ class Pixels:
         if len(missing):
             refuse_faults(dict(self._fill(missing, int)), len(self), self.title)
         pixels = torch.from_numpy(self._kept.rows[indices]).float().div_(255)
-        return F.normalize(pixels, self._normalize.mean, self._normalize.std, inplace=True)
+        mean, std = self._normalize.mean, self._normalize.std
+        images: torch.Tensor = F.normalize(pixels, mean, std, inplace=True)
+        return images
 
 
 def prepare_all(parts: Sequence[Pixels], indices: Indices | None = None) -> None:
