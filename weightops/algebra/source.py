@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from abc import ABC, abstractmethod
@@ -22,6 +23,10 @@ _CPU = torch.device("cpu")
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 """Two matrices, of shapes ``(m, r)`` and ``(r, n)``, whose product is one of shape ``(m, n)``."""
+
+LINEARIZED = "linearized_at"
+"""The entry of a provenance record that says what base a model is linearised at."""
+
 Space = Literal["weights", "delta"]
 """Weights are affine (their coefficients sum to 1); deltas are differences of weights (0)."""
 
@@ -150,8 +155,16 @@ class Source(ABC):
         stored once or twice. It distinguishes checkpoints at the cost of reading a few megabytes.
         It doesn't prove that two are equal (`same_weights` does), nor who made them.
         """
-        digest, copies = self._digest(self.specs)
-        return self._digest(self.specs.keys() - copies)[0] if copies else digest
+        known = self._known_copies()
+        digest, copies = self._digest(self.specs.keys() - known)
+        return self._digest(self.specs.keys() - known - copies)[0] if copies else digest
+
+    def _known_copies(self) -> set[str]:
+        """Return the tied names that don't count for the fingerprint."""
+        tied = [n for n, owner in self.ties.items() if owner in self.specs]
+        tied = [name for name in tied if len(self.specs[name].shape) > 1]
+        pairs = zip(tied, self.samples(tied), strict=True)
+        return {name for name, s in pairs if _varies(s, self.specs[name].dtype.itemsize)}
 
     def _digest(self, names: Iterable[str]) -> tuple[str, set[str]]:
         """Return the digest of the samples of some tensors, and the names of copies of others."""
@@ -171,9 +184,15 @@ class Source(ABC):
             copies |= {*twins} - {owner}
         return digest.hexdigest()[:16], copies
 
+    @cached_property
+    def linearized_at(self) -> Mapping[str, str] | None:
+        """The ref and fingerprint of the base that these are a linearised model's weights at."""
+        return _recorded(self.made_from)
+
     def describe(self) -> dict[str, object]:
         """Return the description of this source in the metadata of its derivatives."""
-        return {"ref": portable(self.ref), "fingerprint": self.fingerprint}
+        own = {"ref": portable(self.ref), "fingerprint": self.fingerprint}
+        return {**own, LINEARIZED: dict(self.linearized_at)} if self.linearized_at else {**own}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.ref!r}, {len(self.specs)} tensors)"
@@ -190,6 +209,33 @@ class ComputedSource(Source):
     def read(self, name: str) -> torch.Tensor:
         spec = self.specs[name]
         return self.open(name, Scratch())(0, spec.numel).reshape(spec.shape)
+
+
+class ExpressionSource(ComputedSource):
+    """A computed source whose fingerprint is that of its description, not of its results."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify the expression, as its result isn't computed yet."""
+        return record_fingerprint(self.describe())
+
+
+def record_fingerprint(record: Mapping[str, object]) -> str:
+    """Return 16 hex digits that identify the description of an expression."""
+    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _recorded(record: object) -> Mapping[str, str] | None:
+    """Return the first entry of a provenance record that says where weights are linearised at."""
+    if isinstance(record, Mapping):
+        own = record.get(LINEARIZED)
+        keys = ("ref", "fingerprint")
+        if isinstance(own, Mapping) and all(isinstance(own.get(key), str) for key in keys):
+            return {key: own[key] for key in keys}
+    parts = record.values() if isinstance(record, Mapping) else record
+    if isinstance(parts, str) or not isinstance(parts, Iterable):
+        return None
+    return next((found for found in map(_recorded, parts) if found), None)
 
 
 _EMBEDDING = re.compile(r"embed|wte|shared")

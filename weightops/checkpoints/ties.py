@@ -29,6 +29,7 @@ def with_tied_names(base: Checkpoint, names: Iterable[str]) -> Checkpoint:
         names: the names that are wanted; only those that the model ties to one that the
             checkpoint has are added.
     """
+    warn_of_ends_that_differ(base)
     wanted = [name for name in names if name not in base.specs]
     ties = _ties_of_model(base) if wanted else {}
     added = {name: ties[name] for name in wanted if name in ties}

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from weightops.cli.borrowing import TRAINING_AND_EMA, taken, training_config
+from weightops.cli.borrowing import FINETUNING, taken, training_config
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.learning import TASK, TEXT, check_one
 from weightops.cli.printing import echo_plan
@@ -22,7 +22,7 @@ _NODE = click.Option(
 
 
 @command(
-    TRAINING_AND_EMA,
+    FINETUNING,
     Borrowed(
         "weightops.training.finetune:finetune",
         only=("checkpoint_every", "resume", "overwrite", "device"),

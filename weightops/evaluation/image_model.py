@@ -23,6 +23,7 @@ from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.libraries.dual_encoders import DUAL_ENCODERS, is_dual_encoder
+from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.matching import as_open_clip
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import CheckpointError, NonfiniteError, OutputError, TaskError
@@ -71,8 +72,7 @@ class ImageModel:
         Args:
             model: a CLIP model, or a classifier of timm.
             device: "auto", "cpu", "cuda", ...
-            learning: the task that the model will be fine-tuned on. A classifier with a head for
-                other classes gets a new head, the same in every process.
+            learning: the task to learn; a classifier of others gets a head, alike in all processes.
 
         Raises:
             CheckpointError: if the architecture is unknown, or the model has neither an image and
@@ -82,6 +82,10 @@ class ImageModel:
             return model
         checkpoint = as_open_clip(open_checkpoint(model))
         torch_device = pick_device(device)
+        if linearized_at(checkpoint.form) is not None:
+            from weightops.evaluation import linearized
+
+            return linearized.open_linearized(checkpoint, device)
         if is_dual_encoder(checkpoint.architecture):
             from weightops.evaluation.dual_encoder import DualEncoder
 

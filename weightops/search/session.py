@@ -15,6 +15,7 @@ import torch
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint, open_ref
 from weightops.checkpoints.origin import Origin
@@ -26,6 +27,7 @@ from weightops.evaluation.batchnorm import (
     without_statistics,
 )
 from weightops.evaluation.image_model import ImageModel
+from weightops.evaluation.linearized import LinearizedModel
 from weightops.evaluation.zero_shot import metrics, predict
 from weightops.search.goal import Coefficients, Goal, Hits
 from weightops.search.measurements import Measurements, image_count
@@ -101,6 +103,8 @@ class EditSession:
     ) -> None:
         checkpoint = open_checkpoint(model)
         self.image_model = ImageModel.open(checkpoint, device)
+        if config is not None and config.linearized:
+            self._linearize()
         self.dtype: torch.dtype = next(self.image_model.module.parameters()).dtype
         self.base = self.image_model.base.to(self.dtype)
         self.tasks = list(tasks)
@@ -145,6 +149,8 @@ class EditSession:
         )
         self.base.load_into(self.image_model.module)
         self.finetuning_seconds += time.monotonic() - began
+        # Records name what it is, as its folder is only there while the workflow runs.
+        finetuned.source.ref = f"{origin.ref} fine-tuned on {task.name}"
         return TaskVector(origin, finetuned.to(self.dtype))
 
     def vector(self, given: CheckpointLike | TaskVector) -> TaskVector:
@@ -153,10 +159,19 @@ class EditSession:
         ``given`` may also be the path of either.
         """
         if isinstance(given, TaskVector):
-            return given
-        if isinstance(given, (str, Path)) and open_ref(given).form.space == "delta":
-            return TaskVector.load(given)
-        return TaskVector(self.base, open_matched(given, self.base).to(self.dtype))
+            vector = given
+        elif isinstance(given, (str, Path)) and open_ref(given).form.space == "delta":
+            vector = TaskVector.load(given)
+        else:
+            vector = TaskVector(self.base, open_matched(given, self.base).to(self.dtype))
+        if linearized_at(vector.form) is not None:
+            self.base.load_into(self.image_model.module)
+            self._linearize()
+        return vector
+
+    def _linearize(self) -> None:
+        """Measure the model that is linear in its weights from now on."""
+        self.image_model = LinearizedModel.of(self.image_model)
 
     def in_memory(self, tensors: Mapping[str, torch.Tensor], ref: str) -> TaskVector:
         """Return a task vector whose deltas are given; messages and reports call it ``ref``."""

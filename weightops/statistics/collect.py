@@ -23,10 +23,11 @@ from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.checkpoints.renaming import rename_to_match
 from weightops.errors import CheckpointError, NonfiniteError, OptionError, TaskError
 from weightops.evaluation.image_model import ImageModel
+from weightops.evaluation.linearized import LinearizedModel
 from weightops.evaluation.perplexity import token_blocks
 from weightops.statistics.fishers import Labels, diagonal_fisher
 from weightops.statistics.recording import Gram, GramRecorder
-from weightops.statistics.statistic import Kind, StatisticSource
+from weightops.statistics.statistic import Kind, statistic_source
 from weightops.support.arguments import check_arguments
 from weightops.support.ranges import Range
 from weightops.support.text import first_few
@@ -148,7 +149,7 @@ def collect(
         )
     if not tensors:
         raise CheckpointError(f"{checkpoint.ref} has no weights that the data pass through")
-    source = StatisticSource(tensors, f"{kind} statistic of {checkpoint.ref}", record)
+    source = statistic_source(tensors, f"{kind} statistic of {checkpoint.ref}", record)
     return Checkpoint(LinearForm.of(source))
 
 
@@ -159,7 +160,13 @@ def on_images(image_model: ImageModel, task: Task, split: str, images: int, star
 
     Raises:
         TaskError: if there are none, or the model has no head for the task.
+        CheckpointError: if the model is linearised.
     """
+    if isinstance(image_model, LinearizedModel):
+        raise CheckpointError(
+            f"{image_model.base.ref} is linearised at {image_model.at.ref}: no statistic is of it",
+            hint="methods without statistics merge it",
+        )
     module = image_model.module.eval()
     head = image_model.zero_shot_head(task)
     pixels = image_model.pixels(task, split)

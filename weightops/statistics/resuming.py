@@ -14,7 +14,7 @@ from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import WeightopsError
 from weightops.evaluation.image_model import ImageModel
 from weightops.statistics.collect import collect
-from weightops.statistics.statistic import StatisticSource, record_of
+from weightops.statistics.statistic import record_of, statistic_source
 from weightops.support.atomic import check_free
 from weightops.tasks.table import TaskLike, as_task
 
@@ -121,4 +121,4 @@ def _joined(one: Checkpoint, other: Checkpoint) -> Checkpoint:
     record = {**first, "count": first["count"] + second["count"]}
     record |= {"rows": rows} if rows else {}
     ref = f"{first['kind']} statistic of {first['model']['ref']}"
-    return Checkpoint(LinearForm.of(StatisticSource(tensors, ref, record)))
+    return Checkpoint(LinearForm.of(statistic_source(tensors, ref, record)))

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.source import LINEARIZED
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
+from weightops.evaluation.linearized import LinearizedModel
 from weightops.support.arguments import check_arguments
 from weightops.support.atomic import held
 from weightops.support.ranges import Range
@@ -72,12 +74,16 @@ def finetune(
         OutputError: if ``out`` holds a run, and neither ``resume`` nor ``overwrite`` is true.
         CheckpointError: if ``out`` holds another run than the one to resume.
         NonfiniteError: if weights for ``out`` have become NaN or infinite.
+        OptionError: if a model can't be linearised, or is and the recipe doesn't say so.
     """
     task = as_task(task)
     image_model = ImageModel.open(model, device, learning=task)
+    config = config or config_for(image_model.base)
+    if config.linearized:
+        image_model = LinearizedModel.of(image_model)
     return fit(
         ImageLearner(image_model, task),
-        config or config_for(image_model.base),
+        config,
         out=out,
         checkpoint_every=checkpoint_every,
         resume=resume,
@@ -116,6 +122,7 @@ def fit(
         on_step: function that is called after each step with its number.
     """
     check_arguments(fit, checkpoint_every=checkpoint_every)
+    _check_linearized(learner, config, sharded=getattr(strategy, "fsdp", False))
     node, strategy = node or Node(), strategy or OneProcess()
     if node.every and not isinstance(strategy, LofiNode):
         raise OptionError(
@@ -139,6 +146,7 @@ def fit(
         )
         if folder is None or strategy.rank:
             source = MemorySource(weights, f"{learner.base.ref} fine-tuned on {learner.name}")
+            source.linearized_at = learner.linearized_at
             return Checkpoint(LinearForm.of(source), learner.base.architecture)
         folder.finish(
             weights,
@@ -147,8 +155,26 @@ def fit(
             **learner.reading,
             samples=config.steps * node.batch_size(config.batch_size),
             communication_seconds=strategy.seconds,
+            **({LINEARIZED: learner.linearized_at} if learner.linearized_at else {}),
         )
     return folder.weights()
+
+
+def _check_linearized(learner: Learner, config: TrainingConfig, *, sharded: bool) -> None:
+    """Refuse a model that is linearised where the recipe isn't for one, or the other way round."""
+    if config.linearized and sharded:
+        raise OptionError("a linearised model isn't sharded", hint="leave out fsdp=True")
+    if config.linearized and learner.linearized_at is None:
+        raise OptionError(
+            f"the recipe is for a linearised model, and {learner.base.ref} isn't",
+            hint="finetune(..., config) linearises a CLIP model",
+        )
+    if learner.linearized_at is not None and not config.linearized:
+        raise OptionError(
+            f"{learner.base.ref} is linearised at {learner.linearized_at['ref']}, and the recipe "
+            "isn't for a linearised model",
+            hint="linearized=True goes on with it, or start from an ordinary model",
+        )
 
 
 @contextmanager

@@ -20,8 +20,10 @@ from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError, TaskError
 from weightops.evaluation.image_model import ImageModel, prompts_id
+from weightops.evaluation.linearized import LinearizedModel
 from weightops.evaluation.perplexity import token_blocks, token_loss
 from weightops.evaluation.pixels import Pixels
+from weightops.support.text import portable
 from weightops.tasks.task import Task
 from weightops.training.fsdp import gather
 
@@ -39,6 +41,7 @@ class Learner(nn.Module):
         name: name of the task.
         source: where the data come from.
         device: where the model is.
+        linearized_at: the ref and fingerprint of the base that the model is linearised at, if so.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Learner(nn.Module):
         self.trained = trained or module.get_submodule(prefix.removesuffix("."))
         self.base, self.prefix, self.device = base, prefix, device
         self.name, self.source = name, source
+        self.linearized_at: Mapping[str, str] | None = None
         # Sharded tensors don't show which of them are tied.
         self._ties = MemorySource(module.state_dict(), name).ties
 
@@ -141,6 +145,9 @@ class ImageLearner(Learner):
             device=model.device,
         )
         self._model, self._task = model, task
+        if isinstance(model, LinearizedModel):
+            at = model.at
+            self.linearized_at = {"ref": portable(at.ref), "fingerprint": at.fingerprint}
 
     def prepare(self) -> None:
         """Build the head and load the images.

@@ -251,7 +251,9 @@ class RunFolder:
     def _save(
         self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any], path: Path
     ) -> None:
-        source = RecordedSource(tensors, f"a run in {self.path.name}", training=dict(record))
+        source = MemorySource(
+            tensors, f"a run in {self.path.name}", record={"training": dict(record)}
+        )
         checkpoint = Checkpoint(LinearForm.of(source), self.architecture)
         checkpoint.save(path, overwrite=True, on_nonfinite="error")
 
@@ -271,18 +273,6 @@ def states_in(path: Path) -> dict[int, Path]:
     """Return step -> file of the states that an unfinished run in a folder can resume from."""
     files = ((file.name[len(STATE) : -len(".pt")], file) for file in path.glob(f"{STATE}*.pt"))
     return {int(step): file for step, file in files if step.isdecimal()}
-
-
-class RecordedSource(MemorySource):
-    """Weights in memory that write records of how they were made into their file's metadata."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], ref: str, **records: Any) -> None:
-        super().__init__(tensors, ref)
-        self._records = records
-
-    def describe(self) -> dict[str, object]:
-        """Return the description that every source has, and the records."""
-        return {**super().describe(), **self._records}
 
 
 def training_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
