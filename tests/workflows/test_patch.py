@@ -27,7 +27,6 @@ from weightops.errors import (
     NothingSatisfiesError,
     OptionError,
     OutputError,
-    TaskError,
     UnknownNameError,
 )
 from weightops.workflows.patch import Patch
@@ -117,7 +116,7 @@ def test_given_finetuned_weights(patched: Path, tmp_path: Path) -> None:
 def test_refusals(patched: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists"):
         patch("mnist", patched, **QUICK)
-    with pytest.raises(TaskError, match="at least one supported"):
+    with pytest.raises(OptionError, match="at least one supported"):
         patch("mnist", tmp_path / "x", supported=["mnist"])
     with pytest.raises(
         OptionError, match=r"max_supported_drop is -2.0, and must be a number at least 0"

@@ -58,6 +58,14 @@ def cut(flat: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     return flat if stop - start == flat.numel() else flat[start:stop]
 
 
+def read_flat(file: InputFile, begin: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return elements of a file, from a byte on, in memory of their own."""
+    with torch.inference_mode(False):
+        flat = torch.empty(numel, dtype=dtype)
+    file.read_into(flat.view(torch.uint8).numpy().data, begin)
+    return flat
+
+
 class Source(ABC):
     """Named tensors in one place. Their specs are known at once, their data are read when needed.
 
@@ -89,7 +97,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
-        """Return a tensor, mapped from its file or shared with its owner: never write to it."""
+        """Return a tensor, read from its file or shared with its owner: never write to it."""
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
         """Return a function that returns elements ``start`` to ``stop`` of the flat tensor.
@@ -110,13 +118,23 @@ class Source(ABC):
             start += spec.numel
         return run
 
+    def elements(self, name: str) -> Callable[[int, int], torch.Tensor]:
+        """Return a function that returns elements of a tensor, and reads no others from a file.
+
+        What is computed is computed as a whole, whose bits may not be those of parts.
+        """
+        if self.computed:
+            flat = flattened(self.read(name))
+            return lambda start, stop: cut(flat, start, stop)
+        return self.open(name, Scratch())
+
     def samples(self, names: Iterable[str]) -> Iterator[bytes]:
         """Yield for each tensor 16 evenly spaced blocks of at most 1 KiB of its bytes."""
         for name in names:
-            flat = self.read(name).detach().reshape(-1)
-            width = flat.element_size()
-            blocks = (flat[at : at + n] for at, n in sample_blocks(flat.numel(), width))
-            yield b"".join(b.cpu().contiguous().view(torch.uint8).numpy().tobytes() for b in blocks)
+            spec, parts = self.specs[name], self.elements(name)
+            whole = spec.nbytes <= SAMPLED_WHOLE
+            blocks = [(0, spec.numel)] if whole else sample_blocks(spec.numel, spec.dtype.itemsize)
+            yield b"".join(_bytes(parts(start, start + size)) for start, size in blocks)
 
     def combination(self, name: str, scratch: Scratch) -> Mapping[Source, float] | None:
         """Return source -> coefficient if a tensor is a linear combination of sources, else None.
@@ -153,7 +171,7 @@ class Source(ABC):
         SHA-256 over every tensor's name, dtype, shape and 16 evenly spaced blocks of at most 1 KiB
         of its data. Of matrices with one content only one name counts, as tied weights are
         stored once or twice. It distinguishes checkpoints at the cost of reading a few megabytes.
-        It doesn't prove that two are equal (`same_weights` does), nor who made them.
+        It doesn't prove that two are equal (`same_bits.same_weights` does), nor who made them.
         """
         known = self._known_copies()
         digest, copies = self._digest(self.specs.keys() - known)
@@ -256,55 +274,10 @@ def sample_blocks(numel: int, width: int) -> list[tuple[int, int]]:
     return [(start, min(block, numel - start)) for start in range(0, numel, step)]
 
 
+def _bytes(flat: torch.Tensor) -> bytes:
+    return flat.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
 def _varies(sample: bytes, width: int) -> bool:
     """Return whether the elements of a sample differ, unlike zeros."""
     return sample != sample[:width] * (len(sample) // width)
-
-
-def same_weights(a: Source, b: Source) -> bool:
-    """Return True if both hold the same names, shapes, dtypes and bits. Fast where they differ."""
-    if a is b or (a.identity is not None and a.identity == b.identity):
-        return True
-    if dict(a.specs) != dict(b.specs):
-        return False
-    return all(_same_bits(a, b, name, first=n) for n in (64, None) for name in a.specs)
-
-
-_SAMPLE = 1 << 20
-"""Elements that are compared at both ends and in the middle of a larger tensor."""
-
-
-def same_sample(a: Source, b: Source, name: str) -> bool:
-    """Return True if a tensor has the same bits in both; of a large one, in three parts of it.
-
-    Of two dtypes, the numbers count.
-    """
-    x, y = (source.read(name).detach().reshape(-1) for source in (a, b))
-    if x.dtype != y.dtype:
-        x, y = x.double(), y.double()
-    middle = max((len(x) - _SAMPLE) // 2, 0)
-    for start in sorted({0, middle, max(len(x) - _SAMPLE, 0)}):
-        parts = (flat[start : start + _SAMPLE].contiguous().view(torch.uint8) for flat in (x, y))
-        first, second = parts
-        if not torch.equal(first, second.to(first.device)):
-            return False
-    return True
-
-
-def copy_of(source: Source, name: str, others: Iterable[str]) -> str | None:
-    """Return the first of some names whose tensor has the same bits as another one in a source."""
-    alike = (n for n in others if n != name and source.specs.get(n) == source.specs[name])
-    read = source.read
-    return next(
-        (n for n in alike if all(_equal(read(name), read(n), first=k) for k in (64, None))), None
-    )
-
-
-def _same_bits(a: Source, b: Source, name: str, *, first: int | None) -> bool:
-    """Return True if a tensor has the same bits in both, in its first elements or in all."""
-    return _equal(a.read(name), b.read(name), first=first)
-
-
-def _equal(a: torch.Tensor, b: torch.Tensor, *, first: int | None = None) -> bool:
-    x, y = (tensor.detach().reshape(-1)[:first].contiguous() for tensor in (a, b))
-    return torch.equal(x.view(torch.uint8), y.to(x.device).view(torch.uint8))

@@ -92,7 +92,7 @@ def recompute_batchnorm(
         OptionError: if the part that sees images has no batch normalisation with running
             statistics, or the task has fewer than two training images.
     """
-    image_model, task = ImageModel.open(model, device), as_task(task)
+    image_model, task = ImageModel.open(model, device, precision="float32"), as_task(task)
     recompute_batchnorm_(image_model, task, images=images, batch_size=batch_size)
     base = image_model.base
     state = {

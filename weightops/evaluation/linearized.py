@@ -13,6 +13,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.linearized import Linearized, linearized_at, mark
 from weightops.checkpoints.loading import load_into
@@ -63,7 +64,11 @@ class LinearizedModel(ImageModel):
         start = {name: p.detach().clone() for name, p in encoder.named_parameters()}
         mark(model.module, at)
         kept = {each.name: getattr(model, each.name) for each in fields(ImageModel)}
-        return cls(**kept, at=at, start=start)
+        return cls(**{**kept, "precision": "float32"}, at=at, start=start)
+
+    def in_precision(self, precision: Precision) -> ImageModel:
+        """Return this model, which always runs in float32."""
+        return self
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Return unit features of images, shape ``(n, dim)``, float32."""

@@ -180,9 +180,9 @@ class Pixels:
         if len(missing):
             refuse_faults(dict(self._fill(missing, int)), len(self), self.title)
         pixels = torch.from_numpy(self._kept.rows[indices]).float().div_(255)
-        mean, std = self._normalize.mean, self._normalize.std
-        images: torch.Tensor = F.normalize(pixels, mean, std, inplace=True)
-        return images
+        normalize = self._normalize
+        scaled: torch.Tensor = F.normalize(pixels, normalize.mean, normalize.std, inplace=True)
+        return scaled
 
 
 def prepare_all(parts: Sequence[Pixels], indices: Indices | None = None) -> None:

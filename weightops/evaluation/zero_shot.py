@@ -203,6 +203,7 @@ def record(
         "language": "en",
         "split": split,
         "prompts": prompts_id(task),
+        "precision": model.precision,
         **task.reading(split),
         "class_order": model.class_order(task),
     }

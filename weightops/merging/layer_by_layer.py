@@ -65,7 +65,7 @@ def collect_layer_by_layer(
         raise OptionError(f"there are {len(models)} models, and tasks for {len(listed)}")
     given = [open_checkpoint(model) for model in models]
     opened = [as_open_clip(checkpoint) for checkpoint in given]
-    image_model = ImageModel.open(opened[0], device)
+    image_model = ImageModel.open(opened[0], device, precision="float32")
     runs = [on_images(image_model, task, split, images) for task in listed]
     module, done = image_model.module, dict[str, torch.Tensor]()
     found: list[dict[str, Gram]] = [{} for _ in models]

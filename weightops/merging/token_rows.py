@@ -116,9 +116,11 @@ class TokenRows(ExpressionSource):
         return list(dict.fromkeys(leaf for form in forms for leaf in form.leaves))
 
     def working_bytes(self, name: str) -> int:
-        if name not in self._names or _direct(self._form, name):
+        if name not in self._names:
             return 0
-        return self._form.specs[name].numel * accumulator(self.specs[name].dtype).itemsize
+        spec = self._form.specs[name]
+        dtype = spec.dtype if _direct(self._form, name) else accumulator(spec.dtype)
+        return spec.numel * dtype.itemsize
 
     def describe(self) -> dict[str, object]:
         """Return the provenance of the weights and of the donors, and a digest of the rows."""
@@ -140,7 +142,7 @@ def _direct(form: LinearForm, name: str) -> Source | None:
 
 
 def table_of(form: LinearForm, name: str) -> torch.Tensor:
-    """Return a tensor of a form: mapped from its file where it is one, else computed."""
+    """Return a tensor of a form: read from its file where it is one, else computed."""
     source = _direct(form, name)
     if source is not None:
         return source.read(name)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.linearized import linearized_at
@@ -96,13 +97,14 @@ class EditSession:
         *,
         config: TrainingConfig | None = None,
         device: str = "auto",
+        precision: Precision = "auto",
         batchnorm: Task | str | None = None,
         work_folder: Path | None = None,
         resume: bool = False,
         on_measured: Callable[[Measured], None] | None = None,
     ) -> None:
         checkpoint = open_checkpoint(model)
-        self.image_model = ImageModel.open(checkpoint, device)
+        self.image_model = ImageModel.open(checkpoint, device, precision=precision)
         if config is not None and config.linearized:
             self._linearize()
         self.dtype: torch.dtype = next(self.image_model.module.parameters()).dtype
@@ -186,7 +188,7 @@ class EditSession:
         tasks: Iterable[Task] | None = None,
         coefficients: Coefficients = (),
     ) -> Measured:
-        """Measure the base edited by a vector, on all images of a split.
+        """Measure the base edited by a vector, on all images of a split; of "test", in float32.
 
         The tasks are the session's unless others are given; ``coefficients`` go into the result.
         """
@@ -225,9 +227,13 @@ class EditSession:
             return vector, self.batchnorm
         return without_statistics(vector), None
 
+    def model_for(self, split: str) -> ImageModel:
+        """Return the model as it is run on a split: on test images in float32."""
+        return self.image_model.in_precision("float32") if split == "test" else self.image_model
+
     def _predict(self, task: Task, split: str, only: Order | None = None) -> torch.Tensor:
         """Return the best guesses for each image, shape ``(n, k)``, and count the images."""
-        guesses = predict(self.image_model, task, split, only=only)
+        guesses = predict(self.model_for(split), task, split, only=only)
         self.images_measured += len(guesses)
         return guesses
 

@@ -120,7 +120,7 @@ def collect(
             "a statistic is of a task, or of a text for a language model", hint="task="
         )
     if text is None:
-        image_model = built or ImageModel.open(checkpoint, device)
+        image_model = built or ImageModel.open(checkpoint, device, precision="float32")
         run = on_images(image_model, as_task(task or ""), split, images, start)
     else:
         run = on_text(checkpoint, text, images, device)

@@ -65,7 +65,7 @@ def collect_to(
     asked = {"kind": kind, "task": source.name, "source": source.source, "split": split}
     asked |= {"labels": "model", "seed": 0, **options}
     done = _opened(beside, checkpoint, asked, total) if resume else None
-    built = ImageModel.open(checkpoint, options.get("device", "auto"))
+    built = ImageModel.open(checkpoint, options.get("device", "auto"), precision="float32")
     while done is None or record_of(done)["count"] < total:
         start = record_of(done)["count"] if done is not None else 0
         stop = min(start + PART, total)

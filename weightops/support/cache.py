@@ -93,7 +93,7 @@ class Entry:
 
     @property
     def holds(self) -> str:
-        """The rows of a table, as text."""
+        """The content, as text."""
         return f"{self.about['count']:,} {self.about['pictures']}" if self.about else ""
 
     def remove(self) -> None:

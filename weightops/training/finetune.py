@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.precision import Precision
 from weightops.algebra.source import LINEARIZED
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
@@ -39,6 +40,7 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    precision: Precision = "auto",
     node: Node | None = None,
     strategy: OneProcess | None = None,
     on_step: Callable[[int], None] | None = None,
@@ -62,6 +64,8 @@ def finetune(
         overwrite: replace a run in ``out``; its weights stay until the new ones are complete. With
             ``resume``, a run with other arguments is replaced, and one with these continues.
         device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: float32, bfloat16, or auto: bfloat16 where the processor computes in it, else
+            float32. Weights and their updates are float32 in any case.
         node: which node of how many this is, and so which images it sees (lo-fi, arXiv 2210.11948).
             Default: the only one.
         strategy: the processes of the node, from `connected`. Default: this process alone.
@@ -77,7 +81,7 @@ def finetune(
         OptionError: if a model can't be linearised, or is and the recipe doesn't say so.
     """
     task = as_task(task)
-    image_model = ImageModel.open(model, device, learning=task)
+    image_model = ImageModel.open(model, device, learning=task, precision=precision)
     config = config or config_for(image_model.base)
     if config.linearized:
         image_model = LinearizedModel.of(image_model)
@@ -197,6 +201,7 @@ def _run_folder(path: Path, learner: Learner, config: TrainingConfig, node: Node
         "task": learner.name,
         "digest": learner.digest,
         "node": asdict(node),
+        "precision": learner.precision,
     }
     return RunFolder(path, identity, learner.base.architecture, config.steps, node.averages_before)
 

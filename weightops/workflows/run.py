@@ -82,6 +82,7 @@ def _run(
             workflow.tasks,
             config=workflow.config,
             device=workflow.device,
+            precision=workflow.precision,
             batchnorm=workflow.batchnorm,
             work_folder=work_folder,
             resume=resume,

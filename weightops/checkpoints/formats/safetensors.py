@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 
 from weightops.algebra.dtypes import NUMBERS_IN_AN_ELEMENT, SAFETENSORS
 from weightops.algebra.scratch import Scratch, Slot
-from weightops.algebra.source import SAMPLED_WHOLE, Source, Spec, sample_blocks
+from weightops.algebra.source import SAMPLED_WHOLE, Source, Spec, read_flat, sample_blocks
 from weightops.checkpoints.formats.compressed import CompressedSource
 from weightops.checkpoints.formats.packed import PackedSource, packed_record
 from weightops.errors import CheckpointError
-from weightops.support.input_files import InputFile, check_unchanged
+from weightops.support.input_files import InputFile
 from weightops.support.json_files import unique_keys
 
 _CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ RECORD = "weightops"
 
 
 class SafetensorsSource(Source):
-    """Tensors of one safetensors file, mapped from disk.
+    """Tensors of one safetensors file, each read when it is asked for.
 
     Attributes:
         offsets: where each tensor begins in the whole one, by name, in files that a distributed
@@ -39,8 +39,7 @@ class SafetensorsSource(Source):
         file = InputFile.of(path)
         self.files = [file]
         self.identity = ("file", path.stat().st_dev, *file.state)
-        self._file, header, data_start = _open(path)
-        self._mapped: dict[str, torch.Tensor] = {}
+        header, data_start = _open(path)
         metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         self.metadata = metadata
         stored = {name: _spec(path, name, entry) for name, entry in header.items()}
@@ -59,11 +58,9 @@ class SafetensorsSource(Source):
 
     def read(self, name: str) -> torch.Tensor:
         name = self.ties.get(name, name)
-        if name not in self._mapped:  # to make a view of the file costs more than to keep it
-            check_unchanged(self.files)
-            with torch.inference_mode(False):
-                self._mapped[name] = self._file.get_tensor(name)
-        return self._mapped[name]
+        spec, [file] = self.specs[name], self.files
+        begin, _ = self._extents[name]
+        return read_flat(file, begin, spec.numel, spec.dtype).reshape(spec.shape)
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
         name = self.ties.get(name, name)
@@ -155,10 +152,14 @@ def _record(metadata: Mapping[str, str]) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _open(file: Path) -> tuple[Any, dict[str, Any], int]:
-    """Return a file that the safetensors library has checked, its header, and where data begin."""
+def _open(file: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of a file that the safetensors library has checked, and where data begin.
+
+    Nothing stays mapped: a file that then becomes shorter would end the process, without a word.
+    """
     try:
-        handle = safe_open(file, framework="pt")
+        with safe_open(file, framework="pt"):
+            pass
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is not a sound safetensors file: {error}") from error
     with open(file, "rb") as stream:
@@ -168,7 +169,7 @@ def _open(file: Path) -> tuple[Any, dict[str, Any], int]:
         header: dict[str, Any] = json.loads(text, object_pairs_hook=unique_keys)
     except ValueError as error:
         raise CheckpointError(f"{file} is not a sound safetensors file: {error}") from error
-    return handle, header, 8 + length
+    return header, 8 + length
 
 
 def recognises(path: Path) -> bool:

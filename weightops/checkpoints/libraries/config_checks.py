@@ -148,7 +148,9 @@ def library_errors(fact: str) -> Iterator[None]:
         yield
     except WeightopsError:
         raise
-    except Exception as error:  # libraries raise whatever a wrong setting leads to
+    except BaseException as error:  # libraries raise whatever a wrong setting leads to
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise  # all but interrupts, and the panics of libraries in Rust
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if isinstance(error, (LookupError, ArithmeticError, AttributeError)):
             reason = f"{type(error).__name__}: {reason}"

@@ -145,7 +145,13 @@ processor = AutoProcessor.from_pretrained("{folder}")
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
         processor = self._load("to prepare images", "AutoImageProcessor")
-        return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
+
+        def prepare(image: Any) -> torch.Tensor:
+            with library_errors(f"the image processor of {self.folder} can't prepare an image"):
+                pixels: torch.Tensor = processor(image, return_tensors="pt")["pixel_values"][0]
+            return pixels
+
+        return prepare
 
     @property
     def context(self) -> int:
@@ -154,7 +160,9 @@ processor = AutoProcessor.from_pretrained("{folder}")
 
     def tokens(self, text: str) -> torch.Tensor:
         tokenizer = self.text_tokenizer()
-        return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        with library_errors(f"the tokenizer of {self.folder} can't encode a text"):
+            found = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return torch.tensor(found)
 
     def prompt_tokens(self, texts: Sequence[str]) -> list[torch.Tensor]:
         tokenizer = self._load("for the tokenizer", "AutoTokenizer")
@@ -164,9 +172,15 @@ processor = AutoProcessor.from_pretrained("{folder}")
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
         tokenizer = self.text_tokenizer()
-        return lambda texts: tokenizer(
-            texts, padding="max_length", truncation=True, return_tensors="pt"
-        )["input_ids"]
+
+        def encode(texts: list[str]) -> torch.Tensor:
+            with library_errors(f"the tokenizer of {self.folder} can't encode texts"):
+                ids: torch.Tensor = tokenizer(
+                    texts, padding="max_length", truncation=True, return_tensors="pt"
+                )["input_ids"]
+            return ids
+
+        return encode
 
     def text_tokenizer(self) -> Any:
         """Return transformers' tokenizer of the folder."""
