@@ -1,6 +1,7 @@
 """Compare `dequantized:` with the libraries that quantise: are the numbers the same, to the bit?
 
-    pip install bitsandbytes==0.50.2 compressed-tensors==0.20.0 autoawq==0.2.9 transformers
+    pip install bitsandbytes==0.50.2 compressed-tensors==0.20.0 autoawq==0.2.9 \
+        auto-gptq==0.7.1 transformers
     python benchmarks/dequantised.py
 
 A library that isn't installed is left out, which the table says.
@@ -12,6 +13,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -71,17 +73,38 @@ def compressed_tensors() -> Iterator[Case]:
         yield f"compressed-tensors {bits} bits, {kind}", packed, expected
 
 
-def awq() -> Iterator[Case]:
-    """Yield integers of 4 bits in AWQ's order."""
-    spec = importlib.util.find_spec("awq")
+def part_of(package: str, place: str) -> Any:
+    """Return a module of a package whose own import asks for what transformers no longer has."""
+    spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations
-    file = Path(spec.submodule_search_locations[0], "utils", "packing_utils.py")
-    loaded = importlib.util.spec_from_file_location("packing_utils", file)
+    file = Path(spec.submodule_search_locations[0], place)
+    loaded = importlib.util.spec_from_file_location(file.stem, file)
     assert loaded is not None
     assert loaded.loader is not None
-    packing = importlib.util.module_from_spec(loaded)  # awq itself imports what transformers lacks
-    loaded.loader.exec_module(packing)
+    module = importlib.util.module_from_spec(loaded)
+    loaded.loader.exec_module(module)
+    return module
+
+
+def gptq() -> Iterator[Case]:
+    """Yield integers of 2, 4 and 8 bits that auto-gptq packs, with its own reading of them."""
+    linear_of = part_of("auto_gptq", "nn_modules/qlinear/qlinear_cuda.py").QuantLinear
+    for bits in (2, 4, 8):
+        linear, layer = (
+            torch.nn.Linear(64, 96, bias=False).half(),
+            linear_of(bits, 32, 64, 96, False),
+        )
+        zeros = torch.randint(1, 2**bits, (96, 2)).float()
+        order = torch.randperm(64) // 32
+        layer.pack(linear, torch.rand(96, 2).add(0.1).half(), zeros, order.int())
+        state = {name: getattr(layer, name) for name in ("qweight", "qzeros", "scales", "g_idx")}
+        yield f"GPTQ {bits} bits", state, layer(torch.eye(64).half()).T
+
+
+def awq() -> Iterator[Case]:
+    """Yield integers of 4 bits in AWQ's order."""
+    packing = part_of("awq", "utils/packing_utils.py")
     words = [torch.randint(-(2**31), 2**31, (rows, 6)).int() for rows in (128, 4)]
     scales = torch.rand(4, 48).half()
     state = {"qweight": words[0], "qzeros": words[1], "scales": scales}
@@ -105,6 +128,7 @@ def transformers() -> Iterator[Case]:
 SOURCES: dict[str, Callable[[], Iterator[Case]]] = {
     "bitsandbytes": bitsandbytes,
     "compressed_tensors": compressed_tensors,
+    "auto_gptq": gptq,
     "awq": awq,
     "transformers": transformers,
 }

@@ -57,10 +57,14 @@ METHODS: dict[str, tuple[int, dict[str, object], dict[str, object]]] = {
         {"density": 0.5, "epsilon": 0.1, "weights": "0.3,0.3,0.3,0.3"},
         {"density": 0.5, "epsilon": 0.1, "weight": 0.3},
     ),
+    "arcee_fusion": (2, {}, {}),
+    "nearswap": (1, {"t": 0.001}, {"t": 0.001}),
+    "ram": (4, {}, {}),
+    "multislerp": (4, {}, {"weight": 0.25}),
 }
 SHORT = 40
 """Seconds of mergekit under which it is run as often as weightops."""
-ON_WEIGHTS = ("linear", "slerp")
+ON_WEIGHTS = ("linear", "slerp", "arcee_fusion", "multislerp")
 ASKED = {
     "linear": 3,
     "task_arithmetic": 3,
@@ -72,6 +76,10 @@ ASKED = {
     "breadcrumbs": 10,
     "ties": 10,
     "della": 6,
+    "arcee_fusion": 4,
+    "nearswap": 4,
+    "ram": 4,
+    "multislerp": 4,
 }
 
 
@@ -217,8 +225,9 @@ def theirs(method: str, places: list[Path], out: Path, scripts: Path) -> list[st
         ],
         "parameters": {key: value for key, value in parameters.items() if key not in own},
     }
-    if method != "linear":
-        config["base_model"] = str(places[1] if method == "slerp" else places[0])
+    if method not in ("linear", "multislerp"):
+        first = method in ("slerp", "arcee_fusion")
+        config["base_model"] = str(places[1] if first else places[0])
     recipe = out.with_suffix(".yaml")
     recipe.write_text(json.dumps(config))  # JSON is YAML
     return [str(scripts / "mergekit-yaml"), str(recipe), str(out), "--lazy-unpickle"]

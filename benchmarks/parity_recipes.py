@@ -6,7 +6,9 @@ Tiny Llamas with tokenizers, some of which have tokens that others lack, and an 
 by mergekit 0.1.5 and by `weightops merge` from the same files, those in parity_recipes.yaml. The
 table has the largest difference of the merged tensors relative to the largest element, and the
 share of elements that differ by more than rounding; for methods that draw at random, the ratio of
-the norms of the change. Recipes that consist of several documents are run by mergekit-multi.
+the norms of the change. Recipes that consist of several documents are run by mergekit-multi, those
+of mixtures of experts by mergekit-moe. Last, mergekit-extract-lora and `weightops vector --lora`
+make an adapter of rank 4: of the same layers, with the products of their pairs, and the errors.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ from safetensors.torch import load_file
 
 RANDOM = ("dare linear one", "dare ties normalized gradient", "della")
 RECIPES: dict[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
-MODELS = re.compile(r"\b(model|base_model|source|tokenizer_source): (base\+lora|base|[abc]|chat)\b")
+MODELS = re.compile(
+    r"\b(model|(?:base|source)_model|source|tokenizer_source): (base\+lora|base|[abc]|chat)\b"
+)
+ADAPTERS = "extract-lora"
+PARTS = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
 
 
 def make(folder: Path) -> None:
@@ -71,8 +77,20 @@ def make(folder: Path) -> None:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    files = sorted(folder.glob("*.safetensors"))
-    return {name: value.double() for file in files for name, value in load_file(file).items()}
+    """The tensors of a folder; Mixtral's experts each by itself, as the Hub's files have them."""
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, value in load_file(file).items():
+            layer, _, part = name.rpartition(".mlp.experts.")
+            if part in PARTS:
+                for i, expert in enumerate(value.double()):
+                    for own, half in zip(PARTS[part], expert.chunk(len(PARTS[part])), strict=True):
+                        found[f"{layer}.block_sparse_moe.experts.{i}.{own}.weight"] = half
+            elif name.endswith(".mlp.gate.weight"):
+                found[name.replace("mlp", "block_sparse_moe")] = value.double()
+            else:
+                found[name] = value.double()
+    return found
 
 
 def compare(name: str, folder: Path, ours: Path, theirs: Path) -> dict[str, Any]:
@@ -91,6 +109,33 @@ def compare(name: str, folder: Path, ours: Path, theirs: Path) -> dict[str, Any]
         "largest": float(f"{differences.max().item() / scale:.2g}"),
         "beyond rounding": float(f"{(differences > limit).double().mean().item():.2g}"),
     }
+
+
+def compare_adapters(folder: Path, scripts: Path) -> dict[str, Any]:
+    """Adapters of all linear layers and embeddings: their products and what they lose."""
+    theirs, ours = folder / "theirs lora", folder / "ours lora"
+    kit = [str(scripts / "mergekit-extract-lora"), "--embed-lora", "--skip-undecomposable"]
+    models = ["--model", "./a", "--base-model", "./base"]
+    run([*kit, *models, "--max-rank", "4", "--out-path", str(theirs)], folder)
+    weightops = [sys.executable, "-m", "weightops", "vector", "./base", "./a", "--lora", "4"]
+    run([*weightops, "-o", str(ours)], folder)
+    a, b, base, tuned = map(tensors, (ours, theirs, folder / "base", folder / "a"))
+    if a.keys() != b.keys():
+        raise SystemExit(f"adapters of other layers: {sorted(a.keys() ^ b.keys())[:6]}")
+    largest, lost, total = 0.0, [0.0, 0.0], 0.0
+    for first in (name for name in a if "lora_A" in name or "embedding_A" in name):
+        second = first.replace("_A", "_B")
+        name = first.removeprefix("base_model.model.").partition(".lora_")[0] + ".weight"
+        delta = tuned[name] - base[name]
+        delta = delta.T if "embedding" in first else delta
+        products = [pairs[second] @ pairs[first] for pairs in (a, b)]
+        largest = max(largest, ((products[0] - products[1]).norm() / delta.norm()).item())
+        total += delta.square().sum().item()
+        lost = [
+            old + (delta - p).square().sum().item() for old, p in zip(lost, products, strict=True)
+        ]
+    errors = [round((part / total) ** 0.5, 6) for part in lost]
+    return {"layers": len(a) // 2, "largest": float(f"{largest:.2g}"), "errors": errors}
 
 
 def with_path(found: re.Match[str]) -> str:
@@ -119,13 +164,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make(folder)
-        for name in args.names or RECIPES:
+        for name in args.names or [*RECIPES, ADAPTERS]:
+            if name == ADAPTERS:
+                report[name] = compare_adapters(folder, args.mergekit)
+                print(f"{name:36} {json.dumps(report[name])}", flush=True)
+                args.out.write_text(json.dumps(report, indent=2) + "\n")
+                continue
             text = MODELS.sub(with_path, RECIPES[name])
             (folder / "recipe.yml").write_text(text)
             ours, theirs = folder / f"ours {name}", folder / f"theirs {name}"
             single = ["mergekit-yaml", "recipe.yml", str(theirs), "--lora-merge-cache", "loras"]
             several = ["mergekit-multi", "recipe.yml", "-I", f"{name} parts", "--out-path"]
             kit = [*several, str(theirs)] if "---" in text else single
+            kit = ["mergekit-moe", "recipe.yml", str(theirs)] if "experts:" in text else kit
             run([str(args.mergekit / kit[0]), *kit[1:]], folder)
             run([sys.executable, "-m", "weightops", "merge", "recipe.yml", "-o", str(ours)], folder)
             report[name] = compare(name, folder, ours, theirs)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from weightops import TaskVector, average, interpolate, open_checkpoint
+from weightops import TaskVector, average, interpolate, merge, open_checkpoint
 from weightops.errors import MismatchError, OptionError, SpaceError, UnknownNameError
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -203,3 +203,18 @@ def test_coefficients_of_all_kinds(net: nn.Module, tuned: nn.Module) -> None:
         assert tau.apply(net, 0.5).scale.item() == pytest.approx(
             (net.scale.item() + tuned.scale.item()) / 2
         )
+
+
+def test_ties_that_sources_name_after_different_ends(tmp_path: Path) -> None:
+    shared, other, body = torch.ones(3, 2), torch.full((3, 2), 3.0), torch.ones(2)
+    a = {"embed": shared, "head": shared, "body": body}
+    b = {"head": other, "body": body * 2, "embed": other}
+    for merged in (merge([a, b]), TaskVector(a, b).apply(open_checkpoint(a), 0.5)):
+        state = merged.state_dict()
+        assert state["embed"].eq(2).all()
+        assert state["head"] is state["embed"]
+        assert merged.save(tmp_path / "m.safetensors", overwrite=True)
+        written = open_checkpoint(tmp_path / "m.safetensors")
+        assert written.source.ties == {"head": "embed"}
+    apart = {"head": other, "body": body, "embed": other.clone()}
+    assert merge([a, apart]).state_dict()["head"] is not merge([a, apart]).state_dict()["embed"]

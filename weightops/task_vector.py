@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from weightops.algebra.linear_form import Alpha, LinearForm
+from weightops.checkpoints import ties
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.matching import in_common_names, match_names, open_matched
 from weightops.checkpoints.module_copy import empty_copy
-from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
+from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
 from weightops.checkpoints.origin import Origin
-from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
 from weightops.checkpoints.vector_files import open_vector, write_lora, write_vector
 from weightops.engine.evaluate import OnNonfinite, materialize
-from weightops.engine.reduce import gram
+from weightops.engine.reduce import cosine, gram
 from weightops.engine.tensors import Tensors
 from weightops.errors import CheckpointError, MismatchError, SpaceError
 from weightops.support.atomic import Overwrite
@@ -48,6 +48,8 @@ class TaskVector(Tensors):
             open_clip's names for CLIP don't matter, and ``pre`` completes an image encoder alone.
         strict: refuse checkpoints of which one has tensors that the other lacks; with False these
             tensors are left out and named in a warning.
+        same_config: refuse checkpoints that are configured differently, and a stored vector of
+            another base, instead of warning.
 
     Raises:
         MismatchError: if names, shapes or dtypes differ.
@@ -66,11 +68,18 @@ class TaskVector(Tensors):
     base: Origin | None
 
     def __init__(
-        self, pre: CheckpointLike, finetuned: CheckpointLike, *, strict: bool = True
+        self,
+        pre: CheckpointLike,
+        finetuned: CheckpointLike,
+        *,
+        strict: bool = True,
+        same_config: bool = False,
     ) -> None:
         base = open_checkpoint(pre)
-        other = open_matched(finetuned, base)
-        base = with_tied_names(base, other.specs)
+        opened = open_any(finetuned)
+        ties.warn_of_ends_that_differ(base, opened)
+        other = open_matched(opened, base, strict=same_config)
+        base = ties.with_tied_names(base, other.specs)
         self.form, left_out = LinearForm.difference(other.form, base.form, strict=strict)
         self.base = Origin.of(base)
         if left_out:
@@ -165,8 +174,8 @@ class TaskVector(Tensors):
         """Return the cosine of the angle between the vectors, as `dot`; NaN if one is zero."""
         grams = gram(in_common_names([self.form, other.form]))
         if per_tensor:
-            return {name: _cosine(products) for name, products in grams.items()}
-        return _cosine(sum(grams.values(), torch.zeros(2, 2, dtype=torch.float64)))
+            return {name: cosine(products) for name, products in grams.items()}
+        return cosine(sum(grams.values(), torch.zeros(2, 2, dtype=torch.float64)))
 
     @overload
     def apply(
@@ -215,13 +224,14 @@ class TaskVector(Tensors):
             UnknownNameError: if a pattern of ``alpha`` matches nothing.
             NonfiniteError: naming the tensors, if ``on_nonfinite="error"``.
         """
-        opened = with_tied_names(open_checkpoint(base), self.form.specs)
+        ties.warn_of_ends_that_differ(opened := open_checkpoint(base))
+        opened = ties.with_tied_names(opened, self.form.specs)
         form = self._edited(opened, alpha, strict)
         if isinstance(base, nn.Module):
             module, tensors = empty_copy(base)
             materialize(form, tensors, on_nonfinite=on_nonfinite)
             return module
-        edited = Checkpoint(form, architecture_of_ends(form, opened))
+        edited = Checkpoint(form, ties.architecture_of_ends(form, opened))
         if isinstance(base, Mapping) and not isinstance(base, Checkpoint):
             return edited.state_dict(like=base, on_nonfinite=on_nonfinite)
         return edited
@@ -336,8 +346,3 @@ class TaskVector(Tensors):
         """
         source = open_vector(path)
         return cls.of_form(LinearForm.of(source), Origin.of_record(source.made_from.get("base")))
-
-
-def _cosine(products: torch.Tensor) -> float:
-    norms = math.sqrt(float(products[0, 0])) * math.sqrt(float(products[1, 1]))
-    return float(products[0, 1]) / norms if norms else math.nan

@@ -83,6 +83,7 @@ def compare(
     *,
     base: CheckpointLike | None = None,
     spectra: bool = False,
+    strict: bool = False,
 ) -> Comparison:
     """Compare task vectors, in three streaming passes.
 
@@ -90,6 +91,7 @@ def compare(
         models: task vectors (or files of them), or fine-tuned weights.
         base: the model that the weights are fine-tuned from.
         spectra: also decompose every matrix into singular values, which takes far longer.
+        strict: refuse weights that are configured differently from the base, instead of warning.
 
     Raises:
         OptionError: for weights without a base, or fewer than two vectors without one.
@@ -102,7 +104,7 @@ def compare(
     >>> comparison.conflicts[0, 1].item()
     0.5
     """
-    vectors = [_vector(model, base) for model in models]
+    vectors = [_vector(model, base, strict) for model in models]
     if len(vectors) < (2 if base is None else 1):
         raise OptionError(
             "a comparison needs at least two task vectors",
@@ -123,7 +125,9 @@ def compare(
     )
 
 
-def _vector(model: CheckpointLike | TaskVector, base: CheckpointLike | None) -> TaskVector:
+def _vector(
+    model: CheckpointLike | TaskVector, base: CheckpointLike | None, strict: bool
+) -> TaskVector:
     if isinstance(model, TaskVector):
         return model
     if isinstance(model, (str, Path)) and open_ref(model).form.space == "delta":
@@ -133,7 +137,7 @@ def _vector(model: CheckpointLike | TaskVector, base: CheckpointLike | None) -> 
             f"{_name(model, 0)} holds weights, and there is no base",
             hint="name the model that they are fine-tuned from: base=...",
         )
-    return TaskVector(base, model)
+    return TaskVector(base, model, same_config=strict)
 
 
 def _name(model: object, index: int) -> str:

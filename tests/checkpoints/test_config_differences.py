@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from weightops import TaskVector, merge
+from weightops import TaskVector, merge, open_checkpoint
+from weightops.cli.main import run
+from weightops.errors import MismatchError
 
 CONFIG = {
     "model_type": "llama",
@@ -67,3 +69,34 @@ def test_a_rope_base_under_its_new_name_is_the_same(
         (other / "config.json").write_text(json.dumps(new))
         merge([base, other])
         assert said in caplog.text if said else not caplog.text
+
+
+def test_strict_verbs_refuse_what_is_configured_differently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, out = folder(tmp_path / "base"), tmp_path / "out.safetensors"
+    alike = folder(tmp_path / "alike", transformers_version="5.1")
+    other = folder(tmp_path / "other", num_attention_heads=4)
+    recipe = tmp_path / "recipe.yaml"
+    written = ["-o", out, "--overwrite"]
+    for verb, given in {
+        "merge BASE MODEL": written,
+        "merge MODEL --base BASE": written,
+        "merge RECIPE": written,
+        "vector BASE MODEL": written,
+        "compare BASE MODEL": [],
+        "pack MODEL --base BASE": written,
+        "evaluate MODEL --base BASE": ["--tasks", "digits"],
+    }.items():
+        for model in (alike, other):
+            recipe.write_text(json.dumps({"models": [str(base), str(model)]}))
+            places = {"BASE": base, "MODEL": model, "RECIPE": recipe}
+            arguments = [*(places.get(word, word) for word in verb.split()), *given, "--strict"]
+            code = run([str(argument) for argument in arguments])
+            said = "num_attention_heads: 4 / 2" in capsys.readouterr().err
+            assert said == (model is other), verb
+            assert bool(code) == (model is other) or verb.startswith("evaluate"), verb
+    twin = open_checkpoint(other)
+    assert TaskVector(base, alike).apply(twin)["w"].eq(1).all()
+    with pytest.raises(MismatchError, match="num_attention_heads: 4 / 2"):
+        TaskVector(base, alike).apply(twin, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from weightops import TaskVector, merge, open_checkpoint
+from weightops.cli.main import run
 from weightops.errors import CheckpointError, MismatchError
 
 
@@ -49,6 +51,21 @@ def test_a_key_that_is_not_there(training: Path, tmp_path: Path) -> None:
     save_file({"w": torch.ones(1)}, tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match="holds one set of tensors, and so no key 'w'"):
         open_checkpoint(f"{tmp_path}/m.safetensors:w")
+
+
+def test_inspect_lists_the_dictionaries(training: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(training)]) == 0
+    said = capsys.readouterr().out
+    assert "opened       state_dict; also state_dict_ema; also best.epoch.3\n" in said
+    ends = {"ema_model.w": torch.ones(2), "online_model.w": torch.zeros(2)}
+    torch.save({**ends, "step": torch.tensor(3)}, training.with_name("ema.pt"))
+    torch.save({"w": torch.ones(2), "b": torch.ones(2)}, training.with_name("plain.pt"))
+    for name, keys in {"ema.pt": ["ema_model", "online_model"], "plain.pt": []}.items():
+        assert run(["inspect", str(training.with_name(name)), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["keys"] == keys
+        for key in keys:
+            opened = open_checkpoint(f"{training.with_name(name)}:{key}")
+            assert torch.equal(opened["w"], ends[f"{key}.w"])
 
 
 def test_a_training_checkpoint_opens_by_itself(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from weightops import Checkpoint, TaskVector, merge, open_checkpoint
 from weightops.checkpoints.clip_names import from_transformers, mappings
 from weightops.checkpoints.matching import match_to_base, open_matched
+from weightops.cli.main import run
 from weightops.errors import MismatchError
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -246,6 +247,26 @@ def test_a_tied_model_whose_ends_differ_is_built_as_it_is_stored(
     tokens = torch.arange(8)[None]
     with torch.no_grad():
         assert torch.equal(built(tokens).logits, loaded(tokens).logits)
+
+
+@pytest.mark.parametrize("verb", ["merge", "vector", "apply"])
+def test_a_tied_model_whose_ends_differ_is_said_before_an_edit(
+    verb: str, tied: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edits: dict[str, list[str]] = {
+        "merge": ["merge", str(tied["twice0"]), str(tied["once1"])],
+        "vector": ["vector", str(tied["once1"]), str(tied["twice0"])],
+        "apply": ["apply", str(tmp_path / "v.safetensors"), "--base", str(tied["twice0"])],
+    }
+    TaskVector(tied["once0"], tied["once1"]).save(tmp_path / "v.safetensors")
+    TaskVector(tied["twice0"], tied["twice1"])
+    assert "are tied in the model" not in caplog.text
+    file = tied["twice0"] / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "lm_head.weight": tensors["lm_head.weight"] + 1}, file, {"format": "pt"})
+    run([*edits[verb], "-o", str(tmp_path / "out.safetensors")])
+    said = f"lm_head.weight are tied in the model, and differ in {tied['twice0']}"
+    assert caplog.text.count(said) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from weightops import CheckpointError, TaskVector, open_checkpoint
+from weightops import CheckpointError, MismatchError, TaskVector, merge, open_checkpoint
 from weightops.cli.main import run
 
 State = dict[str, torch.Tensor]
@@ -237,3 +238,42 @@ def test_scales_that_do_not_fit(tmp_path: Path) -> None:
     save_file({"l.weight": codes, "l.weight_scale": torch.ones(1), "m.weight": codes.clone()}, file)
     with pytest.raises(CheckpointError, match=r"no scales for 1 float8 tensors: m\.weight"):
         open_checkpoint(f"dequantized:{file}")
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"l.weight": torch.ones(8, 8, dtype=torch.int8), "l.SCB": torch.ones(8)},
+        {"l.weight": torch.ones(32, 1, dtype=torch.uint8), "l.weight.absmax": torch.ones(1)},
+        {"l.qweight": torch.ones(1, 8, dtype=torch.int32), "l.scales": torch.ones(1, 8)},
+        {"l.weight": torch.ones(8, 8).to(torch.float8_e4m3fn), "l.weight_scale": torch.ones(1)},
+    ],
+)
+def test_every_refusal_names_the_remedy(stored: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    plain = {"l.weight": torch.randn(8, 8)}
+    other = {n: (t.float() + 1).to(t.dtype) for n, t in stored.items()}
+    for merging in (
+        lambda: merge([stored, plain]),
+        lambda: merge([plain, stored], base=plain),
+        lambda: TaskVector(stored, other),
+    ):
+        with pytest.raises(MismatchError, match="hint: dequantized: before a path reads"):
+            merging()
+    if stored.keys() > plain.keys() and stored["l.weight"].shape == (8, 8):
+        with pytest.raises(MismatchError, match="hint: dequantized: before a path reads"):
+            TaskVector(plain, {"l.weight": torch.ones(8, 8)}).apply(stored)
+
+
+def test_layouts_that_are_not_read_are_called_by_their_library(tmp_path: Path) -> None:
+    codes = torch.ones(8, 8, dtype=torch.int8)
+    known = {"l._weight_qdata": "torchao", "l.W_q": "HQQ", "l.weight._data": "quanto"}
+    for name, library in known.items():
+        save_file({name: codes}, tmp_path / "m.safetensors")
+        with pytest.raises(CheckpointError, match=f"known layout; they are those of {library}"):
+            open_checkpoint(f"dequantized:{tmp_path / 'm.safetensors'}")
+
+
+def test_tensors_that_wrap_others_are_refused() -> None:
+    wrapped = TwoTensor(torch.ones(2), torch.ones(2))
+    with pytest.raises(CheckpointError, match=r"a TwoTensor tensor at w\nhint: .*dequantize\(\)"):
+        open_checkpoint({"w": wrapped})

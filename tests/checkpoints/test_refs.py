@@ -196,3 +196,10 @@ def test_what_is_fetched() -> None:
         ["adapter_config.json", "adapter_model.bin"], (*known, "adapter_config.json")
     )
     assert _wanted(["a.pt", "b.onnx"], known)[-4:] == ["*.bin", "*.pt", "*.pth", "*.ckpt"]
+    unet = ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin")
+    text = ("text_encoder/pytorch_model.fp16.bin", "text_encoder/pytorch_model.bin")
+    variant = "unet/diffusion_pytorch_model.fp16.safetensors"
+    pipeline = ["model_index.json", "model.safetensors", *unet, variant, *text]
+    assert _wanted(pipeline, known)[-2:] == [unet[0], text[1]]
+    modules = ["modules.json", "model.safetensors", "2_Dense/pytorch_model.bin"]
+    assert _wanted(modules, known)[-2:] == ["model.safetensors", "2_Dense/pytorch_model.bin"]

@@ -17,6 +17,7 @@ from weightops.errors import NonfiniteError, OptionError
 from weightops.evaluation.batchnorm import recompute_batchnorm
 from weightops.merging.merge import merge
 from weightops.merging.recipe import Recipe
+from weightops.workflows.negate import negate
 from weightops.workflows.soup import soup
 
 
@@ -141,7 +142,7 @@ def test_a_negative_variance_is_told_where_it_is_written(
     grown = {n: 3 * t if n.endswith("var") else t for n, t in grown.items()}
     TaskVector(models[0], grown).apply(models[0], alpha=-1.0).save(tmp_path / "negated")
     assert "negative or infinite variances in" in caplog.text
-    assert "recompute them, with batchnorm=TASK" in caplog.text
+    assert "batchnorm=TASK recomputes them, batchnorm='base' keeps the base's" in caplog.text
 
 
 def test_a_negative_variance_is_not_scored(models: list[str]) -> None:
@@ -152,3 +153,63 @@ def test_a_negative_variance_is_not_scored(models: list[str]) -> None:
         evaluate(edited, "digits")
     recomputed = recompute_batchnorm(edited, "digits", images=64, device="cpu")
     assert evaluate(recomputed, "digits")["digits"]["n"] == 500
+
+
+def test_statistics_of_the_base_are_kept(models: list[str], tmp_path: Path) -> None:
+    """`batchnorm="base"` gives the base's statistics to the bit, and leaves all else as it is."""
+    base = open_checkpoint(models[0])
+    grown = {
+        n: t * (3.0 if n.endswith("var") else 1.1) if t.is_floating_point() else t
+        for n, t in base.state_dict().items()
+    }
+    Checkpoint(open_checkpoint(grown).form, base.architecture).save(tmp_path / "grown")
+    TaskVector(models[0], str(tmp_path / "grown")).save(tmp_path / "vector.safetensors")
+    vector = str(tmp_path / "vector.safetensors")
+    negated = ["apply", vector, "--base", models[0], "--alpha=-1", "-o"]
+    assert run([*negated, str(tmp_path / "plain")]) == 0
+    assert run([*negated, str(tmp_path / "kept"), "--batchnorm", "base"]) == 0
+    plain, kept = (open_checkpoint(tmp_path / name) for name in ("plain", "kept"))
+    for name in base:
+        expected = base if "running_" in name else plain
+        assert torch.equal(kept[name], expected[name]), name
+    with pytest.raises(NonfiniteError, match="batchnorm='base' it keeps the base's"):
+        evaluate(str(tmp_path / "plain"), "digits")
+    assert evaluate(str(tmp_path / "kept"), "digits")["digits"]["n"] == 500
+    command = ["merge", models[0], str(tmp_path / "grown"), "--batchnorm", "base"]
+    assert run([*command, "-o", str(tmp_path / "no")]) == 2
+    assert run([*command, "--base", models[0], "-o", str(tmp_path / "merged")]) == 0
+    merged = open_checkpoint(tmp_path / "merged")
+    assert torch.equal(merged["visual.bn1.running_var"], base["visual.bn1.running_var"])
+    assert not torch.equal(merged["visual.bn1.weight"], base["visual.bn1.weight"])
+    assert "batchnorm: base" in (tmp_path / "merged" / "README.md").read_text()
+    with pytest.raises(OptionError, match="no batch normalisation"):
+        negate("mnist", tmp_path / "x", finetuned="embedded", batchnorm="base", control="digits")
+
+
+@pytest.mark.parametrize("choice", [None, "base", "digits"])
+def test_a_negation_with_negative_variances(
+    models: list[str],
+    tmp_path: Path,
+    choice: str | None,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = open_checkpoint(models[0])
+    grown = {n: 3 * t if n.endswith("var") else t for n, t in base.state_dict().items()}
+    noise = {n: 0.01 * torch.randn_like(t) for n, t in base.state_dict().items() if t.ndim > 1}
+    grown = {n: t + noise.get(n, 0) for n, t in grown.items()}
+    Checkpoint(open_checkpoint(grown).form, base.architecture).save(tmp_path / "grown")
+    command = ["negate", "--target", "digits", "--control", "fonts", "--model", models[0]]
+    command += ["--finetuned", str(tmp_path / "grown"), "--alphas", "0,0.25,1"]
+    command += ["--control-threshold", "0.01", "-o", str(tmp_path / "out")]
+    code = run([*command, *(["--batchnorm", choice] if choice else [])])
+    left_out = "alpha -1 is left out of the search: 19 running variances"
+    assert (left_out in caplog.text) == (choice is None)
+    if code == 0:
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert summary["options"].get("batchnorm") == choice
+        edited = open_checkpoint(tmp_path / "out")
+        if choice == "base":
+            assert torch.equal(edited["visual.bn1.running_var"], base["visual.bn1.running_var"])
+    else:
+        assert "no alpha improves digits" in capsys.readouterr().err

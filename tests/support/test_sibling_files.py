@@ -10,7 +10,7 @@ import pytest
 
 from weightops.errors import CheckpointError
 from weightops.support import sibling_files
-from weightops.support.sibling_files import copy_companions, sibling
+from weightops.support.sibling_files import copy_companions, other_companions, sibling
 
 NEEDED = (
     *("config.json", "tokenizer.json", "tekken.json", "source.spm", "qwen.tiktoken", "bpe.codes"),
@@ -44,6 +44,24 @@ def test_what_belongs_to_a_model_goes_along(
     files = {str(path) for path in copied if (tmp_path / "out" / path).is_file()}
     assert files == set(NEEDED)
     assert (tmp_path / "out" / "dict.txt").read_text() == "dict.txt"
+
+
+def test_companions_that_another_folder_has_otherwise(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    for folder in (mine, other):
+        write(folder, ("config.json", "same.txt", "model.safetensors", "in/config.json"))
+    (mine / "only_mine.txt").write_text("")
+    (mine / "settings.json").write_text('{"a": 1, "transformers_version": "4.1"}')
+    (other / "settings.json").write_text('{"transformers_version": "5.2",\n"a": 1}')
+    (other / "config.json").write_text("compared setting by setting")
+    (other / "in" / "config.json").write_text("likewise")
+    (other / "adapter_config.json").write_text("{}")
+    assert other_companions(mine / "config.json", other, ["in"]) == []
+    (other / "settings.json").write_text('{"a": 2}')
+    (other / "same.txt").write_text("other text")
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    expected = ["chat_template.jinja", "in/config.json", "same.txt", "settings.json"]
+    assert other_companions(mine / "config.json", other) == expected
 
 
 def test_a_large_file_is_left_and_named(

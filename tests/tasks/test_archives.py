@@ -18,6 +18,7 @@ from helpers.data_sets import (
 
 from weightops.cli.main import run
 from weightops.errors import TaskError
+from weightops.tasks.archives import archive_task
 from weightops.tasks.table import find_task
 from weightops.tasks.task import SPLITS, captions_of
 
@@ -45,6 +46,22 @@ def test_archives_are_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert result["dataset"] == "things"
     assert result["metrics"]["n"] == 6
     assert np.isfinite(result["metrics"]["acc1"])
+
+
+def test_splits_of_archives_by_other_names(tmp_path: Path) -> None:
+    more = {"dev/nshards.txt": b"1", "dev/0.tar": labelled_archive(200, 5)}
+    folder = write_files(tmp_path / "wds_things", {**archive_data_set(), **more})
+    task = find_task(str(folder))
+    assert [task.sizes[split] for split in SPLITS] == [30, 5, 6]
+    assert task.load("validation")[0].getpixel((0, 0))[0] == 200
+    for name, message in (
+        ("valid", "two splits for validation: dev and valid"),
+        ("extra", "no spl"),
+    ):
+        write_files(folder, {f"{name}/nshards.txt": b"1"})
+        with pytest.raises(TaskError, match=message):
+            archive_task("things", lambda _: folder, "the folder")
+        (folder / name / "nshards.txt").unlink()
 
 
 def test_archives_of_captions(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.datasets import ImageFolder
 
-from weightops import ImageModel, evaluate
+from weightops import evaluate
 from weightops.errors import OptionError, TaskError
 from weightops.tasks.class_names import ordered
 from weightops.tasks.folder import folder_task
@@ -64,8 +64,7 @@ def classifier(folder: Path, root: Path, order: list[str], recorded: bool) -> st
 
 
 def accuracy(model: str, root: Path, order: str | None = None) -> float:
-    opened = ImageModel.open(model, "cpu", class_order=order)
-    return float(evaluate(opened, str(root))["plants"]["acc1"])
+    return float(evaluate(model, str(root), class_order=order, device="cpu")["plants"]["acc1"])
 
 
 def test_folders_are_in_the_order_of_image_folder(root: Path, tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ _SCALE = re.compile(r"scale|zero|absmax|codebook|biases|quant|scb", re.IGNORECAS
 
 _INDICES = (torch.int64, torch.bool)
 
+REMEDY = "dequantized: before a path reads quantised weights as bfloat16"
+"""What to do about quantised weights, where their layout is known."""
+
 
 def differing_codes(specs: Mapping[str, Spec], a: Source, b: Source) -> list[str]:
     """Return the codes that differ between two sources, and the scales beside codes that differ.

@@ -6,7 +6,8 @@ on the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -73,6 +74,31 @@ def combine(
             keep_anchor,
             scratch,
         )
+
+
+def keep_equal(
+    out: torch.Tensor, anchor: torch.Tensor, terms: Sequence[Term], lengths: Iterable[int]
+) -> None:
+    """Copy from the anchor the parts that are equal in all tensors, as `combine` copies the whole.
+
+    Args:
+        out: the result of `combine`.
+        anchor: its anchor.
+        terms: its terms.
+        lengths: the lengths of the parts, which follow each other.
+    """
+    if not all(term.relative for term in terms):
+        return
+    ends = list(accumulate(lengths))
+    starts = torch.tensor([0, *ends[:-1]], device=out.device)
+    first = anchor[starts]
+    alike = torch.ones_like(first, dtype=torch.bool)
+    for term in terms:  # few parts that differ begin with the same number
+        alike &= term.tensor[starts] == first
+    for i in alike.nonzero().flatten().tolist():
+        part = slice(ends[i - 1] if i else 0, ends[i])
+        if all(torch.equal(term.tensor[part], anchor[part]) for term in terms):
+            out[part] = anchor[part]
 
 
 def _combine_chunk(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from weightops.algebra.codes import differing_codes
+from weightops.algebra.codes import REMEDY, differing_codes, is_packed
 from weightops.algebra.dtypes import is_editable, name_of
 from weightops.algebra.names import (
     NameRules,
@@ -19,7 +19,7 @@ from weightops.algebra.names import (
     mismatch,
     value_at,
 )
-from weightops.algebra.source import Source, Space, Spec
+from weightops.algebra.source import Factors, Source, Space, Spec
 from weightops.errors import MismatchError, OptionError, SpaceError
 from weightops.support.input_files import InputFile
 from weightops.support.text import first_few
@@ -112,7 +112,25 @@ class LinearForm:
             value = coefficient * factor.multiplier(name)
             if value:
                 totals[factor.source] = totals.get(factor.source, 0.0) + value
-        return {source: value for source, value in totals.items() if value}
+        cancelled = 0.0 in totals.values()
+        return {s: value for s, value in totals.items() if value} if cancelled else totals
+
+    def rank(self, name: str) -> int | None:
+        """Return the columns of the `factors` of a matrix, or None if its sources keep none."""
+        if len(self.specs[name].shape) != 2:
+            return None
+        ranks = [source.rank(name) for source in self.coefficients(name)]
+        return None if None in ranks else sum(rank or 0 for rank in ranks)
+
+    def factors(self, name: str) -> Factors:
+        """Return ``[c_1 B_1, c_2 B_2, ...]`` and ``[A_1; A_2; ...]`` of a matrix with a `rank`."""
+        height, width = self.specs[name].shape
+        lefts, rights = [torch.zeros(height, 0)], [torch.zeros(0, width)]
+        for source, coefficient in self.coefficients(name).items():
+            left, right = source.factors(name)
+            lefts.append(left * coefficient)
+            rights.append(right)
+        return torch.cat(lefts, 1), torch.cat(rights)
 
     def plus(self, other: LinearForm) -> LinearForm:
         """Return the sum of two deltas, or of weights and a delta.
@@ -144,7 +162,7 @@ class LinearForm:
             raise MismatchError(
                 f"{describe(self)} holds {len(fixed)} {kind} tensors, which can't be edited: "
                 f"{first_few(fixed)}",
-                hint="dequantized: before a path reads quantised weights as bfloat16",
+                hint=REMEDY,
             )
         if shapes or extra:
             raise mismatch(
@@ -249,19 +267,19 @@ def _twin(factor: Factor, terms: Mapping[Factor, float]) -> Factor:
 def tied_names(form: LinearForm) -> dict[str, str]:
     """Return alias -> the name whose tensor it shares in the result.
 
-    Two names are tied if they have equal coefficients and are tied in every source with one.
+    Two names are tied if they have equal coefficients and are tied in every source with one. Of
+    tied names the first is the one that has the tensor, as sources may name different ones.
     """
-    candidates = {
-        alias: name for source in reversed(form.sources) for alias, name in source.ties.items()
-    }
+    candidates = {n for source in form.sources for pair in source.ties.items() for n in pair}
+    owners: dict[object, str] = {}
     tied: dict[str, str] = {}
-    for alias, name in candidates.items():
-        if alias in form.specs and name in form.specs:
-            coefficients = form.coefficients(alias)
-            if coefficients == form.coefficients(name) and all(
-                s.ties.get(alias, alias) == s.ties.get(name, name) for s in coefficients
-            ):
-                tied[alias] = tied.get(name, name)
+    for name in form.specs if candidates else ():
+        if name in candidates:
+            coefficients = form.coefficients(name) or dict.fromkeys(form.sources, 0.0)
+            key = frozenset((s, s.ties.get(name, name), c) for s, c in coefficients.items())
+            owner = owners.setdefault(key, name)
+            if owner != name:
+                tied[name] = owner
     return tied
 
 
@@ -286,11 +304,15 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
     if not (shapes or dtypes or (only_a and not common) or (strict and (only_a or only_b))):
         _check_fixed(a, b)
         return only_a + only_b
-    if shapes:
+    unlike = {*only_a, *only_b, *(text.split(" ")[0] for text in (*shapes, *dtypes))}
+    if any(is_packed(f.specs[n]) for f in (a, b) for n in unlike if n in f.specs):
+        hint = REMEDY
+    elif shapes:
         hint = "both must come from one architecture"
     elif dtypes:
         hint = (
-            "convert one of them, for example with open_checkpoint(...).to(torch.float32)"
+            "convert one of them: `weightops merge MODEL --out-dtype float32 -o CONVERTED`, or "
+            "open_checkpoint(...).to(torch.float32)"
             if floats
             else "they mean different things: both must come from one program"
         )
@@ -317,8 +339,7 @@ def _check_fixed(a: LinearForm, b: LinearForm) -> None:
         raise MismatchError(
             f"{describe(a)} and {describe(b)} differ in {len(differing)} {kinds} tensors, which "
             f"can't be averaged or subtracted: {first_few(differing)}",
-            hint="dequantized: before a path reads quantised weights as bfloat16; codes and "
-            "indices must be the same in both",
+            hint=f"{REMEDY}; codes and indices must be the same in both",
         )
 
 

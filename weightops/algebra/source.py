@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
@@ -13,10 +14,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from weightops.algebra.dtypes import name_of
-from weightops.algebra.scratch import Scratch
+from weightops.algebra.scratch import Scratch, Slot
 from weightops.support.input_files import InputFile
 from weightops.support.text import portable
 
+_CPU = torch.device("cpu")
+
+Factors = tuple[torch.Tensor, torch.Tensor]
+"""Two matrices, of shapes ``(m, r)`` and ``(r, n)``, whose product is one of shape ``(m, n)``."""
 Space = Literal["weights", "delta"]
 """Weights are affine (their coefficients sum to 1); deltas are differences of weights (0)."""
 
@@ -30,7 +35,7 @@ class Spec(NamedTuple):
     @property
     def numel(self) -> int:
         """The number of elements."""
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -65,7 +70,9 @@ class Source(ABC):
         ties: alias -> name of the tensor that it shares; aliases are in ``specs`` too.
         space: "weights" or "delta".
         made_from: the provenance record that weightops wrote into the file; empty if there is none.
+        metadata: the texts that others wrote into the file beside its tensors.
         skipped: the names of entries that aren't tensors.
+        keys: the keys of the dictionaries of weights in the file, the one that is opened first.
         computed: True if each tensor is computed when it is opened, so that it is opened once.
         identity: equal for two sources only if they are one place in one state; None if unknown.
         files: the files that are read, in the state in which they were opened.
@@ -76,7 +83,9 @@ class Source(ABC):
     ties: Mapping[str, str]
     space: Space = "weights"
     made_from: Mapping[str, Any] = {}
+    metadata: Mapping[str, str] = {}
     skipped: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
     computed: bool = False
     identity: object = None
     files: Sequence[InputFile] = ()
@@ -94,12 +103,38 @@ class Source(ABC):
         flat = flattened(self.read(name))
         return lambda start, stop: cut(flat, start, stop)
 
+    def read_run(self, names: Sequence[str], scratch: Scratch) -> torch.Tensor:
+        """Return tensors of one dtype, one after another in a flat buffer of ``scratch``."""
+        specs = [self.specs[name] for name in names]
+        run = scratch.get(Slot.ROWS, sum(spec.numel for spec in specs), specs[0].dtype, _CPU)
+        start = 0
+        for name, spec in zip(names, specs, strict=True):
+            run[start : start + spec.numel] = self.open(name, scratch)(0, spec.numel)
+            start += spec.numel
+        return run
+
+    def samples(self, names: Iterable[str]) -> Iterator[bytes]:
+        """Yield for each tensor 16 evenly spaced blocks of at most 1 KiB of its bytes."""
+        for name in names:
+            spec, parts = self.specs[name], _parts_of(self, name)
+            blocks = sample_blocks(spec.numel, spec.dtype.itemsize)
+            found = (parts(at, at + n).detach().cpu() for at, n in blocks)
+            yield b"".join(b.contiguous().view(torch.uint8).numpy().tobytes() for b in found)
+
     def combination(self, name: str, scratch: Scratch) -> Mapping[Source, float] | None:
         """Return source -> coefficient if a tensor is a linear combination of sources, else None.
 
         The engine then computes the combination in one pass with the terms around it.
         """
         return None
+
+    def rank(self, name: str) -> int | None:
+        """Return r if a matrix is kept as a product of two with r columns and rows, else None."""
+        return None
+
+    def factors(self, name: str) -> Factors:
+        """Return the two matrices whose product a matrix is, for one that has a `rank`."""
+        raise NotImplementedError
 
     @property
     def leaves(self) -> list[Source]:
@@ -130,9 +165,9 @@ class Source(ABC):
         """Return the digest of the samples of some tensors, and the names of copies of others."""
         digest = sha256()
         alike: dict[tuple[Spec, bytes], list[str]] = defaultdict(list)
-        for name in sorted(names):
+        ordered = sorted(names)
+        for name, sample in zip(ordered, self.samples(ordered), strict=True):
             spec = self.specs[name]
-            sample = _sample_of(self, name)
             if len(spec.shape) > 1 and _varies(sample, spec.dtype.itemsize):
                 alike[spec, sha256(sample).digest()].append(name)
             digest.update(f"{name}\0{name_of(spec.dtype)}\0{spec.shape}\0".encode())
@@ -179,20 +214,19 @@ def _parts_of(source: Source, name: str) -> Callable[[int, int], torch.Tensor]:
     return source.open(name, Scratch())
 
 
-def _sample_of(source: Source, name: str) -> bytes:
-    """Return the bytes of 16 evenly spaced blocks of at most 1 KiB."""
-    spec = source.specs[name]
-    block = 1024 // spec.dtype.itemsize
-    step = max(block, -(-spec.numel // 16))
-    parts = _parts_of(source, name)
-    if step == block:  # the blocks are all of a small tensor
-        return _bytes(parts(0, spec.numel))
-    starts = range(0, spec.numel, step)
-    return b"".join(_bytes(parts(start, min(start + block, spec.numel))) for start in starts)
+SAMPLED_WHOLE = 16 * 1024
+"""Bytes up to which the blocks of a sample are the whole tensor."""
 
 
-def _bytes(flat: torch.Tensor) -> bytes:
-    return flat.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+def sample_blocks(numel: int, width: int) -> list[tuple[int, int]]:
+    """Return the start and length of 16 evenly spaced blocks of at most 1 KiB, in elements.
+
+    >>> sample_blocks(3000, 2)
+    [(0, 512), (512, 512), (1024, 512), (1536, 512), (2048, 512), (2560, 440)]
+    """
+    block = 1024 // width
+    step = max(block, -(-numel // 16))
+    return [(start, min(block, numel - start)) for start in range(0, numel, step)]
 
 
 def _varies(sample: bytes, width: int) -> bool:

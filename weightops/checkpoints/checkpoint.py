@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from weightops.algebra.codes import is_packed
+from weightops.algebra.codes import REMEDY, is_packed
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.provenance import fingerprint, provenance
@@ -23,6 +23,7 @@ from weightops.checkpoints.in_memory import InMemory
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.memory_names import MemoryNames
 from weightops.checkpoints.loading import load_into, untie
+from weightops.checkpoints.output_layout import folder_layout, is_single_file
 from weightops.checkpoints.renaming import match_ties, rename_to_match
 from weightops.checkpoints.skeleton import blank_copy, blank_model
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
@@ -30,13 +31,11 @@ from weightops.engine.layout import Estimate, FileLayout, estimate, has_header, 
 from weightops.engine.ranks import ONE_RANK, Ranks
 from weightops.engine.tensors import Tensors
 from weightops.engine.write import write
-from weightops.errors import CheckpointError, OptionError
+from weightops.errors import CheckpointError
 from weightops.support.atomic import Overwrite, behind_links, check_free, resumable_output, stage_of
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
-
-_OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 
 class _Writing(NamedTuple):
@@ -191,7 +190,7 @@ class Checkpoint(Tensors):
         module = self.known_architecture().build()
         names = MemoryNames.of(module)
         wanted = LinearForm.of(MemorySource(module.state_dict(), self.ref))
-        form = match_ties(rename_to_match(self.form, wanted, names), wanted)
+        form = match_ties(rename_to_match(self._own_form(), wanted, names), wanted)
         if names is not None:
             form = form.part(
                 [n for n in form.specs if n in wanted.specs or not names.is_ignored(n)]
@@ -199,6 +198,15 @@ class Checkpoint(Tensors):
         untie(module, form)
         load_into(form, module, on_nonfinite="warn")
         return module
+
+    def _own_form(self) -> LinearForm:
+        """Return the form without the parts that the model's module doesn't have."""
+        own = self.known_architecture().own_names(self.specs)
+        if len(own) == len(self.specs):
+            return self.form
+        left = [name for name in self.specs if name not in set(own)]
+        log.warning("%s: the module has nothing of %s", self.ref, first_few(left))
+        return self.form.part(own)
 
     def _check_unquantised(self) -> None:
         """Refuse codes, which a module would take for weights."""
@@ -208,7 +216,7 @@ class Checkpoint(Tensors):
         if codes and (kind or any(name.endswith(".weight") for name in codes)):
             raise CheckpointError(
                 f"{self.ref} holds quantised weights{kind}: {first_few(codes)}",
-                hint="load the model with its library, or convert it to bfloat16 first",
+                hint=f"{REMEDY}; or load the model with its library",
             )
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
@@ -265,7 +273,7 @@ class Checkpoint(Tensors):
             NonfiniteError: naming the tensors, if ``on_nonfinite="error"``.
         """
         path = Path(path)
-        single = _is_single_file(path, max_shard_size)
+        single = is_single_file(path, max_shard_size)
         checkpoint = self.to(dtype) if dtype else self
         options = _Writing(max_shard_size, on_nonfinite, ranks, device)
         if resume and not overwrite and checkpoint._is_in(path, single, max_shard_size):
@@ -274,25 +282,20 @@ class Checkpoint(Tensors):
         stage = resumable_output(path, single=single, overwrite=overwrite, resume=resume)
         with stage if ranks.first else nullcontext(stage_of(path)) as folder:
             if single:
-                checkpoint._write_weights(folder, behind_links(path).name, options)
+                checkpoint._write_weights(folder, options, behind_links(path).name)
             else:
                 checkpoint._write_folder(folder, options)
         return path
 
     def _is_in(self, path: Path, single: bool, max_shard_size: int | None) -> bool:
         """Return whether a finished output is this one, as the headers of its files say."""
-        folder, name = (path.parent, path.name) if single else (path, self.weights_file)
-        files = self._layout(name, max_shard_size)
+        folder = path.parent if single else path
+        files = self._layout(max_shard_size, path.name if single else None)
         return all(has_header(folder / file.name, file) for file in files)
 
     def save_into(self, folder: Path, *, on_nonfinite: OnNonfinite = "warn") -> None:
         """Write into an existing folder; see `save`."""
         self._write_folder(folder, _Writing(None, on_nonfinite, ONE_RANK, "cpu"))
-
-    @property
-    def weights_file(self) -> str:
-        """The name of the weights file in a saved folder."""
-        return self.architecture.weights_file if self.architecture else "model.safetensors"
 
     def estimate(
         self,
@@ -303,47 +306,33 @@ class Checkpoint(Tensors):
     ) -> Estimate:
         """Estimate the bytes, memory and disk space that `save` would take, from headers alone."""
         cast = self.to(dtype) if dtype else self
-        return estimate(cast.form, cast._layout(self.weights_file, max_shard_size), Path(path))
+        return estimate(cast.form, cast._layout(max_shard_size, None), Path(path))
 
-    def _layout(self, filename: str, max_shard_size: int | None) -> list[FileLayout]:
+    def _layout(self, max_shard_size: int | None, single: str | None) -> list[FileLayout]:
+        """Return the layout of one file of a name, or of those of a folder."""
         made_from = {**({"recipe": self.recipe} if self.recipe else {}), **provenance(self.form)}
         metadata = {"format": "pt", "weightops": json.dumps(made_from)}
-        return layout(self.form, filename, metadata, max_shard_size=max_shard_size)
+        if single is not None:
+            return layout(self.form, single, metadata)
+        return folder_layout(self.form, self.architecture, metadata, max_shard_size)
 
     def _write_folder(self, folder: Path, options: _Writing) -> None:
         if options.ranks.first:
             if self.architecture:
+                self.architecture.warn_of_others(file.path for file in self.form.files)
                 self.architecture.write(folder)
             if self.card:
                 (folder / "README.md").write_text(self.card, encoding="utf-8")
         if options.max_shard_size and self.architecture and not self.architecture.reads_shards:
             log.warning("%s reads one file only: no shards are written", self.architecture.library)
-            options = options._replace(max_shard_size=None)
-        self._write_weights(folder, self.weights_file, options)
+        self._write_weights(folder, options)
 
-    def _write_weights(self, folder: Path, filename: str, options: _Writing) -> None:
+    def _write_weights(self, folder: Path, options: _Writing, single: str | None = None) -> None:
         write(
             self.form,
             folder,
-            self._layout(filename, options.max_shard_size),
+            self._layout(options.max_shard_size, single),
             on_nonfinite=options.on_nonfinite,
             ranks=options.ranks,
             device=pick_device(options.device),
         )
-
-
-def _is_single_file(path: Path, max_shard_size: int | None) -> bool:
-    """Return whether an output is one file, not a folder.
-
-    Raises:
-        OptionError: if the path has the suffix of another format, or shards were asked for.
-    """
-    if path.suffix in _OTHER_SUFFIXES:
-        raise OptionError(
-            f"{path} has the suffix of another format",
-            hint="weightops writes .safetensors files, and folders",
-        )
-    single = path.suffix == ".safetensors"
-    if single and max_shard_size is not None:
-        raise OptionError(f"{path} is one file", hint="give a folder to write shards to")
-    return single

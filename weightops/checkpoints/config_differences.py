@@ -10,9 +10,10 @@ from weightops.checkpoints.libraries.base import Architecture
 
 _IRRELEVANT = re.compile(
     r"""
-    _.* | .*version.* | (torch_)?dtype | architectures | auto_map | use_cache | (hf_)?hub_.* | tags
-    | .*_token_ids? | .*token_index | id2label | label2id | label_names | num_labels | num_classes
-    | problem_type | finetuning_task | task_specific_params | .*drop.* | .*(rate|prob)
+    _(?!class_name).* | .*version.* | (torch_)?dtype | architectures | auto_map | use_cache
+    | (hf_)?hub_.* | tags | .*_token_ids? | .*token_index | id2label | label2id | label_names
+    | num_labels | num_classes | problem_type | finetuning_task | task_specific_params
+    | .*drop.* | .*(rate|prob)
     | initializer_.* | init_.* | gradient_checkpointing | output_.* | return_dict | pretrained_cfg
     | quantization_config | license | tokenizer_class | processor_class | torchscript
     | max_length | min_length | do_sample | num_beams | temperature | top_[kp] | preprocess_cfg
@@ -28,7 +29,7 @@ def config_differences(a: Architecture, b: Architecture) -> list[str]:
     Settings that only one configuration names are passed over: most are defaults that versions of
     a library write or don't write.
     """
-    x, y = _flat(a.config), _flat(b.config)
+    x, y = _flat(a.settings), _flat(b.settings)
     return [f"{key}: {x[key]} / {y[key]}" for key in x if key in y and x[key] != y[key]]
 
 

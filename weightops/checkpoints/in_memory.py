@@ -8,7 +8,7 @@ from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.conversion import TensorMapping
 from weightops.checkpoints.libraries.memory_names import MemoryNames
-from weightops.checkpoints.renaming import Renamed, renamed
+from weightops.checkpoints.renamed import Renamed, renamed
 
 
 class InMemory:

@@ -118,53 +118,62 @@ def _can_be_completed(missing: list[str], base: Checkpoint, ref: str) -> bool:
     return True
 
 
-def open_matched(source: CheckpointLike, base: Checkpoint) -> Checkpoint:
+def open_matched(source: CheckpointLike, base: Checkpoint, *, strict: bool = False) -> Checkpoint:
     """Open weights in the names of a base; a delta or an adapter is applied to the base.
+
+    Args:
+        source: the weights, delta or adapter.
+        base: the base.
+        strict: refuse weights that are configured differently, and a vector that was made from
+            another base, instead of warning.
 
     Raises:
         CheckpointError: if ``source`` can't be opened.
+        MismatchError: with ``strict=True``, naming the settings or the other base.
         MismatchError: if ``source`` is a delta with tensors that the base lacks, or an adapter that
             wasn't made on such a base.
     """
     opened = open_any(source)
     if opened.form.space == "weights":
-        _warn_of_other_config(opened, base)
+        check_config(opened, base, strict=strict)
         return match_to_base(opened, base)
     stored = opened.form.sources[0]
     if isinstance(stored, Adapter):
         return bind(stored, base)
-    _warn_of_other_base(stored, base)
+    _check_base(stored, base, strict=strict)
     delta = match_names(opened, base)
     return Checkpoint(base.form.plus(delta), base.architecture)
 
 
-def _warn_of_other_config(checkpoint: Checkpoint, base: Checkpoint) -> None:
-    """Warn if weights are of a model that computes something else with the same tensors."""
+def check_config(checkpoint: Checkpoint, base: Checkpoint, *, strict: bool) -> None:
+    """Warn if weights are of a model that computes something else with the same tensors.
+
+    Raises:
+        MismatchError: naming the settings, with ``strict=True``.
+    """
     if checkpoint.architecture is None or base.architecture is None:
         return
     if checkpoint.architecture.library != base.architecture.library:
         return
     differences = config_differences(checkpoint.architecture, base.architecture)
-    if differences:
-        log.warning(
-            "%s and %s are configured differently, and the result is configured as the second: %s",
-            checkpoint.ref,
-            base.ref,
-            first_few(differences, 6),
-        )
+    if not differences:
+        return
+    named = f"{checkpoint.ref} and {base.ref} are configured differently"
+    listed = first_few(differences, 6)
+    if strict:
+        raise MismatchError(f"{named}: {listed}")
+    log.warning("%s, and the result is configured as the second: %s", named, listed)
 
 
-def _warn_of_other_base(stored: Source, base: Checkpoint) -> None:
-    """Warn if a task vector was made from other weights than a base."""
+def _check_base(stored: Source, base: Checkpoint, *, strict: bool) -> None:
+    """Warn if a task vector was made from other weights than a base, or refuse it."""
     made_on = stored.made_from.get("base")
     if isinstance(made_on, dict) and made_on.get("fingerprint") != base.fingerprint:
-        log.warning(
-            "%s was made from %s (%s), and is taken from %s",
-            stored.ref,
-            made_on.get("ref"),
-            made_on.get("fingerprint"),
-            base.ref,
-        )
+        made_from = f"{made_on.get('ref')} ({made_on.get('fingerprint')})"
+        message = f"{stored.ref} was made from {made_from}, and is taken from {base.ref}"
+        if strict:
+            raise MismatchError(message)
+        log.warning(message)
 
 
 def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:

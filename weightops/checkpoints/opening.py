@@ -17,8 +17,9 @@ from weightops.algebra.source import Source
 from weightops.checkpoints import refs
 from weightops.checkpoints.adapters import bare
 from weightops.checkpoints.adapters import folder as adapters
-from weightops.checkpoints.adapters.adapter import CONFIG as ADAPTER_CONFIG
+from weightops.checkpoints.adapters.adapter import Adapter
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.folders import PIPELINE, USUAL_NAMES, find_weights, inner_weights
 from weightops.checkpoints.formats import (
     distributed,
     parts,
@@ -29,10 +30,13 @@ from weightops.checkpoints.formats import (
     torch_zip,
 )
 from weightops.checkpoints.formats.memory import MemorySource
-from weightops.checkpoints.libraries.other_folder import OtherFolder, written_name
+from weightops.checkpoints.libraries.base import Architecture
+from weightops.checkpoints.libraries.other_folder import OtherFolder, PipelineFolder, written_name
 from weightops.checkpoints.libraries.table import architecture_of
 from weightops.checkpoints.quantised import DEQUANTIZED, dequantise
+from weightops.checkpoints.renamed import with_prefix
 from weightops.errors import CheckpointError, SpaceError
+from weightops.support.collector import uncollected
 from weightops.support.registry import Registry
 from weightops.support.text import first_few
 
@@ -75,20 +79,6 @@ FORMATS: Registry[Format] = Registry(
     },
 )
 """Name -> format. An index may be JSON that an adapter's reader takes too, so the order counts."""
-
-_USUAL_NAMES = (
-    "finetuned.safetensors",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    ADAPTER_CONFIG,
-    ".metadata",
-)
-"""The usual names of weights files in a folder, the preferred first."""
 
 
 def register_format(
@@ -147,10 +137,16 @@ def open_checkpoint(source: CheckpointLike) -> Checkpoint:
     opened = open_any(source)
     if opened.form.space == "delta":
         raise SpaceError(
-            f"{source} holds a task vector, not weights",
-            hint="TaskVector.load(path).apply(base) applies it, or base= where there is one",
+            f"{opened.ref} holds {_kind_of_delta(opened)}, not weights",
+            hint="`weightops apply`, or TaskVector.apply, puts it on a base; where there is base=, "
+            "name the base there",
         )
     return opened
+
+
+def _kind_of_delta(opened: Checkpoint) -> str:
+    is_adapter = any(isinstance(source, Adapter) for source in opened.form.sources)
+    return "an adapter" if is_adapter else "a task vector"
 
 
 def open_any(source: CheckpointLike) -> Checkpoint:
@@ -171,13 +167,14 @@ def open_any(source: CheckpointLike) -> Checkpoint:
             "a task vector was given where weights are needed", hint="apply it to a base first"
         )
     if isinstance(source, Mapping):
-        bare.check_no_halves(source, "a state dict")
-        return Checkpoint(LinearForm.of(MemorySource(source, "a state dict")))
+        in_memory = MemorySource(source, "a state dict")
+        return Checkpoint(LinearForm.of(bare.opened(in_memory, in_memory.ref)))
     opened = open_ref(source)
     # Half precision is only how the embedded model is stored.
     return opened.to(torch.float32) if source == EMBEDDED else opened
 
 
+@uncollected()
 def open_ref(ref: str | Path) -> Checkpoint:
     """Open the file or folder that a path or ref names, in its own dtypes, weights or a delta.
 
@@ -195,7 +192,7 @@ def open_ref(ref: str | Path) -> Checkpoint:
     if not path.exists() and place and Path(place).is_file():
         return Checkpoint(LinearForm.of(_open_at_key(Path(place), key)))
     if not path.exists():
-        fetched = refs.fetch_ref(str(ref), _USUAL_NAMES)
+        fetched = refs.fetch_ref(str(ref), USUAL_NAMES)
         if fetched is None:
             raise CheckpointError(
                 f"there is no file or folder {path} (and no ref of that name)",
@@ -204,20 +201,54 @@ def open_ref(ref: str | Path) -> Checkpoint:
             )
         path = fetched.path
     try:
-        file = _weights_in(path) if path.is_dir() else bare.folder_of(path) or path
-        source = _open_file(file) if file else parts.open_folder(path)
-        bare.check_no_halves(source.specs, str(path))
-        architecture = fetched.architecture if fetched else None
-        if architecture is None and path.is_dir():
-            architecture = architecture_of(path) or OtherFolder.recognise(path)
-        if file and isinstance(architecture, OtherFolder):
-            architecture.weights_file = written_name(file)
+        if path.is_dir():
+            source, architecture = _open_folder(path)
+        else:
+            source, architecture = _open_file(bare.folder_of(path) or path), None
+        source = bare.opened(source, str(path))
+        architecture = fetched.architecture if fetched and fetched.architecture else architecture
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
     _check_gathered(source)
     if fetched or path.is_dir():
         source.ref = fetched.ref if fetched else str(path)
     return Checkpoint(LinearForm.of(source), architecture)
+
+
+def _open_folder(folder: Path) -> tuple[Source, Architecture | None]:
+    """Open the weights in a folder, and in those within it that the model is made of."""
+    inner = inner_weights(folder, _is_weights)
+    is_pipeline = (folder / PIPELINE).is_file() and bool(inner)
+    file = None if is_pipeline else find_weights(folder, _is_weights)
+    if is_pipeline and (beside := [p.name for p in folder.glob("*.safetensors")]):
+        log.warning("%s: the pipeline is opened, not %s", folder, first_few(beside))
+    if file is None and not inner:
+        return _open_parts(folder), OtherFolder.recognise(folder)
+    architecture = PipelineFolder(folder) if is_pipeline else architecture_of(folder)
+    architecture = architecture or OtherFolder.recognise(folder)
+    if architecture is not None:
+        if file and isinstance(architecture, OtherFolder):
+            architecture.weights_file = written_name(file)
+        architecture.parts = {
+            prefix: (path.parent.relative_to(folder) / written_name(path)).as_posix()
+            for prefix, path in inner.items()
+        }
+    sources = [_open_file(file)] if file else []
+    sources += [with_prefix(_open_file(path), prefix) for prefix, path in inner.items()]
+    source = sources[0] if file and not inner else shards.ShardedSource(sources, str(folder), {})
+    return source, architecture
+
+
+def _open_parts(folder: Path) -> Source:
+    """Open the parts of a distributed save, which are all that a folder has."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    if not any(parts.holds_parts(path) for path in files):
+        raise CheckpointError(f"{folder} holds no file of weights ({', '.join(FORMATS)})")
+    return parts.open_folder(folder)
+
+
+def _is_weights(file: Path) -> bool:
+    return _format_of(file) is not None
 
 
 def _open_file(file: Path) -> Source:
@@ -291,32 +322,3 @@ def _unrecognised(file: Path) -> CheckpointError:
 def _format_of(file: Path) -> Format | None:
     by_order = sorted(FORMATS.values(), key=lambda format_: format_.order)
     return next((format_ for format_ in by_order if format_.recognises(file)), None)
-
-
-def _weights_in(folder: Path) -> Path | None:
-    """Return the weights file of a folder, with a usual name or the only one; None for parts."""
-    usual = [name for name in _USUAL_NAMES if (folder / name).is_file()]
-    if usual:
-        if len({name == ADAPTER_CONFIG for name in usual}) > 1:
-            log.warning("%s holds weights and an adapter: %s is opened", folder, usual[0])
-        return folder / usual[0]
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and _format_of(path)]
-    if any(parts.holds_parts(path) for path in files):
-        return None
-    indexes = [path for path in files if FORMATS["index"].recognises(path)]
-    chosen = indexes or files
-    if not chosen and (folder / "model_index.json").is_file():
-        inner = [path.name for path in sorted(folder.iterdir()) if (path / "config.json").is_file()]
-        raise CheckpointError(
-            f"{folder} is a pipeline of several models: {', '.join(inner)}",
-            hint="name the folder of one of them, and put the result in its place",
-        )
-    if not chosen:
-        raise CheckpointError(f"{folder} holds no file of weights ({', '.join(FORMATS)})")
-    if len(chosen) > 1:
-        raise CheckpointError(
-            f"{folder} holds {len(chosen)} files of weights and no one index: "
-            f"{first_few(path.name for path in chosen)}",
-            hint="name one of them",
-        )
-    return chosen[0]

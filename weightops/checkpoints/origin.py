@@ -9,7 +9,7 @@ from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.provenance import fingerprint
 from weightops.algebra.source import same_weights
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.matching import match_names, match_to_base
+from weightops.checkpoints.matching import check_config, match_names, match_to_base
 from weightops.errors import MismatchError
 from weightops.support.text import portable
 
@@ -64,8 +64,11 @@ class Origin:
             strict: refuse a base that isn't this origin, instead of warning.
 
         Raises:
-            MismatchError: if the base isn't this origin and ``strict=True``.
+            MismatchError: if the base isn't this origin, or is configured differently, and
+                ``strict=True``.
         """
+        if self.checkpoint is not None and self.checkpoint is not base:
+            check_config(base, self.checkpoint, strict=strict)
         own = match_to_base(self.checkpoint, base) if self.checkpoint else None
         if Origin(self.ref, self.recorded, own).matches(base):
             return own.form if own else base.form

@@ -6,7 +6,7 @@ Each layout gives the numbers that its own library gives, to the bit.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -28,6 +28,11 @@ _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -
 """The values of 4-bit floating-point codes of the OCP Microscaling specification."""
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """The place within 32 bits of each of eight neighbouring columns."""
+_UNREAD = {
+    **{"_weight_qdata": "torchao", "_data": "quanto", "W_q": "HQQ", "codebooks": "AQLM"},
+    **{"q_weight": "EXL2", "biases": "MLX", "centroids": "VPTQ", "weight_scales": "EETQ"},
+}
+"""The end of a name of a quantised tensor whose layout isn't read -> the library."""
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -99,11 +104,18 @@ def dequantise(checkpoint: Checkpoint) -> Checkpoint:
     stored = checkpoint.source
     decoders = dict(_decoders(stored, settings))
     if not decoders:
-        method = settings.get("quant_method")
+        method = settings.get("quant_method") or _looks_like(stored.specs)
         raise CheckpointError(
             f"{checkpoint.ref} has no weights that are quantised in a known layout"
-            + (f"; its configuration says {method}" if method else ""),
-            hint="known: MXFP4, float8 with scales, bitsandbytes, GPTQ, AWQ, pack-quantized",
+            + (f"; they are those of {method}" if method else ""),
+            hint="known: MXFP4, float8 with scales, bitsandbytes, GPTQ, AWQ, pack-quantized; save "
+            "others dequantised, with their library",
+        )
+    own = architecture.own_names(decoders) if architecture else list(decoders)
+    if len(own) < len(decoders):
+        raise CheckpointError(
+            f"{checkpoint.ref} is made of several folders, of which some are quantised",
+            hint="name the folder of the quantised one",
         )
     used = {part for decoder in decoders.values() for part in decoder.parts}
     bare = [n for n, s in stored.specs.items() if s.dtype in _FLOAT8 and n not in used]
@@ -116,6 +128,12 @@ def dequantise(checkpoint: Checkpoint) -> Checkpoint:
     removed: dict[str, Any] = {key: None for key in CONFIG_KEYS if key in config}
     architecture = architecture.changed(removed) if architecture and removed else architecture
     return checkpoint.with_form(form, architecture).to(torch.bfloat16)
+
+
+def _looks_like(names: Iterable[str]) -> str | None:
+    """Return the library that gives quantised tensors such names, or None."""
+    ends = [name.rpartition(".")[2] for name in names]
+    return next((library for end, library in _UNREAD.items() if end in ends), None)
 
 
 def _is_activation(name: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from weightops.checkpoints.folders import MODULES, PIPELINE
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.open_clip import CONFIG, OpenClipArchitecture
 from weightops.errors import CheckpointError
@@ -106,6 +107,9 @@ def _commit_of(path: Path) -> str:
 def _wanted(names: list[str], preferred: tuple[str, ...]) -> list[str]:
     """Return patterns of the files to fetch: one form of the weights, and the descriptions."""
     chosen = next((name for name in preferred if name in names), None)
+    if PIPELINE in names or MODULES[0] in names:
+        top = [chosen] if chosen and PIPELINE not in names else []
+        return [*_DESCRIPTIONS, *top, *_in_folders(names)]
     if chosen is None:
         has_safetensors = any(name.endswith(_SAFETENSORS) for name in names)
         suffixes = (_SAFETENSORS,) if has_safetensors else _PICKLED
@@ -114,6 +118,21 @@ def _wanted(names: list[str], preferred: tuple[str, ...]) -> list[str]:
     if index:
         chosen = f"{Path(weights).stem}-*{Path(weights).suffix}"
     return [*_DESCRIPTIONS, chosen, *_COMPANIONS.get(chosen, ())]
+
+
+def _in_folders(names: list[str]) -> list[str]:
+    """Return the weights in the folders of a repository, one form in each."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if folder and file.endswith((_SAFETENSORS, *_PICKLED)):
+            folders.setdefault(folder, []).append(name)
+    chosen = []
+    for files in folders.values():
+        safe = [name for name in files if name.endswith(_SAFETENSORS)] or files
+        whole = [name for name in safe if Path(name).name.count(".") == 1]  # without variants
+        chosen += whole or safe
+    return chosen
 
 
 def _open_clip(name: str, preferred: tuple[str, ...]) -> FetchedRef:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Set
+from functools import cache
 from typing import Any
 
 from weightops.algebra.linear_form import LinearForm, tied_names
+from weightops.algebra.names import layer_of
+from weightops.algebra.source import copy_of
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.conversion import TensorMapping
 from weightops.checkpoints.libraries.base import Architecture
-from weightops.checkpoints.renaming import renamed
+from weightops.checkpoints.renamed import renamed
 from weightops.checkpoints.skeleton import shared_names
+
+log = logging.getLogger("weightops")
 
 _TIED = "tie_word_embeddings"
 
@@ -29,6 +35,47 @@ def with_tied_names(base: Checkpoint, names: Iterable[str]) -> Checkpoint:
     if not added:
         return base
     return base.with_form(with_copies(base.form, added), base.architecture)
+
+
+def warn_of_ends_that_differ(*checkpoints: Checkpoint) -> None:
+    """Warn of weights that hold two tensors where their model has one, once for each file."""
+    for checkpoint in checkpoints:
+        for first, second in _differing_ends(checkpoint):
+            _say_that_ends_differ(checkpoint.ref, first, second)
+
+
+@cache
+def _say_that_ends_differ(ref: str, first: str, second: str) -> None:
+    log.warning(
+        "%s and %s are tied in the model, and differ in %s: each is edited apart",
+        first,
+        second,
+        ref,
+    )
+
+
+def _differing_ends(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Return pairs of names that a model ties and a file has different tensors for."""
+    architecture, form = checkpoint.architecture, checkpoint.form
+    if architecture is None or architecture.library != "transformers" or len(form.sources) != 1:
+        return []
+    if architecture.config.get(_TIED) is False:
+        return []
+    [source], tied = form.sources, tied_names(form)
+    shapes: dict[object, list[str]] = {}
+    for name, spec in source.specs.items():
+        if len(spec.shape) == 2 and name not in tied and not layer_of(name):
+            shapes.setdefault(spec, []).append(name)
+    several = (names for names in shapes.values() if len(names) > 1)
+    apart = {n for names in several for n in names if copy_of(source, n, names) is None}
+    if not apart or checkpoint.skeleton is None:
+        return []
+    pairs = []
+    for group in shared_names(checkpoint.skeleton):
+        held = dict.fromkeys(n for name in group for n in checkpoint.memory.files_of(name))
+        first, *others = held if apart & held.keys() else [""]
+        pairs += [(first, other) for other in others if other in apart or first in apart]
+    return pairs
 
 
 def with_copies(form: LinearForm, copies: Mapping[str, str]) -> LinearForm:

@@ -100,7 +100,14 @@ def open_vector(path: str | Path) -> Source:
     source = open_ref(path).form.sources[0]
     call = f"TaskVector(base, {str(path)!r})"
     if source.space != "delta":
-        raise SpaceError(f"{path} holds weights, not a task vector", hint=f"{call} makes one")
+        kind = "a statistic" if "statistic" in source.made_from else "weights"
+        raise SpaceError(
+            f"{path} holds {kind}, not a task vector",
+            hint=f"`weightops vector BASE {path} -o VECTOR`, or {call}, makes one of weights",
+        )
     if isinstance(source, Adapter) and source.needs_base:
-        raise SpaceError(f"{path} {source.needs_base}, and so needs its base", hint=call)
+        raise SpaceError(
+            f"{path} {source.needs_base}, and so needs its base",
+            hint=f"`weightops apply {path} --base BASE`, or {call}",
+        )
     return source

@@ -10,7 +10,7 @@ from weightops.cli.from_signature import command
 from weightops.cli.saving import OUTPUT, SAVE, may_exist, output_options, save
 
 if TYPE_CHECKING:
-    from weightops.tasks.table import TaskLike
+    from weightops.evaluation.batchnorm import BatchNorm
 
 _ALPHA = click.Option(
     ["--alpha"],
@@ -27,7 +27,7 @@ def apply(
     *,
     base: str,
     strict: bool = False,
-    batchnorm: TaskLike | None = None,
+    batchnorm: BatchNorm | None = None,
     json_: bool = False,
     **given: Any,
 ) -> None:
@@ -37,7 +37,7 @@ def apply(
         vectors: saved task vectors, or adapters.
         base: the weights to edit.
         strict: refuse a vector that was made from another base, instead of warning.
-        batchnorm: recompute running statistics on the images of a task.
+        batchnorm: recompute running statistics on the images of a task; base: keep the base's.
     """
     from weightops.checkpoints.opening import open_checkpoint
     from weightops.checkpoints.vector_files import is_adapter
@@ -61,9 +61,9 @@ def apply(
     scaled = [vector * alpha for vector, alpha in zip(opened, alphas, strict=True)]
     edited = sum(scaled[1:], scaled[0]).apply(start, strict=strict)
     terms = list(zip(vectors, alphas, strict=True))
-    edited.card = edit_card(base, terms)
     if batchnorm and not output.get("dry_run"):
-        from weightops.evaluation.batchnorm import recompute_batchnorm
+        from weightops.evaluation.batchnorm import with_batchnorm
 
-        edited = recompute_batchnorm(edited, batchnorm, device=output.get("device", "cpu"))
+        edited = with_batchnorm(edited, batchnorm, start, output.get("device", "cpu"))
+    edited.card = edit_card(base, terms)
     save(edited, edit_title(base, terms), json_, **output)

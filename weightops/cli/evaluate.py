@@ -36,10 +36,7 @@ _TEXT = click.Option(
 
 
 @command(
-    Borrowed(
-        "weightops.evaluation.table:evaluate",
-        only=("split", "device", "class_order", "skip_unreadable", *_SCORING),
-    ),
+    Borrowed("weightops.evaluation.table:evaluate", only=("split", "device", *_SCORING)),
     arguments=[_EVALUATOR, _TEXT],
 )
 def evaluate(
@@ -47,6 +44,7 @@ def evaluate(
     *,
     tasks: TaskList | None = None,
     base: str | None = None,
+    strict: bool = False,
     reference: tuple[str, ...] = (),
     out: Path | None = None,
     overwrite: bool = False,
@@ -69,6 +67,8 @@ def evaluate(
         tasks: the tasks. Default: all that weightops has.
         base: what weights are completed from, configuration included, and what task vectors and
             adapters are applied to.
+        strict: refuse models that are configured differently from the base, and vectors that were
+            made from another base, instead of warning.
         reference: with --evaluator shift: models whose line shows effective robustness; two or
             more.
         out: a folder for a JSON file a model and task.
@@ -76,7 +76,6 @@ def evaluate(
     """
     from weightops.evaluation.table import EVALUATORS
     from weightops.support.atomic import reserved
-    from weightops.tasks.check import without_unreadable
     from weightops.tasks.table import EVALUATED, as_tasks
 
     if "text" in given:
@@ -88,16 +87,10 @@ def evaluate(
     if reference and name != "shift":
         raise click.UsageError("--reference is for --evaluator shift")
     with reserved(out, overwrite=overwrite) if out is not None else nullcontext():
-        opened = _open_models((*reference, *models), base)
+        opened = _open_models((*reference, *models), base, strict=strict)
         listed = as_tasks(tasks or EVALUATED)
-        if given.get("skip_unreadable"):
-            listed = [without_unreadable(task) for task in listed]
         scoring = taken(given, _SCORING)
-        how = {
-            "split": given.get("split", "test"),
-            "device": given.get("device", "auto"),
-            "class_order": given.get("class_order"),
-        }
+        how = {"split": given.get("split", "test"), "device": given.get("device", "auto")}
         records = _score(opened, listed, evaluator, **how, **scoring)
         columns = evaluator.columns_of(records[0]["metrics"])
         if reference:
@@ -123,7 +116,7 @@ def _check_text(given: dict[str, Any], tasks: Any, base: str | None, out: Path |
         raise click.UsageError("--text is for language models: name one")
 
 
-def _open_models(names: Sequence[str], base: str | None) -> list[Checkpoint]:
+def _open_models(names: Sequence[str], base: str | None, *, strict: bool) -> list[Checkpoint]:
     """Open models, completed from the base if there is one."""
     from weightops.checkpoints.checkpoint import Checkpoint
     from weightops.checkpoints.matching import open_matched
@@ -132,7 +125,7 @@ def _open_models(names: Sequence[str], base: str | None) -> list[Checkpoint]:
     if base is None:
         return [open_checkpoint(name) for name in names]
     start = open_checkpoint(base)
-    matched = [open_matched(name, start) for name in names]
+    matched = [open_matched(name, start, strict=strict) for name in names]
     # An adapter of one end of a tied pair gives a model that isn't tied.
     return [
         Checkpoint(
@@ -149,7 +142,6 @@ def _score(
     *,
     split: str,
     device: str,
-    class_order: str | None,
     **scoring: Any,
 ) -> list[dict[str, Any]]:
     """Score each model on each task: one record for both."""
@@ -158,7 +150,7 @@ def _score(
 
     records = []
     for checkpoint in models:
-        model = ImageModel.open(checkpoint, device, class_order=class_order)
+        model = ImageModel.open(checkpoint, device)
         for task in tasks:
             scores = evaluator.score(model, task, split, **scoring)
             records.append(record(model, task, split, scores, kind=evaluator.kind))

@@ -10,11 +10,17 @@ import click
 from weightops.cli.borrowing import TRAINING, training_config
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.printing import echo_json, echo_plan
+from weightops.cli.types import TaskNames
+
+_TASK = click.Option(
+    ["--task"], type=TaskNames(), help="The task to run it on, instead of the experiment's own."
+)
 
 
 @command(
-    Borrowed("weightops.workflows.experiments:run_experiment", leave_out=("name",)),
+    Borrowed("weightops.workflows.experiments:run_experiment", leave_out=("name", "task")),
     TRAINING,
+    arguments=[_TASK],
     optional=("out",),
 )
 def experiment(name: str = "", *, dry_run: bool = False, json_: bool = False, **given: Any) -> None:
@@ -38,6 +44,8 @@ def experiment(name: str = "", *, dry_run: bool = False, json_: bool = False, **
         lines = [f"{key:16} {text}" for key, text in listed.items()]
         echo_json(listed) if json_ else click.echo("\n".join(lines))
         return
+    if "task" in given:
+        given["task"] = ",".join(given["task"])
     out = given.pop("out", None) or Path(f"experiment-{name}")
     given["training"] = training_config(given.get("model", "embedded"), given)
     if dry_run:

@@ -181,6 +181,7 @@ def build(
     settings: Mapping[str, Any] | None = None,
 ) -> click.Command:
     """Return a command that calls a function with those values that were given."""
+    parameters = [*parameters, *_reading_options(parameters)]
     flags = _flags(parameters)
     for parameter in parameters:
         if isinstance(parameter, click.Option):
@@ -192,6 +193,33 @@ def build(
         help=help_text(about),
         context_settings=dict(settings or {}),
     )
+
+
+def _reading_options(parameters: Sequence[click.Parameter]) -> list[click.Parameter]:
+    """Return the options that say how the data of tasks are read, if a verb takes tasks."""
+    names = [p.name for p in parameters if isinstance(p.type, types.TaskNames)]
+    scored = [name for name in names if name != "batchnorm"]  # statistics have no classes
+    only = (*(["class_order"] if scored else []), *(["skip_unreadable"] if names else []))
+    return Borrowed("weightops.tasks.table:as_read", only=only).options() if only else []
+
+
+def _read_as_asked(given: dict[str, Any], context: click.Context) -> dict[str, Any]:
+    """Return the given values with tasks that are read as the options say, which are removed."""
+    tasks = {p.name for p in context.command.params if isinstance(p.type, types.TaskNames)}
+    asked = {"class_order", "skip_unreadable"} & given.keys()
+    if not tasks or not asked:
+        return given
+    from weightops.tasks.table import as_read
+
+    how = {name: given.pop(name) for name in sorted(asked)}
+    named = {name for name in tasks & given.keys() if given[name] != "base"}
+    if not named:
+        raise click.UsageError(f"--{next(iter(how)).replace('_', '-')} is for tasks that are named")
+    for key in named:
+        value = given[key]
+        is_one = isinstance(value, str)
+        given[key] = as_read(value, **how) if is_one else [as_read(name, **how) for name in value]
+    return given
 
 
 def _flags(parameters: Sequence[click.Parameter]) -> dict[str, str]:
@@ -218,7 +246,7 @@ def translated(function: Callable[..., Any]) -> Callable[..., Any]:
         unset = (source.DEFAULT, source.DEFAULT_MAP)
         given = {n: v for n, v in values.items() if context.get_parameter_source(n) not in unset}
         try:
-            return function(**given)
+            return function(**_read_as_asked(given, context))
         except WeightopsError as error:
             flags = _flags(context.command.params)
             hint = translate(error.hint, flags)

@@ -49,6 +49,7 @@ def inspect(checkpoint: str, *, tensors: bool = True, json_: bool = False) -> No
         "bytes": sum(spec.nbytes for spec in stored.values()),
         "dtypes": dtypes,
         "ties": dict(source.ties),
+        "keys": list(source.keys),
         "passed_over": list(source.skipped),
         "made_from": source.made_from,
     }
@@ -88,6 +89,9 @@ def _print_totals(source: Source, stored: Mapping[str, Spec], dtypes: dict[str, 
     click.echo(f"{len(source.specs)} tensors, {numbers:,} numbers, {size}")
     click.echo("dtypes       " + ", ".join(f"{name} {count:,}" for name, count in dtypes.items()))
     click.echo(f"fingerprint  {source.fingerprint}")
+    if source.keys:
+        opened, *others = map(printable, source.keys)
+        click.echo(f"opened       {opened}" + "".join(f"; also {key}" for key in others))
     if source.skipped:
         click.echo("skipped      " + ", ".join(map(printable, source.skipped)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,9 +14,9 @@ from weightops.cli.printing import echo_json
 from weightops.cli.saving import OUTPUT, SAVE, may_exist, output_options, save
 
 if TYPE_CHECKING:
+    from weightops.evaluation.batchnorm import BatchNorm
     from weightops.merging.methods.method import Method
     from weightops.merging.recipe import Recipe
-    from weightops.tasks.table import TaskLike
 
 _STATED = ("method", "base", "weights", "alpha", "seed", "rank", "statistics", "batchnorm")
 _UNKNOWN_OPTIONS = {"ignore_unknown_options": True, "allow_interspersed_args": True}
@@ -36,7 +35,7 @@ _PRINT_RECIPE = click.Option(
 
 
 @command(
-    Borrowed("weightops.merging.merge:merge", only=("base", "seed", "rank")),
+    Borrowed("weightops.merging.merge:merge", only=("base", "seed", "rank", "strict")),
     SAVE,
     arguments=(_ARGUMENTS, _PRINT_RECIPE, *OUTPUT),
     settings=_UNKNOWN_OPTIONS,
@@ -47,7 +46,7 @@ def merge(
     weights: Sequence[float] | None = None,
     alpha: Sequence[float] | None = None,
     statistics: tuple[str, ...] = (),
-    batchnorm: TaskLike | None = None,
+    batchnorm: BatchNorm | None = None,
     json_: bool = False,
     **given: Any,
 ) -> None:
@@ -67,7 +66,7 @@ def merge(
         alpha: the coefficient of the merged task vector; several are spread over depth. Default: 1.
         statistics: for fisher and regmean, the file of each model's statistic, in the order of the
             models; see `weightops statistics`.
-        batchnorm: recompute running statistics on the images of a task.
+        batchnorm: recompute running statistics on the images of a task; base: keep the base's.
     """
     from weightops.support.atomic import check_free
 
@@ -83,14 +82,15 @@ def merge(
     if given.pop("print_recipe", False):
         echo_json(recipe.to_dict()) if json_ else click.echo(recipe.to_yaml(), nl=False)
         return
-    output = output_options(given)
+    how, output = taken(given, ("strict",)), output_options(given)
     if output.get("dry_run"):
-        recipe = replace(recipe, batchnorm=None)
+        recipe = recipe.without_runs()
     else:
         check_free(output["out"], overwrite=may_exist(output))
     count = len(recipe.models)
-    title = f"{recipe.method} of {count} model{'s' * (count > 1)}"
-    save(recipe.merge(), title, json_, **output)
+    title = f"{'mixture' if recipe.mixture else recipe.method} of {count} model{'s' * (count > 1)}"
+    merged = recipe.merge(device=output.get("device", "cpu"), **how)
+    save(merged, title, json_, **output)
 
 
 def _read_recipe(arguments: Sequence[str], stated: dict[str, Any]) -> Recipe:

@@ -26,6 +26,7 @@ _NAMED = {
     "Path",
     "TaskLike",
     "TaskList",
+    "BatchNorm",
     "CheckpointLike",
     "Finetuned",
     "SearchOptions",

@@ -56,6 +56,15 @@ class OneTask(TaskNames):
         return names[0]
 
 
+class TaskOrBase(OneTask):
+    """The name of one task, or the word base."""
+
+    name = "TASK|base"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "base" else super().convert(value, param, ctx)
+
+
 class Numbers(click.ParamType):  # type: ignore[type-arg]
     """Numbers separated by commas, or START:STOP:STEP."""
 
@@ -129,6 +138,7 @@ def of(kind: Kind) -> Any:
         "Path": click.Path(path_type=Path),
         "TaskLike": OneTask(),
         "TaskList": TaskNames(),
+        "BatchNorm": TaskOrBase(),
         "CheckpointLike": click.STRING,
         "Finetuned": click.STRING,
     }.get(kind.name)

@@ -24,6 +24,7 @@ def vector(
     lora: Annotated[int, Range(min=1)] | None = None,
     select: tuple[str, ...] = (),
     allow_missing: bool = False,
+    strict: bool = False,
     per_tensor: bool = False,
     json_: bool = False,
     **given: Any,
@@ -38,12 +39,13 @@ def vector(
         lora: write the nearest LoRA of this rank, for peft.
         select: only tensors whose names match a pattern, such as 'visual.*'.
         allow_missing: leave out tensors that only one of the checkpoints has.
+        strict: refuse checkpoints that are configured differently, instead of warning.
         per_tensor: print the norm of each tensor, too.
     """
     from weightops.task_vector import TaskVector
 
     _check(out, lora, given)
-    tau = TaskVector(base, finetuned, strict=not allow_missing)
+    tau = TaskVector(base, finetuned, strict=not allow_missing, same_config=strict)
     tau = tau.select(select) if select else tau
     norms = tau.norm(per_tensor=True)
     error = _save(tau, out, lora, given) if out is not None else None

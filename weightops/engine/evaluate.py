@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from weightops.algebra.dtypes import accumulator
-from weightops.algebra.kernels import Term, combine, has_nonfinite, widen
+from weightops.algebra.kernels import Term, combine, has_nonfinite, keep_equal, widen
 from weightops.algebra.linear_form import LinearForm, describe, tied_names
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import Source, cut, flattened
@@ -33,6 +33,8 @@ _TORCH_SEGMENT = 1 << 24
 _VARIANCE = "running_var"
 """The end of the names of batch normalisation's variances."""
 
+_STATISTICS = "batchnorm=TASK recomputes them, batchnorm='base' keeps the base's"
+
 OnNonfinite = Literal["ignore", "warn", "error"]
 """The reaction to NaN and Inf in a result."""
 
@@ -48,7 +50,8 @@ def reader(steps: Sequence[Step], scratch: Scratch) -> Reader:
     """
     steps = [_expanded(step, scratch) for step in steps]
     uses = Counter(source for step in steps for source in step.coefficients)
-    opened = {source: source.open(steps[0].name, scratch.nested(source)) for source in uses}
+    first = steps[0]
+    opened = {source: _opened(source, first, scratch.nested(source)) for source in uses}
     keeps_anchor = any(step.keep_anchor for step in steps)
     shared = [] if keeps_anchor else [source for source, count in uses.items() if count > 1]
     terms_of = [
@@ -69,15 +72,20 @@ def reader(steps: Sequence[Step], scratch: Scratch) -> Reader:
         for i, source in enumerate(shared):
             tensors[source] = widen(tensors[source], working, scratch, Slot.SHARED, index=i)
         for step, terms, row in zip(steps, terms_of, rows, strict=True):
-            combine(
-                row,
-                None if step.anchor is None else tensors[step.anchor],
-                [Term(c, tensors[source], relative) for c, source, relative in terms],
-                step.keep_anchor,
-                scratch,
-            )
+            anchor = None if step.anchor is None else tensors[step.anchor]
+            found = [Term(c, tensors[source], relative) for c, source, relative in terms]
+            combine(row, anchor, found, step.keep_anchor, scratch)
+            if step.run and step.keep_anchor and anchor is not None:
+                keep_equal(row, anchor, found, step.run.values())
 
     return read
+
+
+def _opened(source: Source, step: Step, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+    """Return a function that returns elements of a source at a step."""
+    if not step.run:
+        return source.open(step.name, scratch)
+    return lambda start, stop: source.read_run([*step.run], scratch)[start:stop]
 
 
 def _expanded(step: Step, scratch: Scratch) -> Step:
@@ -157,8 +165,11 @@ def materialize(
         return cut(flattened(contiguous.get(name, out[name])), segment.start, segment.stop)
 
     def do(unit: list[Segment], scratch: Scratch) -> list[str]:
-        filled = evaluate(unit, target, scratch)
-        return [s.step.name for s, out in filled if on_nonfinite != "ignore" and has_flaw(s, out)]
+        found: list[str] = []
+        for segment, out in evaluate(unit, target, scratch):
+            if on_nonfinite != "ignore":
+                found += flawed(segment, out)
+        return found
 
     # Torch's own threads suit plain arithmetic on CPU; ours suit methods, and copies to a device.
     computed = any(source.computed for step in steps for source in step.coefficients)
@@ -205,10 +216,18 @@ def _distinct(form: LinearForm, out: Mapping[str, torch.Tensor]) -> list[str]:
     return names
 
 
-def has_flaw(segment: Segment, out: torch.Tensor) -> bool:
-    """Return whether a result holds NaN or Inf, or is a running variance that is negative."""
-    is_variance = segment.step.name.endswith(_VARIANCE)
-    return has_nonfinite(out) or (is_variance and bool((out < 0).any()))
+def flawed(segment: Segment, out: torch.Tensor) -> list[str]:
+    """Return the tensors of a segment that hold NaN or Inf, or are variances and negative."""
+    step = segment.step
+    variances = any(name.endswith(_VARIANCE) for name in step.run or [step.name])
+    if not (has_nonfinite(out) or (variances and bool((out < 0).any()))):
+        return []
+    parts = torch.split(out, [*step.run.values()]) if step.run else [out]
+    return [
+        name
+        for name, part in zip(step.run or [step.name], parts, strict=True)
+        if has_nonfinite(part) or (name.endswith(_VARIANCE) and bool((part < 0).any()))
+    ]
 
 
 def report_nonfinite(names: Iterable[str], how: OnNonfinite) -> None:
@@ -222,7 +241,7 @@ def report_nonfinite(names: Iterable[str], how: OnNonfinite) -> None:
     others = [name for name in names if name not in variances]
     for kind, found, hint in (
         ("NaN or Inf", others, "check the inputs, or set on_nonfinite='warn'"),
-        ("negative or infinite variances", variances, "recompute them, with batchnorm=TASK"),
+        ("negative or infinite variances", variances, _STATISTICS),
     ):
         if not found:
             continue

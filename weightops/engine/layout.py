@@ -16,36 +16,56 @@ from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.source import Spec
 from weightops.engine.plan import SEGMENT, plan, units
 from weightops.errors import OptionError
+from weightops.support.collector import uncollected
 
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS.items()}
 
 
 @dataclass(frozen=True)
 class FileLayout:
-    """One safetensors file: its header, and the offset in bytes of each tensor."""
+    """One safetensors file: its header, and the offset in bytes of each tensor.
+
+    Attributes:
+        name: its place in the output's folder.
+        header: its header.
+        offsets: name of a tensor -> the byte at which its data begin.
+        size: its bytes.
+        prefix: the beginning of the tensors' names that the file leaves out.
+    """
 
     name: str
     header: bytes
     offsets: Mapping[str, int]
     size: int
+    prefix: str = ""
 
 
+@uncollected()
 def layout(
     form: LinearForm,
     filename: str,
     metadata: Mapping[str, str],
     *,
     max_shard_size: int | None = None,
+    prefix: str = "",
 ) -> list[FileLayout]:
     """Lay a form out in one file, or in shards of at most ``max_shard_size`` bytes of tensors.
 
     Tied names are stored once. The metadata map each alias to the name that is stored, as
     ``safetensors.torch.save_model`` does.
 
+    Args:
+        form: the form.
+        filename: the name of the file; shards are numbered.
+        metadata: the metadata of each file.
+        max_shard_size: the most bytes of tensors in a file.
+        prefix: the beginning of all names, which the files leave out.
+
     Raises:
         OptionError: if a tensor has a dtype that safetensors lacks.
     """
     tied = tied_names(form)
+    cut = len(prefix)
     shards: list[dict[str, Spec]] = [{}]
     shard_bytes = 0
     for name, spec in form.specs.items():
@@ -59,20 +79,23 @@ def layout(
         shards[-1][name] = spec
         shard_bytes += spec.nbytes
     if len(shards) == 1:
-        return [_file(filename, shards[0], {**metadata, **tied})]
+        aliases = [{alias[cut:]: name[cut:] for alias, name in tied.items()}]
+        return [_file(filename, shards[0], {**metadata, **aliases[0]}, prefix)]
     stem = filename.removesuffix(".safetensors")
     shard_of = {name: i for i, shard in enumerate(shards) for name in shard}
-    aliases: list[dict[str, str]] = [{} for _ in shards]
+    aliases = [{} for _ in shards]
     for alias, name in tied.items():
-        aliases[shard_of[name]][alias] = name
+        aliases[shard_of[name]][alias[cut:]] = name[cut:]
     names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     return [
-        _file(name, shard, {**metadata, **tied_here})
+        _file(name, shard, {**metadata, **tied_here}, prefix)
         for name, shard, tied_here in zip(names, shards, aliases, strict=True)
     ]
 
 
-def _file(name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> FileLayout:
+def _file(
+    name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str], prefix: str
+) -> FileLayout:
     """Lay out one file, the tensors of the widest dtype first, so that all tensors are aligned."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     starts, end = {}, 0
@@ -81,13 +104,14 @@ def _file(name: str, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> 
         kind, shape = _SAFETENSORS_NAMES[spec.dtype], list(spec.shape)
         if shape:
             shape[-1] *= NUMBERS_IN_AN_ELEMENT.get(kind, 1)
-        entries[tensor] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + spec.nbytes]}
+        place = {"dtype": kind, "shape": shape, "data_offsets": [end, end + spec.nbytes]}
+        entries[tensor.removeprefix(prefix)] = place
         starts[tensor], end = end, end + spec.nbytes
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
     offsets = {tensor: len(header) + start for tensor, start in starts.items()}
-    return FileLayout(name, header, offsets, len(header) + end)
+    return FileLayout(name, header, offsets, len(header) + end, prefix)
 
 
 def has_header(path: Path, file: FileLayout) -> bool:

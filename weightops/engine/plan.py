@@ -1,30 +1,46 @@
 """Plan the evaluation of a form, before any tensor is read.
 
-A `Step` names the sources that are combined at one tensor, and their coefficients. Steps are cut
-into segments, and segments are gathered into units, each of them work for one thread. `evaluate`
-then computes the units, and `write` puts the results into files.
+A `Step` names the sources that are combined at one tensor, and their coefficients. Small tensors
+that are computed alike can be joined into one step. Steps are cut into segments, and segments are
+gathered into units, each of them work for one thread. `evaluate` then computes the units, and
+`write` puts the results into files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from weightops.algebra.linear_form import LinearForm
-from weightops.algebra.source import Source
+from weightops.algebra.source import Source, Spec
 
 SEGMENT = 1 << 20
 """Elements of a segment. It is fixed, so that results don't depend on the number of threads."""
 
 
+_SMALL = SEGMENT >> 4
+"""Elements up to which a tensor is joined with others."""
+
+
 class Step(NamedTuple):
-    """The computation of one tensor: each source's coefficient, and the anchor if there is one."""
+    """The computation of one tensor, or of several that are computed alike, one after another.
+
+    Attributes:
+        name: the name of the tensor, or of the first.
+        numel: the number of elements, of all of them.
+        coefficients: each source's coefficient.
+        anchor: the weights that others are taken relative to, if there are any.
+        keep_anchor: the anchor itself is a part of the sum.
+        run: name -> number of elements of the tensors that are joined; empty for one tensor.
+    """
 
     name: str
     numel: int
     coefficients: Mapping[Source, float]
     anchor: Source | None
     keep_anchor: bool
+    run: Mapping[str, int] = {}
 
 
 class Segment(NamedTuple):
@@ -56,6 +72,45 @@ def anchored_step(
     weights = [source for source in used if source.space == "weights"]
     anchor = base if base in used else min(weights, key=lambda source: used[source], default=None)
     return Step(name, numel, used, anchor, keep_anchor)
+
+
+def joined(steps: Iterable[Step], specs: Mapping[str, Spec]) -> Iterator[Step]:
+    """Yield the steps, small neighbours joined that have the same coefficients and dtypes.
+
+    Args:
+        steps: steps of one tensor each.
+        specs: name -> shape and dtype of the results.
+    """
+    for alike, group in groupby(steps, lambda step: _kind(step, specs)):
+        if alike is None:
+            yield from group
+            continue
+        run: list[Step] = []
+        numel = 0
+        for step in group:
+            if numel + step.numel > SEGMENT:
+                yield _join(run)
+                run, numel = [], 0
+            run.append(step)
+            numel += step.numel
+        yield _join(run)
+
+
+def _kind(step: Step, specs: Mapping[str, Spec]) -> object:
+    """Return what is equal for steps that can be joined; None for a step that can't be."""
+    sources = step.coefficients
+    if not 0 < step.numel <= _SMALL or any(source.computed for source in sources):
+        return None
+    dtypes = [source.specs[step.name].dtype for source in sources]
+    return specs[step.name].dtype, list(sources.items()), step.anchor, dtypes
+
+
+def _join(steps: Sequence[Step]) -> Step:
+    first = steps[0]
+    if len(steps) == 1:
+        return first
+    run = {step.name: step.numel for step in steps}
+    return first._replace(numel=sum(run.values()), run=run)
 
 
 def combined_coefficients(

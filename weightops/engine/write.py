@@ -20,15 +20,22 @@ import torch
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.scratch import Scratch, Slot
-from weightops.engine.evaluate import OnNonfinite, evaluate, has_flaw, report_nonfinite
+from weightops.engine.evaluate import OnNonfinite, evaluate, flawed, report_nonfinite
 from weightops.engine.layout import FileLayout
-from weightops.engine.plan import Segment, plan, units
+from weightops.engine.plan import Segment, joined, plan, units
 from weightops.engine.ranks import ONE_RANK, Ranks
 from weightops.engine.threads import parallel
 from weightops.errors import CheckpointError, OutputError
+from weightops.support.collector import uncollected
 from weightops.support.input_files import InputFile, check_unchanged
 
 _JOURNAL = "journal."
+
+_PARTITION = b"2"
+"""The version of how a job is divided into units, which a journal counts."""
+
+_BLOCK = 1 << 18
+"""Bytes that are written at once: few enough to be in the processor's cache still."""
 
 
 def write(
@@ -56,7 +63,7 @@ def write(
         CheckpointError: if an input changed meanwhile; the files are removed.
         NonfiniteError: naming the tensors, if ``on_nonfinite="error"``.
     """
-    work = units(plan(form, [name for file in files for name in file.offsets]))
+    work = _divided(form, files)
     inputs = form.files
     key = _job_key(files, inputs, device)
     if ranks.first:
@@ -77,9 +84,15 @@ def write(
             missing = len(work) - len(finished)
             raise OutputError(f"{missing} of {len(work)} parts of {folder} were not written")
         report_nonfinite((name for i in sorted(finished) for name in finished[i]), on_nonfinite)
-        _write_index(folder, files)
+        _write_indexes(folder, files)
         for path in folder.glob(f"{_JOURNAL}*"):
             path.unlink()
+
+
+@uncollected()
+def _divided(form: LinearForm, files: list[FileLayout]) -> list[list[Segment]]:
+    """Return the units of a job. What is joined is neighbours in a file, and written at once."""
+    return units(step for file in files for step in joined(plan(form, file.offsets), form.specs))
 
 
 @contextmanager
@@ -123,10 +136,9 @@ def _unit_writer(
 
         nonfinite = []
         for segment, out in evaluate(unit, target, scratch):
-            name = segment.step.name
-            if on_nonfinite != "ignore" and has_flaw(segment, out):
-                nonfinite.append(name)
-            handle, offset = places[name]
+            if on_nonfinite != "ignore":
+                nonfinite += flawed(segment, out)
+            handle, offset = places[segment.step.name]
             data = out.cpu().view(torch.uint8).numpy().data
             _pwrite(handle, data, offset + segment.start * out.element_size())
         return nonfinite
@@ -167,7 +179,7 @@ def _job_key(
     files: list[FileLayout], inputs: Sequence[InputFile], device: torch.device | None
 ) -> str:
     """Return a digest of the device, the inputs' states, and the headers with the expression."""
-    digest = sha256(device.type.encode() if device else b"cpu")
+    digest = sha256(_PARTITION + (device.type.encode() if device else b"cpu"))
     digest.update(repr([file.state for file in inputs]).encode())
     for file in files:
         digest.update(file.name.encode() + file.header)
@@ -188,6 +200,7 @@ def _prepare(folder: Path, files: list[FileLayout], key: str) -> None:
             hint="resume=False clears it",
         )
     for file in files:
+        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_CREAT | os.O_WRONLY | (0 if journals else os.O_TRUNC)
         handle = os.open(folder / file.name, flags, 0o644)
         try:
@@ -210,19 +223,28 @@ def _finished_units(folder: Path, key: str) -> dict[int, list[str]]:
     return finished
 
 
-def _write_index(folder: Path, files: list[FileLayout]) -> None:
-    """Write the index of a checkpoint that has several files."""
-    if len(files) > 1:
+def _write_indexes(folder: Path, files: list[FileLayout]) -> None:
+    """Write an index of the files of each part that has several."""
+    parts: dict[str, list[FileLayout]] = {}
+    for file in files:
+        parts.setdefault(file.prefix, []).append(file)
+    for prefix, shards in parts.items():
+        if len(shards) == 1:
+            continue
         index = {
-            "metadata": {"total_size": sum(file.size - len(file.header) for file in files)},
-            "weight_map": {name: file.name for file in files for name in file.offsets},
+            "metadata": {"total_size": sum(file.size - len(file.header) for file in shards)},
+            "weight_map": {
+                name.removeprefix(prefix): Path(file.name).name
+                for file in shards
+                for name in file.offsets
+            },
         }
-        path = folder / f"{files[0].name.partition('-00001-of-')[0]}.safetensors.index.json"
+        path = folder / f"{shards[0].name.partition('-00001-of-')[0]}.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _pwrite(handle: int, data: memoryview, offset: int) -> None:
     """Write all the data at an offset."""
     while data:
-        written = os.pwrite(handle, data, offset)
+        written = os.pwrite(handle, data[:_BLOCK], offset)
         data, offset = data[written:], offset + written

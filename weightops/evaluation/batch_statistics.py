@@ -31,5 +31,6 @@ def check_running_variances(module: nn.Module, ref: str) -> None:
         raise NonfiniteError(
             f"{len(negative)} running variances of batch normalisation of {ref} are negative: "
             f"{first_few(negative)}",
-            hint="recompute them on images, with batchnorm=TASK",
+            hint="an edit with batchnorm=TASK recomputes them on images; with batchnorm='base' it "
+            "keeps the base's",
         )

@@ -1,4 +1,4 @@
-"""Recompute the running statistics of batch normalisation, which averaged weights need."""
+"""Running statistics of batch normalisation for edited weights: recomputed, or the base's."""
 
 from __future__ import annotations
 
@@ -10,14 +10,61 @@ import torch
 from torch import nn
 
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.names import escape
 from weightops.algebra.provenance import provenance
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
-from weightops.checkpoints.opening import CheckpointLike
+from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
+from weightops.task_vector import TaskVector
 from weightops.tasks.table import TaskLike, as_task
 from weightops.tasks.task import Task
+
+BASE = "base"
+"""The word that keeps the base's running statistics, in place of a task to recompute them on."""
+
+BatchNorm = TaskLike
+"""Where running statistics come from: a task on whose images they are recomputed, or `BASE`."""
+
+
+def as_batchnorm(choice: BatchNorm | None) -> Task | str | None:
+    """Return the task of a choice of running statistics, or `BASE`, or None."""
+    return choice if choice is None or choice == BASE else as_task(choice)
+
+
+def with_batchnorm(
+    edited: Checkpoint, choice: BatchNorm, base: CheckpointLike | None, device: str = "auto"
+) -> Checkpoint:
+    """Return edited weights with running statistics that are recomputed, or their base's.
+
+    Args:
+        edited: the weights.
+        choice: a task, see `recompute_batchnorm`, or `BASE`.
+        base: the model whose statistics are kept.
+        device: where to recompute them.
+
+    Raises:
+        OptionError: if there is no base, or no batch normalisation.
+    """
+    if choice != BASE:
+        return recompute_batchnorm(edited, choice, device=device)
+    if base is None:
+        raise OptionError(f"{edited.ref} has no base whose statistics to keep", hint="give base=")
+    return without_statistics(TaskVector(base, edited)).apply(open_checkpoint(base))
+
+
+def without_statistics(vector: TaskVector) -> TaskVector:
+    """Return a task vector that leaves running means and variances as the base has them.
+
+    Raises:
+        OptionError: if there are none.
+    """
+    ends = (".running_mean", ".running_var")
+    names = [name for name in vector if name.endswith(ends)]
+    if not names:
+        raise OptionError(f"{vector} has no batch normalisation: there are no statistics to keep")
+    return vector * {**{escape(name): 0.0 for name in names}, "*": 1.0}
 
 
 def recompute_batchnorm(
@@ -99,7 +146,7 @@ def encoder_with_batchnorm(model: ImageModel) -> nn.Module:
     Raises:
         OptionError: if that part has no batch normalisation with running statistics.
     """
-    encoder: nn.Module = model.module.get_submodule(model.trained_prefix.removesuffix("."))
+    encoder, _ = model.trained
     if not any(map(_has_statistics, encoder.modules())):
         raise OptionError(
             f"{model.base.ref} has no batch normalisation: there is nothing to recompute"

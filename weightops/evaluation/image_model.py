@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import nn
 from tqdm import tqdm
 
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.libraries.dual_encoders import DUAL_ENCODERS, is_dual_encoder
 from weightops.checkpoints.matching import as_open_clip
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import CheckpointError, NonfiniteError, OutputError, TaskError
@@ -27,6 +31,8 @@ from weightops.support.atomic import atomic_output
 from weightops.support.cache import cache_dir
 from weightops.tasks.class_names import ordered, positions
 from weightops.tasks.task import Task
+
+log = logging.getLogger("weightops")
 
 _TEXTS_AT_A_TIME = 256
 
@@ -43,7 +49,6 @@ class ImageModel:
         tokenizer: turns texts into token ids.
         device: the device of the module.
         base: the checkpoint that the module was built from.
-        trained_prefix: the prefix of the names of the tensors that are fine-tuned.
     """
 
     module: Any
@@ -53,8 +58,6 @@ class ImageModel:
     base: Checkpoint
     _pixels: dict[tuple[Task, str], Pixels] = field(default_factory=dict)
 
-    trained_prefix: ClassVar[str] = "visual."
-
     @classmethod
     def open(
         cls,
@@ -62,7 +65,6 @@ class ImageModel:
         device: str = "auto",
         *,
         learning: Task | None = None,
-        class_order: str | None = None,
     ) -> ImageModel:
         """Build the model of a checkpoint whose architecture is known.
 
@@ -71,8 +73,6 @@ class ImageModel:
             device: "auto", "cpu", "cuda", ...
             learning: the task that the model will be fine-tuned on. A classifier with a head for
                 other classes gets a new head, the same in every process.
-            class_order: the order of a classifier's outputs, see `ordered`. Default: by the names
-                that its configuration records, else the task's order.
 
         Raises:
             CheckpointError: if the architecture is unknown, or the model has neither an image and
@@ -82,17 +82,27 @@ class ImageModel:
             return model
         checkpoint = as_open_clip(open_checkpoint(model))
         torch_device = pick_device(device)
+        if is_dual_encoder(checkpoint.architecture):
+            from weightops.evaluation.dual_encoder import DualEncoder
+
+            return DualEncoder.build(checkpoint, torch_device)
         if checkpoint.architecture is not None and checkpoint.architecture.is_classifier:
-            return Classifier.build(checkpoint, torch_device, learning, class_order)
+            return Classifier.build(checkpoint, torch_device, learning)
         module = checkpoint.model().to(torch_device)
         if not hasattr(module, "encode_image") or not hasattr(module, "encode_text"):
             raise CheckpointError(
                 f"{checkpoint.ref} is a {type(module).__name__}, whose image and text encoders "
                 "aren't known: no zero-shot head can be built",
-                hint="CLIP models of open_clip and transformers (model_type clip) have one",
+                hint="CLIP models of open_clip have one, and those of transformers with a "
+                f"model_type of clip, {', '.join(sorted(DUAL_ENCODERS))}",
             )
         preprocess, tokenizer = checkpoint.preprocess(), checkpoint.tokenizer()
         return cls(module, preprocess, tokenizer, torch_device, checkpoint)
+
+    @property
+    def trained(self) -> tuple[nn.Module, str]:
+        """The part that is fine-tuned, and what its names begin with in the whole module."""
+        return self.module.visual, "visual."
 
     def pixels(self, task: Task, split: str) -> Pixels:
         """Return the preprocessed images of a split, which are kept for later passes."""
@@ -131,6 +141,8 @@ class ImageModel:
             TaskError: for a task without classes.
             NonfiniteError: if the text encoder gives NaN or infinities.
         """
+        if task.class_order is not None:
+            _say_order_is_unused(self.base.ref, task.name)
         if not task.classes:
             raise TaskError(
                 f"{task.name} has no classes, only captions", hint='evaluator="retrieval" scores it'
@@ -174,46 +186,50 @@ class ImageModel:
             )
         return head
 
+    def class_order(self, task: Task) -> str | None:
+        """Return what the order of the outputs is taken from; None if the head is made of text."""
+        return None
+
     def _text_hash(self, tokens: list[torch.Tensor]) -> str:
         """Return a hash of all that a head depends on."""
         config = getattr(self.base.architecture, "config", None)
         digest = sha256(json.dumps(config, sort_keys=True, default=str).encode())
         tensors = {f"tokens {i}": class_tokens for i, class_tokens in enumerate(tokens)}
+        part, prefix = self.trained
+        of_images = {f"{prefix}{name}" for name in part.state_dict()}
         for name, tensor in (*tensors.items(), *self.module.state_dict().items()):
-            if not name.startswith("visual."):
+            if name not in of_images:
                 content = tensor.detach().reshape(-1).cpu().contiguous().view(torch.uint8).numpy()
                 digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
                 digest.update(content.data)
         return digest.hexdigest()
 
 
+@cache
+def _say_order_is_unused(model: str, task: str) -> None:
+    log.warning("%s makes its head from the class names of %s: no order is needed", model, task)
+
+
 class Classifier(ImageModel):
     """A classifier of images with a head of its own, such as timm's; it has no text encoder."""
 
-    trained_prefix: ClassVar[str] = ""
-
-    class_order: str | None = None
-    """The order of the outputs, see `ordered`; None for the recorded one."""
+    @property
+    def trained(self) -> tuple[nn.Module, str]:
+        return self.module, ""
 
     @classmethod
     def build(
-        cls,
-        checkpoint: Checkpoint,
-        device: torch.device,
-        learning: Task | None,
-        class_order: str | None = None,
+        cls, checkpoint: Checkpoint, device: torch.device, learning: Task | None
     ) -> Classifier:
         """Build a classifier, with a new head if its own doesn't fit the task to learn."""
         if learning is not None:
-            checkpoint = _for_learning(checkpoint, learning, class_order)
+            checkpoint = _for_learning(checkpoint, learning)
         module: Any = checkpoint.model()
 
         def no_tokenizer(texts: list[str]) -> torch.Tensor:
             raise CheckpointError(f"{checkpoint.ref} is a classifier, which takes no text")
 
-        model = cls(module.to(device), checkpoint.preprocess(), no_tokenizer, device, checkpoint)
-        model.class_order = class_order
-        return model
+        return cls(module.to(device), checkpoint.preprocess(), no_tokenizer, device, checkpoint)
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits of images, shape ``(n, classes)``, float32."""
@@ -230,8 +246,9 @@ class Classifier(ImageModel):
         """Return the rows of the identity that pick the output of each class.
 
         `encode_image` returns the logits of the classifier's own head. Outputs are matched with
-        classes by the names that the configuration records; without them, they are in the task's
-        order, which for a folder is that of torchvision's ``ImageFolder``.
+        classes by the names that the configuration records, unless the task says their order;
+        without names, they are in the task's order, which for a folder is that of torchvision's
+        ``ImageFolder``.
 
         Raises:
             TaskError: if the head is for another number of classes, or for classes of other names.
@@ -242,19 +259,24 @@ class Classifier(ImageModel):
                 f"and {task.name} has {len(task.classes)}",
                 hint="fine-tune the model on the task first, which gives it a new head",
             )
-        outputs = _outputs(self.base, task, self.class_order)
+        outputs = _outputs(self.base, task)
         return torch.eye(len(task.classes), device=self.device)[outputs]
 
     def zero_shot_head(self, task: Task) -> torch.Tensor:
         """Return `class_features`: the head is the classifier's own."""
         return self.class_features(task)
 
+    def class_order(self, task: Task) -> str | None:
+        """Return "recorded" for the names in the configuration, "task" where there are none."""
+        recorded = self.base.known_architecture().output_names
+        return task.class_order or ("recorded" if recorded else "task")
 
-def _outputs(checkpoint: Checkpoint, task: Task, class_order: str | None) -> list[int]:
+
+def _outputs(checkpoint: Checkpoint, task: Task) -> list[int]:
     """Return the output of a classifier for each class of a task."""
     recorded = checkpoint.known_architecture().output_names
-    if class_order is not None:
-        recorded = [ordered(task, class_order)]
+    if task.class_order is not None:
+        recorded = [ordered(task, task.class_order)]
     if not recorded:
         return list(range(len(task.classes)))
     try:
@@ -264,13 +286,13 @@ def _outputs(checkpoint: Checkpoint, task: Task, class_order: str | None) -> lis
         raise TaskError(error.fact, hint=hint) from None
 
 
-def _for_learning(checkpoint: Checkpoint, task: Task, class_order: str | None) -> Checkpoint:
+def _for_learning(checkpoint: Checkpoint, task: Task) -> Checkpoint:
     """Return a classifier of a task's classes: its own head if it fits, else an untrained one."""
     architecture = checkpoint.known_architecture()
     module: Any = architecture.build()
     try:
         fits = module.num_classes == len(task.classes)
-        outputs = _outputs(checkpoint, task, class_order) if fits else []
+        outputs = _outputs(checkpoint, task) if fits else []
     except TaskError:
         fits = False  # as many classes, but others
     names = list(task.raw_classes or task.classes)

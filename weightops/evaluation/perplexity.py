@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 from tqdm import tqdm
 
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.errors import CheckpointError, TaskError
+from weightops.errors import CheckpointError, NonfiniteError, TaskError
+from weightops.evaluation.image_model import check_finite
 
 
 def token_blocks(model: Checkpoint, text: str | Path, length: int | None = None) -> torch.Tensor:
@@ -52,7 +54,10 @@ def token_loss(module: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) ->
         tokens: shape ``(n, length)``.
         labels: the tokens again, as for losses whose labels differ from the inputs.
     """
-    logits = module(input_ids=tokens).logits.float()
+    return _loss(module(input_ids=tokens).logits.float(), labels)
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
@@ -68,13 +73,25 @@ def perplexity(module: nn.Module, tokens: torch.Tensor, *, batch_size: int = 8) 
 
     Returns:
         1 for a perfect model, the size of the vocabulary for uniform guesses.
+
+    Raises:
+        NonfiniteError: if logits are NaN or infinite, or the perplexity is too large for a number.
     """
     was_training = module.training
     module.eval()
     device = next(module.parameters()).device
-    total = 0.0
+    total, bad = 0.0, []
     for batch in tqdm(tokens.split(batch_size), desc="perplexity", delay=1, leave=False):  # type: ignore[no-untyped-call]
         batch = batch.to(device)
-        total += token_loss(module, batch, batch).item() * len(batch)
+        logits = module(input_ids=batch).logits.float()
+        total += _loss(logits, batch).item() * len(batch)
+        bad.append(~logits.isfinite().flatten(1).all(1).cpu())
     module.train(was_training)
-    return math.exp(total / len(tokens))
+    check_finite(torch.cat(bad), "the logits of the text")
+    mean = total / len(tokens)
+    if mean > math.log(sys.float_info.max):
+        raise NonfiniteError(
+            f"the perplexity is exp({mean:g}), which is too large for a number",
+            hint="the weights are damaged, or extrapolated too far: `weightops inspect` shows them",
+        )
+    return math.exp(mean)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Set
 import torch
 from tqdm import tqdm
 
-from weightops.evaluation.image_model import ImageModel
+from weightops.evaluation.image_model import ImageModel, check_finite
 from weightops.evaluation.zero_shot import encode_split
 from weightops.tasks.task import Images, Task, captions_of
 
@@ -54,6 +54,7 @@ def retrieval(
     text_features = torch.cat(
         [model.encode_text(model.tokenizer(texts[start : start + batch_size])) for start in starts]
     )
+    check_finite(~text_features.isfinite().all(1).cpu(), f"the text features of {task.name}")
     recalls = {
         "image": _recall(text_features, image_features, images_of_text),
         "text": _recall(image_features, text_features, texts_of_image),

@@ -17,7 +17,8 @@ from weightops.evaluation.shift import under_shift
 from weightops.evaluation.zero_shot import zero_shot
 from weightops.support.registry import Registry
 from weightops.tasks.check import without_unreadable
-from weightops.tasks.table import TaskList, as_task, as_tasks
+from weightops.tasks.class_names import in_order
+from weightops.tasks.table import TaskList, as_tasks
 from weightops.tasks.task import Task
 
 F = TypeVar("F", bound=Callable[..., dict[str, Any]])
@@ -204,8 +205,13 @@ def evaluate(
     True
     """
     chosen = as_evaluator(evaluator)
-    image_model = ImageModel.open(model, device, class_order=class_order)
+    image_model = ImageModel.open(model, device)
+    listed = as_tasks(tasks)
+    if skip_unreadable:
+        listed = [without_unreadable(task) for task in listed]
+    if class_order is not None:
+        listed = [in_order(task, class_order) for task in listed]
     return {
         task.name: chosen.score(image_model, task, split, details=details, batch_size=batch_size)
-        for task in map(without_unreadable if skip_unreadable else as_task, as_tasks(tasks))
+        for task in listed
     }

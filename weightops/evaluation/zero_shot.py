@@ -201,8 +201,7 @@ def record(
         "metrics": dict(scores),
         "language": "en",
         "split": split,
-        "source": task.source,
         "prompts": prompts_id(task),
-        "orientation": "upright" if task.upright else "as stored",
-        "unreadable": getattr(task.load(split), "unreadable", 0),
+        **task.reading(split),
+        "class_order": model.class_order(task),
     }

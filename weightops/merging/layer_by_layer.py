@@ -88,11 +88,9 @@ def collect_layer_by_layer(
 
 def _layers(model: ImageModel) -> list[list[str]]:
     """Return the names of the parameters that images pass, layer by layer."""
-    names = [
-        name
-        for name, _ in model.module.named_parameters()
-        if name.startswith(model.trained_prefix) and name in model.base.specs
-    ]
+    part, prefix = model.trained
+    named = (f"{prefix}{name}" for name, _ in part.named_parameters())
+    names = [name for name in named if name in model.base.specs]
     groups: dict[float, list[str]] = {}
     for name, depth in depths(names).items():
         layer = layer_of(name)

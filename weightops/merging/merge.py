@@ -13,7 +13,11 @@ from weightops.checkpoints.adapters.joining import JoinedAdapter, check_joinable
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
-from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
+from weightops.checkpoints.ties import (
+    architecture_of_ends,
+    warn_of_ends_that_differ,
+    with_tied_names,
+)
 from weightops.errors import OptionError
 from weightops.merging.methods.method import Method
 from weightops.merging.methods.source import MethodSource
@@ -31,6 +35,7 @@ def merge(
     seed: int = 0,
     rank: int | None = None,
     statistics: Sequence[Mapping[str, CheckpointLike]] | None = None,
+    strict: bool = False,
     **options: Any,
 ) -> Checkpoint:
     """Merge models into one; nothing is computed until the result is saved or loaded.
@@ -57,6 +62,8 @@ def merge(
         rank: for adapters without a base, the most rank of the merged adapter.
         statistics: for methods that take them, kind -> statistic of each model, such as
             ``[{"gram": "a.gram.safetensors"}, {"gram": "b.gram.safetensors"}]``; see `collect`.
+        strict: refuse models that are configured differently, and vectors that were made from
+            another base, instead of warning.
         options: the method's own options, such as ``density=0.2``; `Method.options` lists them.
 
     Returns:
@@ -66,7 +73,8 @@ def merge(
         UnknownNameError: for an unknown method, option, choice or pattern, with the nearest.
         OptionError: if the method needs a base, or takes none; or for a value that an option or
             a weight can't have.
-        MismatchError: if names, shapes or dtypes differ, or a statistic is of another model.
+        MismatchError: if names, shapes or dtypes differ, or a statistic is of another model; with
+            ``strict=True`` also if configurations do.
 
     >>> import torch
     >>> merge([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], "linear", weights=[1, 3])["w"]
@@ -87,10 +95,11 @@ def merge(
     for model in opened:
         refuse_statistic(model)
     start = open_checkpoint(opened[0] if base is None else base)
+    warn_of_ends_that_differ(start, *opened)
     if base is None:
-        forms = _weights(opened, start)
+        forms = _weights(opened, start, strict)
     else:
-        forms, start = _deltas(opened, start)
+        forms, start = _deltas(opened, start, strict)
     source = MethodSource(
         chosen, forms, weights=weights, seed=seed, options=options, statistics=statistics
     )
@@ -102,18 +111,18 @@ def merge(
     return Checkpoint(result, architecture_of_ends(result, start))
 
 
-def _weights(models: Sequence[CheckpointLike], first: Checkpoint) -> list[LinearForm]:
-    opened = [first, *(open_matched(model, first) for model in models[1:])]
+def _weights(models: Sequence[CheckpointLike], first: Checkpoint, strict: bool) -> list[LinearForm]:
+    opened = [first, *(open_matched(model, first, strict=strict) for model in models[1:])]
     for other in opened[1:]:
         check_match(first.form, other.form)
     return [checkpoint.form for checkpoint in opened]
 
 
 def _deltas(
-    models: Sequence[CheckpointLike], base: Checkpoint
+    models: Sequence[CheckpointLike], base: Checkpoint, strict: bool
 ) -> tuple[list[LinearForm], Checkpoint]:
     """Return the task vectors of models, and the base with all the names that they have."""
-    opened = [open_matched(model, base) for model in models]
+    opened = [open_matched(model, base, strict=strict) for model in models]
     whole = with_tied_names(base, [name for model in opened for name in model.specs])
     if whole is not base:
         opened = [open_matched(model, whole) for model in models]

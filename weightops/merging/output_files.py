@@ -48,7 +48,9 @@ def with_files(
                         shutil.copyfile(tokenizer / name, temporary / name)
             for name, text in files.items():
                 (temporary / name).write_text(text, encoding="utf-8")
-    return type(architecture)(folder, architecture.changes)
+    changed = architecture.in_folder(folder)
+    changed.chosen |= {*files, *(FILES if tokenizer else ())}
+    return changed
 
 
 def with_rows(config: Mapping[str, Any], old: int, new: int) -> dict[str, Any]:

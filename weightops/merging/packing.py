@@ -167,6 +167,7 @@ def pack(
     method: Packing = "emr",
     mask_scale: float | Each = 0.4,
     overwrite: bool = False,
+    strict: bool = False,
 ) -> Path:
     """Write several models to one file, from which each opens by its name: ``packed:mnist``.
 
@@ -182,6 +183,7 @@ def pack(
         method: emr or tall.
         mask_scale: the threshold of TALL masks, for all tasks or for each.
         overwrite: replace an output that exists.
+        strict: refuse weights that are configured differently from the base, instead of warning.
 
     Returns:
         The file.
@@ -205,6 +207,6 @@ def pack(
         raise OptionError(f"mask_scale is at least 0, not {mask_scale}")
     if Path(out).suffix != ".safetensors":
         raise OptionError(f"several models go into one .safetensors file, not {out}")
-    opened = {str(name): open_matched(model, start) for name, model in models.items()}
+    opened = {str(n): open_matched(model, start, strict=strict) for n, model in models.items()}
     source = PackSource(start, opened, method, scales)
     return Checkpoint(LinearForm.of(source)).save(out, overwrite=overwrite)

@@ -11,13 +11,16 @@ from weightops.algebra.names import Each, PerTensor
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.errors import RecipeError, WeightopsError
 from weightops.merging.mergekit import looks_like_mergekit, translate
+from weightops.merging.mergekit_mixture import looks_like_mixture, translate_mixture
 from weightops.merging.methods.table import METHODS
+from weightops.merging.mixture_choice import Mixture
 from weightops.merging.recipe_content import (
     KEYS,
     WHOLE,
     as_yaml,
     check_pieces,
     merge_fields,
+    mixture_fields,
     whole_fields,
     whole_lines,
 )
@@ -55,9 +58,12 @@ class Recipe:
         base_layers: in a slice, the layers of the base; those of the first model by default.
         slices: recipes for groups of layers, from the first to the last, in place of all else.
         modules: part of the model -> the recipe for it, in place of all else.
-        batchnorm: a task on whose images running statistics are recomputed, or None.
+        mixture: how the models become experts of one model, in place of a method.
+        batchnorm: a task on whose images running statistics are recomputed, "base" to keep the
+            base's, or None.
         tokenizer: the vocabulary to merge by token; None merges rows by their numbers.
         chat_template: "auto", the name of a chat template, or its text; None for the base's.
+        fill_missing: the ref of the whole model that what is merged is a part of, or None.
         name: what the merge is called, by which recipes beside it may refer to it.
         named: name -> a recipe that this one may name as a model.
         forgiving: True for a recipe of mergekit's, which may have patterns that match no tensor.
@@ -88,9 +94,11 @@ class Recipe:
     base_layers: tuple[int, int] | None = None
     slices: tuple[Recipe, ...] = ()
     modules: Mapping[str, Recipe] = field(default_factory=dict)
+    mixture: Mixture | None = None
     batchnorm: str | None = None
     tokenizer: TokenizerChoice | None = None
     chat_template: str | None = None
+    fill_missing: str | None = None
     name: str | None = None
     named: Mapping[str, Recipe] = field(default_factory=dict)
     forgiving: bool = field(default=False, compare=False)
@@ -130,6 +138,8 @@ class Recipe:
     def _of_document(cls, document: Mapping[str, Any]) -> Recipe:
         if looks_like_mergekit(document):
             return cls.of(translate(document), forgiving=True)
+        if looks_like_mixture(document):
+            return cls.of(translate_mixture(document), forgiving=True)
         return cls.of(document)
 
     @classmethod
@@ -151,6 +161,8 @@ class Recipe:
         if not isinstance(named, dict):
             raise RecipeError(f"named is {named!r:.80}, and must map names to recipes")
         whole["named"] = {name: cls.of(named[name], forgiving=forgiving) for name in named}
+        if "mixture" in content:
+            return cls._of_mixture(content, {**whole, "lines": lines})
         if "modules" in content:
             return cls._of_modules(content, {**whole, "lines": lines})
         if "slices" in content:
@@ -161,6 +173,12 @@ class Recipe:
                 "layers are of a slice", hint="make this recipe an entry of a list, slices:"
             )
         return cls(**{**whole, **fields, "lines": {**lines, **fields["lines"]}})
+
+    @classmethod
+    def _of_mixture(cls, content: Mapping[str, Any], whole: Mapping[str, Any]) -> Recipe:
+        """Return a recipe of a mixture of experts."""
+        fields, lines = mixture_fields(content)
+        return cls(**{**whole, **fields, "lines": {**whole["lines"], **lines}})
 
     @classmethod
     def _of_modules(cls, content: Mapping[str, Any], whole: Mapping[str, Any]) -> Recipe:
@@ -204,12 +222,16 @@ class Recipe:
             "batchnorm": self.batchnorm,
             "tokenizer": self.tokenizer and self.tokenizer.to_dict(),
             "chat_template": self.chat_template,
+            "fill_missing": self.fill_missing,
             "name": self.name,
             "named": {name: recipe.to_dict() for name, recipe in self.named.items()},
         }
         return self._body() | {key: value for key, value in whole.items() if value}
 
     def _body(self) -> dict[str, Any]:
+        if self.mixture:
+            seed = {"seed": self.seed} if self.seed else {}
+            return {"base": self.base, "mixture": self.mixture.to_dict(), **seed}
         if self.modules:
             return {"modules": {name: part.to_dict() for name, part in self.modules.items()}}
         if self.slices:
@@ -253,12 +275,22 @@ class Recipe:
         """Return the recipe as YAML."""
         return as_yaml(self.to_dict())
 
-    def merge(self) -> Checkpoint:
+    def merge(self, *, strict: bool = False, device: str = "cpu") -> Checkpoint:
         """Merge the models; the result is lazy, unless it needs images.
 
         The recipe goes into the metadata and the model card of what is saved.
+
+        Args:
+            strict: refuse models that are configured differently, and vectors that were made from
+                another base, instead of warning.
+            device: where models are run, if images or the prompts of a mixture are needed.
         """
-        return RecipeMerge(self).run()
+        return RecipeMerge(self, strict=strict, device=device).run()
+
+    def without_runs(self) -> Recipe:
+        """Return a recipe for a result of the same size, for which no model is run."""
+        mixture = self.mixture and replace(self.mixture, gate_mode="random")
+        return replace(self, batchnorm=None, mixture=mixture)
 
 
 def _joined(recipes: list[Recipe]) -> Recipe:

@@ -9,6 +9,7 @@ import yaml
 
 from weightops.errors import RecipeError
 from weightops.merging.chat_templates import check_chat_template
+from weightops.merging.mixture_choice import Mixture
 from weightops.merging.recipe_values import (
     check_keys,
     layers_of,
@@ -23,9 +24,10 @@ from weightops.merging.yaml_lines import line_of, located
 
 KEYS = (
     *("method", "base", "models", "slices", "modules", "alpha", "options", "seed", "rank", "dtype"),
-    *("batchnorm", "tokenizer", "chat_template", "name", "named", "base_layers"),
+    *("batchnorm", "tokenizer", "chat_template", "fill_missing", "name", "named", "base_layers"),
+    "mixture",
 )
-WHOLE = ("dtype", "batchnorm", "tokenizer", "chat_template", "named", "name")
+WHOLE = ("dtype", "batchnorm", "tokenizer", "chat_template", "fill_missing", "named", "name")
 """The keys that belong to a whole recipe, not to a slice or a module of it."""
 _MODEL_KEYS = ("model", "weight", "layers", "statistics")
 
@@ -37,10 +39,12 @@ def whole_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         RecipeError: for a value that its key can't have.
         UnknownNameError: for an unknown key.
     """
-    fields = {key: content.get(key) for key in ("dtype", "batchnorm", "name")}
+    fields = {key: content.get(key) for key in ("dtype", "batchnorm", "fill_missing", "name")}
     for key, value in fields.items():
         if not isinstance(value, (str, type(None))):
             raise RecipeError(f"{key} is {value!r:.80}, and must be a name")
+    if fields["fill_missing"] is not None and content.get("tokenizer") is not None:
+        raise RecipeError("fill_missing keeps the vocabulary of the whole model: no tokenizer")
     if content.get("tokenizer") is not None:
         with located(line_of(content, "tokenizer")):
             fields["tokenizer"] = TokenizerChoice.of(content["tokenizer"])
@@ -56,7 +60,8 @@ def whole_lines(content: Mapping[str, Any]) -> dict[str, str]:
     tokenizer = content.get("tokenizer")
     tokens = tokenizer.get("tokens") if isinstance(tokenizer, Mapping) else None
     lines = {str(token): line_of(tokens, token) for token in tokens or ()}
-    return lines | {key: line_of(content, key) for key in ("tokenizer", "chat_template")}
+    keys = ("tokenizer", "chat_template", "fill_missing")
+    return lines | {key: line_of(content, key) for key in keys}
 
 
 def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,6 +112,42 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def mixture_fields(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the fields of a recipe of a mixture of experts, and the lines of its models.
+
+    Raises:
+        RecipeError: for a value that its key can't have.
+        UnknownNameError: for an unknown key or gate mode.
+    """
+    known = (
+        "base",
+        "mixture",
+        "seed",
+        *(key for key in WHOLE if key not in ("tokenizer", "batchnorm")),
+    )
+    others = [key for key in content if key not in known]
+    if others:
+        with located(line_of(content, others[0])):
+            raise RecipeError(f"{others[0]} doesn't go with mixture, which has models of its own")
+    if not isinstance(content.get("base"), str):
+        raise RecipeError("a mixture needs base, the model that all but the experts is taken from")
+    lines = {content["base"]: line_of(content, "base"), "mixture": line_of(content, "mixture")}
+    with located(lines["mixture"]):
+        mixture = Mixture.of(content["mixture"])
+    for key in ("experts", "shared_experts"):
+        listed = content["mixture"].get(key) or []
+        for i, entry in enumerate(listed):
+            lines.setdefault(entry["model"], line_of(entry, "model") or line_of(listed, i))
+    fields = {
+        "models": tuple(expert.model for expert in mixture.all_experts),
+        "method": "passthrough",
+        "base": content["base"],
+        "mixture": mixture,
+        "seed": seed_of(content.get("seed", 0)),
+    }
+    return fields, lines
+
+
 def check_pieces(pieces: Any, others: Sequence[str]) -> None:
     """Check that slices are a list of recipes, without keys of the whole recipe.
 
@@ -120,7 +161,7 @@ def check_pieces(pieces: Any, others: Sequence[str]) -> None:
             f"{list(others) or pieces!r:.200}"
         )
     for i, piece in enumerate(pieces):
-        for key in (*WHOLE, "slices", "modules"):
+        for key in (*WHOLE, "slices", "modules", "mixture"):
             if key in piece:
                 with located(line_of(pieces, i)):
                     raise RecipeError(f"{key} is for the whole recipe, not for one of its slices")

@@ -5,26 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from weightops.algebra.dtypes import is_editable
-from weightops.algebra.linear_form import LinearForm
-from weightops.algebra.names import Each, PerTensor, matches
-from weightops.algebra.source import Spec
+from weightops.algebra.linear_form import LinearForm, check_match
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import open_any
 from weightops.errors import CheckpointError, RecipeError, SpaceError, WeightopsError
 from weightops.hub.cards import merge_card
+from weightops.merging.filling import fill_missing
 from weightops.merging.layers import Stack, stack_layers, take_layers
-from weightops.merging.merge import merge
+from weightops.merging.mixture import family_of, make_mixture
+from weightops.merging.mixture_choice import Mixture
 from weightops.merging.output_files import differing_tokens, with_chat_template
 from weightops.merging.recipe_content import as_yaml
-from weightops.merging.recipe_statistics import made_statistics
+from weightops.merging.recipe_models import merge_models
 from weightops.merging.tokenizers import TokenMap
 from weightops.merging.towers import belongs
 from weightops.merging.yaml_lines import located
@@ -43,6 +42,8 @@ class RecipeMerge:
         recipe: the recipe.
         named: name -> a recipe that it may name as a model; by default the recipe's own.
         running: the names of the recipes that wait for this one.
+        strict: refuse models that don't belong together, instead of warning; see `merge`.
+        device: where models are run.
     """
 
     def __init__(
@@ -50,8 +51,11 @@ class RecipeMerge:
         recipe: Recipe,
         named: Mapping[str, Recipe] | None = None,
         running: tuple[str, ...] = (),
+        *,
+        strict: bool = False,
+        device: str = "cpu",
     ) -> None:
-        self.recipe = recipe
+        self.recipe, self._strict, self._device = recipe, strict, device
         self._named = recipe.named if named is None else {**named, **recipe.named}
         self._running = running or ((recipe.name,) if recipe.name else ())
         self._opened: dict[str, Checkpoint] = {}
@@ -66,15 +70,20 @@ class RecipeMerge:
             file = recipe.lines.get("file")
             raise (error.prefixed(file) if file else error) from error
         recipe = self.recipe  # without the patterns that match nothing
+        if recipe.batchnorm == "base":
+            from weightops.evaluation.batchnorm import with_batchnorm
+
+            base = self._open(recipe.base) if recipe.base else None
+            merged = with_batchnorm(merged, recipe.batchnorm, base)
         merged.recipe = portable(recipe.to_dict())
         text = as_yaml(merged.recipe)
         merged.card = merge_card(recipe.method, recipe.models, recipe.base, text)
         merged = merged.to(getattr(torch, recipe.dtype)) if recipe.dtype else merged
-        if recipe.batchnorm is None:
+        if recipe.batchnorm in (None, "base"):
             return merged
         from weightops.evaluation.batchnorm import recompute_batchnorm
 
-        return recompute_batchnorm(merged, recipe.batchnorm, device="cpu")
+        return recompute_batchnorm(merged, recipe.batchnorm, device=self._device)
 
     def _whole(self) -> Checkpoint:
         """Merge by the whole recipe; the result has no dtype, recipe or card yet."""
@@ -83,9 +92,12 @@ class RecipeMerge:
         if recipe.tokenizer is not None:
             with located(recipe.lines.get("tokenizer", "")):
                 self._tokens = self._token_map(refs)
-        elif len(refs) > 1 and not _only_stacks(recipe):
+        elif len(refs) > 1 and not recipe.mixture and not _only_stacks(recipe):
             self._warn_of_vocabularies(refs)
         merged, self.recipe = self._part(recipe, None)
+        if recipe.fill_missing is not None:
+            with located(recipe.lines.get("fill_missing", "")):
+                merged = fill_missing(merged, self._open(recipe.fill_missing))
         architecture = merged.architecture
         if architecture is not None and self._tokens is not None:
             architecture = self._tokens.architecture(architecture)
@@ -103,13 +115,40 @@ class RecipeMerge:
 
     def _part(self, recipe: Recipe, module: str | None) -> tuple[Checkpoint, Recipe]:
         """Merge by a recipe, and return the recipe without the patterns that match nothing."""
+        if recipe.mixture:
+            return self._mixture(recipe, recipe.mixture), recipe
         if recipe.modules:
             return self._modules(recipe)
         if recipe.slices:
             return self._stacked(recipe, module)
         opened = self._group(recipe)
         models = [opened[ref] for ref in recipe.models]
-        return _merged(recipe, models, opened[recipe.base] if recipe.base else None)
+        base = opened[recipe.base] if recipe.base else None
+        return merge_models(recipe, models, base, strict=self._strict)
+
+    def _mixture(self, recipe: Recipe, mixture: Mixture) -> Checkpoint:
+        """Make models the experts of one model."""
+        opened = self._group(recipe)
+        assert recipe.base is not None
+        base, experts = opened[recipe.base], []
+        with located(recipe.lines.get("mixture", "")):
+            model_type = family_of(mixture, opened.values())
+        for ref in recipe.models:
+            with located(recipe.lines.get(ref, "")):
+                expert = open_matched(opened[ref], base)
+                check_match(base.form, expert.form, strict=False)
+            experts.append(expert)
+        dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
+        with located(recipe.lines.get("mixture", "")):
+            return make_mixture(
+                base,
+                experts,
+                mixture,
+                model_type,
+                seed=recipe.seed,
+                dtype=dtype,
+                device=self._device,
+            )
 
     def _modules(self, recipe: Recipe) -> tuple[Checkpoint, Recipe]:
         """Merge the parts of a model each by a recipe of its own."""
@@ -168,7 +207,8 @@ class RecipeMerge:
                         models.append(take(opened[ref], span))
                 span = piece.base_layers or piece.layers[0]
                 base = take(opened[piece.base], span) if piece.base else None
-                part, pruned = _merged(replace(piece, dtype=recipe.dtype), models, base)
+                whole = replace(piece, dtype=recipe.dtype)
+                part, pruned = merge_models(whole, models, base, strict=self._strict)
             parts.append(part)
             pieces.append(replace(pruned, dtype=None))
             starts.append(opened[piece.models[0]])
@@ -186,7 +226,9 @@ class RecipeMerge:
         if self._tokens is None:
             return opened
         first = opened[refs[0]]
-        matched = {ref: open_matched(model, first) for ref, model in opened.items()}
+        matched = {
+            ref: open_matched(model, first, strict=self._strict) for ref, model in opened.items()
+        }
         base = self._tokens.base if self._tokens.base in matched else None
         return self._tokens.mapped(matched, base)
 
@@ -201,7 +243,13 @@ class RecipeMerge:
             chain = " -> ".join([*self._running[self._running.index(ref) :], ref])
             raise RecipeError(f"recipes that name each other in a circle: {chain}")
         if ref in self._named:
-            inner = RecipeMerge(self._named[ref], self._named, (*self._running, ref))
+            inner = RecipeMerge(
+                self._named[ref],
+                self._named,
+                (*self._running, ref),
+                strict=self._strict,
+                device=self._device,
+            )
             return inner.run()
         start, plus, adapter = ref.rpartition("+")
         if not plus or Path(ref).exists():
@@ -267,72 +315,3 @@ def _refs(recipe: Recipe) -> list[str]:
 
 def _only_stacks(recipe: Recipe) -> bool:
     return all(len({*leaf.models, leaf.base} - {None}) == 1 for leaf in _leaves(recipe))
-
-
-def _merged(
-    recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None
-) -> tuple[Checkpoint, Recipe]:
-    """Merge opened models, and return the recipe without the patterns that match nothing."""
-    if recipe.dtype:
-        models, base = _widened(models, base)
-    if recipe.forgiving:
-        recipe = _without_unmatched(recipe, (base or models[0]).specs)
-    merged = merge(
-        models,
-        recipe.method,
-        base=base,
-        weights=recipe.weights,
-        alpha=recipe.alpha,
-        seed=recipe.seed,
-        rank=recipe.rank,
-        statistics=made_statistics(
-            recipe.models, recipe.statistics, recipe.weights, recipe.options
-        ),
-        **recipe.options,
-    )
-    return merged, recipe
-
-
-def _widened(
-    models: Sequence[Checkpoint], base: Checkpoint | None
-) -> tuple[Sequence[Checkpoint], Checkpoint | None]:
-    """Return models and base in the widest of their dtypes, where they have several."""
-    whole = [model for model in (*models, base) if model and model.form.space == "weights"]
-    dtypes = {
-        spec.dtype for model in whole for spec in model.specs.values() if is_editable(spec.dtype)
-    }
-    if len(dtypes) < 2:
-        return models, base
-    widest = reduce(torch.promote_types, dtypes)
-    widened = [m.to(widest) if m.form.space == "weights" else m for m in models]
-    return widened, base.to(widest) if base else None
-
-
-def _without_unmatched(recipe: Recipe, specs: Mapping[str, Spec]) -> Recipe:
-    """Return a recipe without the patterns that match no tensor, and warn of these."""
-    unmatched: dict[str, None] = {}
-
-    def pruned(value: PerTensor) -> Any:
-        if isinstance(value, Each):
-            return Each(pruned(item) for item in value)
-        if not isinstance(value, Mapping):
-            return value
-        kept = {}
-        for pattern, inner in value.items():
-            if pattern == "*" or any(matches(pattern, name) for name in specs):
-                kept[pattern] = pruned(inner)
-            else:
-                unmatched[pattern] = None
-        return kept["*"] if list(kept) == ["*"] else kept
-
-    result = replace(
-        recipe,
-        weights=recipe.weights and tuple(map(pruned, recipe.weights)),
-        alpha=pruned(recipe.alpha),
-        options={name: pruned(value) for name, value in recipe.options.items()},
-    )
-    texts = dict.fromkeys(p.removeprefix("*.[0-9]*.").strip("*") for p in unmatched)
-    for text in texts:
-        if text and not any(matches(f"*{text}*", name) for name in specs):
-            log.warning("no tensor matches the filter %s: it has no effect", text)
-    return result

@@ -23,6 +23,7 @@ from weightops.evaluation.batchnorm import (
     encoder_with_batchnorm,
     recompute_batchnorm,
     recompute_batchnorm_,
+    without_statistics,
 )
 from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.zero_shot import metrics, predict
@@ -74,7 +75,7 @@ class EditSession:
         config: how to fine-tune; by default `config_for` the model.
         device: "auto", "cpu", "cuda", ...
         batchnorm: a task; averages of weights get batch statistics of its images, see
-            `recompute_batchnorm`.
+            `recompute_batchnorm`. With "base", they keep the base's.
         work_folder: where fine-tuning writes its files; without it, vectors stay in memory.
         resume: continue from the files in ``work_folder``.
         on_measured: called with each edit that a search has measured on all validation images.
@@ -93,7 +94,7 @@ class EditSession:
         *,
         config: TrainingConfig | None = None,
         device: str = "auto",
-        batchnorm: Task | None = None,
+        batchnorm: Task | str | None = None,
         work_folder: Path | None = None,
         resume: bool = False,
         on_measured: Callable[[Measured], None] | None = None,
@@ -181,7 +182,8 @@ class EditSession:
 
     def edited(self, vector: TaskVector) -> Checkpoint:
         """Return the base edited by a vector, with the batch statistics that `measure` used."""
-        edited, task = vector.apply(self.base), self._statistics_task(vector)
+        vector, task = self._with_batchnorm(vector)
+        edited = vector.apply(self.base)
         if task is None:
             return edited
         vector.apply_(self.image_model.module, base=self.base)
@@ -193,15 +195,20 @@ class EditSession:
 
     def _set(self, vector: TaskVector) -> None:
         """Set the model in memory to the base edited by a vector."""
+        vector, task = self._with_batchnorm(vector)
         vector.apply_(self.image_model.module, base=self.base)
-        task = self._statistics_task(vector)
         if task is not None:
             recompute_batchnorm_(self.image_model, task)
 
-    def _statistics_task(self, vector: TaskVector) -> Task | None:
-        """Return the task for new batch statistics, if the edited base is an average."""
-        is_average = self.batchnorm and len(vector.apply(self.base).form.sources) > 1
-        return self.batchnorm if is_average else None
+    def _with_batchnorm(self, vector: TaskVector) -> tuple[TaskVector, Task | None]:
+        """Return a vector, without its statistics if an average keeps the base's, and the task for
+        an average's new ones.
+        """
+        if self.batchnorm is None or len(vector.apply(self.base).form.sources) < 2:
+            return vector, None
+        if isinstance(self.batchnorm, Task):
+            return vector, self.batchnorm
+        return without_statistics(vector), None
 
     def _predict(self, task: Task, split: str, only: Order | None = None) -> torch.Tensor:
         """Return the best guesses for each image, shape ``(n, k)``, and count the images."""

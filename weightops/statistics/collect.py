@@ -175,7 +175,7 @@ def on_images(image_model: ImageModel, task: Task, split: str, images: int, star
             chosen = order[first : first + size]
             yield pixels.batch(chosen), pixels.labels[torch.from_numpy(chosen)]
 
-    data = {"task": task.name, "source": task.source, "split": split}
+    data = {"task": task.name, "split": split, **task.reading(split)}
     return Run(module, logits, batches, len(order), data)
 
 

@@ -54,7 +54,7 @@ def refuse_statistic(checkpoint: Checkpoint) -> None:
     if record:
         raise SpaceError(
             f"{checkpoint.ref} holds a {record.get('kind')} statistic, not weights",
-            hint="statistics= takes it, beside the model that it is of",
+            hint="merge takes it in statistics=, beside the model that it is of",
         )
 
 

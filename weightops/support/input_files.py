@@ -38,12 +38,16 @@ class InputFile(NamedTuple):
         return self.inode, self.size, self.modified
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill a buffer from an offset on.
+        """Fill a buffer from an offset on; see `read_ranges`."""
+        self.read_ranges([(buffer, offset)])
+
+    def read_ranges(self, ranges: Iterable[tuple[memoryview, int]]) -> None:
+        """Fill buffers, each from an offset on.
 
         A file that is mapped and becomes shorter would end the process, without a word.
 
         Raises:
-            CheckpointError: if the file isn't what it was, or ends before the buffer is full.
+            CheckpointError: if the file isn't what it was, or ends before a buffer is full.
         """
         try:
             handle = os.open(self.path, os.O_RDONLY)
@@ -53,11 +57,12 @@ class InputFile(NamedTuple):
             state = os.fstat(handle)
             if (state.st_ino, state.st_size, state.st_mtime_ns) != self.state:
                 raise changed_error([self])
-            while buffer:
-                count = os.preadv(handle, [buffer], offset)
-                if not count:
-                    raise changed_error([self])
-                buffer, offset = buffer[count:], offset + count
+            for buffer, offset in ranges:
+                while buffer:
+                    count = os.preadv(handle, [buffer], offset)
+                    if not count:
+                        raise changed_error([self])
+                    buffer, offset = buffer[count:], offset + count
         except OSError as error:
             raise CheckpointError(f"{self.path} can't be read: {error.strerror}") from error
         finally:

@@ -16,11 +16,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from weightops.errors import TaskError
+from weightops.support.text import first_few
 from weightops.tasks.pictures import is_left_behind, read_image
 from weightops.tasks.split import split_loader
+from weightops.tasks.split_names import HINT, SPLIT_NAMES, one_name_each, split_of
 from weightops.tasks.task import (
     PROMPTS,
-    SPLITS,
     Captions,
     Images,
     LazySizes,
@@ -33,7 +34,7 @@ CLASSES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 KIND = "dataset_type.txt"
 COUNT = "nshards.txt"
-TEXTS = (CLASSES, TEMPLATES, KIND, *(f"{split}/{COUNT}" for split in SPLITS))
+TEXTS = (CLASSES, TEMPLATES, KIND, *(f"{name}/{COUNT}" for name in SPLIT_NAMES))
 """The small files that describe a data set."""
 
 _IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
@@ -84,7 +85,7 @@ class ArchiveImages:
 
 def is_archive(folder: Path) -> bool:
     """Return whether a folder has CLIP_benchmark's layout."""
-    return any((folder / split / COUNT).is_file() for split in SPLITS)
+    return any(folder.glob(f"*/{COUNT}"))
 
 
 def archive_task(name: str, locate: Callable[[Iterable[str]], Path], source: str) -> Task:
@@ -110,14 +111,11 @@ def archive_task(name: str, locate: Callable[[Iterable[str]], Path], source: str
     )
     if (folder / KIND).is_file() and "multilabel" in read_lines(folder / KIND):
         raise TaskError(f"{source} has several labels an image, which weightops can't score")
-    counts = {
-        split: _read_count(folder / split / COUNT)
-        for split in SPLITS
-        if (folder / split / COUNT).is_file()
-    }
+    folders = _split_folders(folder, source)
+    counts = {split: _read_count(folder / name / COUNT) for split, name in folders.items()}
 
     def read(split: str) -> Images:
-        names = [f"{split}/{i}.tar" for i in range(counts[split])]
+        names = [f"{folders[split]}/{i}.tar" for i in range(counts[split])]
         present = locate(names)
         missing = [name for name in names if not (present / name).is_file()]
         if missing:
@@ -128,6 +126,22 @@ def archive_task(name: str, locate: Callable[[Iterable[str]], Path], source: str
     load = split_loader(read, counts, source)
     license = "see the data set's page"
     return Task(name, classes, templates, load, LazySizes(load), source, license, upright=False)
+
+
+def _split_folders(folder: Path, source: str) -> dict[str, str]:
+    """Return split -> the name of its folder.
+
+    Raises:
+        TaskError: if a folder of archives is no split that is understood, or a second for a split.
+    """
+    names = sorted(path.parent.name for path in folder.glob(f"*/{COUNT}"))
+    unclear = [name for name in names if split_of(name) is None]
+    if unclear:
+        raise TaskError(
+            f"{source} has archives in {first_few(unclear)}, which is no split that is understood",
+            hint=HINT,
+        )
+    return one_name_each(names, source)
 
 
 def read_archives(archives: Sequence[Path], classes: int) -> ArchiveImages:

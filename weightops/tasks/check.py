@@ -14,7 +14,15 @@ from tqdm import tqdm
 from weightops.errors import TaskError
 from weightops.support.text import first_few
 from weightops.tasks.copies import copies_between
-from weightops.tasks.task import SPLITS, Images, ImageSubset, LazySizes, Task, encoded_size_of
+from weightops.tasks.task import (
+    SPLITS,
+    Images,
+    ImageSubset,
+    LazySizes,
+    Task,
+    encoded_size_of,
+    unreadable_in,
+)
 
 log = logging.getLogger("weightops")
 
@@ -94,10 +102,15 @@ class ReadableImages(ImageSubset):
     """The images of a split that can be read.
 
     Attributes:
-        unreadable: the number of the others.
+        left_out: the number of the others.
     """
 
-    unreadable: int
+    left_out: int
+
+    @property
+    def unreadable(self) -> int:
+        """The number of pictures that were left out."""
+        return self.left_out + unreadable_in(self.images)
 
 
 def without_unreadable(task: Task) -> Task:
@@ -118,4 +131,5 @@ def without_unreadable(task: Task) -> Task:
         good = np.array([i for i in range(len(images)) if i not in faults], dtype=np.int64)
         return ReadableImages(images, good, images.labels[good], len(faults))
 
-    return replace(task, load=load, sizes=LazySizes(load))
+    source = f"{task.source}, without pictures that can't be read"
+    return replace(task, load=load, sizes=LazySizes(load), source=source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from weightops.errors import OptionError, TaskError
@@ -49,6 +50,21 @@ def ordered(task: Task, order: str) -> list[str]:
         )
     listed = read_lines(Path(order))
     return [names[i] for i in positions([listed], task, order)[1]]
+
+
+def in_order(task: Task, order: str) -> Task:
+    """Return a task that says in which order a classifier with a head of its own has its classes.
+
+    Args:
+        task: the task.
+        order: see `ordered`.
+
+    Raises:
+        OptionError: if there is no such order.
+        TaskError: if a file lists other classes than the task's.
+    """
+    ordered(task, order)
+    return replace(task, class_order=order)
 
 
 def positions(

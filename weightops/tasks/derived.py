@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from weightops.errors import TaskError
+from weightops.tasks.check import without_unreadable
 from weightops.tasks.drawing import COLORS, color
 from weightops.tasks.masks import Floats, text_mask
 from weightops.tasks.rendered import any_face
@@ -24,6 +25,7 @@ from weightops.tasks.task import (
     LazySizes,
     Task,
     captions_of,
+    unreadable_in,
 )
 
 NEUTRAL = [
@@ -173,6 +175,7 @@ DERIVED: dict[str, Callable[[Task], Task]] = {
     "neutral": neutral,
     "first-half": first_half,
     "second-half": second_half,
+    "readable": without_unreadable,
 }
 """The words that derive a task when written before its name and a colon."""
 
@@ -206,6 +209,11 @@ class UnionImages:
             return None
         return [texts for captions in parts for texts in captions or ()]
 
+    @property
+    def unreadable(self) -> int:
+        """The number of pictures that were left out, as they can't be read."""
+        return sum(map(unreadable_in, self.parts))
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -215,6 +223,11 @@ class UnionImages:
                 return images[index]
             index -= len(images)
         raise IndexError(index)
+
+
+def parts_of(task: Task) -> tuple[Task, ...]:
+    """Return the tasks that a task is the union of; none for any other."""
+    return task.tasks if isinstance(task, UnionTask) else ()
 
 
 def union(tasks: Sequence[Task]) -> Task:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,17 +15,13 @@ from PIL import Image
 
 from weightops.errors import TaskError
 from weightops.support.text import first_few
+from weightops.tasks.annotations import annotated_files, annotations_of, spoken_names
 from weightops.tasks.class_names import in_words
 from weightops.tasks.copies import warn_of_copies
-from weightops.tasks.pictures import (
-    is_copies_folder,
-    is_left_behind,
-    picture_suffixes,
-    read_image,
-    unread_suffixes,
-)
+from weightops.tasks.pictures import image_files, places, read_image, subfolders
 from weightops.tasks.split import split_images, split_loader
-from weightops.tasks.split_names import HINT, NOT_SCORED, looks_like_split, split_of
+from weightops.tasks.split_folders import split_folders
+from weightops.tasks.split_names import PICTURES
 from weightops.tasks.task import PROMPTS, SPLITS, Captions, Images, Task, read_lines, read_prompts
 
 log = logging.getLogger("weightops")
@@ -94,6 +89,9 @@ def folder_task(folder: Path) -> Task:
     * Either of these with files called ``label=CLASS.png`` or ``label=CLASS_text=WORD_1.png`` in
       place of folders for the classes, as PAINT's photographs of typographic attacks are called.
       The words are classes, too.
+    * That of Tiny-ImageNet: the pictures of a split in its folder ``images``, and their classes in
+      ``val_annotations.txt`` beside it. A test split without classes is left out with a warning.
+      ``words.txt`` names the classes.
 
     Classes are in the order of their folders' names, as in torchvision's ``ImageFolder``. In
     prompts, underscores become blanks. Folders inside the folder of a class belong to that class,
@@ -112,10 +110,12 @@ def folder_task(folder: Path) -> Task:
             f"there is no folder {folder}",
             hint="a task is one of `weightops tasks` or a folder of images in folders by class",
         )
-    split_folders = _split_folders(folder) or {_UNSPLIT: folder}
-    files = {split: _labelled_files(path) for split, path in split_folders.items()}
-    _check_every_class(files, split_folders)
+    folders = split_folders(folder) or {_UNSPLIT: folder}
+    files = {split: _labelled_files(path) for split, path in folders.items()}
+    _leave_out_unlabelled(files, folders)
+    _check_every_class(files, folders)
     classes = _class_names(files)
+    _check_classes(classes, folder)
     if len(classes) < 2:
         raise TaskError(
             f"{folder} holds {sum(map(len, files.values()))} images of {len(classes)} classes",
@@ -137,100 +137,22 @@ def folder_task(folder: Path) -> Task:
         return images[split]
 
     name, source = folder.resolve().name, f"the folder {folder}"
-    spoken = tuple(map(in_words, classes))
+    named = spoken_names(folder, classes)
+    spoken = tuple(named.get(name) or in_words(name) for name in classes)
     return Task(name, spoken, prompts, load, sizes, source, "its owner's", classes)
-
-
-def _split_folders(folder: Path) -> dict[str, Path]:
-    """Return the folders of the splits by split; none if the folder isn't divided into splits.
-
-    Raises:
-        TaskError: if a folder beside those of the splits holds pictures, or names that look like
-            splits aren't understood: nothing is left out in silence.
-    """
-    folders: dict[str, Path] = {}
-    others = []
-    for path in _subfolders(folder):
-        split = split_of(path.name)
-        # A class may be called like a split; it holds pictures, no folders.
-        if split is None or not (_subfolders(path) or any(path.glob("label=*"))):
-            others.append(path)
-        elif split in folders:
-            names = f"{folders[split].name} and {path.name}"
-            raise TaskError(f"{folder} has two folders for {split}: {names}")
-        else:
-            folders[split] = path
-    unclear = [path.name for path in others if _is_unclear(path, bool(folders))]
-    if unclear:
-        beside = f" beside {', '.join(path.name for path in folders.values())}" if folders else ""
-        raise TaskError(
-            f"{folder} has{beside} {first_few(unclear)}, which is no split that is understood",
-            hint=f"{HINT}, with folders of classes in each; move what belongs to none elsewhere",
-        )
-    _check_splits(folder, folders)
-    return folders
-
-
-def _is_unclear(path: Path, has_splits: bool) -> bool:
-    """Return whether a folder may be a split of a name that isn't understood."""
-    if not has_splits:
-        return looks_like_split(path.name) and bool(_subfolders(path))
-    if not any(_image_files(place) for place in _places(path)):
-        return False
-    if path.name.lower() in NOT_SCORED:
-        log.warning("%s is in no split: its pictures aren't used", path)
-        return False
-    return True
-
-
-def _check_splits(folder: Path, folders: Mapping[str, Path]) -> None:
-    if folders and "train" not in folders:
-        raise TaskError(
-            f"{folder} has {' and '.join(folders)} and no train",
-            hint="the three folders are train, val and test",
-        )
-    if len(folders) == 1:
-        raise TaskError(
-            f"{folder} has train and no test to confirm an edit on",
-            hint="add a folder test, or put the folders of the classes side by side",
-        )
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not is_left_behind(p.name))
-
-
-def _places(folder: Path) -> Iterator[Path]:
-    """Yield a class's folder and the folders in it, without those of copies."""
-    yield folder
-    inner: list[Path] = []
-    for place, names, _ in os.walk(folder):
-        names[:] = [name for name in names if not is_copies_folder(name)]
-        inner += [Path(place, name) for name in names]
-    yield from sorted(inner)
-
-
-def _image_files(folder: Path) -> list[Path]:
-    """Return the images directly in a folder, by name; warn of those that can't be read."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not is_left_behind(p.name))
-    unread = [p for p in files if p.suffix.lower() in unread_suffixes()]
-    if unread:
-        log.warning(
-            "%d files in %s are left out, which are in no format that is read: %s",
-            len(unread),
-            folder,
-            first_few(path.name for path in unread),
-        )
-    return [p for p in files if p.suffix.lower() in picture_suffixes()]
 
 
 def _labelled_files(folder: Path) -> list[LabelledFile]:
     """Return the images of a split, by name, with their classes."""
+    annotations = annotations_of(folder)
+    if annotations is not None:
+        pictures = [path for place in places(folder) for path in image_files(place)]
+        return annotated_files(annotations, pictures)
     by_folder: list[LabelledFile] = []
-    for class_folder in _subfolders(folder):
-        files = [path for place in _places(class_folder) for path in _image_files(place)]
+    for class_folder in subfolders(folder):
+        files = [path for place in places(class_folder) for path in image_files(place)]
         by_folder += [(path, class_folder.name) for path in files]
-    matches = {path: _LABELLED.match(path.stem) for path in _image_files(folder)}
+    matches = {path: _LABELLED.match(path.stem) for path in image_files(folder)}
     unlabelled = [path.name for path, match in matches.items() if not match]
     if unlabelled:
         raise TaskError(
@@ -266,12 +188,32 @@ def _class_names(files: Mapping[str, Sequence[LabelledFile]]) -> tuple[str, ...]
     return tuple(names)
 
 
+def _leave_out_unlabelled(
+    files: dict[str, list[LabelledFile]], folders: Mapping[str, Path]
+) -> None:
+    """Leave out a test split whose pictures are all in a folder ``images``: it has no classes."""
+    labels = {split: {label.lower() for _, label in labelled} for split, labelled in files.items()}
+    others = set().union(*(names for split, names in labels.items() if split != "test"))
+    if len(files) > 2 and len(labels.get("test", ())) == 1 and labels["test"] <= PICTURES - others:
+        log.warning("%s has no classes: its pictures aren't used", folders["test"])
+        del files["test"]
+
+
+def _check_classes(classes: Sequence[str], folder: Path) -> None:
+    """Refuse folders of pictures, masks and the like in place of folders of classes."""
+    if len(classes) > 1 and {name.lower() for name in classes} <= PICTURES:
+        raise TaskError(
+            f"{folder} has {first_few(classes)}, which seem to be no classes",
+            hint="name the folder that holds the folders of the classes",
+        )
+
+
 def _check_every_class(
     files: Mapping[str, Sequence[LabelledFile]], folders: Mapping[str, Path]
 ) -> None:
     """Refuse a class that only one of several splits has; an empty folder is enough to have it."""
     present = {
-        split: {label for _, label in labelled} | {p.name for p in _subfolders(folders[split])}
+        split: {label for _, label in labelled} | {p.name for p in subfolders(folders[split])}
         for split, labelled in files.items()
     }
     for split, labelled in files.items():
@@ -280,7 +222,7 @@ def _check_every_class(
         if alone and len(files) > 1:
             raise TaskError(
                 f"{first_few(alone)}: only {folders[split]} has this class, not "
-                f"{' and '.join(str(f) for s, f in folders.items() if s != split)}",
+                f"{' and '.join(str(folders[other]) for other in files if other != split)}",
                 hint="call a class alike in every split; an empty folder stands for no pictures",
             )
 

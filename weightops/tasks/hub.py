@@ -12,7 +12,7 @@ from weightops.errors import TaskError
 from weightops.hub.fetch import REPO, fetch, reason
 from weightops.tasks.archives import TEXTS, archive_task, is_archive
 from weightops.tasks.parquet import parquet_task
-from weightops.tasks.split_names import split_of
+from weightops.tasks.split_names import SPLIT_NAMES, one_name_each
 from weightops.tasks.task import Task
 
 log = logging.getLogger("weightops")
@@ -26,9 +26,7 @@ NAME = re.compile(
 
 _PARQUET = re.compile(r"(?:(?P<config>.+)/)?(?P<split>[^/]+?)(?:-\d[^/]*|/[^/]*)?\.parquet")
 _KNOWN_SPLIT = re.compile(
-    r"(?:(?P<config>.+)/)?(?P<split>train(?:ing)?|val|valid|validation|dev|devel|development|eval"
-    r"|test|testing)(?:[-/][^/]*)?\.parquet",
-    re.IGNORECASE,
+    rf"(?:(?P<config>.+)/)?(?P<split>{'|'.join(SPLIT_NAMES)})(?:[-/][^/]*)?\.parquet", re.IGNORECASE
 )
 
 
@@ -125,8 +123,7 @@ def _parquet_files(names: Iterable[str], repo: str, config: str | None) -> dict[
     others: dict[str, set[str]] = defaultdict(set)
     for name in sorted(names):
         if match := _KNOWN_SPLIT.fullmatch(name):
-            split = split_of(match["split"]) or match["split"]
-            by_config[match["config"] or "data"][split].append(name)
+            by_config[match["config"] or "data"][match["split"]].append(name)
         elif match := _PARQUET.fullmatch(name):
             others[match["config"] or "data"].add(match["split"])
     if not by_config:
@@ -144,4 +141,5 @@ def _parquet_files(names: Iterable[str], repo: str, config: str | None) -> dict[
         raise TaskError(f"{repo} has no configuration {config}; it has {', '.join(by_config)}")
     if others[config]:
         log.warning("%s: not used, as no split is called so: %s", repo, ", ".join(others[config]))
-    return by_config[config]
+    chosen = by_config[config]
+    return {split: chosen[name] for split, name in one_name_each(chosen, repo).items()}

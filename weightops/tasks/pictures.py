@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -11,6 +14,9 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from weightops.errors import TaskError
+from weightops.support.text import first_few
+
+log = logging.getLogger("weightops")
 
 _FORMATS = (
     *("AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG"),
@@ -70,6 +76,35 @@ def is_left_behind(name: str) -> bool:
 def is_copies_folder(name: str) -> bool:
     """Return whether a folder inside a class has copies of pictures, and no pictures of its own."""
     return is_left_behind(name) or bool(_THUMBNAILS.fullmatch(name))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder by name, without those that are hidden or left behind."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not is_left_behind(p.name))
+
+
+def places(folder: Path) -> Iterator[Path]:
+    """Yield a class's folder and the folders in it, without those of copies."""
+    yield folder
+    inner: list[Path] = []
+    for place, names, _ in os.walk(folder):
+        names[:] = [name for name in names if not is_copies_folder(name)]
+        inner += [Path(place, name) for name in names]
+    yield from sorted(inner)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the images directly in a folder, by name; warn of those that can't be read."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not is_left_behind(p.name))
+    unread = [p for p in files if p.suffix.lower() in unread_suffixes()]
+    if unread:
+        log.warning(
+            "%d files in %s are left out, which are in no format that is read: %s",
+            len(unread),
+            folder,
+            first_few(path.name for path in unread),
+        )
+    return [p for p in files if p.suffix.lower() in picture_suffixes()]
 
 
 def read_image(file: Path | IO[bytes], name: str, *, upright: bool = True) -> Image.Image:

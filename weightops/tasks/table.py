@@ -11,6 +11,7 @@ from weightops.errors import TaskError
 from weightops.support.registry import Registry
 from weightops.tasks import embedded, rendered
 from weightops.tasks.archives import archive_task, is_archive
+from weightops.tasks.class_names import in_order
 from weightops.tasks.derived import DERIVED
 from weightops.tasks.folder import folder_task
 from weightops.tasks.hub import NAME, hub_task
@@ -38,6 +39,9 @@ def _plugin_task(name: str, thing: Any) -> Task:
         raise ValueError(f"the task is called {task.name!r}, its entry point {name!r}")
     return task
 
+
+_ORDER = "order="
+"""What a name begins with that says the order of a classifier's outputs."""
 
 TASKS: Registry[Task] = Registry(
     "task",
@@ -94,13 +98,31 @@ def as_tasks(tasks: TaskList) -> list[Task]:
     return unique
 
 
+def as_read(name: str, *, class_order: str | None = None, skip_unreadable: bool = False) -> str:
+    """Return the name of a task whose data are read in another way.
+
+    Args:
+        name: the name of the task.
+        class_order: the order of a classifier's outputs: task, alphabetical (as torchvision sorts
+            folders), natural (as timm does) or a file of names, one a line. Default: by the names
+            that the model records, else the task's order.
+        skip_unreadable: leave out pictures that can't be read, with a warning; results count them.
+
+    >>> as_read("photos", class_order="natural", skip_unreadable=True)
+    'order=natural:readable:photos'
+    """
+    name = f"readable:{name}" if skip_unreadable else name
+    return name if class_order is None else f"{_ORDER}{class_order}:{name}"
+
+
 def find_task(name: str) -> Task:
     """Return the task of a name, of a folder, of a data set, or one derived from these.
 
     Args:
         name: a name in `TASKS`, such as ``shapes``; the path of a folder of images; a data set on
             the Hugging Face Hub, such as ``ylecun/mnist``; any of them after the name of a
-            derivation and a colon, such as ``typographic:shapes``.
+            derivation and a colon, such as ``typographic:shapes``, ``readable:photos`` or
+            ``order=natural:photos``, see `as_read`.
 
     Raises:
         UnknownNameError: if no task has that name.
@@ -115,6 +137,8 @@ def _open_task(name: str) -> Task:
     kind, colon, rest = name.partition(":")
     if colon and kind in DERIVED:
         return DERIVED[kind](find_task(rest))
+    if colon and kind.startswith(_ORDER):
+        return in_order(find_task(rest), kind.removeprefix(_ORDER))
     folder = Path(name)
     if "/" not in name and not folder.is_dir():
         return TASKS[name]  # raises the error that names the nearest tasks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,11 @@ class AlteredImages:
         """The captions of the unchanged images."""
         return captions_of(self.images)
 
+    @property
+    def unreadable(self) -> int:
+        """The number of pictures that were left out, as they can't be read."""
+        return unreadable_in(self.images)
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -71,6 +76,11 @@ class ImageSubset:
         """The captions of the chosen images."""
         captions = captions_of(self.images)
         return None if captions is None else [captions[int(i)] for i in self.indices]
+
+    @property
+    def unreadable(self) -> int:
+        """The number of pictures that were left out of the split, as they can't be read."""
+        return unreadable_in(self.images)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -91,6 +101,12 @@ def captions_of(images: Images) -> Captions | None:
     """Return the captions of each image, or None if the images have none."""
     captions: Captions | None = getattr(images, "captions", None)
     return captions
+
+
+def unreadable_in(images: Images) -> int:
+    """Return the number of pictures that were left out of a split, as they can't be read."""
+    count: int = getattr(images, "unreadable", 0)
+    return count
 
 
 def encoded_of(images: Images, index: int, most: int = -1) -> bytes | None:
@@ -181,6 +197,8 @@ class Task:
             by default ``classes``. The outputs of a classifier are matched with either.
         upright: whether photographs are turned as their EXIF orientation says, which CLIP_benchmark
             doesn't do.
+        class_order: the order of the outputs of a classifier with a head of its own, see
+            `in_order`; None for the order that the classifier records.
     """
 
     name: str
@@ -192,6 +210,7 @@ class Task:
     license: str
     raw_classes: tuple[str, ...] = ()
     upright: bool = True
+    class_order: str | None = None
 
     @property
     def prompts(self) -> tuple[tuple[str, ...], ...]:
@@ -200,3 +219,12 @@ class Task:
             tuple(template.replace("{}", name) for template in self.templates)
             for name in self.classes
         )
+
+    def reading(self, *splits: str) -> dict[str, Any]:
+        """Return how the pictures of splits are read, for a record of results."""
+        return {
+            "source": self.source,
+            "orientation": "upright" if self.upright else "as stored",
+            "class_order": self.class_order,
+            "unreadable": sum(unreadable_in(self.load(split)) for split in splits),
+        }

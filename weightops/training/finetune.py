@@ -144,7 +144,7 @@ def fit(
             weights,
             ema,
             model=portable(learner.base.ref),
-            source=learner.source,
+            **learner.reading,
             samples=config.steps * node.batch_size(config.batch_size),
             communication_seconds=strategy.seconds,
         )

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,13 +47,14 @@ class Learner(nn.Module):
         module: nn.Module,
         prefix: str,
         *,
+        trained: nn.Module | None = None,
         name: str,
         source: str,
         device: torch.device,
     ) -> None:
         super().__init__()
         self._whole_model = (module,)  # in a tuple: what doesn't learn is no part of this module
-        self.trained = module.get_submodule(prefix.removesuffix("."))
+        self.trained = trained or module.get_submodule(prefix.removesuffix("."))
         self.base, self.prefix, self.device = base, prefix, device
         self.name, self.source = name, source
         # Sharded tensors don't show which of them are tied.
@@ -90,6 +92,11 @@ class Learner(nn.Module):
         """Load the data; called once, before the first step."""
 
     @property
+    def reading(self) -> Mapping[str, Any]:
+        """The data, as the record of a run says them."""
+        return {"source": self.source}
+
+    @property
     @abstractmethod
     def digest(self) -> str:
         """Eight hex digits that identify the data to learn from."""
@@ -123,10 +130,12 @@ class ImageLearner(Learner):
     _pixels: Pixels
 
     def __init__(self, model: ImageModel, task: Task) -> None:
+        trained, prefix = model.trained
         super().__init__(
             model.base,
             model.module,
-            model.trained_prefix,
+            prefix,
+            trained=trained,
             name=task.name,
             source=task.source,
             device=model.device,
@@ -145,9 +154,14 @@ class ImageLearner(Learner):
             raise TaskError(f"{self.name} has no training images")
 
     @property
+    def reading(self) -> Mapping[str, Any]:
+        return self._task.reading("train")
+
+    @property
     def digest(self) -> str:
         labels = np.asarray(self._task.load("train").labels)
-        return _digest(prompts_id(self._task), labels.tobytes())
+        order = self._task.class_order or ""
+        return _digest(prompts_id(self._task) + order, labels.tobytes())
 
     def __len__(self) -> int:
         return len(self._pixels)

@@ -12,6 +12,7 @@ from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.names import escape
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError, TaskError
+from weightops.evaluation.batchnorm import BatchNorm
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import METHODS
 from weightops.search.descent import Descent, Per, Split, descend, scaled
@@ -88,7 +89,9 @@ class Addition(Workflow):
                 )
             given = {"per": per, "on": search_on, "steps": search_steps, "lr": search_lr}
             self.descent = Descent(self.search.strategy, seed=self.config.seed, **given)  # type: ignore[arg-type]
-            self.options = {"search": self.search.strategy, **given, "objective": objective}
+            own = {"search": self.search.strategy, **given, "objective": objective}
+            batchnorm = {k: v for k, v in self.options.items() if k == "batchnorm"}
+            self.options = {**own, **batchnorm}
 
     @property
     def learned(self) -> list[Task]:
@@ -280,6 +283,7 @@ def add(
     finetuned: Finetuned = None,
     search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
     training: TrainingConfig | None = None,
+    batchnorm: BatchNorm | None = None,
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
@@ -330,6 +334,7 @@ def add(
         finetuned=finetuned,
         search=search,
         training=training,
+        batchnorm=batchnorm,
         device=device,
     )
     return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import TaskError
+from weightops.evaluation.batchnorm import BatchNorm
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession, Vectors, weighted_sum
 from weightops.search.strategies import SearchOptions
@@ -59,20 +61,46 @@ class Analogy(Workflow):
 
     def find(self, session: EditSession) -> EditResult:
         a, b, c = self.vectors(session)
-        vectors: Vectors = {self.c.name: c, self.b.name: b, f"minus {self.a.name}": -a}
-        if self.shared:
-            vectors = {"analogy": weighted_sum(vectors, (1.0, 1.0, 1.0))}
-        goal = Goal(even_weights([self.target]), what=f"best {self.target.name} accuracy")
-        trial = session.trial(vectors, goal, [self.target])
+        parts: Vectors = {self.c.name: c, self.b.name: b, f"minus {self.a.name}": -a}
+        joined: Vectors = {"analogy": weighted_sum(parts, (1.0, 1.0, 1.0))}
+        edit, other = (joined, parts) if self.shared else (parts, joined)
+        trial = session.trial(edit, self._goal, [self.target])
         alpha, why = self.choose(trial)
-        rivals = {
-            f"only {name}": [(vector, [self.target])]
-            for name, vector in (("A", a), ("B", b), ("C", c))
+        result = EditResult(edit, alpha, why, trial.sweep)
+        compared: dict[str, Vectors] = {
+            "only B": {self.b.name: b},
+            "only C": {self.c.name: c},
+            "C + B": {self.c.name: c, self.b.name: b},
+            "one alpha each" if self.shared else "one alpha": other,
         }
         if self.supervised:
             learned = session.learn(self.target, name="supervised")
-            rivals["finetuned"] = [(learned, [self.target])]
-        return EditResult(vectors, alpha, why, trial.sweep, rivals)
+            compared["finetuned"] = {self.target.name: learned}
+        for name, vectors in compared.items():
+            self._add_rival(session, result, name, vectors)
+        return result
+
+    @property
+    def _goal(self) -> Goal:
+        return Goal(even_weights([self.target]), what=f"best {self.target.name} accuracy")
+
+    def _add_rival(
+        self, session: EditSession, result: EditResult, name: str, vectors: Vectors
+    ) -> None:
+        """Add a rival whose coefficients are searched as the analogy's are."""
+        trial = session.trial(vectors, self._goal, [self.target])
+        alpha, _ = self.choose(trial, may_be_base=True)
+        result.rivals[name] = [(trial.vector(alpha), [self.target])]
+        result.more.setdefault("rivals", {})[name] = dict(zip(vectors, alpha, strict=True))
+
+    def remarks(self, summary: Mapping[str, Any]) -> list[str]:
+        scores = summary["tasks"][self.target.name]
+        rivals = (
+            f"{name} {100 * scores[name]['acc1']:.1f} with alpha "
+            f"{', '.join(f'{value:g}' for value in alphas.values())}"
+            for name, alphas in summary["rivals"].items()
+        )
+        return [f"searched on the same images: {'; '.join(rivals)}"]
 
 
 @describe_arguments_as(Workflow)
@@ -89,6 +117,7 @@ def analogy(
     finetuned: Finetuned = None,
     search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
     training: TrainingConfig | None = None,
+    batchnorm: BatchNorm | None = None,
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
@@ -99,6 +128,8 @@ def analogy(
     A is to B as C is to the target, so the target's vector is ``tau_C + tau_B - tau_A``. The
     built-in example has letters of two halves of the alphabet in two styles: trained on both
     styles of the first half and on one of the second, it reads the other style of the second half.
+    Its rivals (B alone, C alone, their sum, and the analogy with one alpha instead of one each, or
+    the reverse) get the same search on the same images; ``rivals`` of the result has their alphas.
 
     Args:
         a: A is to B ...
@@ -122,6 +153,7 @@ def analogy(
         finetuned=finetuned,
         search=search,
         training=training,
+        batchnorm=batchnorm,
         device=device,
     )
     return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)

@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import NothingSatisfiesError, OptionError
+from weightops.evaluation.batchnorm import BASE, BatchNorm, as_batchnorm
 from weightops.search.cma_es import evolve
 from weightops.search.goal import Choice, Coefficients, Goal, Point, shown
 from weightops.search.session import EditSession, Measured, Trial
@@ -53,6 +54,8 @@ class Workflow(ABC):
             that is learned, in their order.
         search: the coefficients to try, and how.
         training: the recipe of fine-tuning, see `config_for`; the model's own by default.
+        batchnorm: the running statistics of averaged weights. A task: recomputed on its images;
+            base: those of the model to edit.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
         resume: resume a run that was killed or interrupted.
         overwrite: replace an output that exists; it stays until the new one is complete.
@@ -75,8 +78,8 @@ class Workflow(ABC):
     """The edit's own options, which the summary, the card, the page and the weights record."""
     sign: ClassVar[float] = 1.0
     """A factor of all coefficients that are tried."""
-    batchnorm: Task | None = None
-    """The task on whose images running statistics are recomputed, if any."""
+    may_be_base: bool = False
+    """Whether zeros, the base itself, are an answer, as nothing is written."""
     keeps_vectors: ClassVar[bool] = True
     """Whether the vectors are written, too."""
 
@@ -89,6 +92,7 @@ class Workflow(ABC):
         search: SearchOptions,
         training: TrainingConfig | None,
         device: str,
+        batchnorm: BatchNorm | None = None,
     ) -> None:
         self.roles = dict(roles)
         self.tasks = as_tasks(self.roles)
@@ -97,6 +101,12 @@ class Workflow(ABC):
         self.search = search
         self.config = training or config_for(self.checkpoint)
         self.device = device
+        self.batchnorm = as_batchnorm(batchnorm)
+        if self.batchnorm is not None:
+            told = self.batchnorm.name if isinstance(self.batchnorm, Task) else self.batchnorm
+            self.options = {**self.options, "batchnorm": told}
+            of = "the base" if told == BASE else f"the training images of {told}"
+            self.method += f", with batch statistics of {of}"
         if self.finetuned and len(self.finetuned) != len(self.learned):
             names = ", ".join(task.name for task in self.learned)
             raise OptionError(
@@ -170,7 +180,7 @@ class Workflow(ABC):
         """
         choice = self._search(trial)
         alpha = choice.alpha if isinstance(choice.alpha, tuple) else (choice.alpha,)
-        if may_be_base or any(alpha):
+        if may_be_base or self.may_be_base or any(alpha):
             return alpha, choice.why
         edits = [point for point in self.points(trial.sweep) if point.distance]
         if not edits:

@@ -72,6 +72,7 @@ class ExperimentSettings:
             search=SearchOptions(strategy="race"),
             device=self.device,
         )
+        workflow.may_be_base = True  # an experiment shows that nothing improved, too
         session = self.session(workflow.tasks)
         result = workflow.find(session)
         session.tasks += also

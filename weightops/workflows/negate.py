@@ -10,6 +10,7 @@ import torch
 
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NonfiniteError, NothingSatisfiesError, TaskError
+from weightops.evaluation.batchnorm import BatchNorm
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession
 from weightops.search.strategies import SearchOptions
@@ -145,6 +146,7 @@ def negate(
     finetuned: Finetuned = None,
     search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
     training: TrainingConfig | None = None,
+    batchnorm: BatchNorm | None = None,
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
@@ -178,6 +180,7 @@ def negate(
         finetuned=finetuned,
         search=search,
         training=training,
+        batchnorm=batchnorm,
         device=device,
     )
     return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)

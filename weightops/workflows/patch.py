@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NothingSatisfiesError, TaskError
+from weightops.evaluation.batchnorm import BatchNorm
 from weightops.search.goal import Coefficients, Goal, Rule
 from weightops.search.session import EditSession, weighted_sum
 from weightops.search.strategies import SearchOptions, grid
@@ -153,6 +154,7 @@ def patch(
     finetuned: Finetuned = None,
     search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
     training: TrainingConfig | None = None,
+    batchnorm: BatchNorm | None = None,
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
@@ -193,6 +195,7 @@ def patch(
         finetuned=finetuned,
         search=search,
         training=training,
+        batchnorm=batchnorm,
         device=device,
     )
     return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)

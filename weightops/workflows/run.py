@@ -65,7 +65,9 @@ def _finished(workflow: Workflow, out: Path) -> dict[str, Any] | None:
     summary = read_json(out / "summary.json")
     asked = jsonable(portable(settings(workflow)))
     same = asked == {key: summary.get(key) for key in asked}
-    same_tasks = list(summary.get("tasks", ())) == [task.name for task in workflow.roles]
+    tasks = summary.get("tasks", {})
+    told = [(name, entry.get("source"), entry.get("class_order")) for name, entry in tasks.items()]
+    same_tasks = told == [(task.name, task.source, task.class_order) for task in workflow.roles]
     return summary if same and same_tasks else None
 
 

@@ -9,12 +9,13 @@ from typing import Any, Literal
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError
+from weightops.evaluation.batchnorm import BatchNorm
 from weightops.search.goal import Coefficients, Goal, weighted
 from weightops.search.session import EditSession, Trial, weighted_sum
 from weightops.search.strategies import SearchOptions
 from weightops.support.arguments import check_arguments
 from weightops.support.docstrings import describe_arguments_as
-from weightops.tasks.table import SUPPORTED, TaskLike, TaskList, as_task, as_tasks
+from weightops.tasks.table import SUPPORTED, TaskList, as_tasks
 from weightops.tasks.task import Task
 from weightops.workflows.base import OnMeasured, Workflow, even_weights, mean_name
 from weightops.workflows.result import EditResult
@@ -37,7 +38,7 @@ class Soup(Workflow):
         tasks: TaskList | None,
         recipe: Selection,
         base: CheckpointLike | None,
-        batchnorm: TaskLike | None,
+        batchnorm: BatchNorm | None,
         device: str,
     ) -> None:
         check_arguments(soup, recipe=recipe)
@@ -54,14 +55,9 @@ class Soup(Workflow):
             search=SearchOptions(),
             training=None,
             device=device,
+            batchnorm=batchnorm,
         )
         self.finetuned = list(self.models)
-        if batchnorm is not None:
-            self.batchnorm = as_task(batchnorm)
-            self.options = {**self.options, "batchnorm": self.batchnorm.name}
-            self.method += (
-                f", with batch statistics of the training images of {self.batchnorm.name}"
-            )
 
     @property
     def learned(self) -> list[Task]:
@@ -175,7 +171,7 @@ def soup(
     tasks: TaskList | None = None,
     recipe: Selection = "greedy",
     base: CheckpointLike | None = None,
-    batchnorm: TaskLike | None = None,
+    batchnorm: BatchNorm | None = None,
     device: str = "auto",
     overwrite: bool = False,
     on_measured: OnMeasured | None = None,
@@ -188,7 +184,8 @@ def soup(
         recipe: greedy: best first, each model is taken in if mean validation accuracy strictly
             rises; uniform: all of them.
         base: a model whose configuration to use for weights that come without one.
-        batchnorm: a task on whose images each soup's running statistics are recomputed.
+        batchnorm: the running statistics of each soup. A task: recomputed on its images; base:
+            those of the first model.
 
     Returns:
         The content of ``summary.json``; its ``steps`` say why each model was taken or left.

@@ -12,6 +12,8 @@ from weightops.reports.outcome import versions
 from weightops.search.goal import difference, interval
 from weightops.search.session import EditSession, Measured
 from weightops.task_vector import TaskVector
+from weightops.tasks.derived import parts_of
+from weightops.tasks.task import SPLITS, Task
 from weightops.workflows.base import Workflow
 from weightops.workflows.result import EditResult
 
@@ -40,7 +42,7 @@ def summarize(
     tasks = {
         task.name: {
             "role": role,
-            "source": task.source,
+            **task.reading(*_splits(workflow, task)),
             **{
                 model: dict(measured.scores[task.name])
                 for model, measured in test.items()
@@ -50,9 +52,10 @@ def summarize(
         for task, role in workflow.roles.items()
     }
     intervals = {name: _intervals(name, test, workflow.word) for name in tasks}
+    chosen_on = [name for name in tasks if any(name in m.hits for m in result.sweep)]
     summary = {
         "alpha": result.named_alpha,
-        "chosen_on": "the validation splits of " + ", ".join(tasks),
+        "chosen_on": "the validation splits of " + ", ".join(chosen_on),
         "why": result.why,
         "tasks": tasks,
         "intervals": intervals,
@@ -65,6 +68,13 @@ def summarize(
         **result.more,
     }
     return {**summary, **workflow.conclude(tasks)}
+
+
+def _splits(workflow: Workflow, task: Task) -> list[str]:
+    """Return the splits of a task that a workflow uses."""
+    learned = [part for one in workflow.learned for part in (one, *parts_of(one))]
+    trains = task in learned and not workflow.finetuned
+    return [split for split in SPLITS if split != "train" or trains]
 
 
 def settings(workflow: Workflow) -> dict[str, Any]:
@@ -104,7 +114,10 @@ def title(workflow: Workflow, summary: Mapping[str, Any]) -> str:
                 for model in ("base", workflow.word)
             )
             texts.append(f"{label} {before:.1f} → {after:.1f} %")
-    return ", ".join(texts) + " (test)"
+    alphas = summary["alpha"] if isinstance(summary["alpha"], Mapping) else {}
+    unused = [name for name, alpha in alphas.items() if alpha == 0]
+    without = f", without {', '.join(unused)} (alpha 0)" if unused else ""
+    return ", ".join(texts) + " (test)" + without
 
 
 def _refs(finetuned: Sequence[Any]) -> Any:

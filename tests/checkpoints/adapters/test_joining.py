@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from weightops import TaskVector, merge
 from weightops.cli.main import run
-from weightops.errors import MismatchError, OptionError, OutputError, SpaceError
+from weightops.errors import MismatchError, NonfiniteError, OptionError, OutputError, SpaceError
 
 
 class Net(nn.Module):
@@ -178,7 +180,7 @@ def test_what_needs_its_base_is_refused(base: nn.Module, two: list[Path], tmp_pa
     dora = adapter(tmp_path / "dora", base, 3, r=2, target_modules=["first"], use_dora=True)
     with pytest.raises(SpaceError, match="no plain LoRA"):
         merge([two[0], dora])
-    with pytest.raises(SpaceError, match="holds a task vector, not weights"):
+    with pytest.raises(SpaceError, match="holds an adapter, not weights"):
         merge([two[0], base])
     with pytest.raises(OptionError, match="an adapter is a folder"):
         merge(two).save(tmp_path / "out.safetensors")
@@ -209,3 +211,83 @@ def test_an_input_is_not_replaced(two: list[Path]) -> None:
     with pytest.raises(OutputError, match="is an input"):
         merge(two).save(two[0], overwrite=True)
     assert (two[0] / "adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("then", ["ties", "task_arithmetic", "magnitude"])
+def test_knots_of_factors_is_knots_of_whole_matrices(
+    base: nn.Module, tmp_path: Path, then: str
+) -> None:
+    settings = {"target_modules": ["first", "second", "embed"], "use_rslora": True}
+    both = [adapter(tmp_path / n, base, i, r=i + 2, **settings) for i, n in enumerate("abc")]
+    models = [by_peft(base, folder) for folder in both]
+    options: dict[str, Any] = {"then": then, "density": 0.4, "weights": [1.0, 0.5, 2.0]}
+    if then == "ties":
+        options.pop("weights")
+    whole = merge(models, "knots", base=base.state_dict(), alpha=0.7, **options)
+    in_base = merge(both, "knots", base=base, alpha=0.7, **options)
+    assert all(torch.allclose(in_base[n], whole[n], atol=3e-6) for n in whole)
+    out = merge(both, "knots", alpha=0.7, **options).save(tmp_path / "out")
+    got = by_peft(base, out)
+    assert all(torch.allclose(got[n], whole[n], atol=3e-6) for n in whole)
+    assert json.loads((out / "adapter_config.json").read_text())["r"] <= 9
+
+
+def test_knots_never_makes_the_whole_matrix(tmp_path: Path) -> None:
+    """The delta has 32 GB."""
+    size, names = (
+        90_000,
+        ("base_model.model.big.lora_A.weight", "base_model.model.big.lora_B.weight"),
+    )
+    folders = []
+    for i in range(2):
+        generator = torch.Generator().manual_seed(i)
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        halves = [torch.randn(s, generator=generator) for s in ((2, size), (size, 2))]
+        save_file(dict(zip(names, halves, strict=True)), folder / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["big"]}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        folders.append(folder)
+    out = merge(folders, "knots", then="task_arithmetic").save(tmp_path / "out")
+    a, b = (load_file(out / "adapter_model.safetensors")[name] for name in names)
+    parts = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    rows = sum(part[names[1]][:3] @ part[names[0]] for part in parts)
+    assert a.shape[0] <= 4
+    assert torch.allclose(b[:3] @ a, rows, atol=1e-4)
+
+
+def test_knots_of_an_adapter_that_is_not_finite(base: nn.Module, tmp_path: Path) -> None:
+    both = [
+        adapter(tmp_path / n, base, i, r=2, target_modules=["first"]) for i, n in enumerate("ab")
+    ]
+    tensors = load_file(both[0] / "adapter_model.safetensors")
+    name = next(name for name in tensors if "lora_B" in name)
+    tensors[name][0, 0] = math.nan
+    save_file(tensors, both[0] / "adapter_model.safetensors")
+    assert merge(both, "knots", base=base)["first.weight"].isnan().all()
+
+
+def test_options_of_weights_and_values_that_are_none(two: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="an adapter is one file"):
+        merge(two).save(tmp_path / "out", max_shard_size=100)
+    file = two[0] / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values()))[0] = torch.nan
+    save_file(tensors, file)
+    with pytest.raises(NonfiniteError, match="NaN or Inf in"):
+        merge(two).save(tmp_path / "out", on_nonfinite="error")
+    with pytest.raises(NonfiniteError, match="hold NaN or Inf"):
+        merge(two, rank=1).save(tmp_path / "out")
+
+
+def test_remedies_on_the_command_line(
+    base: nn.Module, two: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An adapter where weights are needed, and the reverse, name commands that help."""
+    weights = tmp_path / "base.safetensors"
+    save_file(base.state_dict(), weights)
+    out = ["-o", str(tmp_path / "out")]
+    assert run(["apply", str(two[0]), "--base", str(two[1]), *out]) == 1
+    assert "`weightops apply`" in capsys.readouterr().err
+    assert run(["apply", str(weights), "--base", str(weights), *out]) == 1
+    assert f"`weightops vector BASE {weights} -o VECTOR`" in capsys.readouterr().err

@@ -33,6 +33,22 @@ GPT2 |= {"n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
 T5: dict[str, Any] = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1}
 T5 |= {"num_heads": 2, "decoder_start_token_id": 0}
 MOE = {"num_local_experts": 3, "num_key_value_heads": 1}
+TWO_EACH = {"head_dim": 8, "num_experts_per_tok": 2}
+DEEPSEEK = {
+    "moe_intermediate_size": 12,
+    "num_key_value_heads": 2,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": None,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+}
+RESNET: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]}
 TIED = {**TEXT, "tie_word_embeddings": True}
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Llama": ("LlamaForCausalLM", "LlamaConfig", TEXT),
@@ -46,20 +62,29 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "CLIP": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", VISION),
     "GPT-NeoX": ("GPTNeoXForCausalLM", "GPTNeoXConfig", TEXT),
     "Mixtral": ("MixtralForCausalLM", "MixtralConfig", {**TEXT, **MOE}),
+    "DeepSeek": ("DeepseekV3ForCausalLM", "DeepseekV3Config", {**TEXT, **DEEPSEEK}),
+    "GPT-OSS": ("GptOssForCausalLM", "GptOssConfig", {**TEXT, **MOE, **TWO_EACH}),
+    "Llama 4": (
+        "Llama4ForCausalLM",
+        "Llama4TextConfig",
+        {**TEXT, **MOE, **TWO_EACH, "intermediate_size_mlp": 24},
+    ),
+    "ResNet": ("ResNetForImageClassification", "ResNetConfig", {**RESNET, "layer_type": "basic"}),
 }
 
 
 def pair(folder: Path, name: str, rank: int) -> tuple[Any, Any]:
-    """Save a model and a fine-tuned one, whose matrices differ by a product of a rank."""
+    """Save a model and a fine-tuned one, whose matrices differ by products of a rank."""
     kind, config, sizes = MODELS[name]
     torch.manual_seed(0)
     base = getattr(hf, kind)(getattr(hf, config)(**sizes)).eval()
     tuned = copy.deepcopy(base)
     with torch.no_grad():
         for parameter in tuned.parameters():
-            if parameter.ndim == 2:
-                left, right = (torch.randn(n, rank) for n in parameter.shape)
-                parameter.add_(0.1 * left @ right.T)
+            if parameter.ndim > 1 and len(parameter) > 1:
+                experts = parameter if parameter.ndim == 3 else parameter.flatten(1)[None]
+                left, right = (torch.randn(len(experts), n, rank) for n in experts.shape[1:])
+                parameter.add_(0.1 * (left @ right.mT).reshape(parameter.shape))
     base.save_pretrained(folder / "base")
     tuned.save_pretrained(folder / "tuned")
     return base, tuned
@@ -98,7 +123,7 @@ def test_the_error_is_that_of_what_peft_loads(tmp_path: Path, name: str, rank: i
         told = TaskVector(pre, ft).save_lora(out, rank)["relative_error"]
         loaded, merged = by_peft(base, out)
         assert error_of(merged, base, tuned) == pytest.approx(told, rel=1e-3, abs=1e-5)
-        if rank == 2 and name != "Mixtral":
+        if rank == 2:
             assert told < 1e-5
         inputs = given(base)
         with torch.no_grad():
@@ -129,6 +154,39 @@ def given(model: Any) -> dict[str, torch.Tensor]:
     ids = {"input_ids": torch.arange(1, 6)[None]}
     is_t5 = model.config.model_type == "t5"
     return {**ids, "decoder_input_ids": ids["input_ids"]} if is_t5 else ids
+
+
+def test_packed_experts_alone(tmp_path: Path) -> None:
+    base, tuned = pair(tmp_path, "Mixtral", 2)
+    vector = TaskVector(base, tuned).select("*.experts.*")
+    assert vector.save_lora(tmp_path / "adapter", 2)["relative_error"] < 1e-5
+    _, merged = by_peft(base, tmp_path / "adapter")
+    for name, tensor in tuned.state_dict().items():
+        expected = tensor if ".experts." in name else base.state_dict()[name]
+        assert torch.allclose(merged[name], expected, atol=1e-5), name
+
+
+def test_what_is_left_out_is_said_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """peft can't merge a LoRA of a grouped convolution, and has none of norms."""
+    torch.manual_seed(0)
+    base: Any = nn.Sequential(
+        nn.Conv2d(4, 4, 3, groups=2), nn.Conv1d(4, 6, 3), nn.Conv3d(4, 6, 2), nn.LayerNorm(6)
+    )
+    base.config = {"model_type": "custom"}
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    with caplog.at_level(logging.WARNING):
+        told = TaskVector(base, tuned).save_lora(tmp_path / "adapter", 6)
+    assert "left out, as peft has no LoRA for them: 0.weight" in caplog.text
+    assert told["left_out"] == 6
+    _, merged = by_peft(base, tmp_path / "adapter")
+    assert error_of(merged, base, tuned) == pytest.approx(told["relative_error"], rel=1e-3)
+    assert torch.allclose(merged["1.weight"], tuned.state_dict()["1.weight"], atol=1e-5)
+    assert torch.allclose(merged["2.weight"], tuned.state_dict()["2.weight"], atol=1e-5)
 
 
 def test_only_tied_embeddings_changed(tmp_path: Path) -> None:

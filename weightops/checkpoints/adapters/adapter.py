@@ -10,8 +10,9 @@ import torch
 
 from weightops.algebra.source import Source
 from weightops.errors import SpaceError
+from weightops.support.sibling_files import ADAPTER_CONFIG
 
-CONFIG = "adapter_config.json"
+CONFIG = ADAPTER_CONFIG
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """The prefix of all names of tensors."""

@@ -9,12 +9,14 @@ from dataclasses import replace
 from weightops.algebra.linear_form import Factor, LinearForm, tied_names
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.adapters.adapter import PREFIX, Adapter
+from weightops.checkpoints.adapters.bare import BareAdapter
+from weightops.checkpoints.adapters.bare_placing import place_bare
 from weightops.checkpoints.adapters.lora import LoraSource
 from weightops.checkpoints.adapters.peft_adapter import PeftAdapter
 from weightops.checkpoints.adapters.placing import oriented, place, prefixed, tower
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.compressed import float_tensor
-from weightops.checkpoints.renaming import Renamed, renamed
+from weightops.checkpoints.renamed import Renamed, renamed
 from weightops.checkpoints.skeleton import blank_copy
 from weightops.checkpoints.ties import (
     architecture_of_ends,
@@ -49,6 +51,8 @@ def bind(adapter: Adapter, base: Checkpoint) -> Checkpoint:
             form = with_copies(LinearForm.of(placed), {})
             delta = oriented(form, start, transposed=adapter.transposed)
             whole = adapter.replaced and place(adapter.replaced, start, adapter.made_on)
+    elif isinstance(adapter, BareAdapter):
+        delta = oriented(LinearForm.of(place_bare(adapter, start)), start, transposed=False)
     else:
         assert isinstance(adapter, PeftAdapter)
         whole = _merged(adapter, start)

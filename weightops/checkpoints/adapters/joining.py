@@ -23,9 +23,10 @@ from weightops.checkpoints.adapters.lora import HALF, LoraSource
 from weightops.checkpoints.adapters.writing import adapter_config, best_pair
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.compressed import float_tensor, squared_norm, write_tensors
+from weightops.engine.evaluate import OnNonfinite, report_nonfinite
 from weightops.engine.layout import Estimate
 from weightops.engine.ranks import ONE_RANK, Ranks
-from weightops.errors import MismatchError, OptionError, SpaceError
+from weightops.errors import MismatchError, NonfiniteError, OptionError, SpaceError
 from weightops.support.atomic import Overwrite, atomic_output, check_free
 from weightops.support.json_files import write_json
 
@@ -75,6 +76,8 @@ class JoinedAdapter(Checkpoint):
         *,
         overwrite: Overwrite = False,
         dtype: torch.dtype | None = None,
+        max_shard_size: int | None = None,
+        on_nonfinite: OnNonfinite = "warn",
         ranks: Ranks = ONE_RANK,
         **_: Any,
     ) -> Path:
@@ -84,6 +87,8 @@ class JoinedAdapter(Checkpoint):
             path: the folder.
             overwrite: replace a folder that exists.
             dtype: not for adapters.
+            max_shard_size: not for adapters.
+            on_nonfinite: what to do about NaN and Inf in the result: "ignore", "warn" or "error".
             ranks: the processes that share the work; the first one writes.
 
         Returns:
@@ -99,17 +104,19 @@ class JoinedAdapter(Checkpoint):
             raise OptionError(f"{path}: an adapter is a folder")
         if dtype is not None:
             self.to(dtype)
+        if max_shard_size is not None:
+            raise OptionError("an adapter is one file", hint="leave out max_shard_size=")
         if ranks.first:
             inputs = [file.path for file in self.form.files]
             check_free(path, overwrite=overwrite, inputs=inputs)
             with atomic_output(path, overwrite=overwrite) as stage:
                 stage.mkdir()
-                self._write(stage)
+                self._write(stage, on_nonfinite)
                 if self.card:
                     (stage / "README.md").write_text(self.card, encoding="utf-8")
         return path
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, on_nonfinite: OnNonfinite) -> None:
         tensors: dict[str, torch.Tensor] = {}
         found: dict[str, int] = {}
         total = lost = 0.0
@@ -121,7 +128,8 @@ class JoinedAdapter(Checkpoint):
             for half, tensor in ((owner.pairs[name].a, a), (owner.pairs[name].b, b)):
                 tensors[f"{PREFIX}{half.removeprefix(PREFIX)}"] = tensor.contiguous()
             found[module] = len(a)
-        whole = self._whole()
+        tensors |= (whole := self._whole())
+        report_nonfinite((n for n, t in tensors.items() if not t.isfinite().all()), on_nonfinite)
         self.relative_error = math.sqrt(lost / total) if total else 0.0
         if lost:
             log.warning(
@@ -130,7 +138,7 @@ class JoinedAdapter(Checkpoint):
                 self.relative_error,
             )
         record = {"lora": {"relative_error": self.relative_error}, "recipe": self.recipe}
-        write_tensors(folder / WEIGHTS, {**tensors, **whole}, record)
+        write_tensors(folder / WEIGHTS, tensors, record)
         write_json(folder / CONFIG, self._config(found, whole))
 
     def _first_with(self, name: str) -> LoraSource:
@@ -139,6 +147,8 @@ class JoinedAdapter(Checkpoint):
     def _pair(self, name: str) -> tuple[_Pair, tuple[float, float]]:
         """Return A and B of a module, and the squared norms of its delta and of what is lost."""
         terms = _terms(self.form, name)
+        if terms is None and self.form.rank(name) is not None:
+            return self._compressed_factors(name)
         if terms is None:
             return self._nearest(name)
         parts = []
@@ -152,6 +162,13 @@ class JoinedAdapter(Checkpoint):
             parts = [(a[:1], torch.zeros_like(b[:, :1]))]
         a, b = torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], 1)
         return _compressed(a, b, self._rank)
+
+    def _compressed_factors(self, name: str) -> tuple[_Pair, tuple[float, float]]:
+        """Return the pair of a delta that a method gives as a product."""
+        b, a = self.form.factors(name)
+        transposed = self._first_with(name).pairs[name].transposed
+        (a, b) = (b.T, a.T) if transposed else (a, b)
+        return _compressed(a.float(), b.float(), self._rank)
 
     def _nearest(self, name: str) -> tuple[_Pair, tuple[float, float]]:
         """Return the pair that is nearest to a delta that is no sum of products."""
@@ -253,6 +270,8 @@ def _compressed(
     left, right = b.flatten(1).double(), a.flatten(1).double()
     if rank is None or len(a) <= rank:
         return (a, b), (float(((left.T @ left) * (right @ right.T)).sum()), 0.0)
+    if not (left.isfinite().all() and right.isfinite().all()):
+        raise NonfiniteError("the matrices of the adapters hold NaN or Inf")
     (q_b, r_b), (q_a, r_a) = torch.linalg.qr(left), torch.linalg.qr(right.T)
     u, s, vh = torch.linalg.svd(r_b @ r_a.T)
     root = s[:rank].sqrt()

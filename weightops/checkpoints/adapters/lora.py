@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from weightops.algebra.scratch import Scratch
-from weightops.algebra.source import Source, Spec
+from weightops.algebra.source import Factors, Source, Spec
 from weightops.checkpoints.adapters.adapter import CONFIG, PREFIX, Adapter
 from weightops.errors import CheckpointError
 
@@ -110,7 +110,7 @@ class LoraSource(Adapter):
         self.specs, self.pairs = {}, {}
         for module, names in halves.items():
             self._add_pair(config, module, names)
-        self.replaced = _SavedWhole(stored, saved_whole, ref) if saved_whole else None
+        self.replaced = Selection(stored, saved_whole, ref) if saved_whole else None
         self.needs_base = "replaces whole modules" if self.replaced else ""
         self.describe_as(
             "LoRA",
@@ -163,19 +163,33 @@ class LoraSource(Adapter):
 
     def read(self, name: str) -> torch.Tensor:
         pair, spec = self.pairs[name], self.specs[name]
-        a = self.stored.read(pair.a).to(spec.dtype).flatten(1)
-        b = self.stored.read(pair.b).to(spec.dtype).flatten(1)
+        b, a = self._halves(name)
         product = pair.scale * (b @ a)
         return product.T if pair.transposed else product.reshape(spec.shape)
 
+    def rank(self, name: str) -> int | None:
+        is_matrix = len(self.specs[name].shape) == 2
+        return self.stored.specs[self.pairs[name].a].shape[0] if is_matrix else None
 
-class _SavedWhole(Source):
-    """The modules and biases that an adapter saves whole, as weights."""
+    def factors(self, name: str) -> Factors:
+        pair = self.pairs[name]
+        b, a = self._halves(name)
+        return (a.T, pair.scale * b.T) if pair.transposed else (pair.scale * b, a)
+
+    def _halves(self, name: str) -> Factors:
+        """Return B and A as matrices, in the working precision."""
+        pair, dtype = self.pairs[name], self.specs[name].dtype
+        b, a = (self.stored.read(half).to(dtype).flatten(1) for half in (pair.b, pair.a))
+        return b, a
+
+
+class Selection(Source):
+    """Some tensors of a source, under other names."""
 
     def __init__(self, stored: Source, names: Mapping[str, str], ref: str) -> None:
         self.stored, self._names, self.ref, self.ties = stored, names, ref, {}
         self.specs = {short: stored.specs[name] for short, name in names.items()}
-        self.identity = stored.identity and ("kept", stored.identity)
+        self.identity = stored.identity and ("kept", tuple(names.items()), stored.identity)
         self.files = stored.files
 
     def read(self, name: str) -> torch.Tensor:

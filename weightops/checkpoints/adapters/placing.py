@@ -10,7 +10,8 @@ from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.conversion import Kind, TensorMapping
-from weightops.checkpoints.renaming import Renamed, matched_names, renamed
+from weightops.checkpoints.renamed import Renamed, renamed
+from weightops.checkpoints.renaming import matched_names
 from weightops.errors import MismatchError
 from weightops.support.text import first_few
 

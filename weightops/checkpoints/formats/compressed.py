@@ -16,7 +16,7 @@ from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.engine.evaluate import allocate, materialize
 from weightops.engine.layout import layout
-from weightops.errors import CheckpointError, OptionError
+from weightops.errors import CheckpointError, NonfiniteError, OptionError
 from weightops.support.registry import unknown
 
 StoredTensors = dict[str, torch.Tensor]
@@ -94,12 +94,21 @@ def _low_rank(delta: torch.Tensor, rank: float) -> StoredTensors:
     matrix = delta.flatten(1) if delta.ndim > 1 else delta.reshape(1, -1)
     if rank * sum(matrix.shape) >= matrix.numel():
         return _plain(delta)
+    left, right = nearest_pair(matrix, int(rank))
+    return {"left": left.contiguous(), "right": right.contiguous()}
+
+
+def nearest_pair(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return two factors of a rank, or less, whose product is nearest to a matrix.
+
+    Raises:
+        NonfiniteError: if the matrix holds NaN or infinities.
+    """
+    if not matrix.isfinite().all():
+        raise NonfiniteError("the change holds NaN or Inf, and has no nearest matrix of a rank")
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    root = s[: int(rank)].sqrt()
-    return {
-        "left": (u[:, : int(rank)] * root).contiguous(),
-        "right": (root[:, None] * vh[: int(rank)]).contiguous(),
-    }
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, root[:, None] * vh[:rank]
 
 
 def _from_low_rank(stored: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:

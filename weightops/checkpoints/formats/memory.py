@@ -51,7 +51,7 @@ class MemorySource(Source):
             if unreadable:
                 raise CheckpointError(
                     f"{ref} holds a {unreadable} tensor at {name}",
-                    hint="make it dense and put it in memory",
+                    hint="make it dense and put it in memory: dequantize(), full_tensor()",
                 )
             shape, dtype = tensor.shape, tensor.dtype
             self.specs[name] = Spec(tuple(shape), dtype)
@@ -77,6 +77,8 @@ def _unreadable_kind(tensor: torch.Tensor) -> str | None:
     """Return the kind of a tensor whose elements can't be read in place; None for other tensors."""
     if tensor.is_meta:
         return "meta"
+    if hasattr(tensor, "__tensor_flatten__"):  # made of others: torchao's, or torch's DTensor
+        return type(tensor.detach()).__name__
     if tensor.is_quantized:
         return "quantised"
     if tensor.is_nested:

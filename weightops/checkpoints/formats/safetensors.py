@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from weightops.algebra.dtypes import NUMBERS_IN_AN_ELEMENT, SAFETENSORS
 from weightops.algebra.scratch import Scratch, Slot
-from weightops.algebra.source import Source, Spec, read_flat
+from weightops.algebra.source import SAMPLED_WHOLE, Source, Spec, read_flat, sample_blocks
 from weightops.checkpoints.formats.compressed import CompressedSource
 from weightops.checkpoints.formats.packed import PackedSource, packed_record
 from weightops.errors import CheckpointError
@@ -40,12 +41,14 @@ class SafetensorsSource(Source):
         self.identity = ("file", path.stat().st_dev, *file.state)
         header, data_start = _open(path)
         metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        self.metadata = metadata
         stored = {name: _spec(path, name, entry) for name, entry in header.items()}
         self._starts = {n: data_start + entry["data_offsets"][0] for n, entry in header.items()}
         self.ties = {
             alias: name
             for alias, name in metadata.items()
-            if name in stored and alias not in stored and _may_be_alias(alias, name)
+            if name in stored and alias not in stored
+            if _may_be_alias(alias, name) or (RECORD in metadata and alias != "format")
         }
         self.specs = {**stored, **{alias: stored[name] for alias, name in self.ties.items()}}
         self.made_from = _record(metadata)
@@ -69,6 +72,49 @@ class SafetensorsSource(Source):
             return out
 
         return elements
+
+    def read_run(self, names: Sequence[str], scratch: Scratch) -> torch.Tensor:
+        owners = [self.ties.get(name, name) for name in names]
+        numel = sum(self.specs[name].numel for name in owners)
+        run = scratch.get(Slot.ROWS, numel, self.specs[owners[0]].dtype, _CPU)
+        self._read_bytes(run.view(torch.uint8).numpy().data, [self._extent(n) for n in owners])
+        return run
+
+    def samples(self, names: Iterable[str]) -> Iterator[bytes]:
+        remaining = iter(names)
+        while batch := list(islice(remaining, 256)):
+            extents = [self._sampled(name) for name in batch]
+            sizes = [sum(length for _, length in blocks) for blocks in extents]
+            buffer = memoryview(bytearray(sum(sizes)))
+            self._read_bytes(buffer, chain.from_iterable(extents))
+            for size in sizes:
+                yield bytes(buffer[:size])
+                buffer = buffer[size:]
+
+    def _sampled(self, name: str) -> list[tuple[int, int]]:
+        """Return the extents of the blocks in a tensor's sample."""
+        begin, length = whole = self._extent(self.ties.get(name, name))
+        if length <= SAMPLED_WHOLE:
+            return [whole]
+        width = self.specs[name].dtype.itemsize
+        blocks = sample_blocks(length // width, width)
+        return [(begin + start * width, count * width) for start, count in blocks]
+
+    def _extent(self, name: str) -> tuple[int, int]:
+        """Return where a tensor begins in the file, and its length, in bytes."""
+        return self._starts[name], self.specs[name].nbytes
+
+    def _read_bytes(self, buffer: memoryview, extents: Iterable[tuple[int, int]]) -> None:
+        """Fill a buffer with parts of the file, one after another; neighbours are read together."""
+        [file] = self.files
+        ranges, begin, end = [], 0, 0
+        for start, length in extents:
+            if start == end:
+                end += length
+                continue
+            ranges.append((buffer[: end - begin], begin))
+            buffer, begin, end = buffer[end - begin :], start, start + length
+        file.read_ranges([*ranges, (buffer, begin)])
 
 
 def _spec(path: Path, name: str, entry: Mapping[str, Any]) -> Spec:

@@ -51,6 +51,7 @@ class ShardedSource(Source):
         identities = [shard.identity for shard in shards]
         self.identity = None if None in identities else ("shards", *identities)
         self.files = [file for shard in shards for file in shard.files]
+        self.computed = any(shard.computed for shard in shards)
 
     def _warn_of_others(self, shard: Source) -> None:
         """Warn if a shard holds other values of a tensor than one before it."""
@@ -71,6 +72,10 @@ class ShardedSource(Source):
     def read(self, name: str) -> torch.Tensor:
         name = name if name in self._owner else self.ties[name]
         return self._owner[name].read(name)
+
+    def working_bytes(self, name: str) -> int:
+        name = name if name in self._owner else self.ties[name]
+        return self._owner[name].working_bytes(name)
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
         name = name if name in self._owner else self.ties[name]

@@ -44,12 +44,12 @@ def named_tensors(
     mapping = _mapping(content)
     if mapping is not None and depth < _MAX_DEPTH:
         seen: set[int] = set()
-        for wrapper in WRAPPERS:
-            if _holds_weights(mapping.get(wrapper), budget):
-                _check_alone(wrapper, mapping)
-                _say_which(wrapper, mapping, budget)
-                tensors, skipped = named_tensors(mapping[wrapper], budget, depth + 1)
-                return tensors, [*skipped, *(_name(key) for key in mapping if key != wrapper)]
+        wrapper = _wrapper(mapping, budget)
+        if wrapper is not None:
+            _check_alone(wrapper, mapping)
+            _say_which(wrapper, mapping, budget)
+            tensors, skipped = named_tensors(mapping[wrapper], budget, depth + 1)
+            return tensors, [*skipped, *(_name(key) for key in mapping if key != wrapper)]
         tensors = {
             _name(k): value for k, value in mapping.items() if isinstance(value, StoredTensor)
         }
@@ -67,6 +67,36 @@ def named_tensors(
         f"it holds {_described(content)}, not a state dict or a module",
         hint=f"tensors are looked for at the top or under {', '.join(WRAPPERS)}",
     )
+
+
+def _wrapper(mapping: Mapping[Any, Any], budget: Budget) -> str | None:
+    """Return the preferred one of the usual keys that hold weights, or None."""
+    return next((key for key in WRAPPERS if _holds_weights(mapping.get(key), budget)), None)
+
+
+def weight_keys(content: Any, budget: Budget) -> list[str]:
+    """Return the keys of the dictionaries of weights in an object, the one that is opened first.
+
+    They are those that `at_key` takes; of inner dictionaries, those at most one level down.
+    """
+    top = _mapping(content)
+    if top is None:
+        return []
+    tensors = {_name(k): value for k, value in top.items() if isinstance(value, StoredTensor)}
+    if tensors:
+        return [end for end in _ENDS if _averaged(tensors, quiet=True) is not tensors]
+    chosen = _wrapper(top, budget)
+    keys = [] if chosen is None else [chosen]
+    for key, value in top.items():
+        if key == chosen:
+            continue
+        if _holds_weights(value, budget):
+            keys.append(_name(key))
+        elif (inner := _mapping(value)) is not None:
+            budget.spend(len(inner))
+            found = (k for k, item in inner.items() if _holds_weights(item, budget))
+            keys += [f"{_name(key)}.{_name(k)}" for k in found]
+    return keys
 
 
 def at_key(content: Any, key: str, budget: Budget) -> Any:
@@ -104,12 +134,17 @@ def _below(mapping: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
     }
 
 
-def _averaged(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+_ENDS = ("ema_model", "online_model")
+"""The average and the trained weights in a file of ema_pytorch."""
+
+
+def _averaged(tensors: dict[str, StoredTensor], *, quiet: bool = False) -> dict[str, StoredTensor]:
     """Return the average of a file of ema_pytorch, which holds the trained weights beside it."""
-    average, trained = _below(tensors, "ema_model"), _below(tensors, "online_model")
+    average, trained = (_below(tensors, end) for end in _ENDS)
     if not average or average.keys() != trained.keys():
         return tensors
-    log.warning("the average under ema_model is opened; FILE:online_model opens what was trained")
+    if not quiet:
+        log.warning("the average under %s is opened; FILE:%s opens what was trained", *_ENDS)
     return average
 
 
@@ -249,7 +284,7 @@ def _check_result(name: str, value: Any, seen: set[int], *, in_module: bool = Fa
     if isinstance(value, StandIn) and _depends_on_tensors(value if in_module else value.args, seen):
         raise CheckpointError(
             f"{name[:200]} is what {value.name[:200]} makes of stored numbers",
-            hint="save it as a plain tensor",
+            hint="save it as a plain tensor, which dequantize() makes of a quantised one",
         )
 
 

@@ -28,7 +28,7 @@ from weightops.checkpoints.formats.pickle_objects import (
     StoredTensor,
     short_name,
 )
-from weightops.checkpoints.formats.state_dicts import at_key, named_tensors
+from weightops.checkpoints.formats.state_dicts import at_key, named_tensors, weight_keys
 from weightops.checkpoints.formats.unpickler import with_refused_names
 from weightops.errors import CheckpointError
 from weightops.support.input_files import InputFile
@@ -96,6 +96,7 @@ class TorchSource(Source):
         self.identity: object = ("file", path.stat().st_dev, *file.state)
         self._tensors, skipped = named_tensors(content.value, content.budget)
         self.skipped = (*skipped, *content.refused_names)
+        self.keys = tuple(weight_keys(content.value, content.budget))
         self._extents = content.extents
         claimed = sum(tensor.nbytes for tensor in set(self._tensors.values()))
         if claimed > EXPANSION * file.size + 65536:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -18,7 +19,10 @@ from weightops.checkpoints.libraries.memory_names import MemoryNames
 from weightops.checkpoints.libraries.model_size import bounded
 from weightops.errors import CheckpointError
 from weightops.support.json_files import read_json, write_json
-from weightops.support.sibling_files import copy_companions
+from weightops.support.sibling_files import ADAPTER_CONFIG, copy_companions, other_companions
+from weightops.support.text import first_few
+
+log = logging.getLogger("weightops")
 
 
 class CardFacts(NamedTuple):
@@ -50,6 +54,9 @@ class Architecture(ABC):
         library: the name of the library.
         config_file: the name of the configuration file.
         weights_file: the name of the weights file that the library looks for.
+        chosen: the files that were chosen for this model, whatever other folders have.
+        parts: the beginning of names -> the weights file, in a folder within this one, that has
+            these tensors; empty for a model in one folder.
         reads_shards: True if the library reads weights in several files with an index.
         is_classifier: True if the models classify images with a head of their own.
         card_facts: the facts about the library that a model card states.
@@ -64,6 +71,8 @@ class Architecture(ABC):
 
     def __init__(self, folder: Path, changes: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
+        self.parts: Mapping[str, str] = {}
+        self.chosen: frozenset[str] = frozenset()
         self._change(changes or {})
 
     def _change(self, changes: Mapping[str, Any]) -> None:
@@ -127,6 +136,30 @@ class Architecture(ABC):
         other._change({**self.changes, **changes})
         return other
 
+    def in_folder(self, folder: Path) -> Self:
+        """Return the architecture with all that lies beside the weights in another folder."""
+        other = copy(self)
+        other.folder = folder
+        return other
+
+    def shards(self, prefix: str) -> bool:
+        """Return whether the library reads several files of the tensors with such names."""
+        return self.reads_shards and not prefix
+
+    def own_names(self, names: Iterable[str]) -> list[str]:
+        """Return the names of tensors that aren't in a part of the model's folder."""
+        return [name for name in names if not name.startswith(tuple(self.parts))]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration, with those of the parts."""
+        settings = dict(self.config)
+        for prefix, file in self.parts.items():
+            path = (self.folder / file).parent / "config.json"
+            if path.is_file():
+                settings[prefix.rstrip(".")] = read_json(path)
+        return settings
+
     def in_dtype(self, dtype: torch.dtype) -> Self:
         """Return the architecture for weights in another dtype, which a setting may name."""
         return self
@@ -183,6 +216,14 @@ class Architecture(ABC):
             f"{self.folder} isn't a folder of transformers, whose tokenizer a text needs"
         )
 
+    def prompt_tokens(self, texts: Sequence[str]) -> list[torch.Tensor]:
+        """Return the token ids of each text, after the token that texts begin with, if any.
+
+        Raises:
+            CheckpointError: if the model isn't a language model with a usable tokenizer.
+        """
+        return [self.tokens(text) for text in texts]
+
     @property
     def context(self) -> int:
         """The number of tokens that a language model takes at once.
@@ -192,12 +233,39 @@ class Architecture(ABC):
         """
         raise CheckpointError(f"{self.folder} is a model of {self.library}, not a language model")
 
+    @property
+    def _inner(self) -> list[str]:
+        """The folders within this one that hold weights."""
+        return [Path(file).parent.as_posix() for file in self.parts.values()]
+
+    def warn_of_others(self, files: Iterable[Path]) -> None:
+        """Warn if the folders of input files have companions other than those that are written."""
+        others: dict[str, None] = {}
+        for place in dict.fromkeys(map(self._model_folder, files)):
+            described = any((place / f).is_file() for f in (self.config_file, ADAPTER_CONFIG))
+            if described and place != self.folder.absolute():
+                differing = other_companions(self.config_path, place, self._inner)
+                others |= {f"{place}/{name}": None for name in differing if name not in self.chosen}
+        if others:
+            log.warning(
+                "all beside the weights is taken from %s; others have another %s",
+                self.folder,
+                first_few(others, 6),
+            )
+
+    def _model_folder(self, file: Path) -> Path:
+        """Return the folder of a model of whose files of weights one is given."""
+        for inner in self._inner:
+            if file.parent.as_posix().endswith(f"/{inner}"):
+                return file.parents[inner.count("/") + 1]
+        return file.parent
+
     def write(self, folder: Path) -> None:
         """Write everything but the weights into a folder.
 
         Args:
             folder: where to write.
         """
-        copy_companions(self.config_path, folder)
+        copy_companions(self.config_path, folder, self._inner)
         if self.changes:
             write_json(folder / self.config_file, self.config)

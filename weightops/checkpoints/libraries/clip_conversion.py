@@ -116,7 +116,7 @@ def _to_open_clip(architecture: Architecture) -> OpenClipArchitecture | None:
         model_cfg["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": MERGES}
     described = {
         "model_cfg": model_cfg,
-        "preprocess_cfg": _preprocess_cfg(architecture, vision["image_size"]),
+        "preprocess_cfg": preprocess_cfg(architecture, vision["image_size"]),
     }
     return OpenClipArchitecture.of_config(described, merges)
 
@@ -135,16 +135,23 @@ def _check_open_clip_can(
         )
 
 
-def _preprocess_cfg(architecture: Architecture, image_size: int) -> dict[str, Any]:
+def preprocess_cfg(
+    architecture: Architecture, image_size: int, defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the preparation of images as open_clip describes it.
 
     open_clip divides pixels by 255. Another factor f, and no normalisation, are in its mean and
     standard deviation: ``(f x - m) / s = (x / 255 - m / 255 f) / (s / 255 f)``.
 
+    Args:
+        architecture: the folder of transformers.
+        image_size: the size of the model's images.
+        defaults: settings of the image processor where the folder has none; CLIP's by default.
+
     Raises:
         CheckpointError: naming the settings that open_clip doesn't have.
     """
-    processor = _image_processor(architecture)
+    processor = {**(defaults or {}), **_image_processor(architecture)}
     mean = processor.get("image_mean") or _OPENAI_MEAN
     std = processor.get("image_std") or _OPENAI_STD
     if processor.get("do_normalize") is False:
@@ -199,7 +206,7 @@ def _image_processor(architecture: Architecture) -> dict[str, Any]:
             settings = content if key is None else content.get(key)
             if isinstance(settings, dict):
                 return settings
-    log.warning("%s doesn't say how images are prepared: they are as for OpenAI's CLIP", folder)
+    log.warning("%s doesn't say how images are prepared: they are as its kind has them", folder)
     return {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ class OtherFolder(Architecture):
 
     @classmethod
     def recognise(cls, folder: Path) -> Self | None:
-        return cls(folder) if any(folder.glob("*config*.json")) else None
+        described = any(folder.glob("*config*.json")) or (folder / "modules.json").is_file()
+        return cls(folder) if described else None
 
     @classmethod
     def read_config(cls, path: Path) -> dict[str, Any]:
@@ -59,6 +61,33 @@ class OtherFolder(Architecture):
         )
 
 
+class PipelineFolder(OtherFolder):
+    """A pipeline of diffusers: ``model_index.json`` beside a folder for each of its components.
+
+    The names of tensors begin with the component's, as in ``unet.conv_in.weight``.
+    """
+
+    config_file = "model_index.json"
+    card_facts = CardFacts(
+        "diffusers",
+        "other",
+        """```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{folder}")
+```""",
+    )
+
+    def shards(self, prefix: str) -> bool:
+        return True
+
+    def _unknown(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder} is a pipeline of several models, which diffusers builds",
+            hint="save it, and load the folder with diffusers",
+        )
+
+
 def written_name(file: Path) -> str:
     """Return the name that safetensors have in place of a weights file, which may be an index.
 
@@ -66,8 +95,10 @@ def written_name(file: Path) -> str:
     'diffusion_pytorch_model.fp16.safetensors'
     >>> written_name(Path("pytorch_model.bin"))
     'model.safetensors'
+    >>> written_name(Path("diffusion_pytorch_model.safetensors.index.fp16.json"))
+    'diffusion_pytorch_model.fp16.safetensors'
     """
-    name = file.name.removesuffix(".index.json")
+    name = re.sub(r"(\.\w+)\.index(\.\w+)?\.json$", r"\2\1", file.name)
     if name.endswith(".safetensors"):
         return name
     stem = name.rpartition(".")[0]

@@ -71,12 +71,16 @@ processor = AutoProcessor.from_pretrained("{folder}")
                 "a folder is never run"
             )
         with self._building():
-            module: nn.Module = kind(
-                transformers.AutoConfig.from_pretrained(
-                    self.folder, trust_remote_code=False, **self.changes
-                )
-            )
+            module: nn.Module = kind(self._settings(transformers))
         return module.eval()
+
+    def _settings(self, transformers: Any) -> Any:
+        """Return the configuration as an object of transformers."""
+        if "model_type" in self.changes:
+            return transformers.AutoConfig.for_model(**self.config)
+        return transformers.AutoConfig.from_pretrained(
+            self.folder, trust_remote_code=False, **self.changes
+        )
 
     def names_in_memory(self) -> MemoryNames | None:
         try:
@@ -125,6 +129,23 @@ processor = AutoProcessor.from_pretrained("{folder}")
         found: dict[str, Any] = config if section is None else config.get(section) or {}
         return found
 
+    def as_class(self, model_type: str, kind: str, settings: Mapping[str, Any]) -> Self:
+        """Return the architecture of another class, with all settings that both classes have.
+
+        Args:
+            model_type: the model type of the class.
+            kind: the name of the class.
+            settings: further settings.
+        """
+        transformers = self._transformers("for the settings")
+        check_config(self.config, self.config_path, allowed=frozenset())
+        with library_errors(f"the settings of {self.config_path} can't be read"):
+            own = self._settings(transformers).to_dict()
+            known = transformers.CONFIG_MAPPING[model_type]().to_dict()
+        stated = {key: own[key] for key in known if key in own and key not in self.config}
+        named = {"model_type": model_type, "architectures": [kind]}
+        return self.changed({**stated, **named, **settings})
+
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
         processor = self._load("to prepare images", "AutoImageProcessor")
 
@@ -141,13 +162,20 @@ processor = AutoProcessor.from_pretrained("{folder}")
         return next((int(self.config[name]) for name in names if self.config.get(name)), 1024)
 
     def tokens(self, text: str) -> torch.Tensor:
-        tokenizer = self._load("for the tokenizer", "AutoTokenizer")
+        tokenizer = self.text_tokenizer()
         with library_errors(f"the tokenizer of {self.folder} can't encode a text"):
             found = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return torch.tensor(found)
 
+    def prompt_tokens(self, texts: Sequence[str]) -> list[torch.Tensor]:
+        tokenizer = self.text_tokenizer()
+        started = [(tokenizer.bos_token or "") + text for text in texts]
+        with library_errors(f"the tokenizer of {self.folder} can't encode texts"):
+            ids = tokenizer(started, add_special_tokens=False, verbose=False)
+        return [torch.tensor(each, dtype=torch.long) for each in ids["input_ids"]]
+
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
-        tokenizer = self._load("for the tokenizer", "AutoTokenizer")
+        tokenizer = self.text_tokenizer()
 
         def encode(texts: list[str]) -> torch.Tensor:
             with library_errors(f"the tokenizer of {self.folder} can't encode texts"):
@@ -157,6 +185,10 @@ processor = AutoProcessor.from_pretrained("{folder}")
             return ids
 
         return encode
+
+    def text_tokenizer(self) -> Any:
+        """Return transformers' tokenizer of the folder."""
+        return self._load("for the tokenizer", "AutoTokenizer")
 
     def _transformers(self, purpose: str) -> Any:
         try:

@@ -8,8 +8,11 @@ import torch
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.scratch import Scratch
+from weightops.algebra.source import Factors
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.errors import OptionError
+from weightops.merging.methods.low_rank import nonfinite
+from weightops.merging.methods.method import with_factors
 from weightops.merging.methods.option_values import fraction
 from weightops.merging.methods.spectral import decompose
 
@@ -18,6 +21,33 @@ _RANK = 1e-5
 differ by about as much without any change."""
 
 
+def _of_factors(
+    factors: list[Factors], weights: torch.Tensor, then: str, density: float
+) -> Factors:
+    """Return the factors of what `knots` gives, from those of the deltas.
+
+        [B_1 A_1 ... B_k A_k] = Q_b (R_b diag(R_1', ..., R_k')) diag(Q_1', ..., Q_k')
+
+    where ``[B_1 ... B_k] = Q_b R_b`` and ``A_i' = Q_i R_i``. The matrix in the middle is small.
+    """
+    undefined = nonfinite(factors)
+    if undefined:
+        return undefined
+    outer, inner = torch.linalg.qr(torch.cat([left for left, _ in factors], dim=1).double())
+    rows = [torch.linalg.qr(right.double().mT) for _, right in factors]
+    middle = inner @ torch.block_diag(*(triangle.mT for _, triangle in rows))  # type: ignore[no-untyped-call]
+    if not bool(middle.any()):
+        return outer[:, :0], factors[0][1][:0].double()
+    u, s, vh = decompose(middle)
+    rank = int((s > _RANK * s[0]).sum())
+    widths = [orthogonal.shape[1] for orthogonal, _ in rows]
+    pieces = zip(vh[:rank].split_with_sizes(widths, dim=1), rows, strict=True)
+    parts = torch.stack([piece @ orthogonal.mT for piece, (orthogonal, _) in pieces])
+    merged = _merged_by(then, parts.to(factors[0][1].dtype), weights, density)
+    return outer @ (u[:, :rank] * s[:rank]), merged.double()
+
+
+@with_factors(_of_factors)
 def knots(
     deltas: torch.Tensor, weights: torch.Tensor, *, then: str = "ties", density: float = 0.2
 ) -> torch.Tensor:
@@ -27,7 +57,9 @@ def knots(
         merged = U S m(V_1', ..., V_k')
 
     m is another method, TIES by default. It is meant for adapters, whose deltas have few directions
-    that hardly agree. Tensors that aren't matrices are merged by m as they are.
+    that hardly agree: of LoRA adapters, only the two matrices are read and decomposed, and what
+    they are merged into is an adapter again. Tensors that aren't matrices are merged by m as they
+    are.
 
     Source: arXiv 2410.19735.
 
@@ -93,7 +125,7 @@ def _merged_by(
     from weightops.merging.methods.table import METHODS
 
     chosen = METHODS[method]
-    own = (knots.__name__, subspace_boosting.__name__)
+    own = ("knots", "subspace_boosting")
     if chosen.space != "delta" or chosen.statistics or method in own:
         raise OptionError(f"{method} isn't a method on task vectors that another can lead to")
     options: dict[str, Any] = {"density": density} if "density" in chosen.options else {}

@@ -9,15 +9,13 @@ from typing import NamedTuple
 import torch
 
 from weightops.errors import OptionError
-from weightops.merging.methods.inputs import Chunk, TensorInputs
+from weightops.merging.methods.inputs import Chunk, TensorInputs, sample_size
 from weightops.merging.methods.kept_elements import cutoffs
 from weightops.merging.methods.method import chunks
 from weightops.merging.methods.rows import vector_length
 
 _EPSILON = 1e-8
 """What is added to probabilities before their logarithm is taken."""
-_SAMPLE = 1 << 19
-"""The number of elements of a sample."""
 
 
 class Divergences(NamedTuple):
@@ -36,14 +34,16 @@ def row_divergences(inputs: TensorInputs) -> Divergences:
     if inputs.k != 2:
         raise OptionError(f"arcee_fusion takes a base and one other model, and here are {inputs.k}")
     length = vector_length(inputs)
-    step = max(inputs.numel // _SAMPLE, 1)
+    step = max(inputs.numel // sample_size(inputs.numel), 1)
     while math.gcd(step, length) > 1:  # so that the sample is from all columns
         step += 1
     rows = torch.empty(inputs.numel // length, dtype=inputs.dtype, device=inputs.device)
     sample = torch.empty(-(-inputs.numel // step), dtype=inputs.dtype, device=inputs.device)
+    buffer = torch.empty(0, dtype=inputs.dtype, device=inputs.device)
     for chunk in inputs:
         models = chunk.values.reshape(2, -1, length)
-        q, p = torch.softmax(models, dim=-1).add_(_EPSILON)
+        buffer = buffer.resize_(models.shape)
+        q, p = torch.softmax(models, dim=-1, out=buffer).add_(_EPSILON)
         first, count = chunk.start // length, models.shape[1]
         rows[first : first + count] = p.mul_(torch.log_(torch.div(p, q, out=q))).sum(-1)
         taken = -(-chunk.start // step)
@@ -64,7 +64,9 @@ class _Importances:
     def __iter__(self) -> Iterator[Chunk]:
         length = vector_length(self._inputs)
         for chunk in self._inputs:
-            values = importances(chunk.values, self._divergences.rows, chunk.start, length)
+            base, other = chunk.values
+            change = other.sub_(base).view(-1, length)
+            values = importances_(change, self._divergences.rows, chunk.start)
             yield chunk._replace(values=values[None])
 
     def sample(self) -> torch.Tensor:
@@ -72,20 +74,16 @@ class _Importances:
         return self._divergences.sample[None]
 
 
-def importances(
-    models: torch.Tensor, divergences: torch.Tensor, start: int, length: int
-) -> torch.Tensor:
-    """Return the importance of the elements of whole rows, flat.
+def importances_(change: torch.Tensor, divergences: torch.Tensor, start: int) -> torch.Tensor:
+    """Return the importance of the elements of whole rows, flat, in the place of their change.
 
     Args:
-        models: two models' elements from ``start`` on.
+        change: the difference of two models, shape ``(rows, length)``.
         divergences: the divergence of each row of the tensor.
         start: the position of the first element.
-        length: the length of a row.
     """
-    change = (models[1] - models[0]).abs_().reshape(-1, length)
-    first = start // length
-    return change.mul_(divergences[first : first + len(change), None]).reshape(-1)
+    first = start // change.shape[1]
+    return change.abs_().mul_(divergences[first : first + len(change), None]).view(-1)
 
 
 def least_importance(inputs: TensorInputs, divergences: Divergences) -> float:
@@ -121,8 +119,10 @@ def arcee_fusion(
         least: the importance from which on elements are taken.
         start: the position of the first element.
     """
-    taken = importances(models, divergences.rows, start, length).view(models.shape[1:]) >= least
-    return torch.where(taken, models[1], models[0])
+    base, other = models
+    change = (other - base).view(-1, length)
+    taken = importances_(change, divergences.rows, start).view(base.shape) >= least
+    return torch.where(taken, other, base, out=base)
 
 
 @chunks()
@@ -138,4 +138,7 @@ def nearswap(deltas: torch.Tensor, *, t: float = 0.001) -> torch.Tensor:
         t: the largest change of an element. Below 1e-6, elements that change less than that are
             scaled by t / 1e-6, as in mergekit.
     """
-    return (deltas * (t / deltas.abs().clamp(min=1e-6)).clamp(0, 1)).sum(0)
+    if t < 1e-6:
+        deltas.mul_(t / 1e-6)
+    deltas.clamp_(-t, t)
+    return deltas[0] if len(deltas) == 1 else deltas.sum(0)

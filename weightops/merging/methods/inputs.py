@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from hashlib import sha256
 from itertools import accumulate
@@ -23,6 +24,15 @@ T = TypeVar("T")
 
 _BLOCK = 1024
 """Elements of a block of a sample, which has at least 32 blocks, and a 256th of a large tensor."""
+
+
+def sample_size(n: int) -> int:
+    """Return the number m of elements in a sample of n.
+
+    With m^(3/2) = 4 n, there are about as many in the sample as in the bracket that it gives
+    (see `kept_elements.cutoffs`), so that their sum is smallest.
+    """
+    return max(65_536, round(math.pow(4 * n, 2 / 3)))
 
 
 class Chunk(NamedTuple):
@@ -147,12 +157,8 @@ class ModelInputs:
                 yield chunk._replace(values=chunk.values.flatten(1), start=start + chunk.start)
 
     def sample(self) -> torch.Tensor:
-        """Read elements of all inputs, from each tensor by its size, as shape ``(k, m)``.
-
-        With m^(3/2) = 4 n, there are about as many in the sample as in the bracket that it gives
-        (see `kept_elements.cutoffs`), so that their sum is smallest.
-        """
-        samples, size = [], max(65_536, round((4 * self.numel) ** (2 / 3)))
+        """Read elements of all inputs, from each tensor by its size, as shape ``(k, m)``."""
+        samples, size = [], sample_size(self.numel)
         for name in self.starts:
             inputs = self._inputs_at(name, Scratch())
             sample = inputs.sample()

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 
 from weightops.algebra.names import Each, PerTensor
-from weightops.algebra.source import Space
+from weightops.algebra.source import Factors, Space
 from weightops.errors import OptionError, UnknownNameError
 from weightops.statistics.statistic import Kind as StatisticKind
 from weightops.support.registry import unknown
@@ -37,6 +37,8 @@ class Computation:
         statistics: for chunks, parameter of the function -> the function that computes its value.
         by_rows: for chunks, never cut rows.
         on_deltas: for chunks of weights, deltas do as well.
+        of_factors: for whole tensors, a function that returns the `Factors` of the result from
+            those of the deltas, a list of k, so that no matrix of low rank need be whole.
     """
 
     kind: Kind = "whole"
@@ -44,6 +46,7 @@ class Computation:
     statistics: Mapping[str, Statistic] = field(default_factory=dict, hash=False)
     by_rows: bool = False
     on_deltas: bool = False
+    of_factors: Callable[..., Factors] | None = None
 
     @property
     def arguments(self) -> set[str]:
@@ -66,6 +69,17 @@ def combination(space: Space) -> Callable[[Function], Method]:
         space: "weights" or "delta": what the inputs are.
     """
     return lambda function: Method(function.__name__, function, Computation("combination", space))
+
+
+def with_factors(of_factors: Callable[..., Factors]) -> Callable[[Function], Method]:
+    """Build a `Method` from a function of whole deltas, and one of their factors.
+
+    Args:
+        of_factors: takes ``factors``, and what it needs of the weights and the options; returns the
+            `Factors` of the merged delta.
+    """
+    computation = Computation(of_factors=of_factors)
+    return lambda function: Method(function.__name__, function, computation)
 
 
 def chunks(

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import torch
 
-from weightops.merging.methods.consensus import divide_, flags
+from weightops.errors import OptionError
+from weightops.merging.methods.consensus import flags
 from weightops.merging.methods.inputs import TensorInputs
 from weightops.merging.methods.method import chunks
 
 
-def _changed(deltas: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Return 1 where an input changes an element by more than epsilon, else 0."""
-    return flags(torch.gt, deltas.abs(), epsilon)
+def _keep_changed_(deltas: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Set elements that an input changes by epsilon or less to 0, in place.
+
+    Raises:
+        OptionError: if epsilon is negative.
+    """
+    if epsilon < 0:
+        raise OptionError(f"epsilon is a magnitude, and can't be {epsilon}")
+    result: torch.Tensor = torch.hardshrink(deltas, epsilon, out=deltas)
+    return result
+
+
+def _flags_(kept: torch.Tensor) -> torch.Tensor:
+    """Replace elements by 1 where they aren't 0, in place."""
+    return kept.sign_().abs_()
 
 
 @chunks()
@@ -27,8 +40,8 @@ def ram(deltas: torch.Tensor, *, epsilon: float = 1e-5) -> torch.Tensor:
         deltas: shape ``(k, n)``.
         epsilon: the magnitude up to which an element counts as unchanged.
     """
-    changes = _changed(deltas, epsilon)
-    return divide_(deltas.mul_(changes).sum(0), changes)
+    total = _keep_changed_(deltas, epsilon).sum(0)
+    return total.div_(_flags_(deltas).sum(0).clamp_(min=1))
 
 
 def boosts_of_own_elements(
@@ -37,7 +50,7 @@ def boosts_of_own_elements(
     """Return the factor of the elements that each input alone changes, shape ``(k,)``."""
     shared, own = (torch.zeros(inputs.k, dtype=torch.float64) for _ in range(2))
     for chunk in inputs:
-        changes = _changed(chunk.values, epsilon)
+        changes = _flags_(_keep_changed_(chunk.values, epsilon))
         alone = flags(torch.eq, changes.sum(0), 1)
         owned = (changes * alone).sum(1, dtype=torch.float64).cpu()
         own += owned
@@ -72,8 +85,8 @@ def ramplus_tl(
         limit: the largest ratio of shared to own elements that counts, mergekit's alpha.
         epsilon: the magnitude up to which an element counts as unchanged.
     """
-    changes = _changed(deltas, epsilon)
-    kept = deltas.mul_(changes)
-    alone = flags(torch.eq, changes.sum(0), 1)
-    averaged = divide_(kept.sum(0), changes)
-    return averaged + alone * ((boosts - 1).view(-1, 1) * kept).sum(0)
+    kept = _keep_changed_(deltas, epsilon)
+    total, boosted = kept.sum(0), torch.mv(kept.T, boosts - 1)
+    counts = _flags_(kept).sum(0)
+    alone = flags(torch.eq, counts, 1)
+    return total.div_(counts.clamp_(min=1)).add_(alone.mul_(boosted))

@@ -19,13 +19,14 @@ from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.names import PerTensor, check_per_tensor, depths, value_at
 from weightops.algebra.provenance import provenance
 from weightops.algebra.scratch import Scratch, Slot
-from weightops.algebra.source import ComputedSource, Source
+from weightops.algebra.source import ComputedSource, Factors, Source
 from weightops.engine.evaluate import buffered, reader
 from weightops.engine.plan import Segment, Step, combined_coefficients, plan
 from weightops.engine.reduce import products
 from weightops.engine.threads import all_torch_threads
 from weightops.errors import MethodError, MismatchError, OptionError, SpaceError, WeightopsError
 from weightops.merging.methods.inputs import ModelInputs, TensorInputs
+from weightops.merging.methods.low_rank import elements_of, rank_of
 from weightops.merging.methods.model_statistics import Given, ModelStatistics
 from weightops.merging.methods.table import MethodLike, as_method
 from weightops.support.text import first_few
@@ -111,7 +112,8 @@ class MethodSource(ComputedSource):
             if form.specs.keys() != names and not self.method.fixed:
                 raise MismatchError(
                     f"{name} takes inputs with the same tensors, and only some have "
-                    f"{first_few(sorted(names ^ form.specs.keys()))}"
+                    f"{first_few(sorted(names ^ form.specs.keys()))}",
+                    hint="adapters of different layers are merged into weights: base=...",
                 )
         if any(weight != 1.0 for weight in weights) and not self.method.takes("weights"):
             raise OptionError(f"{name} takes no weights: it finds them itself")
@@ -199,6 +201,8 @@ class MethodSource(ComputedSource):
         arguments = self._values_at(name)
         weights = torch.tensor(arguments["weights"], dtype=torch.float64)
         arguments["weights"] = weights.to(scratch.device, working)
+        if self.rank(name) is not None:
+            return elements_of(self.factors(name), working, scratch.device)
         opened = self._open_chunks if self.method.kind == "chunks" else self._open_whole
         with self._located(name):
             return opened(name, arguments, working, scratch)
@@ -280,13 +284,29 @@ class MethodSource(ComputedSource):
         flat = merged.reshape(-1)
         return lambda start, stop: flat[start:stop]
 
+    def rank(self, name: str) -> int | None:
+        if self.method.computation.of_factors is None or not self._is_merged(name):
+            return None
+        return rank_of(self.inputs, self.ties.get(name, name))
+
+    def factors(self, name: str) -> Factors:
+        name = self.ties.get(name, name)
+        given = [form.factors(name) for form in self.inputs]
+        weights = torch.tensor(self._values_at(name)["weights"], dtype=given[0][1].dtype)
+        arguments = {**self._values_at(name), "weights": weights, "factors": given}
+        with self._located(name), all_torch_threads():
+            merged: Factors = call(self.method.computation.of_factors, arguments)  # type: ignore[arg-type]
+        return merged
+
     @property
     def leaves(self) -> list[Source]:
         inputs = [leaf for form in self.inputs for leaf in form.leaves]
         return list(dict.fromkeys([*inputs, *self.statistics.leaves]))
 
     def working_bytes(self, name: str) -> int:
-        spec, k = self.specs[name], len(self.inputs)
+        spec, k, rank = self.specs[name], len(self.inputs), self.rank(name)
+        if rank is not None:  # factors in float64, twice, and one chunk
+            return 8 * (2 * rank * sum(spec.shape) + min(spec.numel, CHUNK + spec.shape[1]))
         has_rows = self.method.computation.by_rows and spec.numel and spec.shape
         width = spec.numel // spec.shape[0] if has_rows else 0
         elements = spec.numel if self.method.kind == "whole" else min(spec.numel, max(CHUNK, width))

@@ -1,0 +1,124 @@
+"""Find the weights in a folder, and in the folders within it that it says it is made of."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from weightops.checkpoints.adapters.adapter import CONFIG as ADAPTER_CONFIG
+from weightops.checkpoints.formats import parts, shards
+from weightops.errors import CheckpointError
+from weightops.support.sibling_files import is_unrelated
+from weightops.support.text import first_few
+
+log = logging.getLogger("weightops")
+
+PIPELINE = "model_index.json"
+"""The file by which diffusers says of what components a pipeline is."""
+
+MODULES = ("modules.json", "router_config.json")
+"""The files by which sentence-transformers says of what modules a model is."""
+
+USUAL_NAMES = (
+    "finetuned.safetensors",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.bin",
+    ADAPTER_CONFIG,
+    ".metadata",
+)
+"""The usual names of weights files in a folder, the preferred first."""
+
+
+def find_weights(folder: Path, is_weights: Callable[[Path], bool]) -> Path | None:
+    """Return the weights file of a folder, with a usual name or the only one; None for none.
+
+    Args:
+        folder: the folder.
+        is_weights: returns whether a file is of a known format.
+
+    Raises:
+        CheckpointError: if there are several, and no index of them.
+    """
+    usual = [name for name in USUAL_NAMES if (folder / name).is_file()]
+    if usual:
+        if len({name == ADAPTER_CONFIG for name in usual}) > 1:
+            log.warning("%s holds weights and an adapter: %s is opened", folder, usual[0])
+        return folder / usual[0]
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and is_weights(path)]
+    if any(parts.holds_parts(path) for path in files):
+        return None
+    chosen = [path for path in files if shards.recognises(path)] or files
+    if len(chosen) > 1:
+        raise CheckpointError(
+            f"{folder} holds {len(chosen)} files of weights and no one index: "
+            f"{first_few(path.name for path in chosen)}",
+            hint="name one of them",
+        )
+    return chosen[0] if chosen else None
+
+
+def inner_weights(folder: Path, is_weights: Callable[[Path], bool]) -> dict[str, Path]:
+    """Return prefix of names -> weights file, for the folders that a folder says it is made of.
+
+    These are the components of a pipeline of diffusers, and the modules of sentence-transformers.
+
+    Raises:
+        CheckpointError: if a description isn't sound, or names a place outside the folder.
+    """
+    found: dict[str, Path] = {}
+    for name in _described(folder):
+        for inner in _folders_below(folder / name):
+            file = find_weights(inner, is_weights)
+            if file is not None and file.name != ADAPTER_CONFIG:
+                found[".".join(inner.relative_to(folder).parts) + "."] = file
+    return found
+
+
+def _described(folder: Path) -> list[str]:
+    """Return the names of the folders within one that its own files list."""
+    listed: set[str] = set()
+    for file in (PIPELINE, *MODULES):
+        if (folder / file).is_file():
+            listed |= set(_listed(folder / file))
+    outside = [name for name in listed if Path(name).name != name or name == ".."]
+    if outside:
+        raise CheckpointError(f"{folder} is made of {outside[0][:80]!r}, outside of it")
+    several = re.compile(rf"({'|'.join(map(re.escape, sorted(listed)))})(_\d+)?")
+    places = [path for path in sorted(folder.iterdir()) if several.fullmatch(path.name)]
+    return [path.name for path in places if path.is_dir() and not path.is_symlink()]
+
+
+def _listed(file: Path) -> Iterator[str]:
+    """Yield the folders that a file of diffusers or of sentence-transformers lists."""
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+    if file.name == PIPELINE and isinstance(content, dict):
+        yield from (k for k, v in content.items() if isinstance(v, list) and not k.startswith("_"))
+    elif file.name == MODULES[0] and isinstance(content, list):
+        entries = [entry.get("path") for entry in content if isinstance(entry, dict)]
+        yield from (path for path in entries if isinstance(path, str) and path)
+    elif isinstance(content, dict) and isinstance(content.get("types"), dict):
+        yield from content["types"]
+    else:
+        raise CheckpointError(f"{file} doesn't list what the model is made of")
+
+
+def _folders_below(folder: Path) -> Iterator[Path]:
+    """Yield a folder and those within it, at any depth."""
+    yield folder
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink() and not is_unrelated(path.name):
+            yield from _folders_below(path)

@@ -1,0 +1,58 @@
+"""The files that a checkpoint is written to: one, shards, or one for each part of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from weightops.algebra.linear_form import LinearForm
+from weightops.checkpoints.libraries.base import Architecture
+from weightops.engine.layout import FileLayout, layout
+from weightops.errors import OptionError
+
+_OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+
+
+def is_single_file(path: Path, max_shard_size: int | None) -> bool:
+    """Return whether an output is one file, not a folder.
+
+    Raises:
+        OptionError: if the path has the suffix of another format, or shards were asked for.
+    """
+    if path.suffix in _OTHER_SUFFIXES:
+        raise OptionError(
+            f"{path} has the suffix of another format",
+            hint="weightops writes .safetensors files, and folders",
+        )
+    single = path.suffix == ".safetensors"
+    if single and max_shard_size is not None:
+        raise OptionError(f"{path} is one file", hint="give a folder to write shards to")
+    return single
+
+
+def folder_layout(
+    form: LinearForm,
+    architecture: Architecture | None,
+    metadata: Mapping[str, str],
+    max_shard_size: int | None,
+) -> list[FileLayout]:
+    """Lay a form out in the files that a folder of an architecture has.
+
+    Args:
+        form: the form.
+        architecture: the architecture; None for weights alone.
+        metadata: the metadata of each file.
+        max_shard_size: the most bytes of tensors in one file.
+    """
+    parts = architecture.parts if architecture else {}
+    names: dict[str, list[str]] = {"": [], **{prefix: [] for prefix in parts}}
+    for name in form.specs:
+        names[max((p for p in names if name.startswith(p)), key=len)].append(name)
+    main = architecture.weights_file if architecture else "model.safetensors"
+    files: list[FileLayout] = []
+    for prefix, file in {"": main, **parts}.items():
+        if names[prefix]:
+            limit = max_shard_size if architecture is None or architecture.shards(prefix) else None
+            part = form.part(names[prefix])
+            files += layout(part, file, metadata, max_shard_size=limit, prefix=prefix)
+    return files

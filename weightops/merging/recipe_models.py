@@ -1,0 +1,93 @@
+"""Merge opened models by a recipe that has no slices or modules."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from weightops.algebra.dtypes import is_editable
+from weightops.algebra.names import Each, PerTensor, matches
+from weightops.algebra.source import Spec
+from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.merging.merge import merge
+from weightops.merging.recipe_statistics import made_statistics
+
+if TYPE_CHECKING:
+    from weightops.merging.recipe import Recipe
+
+log = logging.getLogger("weightops")
+
+
+def merge_models(
+    recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None, *, strict: bool
+) -> tuple[Checkpoint, Recipe]:
+    """Merge models, and return the recipe without the patterns that match nothing."""
+    if recipe.dtype:
+        models, base = _widened(models, base)
+    if recipe.forgiving:
+        recipe = _without_unmatched(recipe, (base or models[0]).specs)
+    merged = merge(
+        models,
+        recipe.method,
+        base=base,
+        weights=recipe.weights,
+        alpha=recipe.alpha,
+        seed=recipe.seed,
+        rank=recipe.rank,
+        statistics=made_statistics(
+            recipe.models, recipe.statistics, recipe.weights, recipe.options
+        ),
+        strict=strict,
+        **recipe.options,
+    )
+    return merged, recipe
+
+
+def _widened(
+    models: Sequence[Checkpoint], base: Checkpoint | None
+) -> tuple[Sequence[Checkpoint], Checkpoint | None]:
+    """Return models and base in the widest of their dtypes, where they have several."""
+    whole = [model for model in (*models, base) if model and model.form.space == "weights"]
+    dtypes = {
+        spec.dtype for model in whole for spec in model.specs.values() if is_editable(spec.dtype)
+    }
+    if len(dtypes) < 2:
+        return models, base
+    widest = reduce(torch.promote_types, dtypes)
+    widened = [m.to(widest) if m.form.space == "weights" else m for m in models]
+    return widened, base.to(widest) if base else None
+
+
+def _without_unmatched(recipe: Recipe, specs: Mapping[str, Spec]) -> Recipe:
+    """Return a recipe without the patterns that match no tensor, and warn of these."""
+    unmatched: dict[str, None] = {}
+
+    def pruned(value: PerTensor) -> Any:
+        if isinstance(value, Each):
+            return Each(pruned(item) for item in value)
+        if not isinstance(value, Mapping):
+            return value
+        kept = {}
+        for pattern, inner in value.items():
+            if pattern == "*" or any(matches(pattern, name) for name in specs):
+                kept[pattern] = pruned(inner)
+            else:
+                unmatched[pattern] = None
+        return kept["*"] if list(kept) == ["*"] else kept
+
+    result = replace(
+        recipe,
+        weights=recipe.weights and tuple(map(pruned, recipe.weights)),
+        alpha=pruned(recipe.alpha),
+        options={name: pruned(value) for name, value in recipe.options.items()},
+    )
+    texts = dict.fromkeys(p.removeprefix("*.[0-9]*.").strip("*") for p in unmatched)
+    for text in texts:
+        if text and not any(matches(f"*{text}*", name) for name in specs):
+            log.warning("no tensor matches the filter %s: it has no effect", text)
+    return result
