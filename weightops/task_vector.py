@@ -14,10 +14,11 @@ from torch import nn
 from weightops.algebra.linear_form import Alpha, LinearForm
 from weightops.checkpoints import ties
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.linearized import check_taken_by
 from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.matching import in_common_names, match_names, open_matched
 from weightops.checkpoints.module_copy import empty_copy
-from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
+from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.checkpoints.origin import Origin
 from weightops.checkpoints.vector_files import open_vector, write_lora, write_vector
 from weightops.engine.evaluate import OnNonfinite, materialize
@@ -76,9 +77,7 @@ class TaskVector(Tensors):
         same_config: bool = False,
     ) -> None:
         base = open_checkpoint(pre)
-        opened = open_any(finetuned)
-        ties.warn_of_ends_that_differ(base, opened)
-        other = open_matched(opened, base, strict=same_config)
+        other = open_matched(finetuned, base, strict=same_config)
         base = ties.with_tied_names(base, other.specs)
         self.form, left_out = LinearForm.difference(other.form, base.form, strict=strict)
         self.base = Origin.of(base)
@@ -224,10 +223,10 @@ class TaskVector(Tensors):
             UnknownNameError: if a pattern of ``alpha`` matches nothing.
             NonfiniteError: naming the tensors, if ``on_nonfinite="error"``.
         """
-        ties.warn_of_ends_that_differ(opened := open_checkpoint(base))
-        opened = ties.with_tied_names(opened, self.form.specs)
+        opened = ties.with_tied_names(open_checkpoint(base), self.form.specs)
         form = self._edited(opened, alpha, strict)
         if isinstance(base, nn.Module):
+            check_taken_by(base, form)
             module, tensors = empty_copy(base)
             materialize(form, tensors, on_nonfinite=on_nonfinite)
             return module

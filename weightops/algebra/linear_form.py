@@ -310,12 +310,9 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
     elif shapes:
         hint = "both must come from one architecture"
     elif dtypes:
-        hint = (
-            "convert one of them: `weightops merge MODEL --out-dtype float32 -o CONVERTED`, or "
-            "open_checkpoint(...).to(torch.float32)"
-            if floats
-            else "they mean different things: both must come from one program"
-        )
+        hint = "they mean different things: both must come from one program"
+        if floats:
+            hint = "convert one, by merge --out-dtype or open_checkpoint(...).to(torch.float32)"
     elif common:
         hint = f"a task vector can be of the {common} common tensors only (TaskVector's strict)"
     else:

@@ -18,6 +18,7 @@ from weightops.checkpoints.libraries.clip_conversion import convert
 from weightops.checkpoints.libraries.table import LIBRARIES
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
 from weightops.checkpoints.renaming import match_ties, rename_to_match, states_a_size
+from weightops.checkpoints.ties import warn_of_ends_that_differ
 from weightops.errors import CheckpointError, MismatchError
 from weightops.support.registry import unknown
 from weightops.support.text import first_few
@@ -134,6 +135,7 @@ def open_matched(source: CheckpointLike, base: Checkpoint, *, strict: bool = Fal
             wasn't made on such a base.
     """
     opened = open_any(source)
+    warn_of_ends_that_differ(base, opened)
     if opened.form.space == "weights":
         check_config(opened, base, strict=strict)
         return match_to_base(opened, base)

@@ -9,7 +9,7 @@ from typing import Any
 
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.names import layer_of
-from weightops.algebra.source import copy_of
+from weightops.algebra.same_bits import copy_of
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.conversion import TensorMapping
 from weightops.checkpoints.libraries.base import Architecture
@@ -29,6 +29,7 @@ def with_tied_names(base: Checkpoint, names: Iterable[str]) -> Checkpoint:
         names: the names that are wanted; only those that the model ties to one that the
             checkpoint has are added.
     """
+    warn_of_ends_that_differ(base)
     wanted = [name for name in names if name not in base.specs]
     ties = _ties_of_model(base) if wanted else {}
     added = {name: ties[name] for name in wanted if name in ties}

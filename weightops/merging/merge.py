@@ -13,11 +13,7 @@ from weightops.checkpoints.adapters.joining import JoinedAdapter, check_joinable
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
-from weightops.checkpoints.ties import (
-    architecture_of_ends,
-    warn_of_ends_that_differ,
-    with_tied_names,
-)
+from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
 from weightops.errors import OptionError
 from weightops.merging.methods.method import Method
 from weightops.merging.methods.source import MethodSource
@@ -95,7 +91,6 @@ def merge(
     for model in opened:
         refuse_statistic(model)
     start = open_checkpoint(opened[0] if base is None else base)
-    warn_of_ends_that_differ(start, *opened)
     if base is None:
         forms = _weights(opened, start, strict)
     else:

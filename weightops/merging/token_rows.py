@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from hashlib import sha256
 from threading import Lock
 from typing import Any
@@ -15,7 +13,7 @@ from weightops.algebra.dtypes import accumulator
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.provenance import provenance
 from weightops.algebra.scratch import Scratch
-from weightops.algebra.source import ComputedSource, Source, Spec
+from weightops.algebra.source import ExpressionSource, Source, Spec
 from weightops.engine.evaluate import buffered, reader
 from weightops.engine.plan import plan
 
@@ -23,7 +21,7 @@ _ROWS = 4096
 """Rows that are summed at once for the mean of a table."""
 
 
-class TokenRows(ComputedSource):
+class TokenRows(ExpressionSource):
     """Weights whose rows follow the tokens of another vocabulary.
 
     Args:
@@ -134,11 +132,6 @@ class TokenRows(ComputedSource):
             "of": provenance(self._form),
             "donors": [provenance(form) for form, _ in self._donors],
         }
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """16 hex digits that identify the expression, as its result isn't computed yet."""
-        return sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _direct(form: LinearForm, name: str) -> Source | None:

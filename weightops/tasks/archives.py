@@ -26,6 +26,7 @@ from weightops.tasks.task import (
     Images,
     LazySizes,
     Task,
+    digest_of_files,
     read_lines,
     read_prompts,
 )
@@ -81,6 +82,12 @@ class ArchiveImages:
     def encoded_size(self, index: int) -> int:
         """Return the size of the file of an image."""
         return self.members[index].size
+
+    def digest(self) -> str:
+        """Return what tells the images from all others."""
+        archives = dict.fromkeys(member.archive for member in self.members)
+        places = (f"{m.archive} {m.name} {m.start} {m.size}" for m in self.members)
+        return digest_of_files(archives, "as stored", *places)
 
 
 def is_archive(folder: Path) -> bool:

@@ -43,7 +43,8 @@ class SafetensorsSource(Source):
         metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         self.metadata = metadata
         stored = {name: _spec(path, name, entry) for name, entry in header.items()}
-        self._starts = {n: data_start + entry["data_offsets"][0] for n, entry in header.items()}
+        places = {name: entry["data_offsets"] for name, entry in header.items()}
+        self._extents = {n: (data_start + start, end - start) for n, (start, end) in places.items()}
         self.ties = {
             alias: name
             for alias, name in metadata.items()
@@ -58,11 +59,12 @@ class SafetensorsSource(Source):
     def read(self, name: str) -> torch.Tensor:
         name = self.ties.get(name, name)
         spec, [file] = self.specs[name], self.files
-        return read_flat(file, self._starts[name], spec.numel, spec.dtype).reshape(spec.shape)
+        begin, _ = self._extents[name]
+        return read_flat(file, begin, spec.numel, spec.dtype).reshape(spec.shape)
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
         name = self.ties.get(name, name)
-        begin, dtype = self._starts[name], self.specs[name].dtype
+        (begin, _), dtype = self._extents[name], self.specs[name].dtype
         [file] = self.files
 
         def elements(start: int, stop: int) -> torch.Tensor:
@@ -77,7 +79,9 @@ class SafetensorsSource(Source):
         owners = [self.ties.get(name, name) for name in names]
         numel = sum(self.specs[name].numel for name in owners)
         run = scratch.get(Slot.ROWS, numel, self.specs[owners[0]].dtype, _CPU)
-        self._read_bytes(run.view(torch.uint8).numpy().data, [self._extent(n) for n in owners])
+        self._read_bytes(
+            run.view(torch.uint8).numpy().data, [self._extents[name] for name in owners]
+        )
         return run
 
     def samples(self, names: Iterable[str]) -> Iterator[bytes]:
@@ -93,16 +97,12 @@ class SafetensorsSource(Source):
 
     def _sampled(self, name: str) -> list[tuple[int, int]]:
         """Return the extents of the blocks in a tensor's sample."""
-        begin, length = whole = self._extent(self.ties.get(name, name))
+        begin, length = whole = self._extents[self.ties.get(name, name)]
         if length <= SAMPLED_WHOLE:
             return [whole]
         width = self.specs[name].dtype.itemsize
         blocks = sample_blocks(length // width, width)
         return [(begin + start * width, count * width) for start, count in blocks]
-
-    def _extent(self, name: str) -> tuple[int, int]:
-        """Return where a tensor begins in the file, and its length, in bytes."""
-        return self._starts[name], self.specs[name].nbytes
 
     def _read_bytes(self, buffer: memoryview, extents: Iterable[tuple[int, int]]) -> None:
         """Fill a buffer with parts of the file, one after another; neighbours are read together."""

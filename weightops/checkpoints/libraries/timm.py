@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,16 @@ from typing_extensions import Self
 from weightops.checkpoints.libraries.base import Architecture, CardFacts
 from weightops.checkpoints.libraries.config_checks import check_config, library_errors
 from weightops.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class ConvertMode:
+    """The step that converts an image to a mode of Pillow."""
+
+    mode: str
+
+    def __call__(self, image: Any) -> Any:
+        return image.convert(self.mode)
 
 
 class TimmArchitecture(Architecture):
@@ -84,7 +95,7 @@ model = timm.create_model("local-dir:{folder}", pretrained=True)
             settings = data.resolve_data_config(model=self.build())
             mode = "L" if settings["input_size"][0] == 1 else "RGB"
             transform: Callable[[Any], torch.Tensor] = Compose(
-                [lambda image: image.convert(mode), *data.create_transform(**settings).transforms]
+                [ConvertMode(mode), *data.create_transform(**settings).transforms]
             )
         return transform
 

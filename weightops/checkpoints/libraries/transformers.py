@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from weightops.algebra.dtypes import name_of
 from weightops.checkpoints.libraries.base import Architecture, CardFacts
 from weightops.checkpoints.libraries.config_checks import check_config, library_errors
 from weightops.checkpoints.libraries.memory_names import MemoryNames
-from weightops.errors import CheckpointError, WeightopsError, missing_extra
+from weightops.errors import CheckpointError, missing_extra
 from weightops.support.cache import cached_folder
 
 log = logging.getLogger("weightops")
@@ -82,13 +83,9 @@ processor = AutoProcessor.from_pretrained("{folder}")
             self.folder, trust_remote_code=False, **self.changes
         )
 
+    @cached_property
     def names_in_memory(self) -> MemoryNames | None:
-        try:
-            with torch.device("meta"):
-                return MemoryNames.of(self.build())
-        except WeightopsError as error:
-            log.info("the names in memory of %s aren't known: %s", self.folder, error.fact)
-            return None
+        return MemoryNames.of(self.skeleton) if self.skeleton is not None else None
 
     def in_dtype(self, dtype: torch.dtype) -> Self:
         named: dict[str, Any] = {
