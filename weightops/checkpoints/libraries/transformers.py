@@ -156,7 +156,14 @@ processor = AutoProcessor.from_pretrained("{folder}")
     @property
     def context(self) -> int:
         names = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
-        return next((int(self.config[name]) for name in names if self.config.get(name)), 1024)
+        name = next((name for name in names if self.config.get(name)), None)
+        length = self.config[name] if name else 1024
+        if type(length) is not int or length < 1:
+            raise CheckpointError(
+                f"{self.config_path} sets {name} to {length!r:.80}, which must be a whole number "
+                "from 1 on"
+            )
+        return length
 
     def tokens(self, text: str) -> torch.Tensor:
         tokenizer = self.text_tokenizer()
