@@ -30,12 +30,16 @@ sys.path[:0] = [str(TESTS), str(TESTS / "attacks")]
 Use = Callable[[Path], object]
 
 
-def kinds() -> list[str]:
-    """Return the kinds of files."""
+def kinds() -> dict[str, int]:
+    """Return the kinds of files, and what share of the files is of each kind."""
     from test_configurations import RECIPES
     from test_mutants import FORMS, INSIDE
+    from test_other_mutants import OTHER
 
-    return [*FORMS, *INSIDE, *(f"recipe: {name}" for name in RECIPES)]
+    return {
+        **{name: form[0] for name, form in {**FORMS, **INSIDE, **OTHER}.items()},
+        **{f"recipe: {name}": 500 for name in RECIPES},
+    }
 
 
 def attack(kind: str, count: int, seed: int) -> None:
@@ -70,7 +74,7 @@ def attack(kind: str, count: int, seed: int) -> None:
                 outcome = "refused"
             except TimeoutError:
                 outcome = "hung"
-            except Exception as error:
+            except BaseException as error:
                 outcome = f"bare {type(error).__name__}: {str(error)[:80]}"
             signal.alarm(0)
             slowest = max(slowest, time.monotonic() - begun)
@@ -83,6 +87,7 @@ def sound(kind: str, folder: Path) -> tuple[bytes, Callable[[bytes], Path], Use]
     import yaml
     from test_configurations import RECIPES
     from test_mutants import FORMS, INSIDE, read_pictures, use
+    from test_other_mutants import OTHER
 
     if kind in INSIDE:
         _, content, wrap = INSIDE[kind]
@@ -92,9 +97,12 @@ def sound(kind: str, folder: Path) -> tuple[bytes, Callable[[bytes], Path], Use]
             return wrap(folder / "x", data)
 
         return content, write_inside, use
-    if kind in FORMS:
+    if kind in OTHER:
+        path = OTHER[kind][1](folder)
+        use_form: Use = OTHER[kind][2]
+    elif kind in FORMS:
         path = FORMS[kind][1](folder)
-        use_form: Use = read_pictures if kind == "pictures" else use
+        use_form = read_pictures if kind == "pictures" else use
     else:
         from weightops import Recipe
 
@@ -120,10 +128,10 @@ def main() -> int:
     if options.kind:
         attack(options.kind, options.files, options.seed)
         return 0
-    names = kinds()
-    count = -(-options.files // len(names))
+    shares = kinds()
     total: Counter[str] = Counter()
-    for name in names:
+    for name, share in shares.items():
+        count = -(-options.files * share // sum(shares.values()))
         line = [sys.executable, __file__, "--kind", name, "--files", str(count)]
         done = subprocess.run([*line, "--seed", str(options.seed)], capture_output=True, text=True)
         if done.returncode:
@@ -136,7 +144,7 @@ def main() -> int:
         print(f"{name:28} {shown}; slowest {result['slowest']} s", flush=True)
     files = sum(n for what, n in total.items() if what != "crashed")
     bad = {what: n for what, n in total.items() if what not in ("opened", "refused")}
-    print(f"{files:,} files of {len(names)} kinds: {bad or 'no crash, no hang, no bare error'}")
+    print(f"{files:,} files of {len(shares)} kinds: {bad or 'no crash, no hang, no bare error'}")
     return 1 if bad else 0
 
 

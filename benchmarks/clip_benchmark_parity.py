@@ -39,7 +39,7 @@ def main() -> None:
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}")
         tokenizer = open_clip.get_tokenizer(f"local-dir:{path}")
         model.eval()
-        clip = ImageModel.open("embedded", "cpu")
+        clip = ImageModel.open("embedded", "cpu", precision="float32")
         results = {}
         for name, task in TASKS.items():
             templates = [template.replace("{}", "{c}") for template in task.templates]

@@ -1,7 +1,8 @@
 """Time merges of sharded checkpoints against mergekit's and against the disk's own speed.
 
     python benchmarks/engine.py [--mergekit VENV/bin] [--size 0.5] [--methods ties,slerp]
-                                [--scale] [--repeats 3]
+                                [--scale] [--repeats 3] [--union]
+    python benchmarks/engine.py --tensors 10000 [--elements 1000]
 
 A base and four fine-tuned checkpoints of a Llama-like model are made in a temporary folder: random
 weights, bf16, three shards each. For each method the two programs run in turn as processes of their
@@ -9,6 +10,10 @@ own on a warm cache; the table has medians of seconds (mergekit runs once where 
 40) and the peak of anonymous memory, which a thread reads from /proc every 5 ms. The floor reads
 every input byte and writes (and syncs) an output of the right size; the loop is what
 `Checkpoint.save` takes, imports and headers aside.
+
+With --tensors, models of many small tensors are merged instead, and the table has what one tensor
+costs beyond the start of the process (which is that of models of ten tensors), beside a plain loop
+with the safetensors library.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -24,7 +30,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -83,9 +91,10 @@ ASKED = {
 }
 
 
-def shapes(billions: float) -> tuple[dict[str, object], dict[str, tuple[int, ...]]]:
+def shapes(
+    billions: float, hidden: int = 1536, inner: int = 4096, vocabulary: int = 32000
+) -> tuple[dict[str, object], dict[str, tuple[int, ...]]]:
     """A Llama configuration of about that many parameters, and its tensors."""
-    hidden, inner, vocabulary = 1536, 4096, 32000
     layers = round(
         (billions * 1e9 - 2 * hidden * vocabulary) / (4 * hidden**2 + 3 * hidden * inner)
     )
@@ -95,8 +104,8 @@ def shapes(billions: float) -> tuple[dict[str, object], dict[str, tuple[int, ...
         "hidden_size": hidden,
         "intermediate_size": inner,
         "num_hidden_layers": layers,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 12,
+        "num_attention_heads": hidden // 128,
+        "num_key_value_heads": hidden // 128,
         "vocab_size": vocabulary,
         "torch_dtype": "bfloat16",
         "tie_word_embeddings": False,
@@ -117,9 +126,9 @@ def shapes(billions: float) -> tuple[dict[str, object], dict[str, tuple[int, ...
     }
 
 
-def make(folder: Path, billions: float, models: int = 5) -> list[Path]:
+def make(folder: Path, billions: float, models: int = 5, **sizes: int) -> list[Path]:
     """The base and its fine-tuned kin, three shards each."""
-    config, tensors = shapes(billions)
+    config, tensors = shapes(billions, **sizes)
     places = [folder / name for name in ("base", *(f"ft{i}" for i in range(1, models)))]
     for place in places:
         place.mkdir(parents=True)
@@ -149,9 +158,62 @@ def make(folder: Path, billions: float, models: int = 5) -> list[Path]:
     return places
 
 
-def run(command: list[str], env: dict[str, str] | None = None) -> tuple[float, float]:
-    """Seconds and the peak of anonymous memory, in GB, of a process and its children."""
-    start = time.perf_counter()
+def add_tokenizers(places: list[Path], rows: int) -> None:
+    """Tokenizers of as many tokens as there are rows, two of which are each model's own."""
+    for i, place in enumerate(places):
+        words = [f"word{n}" for n in range(rows - 2)]
+        added = [
+            {"id": rows - 2 + n, "content": f"<own{i}{n}>", "special": True}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            for n in range(2)
+        ]
+        model = {"type": "WordLevel", "vocab": {w: n for n, w in enumerate(words)}}
+        content = {
+            **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder")),
+            "version": "1.0",
+            "added_tokens": added,
+            "pre_tokenizer": {"type": "Whitespace"},
+            "model": {**model, "unk_token": words[0]},
+        }
+        (place / "tokenizer.json").write_text(json.dumps(content))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": words[0]}
+        (place / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def union(args: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """The linear merge by token of four models with vocabularies of 152k tokens."""
+    rows, hidden = 151_936, 896
+    places = make(folder / "union", args.size, 4, hidden=hidden, inner=4864, vocabulary=rows)
+    add_tokenizers(places, rows)
+    out, recipe = folder / "merged", folder / "union.yaml"
+    models = [{"model": str(place), "parameters": {"weight": 0.25}} for place in places]
+    keys = {"merge_method": "linear", "dtype": "bfloat16", "tokenizer_source": "union"}
+    recipe.write_text(json.dumps({**keys, "models": models}))
+    own = [sys.executable, "-m", "weightops", "merge", str(recipe), "-o", str(out)]
+    row: dict[str, object] = {"weightops": measured(own, out, args.repeats, places)}
+    if args.mergekit:
+        command = [str(args.mergekit / "mergekit-yaml"), str(recipe), str(out), "--lazy-unpickle"]
+        row["mergekit"] = measured(command, out, 1, places)
+        row["ratio"] = round(row["mergekit"]["seconds"] / row["weightops"]["seconds"], 1)  # type: ignore[index]
+        row["asked"] = 4
+    print(f"  linear by token  {json.dumps(row)}", flush=True)
+    shutil.rmtree(folder / "union")
+    return row
+
+
+class Cost(NamedTuple):
+    """What a process and its children took."""
+
+    seconds: float
+    processor: float
+    """Seconds of the processor, user's and system's: they tell less of what else runs."""
+    gigabytes: float
+    """The peak of anonymous memory."""
+
+
+def run(command: list[str], env: dict[str, str] | None = None) -> Cost:
+    """Run a process and return what it took."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env={**os.environ, **(env or {})}
@@ -180,7 +242,9 @@ def run(command: list[str], env: dict[str, str] | None = None) -> tuple[float, f
         log.seek(0)
         if process.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{log.read().decode()[-3000:]}")
-    return seconds, peak[0] * 1024 / 1e9
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Cost(seconds, processor, peak[0] * 1024 / 1e9)
 
 
 def ours(method: str, places: list[Path], out: Path, ranks: int = 1) -> list[str]:
@@ -283,16 +347,69 @@ def warm(places: list[Path]) -> None:
                     pass
 
 
+PLAIN = """
+import sys
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+*models, out = sys.argv[1:]
+opened = [safe_open(model, "pt") for model in models]
+merged = {}
+for name in opened[0].keys():
+    tensors = [file.get_tensor(name).float() for file in opened]
+    merged[name] = (sum(tensors) / len(tensors)).bfloat16()
+save_file(merged, out, {"format": "pt"})
+"""
+
+
+def small_tensors(folder: Path, tensors: int, elements: int) -> list[Path]:
+    """A base and two models of many tensors of one size."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(tensors, elements, generator=generator)
+    paths = [folder / f"{tensors}-{i}.safetensors" for i in range(3)]
+    for i, path in enumerate(paths):
+        delta = 0.1 * i * torch.randn(tensors, elements, generator=generator)
+        rows = (base + delta).bfloat16()
+        save_file({f"layers.{k}.weight": row.clone() for k, row in enumerate(rows)}, path)
+    return paths
+
+
+def per_tensor(args: argparse.Namespace, folder: Path) -> None:
+    """Print what a small tensor costs beyond the start, in microseconds, and the whole merge."""
+    few, many = (small_tensors(folder, n, args.elements) for n in (10, args.tensors))
+    out = folder / "merged.safetensors"
+    merging = [sys.executable, "-m", "weightops", "merge", "--overwrite", "-o", str(out)]
+    programs: dict[str, Callable[[list[str]], list[str]]] = {
+        "linear of 2": lambda files: [*merging, *files[1:], "--method", "linear"],
+        "task arithmetic of 2": lambda files: [
+            *(*merging, *files[1:], "--base", files[0], "--method", "task_arithmetic")
+        ],
+        "a plain loop over 2": lambda files: [sys.executable, "-c", PLAIN, *files[1:], str(out)],
+    }
+    for title, command in programs.items():
+        runs = [
+            [run(command([*map(str, files)])) for files in (few, many)] for _ in range(args.repeats)
+        ]
+        (start, start_cpu, _), (wall, cpu, _) = (
+            [statistics.median(column) for column in zip(*(run[i] for run in runs), strict=True)]
+            for i in (0, 1)
+        )
+        a_tensor = [1e6 * extra / args.tensors for extra in (wall - start, cpu - start_cpu)]
+        print(
+            f"  {title:20}  {wall:6.2f} s, of the processor {cpu:6.2f} s; a tensor beyond the "
+            f"start: {a_tensor[0]:5.0f} us, of the processor {a_tensor[1]:5.0f} us",
+            flush=True,
+        )
+
+
 def measured(command: list[str], out: Path, repeats: int, places: list[Path]) -> dict[str, float]:
     results = []
     for _ in range(repeats):
         warm(places)
         results.append(run(command))
         clean(out)
-    return {
-        "seconds": round(statistics.median(s for s, _ in results), 2),
-        "gigabytes": round(statistics.median(m for _, m in results), 2),
-    }
+    columns = zip(Cost._fields, zip(*results, strict=True), strict=True)
+    return {name: round(statistics.median(column), 2) for name, column in columns}
 
 
 def main() -> None:
@@ -310,6 +427,13 @@ def main() -> None:
         action="store_true",
         help="also 0.25, 0.5, 1 and 2 B parameters, and 1, 2 and 4 ranks",
     )
+    parser.add_argument(
+        "--union",
+        action="store_true",
+        help="also the linear merge by token of four models with 152k tokens",
+    )
+    parser.add_argument("--tensors", type=int, help="merge models of so many small tensors")
+    parser.add_argument("--elements", type=int, default=1000, help="elements of a small tensor")
     parser.add_argument("--folder", type=Path, help="where to make the checkpoints; kept")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results" / "engine.json"
@@ -317,6 +441,9 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp())
     try:
+        if args.tensors:
+            per_tensor(args, folder)
+            return
         report = benchmark(args, folder)
         args.out.write_text(json.dumps(report, indent=2) + "\n")
     finally:
@@ -351,7 +478,9 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
         f"{args.size} B parameters; import torch {imports['seconds']} s, "
         f"{imports['gigabytes']} GB; floor {floors:.2f} s"
     )
-    for method in args.methods.split(","):
+    if args.union:
+        report["union"] = union(args, folder)
+    for method in filter(None, args.methods.split(",")):
         row: dict[str, object] = {
             "weightops": measured(ours(method, places, out), out, args.repeats, places)
         }
@@ -360,7 +489,8 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
             row["mergekit"] = measured(command, out, 1, places)
             if row["mergekit"]["seconds"] < SHORT:  # type: ignore[index]
                 row["mergekit"] = measured(command, out, args.repeats, places)
-            row["ratio"] = round(row["mergekit"]["seconds"] / row["weightops"]["seconds"], 1)  # type: ignore[index]
+            for ratio, column in (("ratio", "seconds"), ("ratio_of_processor", "processor")):
+                row[ratio] = round(row["mergekit"][column] / row["weightops"][column], 1)  # type: ignore[index]
             row["asked"] = ASKED[method]
         report["methods"][method] = row  # type: ignore[index]
         print(f"  {method:16} {json.dumps(row)}", flush=True)

@@ -29,8 +29,30 @@ from safetensors.torch import load_file
 RANDOM = ("dare linear one", "dare ties normalized gradient", "della")
 RECIPES: dict[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 MODELS = re.compile(
-    r"\b(model|(?:base|source)_model|source|tokenizer_source): (base\+lora|base|[abc]|chat)\b"
+    r"\b(model|(?:base|source)_model|source|tokenizer_source): "
+    r"(base\+lora|(?:\w+/)?(?:base|[abc])|chat)\b(?!/)"
 )
+SIZES = {
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "mistral": {"head_dim": 8},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 8},
+    "gemma": {"head_dim": 8},
+    "gemma2": {"head_dim": 8},
+    "phi": {},
+    "phi3": {"pad_token_id": 0},
+    "gpt2": {},
+    "mixtral": {"num_local_experts": 3},
+}
+"""Other architectures than Llama, each with base, a, b and c, and what is theirs alone."""
 ADAPTERS = "extract-lora"
 PARTS = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
 
@@ -74,6 +96,26 @@ def make(folder: Path) -> None:
         LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
     )
     adapter.save_pretrained(folder / "lora")
+
+
+def make_others(folder: Path, names: set[str]) -> None:
+    """Save the models of other architectures that recipes name."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    for name in names:
+        sizes = {"vocab_size": 48, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64}
+        own = sizes if name == "gpt2" else {**SIZES, **OTHERS[name]}
+        start: dict[str, torch.Tensor] = {}
+        for i, kin in enumerate(("base", "a", "b", "c")):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **own))
+            generator = torch.Generator().manual_seed(i)
+            for key, value in model.named_parameters():
+                noise = torch.randn(value.shape, generator=generator)
+                old = start.setdefault(key, value.data + 0.05 * noise)
+                value.data.copy_(old + 0.02 * noise if i else old)
+            model.save_pretrained(folder / name / kin)
+            tokenizer.save_pretrained(folder / name / kin)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -164,6 +206,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make(folder)
+        texts = [RECIPES[name] for name in args.names or RECIPES if name in RECIPES]
+        make_others(folder, {name for name in OTHERS if any(f" {name}/" in t for t in texts)})
         for name in args.names or [*RECIPES, ADAPTERS]:
             if name == ADAPTERS:
                 report[name] = compare_adapters(folder, args.mergekit)

@@ -22,8 +22,9 @@ from weightops import open_checkpoint
 from weightops.reports.outcome import versions
 from weightops.search.goal import Goal
 from weightops.search.measurements import Measurements, image_count
+from weightops.search.racing import race
 from weightops.search.session import EditSession
-from weightops.search.strategies import ALPHAS, grid, race
+from weightops.search.strategies import ALPHAS, grid
 from weightops.tasks.table import as_tasks
 from weightops.training.config import config_for
 from weightops.workflows.base import even_weights
@@ -122,7 +123,8 @@ def main() -> None:
     rows = []
     config = config_for(open_checkpoint("embedded"), steps=args.steps)
     for task in as_tasks(args.tasks.split(",")):
-        session = EditSession("embedded", [task, *SUPPORTED], config=config)
+        tested = [task, *SUPPORTED]
+        session = EditSession("embedded", tested, config=config, precision="float32")
         vector = session.learn(task)
         recorded = {sign: record(session, vector, sign) for sign in (1.0, -1.0)}
         for name, (goal, sign) in goals(task).items():

@@ -12,16 +12,17 @@ import torch
 from torch import nn
 
 from weightops.algebra.linear_form import Alpha, LinearForm
+from weightops.checkpoints import ties
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.linearized import check_taken_by
 from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.matching import in_common_names, match_names, open_matched
 from weightops.checkpoints.module_copy import empty_copy
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.checkpoints.origin import Origin
-from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
 from weightops.checkpoints.vector_files import open_vector, write_lora, write_vector
 from weightops.engine.evaluate import OnNonfinite, materialize
-from weightops.engine.reduce import gram
+from weightops.engine.reduce import cosine, gram
 from weightops.engine.tensors import Tensors
 from weightops.errors import CheckpointError, MismatchError, SpaceError
 from weightops.support.atomic import Overwrite
@@ -77,7 +78,7 @@ class TaskVector(Tensors):
     ) -> None:
         base = open_checkpoint(pre)
         other = open_matched(finetuned, base, strict=same_config)
-        base = with_tied_names(base, other.specs)
+        base = ties.with_tied_names(base, other.specs)
         self.form, left_out = LinearForm.difference(other.form, base.form, strict=strict)
         self.base = Origin.of(base)
         if left_out:
@@ -172,8 +173,8 @@ class TaskVector(Tensors):
         """Return the cosine of the angle between the vectors, as `dot`; NaN if one is zero."""
         grams = gram(in_common_names([self.form, other.form]))
         if per_tensor:
-            return {name: _cosine(products) for name, products in grams.items()}
-        return _cosine(sum(grams.values(), torch.zeros(2, 2, dtype=torch.float64)))
+            return {name: cosine(products) for name, products in grams.items()}
+        return cosine(sum(grams.values(), torch.zeros(2, 2, dtype=torch.float64)))
 
     @overload
     def apply(
@@ -222,13 +223,14 @@ class TaskVector(Tensors):
             UnknownNameError: if a pattern of ``alpha`` matches nothing.
             NonfiniteError: naming the tensors, if ``on_nonfinite="error"``.
         """
-        opened = with_tied_names(open_checkpoint(base), self.form.specs)
+        opened = ties.with_tied_names(open_checkpoint(base), self.form.specs)
         form = self._edited(opened, alpha, strict)
         if isinstance(base, nn.Module):
+            check_taken_by(base, form)
             module, tensors = empty_copy(base)
             materialize(form, tensors, on_nonfinite=on_nonfinite)
             return module
-        edited = Checkpoint(form, architecture_of_ends(form, opened))
+        edited = Checkpoint(form, ties.architecture_of_ends(form, opened))
         if isinstance(base, Mapping) and not isinstance(base, Checkpoint):
             return edited.state_dict(like=base, on_nonfinite=on_nonfinite)
         return edited
@@ -343,8 +345,3 @@ class TaskVector(Tensors):
         """
         source = open_vector(path)
         return cls.of_form(LinearForm.of(source), Origin.of_record(source.made_from.get("base")))
-
-
-def _cosine(products: torch.Tensor) -> float:
-    norms = math.sqrt(float(products[0, 0])) * math.sqrt(float(products[1, 1]))
-    return float(products[0, 1]) / norms if norms else math.nan

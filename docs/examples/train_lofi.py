@@ -24,7 +24,7 @@ with connected() as node:
         arguments.task,
         arguments.out,
         model=model,
-        config=config_for(model, steps=arguments.steps),
+        training=config_for(model, steps=arguments.steps),
         strategy=node,
         resume=True,  # a job that Slurm starts again continues
         device=arguments.device,

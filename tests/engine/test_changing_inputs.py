@@ -131,6 +131,23 @@ def test_whole_tensors_of_a_changed_file_are_refused(tmp_path: Path) -> None:
         checkpoint.state_dict()
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_what_was_read_outlives_its_file(tmp_path: Path, suffix: str) -> None:
+    """A mapped file that becomes shorter ends the process, when the tensor is looked at."""
+    save(tmp_path / f"a{suffix}", 1.0)
+    save(tmp_path / f"b{suffix}", 2.0)
+    vector = TaskVector(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
+    whole = open_checkpoint(tmp_path / f"a{suffix}").source.read("w3")
+    source = open_checkpoint(tmp_path / f"b{suffix}").source
+    shortened(tmp_path / f"a{suffix}")
+    shortened(tmp_path / f"b{suffix}")
+    assert torch.equal(whole, torch.full((1000, 1500), 1.0))
+    with pytest.raises(CheckpointError, match=rf"b{suffix} changed while it was read"):
+        _ = source.fingerprint
+    with pytest.raises(CheckpointError, match=rf"{suffix} changed while it was read"):
+        vector.norm()
+
+
 def test_layouts_and_views_are_read_right(tmp_path: Path) -> None:
     """What is read in parts is what is mapped as a whole, for every kind of view in a file."""
     base = torch.arange(24.0).reshape(4, 6)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from weightops import TASKS, Checkpoint, ImageModel, TaskVector, evaluate, open_checkpoint
-from weightops.algebra.source import same_weights
+from weightops.algebra.same_bits import same_weights
 from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
 from weightops.cli.main import run
 from weightops.errors import NonfiniteError, OptionError

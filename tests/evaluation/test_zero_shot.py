@@ -79,3 +79,16 @@ def test_metrics_of_many_classes_take_little_memory() -> None:
     labels = torch.arange(100)
     scores = metrics(labels[:, None].repeat(1, 2), labels, 1_000_000)
     assert scores["acc1"] == scores["mean_per_class_recall"] == 1.0
+
+
+def test_many_classes_take_no_table_of_pairs() -> None:
+    """A dense confusion of so many classes would take 80 GB."""
+    labels = torch.arange(100_000) % 90_000
+    guesses = torch.stack([labels, labels + 1, labels + 2, labels + 3, labels + 4], dim=1)
+    guesses[:25_000, 0] = 99_999
+    found = metrics(guesses, labels, 100_000)
+    assert found["acc1"] == 0.75
+    assert found["acc5"] == 0.75
+    half = 10_000 / 90_000 * 0.5  # the classes below 10,000 are there twice, once wrong
+    right = (90_000 - 25_000) / 90_000
+    assert found["mean_per_class_recall"] == pytest.approx(half + right)

@@ -13,7 +13,8 @@ import torch
 
 from weightops import Checkpoint, open_checkpoint
 from weightops.algebra.linear_form import LinearForm
-from weightops.training.run_folder import RecordedSource, states_in
+from weightops.checkpoints.formats.memory import MemorySource
+from weightops.training.run_folder import states_in
 
 RECIPE = split("--task digits --batch-size 16 --seed 5 --model embedded")
 
@@ -88,7 +89,7 @@ def recorded_node(state: dict[str, torch.Tensor], **changes: object) -> Checkpoi
     record = {"base": "f00d", "task": "t", "source": "s", "samples": 10, **changes}
     record["node"] = node | changes.get("node", {})  # type: ignore[operator]
     record["config"] = config | changes.get("config", {})  # type: ignore[operator]
-    source = RecordedSource(state, "a node", training=record)
+    source = MemorySource(state, "a node", record={"training": record})
     source.made_from = {"base": source.describe()}
     return Checkpoint(LinearForm.of(source))
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tiny_transformers import MODELS
 
-from tests.helpers.tiny_transformers import MODELS
 from weightops import open_checkpoint
 from weightops.errors import RecipeError
 from weightops.merging.recipe import Recipe

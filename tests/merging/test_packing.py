@@ -139,6 +139,8 @@ def test_refusals(tmp_path: Path) -> None:
         open_checkpoint(f"{file}:d")
     with pytest.raises(OptionError, match="one model at least"):
         pack({}, base, tmp_path / "x.safetensors")
+    with pytest.raises(OptionError, match="mask_scale is the threshold of TALL masks, and emr"):
+        pack(models, base, tmp_path / "x.safetensors", mask_scale=0.4)
     with pytest.raises(OptionError, match="mask_scale is at least 0"):
         pack(models, base, tmp_path / "x.safetensors", method="tall", mask_scale=-1)
     with pytest.raises(OptionError, match=r"one \.safetensors file, not"):

@@ -233,7 +233,10 @@ def test_tokens_with_sources_of_their_own(tmp_path: Path) -> None:
         ({"tokens": {"<z>": {"source": "elsewhere"}}}, "line 9: .*elsewhere, which isn't one of"),
         ({"tokens": {"<z>": {"source": {"kind": "none"}}}}, "line 9: the kind of the token"),
         ({"tokens": {"<z>": {"force": True}}}, "line 9: the token '<z>' has no source"),
-        ({"source": "nowhere"}, "line 6: there is no file or folder nowhere"),
+        (
+            {"source": "nowhere"},
+            "line 6: 'nowhere' is not a tokenizer's source: there is no file or folder nowhere",
+        ),
         ({"pad_to_multiple_of": 0}, "line 6: pad_to_multiple_of is a whole number"),
         ({"sorce": "union"}, "line 7: there is no key of tokenizer 'sorce'"),
     ],

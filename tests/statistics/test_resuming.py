@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from weightops import collect, open_checkpoint
+from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
 from weightops.cli.main import run
 from weightops.errors import OutputError
 from weightops.statistics import resuming
@@ -91,3 +92,16 @@ def test_the_model_is_not_replaced(tmp_path: Path) -> None:
     line = ["statistics", str(model), "--task", "mnist", "--kind", "gram", "--images", "1"]
     assert run([*line, "-o", str(file), "--overwrite"]) == 1
     assert file.read_bytes() == before
+
+
+def test_the_model_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resuming, "PART", 2)
+    built, build = [], OpenClipArchitecture.build
+
+    def counted(self: OpenClipArchitecture) -> torch.nn.Module:
+        built.append(self)
+        return build(self)
+
+    monkeypatch.setattr(OpenClipArchitecture, "build", counted)
+    collect_to(tmp_path / "a.safetensors", "embedded", "mnist", images=8)
+    assert len(built) == 1

@@ -60,7 +60,9 @@ def test_a_finished_run(tmp_path: Path) -> None:
 
 
 def test_arguments_out_of_range(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="checkpoint_every is 0, and must be at least 1"):
+    with pytest.raises(
+        OptionError, match="checkpoint_every is 0, and must be an integer at least 1"
+    ):
         finetune("embedded", "mnist", CONFIG, out=tmp_path / "run", checkpoint_every=0)
     assert not (tmp_path / "run").exists()
 

@@ -21,17 +21,17 @@ from weightops.training.nodes import Node
 def test_one_process_trains_node_after_node(separate: Path, tmp_path: Path) -> None:
     names, out = ("node0", "node1", "node2"), tmp_path / "run"
     config = config_for("embedded", steps=8, batch_size=16, seed=5)
-    average = lofi.run("digits", out, config=config, nodes=3, device="cpu")
+    average = lofi.run("digits", out, training=config, nodes=3, device="cpu")
     assert average is not None
     for node, reference in zip(opened(out, *names), opened(separate, *names), strict=True):
         assert equal(node, reference)
     assert equal(average.model, lofi.average([separate / name for name in names]))
     mean = open_checkpoint(average.model.state_dict())
     with pytest.raises(OutputError, match="merged exists"):
-        lofi.run("digits", out, config=config, nodes=3, device="cpu")
+        lofi.run("digits", out, training=config, nodes=3, device="cpu")
     for done in ("node1/finetuned.safetensors", "merged/lofi.json"):
         (out / done).unlink()
-    again = lofi.run("digits", out, config=config, nodes=3, device="cpu", resume=True)
+    again = lofi.run("digits", out, training=config, nodes=3, device="cpu", resume=True)
     assert again is not None
     assert again.record() == average.record()
     assert equal(open_checkpoint(out / "merged"), mean)
@@ -40,11 +40,11 @@ def test_one_process_trains_node_after_node(separate: Path, tmp_path: Path) -> N
 def test_the_number_of_nodes(tmp_path: Path) -> None:
     config = TrainingConfig(steps=1)
     with pytest.raises(OptionError, match="start the nodes with torchrun"):
-        lofi.run("digits", tmp_path / "run", config=config)
-    with pytest.raises(OptionError, match="nodes is 0, and must be at least 1"):
-        lofi.run("digits", tmp_path / "run", config=config, nodes=0)
+        lofi.run("digits", tmp_path / "run", training=config)
+    with pytest.raises(OptionError, match="nodes is 0, and must be an integer at least 1"):
+        lofi.run("digits", tmp_path / "run", training=config, nodes=0)
     with pytest.raises(OptionError, match="must run at once"):
-        lofi.run("digits", tmp_path / "run", config=config, nodes=2, like=Node(every=1))
+        lofi.run("digits", tmp_path / "run", training=config, nodes=2, like=Node(every=1))
 
 
 def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,9 @@ def test_averages_on_the_command_line(
         assert run(["push", str(folder), "org/name", "--license", "mit", "--dry-run"]) == 0
     mean = lofi.average(nodes)
     assert equal(open_checkpoint(out), mean)
+    by_hand = mean.save(tmp_path / "by_hand")
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert files == {path.name: path.read_bytes() for path in by_hand.iterdir()}
     assert open_checkpoint(out).architecture is not None
     plain = tmp_path / "plain"
     assert run(["merge", *nodes, "-o", str(plain), "--weights", "40,40,48"]) == 0

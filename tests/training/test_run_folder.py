@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,14 @@ def test_weights_without_a_record_are_not_resumed(tmp_path: Path) -> None:
     message = r"no record of how they were made\nhint: overwrite=True starts the run again"
     with pytest.raises(CheckpointError, match=message):
         run_folder(tmp_path, 6).begin(resume=True, overwrite=False)
+
+
+def test_which_run_a_state_is_of_is_read_without_its_tensors(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", 6)
+    run.begin(resume=False, overwrite=False)
+    run.keep({"learning": {"w": torch.zeros(1 << 22)}}, 3)
+    tracemalloc.start()
+    assert run_folder(tmp_path / "run", 6).begin(resume=True, overwrite=False) == [0, 3]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20  # of 16 MB

@@ -12,7 +12,7 @@ from helpers.drawn_folders import draw
 
 from weightops import Recipe, SearchOptions, TaskVector, add, negate, open_checkpoint
 from weightops.cli.main import run
-from weightops.errors import OptionError, TaskError, UnknownNameError
+from weightops.errors import OptionError, UnknownNameError
 from weightops.search.descent import Descent, _order, descend
 from weightops.search.session import EditSession
 from weightops.tasks.table import find_task
@@ -95,7 +95,7 @@ def test_on_the_command_line(own: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_refusals(own: Path) -> None:
-    with pytest.raises(TaskError, match="two tasks at least"):
+    with pytest.raises(OptionError, match="two tasks at least"):
         add(["mnist"], own / "x")
     with pytest.raises(OptionError, match="one vector of all"):
         add(["mnist", "digits"], own / "x", method="ties", each=True)

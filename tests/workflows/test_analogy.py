@@ -8,7 +8,7 @@ import pytest
 from helpers.drawn_folders import draw
 
 from weightops import TaskVector, analogy
-from weightops.errors import TaskError
+from weightops.errors import OptionError
 from weightops.search.session import EditSession, weighted_sum
 from weightops.tasks.analogy_example import ANALOGY
 from weightops.workflows.analogy import Analogy
@@ -58,5 +58,5 @@ def test_the_built_in_example() -> None:
 
 
 def test_refusals(own: Path) -> None:
-    with pytest.raises(TaskError, match="four different tasks"):
+    with pytest.raises(OptionError, match="four different tasks"):
         analogy("mnist", "digits", "letters", "letters", own / "x")

@@ -108,5 +108,7 @@ def test_where_nothing_satisfies_nothing_is_written(
 
 
 def test_refusals(own: Path) -> None:
-    with pytest.raises(OptionError, match="control_threshold is 2, and must be at least 0"):
+    with pytest.raises(
+        OptionError, match="control_threshold is 2, and must be a number at least 0"
+    ):
         negate("mnist", own / "x", control_threshold=2)

@@ -23,10 +23,10 @@ from weightops import (
     patch,
 )
 from weightops.errors import (
+    CheckpointError,
     NothingSatisfiesError,
     OptionError,
     OutputError,
-    TaskError,
     UnknownNameError,
 )
 from weightops.workflows.patch import Patch
@@ -74,6 +74,13 @@ def test_files_and_summary(patched: Path) -> None:
     assert (patched / "frontier.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_record_names_the_folder_that_is_gone(patched: Path) -> None:
+    for path in patched.rglob("*"):
+        assert path.is_dir() or b".out.run" not in path.read_bytes(), path
+    vector = open_checkpoint(patched / "open_clip_model.safetensors").source.made_from
+    assert "embedded fine-tuned on mnist" in {term["ref"] for term in vector["terms"]}
+
+
 def test_the_patched_model_is_the_one_that_was_tested(patched: Path) -> None:
     summary = json.loads((patched / "summary.json").read_text())
     assert evaluate(patched, "mnist", device="cpu")["mnist"] == summary["tasks"]["mnist"]["patched"]
@@ -109,9 +116,11 @@ def test_given_finetuned_weights(patched: Path, tmp_path: Path) -> None:
 def test_refusals(patched: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists"):
         patch("mnist", patched, **QUICK)
-    with pytest.raises(TaskError, match="at least one supported"):
+    with pytest.raises(OptionError, match="at least one supported"):
         patch("mnist", tmp_path / "x", supported=["mnist"])
-    with pytest.raises(OptionError, match=r"max_supported_drop is -2.0, and must be at least 0"):
+    with pytest.raises(
+        OptionError, match=r"max_supported_drop is -2.0, and must be a number at least 0"
+    ):
         patch("mnist", tmp_path / "x", max_supported_drop=-2.0)
     with pytest.raises(UnknownNameError, match="no strategy 'both'"):
         patch(["mnist", "digits"], tmp_path / "x", strategy="both")
@@ -132,6 +141,9 @@ def test_plan(tmp_path: Path) -> None:
     assert plan.alphas == (0.0, 0.5)
     assert plan.training_images == 8 * 64
     assert plan.free_bytes > plan.output_bytes > 0
+    given = Patch.from_call("mnist", finetuned=str(tmp_path / "nope"), **QUICK)
+    with pytest.raises(CheckpointError, match=r"there is no file or folder .*nope"):
+        plan_run(given, tmp_path / "x")
 
 
 def test_interrupted_and_resumed(tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ def test_misuse(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["add", "--tasks", tasks, *vectors[:2], *model], 2, "learns 2 tasks"),
         (["add", "--tasks", tasks, *vectors[:2], *model], 2, "give one --finetuned for each"),
         (["analogy", "--a", "mnist", "-q"], 2, "name all of --a"),
-        (["negate", "--target", "mnist", "--control", "mnist"], 1, "at least one control"),
+        (["negate", "--target", "mnist", "--control", "mnist"], 2, "at least one control"),
+        (["add", "--tasks", "mnist"], 2, "two tasks at least"),
         (["soup", own / "model"], 2, "two models at least"),
         (["experiment", "intermediat"], 2, "did you mean intermediate"),
     ):

@@ -45,5 +45,5 @@ def test_on_the_command_line(own: Path, capsys: pytest.CaptureFixture[str], verb
 def test_refusals() -> None:
     with pytest.raises(OptionError, match="no vectors"):
         rank({}, "mnist")
-    with pytest.raises(OptionError, match="steps is 0, and must be at least 1"):
+    with pytest.raises(OptionError, match="steps is 0, and must be an integer at least 1"):
         rank({"a": "a"}, "mnist", steps=0)

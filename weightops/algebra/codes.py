@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 
 from weightops.algebra.dtypes import is_editable
-from weightops.algebra.source import Source, Spec, same_sample
+from weightops.algebra.same_bits import same_sample
+from weightops.algebra.source import Source, Spec
 
 _SCALE = re.compile(r"scale|zero|absmax|codebook|biases|quant|scb", re.IGNORECASE)
 

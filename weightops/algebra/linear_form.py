@@ -123,10 +123,7 @@ class LinearForm:
         return None if None in ranks else sum(rank or 0 for rank in ranks)
 
     def factors(self, name: str) -> Factors:
-        """Return two matrices whose product a matrix with a `rank` is, side by side of all terms.
-
-        ``sum_i c_i B_i A_i = [c_1 B_1, c_2 B_2, ...] [A_1; A_2; ...]``
-        """
+        """Return ``[c_1 B_1, c_2 B_2, ...]`` and ``[A_1; A_2; ...]`` of a matrix with a `rank`."""
         height, width = self.specs[name].shape
         lefts, rights = [torch.zeros(height, 0)], [torch.zeros(0, width)]
         for source, coefficient in self.coefficients(name).items():
@@ -273,8 +270,7 @@ def tied_names(form: LinearForm) -> dict[str, str]:
     Two names are tied if they have equal coefficients and are tied in every source with one. Of
     tied names the first is the one that has the tensor, as sources may name different ones.
     """
-    pairs = [pair for source in form.sources for pair in source.ties.items()]
-    candidates = {name for pair in pairs for name in pair}
+    candidates = {n for source in form.sources for pair in source.ties.items() for n in pair}
     owners: dict[object, str] = {}
     tied: dict[str, str] = {}
     for name in form.specs if candidates else ():

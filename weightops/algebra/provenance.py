@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from hashlib import sha256
-
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.source import record_fingerprint
 
 
 def fingerprint(form: LinearForm) -> str:
@@ -14,7 +12,7 @@ def fingerprint(form: LinearForm) -> str:
         factor, coefficient = next(iter(form.terms.items()))
         if coefficient == 1.0 and not factor.rules:
             return factor.source.fingerprint
-    return sha256(json.dumps(provenance(form), sort_keys=True).encode()).hexdigest()[:16]
+    return record_fingerprint(provenance(form))
 
 
 def provenance(form: LinearForm) -> dict[str, object]:

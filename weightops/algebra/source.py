@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from abc import ABC, abstractmethod
@@ -22,6 +23,10 @@ _CPU = torch.device("cpu")
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 """Two matrices, of shapes ``(m, r)`` and ``(r, n)``, whose product is one of shape ``(m, n)``."""
+
+LINEARIZED = "linearized_at"
+"""The entry of a provenance record that says what base a model is linearised at."""
+
 Space = Literal["weights", "delta"]
 """Weights are affine (their coefficients sum to 1); deltas are differences of weights (0)."""
 
@@ -51,6 +56,14 @@ def flattened(tensor: torch.Tensor) -> torch.Tensor:
 def cut(flat: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """Return elements ``start`` to ``stop`` of a flat tensor; without a slice if these are all."""
     return flat if stop - start == flat.numel() else flat[start:stop]
+
+
+def read_flat(file: InputFile, begin: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return elements of a file, from a byte on, in memory of their own."""
+    with torch.inference_mode(False):
+        flat = torch.empty(numel, dtype=dtype)
+    file.read_into(flat.view(torch.uint8).numpy().data, begin)
+    return flat
 
 
 class Source(ABC):
@@ -84,7 +97,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
-        """Return a tensor, mapped from its file or shared with its owner: never write to it."""
+        """Return a tensor, read from its file or shared with its owner: never write to it."""
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
         """Return a function that returns elements ``start`` to ``stop`` of the flat tensor.
@@ -105,13 +118,23 @@ class Source(ABC):
             start += spec.numel
         return run
 
+    def elements(self, name: str) -> Callable[[int, int], torch.Tensor]:
+        """Return a function that returns elements of a tensor, and reads no others from a file.
+
+        What is computed is computed as a whole, whose bits may not be those of parts.
+        """
+        if self.computed:
+            flat = flattened(self.read(name))
+            return lambda start, stop: cut(flat, start, stop)
+        return self.open(name, Scratch())
+
     def samples(self, names: Iterable[str]) -> Iterator[bytes]:
         """Yield for each tensor 16 evenly spaced blocks of at most 1 KiB of its bytes."""
         for name in names:
-            flat = self.read(name).detach().reshape(-1)
-            width = flat.element_size()
-            blocks = (flat[at : at + n] for at, n in sample_blocks(flat.numel(), width))
-            yield b"".join(b.cpu().contiguous().view(torch.uint8).numpy().tobytes() for b in blocks)
+            spec, parts = self.specs[name], self.elements(name)
+            whole = spec.nbytes <= SAMPLED_WHOLE
+            blocks = [(0, spec.numel)] if whole else sample_blocks(spec.numel, spec.dtype.itemsize)
+            yield b"".join(_bytes(parts(start, start + size)) for start, size in blocks)
 
     def combination(self, name: str, scratch: Scratch) -> Mapping[Source, float] | None:
         """Return source -> coefficient if a tensor is a linear combination of sources, else None.
@@ -148,10 +171,18 @@ class Source(ABC):
         SHA-256 over every tensor's name, dtype, shape and 16 evenly spaced blocks of at most 1 KiB
         of its data. Of matrices with one content only one name counts, as tied weights are
         stored once or twice. It distinguishes checkpoints at the cost of reading a few megabytes.
-        It doesn't prove that two are equal (`same_weights` does), nor who made them.
+        It doesn't prove that two are equal (`same_bits.same_weights` does), nor who made them.
         """
-        digest, copies = self._digest(self.specs)
-        return self._digest(self.specs.keys() - copies)[0] if copies else digest
+        known = self._known_copies()
+        digest, copies = self._digest(self.specs.keys() - known)
+        return self._digest(self.specs.keys() - known - copies)[0] if copies else digest
+
+    def _known_copies(self) -> set[str]:
+        """Return the tied names that don't count for the fingerprint."""
+        tied = [n for n, owner in self.ties.items() if owner in self.specs]
+        tied = [name for name in tied if len(self.specs[name].shape) > 1]
+        pairs = zip(tied, self.samples(tied), strict=True)
+        return {name for name, s in pairs if _varies(s, self.specs[name].dtype.itemsize)}
 
     def _digest(self, names: Iterable[str]) -> tuple[str, set[str]]:
         """Return the digest of the samples of some tensors, and the names of copies of others."""
@@ -171,9 +202,15 @@ class Source(ABC):
             copies |= {*twins} - {owner}
         return digest.hexdigest()[:16], copies
 
+    @cached_property
+    def linearized_at(self) -> Mapping[str, str] | None:
+        """The ref and fingerprint of the base that these are a linearised model's weights at."""
+        return _recorded(self.made_from)
+
     def describe(self) -> dict[str, object]:
         """Return the description of this source in the metadata of its derivatives."""
-        return {"ref": portable(self.ref), "fingerprint": self.fingerprint}
+        own = {"ref": portable(self.ref), "fingerprint": self.fingerprint}
+        return {**own, LINEARIZED: dict(self.linearized_at)} if self.linearized_at else {**own}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.ref!r}, {len(self.specs)} tensors)"
@@ -190,6 +227,33 @@ class ComputedSource(Source):
     def read(self, name: str) -> torch.Tensor:
         spec = self.specs[name]
         return self.open(name, Scratch())(0, spec.numel).reshape(spec.shape)
+
+
+class ExpressionSource(ComputedSource):
+    """A computed source whose fingerprint is that of its description, not of its results."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify the expression, as its result isn't computed yet."""
+        return record_fingerprint(self.describe())
+
+
+def record_fingerprint(record: Mapping[str, object]) -> str:
+    """Return 16 hex digits that identify the description of an expression."""
+    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _recorded(record: object) -> Mapping[str, str] | None:
+    """Return the first entry of a provenance record that says where weights are linearised at."""
+    if isinstance(record, Mapping):
+        own = record.get(LINEARIZED)
+        keys = ("ref", "fingerprint")
+        if isinstance(own, Mapping) and all(isinstance(own.get(key), str) for key in keys):
+            return {key: own[key] for key in keys}
+    parts = record.values() if isinstance(record, Mapping) else record
+    if isinstance(parts, str) or not isinstance(parts, Iterable):
+        return None
+    return next((found for found in map(_recorded, parts) if found), None)
 
 
 _EMBEDDING = re.compile(r"embed|wte|shared")
@@ -210,55 +274,10 @@ def sample_blocks(numel: int, width: int) -> list[tuple[int, int]]:
     return [(start, min(block, numel - start)) for start in range(0, numel, step)]
 
 
+def _bytes(flat: torch.Tensor) -> bytes:
+    return flat.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
 def _varies(sample: bytes, width: int) -> bool:
     """Return whether the elements of a sample differ, unlike zeros."""
     return sample != sample[:width] * (len(sample) // width)
-
-
-def same_weights(a: Source, b: Source) -> bool:
-    """Return True if both hold the same names, shapes, dtypes and bits. Fast where they differ."""
-    if a is b or (a.identity is not None and a.identity == b.identity):
-        return True
-    if dict(a.specs) != dict(b.specs):
-        return False
-    return all(_same_bits(a, b, name, first=n) for n in (64, None) for name in a.specs)
-
-
-_SAMPLE = 1 << 20
-"""Elements that are compared at both ends and in the middle of a larger tensor."""
-
-
-def same_sample(a: Source, b: Source, name: str) -> bool:
-    """Return True if a tensor has the same bits in both; of a large one, in three parts of it.
-
-    Of two dtypes, the numbers count.
-    """
-    x, y = (source.read(name).detach().reshape(-1) for source in (a, b))
-    if x.dtype != y.dtype:
-        x, y = x.double(), y.double()
-    middle = max((len(x) - _SAMPLE) // 2, 0)
-    for start in sorted({0, middle, max(len(x) - _SAMPLE, 0)}):
-        parts = (flat[start : start + _SAMPLE].contiguous().view(torch.uint8) for flat in (x, y))
-        first, second = parts
-        if not torch.equal(first, second.to(first.device)):
-            return False
-    return True
-
-
-def copy_of(source: Source, name: str, others: Iterable[str]) -> str | None:
-    """Return the first of some names whose tensor has the same bits as another one in a source."""
-    alike = (n for n in others if n != name and source.specs.get(n) == source.specs[name])
-    read = source.read
-    return next(
-        (n for n in alike if all(_equal(read(name), read(n), first=k) for k in (64, None))), None
-    )
-
-
-def _same_bits(a: Source, b: Source, name: str, *, first: int | None) -> bool:
-    """Return True if a tensor has the same bits in both, in its first elements or in all."""
-    return _equal(a.read(name), b.read(name), first=first)
-
-
-def _equal(a: torch.Tensor, b: torch.Tensor, *, first: int | None = None) -> bool:
-    x, y = (tensor.detach().reshape(-1)[:first].contiguous() for tensor in (a, b))
-    return torch.equal(x.view(torch.uint8), y.to(x.device).view(torch.uint8))

@@ -25,7 +25,7 @@ from weightops.checkpoints.libraries.memory_names import MemoryNames
 from weightops.checkpoints.loading import load_into, untie
 from weightops.checkpoints.output_layout import folder_layout, is_single_file
 from weightops.checkpoints.renaming import match_ties, rename_to_match
-from weightops.checkpoints.skeleton import blank_copy, blank_model
+from weightops.checkpoints.skeleton import blank_copy
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
 from weightops.engine.layout import Estimate, FileLayout, estimate, has_header, layout
 from weightops.engine.ranks import ONE_RANK, Ranks
@@ -33,6 +33,7 @@ from weightops.engine.tensors import Tensors
 from weightops.engine.write import write
 from weightops.errors import CheckpointError
 from weightops.support.atomic import Overwrite, behind_links, check_free, resumable_output, stage_of
+from weightops.support.json_files import write_json
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -60,6 +61,7 @@ class Checkpoint(Tensors):
         architecture: the model that the weights are of; None if it isn't known.
         recipe: the merge recipe that made the weights, or None; a saved file states it.
         card: the text of the model card for a saved folder, or None.
+        records: file name -> JSON content that a saved folder has beside the weights.
 
     >>> from weightops import open_checkpoint
     >>> checkpoint = open_checkpoint({"weight": torch.ones(2, 3)})
@@ -81,6 +83,7 @@ class Checkpoint(Tensors):
         self._module = module
         self.recipe: dict[str, Any] | None = None
         self.card: str | None = None
+        self.records: dict[str, Any] = {}
 
     @property
     def source(self) -> Source:
@@ -106,7 +109,7 @@ class Checkpoint(Tensors):
         """The names of the tensors in a module, if they may differ from those in files."""
         if self._module is not None:
             return MemoryNames.of(self._module)
-        return self.architecture.names_in_memory() if self.architecture else None
+        return self.architecture.names_in_memory if self.architecture else None
 
     @property
     def fingerprint(self) -> str:
@@ -118,7 +121,7 @@ class Checkpoint(Tensors):
         """The module that the weights are of, without weights; None if it isn't known."""
         if self._module is not None:
             return blank_copy(self._module)
-        return blank_model(self.architecture) if self.architecture else None
+        return self.architecture.skeleton if self.architecture else None
 
     @property
     def is_module(self) -> bool:
@@ -140,9 +143,9 @@ class Checkpoint(Tensors):
         return self.with_form(self.form.to(dtype), architecture)
 
     def with_form(self, form: LinearForm, architecture: Architecture | None) -> Checkpoint:
-        """Return a checkpoint of another form and architecture with this recipe and model card."""
+        """Return a checkpoint of another form and architecture with this one's records."""
         other = Checkpoint(form, architecture, module=self._module)
-        other.recipe, other.card = self.recipe, self.card
+        other.recipe, other.card, other.records = self.recipe, self.card, self.records
         return other
 
     def state_dict(
@@ -188,7 +191,7 @@ class Checkpoint(Tensors):
         """
         self._check_unquantised()
         module = self.known_architecture().build()
-        names = MemoryNames.of(module)
+        names = self.known_architecture().names_in_memory
         wanted = LinearForm.of(MemorySource(module.state_dict(), self.ref))
         form = match_ties(rename_to_match(self._own_form(), wanted, names), wanted)
         if names is not None:
@@ -323,6 +326,8 @@ class Checkpoint(Tensors):
                 self.architecture.write(folder)
             if self.card:
                 (folder / "README.md").write_text(self.card, encoding="utf-8")
+            for name, content in self.records.items():
+                write_json(folder / name, content)
         if options.max_shard_size and self.architecture and not self.architecture.reads_shards:
             log.warning("%s reads one file only: no shards are written", self.architecture.library)
         self._write_weights(folder, options)

@@ -7,12 +7,12 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from weightops.checkpoints.adapters.adapter import CONFIG as ADAPTER_CONFIG
+from weightops.algebra.source import Source
 from weightops.checkpoints.formats import parts, shards
 from weightops.errors import CheckpointError
-from weightops.support.sibling_files import is_unrelated
+from weightops.support.sibling_files import ADAPTER_CONFIG, is_unrelated
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -40,12 +40,34 @@ USUAL_NAMES = (
 """The usual names of weights files in a folder, the preferred first."""
 
 
-def find_weights(folder: Path, is_weights: Callable[[Path], bool]) -> Path | None:
-    """Return the weights file of a folder, with a usual name or the only one; None for none.
+class Found(NamedTuple):
+    """The weights in a folder.
 
-    Args:
+    Attributes:
         folder: the folder.
-        is_weights: returns whether a file is of a known format.
+        file: the file of the weights, or an index; None for the parts of several processes.
+        source: its tensors.
+    """
+
+    folder: Path
+    file: Path | None
+    source: Source
+
+
+class Formats(NamedTuple):
+    """The formats of files.
+
+    Attributes:
+        recognise: returns whether a file is of a known format.
+        open: opens such a file.
+    """
+
+    recognise: Callable[[Path], bool]
+    open: Callable[[Path], Source]
+
+
+def find_weights(folder: Path, formats: Formats) -> Found | None:
+    """Open the weights in a folder: the file with a usual name or the only one; None for none.
 
     Raises:
         CheckpointError: if there are several, and no index of them.
@@ -54,10 +76,11 @@ def find_weights(folder: Path, is_weights: Callable[[Path], bool]) -> Path | Non
     if usual:
         if len({name == ADAPTER_CONFIG for name in usual}) > 1:
             log.warning("%s holds weights and an adapter: %s is opened", folder, usual[0])
-        return folder / usual[0]
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and is_weights(path)]
-    if any(parts.holds_parts(path) for path in files):
-        return None
+        return Found(folder, folder / usual[0], formats.open(folder / usual[0]))
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and formats.recognise(p)]
+    held = parts.open_parts(files)
+    if held is not None:
+        return Found(folder, None, held)
     chosen = [path for path in files if shards.recognises(path)] or files
     if len(chosen) > 1:
         raise CheckpointError(
@@ -65,24 +88,24 @@ def find_weights(folder: Path, is_weights: Callable[[Path], bool]) -> Path | Non
             f"{first_few(path.name for path in chosen)}",
             hint="name one of them",
         )
-    return chosen[0] if chosen else None
+    return Found(folder, chosen[0], formats.open(chosen[0])) if chosen else None
 
 
-def inner_weights(folder: Path, is_weights: Callable[[Path], bool]) -> dict[str, Path]:
-    """Return prefix of names -> weights file, for the folders that a folder says it is made of.
+def inner_weights(folder: Path, formats: Formats) -> dict[str, Found]:
+    """Open the weights in the folders that a folder says it is made of, by prefix of their names.
 
     These are the components of a pipeline of diffusers, and the modules of sentence-transformers.
 
     Raises:
         CheckpointError: if a description isn't sound, or names a place outside the folder.
     """
-    found: dict[str, Path] = {}
+    opened: dict[str, Found] = {}
     for name in _described(folder):
         for inner in _folders_below(folder / name):
-            file = find_weights(inner, is_weights)
-            if file is not None and file.name != ADAPTER_CONFIG:
-                found[".".join(inner.relative_to(folder).parts) + "."] = file
-    return found
+            found = find_weights(inner, formats)
+            if found is not None and found.source.space == "weights":
+                opened[".".join(inner.relative_to(folder).parts) + "."] = found
+    return opened
 
 
 def _described(folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ from torch import nn
 from weightops.algebra.linear_form import LinearForm, describe, tied_names
 from weightops.algebra.names import mismatch
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.linearized import check_taken_by
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
 from weightops.errors import CheckpointError
 from weightops.support.text import first_few
@@ -37,8 +38,10 @@ def load_into(
 
     Raises:
         MismatchError: if shapes differ, or names differ and ``strict=True``.
-        CheckpointError: if the form reads the module's own tensors, which change meanwhile.
+        CheckpointError: if the form reads the module's own tensors, which change meanwhile; or if
+            the weights are a linearised model's, and the module isn't.
     """
+    check_taken_by(module, form)
     targets: dict[str, torch.Tensor] = module.state_dict(keep_vars=True)
     shared = {name: tensor for name, tensor in targets.items() if name in form.specs}
     _check_names_and_shapes(form, module, targets, strict)

@@ -19,7 +19,13 @@ from weightops.checkpoints.adapters import bare
 from weightops.checkpoints.adapters import folder as adapters
 from weightops.checkpoints.adapters.adapter import Adapter
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.folders import PIPELINE, USUAL_NAMES, find_weights, inner_weights
+from weightops.checkpoints.folders import (
+    PIPELINE,
+    USUAL_NAMES,
+    Formats,
+    find_weights,
+    inner_weights,
+)
 from weightops.checkpoints.formats import (
     distributed,
     parts,
@@ -217,38 +223,27 @@ def open_ref(ref: str | Path) -> Checkpoint:
 
 def _open_folder(folder: Path) -> tuple[Source, Architecture | None]:
     """Open the weights in a folder, and in those within it that the model is made of."""
-    inner = inner_weights(folder, _is_weights)
+    formats = Formats(lambda file: _format_of(file) is not None, _open_file)
+    inner = inner_weights(folder, formats)
     is_pipeline = (folder / PIPELINE).is_file() and bool(inner)
-    file = None if is_pipeline else find_weights(folder, _is_weights)
-    if is_pipeline and (beside := [p.name for p in folder.glob("*.safetensors")]):
+    own = None if is_pipeline else find_weights(folder, formats)
+    if own is None and not inner:
+        raise CheckpointError(f"{folder} holds no file of weights ({', '.join(FORMATS)})")
+    if is_pipeline and (beside := [path.name for path in folder.glob("*.safetensors")]):
         log.warning("%s: the pipeline is opened, not %s", folder, first_few(beside))
-    if file is None and not inner:
-        return _open_parts(folder), OtherFolder.recognise(folder)
     architecture = PipelineFolder(folder) if is_pipeline else architecture_of(folder)
     architecture = architecture or OtherFolder.recognise(folder)
+    if own and isinstance(architecture, OtherFolder):
+        architecture.weights_file = written_name(own.file)
     if architecture is not None:
-        if file and isinstance(architecture, OtherFolder):
-            architecture.weights_file = written_name(file)
         architecture.parts = {
-            prefix: (path.parent.relative_to(folder) / written_name(path)).as_posix()
-            for prefix, path in inner.items()
+            prefix: (found.folder.relative_to(folder) / written_name(found.file)).as_posix()
+            for prefix, found in inner.items()
         }
-    sources = [_open_file(file)] if file else []
-    sources += [with_prefix(_open_file(path), prefix) for prefix, path in inner.items()]
-    source = sources[0] if file and not inner else shards.ShardedSource(sources, str(folder), {})
-    return source, architecture
-
-
-def _open_parts(folder: Path) -> Source:
-    """Open the parts of a distributed save, which are all that a folder has."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-    if not any(parts.holds_parts(path) for path in files):
-        raise CheckpointError(f"{folder} holds no file of weights ({', '.join(FORMATS)})")
-    return parts.open_folder(folder)
-
-
-def _is_weights(file: Path) -> bool:
-    return _format_of(file) is not None
+    sources = [with_prefix(found.source, prefix) for prefix, found in inner.items()]
+    sources = [own.source, *sources] if own else sources
+    whole = sources[0] if own and not inner else shards.ShardedSource(sources, str(folder), {})
+    return whole, architecture
 
 
 def _open_file(file: Path) -> Source:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.provenance import fingerprint
-from weightops.algebra.source import same_weights
+from weightops.algebra.same_bits import same_weights
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import check_config, match_names, match_to_base
 from weightops.errors import MismatchError

@@ -33,7 +33,7 @@ class Renamed(Source):
     ) -> None:
         self.source = source
         self.ref, self.space, self.skipped = source.ref, source.space, source.skipped
-        self.files = source.files
+        self.files, self.linearized_at = source.files, source.linearized_at
         self.mapped = {
             name: mapping
             for name, mapping in mapped.items()

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.names import layer_of
-from weightops.algebra.source import Spec, copy_of
+from weightops.algebra.same_bits import copy_of
+from weightops.algebra.source import Spec
 from weightops.checkpoints.clip_names import COUNTERS, mappings, unwrapped
 from weightops.checkpoints.conversion import TensorMapping
 from weightops.checkpoints.libraries.memory_names import MemoryNames

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import copy
-import logging
 from typing import Any
 
 import torch
 from torch import nn
-
-from weightops.checkpoints.libraries.base import Architecture
-from weightops.errors import WeightopsError
-
-log = logging.getLogger("weightops")
 
 
 def blank_copy(module: nn.Module) -> nn.Module:
@@ -38,20 +32,6 @@ def blank_copy(module: nn.Module) -> nn.Module:
 def _float(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that weights of a dtype are computed in."""
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype
-
-
-def blank_model(architecture: Architecture) -> nn.Module | None:
-    """Build the model of an architecture without weights; None if it can't be built."""
-    try:
-        with torch.device("meta"):
-            return blank_copy(architecture.build())
-    except (NotImplementedError, RuntimeError, WeightopsError):
-        pass  # open_clip and others compute with the weights that they begin with
-    try:
-        return blank_copy(architecture.build())
-    except WeightopsError as error:
-        log.debug("%s", error)
-        return None
 
 
 def shared_names(module: nn.Module) -> list[list[str]]:

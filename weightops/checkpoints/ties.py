@@ -9,7 +9,7 @@ from typing import Any
 
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.names import layer_of
-from weightops.algebra.source import copy_of
+from weightops.algebra.same_bits import copy_of
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.conversion import TensorMapping
 from weightops.checkpoints.libraries.base import Architecture

@@ -28,6 +28,7 @@ class BorrowedTraining(Borrowed):
 
 TRAINING = BorrowedTraining(_CONFIG_FOR, only=("steps", "batch_size", "lr", "seed"))
 TRAINING_AND_EMA = BorrowedTraining(_CONFIG_FOR, only=(*TRAINING.only, "ema"))
+FINETUNING = BorrowedTraining(_CONFIG_FOR, only=(*TRAINING_AND_EMA.only, "linearized"))
 SEARCH = Borrowed(
     "weightops.search.strategies:SearchOptions",
     names={"strategy": "search"},
@@ -44,7 +45,7 @@ def training_config(model: Any, given: dict[str, Any]) -> TrainingConfig:
     """Return the recipe for a model, of the given values, which are removed."""
     from weightops.training.config import config_for
 
-    return config_for(model, **taken(given, TRAINING_AND_EMA.only))
+    return config_for(model, **taken(given, FINETUNING.only))
 
 
 def search_options(given: dict[str, Any]) -> SearchOptions:

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightops.cli.borrowing import taken
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.printing import echo_json
 
 if TYPE_CHECKING:
     import torch
 
+    from weightops.tasks.table import TaskList
     from weightops.vector_comparison import Comparison
+    from weightops.workflows.disentanglement import Disentanglement
 
 
 @command(
-    Borrowed("weightops.vector_comparison:compare", leave_out=("models",)), metavar="A B [C ...]"
+    Borrowed("weightops.vector_comparison:compare", leave_out=("models",)),
+    Borrowed("weightops.workflows.disentanglement:disentanglement", only=("images",)),
+    metavar="A B [C ...]",
 )
 def compare(
     models: tuple[str, ...],
     *,
     per_tensor: bool = False,
+    tasks: TaskList | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     json_: bool = False,
@@ -34,6 +41,8 @@ def compare(
     Args:
         models: task vectors, or fine-tuned weights. Without --base, A is the base of the weights.
         per_tensor: norms and cosines of each tensor, not only of each layer.
+        tasks: for two vectors, the task of each: on their validation images, how often one vector
+            changes what the model predicts for the other's task (the disentanglement error).
         out: a PNG file for the picture.
         overwrite: replace an output that exists; it stays until the new one is complete.
     """
@@ -45,13 +54,33 @@ def compare(
         others = list(models)
         if given.get("base") is None and open_ref(others[0]).form.space == "weights":
             given["base"] = others.pop(0)
+        measured = taken(given, ("images",))
+        if measured and not tasks:
+            raise click.UsageError("--images is for --tasks")
         comparison = vector_comparison.compare(others, **given)
+        apart = None
+        if tasks:
+            apart = _disentanglement(given.get("base"), others, tasks, **measured)
         if out is not None:
-            _draw(comparison, out, overwrite=overwrite)
+            _draw(comparison, apart, out, overwrite=overwrite)
     if json_:
-        echo_json(_record(comparison, given.get("base"), per_tensor))
+        echo_json(_record(comparison, apart, given.get("base"), per_tensor))
     else:
         _print(comparison, per_tensor)
+        if apart is not None:
+            alphas = f"alphas from {apart.alphas[0]:g} to {apart.alphas[-1]:g}"
+            click.echo(f"\ndisentanglement error, mean over {alphas}: {apart.mean:.3f}")
+
+
+def _disentanglement(
+    base: str | None, vectors: Sequence[str], tasks: TaskList, **measured: Any
+) -> Disentanglement:
+    """Measure the disentanglement error of two vectors of a base."""
+    from weightops.workflows.disentanglement import disentanglement
+
+    if base is None:
+        raise click.UsageError("--tasks needs the model that the vectors are of: --base")
+    return disentanglement(base, vectors, tasks, **measured)
 
 
 def _changed(grams: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -64,16 +93,24 @@ def _norms(gram: torch.Tensor) -> list[float]:
     return norms
 
 
-def _draw(comparison: Comparison, out: Path, *, overwrite: bool) -> None:
-    from weightops.reports.vector_comparison import draw_comparison
+def _draw(
+    comparison: Comparison, apart: Disentanglement | None, out: Path, *, overwrite: bool
+) -> None:
+    from weightops.reports.vector_comparison import ErrorMap, draw_comparison
     from weightops.support.atomic import atomic_output
 
     layers = {name: _norms(gram) for name, gram in _changed(comparison.layers()).items()}
+    errors = None
+    if apart is not None:
+        errors = ErrorMap(apart.tasks, apart.alphas, apart.errors.tolist())
+    names, spectra = comparison.names, comparison.spectra
     with atomic_output(out, overwrite=overwrite) as file:
-        draw_comparison(file, comparison.names, comparison.cosines, layers, comparison.spectra)
+        draw_comparison(file, names, comparison.cosines, layers, spectra, errors)
 
 
-def _record(comparison: Comparison, base: str | None, per_tensor: bool) -> dict[str, Any]:
+def _record(
+    comparison: Comparison, apart: Disentanglement | None, base: str | None, per_tensor: bool
+) -> dict[str, Any]:
     from weightops.vector_comparison import cosines
 
     grams = _changed(comparison.grams if per_tensor else comparison.layers())
@@ -87,6 +124,8 @@ def _record(comparison: Comparison, base: str | None, per_tensor: bool) -> dict[
         "conflicts": comparison.conflicts.tolist(),
         "overlaps": overlaps.tolist() if overlaps is not None else None,
         "spectra": comparison.spectra,
+        "disentanglement": apart
+        and {"tasks": apart.tasks, "alphas": apart.alphas, "errors": apart.errors.tolist()},
         "tensors" if per_tensor else "layers": {
             name: {"norms": _norms(gram), "cosines": cosines(gram).tolist()}
             for name, gram in grams.items()

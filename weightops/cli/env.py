@@ -15,6 +15,8 @@ def env(*, json_: bool = False) -> None:
 
     import torch
 
+    from weightops.algebra.devices import pick_device
+    from weightops.algebra.precision import pick_precision
     from weightops.reports.outcome import versions
     from weightops.support.cache import cache_dir
 
@@ -23,6 +25,7 @@ def env(*, json_: bool = False) -> None:
         **versions(),
         "system": platform.platform(),
         "devices": devices or ["cpu"],
+        "precision": pick_precision("auto", pick_device("auto")),
         "threads": torch.get_num_threads(),
         "processors": os.cpu_count(),
         "cache": str(cache_dir()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from weightops.tasks.task import Task
 
 _SCORING = ("batch_size", "details")
+_RUNNING = ("device", "precision")
 _EVALUATOR = click.Option(
     ["--evaluator"],
     metavar=f"[{'|'.join(names_in('weightops.evaluation.table:EVALUATORS'))}]",
@@ -36,7 +37,7 @@ _TEXT = click.Option(
 
 
 @command(
-    Borrowed("weightops.evaluation.table:evaluate", only=("split", "device", *_SCORING)),
+    Borrowed("weightops.evaluation.table:evaluate", only=("split", *_RUNNING, *_SCORING)),
     arguments=[_EVALUATOR, _TEXT],
 )
 def evaluate(
@@ -80,7 +81,7 @@ def evaluate(
 
     if "text" in given:
         _check_text(given, tasks, base, out)
-        _print_perplexity(models, given["text"], given.get("device", "auto"), json_)
+        _print_perplexity(models, given["text"], json_, **taken(given, _RUNNING))
         return
     name = given.get("evaluator", "zero_shot")
     evaluator = EVALUATORS[name]
@@ -90,8 +91,9 @@ def evaluate(
         opened = _open_models((*reference, *models), base, strict=strict)
         listed = as_tasks(tasks or EVALUATED)
         scoring = taken(given, _SCORING)
-        how = {"split": given.get("split", "test"), "device": given.get("device", "auto")}
-        records = _score(opened, listed, evaluator, **how, **scoring)
+        split = given.get("split", "test")
+        how = taken(given, _RUNNING)
+        records = _score(opened, listed, evaluator, split, how, **scoring)
         columns = evaluator.columns_of(records[0]["metrics"])
         if reference:
             from weightops.evaluation.shift import add_robustness
@@ -100,7 +102,7 @@ def evaluate(
             records = add_robustness(records[count:], records[:count])
             columns.append("effective_robustness")
         if out is not None:
-            _write(records, out, how["split"], overwrite=overwrite)
+            _write(records, out, split, overwrite=overwrite)
     if json_:
         echo_json(records)
     else:
@@ -139,9 +141,8 @@ def _score(
     models: Sequence[Checkpoint],
     tasks: Sequence[Task],
     evaluator: Evaluator,
-    *,
     split: str,
-    device: str,
+    how: Mapping[str, Any],
     **scoring: Any,
 ) -> list[dict[str, Any]]:
     """Score each model on each task: one record for both."""
@@ -150,7 +151,7 @@ def _score(
 
     records = []
     for checkpoint in models:
-        model = ImageModel.open(checkpoint, device)
+        model = ImageModel.open(checkpoint, **how)
         for task in tasks:
             scores = evaluator.score(model, task, split, **scoring)
             records.append(record(model, task, split, scores, kind=evaluator.kind))
@@ -185,19 +186,25 @@ def _print(records: Sequence[dict[str, Any]], columns: Sequence[str], *, show_mo
     click.echo(table(header, rows))
 
 
-def _print_perplexity(models: Sequence[str], text: Path, device: str, as_json: bool) -> None:
+def _print_perplexity(
+    models: Sequence[str], text: Path, as_json: bool, device: str = "auto", precision: Any = "auto"
+) -> None:
     from weightops.algebra.devices import pick_device
+    from weightops.algebra.precision import pick_precision
     from weightops.checkpoints.opening import open_checkpoint
     from weightops.evaluation.perplexity import perplexity, token_blocks
     from weightops.reports.table import table
 
+    where = pick_device(device)
+    used: Any = pick_precision(precision, where)
     results = []
     for name in models:
         checkpoint = open_checkpoint(name)
         blocks = token_blocks(checkpoint, text)
-        value = perplexity(checkpoint.model().to(pick_device(device)), blocks)
-        tokens = blocks.numel()
-        results.append({"model": name, "text": str(text), "perplexity": value, "tokens": tokens})
+        module = checkpoint.model().to(where)
+        value, tokens = perplexity(module, blocks, precision=used), blocks.numel()
+        result = {"model": name, "text": str(text), "perplexity": value, "tokens": tokens}
+        results.append({**result, "precision": used})
     if as_json:
         echo_json(results)
         return

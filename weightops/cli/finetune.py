@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from weightops.cli.borrowing import TRAINING_AND_EMA, taken, training_config
+from weightops.cli.borrowing import FINETUNING, taken, training_config
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.learning import TASK, TEXT, check_one
 from weightops.cli.printing import echo_plan
@@ -22,10 +22,10 @@ _NODE = click.Option(
 
 
 @command(
-    TRAINING_AND_EMA,
+    FINETUNING,
     Borrowed(
         "weightops.training.finetune:finetune",
-        only=("checkpoint_every", "resume", "overwrite", "device"),
+        only=("checkpoint_every", "resume", "overwrite", "device", "precision"),
     ),
     Borrowed("weightops.training.nodes:Node", only=("data",), names={"data": "node_data"}),
     arguments=[TASK, TEXT, _NODE],
@@ -84,6 +84,7 @@ def _learn(
     task: str | None = None,
     text: Path | None = None,
     device: str = "auto",
+    precision: Any = "auto",
     **how: Any,
 ) -> Any:
     """Fine-tune on a task, or a language model on a text."""
@@ -91,6 +92,7 @@ def _learn(
     from weightops.training.learners import TextLearner
 
     if task is not None:
-        return module.finetune(checkpoint, task, config, device=device, **how)
+        return module.finetune(checkpoint, task, config, device=device, precision=precision, **how)
     assert text is not None
-    return module.fit(TextLearner(checkpoint, text, device=device), config, **how)
+    learner = TextLearner(checkpoint, text, device=device, precision=precision)
+    return module.fit(learner, config, **how)

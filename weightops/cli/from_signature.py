@@ -5,9 +5,11 @@ A value that isn't given on the command line isn't passed, so the function's def
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import click
@@ -200,7 +202,29 @@ def _reading_options(parameters: Sequence[click.Parameter]) -> list[click.Parame
     names = [p.name for p in parameters if isinstance(p.type, types.TaskNames)]
     scored = [name for name in names if name != "batchnorm"]  # statistics have no classes
     only = (*(["class_order"] if scored else []), *(["skip_unreadable"] if names else []))
-    return Borrowed("weightops.tasks.table:as_read", only=only).options() if only else []
+    if not names:
+        return []
+    return [*Borrowed("weightops.tasks.table:as_read", only=only).options(), _cache_limit()]
+
+
+def _cache_limit() -> click.Option:
+    """Return the option with the most bytes of prepared pictures, which sets the environment."""
+    variable = "WEIGHTOPS_CACHE_LIMIT"
+
+    def keep(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+        if value is not None:
+            before = os.environ.get(variable)
+            os.environ[variable] = str(value)
+            restore = partial(os.environ.__setitem__, variable, before or "")
+            ctx.call_on_close(restore)
+
+    return click.Option(
+        ["--cache-limit"],
+        type=types.Size(may_be_zero=True),
+        expose_value=False,
+        callback=keep,
+        help="Keep at most so many prepared pictures for later runs, such as 50GB; 0 for none.",
+    )
 
 
 def _read_as_asked(given: dict[str, Any], context: click.Context) -> dict[str, Any]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     TRAINING,
     Borrowed(
         "weightops.training.lofi:run",
-        only=("nodes", "checkpoint_every", "resume", "overwrite", "device"),
+        only=("nodes", "checkpoint_every", "resume", "overwrite", "device", "precision"),
     ),
     Borrowed("weightops.training.process_groups:connected", only=("node_size", "patience", "fsdp")),
     NODE,
@@ -118,14 +118,14 @@ def _train(
         if strategy.rank:
             quieten()
         given["resume"] = given.get("resume", False) or strategy.restarted
-        how = {"model": checkpoint, "config": config, "strategy": strategy, "like": like, **given}
+        how = {"model": checkpoint, "training": config, "strategy": strategy, "like": like, **given}
         if compare:
             comparison = compare_with_baselines(task, out, **how)
             if comparison is not None:
                 _print_comparison(comparison, as_json)
             return
-        device = given.get("device", "auto")
-        learned = task or TextLearner(checkpoint, text, device=device)
+        where = {name: given[name] for name in ("device", "precision") if name in given}
+        learned = task or TextLearner(checkpoint, text, **where)
         average = run(learned, out, **how)
     if average is not None:
         record = {**average.record(), "communication_seconds": strategy.seconds}

@@ -23,7 +23,7 @@ from weightops.support.registry import unknown
 VERBS = (
     *("patch", "negate", "add", "analogy", "soup", "lofi", "finetune", "evaluate"),
     *("vector", "apply", "statistics", "merge", "pack", "compare", "rank", "inspect", "experiment"),
-    *("push", "tasks", "methods", "env", "completion"),
+    *("push", "tasks", "methods", "cache", "env", "completion"),
 )
 """The verbs, in the order in which they are best learnt; each has a module of its name here."""
 

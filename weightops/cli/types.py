@@ -109,13 +109,20 @@ class NodeOf(click.ParamType):  # type: ignore[type-arg]
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]
-    """Bytes, as 5GB or 200MB."""
+    """Bytes, as 5GB or 200MB.
+
+    Args:
+        may_be_zero: take 0, for none.
+    """
 
     name = "SIZE"
 
+    def __init__(self, *, may_be_zero: bool = False) -> None:
+        self._may_be_zero = may_be_zero
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(value).strip().upper())
-        if not match or not float(match[1]):
+        if not match or not (float(match[1]) or self._may_be_zero):
             self.fail(f"{value!r} is not a size such as 5GB or 200MB", param, ctx)
         return int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " "))
 

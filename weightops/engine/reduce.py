@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -109,3 +110,9 @@ def sums(rows: torch.Tensor) -> torch.Tensor:
     rest = rows[:, rest_start:].sum(1, dtype=torch.float64)
     blocks = rows[:, :rest_start].view(len(rows), -1, BLOCK).sum(2)
     return blocks.sum(1, dtype=torch.float64).add_(rest).cpu()
+
+
+def cosine(products: torch.Tensor) -> float:
+    """Return the cosine of two vectors from their `gram`, shape ``(2, 2)``; NaN if one is zero."""
+    norms = math.sqrt(float(products[0, 0])) * math.sqrt(float(products[1, 1]))
+    return float(products[0, 1]) / norms if norms else math.nan

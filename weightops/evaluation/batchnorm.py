@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TypeGuard
 
 import numpy as np
@@ -93,14 +92,16 @@ def recompute_batchnorm(
         OptionError: if the part that sees images has no batch normalisation with running
             statistics, or the task has fewer than two training images.
     """
-    image_model, task = ImageModel.open(model, device), as_task(task)
+    image_model, task = ImageModel.open(model, device, precision="float32"), as_task(task)
     recompute_batchnorm_(image_model, task, images=images, batch_size=batch_size)
     base = image_model.base
     state = {
         name: tensor.detach().to("cpu", base.specs[name].dtype, copy=True)
         for name, tensor in image_model.module.state_dict().items()
     }
-    form = LinearForm.of(_RecomputedSource(state, base, task))
+    record = {"batchnorm": task.name, "model": provenance(base.form)}
+    ref = f"{base.ref} with batch statistics of {task.name}"
+    form = LinearForm.of(MemorySource(state, ref, record=record))
     return base.with_form(form, base.architecture)
 
 
@@ -152,14 +153,3 @@ def encoder_with_batchnorm(model: ImageModel) -> nn.Module:
             f"{model.base.ref} has no batch normalisation: there is nothing to recompute"
         )
     return encoder
-
-
-class _RecomputedSource(MemorySource):
-    """Weights with recomputed statistics, which record the task and the origin of the weights."""
-
-    def __init__(self, state: Mapping[str, torch.Tensor], model: Checkpoint, task: Task) -> None:
-        super().__init__(state, f"{model.ref} with batch statistics of {task.name}")
-        self._record = {"batchnorm": task.name, "model": provenance(model.form)}
-
-    def describe(self) -> dict[str, object]:
-        return {**super().describe(), **self._record}

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from weightops.algebra.precision import computed_in
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.libraries.dual_encoders import image_preparation, text_preparation
 from weightops.checkpoints.libraries.transformers import TransformersArchitecture
@@ -29,14 +30,15 @@ class DualEncoder(ImageModel):
     """The token that a mask hides; None for models that take no mask."""
 
     @classmethod
-    def build(cls, checkpoint: Checkpoint, device: torch.device) -> DualEncoder:
+    def build(cls, checkpoint: Checkpoint, device: torch.device, precision: str) -> DualEncoder:
         """Build the model of a folder of transformers."""
         architecture = checkpoint.known_architecture()
         assert isinstance(architecture, TransformersArchitecture)
         tokenizer, padding = text_preparation(architecture)
         preprocess = image_preparation(architecture)
         module = checkpoint.model().to(device)
-        return cls(module, preprocess, tokenizer, device, checkpoint, padding=padding)
+        parts = (module, preprocess, tokenizer)
+        return cls(*parts, device, checkpoint, precision, padding=padding)
 
     @property
     def trained(self) -> tuple[nn.Module, str]:
@@ -45,12 +47,14 @@ class DualEncoder(ImageModel):
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Return unit features of images, shape ``(n, dim)``, float32."""
-        features = self.module.get_image_features(pixel_values=images.to(self.device))
+        with computed_in(self.precision, self.device):
+            features = self.module.get_image_features(pixel_values=images.to(self.device))
         return F.normalize(features.pooler_output.float(), dim=-1)
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return unit features of the tokens of texts, shape ``(n, dim)``, float32."""
         tokens = tokens.to(self.device)
         mask = {} if self.padding is None else {"attention_mask": (tokens != self.padding).long()}
-        features = self.module.get_text_features(input_ids=tokens, **mask)
+        with computed_in(self.precision, self.device):
+            features = self.module.get_text_features(input_ids=tokens, **mask)
         return F.normalize(features.pooler_output.float(), dim=-1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
 from typing import Any
@@ -19,17 +19,16 @@ from torch import nn
 from tqdm import tqdm
 
 from weightops.algebra.devices import pick_device
-from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.precision import Precision, computed_in, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.libraries.dual_encoders import DUAL_ENCODERS, is_dual_encoder
+from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.matching import as_open_clip
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import CheckpointError, NonfiniteError, OutputError, TaskError
 from weightops.evaluation.pixels import PIXEL_BUDGET, Pixels
 from weightops.support.atomic import atomic_output
 from weightops.support.cache import cache_dir
-from weightops.tasks.class_names import ordered, positions
 from weightops.tasks.task import Task
 
 log = logging.getLogger("weightops")
@@ -49,6 +48,7 @@ class ImageModel:
         tokenizer: turns texts into token ids.
         device: the device of the module.
         base: the checkpoint that the module was built from.
+        precision: what images, and texts but those of heads, are encoded in.
     """
 
     module: Any
@@ -56,6 +56,7 @@ class ImageModel:
     tokenizer: Callable[[list[str]], torch.Tensor]
     device: torch.device
     base: Checkpoint
+    precision: str = "float32"
     _pixels: dict[tuple[Task, str], Pixels] = field(default_factory=dict)
 
     @classmethod
@@ -65,29 +66,37 @@ class ImageModel:
         device: str = "auto",
         *,
         learning: Task | None = None,
+        precision: Precision = "auto",
     ) -> ImageModel:
         """Build the model of a checkpoint whose architecture is known.
 
         Args:
             model: a CLIP model, or a classifier of timm.
             device: "auto", "cpu", "cuda", ...
-            learning: the task that the model will be fine-tuned on. A classifier with a head for
-                other classes gets a new head, the same in every process.
+            learning: the task to learn; a classifier of others gets a head, alike in all processes.
+            precision: auto is bfloat16 where the device computes in it, else float32.
 
         Raises:
             CheckpointError: if the architecture is unknown, or the model has neither an image and
                 a text encoder nor a head.
         """
         if isinstance(model, ImageModel):
-            return model
+            return model if precision == "auto" else model.in_precision(precision)
         checkpoint = as_open_clip(open_checkpoint(model))
         torch_device = pick_device(device)
+        if linearized_at(checkpoint.form) is not None:
+            from weightops.evaluation import linearized
+
+            return linearized.open_linearized(checkpoint, device).in_precision(precision)
+        used = pick_precision(precision, torch_device)
         if is_dual_encoder(checkpoint.architecture):
             from weightops.evaluation.dual_encoder import DualEncoder
 
-            return DualEncoder.build(checkpoint, torch_device)
+            return DualEncoder.build(checkpoint, torch_device, used)
         if checkpoint.architecture is not None and checkpoint.architecture.is_classifier:
-            return Classifier.build(checkpoint, torch_device, learning)
+            from weightops.evaluation.classifier import Classifier
+
+            return Classifier.build(checkpoint, torch_device, used, learning)
         module = checkpoint.model().to(torch_device)
         if not hasattr(module, "encode_image") or not hasattr(module, "encode_text"):
             raise CheckpointError(
@@ -97,7 +106,11 @@ class ImageModel:
                 f"model_type of clip, {', '.join(sorted(DUAL_ENCODERS))}",
             )
         preprocess, tokenizer = checkpoint.preprocess(), checkpoint.tokenizer()
-        return cls(module, preprocess, tokenizer, torch_device, checkpoint)
+        return cls(module, preprocess, tokenizer, torch_device, checkpoint, used)
+
+    def in_precision(self, precision: Precision) -> ImageModel:
+        """Return the same model, images and all, run in another precision."""
+        return replace(self, precision=pick_precision(precision, self.device))
 
     @property
     def trained(self) -> tuple[nn.Module, str]:
@@ -109,7 +122,7 @@ class ImageModel:
         if (task, split) not in self._pixels:
             kept_bytes = sum(pixels.kept_bytes for pixels in self._pixels.values())
             self._pixels[task, split] = Pixels(
-                task.load(split), self.preprocess, PIXEL_BUDGET - kept_bytes
+                task.load(split), self.preprocess, PIXEL_BUDGET - kept_bytes, f"{task.name} {split}"
             )
         return self._pixels[task, split]
 
@@ -119,7 +132,9 @@ class ImageModel:
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Return unit features of images, shape ``(n, dim)``, float32."""
-        return F.normalize(self.module.encode_image(images.to(self.device)).float(), dim=-1)
+        with computed_in(self.precision, self.device):
+            features = self.module.encode_image(images.to(self.device))
+        return F.normalize(features.float(), dim=-1)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the features that a linear probe is fitted to, shape ``(n, dim)``, float32."""
@@ -127,13 +142,16 @@ class ImageModel:
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return unit features of the tokens of texts, shape ``(n, dim)``, float32."""
-        return F.normalize(self.module.encode_text(tokens.to(self.device)).float(), dim=-1)
+        with computed_in(self.precision, self.device):
+            features = self.module.encode_text(tokens.to(self.device))
+        return F.normalize(features.float(), dim=-1)
 
     @torch.no_grad()
     def class_features(self, task: Task) -> torch.Tensor:
         """Return unit features of a task's classes, shape ``(classes, dim)``, float32.
 
         The row of a class is the mean of the unit features of its prompts, scaled to unit length.
+        Heads are made in float32, whatever the model's precision: they are made once.
         The rows are cached on disk by a hash of the text encoder, the configuration and the
         prompts' tokens.
 
@@ -153,12 +171,13 @@ class ImageModel:
             cached: torch.Tensor = load_file(path)["classes"]
             return cached.to(self.device)
         self.module.eval()
+        exact = self.in_precision("float32")
         rows: list[torch.Tensor] = []
         together = max(1, _TEXTS_AT_A_TIME // max(map(len, tokens)))
         starts = range(0, len(tokens), together)
         for start in tqdm(starts, desc=f"prompts of {task.name}", delay=1, leave=False):
             group = tokens[start : start + together]
-            encoded = self.encode_text(torch.cat(group))
+            encoded = exact.encode_text(torch.cat(group))
             parts = torch.split(encoded, [len(texts) for texts in group])
             rows += [F.normalize(part.mean(0), dim=0) for part in parts]
         features = torch.stack(rows)
@@ -208,119 +227,6 @@ class ImageModel:
 @cache
 def _say_order_is_unused(model: str, task: str) -> None:
     log.warning("%s makes its head from the class names of %s: no order is needed", model, task)
-
-
-class Classifier(ImageModel):
-    """A classifier of images with a head of its own, such as timm's; it has no text encoder."""
-
-    @property
-    def trained(self) -> tuple[nn.Module, str]:
-        return self.module, ""
-
-    @classmethod
-    def build(
-        cls, checkpoint: Checkpoint, device: torch.device, learning: Task | None
-    ) -> Classifier:
-        """Build a classifier, with a new head if its own doesn't fit the task to learn."""
-        if learning is not None:
-            checkpoint = _for_learning(checkpoint, learning)
-        module: Any = checkpoint.model()
-
-        def no_tokenizer(texts: list[str]) -> torch.Tensor:
-            raise CheckpointError(f"{checkpoint.ref} is a classifier, which takes no text")
-
-        return cls(module.to(device), checkpoint.preprocess(), no_tokenizer, device, checkpoint)
-
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits of images, shape ``(n, classes)``, float32."""
-        logits: torch.Tensor = self.module(images.to(self.device)).float()
-        return logits
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the input of the head, shape ``(n, dim)``, float32."""
-        unpooled = self.module.forward_features(images.to(self.device))
-        features: torch.Tensor = self.module.forward_head(unpooled, pre_logits=True).float()
-        return features
-
-    def class_features(self, task: Task) -> torch.Tensor:
-        """Return the rows of the identity that pick the output of each class.
-
-        `encode_image` returns the logits of the classifier's own head. Outputs are matched with
-        classes by the names that the configuration records, unless the task says their order;
-        without names, they are in the task's order, which for a folder is that of torchvision's
-        ``ImageFolder``.
-
-        Raises:
-            TaskError: if the head is for another number of classes, or for classes of other names.
-        """
-        if self.module.num_classes != len(task.classes):
-            raise TaskError(
-                f"{self.base.ref} has a head for {self.module.num_classes} classes, "
-                f"and {task.name} has {len(task.classes)}",
-                hint="fine-tune the model on the task first, which gives it a new head",
-            )
-        outputs = _outputs(self.base, task)
-        return torch.eye(len(task.classes), device=self.device)[outputs]
-
-    def zero_shot_head(self, task: Task) -> torch.Tensor:
-        """Return `class_features`: the head is the classifier's own."""
-        return self.class_features(task)
-
-    def class_order(self, task: Task) -> str | None:
-        """Return "recorded" for the names in the configuration, "task" where there are none."""
-        recorded = self.base.known_architecture().output_names
-        return task.class_order or ("recorded" if recorded else "task")
-
-
-def _outputs(checkpoint: Checkpoint, task: Task) -> list[int]:
-    """Return the output of a classifier for each class of a task."""
-    recorded = checkpoint.known_architecture().output_names
-    if task.class_order is not None:
-        recorded = [ordered(task, task.class_order)]
-    if not recorded:
-        return list(range(len(task.classes)))
-    try:
-        return positions(recorded, task, checkpoint.ref)[0]
-    except TaskError as error:
-        hint = "class_order= says in which order the outputs are: task, or a file of names"
-        raise TaskError(error.fact, hint=hint) from None
-
-
-def _for_learning(checkpoint: Checkpoint, task: Task) -> Checkpoint:
-    """Return a classifier of a task's classes: its own head if it fits, else an untrained one."""
-    architecture = checkpoint.known_architecture()
-    module: Any = architecture.build()
-    try:
-        fits = module.num_classes == len(task.classes)
-        outputs = _outputs(checkpoint, task) if fits else []
-    except TaskError:
-        fits = False  # as many classes, but others
-    names = list(task.raw_classes or task.classes)
-    if not fits:
-        return _with_new_head(checkpoint, names)
-    by_output = sorted(range(len(names)), key=lambda i: outputs[i])
-    return checkpoint.with_form(
-        checkpoint.form, architecture.with_classes([names[i] for i in by_output])
-    )
-
-
-def _with_new_head(checkpoint: Checkpoint, classes: Sequence[str]) -> Checkpoint:
-    """Return a classifier with an untrained head for other classes."""
-    architecture = checkpoint.known_architecture().with_classes(classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        untrained = architecture.build()
-    head: Any = untrained
-    own = {id(parameter) for parameter in head.get_classifier().parameters()}
-    new = {n for n, p in untrained.named_parameters(remove_duplicate=False) if id(p) in own}
-    state = untrained.state_dict()
-    kept = {
-        name: checkpoint[name]
-        for name, tensor in state.items()
-        if name in checkpoint and name not in new and checkpoint.specs[name].shape == tensor.shape
-    }
-    source = MemorySource({**state, **kept}, f"{checkpoint.ref} with a new head")
-    return Checkpoint(LinearForm.of(source), architecture)
 
 
 def check_finite(bad: torch.Tensor, what: str) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from weightops.algebra.precision import Precision, computed_in, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.errors import CheckpointError, NonfiniteError, TaskError
 from weightops.evaluation.image_model import check_finite
@@ -62,7 +63,9 @@ def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def perplexity(module: nn.Module, tokens: torch.Tensor, *, batch_size: int = 8) -> float:
+def perplexity(
+    module: nn.Module, tokens: torch.Tensor, *, batch_size: int = 8, precision: Precision = "auto"
+) -> float:
     """Return the perplexity ``exp(-mean_t log p(x_t | x_1, ..., x_{t-1}))`` of blocks of tokens.
 
     Args:
@@ -70,6 +73,7 @@ def perplexity(module: nn.Module, tokens: torch.Tensor, *, batch_size: int = 8) 
         tokens: shape ``(n, length)``. All tokens of a block count but the first, and each block is
             read without those before it.
         batch_size: blocks at a time.
+        precision: float32, bfloat16, or auto: bfloat16 where the device computes in it.
 
     Returns:
         1 for a perfect model, the size of the vocabulary for uniform guesses.
@@ -80,10 +84,11 @@ def perplexity(module: nn.Module, tokens: torch.Tensor, *, batch_size: int = 8) 
     was_training = module.training
     module.eval()
     device = next(module.parameters()).device
-    total, bad = 0.0, []
+    used, total, bad = pick_precision(precision, device), 0.0, []
     for batch in tqdm(tokens.split(batch_size), desc="perplexity", delay=1, leave=False):  # type: ignore[no-untyped-call]
         batch = batch.to(device)
-        logits = module(input_ids=batch).logits.float()
+        with computed_in(used, device):
+            logits = module(input_ids=batch).logits.float()
         total += _loss(logits, batch).item() * len(batch)
         bad.append(~logits.isfinite().flatten(1).all(1).cpu())
     module.train(was_training)

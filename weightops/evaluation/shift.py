@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.zero_shot import zero_shot
@@ -31,6 +32,7 @@ def shift(
     severities: Sequence[int] = SEVERITIES,
     batch_size: int = 256,
     device: str = "auto",
+    precision: Precision = "auto",
 ) -> dict[str, Any]:
     """Measure the accuracy on a task, and under corruptions of its images.
 
@@ -43,13 +45,14 @@ def shift(
         severities: numbers from 1 to 5.
         batch_size: images at a time.
         device: "auto", "cpu", "cuda", ...
+        precision: as for `evaluate`.
 
     Returns:
         ``in_distribution``; ``under_shift``, the mean over corruptions and severities; and
         ``corruptions``: name -> severity -> accuracy; each in [0, 1].
     """
     task = as_task(task)
-    accuracy = _accuracy_function(model, device, batch_size)
+    accuracy = _accuracy_function(model, device, precision, batch_size)
     table = {
         name: {str(s): accuracy(corrupted(task, name, s), split) for s in severities}
         for name in (CORRUPTIONS if corruptions is None else corruptions)
@@ -60,11 +63,14 @@ def shift(
 
 
 def _accuracy_function(
-    model: CheckpointLike | ImageModel | AccuracyFunction, device: str, batch_size: int
+    model: CheckpointLike | ImageModel | AccuracyFunction,
+    device: str,
+    precision: Precision,
+    batch_size: int,
 ) -> AccuracyFunction:
     if not isinstance(model, (str, Path, Mapping, nn.Module, ImageModel)):
         return model
-    image_model = ImageModel.open(model, device)
+    image_model = ImageModel.open(model, device, precision=precision)
 
     def accuracy(task: Task, split: str) -> float:
         scores = zero_shot(image_model, task, split, batch_size=batch_size)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, overload
 
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
@@ -171,6 +172,7 @@ def evaluate(
     details: bool = False,
     batch_size: int = 256,
     device: str = "auto",
+    precision: Precision = "auto",
     class_order: str | None = None,
     skip_unreadable: bool = False,
 ) -> dict[str, dict[str, Any]]:
@@ -186,6 +188,8 @@ def evaluate(
             ``confusion``.
         batch_size: images at a time.
         device: "auto", "cpu", "cuda", ...
+        precision: what the model is run in: float32, bfloat16, or auto: bfloat16 where the
+            processor computes in it, else float32.
         class_order: the order of a classifier's outputs: task, alphabetical (as torchvision sorts
             folders), natural (as timm does) or a file of names, one a line. Default: by the names
             that the model records, else the task's order.
@@ -205,7 +209,7 @@ def evaluate(
     True
     """
     chosen = as_evaluator(evaluator)
-    image_model = ImageModel.open(model, device)
+    image_model = ImageModel.open(model, device, precision=precision)
     listed = as_tasks(tasks)
     if skip_unreadable:
         listed = [without_unreadable(task) for task in listed]

@@ -135,6 +135,7 @@ def image_batches(
     if not len(pixels):
         raise TaskError(f"{task.name} has no images for {split}")
     indices = np.arange(len(pixels)) if only is None else only
+    pixels.prepare(indices)
     with tqdm(
         total=len(indices), desc=f"{task.name} {split}", unit="images", delay=1, leave=False
     ) as bar:
@@ -202,6 +203,7 @@ def record(
         "language": "en",
         "split": split,
         "prompts": prompts_id(task),
+        "precision": model.precision,
         **task.reading(split),
         "class_order": model.class_order(task),
     }

@@ -18,7 +18,7 @@ from weightops.evaluation.image_model import ImageModel
 from weightops.merging.merge import merge
 from weightops.statistics.collect import grams_of, in_names_of, in_single_precision, on_images
 from weightops.statistics.recording import Gram
-from weightops.statistics.statistic import StatisticSource
+from weightops.statistics.statistic import statistic_source
 from weightops.tasks.table import TaskLike, as_tasks
 
 
@@ -65,7 +65,7 @@ def collect_layer_by_layer(
         raise OptionError(f"there are {len(models)} models, and tasks for {len(listed)}")
     given = [open_checkpoint(model) for model in models]
     opened = [as_open_clip(checkpoint) for checkpoint in given]
-    image_model = ImageModel.open(opened[0], device)
+    image_model = ImageModel.open(opened[0], device, precision="float32")
     runs = [on_images(image_model, task, split, images) for task in listed]
     module, done = image_model.module, dict[str, torch.Tensor]()
     found: list[dict[str, Gram]] = [{} for _ in models]
@@ -116,7 +116,7 @@ def _checkpoint(grams: Mapping[str, Gram], ref: str, record: Mapping[str, Any]) 
     tensors = {name: gram.tensor for name, gram in grams.items()}
     first = [name for name, gram in grams.items() if gram.input_first]
     made = {"kind": "gram", **record, "input_first": first}
-    return Checkpoint(LinearForm.of(StatisticSource(tensors, ref, made)))
+    return Checkpoint(LinearForm.of(statistic_source(tensors, ref, made)))
 
 
 def _statistic(

@@ -62,8 +62,9 @@ class _Document:
         content = self.content
         self.reader.check_keys(content, _TOP, "the top level")
         given = [key for key in ("models", "slices", "modules") if content.get(key)]
-        if len(given) != 1:
-            raise RecipeError("exactly one of models, slices and modules must be there")
+        with located(line_of(content, given[-1]) if given else ""):
+            if len(given) != 1:
+                raise RecipeError("exactly one of models, slices and modules must be there")
         recipe = self._modules() if given == ["modules"] else self._body(content, [])
         tokenizer = self._tokenizer(recipe)
         dtype = str(content.get("out_dtype") or content.get("dtype") or "")
@@ -169,13 +170,15 @@ class _Document:
         listed = []
         for entry, weight in zip(models, weights, strict=True):
             item = {"model": entry["model"], "weight": weight}
-            listed.append(LinedDict(item, lines_of(entry)))
+            lines = {**lines_of(entry.get("parameters")), **lines_of(entry)}
+            listed.append(LinedDict(item, lines))
         recipe = {"method": method, "models": listed, "options": options}
+        top = lines_of(self.content)
+        lines = {"method": top.get("merge_method", 0), "base": top.get("base_model", 0)}
+        lines["alpha"] = max(lines_of(scope).get("lambda", 0) for scope in scopes)
         if base is None:
-            return recipe
-        line = lines_of(self.content).get("base_model", 0)
-        with_base = {"base": base, "alpha": given.shared("lambda", 1.0)}
-        return LinedDict(recipe | with_base, {"base": line})
+            return LinedDict(recipe, lines)
+        return LinedDict(recipe | {"base": base, "alpha": given.shared("lambda", 1.0)}, lines)
 
     def _split_base(
         self, entries: list[Mapping[str, Any]], base: str | None, *, in_slice: bool
@@ -206,8 +209,9 @@ class _Document:
         """Translate ``tokenizer_source`` and ``tokenizer``."""
         content = self.content
         source, given = content.get("tokenizer_source"), content.get("tokenizer")
-        if source and given is not None:
-            raise RecipeError("tokenizer_source and tokenizer can't both be there")
+        with located(line_of(content, "tokenizer")):
+            if source and given is not None:
+                raise RecipeError("tokenizer_source and tokenizer can't both be there")
         if given is None and not source:
             return None
         given = LinedDict({"source": source}) if given is None else given

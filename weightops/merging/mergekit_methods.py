@@ -35,6 +35,7 @@ class Translation:
         base: the part of base_model: the base of the task vectors, "needed" or "optional"; the
             "first" of the models; or an "ordinary" model.
         variants: flag -> the method that it chooses, with its options, where it isn't the default.
+        required: the parameters that must be given, beside weights.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Translation:
     others: int | None = None
     base: Scope = "needed"
     variants: Mapping[str, Variant] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
 
     @property
     def for_all(self) -> set[str]:
@@ -84,7 +86,9 @@ TRANSLATIONS = {
     "linear": Translation(
         "linear", weight=True, normalize=True, divisor=(False, True), base="ordinary"
     ),
-    "slerp": Translation("slerp", {"t": "t"}, fixed={"parallel": 0.9995}, others=1, base="first"),
+    "slerp": Translation(
+        "slerp", {"t": "t"}, fixed={"parallel": 0.9995}, others=1, base="first", required=("t",)
+    ),
     "nuslerp": Translation(
         "nuslerp",
         weight=True,
@@ -123,7 +127,7 @@ TRANSLATIONS = {
         weight=True,
         base="optional",
     ),
-    "nearswap": Translation("nearswap", {"t": "t"}, others=1),
+    "nearswap": Translation("nearswap", {"t": "t"}, others=1, required=("t",)),
     "ram": Translation("ram", {"epsilon": "epsilon"}),
     "ramplus_tl": Translation("ramplus_tl", {"r": "r", "alpha": "limit", "epsilon": "epsilon"}),
 }

@@ -18,6 +18,7 @@ log = logging.getLogger("weightops")
 _EVERY_PARAMETER = {
     name for method in TRANSLATIONS.values() for name in method.for_all | method.for_one
 } - {"int8_mask"}
+_FRACTIONS = ("density", "gamma", "select_topk")
 _SILENT = ("int8_mask",)
 """Parameters that change how mergekit computes, never what."""
 
@@ -134,10 +135,17 @@ def methods_options(models: Models) -> tuple[str, dict[str, Any]]:
     method, options = translation.method, dict(translation.fixed)
     for key, option in translation.shared.items():
         value = models.shared(key, translation.defaults.get(key))
+        with located(models.line(key)):
+            if key in translation.required and _is_partial(value):
+                raise RecipeError(f"{models.name} needs {key}", hint=f"parameters: {{{key}: 0.5}}")
+            _check_fraction(key, value)
         if value is not None:
             options[option] = value
     for key, option in translation.each.items():
         values = models.each(key)
+        for entry, value in zip(models.entries, values, strict=True):
+            with located(line_of(entry.get("parameters"), key) or models.line(key)):
+                _check_fraction(key, value)
         if any(value != values[0] for value in values):
             options[option] = {"each": [1.0 if value is None else value for value in values]}
         elif values[0] is not None:
@@ -166,10 +174,26 @@ def methods_weights(models: Models) -> list[PerTensor]:
         return [1.0] * len(models.entries)
     weights = models.each("weight")
     for entry, weight in zip(models.entries, weights, strict=True):
-        if weight is None or (isinstance(weight, Mapping) and "*" not in weight):
+        if _is_partial(weight):
             with located(line_of(entry, "model")):
                 raise RecipeError(f"{entry['model']} has no weight, which {models.name} needs")
     return weights
+
+
+def _is_partial(value: PerTensor) -> bool:
+    """Return whether a value isn't given, or not for all tensors."""
+    return value is None or (isinstance(value, Mapping) and "*" not in value)
+
+
+def _check_fraction(key: str, value: Any) -> None:
+    """Refuse a fraction that isn't from 0 to 1, at any tensor."""
+    if isinstance(value, (Mapping, list)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            _check_fraction(key, inner)
+        return
+    is_fraction = isinstance(value, (int, float)) and 0 <= value <= 1
+    if key in _FRACTIONS and value is not None and not is_fraction:
+        raise RecipeError(f"{key} is a fraction, from 0 to 1, not {value!r:.80}")
 
 
 def _chosen(value: PerTensor, choices: tuple[Any, Any]) -> PerTensor:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,7 +15,7 @@ from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.names import Each
 from weightops.algebra.provenance import provenance
 from weightops.algebra.scratch import Scratch
-from weightops.algebra.source import ComputedSource, Source, Spec
+from weightops.algebra.source import ExpressionSource, Source, Spec
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.packed import BASE, MASKS, RECORD, UNIFIED
 from weightops.checkpoints.matching import open_matched
@@ -54,7 +51,7 @@ def localized(deltas: torch.Tensor, mask_scales: Sequence[float]) -> Packed:
     return Packed(total, deltas.abs() >= scales * (total - deltas).abs())
 
 
-class PackSource(ComputedSource):
+class PackSource(ExpressionSource):
     """The tensors of a file of several models, computed when they are read.
 
     Args:
@@ -153,11 +150,6 @@ class PackSource(ComputedSource):
             "made_of": [provenance(form) for form in (self._base.form, *self._deltas)],
         }
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """16 hex digits that identify the expression, as its result isn't computed yet."""
-        return sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:16]
-
 
 def pack(
     models: Mapping[str, CheckpointLike],
@@ -165,7 +157,7 @@ def pack(
     out: str | Path,
     *,
     method: Packing = "emr",
-    mask_scale: float | Each = 0.4,
+    mask_scale: float | Each | None = None,
     overwrite: bool = False,
     strict: bool = False,
 ) -> Path:
@@ -181,7 +173,7 @@ def pack(
         base: the weights that all of them started from.
         out: the .safetensors file.
         method: emr or tall.
-        mask_scale: the threshold of TALL masks, for all tasks or for each.
+        mask_scale: the threshold of TALL masks, for all tasks or for each; 0.4 by default.
         overwrite: replace an output that exists.
         strict: refuse weights that are configured differently from the base, instead of warning.
 
@@ -200,7 +192,9 @@ def pack(
     """
     check_arguments(pack, method=method)
     start = open_checkpoint(base)
-    scales = per_input(mask_scale, len(models))
+    if method != "tall" and mask_scale is not None:
+        raise OptionError(f"mask_scale is the threshold of TALL masks, and {method} has none")
+    scales = per_input(0.4 if mask_scale is None else mask_scale, len(models))
     if not models or any(not name for name in models):
         raise OptionError("a file of several models needs one model at least, each with a name")
     if not all(math.isfinite(scale) and scale >= 0 for scale in scales):

@@ -15,6 +15,7 @@ from weightops.merging.mergekit_mixture import looks_like_mixture, translate_mix
 from weightops.merging.methods.table import METHODS
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.recipe_content import (
+    DTYPES,
     KEYS,
     WHOLE,
     as_yaml,
@@ -30,7 +31,6 @@ from weightops.merging.tokenizer_choice import TokenizerChoice
 from weightops.merging.yaml_lines import line_of, located, read_lined
 from weightops.support.registry import unknown
 
-DTYPES = ("float64", "float32", "bfloat16", "float16")
 _DEFAULTS: Mapping[str, Any] = {
     "base": None,
     "alpha": 1.0,
@@ -299,7 +299,8 @@ def _joined(recipes: list[Recipe]) -> Recipe:
         return recipes[0]
     unnamed = [recipe for recipe in recipes if recipe.name is None]
     if len(unnamed) > 1:
-        raise RecipeError("of several recipes in a file, one at most has no name")
+        with located(unnamed[1].lines.get("method", "")):
+            raise RecipeError("of several recipes in a file, one at most has no name")
     last = unnamed[0] if unnamed else recipes[-1]
     named: dict[str, Recipe] = {}
     for recipe in recipes:

@@ -21,6 +21,7 @@ from weightops.merging.recipe_values import (
 )
 from weightops.merging.tokenizer_choice import TokenizerChoice
 from weightops.merging.yaml_lines import line_of, located
+from weightops.support.registry import unknown
 
 KEYS = (
     *("method", "base", "models", "slices", "modules", "alpha", "options", "seed", "rank", "dtype"),
@@ -29,6 +30,7 @@ KEYS = (
 )
 WHOLE = ("dtype", "batchnorm", "tokenizer", "chat_template", "fill_missing", "named", "name")
 """The keys that belong to a whole recipe, not to a slice or a module of it."""
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 _MODEL_KEYS = ("model", "weight", "layers", "statistics")
 
 
@@ -45,6 +47,9 @@ def whole_fields(content: Mapping[str, Any]) -> dict[str, Any]:
             raise RecipeError(f"{key} is {value!r:.80}, and must be a name")
     if fields["fill_missing"] is not None and content.get("tokenizer") is not None:
         raise RecipeError("fill_missing keeps the vocabulary of the whole model: no tokenizer")
+    with located(line_of(content, "dtype")):
+        if fields["dtype"] is not None and fields["dtype"] not in DTYPES:
+            raise unknown("dtype to write", fields["dtype"], DTYPES)
     if content.get("tokenizer") is not None:
         with located(line_of(content, "tokenizer")):
             fields["tokenizer"] = TokenizerChoice.of(content["tokenizer"])
@@ -79,14 +84,15 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
             hint="models: is a list of refs, each alone or as {model: ref, weight: number}",
         )
     entries = [entry if isinstance(entry, dict) else {"model": entry} for entry in listed]
-    lines = {}
+    lines, weights = {}, []
     for i, entry in enumerate(entries):
         with located(line_of(listed, i)):
             check_keys(entry, _MODEL_KEYS, "key of a model")
             if not isinstance(entry.get("model"), str):
                 raise RecipeError(f"{dict(entry)!r:.200} names no model")
+            with located(line_of(entry, "weight")):
+                weights.append(numbers_of(entry.get("weight", 1.0), "weight"))
         lines[entry["model"]] = line_of(entry, "model") or line_of(listed, i)
-    weights = tuple(numbers_of(entry.get("weight", 1.0), "weight") for entry in entries)
     statistics = tuple(statistics_of(entry.get("statistics") or {}) for entry in entries)
     layers = tuple(layers_of(entry["layers"]) for entry in entries if "layers" in entry)
     if len(layers) not in (0, len(entries)):
@@ -95,20 +101,26 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         raise RecipeError(f"base is {content['base']!r:.80}, and must be a name")
     if layers and any(statistics):
         raise RecipeError("statistics are of whole models, not of the layers of a slice")
+    with located(line_of(content, "alpha")):
+        alpha = numbers_of(content.get("alpha", 1.0), "alpha")
     base_layers = content.get("base_layers")
     return {
         "models": tuple(entry["model"] for entry in entries),
         "method": str(content.get("method", "linear"))[:200],
         "base": content.get("base"),
-        "weights": weights if any(weight != 1.0 for weight in weights) else None,
-        "alpha": numbers_of(content.get("alpha", 1.0), "alpha"),
+        "weights": tuple(weights) if any(weight != 1.0 for weight in weights) else None,
+        "alpha": alpha,
         "options": options_of(content.get("options") or {}),
         "seed": seed_of(content.get("seed", 0)),
         "rank": None if content.get("rank") is None else rank_of(content["rank"]),
         "layers": layers or None,
         "statistics": statistics if any(statistics) else None,
         "base_layers": None if base_layers is None else layers_of(base_layers),
-        "lines": {str(content.get("base")): line_of(content, "base"), **lines},
+        "lines": {
+            str(content.get("base")): line_of(content, "base"),
+            "method": line_of(content, "method"),
+            **lines,
+        },
     }
 
 

@@ -23,7 +23,7 @@ from weightops.merging.mixture import family_of, make_mixture
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.output_files import differing_tokens, with_chat_template
 from weightops.merging.recipe_content import as_yaml
-from weightops.merging.recipe_models import merge_models
+from weightops.merging.recipe_models import is_elementwise, merge_models, with_packed_experts
 from weightops.merging.tokenizers import TokenMap
 from weightops.merging.towers import belongs
 from weightops.merging.yaml_lines import located
@@ -60,6 +60,9 @@ class RecipeMerge:
         self._running = running or ((recipe.name,) if recipe.name else ())
         self._opened: dict[str, Checkpoint] = {}
         self._tokens: TokenMap | None = None
+        self._packs = recipe.forgiving and not all(
+            is_elementwise(leaf.method) for leaf in _leaves(recipe)
+        )
 
     def run(self) -> Checkpoint:
         """Merge the models; the result is lazy, unless it needs images."""
@@ -124,7 +127,8 @@ class RecipeMerge:
         opened = self._group(recipe)
         models = [opened[ref] for ref in recipe.models]
         base = opened[recipe.base] if recipe.base else None
-        return merge_models(recipe, models, base, strict=self._strict)
+        with located(recipe.lines.get("method", "")):
+            return merge_models(recipe, models, base, strict=self._strict)
 
     def _mixture(self, recipe: Recipe, mixture: Mixture) -> Checkpoint:
         """Make models the experts of one model."""
@@ -235,7 +239,8 @@ class RecipeMerge:
     def _open(self, ref: str) -> Checkpoint:
         """Open a model once: a ref, the name of a recipe, or one of them with ``+`` an adapter."""
         if ref not in self._opened:
-            self._opened[ref] = self._opened_now(ref)
+            opened = self._opened_now(ref)
+            self._opened[ref] = with_packed_experts(opened) if self._packs else opened
         return self._opened[ref]
 
     def _opened_now(self, ref: str) -> Checkpoint:
@@ -269,16 +274,32 @@ class RecipeMerge:
         base = choice.base or next(filter(None, [r.base for r in _leaves(self.recipe)]), None)
         models = {}
         for ref in dict.fromkeys([*([base] if base else []), *refs]):
-            opened = self._open(ref)
+            with located(self._line_of(ref)):
+                opened = self._open(ref)
             if opened.form.space == "weights":
                 models[ref] = opened
-        source = None if choice.source in ("union", "base") else self._open(choice.source)
+        source = None if choice.source in ("union", "base") else self._tokenizers(choice.source)
         return TokenMap(choice, models, base, self.recipe.lines, source)
+
+    def _tokenizers(self, source: str) -> Checkpoint:
+        """Open the model that a recipe takes the tokenizer of."""
+        try:
+            return self._open(source)
+        except CheckpointError as error:
+            raise RecipeError(
+                f"{source!r} is not a tokenizer's source: {error.fact}",
+                hint="union, base, or one of the models",
+            ) from error
+
+    def _line_of(self, ref: str) -> str:
+        """Return the line of a model, where it is known."""
+        recipes = [self.recipe, *_leaves(self.recipe)]
+        return next(filter(None, (recipe.lines.get(ref) for recipe in recipes)), "")
 
     def _warn_of_vocabularies(self, refs: Sequence[str]) -> None:
         folders = {}
         for ref in refs:
-            with located(self.recipe.lines.get(ref, "")):
+            with located(self._line_of(ref)):
                 architecture = self._open(ref).architecture
             if architecture is not None and architecture.library == "transformers":
                 folders[ref] = architecture.folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -15,12 +16,15 @@ from weightops.algebra.names import Each, PerTensor, matches
 from weightops.algebra.source import Spec
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.merging.merge import merge
+from weightops.merging.methods.table import METHODS
 from weightops.merging.recipe_statistics import made_statistics
 
 if TYPE_CHECKING:
     from weightops.merging.recipe import Recipe
 
 log = logging.getLogger("weightops")
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 def merge_models(
@@ -46,6 +50,26 @@ def merge_models(
         **recipe.options,
     )
     return merged, recipe
+
+
+def with_packed_experts(model: Checkpoint) -> Checkpoint:
+    """Return a model with all experts of a layer in one tensor, where transformers has them so.
+
+    mergekit 0.1.5 merges these tensors, so that thresholds and angles are of all experts together.
+    """
+    if model.form.space != "weights" or not any(_EXPERT.search(name) for name in model.specs):
+        return model
+    if model.names_in_memory is None:
+        return model
+    packed = model.memory
+    used = {old for name in packed.specs for old in packed.files_of(name)}
+    return Checkpoint(packed.form, model.architecture) if used >= set(model.specs) else model
+
+
+def is_elementwise(method: str) -> bool:
+    """Return whether an element of a method's result depends on this element of the inputs only."""
+    known = METHODS[method]
+    return known.fixed or (known.kind == "chunks" and not known.computation.statistics)
 
 
 def _widened(

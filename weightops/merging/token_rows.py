@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from hashlib import sha256
 from threading import Lock
 from typing import Any
@@ -15,7 +13,7 @@ from weightops.algebra.dtypes import accumulator
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.provenance import provenance
 from weightops.algebra.scratch import Scratch
-from weightops.algebra.source import ComputedSource, Source, Spec
+from weightops.algebra.source import ExpressionSource, Source, Spec
 from weightops.engine.evaluate import buffered, reader
 from weightops.engine.plan import plan
 
@@ -23,7 +21,7 @@ _ROWS = 4096
 """Rows that are summed at once for the mean of a table."""
 
 
-class TokenRows(ComputedSource):
+class TokenRows(ExpressionSource):
     """Weights whose rows follow the tokens of another vocabulary.
 
     Args:
@@ -118,9 +116,11 @@ class TokenRows(ComputedSource):
         return list(dict.fromkeys(leaf for form in forms for leaf in form.leaves))
 
     def working_bytes(self, name: str) -> int:
-        if name not in self._names or _direct(self._form, name):
+        if name not in self._names:
             return 0
-        return self._form.specs[name].numel * accumulator(self.specs[name].dtype).itemsize
+        spec = self._form.specs[name]
+        dtype = spec.dtype if _direct(self._form, name) else accumulator(spec.dtype)
+        return spec.numel * dtype.itemsize
 
     def describe(self) -> dict[str, object]:
         """Return the provenance of the weights and of the donors, and a digest of the rows."""
@@ -133,11 +133,6 @@ class TokenRows(ComputedSource):
             "donors": [provenance(form) for form, _ in self._donors],
         }
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """16 hex digits that identify the expression, as its result isn't computed yet."""
-        return sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:16]
-
 
 def _direct(form: LinearForm, name: str) -> Source | None:
     """Return the source whose tensor is the form's, unless it is computed."""
@@ -147,7 +142,7 @@ def _direct(form: LinearForm, name: str) -> Source | None:
 
 
 def table_of(form: LinearForm, name: str) -> torch.Tensor:
-    """Return a tensor of a form: mapped from its file where it is one, else computed."""
+    """Return a tensor of a form: read from its file where it is one, else computed."""
     source = _direct(form, name)
     if source is not None:
         return source.read(name)

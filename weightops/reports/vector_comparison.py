@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,14 +16,29 @@ _TITLE = {"loc": "left", "fontsize": 11, "color": INK}
 _LABEL_LENGTH = 24
 
 
+class ErrorMap(NamedTuple):
+    """The disentanglement error of two vectors at pairs of coefficients.
+
+    Attributes:
+        tasks: the names of their tasks.
+        alphas: the coefficients.
+        values: the errors, the coefficient of the first vector first.
+    """
+
+    tasks: tuple[str, str]
+    alphas: Sequence[float]
+    values: Sequence[Sequence[float]]
+
+
 def draw_comparison(
     path: Path,
     names: Sequence[str],
     cosines: torch.Tensor,
     layers: Mapping[str, Sequence[float]],
     spectra: Mapping[str, Sequence[float]],
+    errors: ErrorMap | None = None,
 ) -> None:
-    """Draw task vectors' cosines, their norms by layer and, if there are any, their spectra.
+    """Draw task vectors' cosines, their norms by layer and, if there are any, what else is known.
 
     Args:
         path: the PNG file.
@@ -31,6 +46,7 @@ def draw_comparison(
         cosines: shape ``(k, k)``.
         layers: layer -> norm of each vector.
         spectra: vector -> shares of the squared norm.
+        errors: the disentanglement error of two vectors.
 
     Raises:
         MissingExtraError: without matplotlib.
@@ -40,10 +56,12 @@ def draw_comparison(
         from matplotlib.figure import Figure
     except ImportError:
         raise missing_extra("matplotlib", "plot", "to draw the comparison") from None
-    panels = 3 if spectra else 2
+    panels = 2 + bool(spectra) + (errors is not None)
     figure = Figure(figsize=(4.6 * panels, 4.4), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     cosine_axes, *line_axes = figure.subplots(1, panels)
+    if errors is not None:
+        _draw_errors(figure, line_axes.pop(), errors)
     _draw_cosines(cosine_axes, names, cosines.tolist())
     norms = {name: [values[i] for values in layers.values()] for i, name in enumerate(names)}
     _draw_norms(line_axes[0], norms, list(layers))
@@ -65,6 +83,25 @@ def _draw_cosines(axes: Any, names: Sequence[str], cosines: list[list[float]]) -
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_title("cosine between task vectors", **_TITLE)
+
+
+def _draw_errors(figure: Any, axes: Any, errors: ErrorMap) -> None:
+    """Draw the errors as a map, with the square in which the papers look for alpha."""
+    low, high = min(errors.alphas), max(errors.alphas)
+    half = (high - low) / max(len(errors.alphas) - 1, 1) / 2
+    span = (low - half, high + half)
+    image = axes.imshow(
+        [list(row) for row in zip(*errors.values, strict=True)],
+        origin="lower",
+        extent=(*span, *span),
+        cmap="Blues",
+        vmin=0,
+    )
+    axes.plot([0, 1, 1, 0, 0], [0, 0, 1, 1, 0], color="#d1495b", linewidth=1.5)
+    axes.set_xlabel(f"alpha of {errors.tasks[0]}")
+    axes.set_ylabel(f"alpha of {errors.tasks[1]}")
+    axes.set_title("disentanglement error", **_TITLE)
+    figure.colorbar(image, ax=axes, shrink=0.8)
 
 
 def _draw_norms(axes: Any, norms: Mapping[str, Sequence[float]], layers: Sequence[str]) -> None:

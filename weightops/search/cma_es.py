@@ -9,7 +9,7 @@ import torch
 
 from weightops.search.goal import Choice, Coefficients
 from weightops.search.measurements import Measurements
-from weightops.search.strategies import race
+from weightops.search.racing import race
 
 SHARE = 1 / 4
 """Share of the images on which candidates are measured."""

@@ -1,8 +1,8 @@
 """Choose coefficients on validation data, under constraints, and give the reason.
 
-A `Goal` defines which coefficients are best. The searches of `weightops.search.strategies` and
-`weightops.search.cma_es` decide which ones are measured, and on how many images; each search ends
-with `Goal.choose` among those measured on all images.
+A `Goal` defines which coefficients are best. The searches of `weightops.search` decide which ones
+are measured, and on how many images; each search ends with `Goal.choose` among those measured on
+all images.
 """
 
 from __future__ import annotations
@@ -139,6 +139,12 @@ class Goal:
         ]
         error = max(difference(a, b, {task: self.score[task]})[1] for task in worst)
         return self.value(a) - self.value(b), error
+
+    def kept_error(self, a: Hits, b: Hits) -> float:
+        """Return the standard error of the difference between the kept accuracies of two edits."""
+        if self.each:
+            return max(difference(a, b, {name: 1.0})[1] for name in self.keep)
+        return difference(a, b, self.keep)[1]
 
     def slack(self, hits: Hits, base: Hits) -> tuple[float, float]:
         """Return the kept accuracy minus its lower bound, and the standard error.

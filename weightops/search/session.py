@@ -13,8 +13,10 @@ import numpy.typing as npt
 import torch
 
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint, open_ref
 from weightops.checkpoints.origin import Origin
@@ -26,6 +28,7 @@ from weightops.evaluation.batchnorm import (
     without_statistics,
 )
 from weightops.evaluation.image_model import ImageModel
+from weightops.evaluation.linearized import LinearizedModel
 from weightops.evaluation.zero_shot import metrics, predict
 from weightops.search.goal import Coefficients, Goal, Hits
 from weightops.search.measurements import Measurements, image_count
@@ -94,13 +97,17 @@ class EditSession:
         *,
         config: TrainingConfig | None = None,
         device: str = "auto",
+        precision: Precision = "auto",
         batchnorm: Task | str | None = None,
         work_folder: Path | None = None,
         resume: bool = False,
         on_measured: Callable[[Measured], None] | None = None,
     ) -> None:
         checkpoint = open_checkpoint(model)
-        self.image_model = ImageModel.open(checkpoint, device)
+        self.image_model = ImageModel.open(checkpoint, device, precision=precision)
+        if config is not None and config.linearized:
+            self._linearize()
+            self.image_model = self.image_model.in_precision(precision)
         self.dtype: torch.dtype = next(self.image_model.module.parameters()).dtype
         self.base = self.image_model.base.to(self.dtype)
         self.tasks = list(tasks)
@@ -145,6 +152,8 @@ class EditSession:
         )
         self.base.load_into(self.image_model.module)
         self.finetuning_seconds += time.monotonic() - began
+        # Records name what it is, as its folder is only there while the workflow runs.
+        finetuned.source.ref = f"{origin.ref} fine-tuned on {task.name}"
         return TaskVector(origin, finetuned.to(self.dtype))
 
     def vector(self, given: CheckpointLike | TaskVector) -> TaskVector:
@@ -153,10 +162,19 @@ class EditSession:
         ``given`` may also be the path of either.
         """
         if isinstance(given, TaskVector):
-            return given
-        if isinstance(given, (str, Path)) and open_ref(given).form.space == "delta":
-            return TaskVector.load(given)
-        return TaskVector(self.base, open_matched(given, self.base).to(self.dtype))
+            vector = given
+        elif isinstance(given, (str, Path)) and open_ref(given).form.space == "delta":
+            vector = TaskVector.load(given)
+        else:
+            vector = TaskVector(self.base, open_matched(given, self.base).to(self.dtype))
+        if linearized_at(vector.form) is not None:
+            self.base.load_into(self.image_model.module)
+            self._linearize()
+        return vector
+
+    def _linearize(self) -> None:
+        """Measure the model that is linear in its weights from now on."""
+        self.image_model = LinearizedModel.of(self.image_model)
 
     def in_memory(self, tensors: Mapping[str, torch.Tensor], ref: str) -> TaskVector:
         """Return a task vector whose deltas are given; messages and reports call it ``ref``."""
@@ -171,7 +189,7 @@ class EditSession:
         tasks: Iterable[Task] | None = None,
         coefficients: Coefficients = (),
     ) -> Measured:
-        """Measure the base edited by a vector, on all images of a split.
+        """Measure the base edited by a vector, on all images of a split; of "test", in float32.
 
         The tasks are the session's unless others are given; ``coefficients`` go into the result.
         """
@@ -210,9 +228,13 @@ class EditSession:
             return vector, self.batchnorm
         return without_statistics(vector), None
 
+    def model_for(self, split: str) -> ImageModel:
+        """Return the model as it is run on a split: on test images in float32."""
+        return self.image_model.in_precision("float32") if split == "test" else self.image_model
+
     def _predict(self, task: Task, split: str, only: Order | None = None) -> torch.Tensor:
         """Return the best guesses for each image, shape ``(n, k)``, and count the images."""
-        guesses = predict(self.image_model, task, split, only=only)
+        guesses = predict(self.model_for(split), task, split, only=only)
         self.images_measured += len(guesses)
         return guesses
 

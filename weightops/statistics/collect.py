@@ -23,10 +23,11 @@ from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.checkpoints.renaming import rename_to_match
 from weightops.errors import CheckpointError, NonfiniteError, OptionError, TaskError
 from weightops.evaluation.image_model import ImageModel
+from weightops.evaluation.linearized import LinearizedModel
 from weightops.evaluation.perplexity import token_blocks
 from weightops.statistics.fishers import Labels, diagonal_fisher
 from weightops.statistics.recording import Gram, GramRecorder
-from weightops.statistics.statistic import Kind, StatisticSource
+from weightops.statistics.statistic import Kind, statistic_source
 from weightops.support.arguments import check_arguments
 from weightops.support.ranges import Range
 from weightops.support.text import first_few
@@ -68,6 +69,7 @@ def collect(
     seed: Annotated[int, Range(min=0)] = 0,
     device: str = "auto",
     start: Annotated[int, Range(min=0)] = 0,
+    built: ImageModel | None = None,
 ) -> Checkpoint:
     """Run a model on data, and return a statistic of it: tensors by the names of its weights.
 
@@ -88,6 +90,7 @@ def collect(
         seed: seed of the draws of a fisher.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
         start: how many of the images to leave out, as another run has seen them.
+        built: the model, if it has been built for another run.
 
     Returns:
         The statistic, in memory. Its record, which `Checkpoint.save` writes, too, names the model
@@ -117,9 +120,8 @@ def collect(
             "a statistic is of a task, or of a text for a language model", hint="task="
         )
     if text is None:
-        run = on_images(
-            ImageModel.open(checkpoint, device), as_task(task or ""), split, images, start
-        )
+        image_model = built or ImageModel.open(checkpoint, device, precision="float32")
+        run = on_images(image_model, as_task(task or ""), split, images, start)
     else:
         run = on_text(checkpoint, text, images, device)
     record = {
@@ -147,7 +149,7 @@ def collect(
         )
     if not tensors:
         raise CheckpointError(f"{checkpoint.ref} has no weights that the data pass through")
-    source = StatisticSource(tensors, f"{kind} statistic of {checkpoint.ref}", record)
+    source = statistic_source(tensors, f"{kind} statistic of {checkpoint.ref}", record)
     return Checkpoint(LinearForm.of(source))
 
 
@@ -158,7 +160,13 @@ def on_images(image_model: ImageModel, task: Task, split: str, images: int, star
 
     Raises:
         TaskError: if there are none, or the model has no head for the task.
+        CheckpointError: if the model is linearised.
     """
+    if isinstance(image_model, LinearizedModel):
+        raise CheckpointError(
+            f"{image_model.base.ref} is linearised at {image_model.at.ref}: no statistic is of it",
+            hint="methods without statistics merge it",
+        )
     module = image_model.module.eval()
     head = image_model.zero_shot_head(task)
     pixels = image_model.pixels(task, split)

@@ -12,8 +12,9 @@ from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import WeightopsError
+from weightops.evaluation.image_model import ImageModel
 from weightops.statistics.collect import collect
-from weightops.statistics.statistic import StatisticSource, record_of
+from weightops.statistics.statistic import record_of, statistic_source
 from weightops.support.atomic import check_free
 from weightops.tasks.table import TaskLike, as_task
 
@@ -64,10 +65,12 @@ def collect_to(
     asked = {"kind": kind, "task": source.name, "source": source.source, "split": split}
     asked |= {"labels": "model", "seed": 0, **options}
     done = _opened(beside, checkpoint, asked, total) if resume else None
+    built = ImageModel.open(checkpoint, options.get("device", "auto"), precision="float32")
     while done is None or record_of(done)["count"] < total:
         start = record_of(done)["count"] if done is not None else 0
         stop = min(start + PART, total)
-        part = collect(checkpoint, source, kind, split=split, start=start, images=stop, **options)
+        some = {"split": split, "start": start, "images": stop, "built": built}
+        part = collect(checkpoint, source, kind, **some, **options)
         done = part if done is None else _joined(done, part)
         if stop < total:
             done.save(beside, overwrite=True)
@@ -118,4 +121,4 @@ def _joined(one: Checkpoint, other: Checkpoint) -> Checkpoint:
     record = {**first, "count": first["count"] + second["count"]}
     record |= {"rows": rows} if rows else {}
     ref = f"{first['kind']} statistic of {first['model']['ref']}"
-    return Checkpoint(LinearForm.of(StatisticSource(tensors, ref, record)))
+    return Checkpoint(LinearForm.of(statistic_source(tensors, ref, record)))

@@ -21,17 +21,11 @@ RECORD = "statistic"
 """The key of the record in the provenance of a statistic."""
 
 
-class StatisticSource(MemorySource):
-    """The tensors of a statistic in memory, with a record of the model and data."""
-
-    def __init__(
-        self, tensors: Mapping[str, torch.Tensor], ref: str, record: Mapping[str, Any]
-    ) -> None:
-        super().__init__(tensors, ref)
-        self._record = dict(record)
-
-    def describe(self) -> dict[str, object]:
-        return {**super().describe(), RECORD: self._record}
+def statistic_source(
+    tensors: Mapping[str, torch.Tensor], ref: str, record: Mapping[str, Any]
+) -> MemorySource:
+    """Return the tensors of a statistic in memory, with a record of the model and data."""
+    return MemorySource(tensors, ref, record={RECORD: dict(record)})
 
 
 def record_of(checkpoint: Checkpoint) -> Mapping[str, Any]:

@@ -1,8 +1,9 @@
-"""Check arguments against the annotations of the function that takes them."""
+"""Check arguments against the annotations of the function or dataclass that takes them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from weightops.errors import OptionError
@@ -10,23 +11,31 @@ from weightops.support.ranges import Range
 from weightops.support.registry import unknown
 
 
-def check_arguments(function: Callable[..., Any], **arguments: Any) -> None:
-    """Check that arguments are among the choices, and in the ranges, that a function declares.
+def check_arguments(declared: Callable[..., Any], **arguments: Any) -> None:
+    """Check that arguments are among the choices, and in the ranges, that are declared for them.
 
     Args:
-        function: a function with parameters such as ``rule: Literal["patching", "mean"]`` or
-            ``drop: Annotated[float, Range(0, 1)]``.
+        declared: a function with parameters, or a dataclass with fields, such as
+            ``rule: Literal["patching", "mean"]`` or ``drop: Annotated[float, Range(0, 1)]``.
         arguments: some of its arguments, by name.
 
     Raises:
         UnknownNameError: for a value that isn't one of the choices.
-        OptionError: for a number that is outside of its range.
+        OptionError: for what isn't a number, or one that is outside of its range.
     """
-    hints = get_type_hints(function, include_extras=True)
+    hints = get_type_hints(declared, include_extras=True)
     for name, value in arguments.items():
         hint = hints[name]
+        first, *others = get_args(hint) or (None,)
         if get_origin(hint) is Literal and value not in get_args(hint):
             raise unknown(name.replace("_", " "), value, get_args(hint))
-        for item in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
-            if isinstance(item, Range) and value not in item:
-                raise OptionError(f"{name} is {value!r}, and must be {item}")
+        for allowed in others if get_origin(hint) is Annotated else ():
+            if isinstance(allowed, Range):
+                _check(name, value, first is int, allowed)
+
+
+def _check(name: str, value: Any, integer: bool, allowed: Range) -> None:
+    is_number = isinstance(value, Integral if integer else Real)
+    if not is_number or value not in allowed:
+        kind = "an integer" if integer else "a number"
+        raise OptionError(f"{name} is {value!r}, and must be {kind} {allowed}")

@@ -1,12 +1,8 @@
-"""Ranges of numbers, declared once on the fields of a dataclass."""
+"""Ranges of numbers, declared once on parameters and fields."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, get_args, get_type_hints
-
-from weightops.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -40,22 +36,3 @@ class Range:
         upper = f"{'less than' if self.max_open else 'at most'} {self.max}"
         bounds = ((self.min, lower), (self.max, upper))
         return " and ".join(text for bound, text in bounds if bound is not None)
-
-
-def check_ranges(instance: Any) -> None:
-    """Check that each field of a dataclass that declares a `Range` holds a number in it.
-
-    Raises:
-        OptionError: naming the field, its value and its range.
-    """
-    for name, hint in get_type_hints(type(instance), include_extras=True).items():
-        for allowed in get_args(hint)[1:]:
-            if isinstance(allowed, Range):
-                _check(name, getattr(instance, name), get_args(hint)[0] is int, allowed)
-
-
-def _check(name: str, value: Any, integer: bool, allowed: Range) -> None:
-    is_number = isinstance(value, Integral if integer else Real)
-    if not is_number or value not in allowed:
-        kind = "an integer" if integer else "a number"
-        raise OptionError(f"{name} is {value!r}, and must be {kind} {allowed}")

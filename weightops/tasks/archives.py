@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,9 +27,12 @@ from weightops.tasks.task import (
     Images,
     LazySizes,
     Task,
+    digest_of_files,
     read_lines,
     read_prompts,
 )
+
+log = logging.getLogger("weightops")
 
 CLASSES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -82,6 +86,12 @@ class ArchiveImages:
         """Return the size of the file of an image."""
         return self.members[index].size
 
+    def digest(self) -> str:
+        """Return what tells the images from all others."""
+        archives = dict.fromkeys(member.archive for member in self.members)
+        places = (f"{m.archive} {m.name} {m.start} {m.size}" for m in self.members)
+        return digest_of_files(archives, "as stored", *places)
+
 
 def is_archive(folder: Path) -> bool:
     """Return whether a folder has CLIP_benchmark's layout."""
@@ -111,6 +121,9 @@ def archive_task(name: str, locate: Callable[[Iterable[str]], Path], source: str
     )
     if (folder / KIND).is_file() and "multilabel" in read_lines(folder / KIND):
         raise TaskError(f"{source} has several labels an image, which weightops can't score")
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        log.warning("%s gives one name to several classes: %s", source, first_few(twice))
     folders = _split_folders(folder, source)
     counts = {split: _read_count(folder / name / COUNT) for split, name in folders.items()}
 
@@ -121,6 +134,13 @@ def archive_task(name: str, locate: Callable[[Iterable[str]], Path], source: str
         if missing:
             share = f"{len(missing)} of {len(names)} archives"
             raise TaskError(f"{source} lacks {missing[0]} ({share})")
+        more = {path.name for path in (present / folders[split]).glob("*.tar")}
+        more -= {Path(name).name for name in names}
+        if more:
+            raise TaskError(
+                f"{present / folders[split]} has {first_few(sorted(more))}, and {COUNT} says that "
+                f"there are {len(names)} archives"
+            )
         return read_archives([present / name for name in names], len(classes))
 
     load = split_loader(read, counts, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,15 +15,7 @@ from tqdm import tqdm
 from weightops.errors import TaskError
 from weightops.support.text import first_few
 from weightops.tasks.copies import copies_between
-from weightops.tasks.task import (
-    SPLITS,
-    Images,
-    ImageSubset,
-    LazySizes,
-    Task,
-    encoded_size_of,
-    unreadable_in,
-)
+from weightops.tasks.task import SPLITS, Images, ImageSubset, LazySizes, Task, unreadable_in
 
 log = logging.getLogger("weightops")
 
@@ -79,21 +72,23 @@ def faults_of(images: Images, title: str) -> dict[int, str]:
         return {i: text for i, text in enumerate(bar) if text is not None}
 
 
-def check_readable(task: Task, split: str) -> None:
-    """Read every picture of a split that is in a file; what is drawn or in memory can be read.
+def refuse_faults(faults: Mapping[int, str], count: int, title: str) -> None:
+    """Refuse pictures that can't be read.
+
+    Args:
+        faults: index of a picture -> why.
+        count: the number of all pictures.
+        title: what they are called.
 
     Raises:
-        TaskError: naming the first pictures that can't be read, and their number.
+        TaskError: naming the first of them, and their number.
     """
-    images = task.load(split)
-    if not len(images) or encoded_size_of(images, 0) is None:
-        return
-    faults = faults_of(images, f"{task.name} {split}")
     if faults:
         raise TaskError(
-            f"{len(faults)} of {len(images)} pictures of {task.name} {split} can't be read: "
+            f"{len(faults)} of {count} pictures of {title} can't be read: "
             f"{first_few(faults.values())}",
-            hint=f"`weightops tasks check {task.name}` lists all of them",
+            hint="`weightops tasks check` lists all of them; readable:TASK (on the command line "
+            "--skip-unreadable) leaves them out",
         )
 
 

@@ -25,6 +25,9 @@ from weightops.tasks.task import (
     LazySizes,
     Task,
     captions_of,
+    digest_of,
+    encoded_of,
+    encoded_size_of,
     unreadable_in,
 )
 
@@ -214,13 +217,32 @@ class UnionImages:
         """The number of pictures that were left out, as they can't be read."""
         return sum(map(unreadable_in, self.parts))
 
+    def digest(self) -> str | None:
+        """Return what tells the images from others, or None if some are in no files."""
+        parts = list(map(digest_of, self.parts))
+        return None if None in parts else " ".join(part or "" for part in parts)
+
+    def encoded(self, index: int, most: int = -1) -> bytes | None:
+        """Return the content of the file of an image, or None if it is in no file."""
+        images, place = self._find(index)
+        return encoded_of(images, place, most)
+
+    def encoded_size(self, index: int) -> int | None:
+        """Return the size of the file of an image, or None if it is in no file."""
+        return encoded_size_of(*self._find(index))
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Image.Image:
+        images, place = self._find(index)
+        return images[place]
+
+    def _find(self, index: int) -> tuple[Images, int]:
+        """Return the part that has an image, and the index in it."""
         for images in self.parts:
             if index < len(images):
-                return images[index]
+                return images, index
             index -= len(images)
         raise IndexError(index)
 

@@ -22,7 +22,16 @@ from weightops.tasks.pictures import image_files, places, read_image, subfolders
 from weightops.tasks.split import split_images, split_loader
 from weightops.tasks.split_folders import split_folders
 from weightops.tasks.split_names import PICTURES
-from weightops.tasks.task import PROMPTS, SPLITS, Captions, Images, Task, read_lines, read_prompts
+from weightops.tasks.task import (
+    PROMPTS,
+    SPLITS,
+    Captions,
+    Images,
+    Task,
+    digest_of_files,
+    read_lines,
+    read_prompts,
+)
 
 log = logging.getLogger("weightops")
 
@@ -58,6 +67,10 @@ class FolderImages:
     def encoded_size(self, index: int) -> int:
         """Return the size of the file of an image."""
         return self.files[index].stat().st_size
+
+    def digest(self) -> str:
+        """Return what tells the images from all others."""
+        return digest_of_files(self.files, "upright")
 
     @cached_property
     def captions(self) -> Captions | None:

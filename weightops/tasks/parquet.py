@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from weightops.support.text import first_few
 from weightops.tasks.class_names import in_words
 from weightops.tasks.pictures import read_image
 from weightops.tasks.split import split_loader
-from weightops.tasks.task import PROMPTS, Images, LazySizes, Task
+from weightops.tasks.task import PROMPTS, Images, LazySizes, Task, digest_of_files
+
+_STRINGS = ("string", "large_string")
 
 Paths = Callable[[Sequence[str], str], list[str]]
 """Fetch files of a data set, which errors call by the second argument, and return their paths."""
@@ -32,12 +35,14 @@ class ParquetImages:
         column: the name of the column of images.
         labels: class indices, shape ``(n,)``.
         source: what errors call the data set.
+        files: the files that the rows are in.
     """
 
     rows: Any
     column: str
     labels: npt.NDArray[np.int64]
     source: str
+    files: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,6 +60,10 @@ class ParquetImages:
     def encoded_size(self, index: int) -> int:
         """Return the size of the file of an image."""
         return len(self.encoded(index))
+
+    def digest(self) -> str:
+        """Return what tells the images from all others."""
+        return digest_of_files(map(Path, self.files), "upright", self.column)
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ def _find_columns(features: Any, columns: str | None, source: str) -> tuple[str,
     named = columns.split(":") if columns else []
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
     labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    texts = [c for c, f in features.items() if isinstance(f, Value) and f.dtype == "string"]
+    texts = [c for c, f in features.items() if isinstance(f, Value) and f.dtype in _STRINGS]
     labels = labels + [c for c in texts if c in named] if labels else texts
     if not images or not labels:
         raise TaskError(
@@ -189,7 +198,7 @@ def _read_split(paths: Sequence[str], known: _Columns, split: str, source: str) 
             f"{split} has paths of images in {known.image} ({cell.get('path')}), and no images",
             hint="write the images into the Parquet files, as push_to_hub of datasets does",
         )
-    return ParquetImages(rows, known.image, np.array(labels, dtype=np.int64), source)
+    return ParquetImages(rows, known.image, np.array(labels, dtype=np.int64), source, paths)
 
 
 def _labels_of(path: str, known: _Columns, split: str, source: str) -> list[int]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-import struct
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from weightops.errors import TaskError
 from weightops.support.text import first_few
@@ -42,18 +41,8 @@ _TURNS = {
 }
 """EXIF's orientations -> what turns a picture upright."""
 
-_UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    EOFError,
-    IndexError,
-    struct.error,
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-)
-"""What Pillow raises at files that are no pictures, or damaged ones."""
+_MOST_PIXELS = 100_000_000
+"""The most pixels that are decoded: a file of some kilobytes can claim to have any number."""
 
 
 @cache
@@ -98,15 +87,26 @@ def places(folder: Path) -> Iterator[Path]:
     """Yield a class's folder and the folders in it, without those of copies."""
     yield folder
     inner: list[Path] = []
-    for place, names, _ in os.walk(folder):
+    for place, names, _ in os.walk(folder, onerror=_raise):
         names[:] = [name for name in names if not is_copies_folder(name)]
         inner += [Path(place, name) for name in names]
     yield from sorted(inner)
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def image_files(folder: Path) -> list[Path]:
     """Return the images directly in a folder, by name; warn of those that can't be read."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not is_left_behind(p.name))
+    listed = [p for p in folder.iterdir() if not is_left_behind(p.name)]
+    nowhere = [p.name for p in listed if p.suffix.lower() in picture_suffixes() and not p.exists()]
+    if nowhere:
+        raise TaskError(
+            f"{folder} has {len(nowhere)} links that lead nowhere: {first_few(sorted(nowhere))}",
+            hint="fetch what they stand for, as git annex get and dvc pull do, or remove them",
+        )
+    files = sorted(p for p in listed if p.is_file())
     unread = [p for p in files if p.suffix.lower() in unread_suffixes()]
     if unread:
         log.warning(
@@ -131,11 +131,16 @@ def read_image(file: Path | IO[bytes], name: str, *, upright: bool = True) -> Im
     """
     try:
         with Image.open(file, formats=_known_formats()) as image:
+            pixels = image.width * image.height
+            if pixels > _MOST_PIXELS:
+                raise TaskError(f"{name} has {pixels:,} pixels, more than {_MOST_PIXELS:,}")
             wide = image.mode == "F" or (image.mode == "I" and image.format == "TIFF")
             if not wide:
                 return (_turned(image) if upright else _eight_bits(image)).convert("RGB")
             bits = f"{'float' if image.mode == 'F' else 'integer'} pixels of 32 bits"
-    except _UNREADABLE as error:
+    except (TaskError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise whatever a damaged file leads to
         raise TaskError(f"{name} is not an image that can be read: {error}") from error
     raise TaskError(
         f"{name} has {bits}, whose range isn't known",

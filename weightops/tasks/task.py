@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ class Images(Protocol):
     """The labelled images of a split: a sequence of RGB or grey images with an array of labels.
 
     Images with captions also have an attribute ``captions``: see `captions_of`. Images in files
-    also have ``encoded`` and ``encoded_size``: see `encoded_of`.
+    also have ``encoded`` and ``encoded_size``, see `encoded_of`, and ``digest``, see `digest_of`.
     """
 
     @property
@@ -96,6 +97,12 @@ class ImageSubset:
         """Return the size of the file of an image, or None if it is in no file."""
         return encoded_size_of(self.images, int(self.indices[index]))
 
+    def digest(self) -> str | None:
+        """Return what tells the images from others, or None if they are in no files."""
+        whole = digest_of(self.images)
+        indices = np.asarray(self.indices, dtype=np.int64).tobytes()
+        return None if whole is None else sha256(whole.encode() + indices).hexdigest()
+
 
 def captions_of(images: Images) -> Captions | None:
     """Return the captions of each image, or None if the images have none."""
@@ -125,6 +132,27 @@ def encoded_size_of(images: Images, index: int) -> int | None:
     """Return the size of the file of an image, or None if the image is in no file."""
     size: Callable[[int], int | None] | None = getattr(images, "encoded_size", None)
     return None if size is None else size(index)
+
+
+def digest_of(images: Images) -> str | None:
+    """Return what tells images from all others; None if they aren't in files.
+
+    Files are told by their paths, sizes and times, so that they need not be read.
+    """
+    digest: Callable[[], str | None] | None = getattr(images, "digest", None)
+    return None if digest is None else digest()
+
+
+def digest_of_files(paths: Iterable[Path], *more: str) -> str:
+    """Return a digest of files by their paths, sizes and times, and of further texts."""
+    digest = sha256()
+    for path in paths:
+        place = path.resolve()
+        facts = place.stat()
+        text = f"{place}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}\0"
+        digest.update(text.encode(errors="surrogateescape"))
+    digest.update("\0".join(more).encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def read_lines(path: Path) -> tuple[str, ...]:

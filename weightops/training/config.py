@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
-from weightops.support.ranges import Range, check_ranges
+from weightops.support.arguments import check_arguments
+from weightops.support.ranges import Range
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class TrainingConfig:
         ema: decay per step of a moving average of the weights that is kept as well; 0 for none.
         seed: seed of the order of samples, of the augmentation and of randomness in the model.
         ascend: raise the loss instead of lowering it: the baseline that negation is compared with.
+        linearized: train the model that is linear in its weights, the tangent at the start (arXiv
+            2305.12827); for Vision Transformers of CLIP.
 
     Raises:
         OptionError: if a number is outside of its range.
@@ -42,9 +45,10 @@ class TrainingConfig:
     ema: Annotated[float, Range(min=0, max=1, max_open=True)] = 0.0
     seed: Annotated[int, Range(min=0)] = 0
     ascend: bool = False
+    linearized: bool = False
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_arguments(type(self), **vars(self))
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -69,6 +73,7 @@ def config_for(
     ema: float | None = None,
     seed: int | None = None,
     ascend: bool | None = None,
+    linearized: bool | None = None,
 ) -> TrainingConfig:
     """Return the recipe to fine-tune a model with.
 
@@ -88,6 +93,8 @@ def config_for(
         ema: also keep the moving average of the weights, with this decay per step.
         seed: seed of everything random.
         ascend: raise the loss instead of lowering it.
+        linearized: train the model that is linear in its weights, the tangent at the start (arXiv
+            2305.12827); for Vision Transformers of CLIP.
 
     Raises:
         OptionError: if a number is outside of its range.
@@ -106,6 +113,7 @@ def config_for(
         "ema": ema,
         "seed": seed,
         "ascend": ascend,
+        "linearized": linearized,
     }
     changes = {name: value for name, value in given.items() if value is not None}
     architecture = open_checkpoint(model).architecture

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Annotated
 
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.precision import Precision
+from weightops.algebra.source import LINEARIZED
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
+from weightops.evaluation.linearized import LinearizedModel
 from weightops.support.arguments import check_arguments
 from weightops.support.atomic import held
 from weightops.support.ranges import Range
@@ -37,6 +40,7 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    precision: Precision = "auto",
     node: Node | None = None,
     strategy: OneProcess | None = None,
     on_step: Callable[[int], None] | None = None,
@@ -60,6 +64,8 @@ def finetune(
         overwrite: replace a run in ``out``; its weights stay until the new ones are complete. With
             ``resume``, a run with other arguments is replaced, and one with these continues.
         device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: float32, bfloat16, or auto: bfloat16 where the processor computes in it, else
+            float32. Weights and their updates are float32 in any case.
         node: which node of how many this is, and so which images it sees (lo-fi, arXiv 2210.11948).
             Default: the only one.
         strategy: the processes of the node, from `connected`. Default: this process alone.
@@ -72,12 +78,16 @@ def finetune(
         OutputError: if ``out`` holds a run, and neither ``resume`` nor ``overwrite`` is true.
         CheckpointError: if ``out`` holds another run than the one to resume.
         NonfiniteError: if weights for ``out`` have become NaN or infinite.
+        OptionError: if a model can't be linearised, or is and the recipe doesn't say so.
     """
     task = as_task(task)
-    image_model = ImageModel.open(model, device, learning=task)
+    image_model = ImageModel.open(model, device, learning=task, precision=precision)
+    config = config or config_for(image_model.base)
+    if config.linearized:
+        image_model = LinearizedModel.of(image_model).in_precision(precision)
     return fit(
         ImageLearner(image_model, task),
-        config or config_for(image_model.base),
+        config,
         out=out,
         checkpoint_every=checkpoint_every,
         resume=resume,
@@ -116,6 +126,7 @@ def fit(
         on_step: function that is called after each step with its number.
     """
     check_arguments(fit, checkpoint_every=checkpoint_every)
+    _check_linearized(learner, config, sharded=getattr(strategy, "fsdp", False))
     node, strategy = node or Node(), strategy or OneProcess()
     if node.every and not isinstance(strategy, LofiNode):
         raise OptionError(
@@ -139,6 +150,7 @@ def fit(
         )
         if folder is None or strategy.rank:
             source = MemorySource(weights, f"{learner.base.ref} fine-tuned on {learner.name}")
+            source.linearized_at = learner.linearized_at
             return Checkpoint(LinearForm.of(source), learner.base.architecture)
         folder.finish(
             weights,
@@ -147,8 +159,26 @@ def fit(
             **learner.reading,
             samples=config.steps * node.batch_size(config.batch_size),
             communication_seconds=strategy.seconds,
+            **({LINEARIZED: learner.linearized_at} if learner.linearized_at else {}),
         )
     return folder.weights()
+
+
+def _check_linearized(learner: Learner, config: TrainingConfig, *, sharded: bool) -> None:
+    """Refuse a model that is linearised where the recipe isn't for one, or the other way round."""
+    if config.linearized and sharded:
+        raise OptionError("a linearised model isn't sharded", hint="leave out fsdp=True")
+    if config.linearized and learner.linearized_at is None:
+        raise OptionError(
+            f"the recipe is for a linearised model, and {learner.base.ref} isn't",
+            hint="finetune(..., config) linearises a CLIP model",
+        )
+    if learner.linearized_at is not None and not config.linearized:
+        raise OptionError(
+            f"{learner.base.ref} is linearised at {learner.linearized_at['ref']}, and the recipe "
+            "isn't for a linearised model",
+            hint="linearized=True goes on with it, or start from an ordinary model",
+        )
 
 
 @contextmanager
@@ -171,6 +201,7 @@ def _run_folder(path: Path, learner: Learner, config: TrainingConfig, node: Node
         "task": learner.name,
         "digest": learner.digest,
         "node": asdict(node),
+        "precision": learner.precision,
     }
     return RunFolder(path, identity, learner.base.architecture, config.steps, node.averages_before)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ from torch import nn
 
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.precision import Precision, computed_in, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError, TaskError
 from weightops.evaluation.image_model import ImageModel, prompts_id
+from weightops.evaluation.linearized import LinearizedModel
 from weightops.evaluation.perplexity import token_blocks, token_loss
 from weightops.evaluation.pixels import Pixels
+from weightops.support.text import portable
 from weightops.tasks.task import Task
 from weightops.training.fsdp import gather
 
@@ -39,6 +43,8 @@ class Learner(nn.Module):
         name: name of the task.
         source: where the data come from.
         device: where the model is.
+        precision: what the model is run in: "float32" or "bfloat16".
+        linearized_at: the ref and fingerprint of the base that the model is linearised at, if so.
     """
 
     def __init__(
@@ -51,12 +57,15 @@ class Learner(nn.Module):
         name: str,
         source: str,
         device: torch.device,
+        precision: Precision = "auto",
     ) -> None:
         super().__init__()
         self._whole_model = (module,)  # in a tuple: what doesn't learn is no part of this module
         self.trained = trained or module.get_submodule(prefix.removesuffix("."))
         self.base, self.prefix, self.device = base, prefix, device
         self.name, self.source = name, source
+        self.precision = pick_precision(precision, device)
+        self.linearized_at: Mapping[str, str] | None = None
         # Sharded tensors don't show which of them are tied.
         self._ties = MemorySource(module.state_dict(), name).ties
 
@@ -113,9 +122,9 @@ class Learner(nn.Module):
     def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean loss of a batch."""
 
-    def autocast(self) -> torch.autocast:
-        """Return a context that computes in bfloat16 on CUDA, and changes nothing on CPU."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return a context that computes in the learner's precision."""
+        return computed_in(self.precision, self.device, learning=True)
 
 
 class ImageLearner(Learner):
@@ -139,8 +148,12 @@ class ImageLearner(Learner):
             name=task.name,
             source=task.source,
             device=model.device,
+            precision=model.precision,  # type: ignore[arg-type]
         )
         self._model, self._task = model, task
+        if isinstance(model, LinearizedModel):
+            at = model.at
+            self.linearized_at = {"ref": portable(at.ref), "fingerprint": at.fingerprint}
 
     def prepare(self) -> None:
         """Build the head and load the images.
@@ -152,6 +165,7 @@ class ImageLearner(Learner):
         self._pixels = self._model.pixels(self._task, "train")
         if not len(self._pixels):
             raise TaskError(f"{self.name} has no training images")
+        self._pixels.prepare()
 
     @property
     def reading(self) -> Mapping[str, Any]:
@@ -186,6 +200,7 @@ class ModuleLearner(Learner):
             as `classification` for timm's models and `token_loss` for language models.
         name: name of the task.
         base: the checkpoint that the module was built from. Default: the module's weights.
+        precision: float32, bfloat16, or auto: bfloat16 where the device computes in it.
 
     Raises:
         OptionError: if there are no samples, or the numbers of inputs and labels differ.
@@ -205,6 +220,7 @@ class ModuleLearner(Learner):
         *,
         name: str,
         base: Checkpoint | None = None,
+        precision: Precision = "auto",
     ) -> None:
         if not len(inputs) or len(inputs) != len(labels):
             raise OptionError(f"{name} has {len(inputs)} inputs and {len(labels)} labels")
@@ -213,7 +229,9 @@ class ModuleLearner(Learner):
             state = module.state_dict()
             start = copies(state, MemorySource(state, name).ties)
             base = Checkpoint(LinearForm.of(MemorySource(start, type(module).__name__)))
-        super().__init__(base, module, "", name=name, source="tensors", device=device)
+        super().__init__(
+            base, module, "", name=name, source="tensors", device=device, precision=precision
+        )
         self._inputs, self._labels, self._loss = inputs, labels, loss
 
     @property
@@ -240,6 +258,7 @@ class TextLearner(ModuleLearner):
         text: a UTF-8 file.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         length: tokens per block. Default: as many as the model takes, at most 1,024.
+        precision: as for `ModuleLearner`.
 
     Raises:
         CheckpointError: if the model isn't one of transformers with a tokenizer.
@@ -253,11 +272,15 @@ class TextLearner(ModuleLearner):
         *,
         device: str = "auto",
         length: int | None = None,
+        precision: Precision = "auto",
     ) -> None:
         base = open_checkpoint(model)
         blocks = token_blocks(base, text, length)
         module = base.model().to(pick_device(device))
-        super().__init__(module, blocks, blocks, token_loss, name=Path(text).name, base=base)
+        name = Path(text).name
+        super().__init__(
+            module, blocks, blocks, token_loss, name=name, base=base, precision=precision
+        )
 
 
 def _digest(text: str, content: bytes) -> str:

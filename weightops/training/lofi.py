@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NonfiniteError, OptionError
@@ -39,7 +40,7 @@ def run(
     out: str | Path,
     *,
     model: CheckpointLike = "embedded",
-    config: TrainingConfig | None = None,
+    training: TrainingConfig | None = None,
     strategy: OneProcess | None = None,
     nodes: Annotated[int, Range(min=1)] | None = None,
     like: Node | None = None,
@@ -47,6 +48,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    precision: Precision = "auto",
 ) -> Average | None:
     """Fine-tune nodes into ``out/node0``, ``out/node1``, ..., and write their average.
 
@@ -59,7 +61,7 @@ def run(
         task: what to learn: a name, a folder, a `Task`, or a `Learner`, which has its own model.
         out: folder for the nodes and their average.
         model: the model that all nodes start from, if ``task`` isn't a learner.
-        config: the recipe; its batch size is that of all nodes together. Default: that of
+        training: the recipe; its batch size is that of all nodes together. Default: that of
             `config_for`.
         strategy: this process's node, from `connected`. Default: this process alone.
         nodes: number of nodes, one after another; only without torchrun.
@@ -69,6 +71,7 @@ def run(
         overwrite: replace nodes and an average that exist; with ``resume``, only nodes of a run
             with other arguments.
         device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: as for `finetune`; a learner has its own.
 
     Returns:
         The average in the process that wrote it, None in others.
@@ -80,8 +83,8 @@ def run(
     out, strategy, like = Path(out), strategy or OneProcess(), like or Node()
     count = _count_of_nodes(strategy, nodes)
     check_free(out / "merged", overwrite=overwrite or resume)
-    learner = task if isinstance(task, Learner) else _image_learner(model, task, device)
-    config = config or config_for(learner.base)
+    learner = task if isinstance(task, Learner) else _image_learner(model, task, device, precision)
+    config = training or config_for(learner.base)
     own = [strategy.index] if isinstance(strategy, LofiNode) else range(count)
     finished: dict[int, Checkpoint] = {}
     for index in own:
@@ -112,9 +115,11 @@ def run(
     return merged
 
 
-def _image_learner(model: CheckpointLike, task: TaskLike, device: str) -> ImageLearner:
+def _image_learner(
+    model: CheckpointLike, task: TaskLike, device: str, precision: Precision
+) -> ImageLearner:
     task = as_task(task)
-    return ImageLearner(ImageModel.open(model, device, learning=task), task)
+    return ImageLearner(ImageModel.open(model, device, learning=task, precision=precision), task)
 
 
 def _count_of_nodes(strategy: OneProcess, nodes: int | None) -> int:

@@ -16,7 +16,6 @@ from weightops.errors import MismatchError, NonfiniteError
 from weightops.hub.cards import average_card
 from weightops.merging.average import average as weighted_mean
 from weightops.support.atomic import atomic_output
-from weightops.support.json_files import write_json
 from weightops.support.text import first_few
 from weightops.task_vector import TaskVector
 from weightops.training.lofi_records import check_belong_together
@@ -46,6 +45,10 @@ class Average:
     left_out: Mapping[str, str] = field(default_factory=dict)
     means: str = "files"
 
+    def __post_init__(self) -> None:
+        self.model.card = average_card(_shares(self.weights), self.left_out)
+        self.model.records = {RECORD: self.record()}
+
     def record(self) -> dict[str, Any]:
         """Return all but the averaged weights themselves, for JSON."""
         return average_record(self.weights, self.left_out, self.means)
@@ -59,9 +62,7 @@ class Average:
         path = Path(path)
         with atomic_output(path, overwrite=overwrite) as temporary:
             temporary.mkdir()
-            self.model.card = average_card(_shares(self.weights), self.left_out)
             self.model.save_into(temporary, on_nonfinite="error")
-            write_json(temporary / RECORD, self.record())
         return path
 
 

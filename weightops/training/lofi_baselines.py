@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import torch
 
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.evaluation.image_model import ImageModel
@@ -42,7 +43,7 @@ def compare_with_baselines(
     out: str | Path,
     *,
     model: CheckpointLike = "embedded",
-    config: TrainingConfig | None = None,
+    training: TrainingConfig | None = None,
     strategy: OneProcess | None = None,
     nodes: Annotated[int, Range(min=1)] | None = None,
     like: Node | None = None,
@@ -50,6 +51,7 @@ def compare_with_baselines(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    precision: Precision = "auto",
 ) -> dict[str, Any] | None:
     """Fine-tune with communication in every step and without, on equally many samples; score all.
 
@@ -58,7 +60,7 @@ def compare_with_baselines(
         out: folder for ``baseline``, the nodes, ``merged`` (see `lofi.run`) and
             ``comparison.json``.
         model: the model to start from.
-        config: the recipe. Default: that of `config_for`.
+        training: the recipe. Default: that of `config_for`.
         strategy: this process's node, from `connected`. Default: this process alone.
         nodes: number of nodes, one after another; only without torchrun.
         like: how the nodes work together.
@@ -66,6 +68,7 @@ def compare_with_baselines(
         resume: continue each run from its last state.
         overwrite: replace runs that exist.
         device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: of fine-tuning, as for `finetune`; scores are in float32.
 
     Returns:
         In the process that wrote the average, ``models`` and ``cost``; None in others. ``models``
@@ -74,8 +77,8 @@ def compare_with_baselines(
         training and of communication.
     """
     out, strategy, task = Path(out), strategy or OneProcess(), as_task(task)
-    image_model = ImageModel.open(model, device, learning=task)
-    config = config or config_for(image_model.base)
+    image_model = ImageModel.open(model, device, learning=task, precision=precision)
+    config = training or config_for(image_model.base)
     config = replace(config, ema=config.ema or EMA_DECAY)
     finetune(
         image_model,
@@ -90,7 +93,7 @@ def compare_with_baselines(
     average = lofi.run(
         ImageLearner(image_model, task),
         out,
-        config=config,
+        training=config,
         strategy=strategy,
         nodes=nodes,
         like=like,
@@ -110,7 +113,8 @@ def compare_with_baselines(
         "task": task.name,
         "config": asdict(config),
         "average": average.record(),
-        "models": _scored(image_model, task, models),
+        "precision": image_model.precision,
+        "models": _scored(image_model.in_precision("float32"), task, models),
         "cost": {"baseline": _cost(out / BASELINE), "lo-fi": lofi_cost},
     }
     with atomic_output(out / "comparison.json", overwrite=True) as temporary:

@@ -26,7 +26,7 @@ from weightops.training.lofi_average import (
 )
 from weightops.training.process_groups import LofiNode
 from weightops.training.run_folder import RECORD as TRAINING_RECORD
-from weightops.training.run_folder import RecordedSource, states_in
+from weightops.training.run_folder import states_in
 
 log = logging.getLogger("weightops")
 
@@ -113,7 +113,7 @@ class Meeting:
         if f"node{self.node.index}" == next(iter(kept)):
             warn_left_out(left_out)
         record = average_record(kept, left_out, "all-reduce")
-        source = RecordedSource(mean, f"the mean of {first_few(kept)}", lofi=record)
+        source = MemorySource(mean, f"the mean of {first_few(kept)}", record={"lofi": record})
         model = Checkpoint(LinearForm.of(source), architecture)
         return Average(model, kept, left_out, "all-reduce")
 

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from weightops.errors import OptionError
-from weightops.support.ranges import Range, check_ranges
+from weightops.support.arguments import check_arguments
+from weightops.support.ranges import Range
 
 T = TypeVar("T")
 NodeData = Literal["shuffle", "shard"]
@@ -47,7 +48,7 @@ class Node:
     only: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_arguments(type(self), **vars(self))
         if not 0 <= self.index < self.count:
             raise OptionError(
                 f"there is no node {self.index} of {self.count}",

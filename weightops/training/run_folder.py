@@ -15,7 +15,7 @@ from weightops.algebra.kernels import has_nonfinite
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
-from weightops.checkpoints.formats.torch_objects import read_object
+from weightops.checkpoints.formats.torch_objects import read_object, read_texts
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.opening import open_checkpoint
 from weightops.errors import CheckpointError, NonfiniteError, OutputError
@@ -124,7 +124,7 @@ class RunFolder:
         usable, damage = [], None
         for step in states_in(self.path):
             try:
-                identity = json.loads(self._load(step)["identity"])
+                identity = json.loads(self._read(step, read_texts)["identity"])
             except CheckpointError as error:
                 damage = error
                 continue
@@ -162,6 +162,7 @@ class RunFolder:
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         theirs, ours = ({**run.get("config", {}), **run} for run in (identity, self.identity))
+        theirs.setdefault("precision", "float32")  # 0.1.0 recorded none
         differences = [
             f"{key} {theirs.get(key)!r}, not {ours[key]!r}"
             for key in ours
@@ -177,16 +178,17 @@ class RunFolder:
         """Load the log and the objects' states after a number of steps; after 0 there is none."""
         if not step:
             return
-        state = self._load(step)
+        state = self._read(step, _whole)
         for name, target in stateful.items():
             target.load_state_dict(state[name])
         self.lines = json.loads(state["lines"])
         log.info("resuming from step %d", step)
 
-    def _load(self, step: int) -> dict[str, Any]:
+    def _read(self, step: int, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Read the state after a step, or its texts alone."""
         path = self._state(step)
         try:
-            state: dict[str, Any] = read_object(bytearray(path.read_bytes()), str(path))
+            state = read(path)
             json.loads(state["identity"])
         except (CheckpointError, TypeError, LookupError, ValueError, OSError) as error:
             raise CheckpointError(
@@ -251,7 +253,9 @@ class RunFolder:
     def _save(
         self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any], path: Path
     ) -> None:
-        source = RecordedSource(tensors, f"a run in {self.path.name}", training=dict(record))
+        source = MemorySource(
+            tensors, f"a run in {self.path.name}", record={"training": dict(record)}
+        )
         checkpoint = Checkpoint(LinearForm.of(source), self.architecture)
         checkpoint.save(path, overwrite=True, on_nonfinite="error")
 
@@ -267,22 +271,15 @@ class RunFolder:
         return Checkpoint(open_checkpoint(self.path / WEIGHTS).form, self.architecture)
 
 
+def _whole(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = read_object(bytearray(path.read_bytes()), str(path))
+    return state
+
+
 def states_in(path: Path) -> dict[int, Path]:
     """Return step -> file of the states that an unfinished run in a folder can resume from."""
     files = ((file.name[len(STATE) : -len(".pt")], file) for file in path.glob(f"{STATE}*.pt"))
     return {int(step): file for step, file in files if step.isdecimal()}
-
-
-class RecordedSource(MemorySource):
-    """Weights in memory that write records of how they were made into their file's metadata."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], ref: str, **records: Any) -> None:
-        super().__init__(tensors, ref)
-        self._records = records
-
-    def describe(self) -> dict[str, object]:
-        """Return the description that every source has, and the records."""
-        return {**super().describe(), **self._records}
 
 
 def training_record(checkpoint: Checkpoint) -> dict[str, Any] | None:

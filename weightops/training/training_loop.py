@@ -91,7 +91,10 @@ class _Trainer:
         self.parallel = strategy.parallel(learner)
         self.parameters = [p for p in learner.trained.parameters() if p.is_floating_point()]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr, weight_decay=config.weight_decay
+            self.parameters,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            fused=learner.device.type == "cuda",  # on CPU, the bits would be others
         )
         self.ema = _Ema(learner, config.ema)
         state = TrainingState(learner.trained, self.optimizer)

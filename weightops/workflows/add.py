@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.names import escape
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
-from weightops.errors import OptionError, TaskError
+from weightops.errors import OptionError
 from weightops.evaluation.batchnorm import BatchNorm
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import METHODS
@@ -65,7 +66,7 @@ class Addition(Workflow):
         )
         self.added = as_tasks(tasks)
         if len(self.added) < 2:
-            raise TaskError("an addition needs two tasks at least")
+            raise OptionError("an addition needs two tasks at least")
         self.combiner = METHODS["task_arithmetic" if method == "sum" else method]
         self.method_options = self.combiner.check(method_options or {})
         if each and method != "sum":
@@ -285,6 +286,7 @@ def add(
     training: TrainingConfig | None = None,
     batchnorm: BatchNorm | None = None,
     device: str = "auto",
+    precision: Precision = "auto",
     resume: bool = False,
     overwrite: bool = False,
     on_measured: OnMeasured | None = None,
@@ -336,5 +338,6 @@ def add(
         training=training,
         batchnorm=batchnorm,
         device=device,
+        precision=precision,
     )
     return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
-from weightops.errors import TaskError
+from weightops.errors import OptionError
 from weightops.evaluation.batchnorm import BatchNorm
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession, Vectors, weighted_sum
@@ -43,7 +44,7 @@ class Analogy(Workflow):
     ) -> None:
         self.a, self.b, self.c, self.target = map(as_task, (a, b, c, target))
         if len({task.name for task in (self.a, self.b, self.c, self.target)}) < 4:
-            raise TaskError(
+            raise OptionError(
                 "an analogy needs four different tasks: A is to B as C is to the target"
             )
         self.shared, self.supervised = shared, supervised
@@ -119,6 +120,7 @@ def analogy(
     training: TrainingConfig | None = None,
     batchnorm: BatchNorm | None = None,
     device: str = "auto",
+    precision: Precision = "auto",
     resume: bool = False,
     overwrite: bool = False,
     on_measured: OnMeasured | None = None,
@@ -155,5 +157,6 @@ def analogy(
         training=training,
         batchnorm=batchnorm,
         device=device,
+        precision=precision,
     )
     return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)

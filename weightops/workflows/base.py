@@ -15,13 +15,16 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
+from weightops.algebra.devices import pick_device
+from weightops.algebra.precision import Precision, pick_precision
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import NothingSatisfiesError, OptionError
 from weightops.evaluation.batchnorm import BASE, BatchNorm, as_batchnorm
 from weightops.search.cma_es import evolve
 from weightops.search.goal import Choice, Coefficients, Goal, Point, shown
+from weightops.search.racing import race
 from weightops.search.session import EditSession, Measured, Trial
-from weightops.search.strategies import GRADIENT, SearchOptions, coordinates, grid, race
+from weightops.search.strategies import GRADIENT, SearchOptions, coordinates, grid
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import as_tasks
 from weightops.tasks.task import Task
@@ -57,6 +60,9 @@ class Workflow(ABC):
         batchnorm: the running statistics of averaged weights. A task: recomputed on its images;
             base: those of the model to edit.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
+        precision: what fine-tuning and the search run the model in: float32, bfloat16, or auto:
+            bfloat16 where the processor computes in it, else float32. Test accuracies are measured
+            in float32.
         resume: resume a run that was killed or interrupted.
         overwrite: replace an output that exists; it stays until the new one is complete.
         on_measured: called with the validation scores of each edit that is measured in full.
@@ -92,6 +98,7 @@ class Workflow(ABC):
         search: SearchOptions,
         training: TrainingConfig | None,
         device: str,
+        precision: Precision,
         batchnorm: BatchNorm | None = None,
     ) -> None:
         self.roles = dict(roles)
@@ -101,6 +108,8 @@ class Workflow(ABC):
         self.search = search
         self.config = training or config_for(self.checkpoint)
         self.device = device
+        meant = "float32" if self.config.linearized and precision == "auto" else precision
+        self.precision: Any = pick_precision(meant, pick_device(device))
         self.batchnorm = as_batchnorm(batchnorm)
         if self.batchnorm is not None:
             told = self.batchnorm.name if isinstance(self.batchnorm, Task) else self.batchnorm
@@ -198,16 +207,20 @@ class Workflow(ABC):
         if self.search.strategy in GRADIENT:
             raise OptionError(
                 f"search {self.search.strategy} is for additions, not for {self.verb}",
-                hint="grid, race or cma",
+                hint="race, grid or cma",
             )
         values = self.signed_alphas
         shared = [(value,) * len(trial.vectors) for value in values]
         if len(trial.vectors) == 1:
-            search = grid if self.search.strategy == "grid" else race
-            return search(trial.measurements, shared)
+            return self.search_line(trial, shared)
         if self.search.strategy == "cma":
             return evolve(trial.measurements, values, shared, seed=self.config.seed)
         return coordinates(trial.measurements, values, shared)
+
+    def search_line(self, trial: Trial, line: Sequence[Coefficients]) -> Choice:
+        """Search along a line of coefficients."""
+        search = grid if self.search.strategy == "grid" else race
+        return search(trial.measurements, line)
 
     @property
     def signed_alphas(self) -> list[float]:

@@ -8,13 +8,15 @@ from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
+from weightops.algebra.devices import pick_device
+from weightops.algebra.precision import Precision, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.reports.frontier import COLORS, INK
 from weightops.reports.outcome import Outcome
 from weightops.search.goal import Goal
+from weightops.search.racing import race
 from weightops.search.session import EditSession, Measured
-from weightops.search.strategies import SearchOptions, race
 from weightops.support.atomic import reserved
 from weightops.support.registry import Registry
 from weightops.task_vector import TaskVector
@@ -41,17 +43,17 @@ class ExperimentSettings:
         model: the model to edit.
         task: the name of its task; None for the experiment's own.
         config: the recipe of fine-tuning.
-        device: where to compute.
+        where: ``device`` and ``precision`` of the session.
     """
 
     model: Checkpoint
     task: str | None
     config: TrainingConfig
-    device: str = "auto"
+    where: Mapping[str, Any]
 
     def session(self, tasks: Iterable[Task]) -> EditSession:
         """Return a session with the model."""
-        return EditSession(self.model, tasks, config=self.config, device=self.device)
+        return EditSession(self.model, tasks, config=self.config, **self.where)
 
     def patch(
         self, task: Task, also: Sequence[Task] = ()
@@ -65,13 +67,7 @@ class ExperimentSettings:
         Returns:
             The chosen edit, and model -> test scores.
         """
-        workflow = Patch.from_call(
-            task,
-            supported=SUPPORTED,
-            model=self.model,
-            search=SearchOptions(strategy="race"),
-            device=self.device,
-        )
+        workflow = Patch.from_call(task, supported=SUPPORTED, model=self.model, **self.where)
         workflow.may_be_base = True  # an experiment shows that nothing improved, too
         session = self.session(workflow.tasks)
         result = workflow.find(session)
@@ -280,10 +276,10 @@ EXPERIMENTS: Registry[Callable[[ExperimentSettings], Outcome]] = Registry(
 
 
 def _settings(
-    model: CheckpointLike, task: str | None, training: TrainingConfig | None, device: str
+    model: CheckpointLike, task: str | None, training: TrainingConfig | None, **where: Any
 ) -> ExperimentSettings:
     checkpoint = open_checkpoint(model)
-    return ExperimentSettings(checkpoint, task, training or config_for(checkpoint), device)
+    return ExperimentSettings(checkpoint, task, training or config_for(checkpoint), where)
 
 
 def run_experiment(
@@ -294,6 +290,7 @@ def run_experiment(
     task: str | None = None,
     training: TrainingConfig | None = None,
     device: str = "auto",
+    precision: Precision = "auto",
     overwrite: bool = False,
 ) -> Outcome:
     """Run an experiment of the papers and write its table and picture.
@@ -305,6 +302,8 @@ def run_experiment(
         task: the task to run it on, instead of the experiment's own.
         training: the recipe of fine-tuning, see `config_for`; the model's own by default.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
+        precision: what the model is run in, but for test data: float32, bfloat16, or auto: bfloat16
+            where the processor computes in it, else float32.
         overwrite: replace an output that exists; it stays until the new one is complete.
 
     Raises:
@@ -313,10 +312,14 @@ def run_experiment(
     out = Path(out)
     with reserved(out, overwrite=overwrite):
         experiment = EXPERIMENTS[name]
-        settings = _settings(model, task, training, device)
+        settings = _settings(model, task, training, device=device, precision=precision)
         outcome = experiment(settings)
-        training_of = asdict(settings.config)
-        about = {"experiment": name, "model": settings.model.ref, "training": training_of}
+        about = {
+            "experiment": name,
+            "model": settings.model.ref,
+            "training": asdict(settings.config),
+            "precision": pick_precision(precision, pick_device(device)),
+        }
         outcome.write(out, about, overwrite=overwrite)
     return outcome
 
@@ -328,10 +331,10 @@ def plan_experiment(
     model: CheckpointLike = "embedded",
     task: str | None = None,
     training: TrainingConfig | None = None,
-    device: str = "auto",
+    **where: Any,
 ) -> dict[str, Any]:
     """Return what `run_experiment` would do with the same arguments."""
-    settings = _settings(model, task, training, device)
+    settings = _settings(model, task, training, **where)
     return {
         "experiment": name,
         "about": about_experiment(EXPERIMENTS[name]),

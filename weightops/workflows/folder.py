@@ -83,6 +83,7 @@ def _rows(
         "test": list(test.items()),
     }
     for split, edits in splits.items():
+        model = session.model_for(split)
         for weights, measured in edits:
             alpha = measured.coefficients
             named = dict(zip(result.vectors, alpha, strict=False)) or None
@@ -90,7 +91,7 @@ def _rows(
                 if task.name in measured.scores:
                     scores = measured.scores[task.name]
                     yield {
-                        **record(session.image_model, task, split, scores, measured.fingerprint),
+                        **record(model, task, split, scores, measured.fingerprint),
                         "alpha": alpha[0] if len(alpha) == 1 else named,
                         "weights": weights,
                     }

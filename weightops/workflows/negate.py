@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import torch
 
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
-from weightops.errors import NonfiniteError, NothingSatisfiesError, TaskError
+from weightops.errors import NonfiniteError, NothingSatisfiesError, OptionError
 from weightops.evaluation.batchnorm import BatchNorm
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession
@@ -50,7 +51,7 @@ class Negation(Workflow):
         others = as_tasks(SUPPORTED if control is None else control)
         self.control = [task for task in others if task is not self.target]
         if not self.control:
-            raise TaskError("a negation needs at least one control task, to measure what it harms")
+            raise OptionError("a negation needs at least one control task, to see what it harms")
         self.threshold, self.baselines = control_threshold, baselines
         self.options = {"control_threshold": control_threshold}
         super().__init__(
@@ -148,6 +149,7 @@ def negate(
     training: TrainingConfig | None = None,
     batchnorm: BatchNorm | None = None,
     device: str = "auto",
+    precision: Precision = "auto",
     resume: bool = False,
     overwrite: bool = False,
     on_measured: OnMeasured | None = None,
@@ -182,5 +184,6 @@ def negate(
         training=training,
         batchnorm=batchnorm,
         device=device,
+        precision=precision,
     )
     return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
-from weightops.errors import NothingSatisfiesError, TaskError
+from weightops.errors import NothingSatisfiesError, OptionError
 from weightops.evaluation.batchnorm import BatchNorm
 from weightops.search.goal import Coefficients, Goal, Rule
 from weightops.search.session import EditSession, weighted_sum
-from weightops.search.strategies import SearchOptions, grid
+from weightops.search.strategies import SearchOptions
 from weightops.support.arguments import check_arguments
 from weightops.support.docstrings import describe_arguments_as
 from weightops.support.ranges import Range
@@ -48,7 +49,7 @@ class Patch(Workflow):
         others = as_tasks(SUPPORTED if supported is None else supported)
         self.supported = [task for task in others if task not in self.patching]
         if not self.supported:
-            raise TaskError("a patch needs at least one supported task, to measure what it harms")
+            raise OptionError("a patch needs at least one supported task, to measure what it harms")
         self.rule, self.max_supported_drop = rule, max_supported_drop
         self.strategy: Strategy = strategy if len(self.patching) > 1 else "joint"
         self.options = {
@@ -123,7 +124,7 @@ class Patch(Workflow):
             share = self.max_supported_drop * (i + 1) / len(self.patching)
             trial = session.trial(vectors, self.goal(self.patching[: i + 1], share))
             line = [(*alphas, alpha) for alpha in self.search.alphas]
-            choice = grid(trial.measurements, line)
+            choice = self.search_line(trial, line)
             alphas = choice.alpha if isinstance(choice.alpha, tuple) else (choice.alpha,)
             reasons.append(f"{task.name} {alphas[-1]:g}: {choice.why}")
             finetuned.append((weighted_sum(vectors, (*alphas[:-1], 1.0)), [task]))
@@ -156,6 +157,7 @@ def patch(
     training: TrainingConfig | None = None,
     batchnorm: BatchNorm | None = None,
     device: str = "auto",
+    precision: Precision = "auto",
     resume: bool = False,
     overwrite: bool = False,
     on_measured: OnMeasured | None = None,
@@ -197,5 +199,6 @@ def patch(
         training=training,
         batchnorm=batchnorm,
         device=device,
+        precision=precision,
     )
     return run(workflow, out, resume=resume, overwrite=overwrite, on_measured=on_measured)

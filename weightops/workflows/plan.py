@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from weightops.checkpoints.opening import open_any
 from weightops.training.config import TrainingConfig
 from weightops.workflows.base import Workflow
 
@@ -45,7 +46,14 @@ class Plan:
 
 
 def plan_run(workflow: Workflow, out: Path) -> Plan:
-    """Return the plan of a workflow's run into a folder."""
+    """Return the plan of a workflow's run into a folder.
+
+    Raises:
+        CheckpointError: if weights or vectors that are given can't be opened.
+    """
+    for given in workflow.finetuned:
+        if isinstance(given, (str, Path)):
+            open_any(given)
     config = workflow.config
     validation, test = (
         sum(task.sizes[split] for task in workflow.tasks) for split in ("validation", "test")

@@ -11,14 +11,16 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError
 from weightops.evaluation.zero_shot import predict
 from weightops.reports.frontier import COLORS, INK
 from weightops.reports.outcome import Outcome
 from weightops.search.goal import Goal
+from weightops.search.racing import race
 from weightops.search.session import EditSession
-from weightops.search.strategies import ALPHAS, race
+from weightops.search.strategies import ALPHAS
 from weightops.support.arguments import check_arguments
 from weightops.support.atomic import reserved
 from weightops.support.ranges import Range
@@ -43,6 +45,7 @@ def rank(
     steps: Annotated[int, Range(min=1)] = 20,
     truth: bool = False,
     device: str = "auto",
+    precision: Precision = "auto",
     seed: Annotated[int, Range(min=0)] = 0,
     overwrite: bool = False,
 ) -> Outcome:
@@ -62,6 +65,8 @@ def rank(
         truth: measure what each vector really gives on test data, with the alpha that is best on
             all validation data, and how well the order agrees (Spearman's rank correlation).
         device: where to compute: auto, cpu, cuda, cuda:1, ...
+        precision: what the model is run in, but for test data: float32, bfloat16, or auto: bfloat16
+            where the processor computes in it, else float32.
         seed: seed of the fine-tuning.
         overwrite: replace an output that exists; it stays until the new one is complete.
 
@@ -77,11 +82,12 @@ def rank(
     task = as_task(target)
     with reserved(out, overwrite=overwrite) if out is not None else nullcontext():
         config = config_for(open_checkpoint(model), steps=steps, seed=seed)
-        session = EditSession(model, [task], config=config, device=device)
+        session = EditSession(model, [task], config=config, device=device, precision=precision)
         criteria = _measure(session, task, vectors, labels)
         outcome = _outcome(session, task, criteria, labels=labels, steps=steps, truth=truth)
         if out is not None:
-            outcome.write(Path(out), {"model": session.base.ref}, overwrite=overwrite)
+            about = {"model": session.base.ref, "precision": session.image_model.precision}
+            outcome.write(Path(out), about, overwrite=overwrite)
     return outcome
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import NothingSatisfiesError, OptionError, OutputError
+from weightops.evaluation.pixels import prepare_all
 from weightops.search.session import EditSession
 from weightops.support.atomic import atomic_output, check_free, reserved
 from weightops.support.json_files import jsonable, read_json
 from weightops.support.text import portable
-from weightops.tasks.check import check_readable
 from weightops.tasks.task import SPLITS
 from weightops.workflows.base import OnMeasured, Workflow
 from weightops.workflows.folder import write_folder
@@ -82,11 +82,13 @@ def _run(
             workflow.tasks,
             config=workflow.config,
             device=workflow.device,
+            precision=workflow.precision,
             batchnorm=workflow.batchnorm,
             work_folder=work_folder,
             resume=resume,
             on_measured=on_measured,
         )
+        _prepare(workflow, session)
         result = workflow.find(session)
         searched = time.monotonic() - started - session.finetuning_seconds
         test = confirm(session, result, workflow.word)
@@ -115,11 +117,14 @@ def _check(workflow: Workflow, out: Path, *, overwrite: bool) -> None:
             f"{out} needs about {plan.output_bytes / 1e6:.0f} MB while it is made, and "
             f"{plan.free_bytes / 1e6:.0f} MB are free"
         )
-    learned = {task.name for task in workflow.learned}
-    for task in (*workflow.tasks, *workflow.learned):
-        splits = ("train", "validation", "test") if task.name in learned else SPLITS[1:]
-        for split in splits:
-            check_readable(task, split)
+
+
+def _prepare(workflow: Workflow, session: EditSession) -> None:
+    """Prepare all pictures, which refuses before the fine-tuning what can't be read."""
+    learned = [] if workflow.finetuned else workflow.learned
+    splits = [(task, split) for task in workflow.tasks for split in SPLITS[1:]]
+    splits += [(task, "train") for task in learned]
+    prepare_all([session.image_model.pixels(task, split) for task, split in splits])
 
 
 def _work_folder(out: Path, *, resume: bool) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError
@@ -40,6 +41,7 @@ class Soup(Workflow):
         base: CheckpointLike | None,
         batchnorm: BatchNorm | None,
         device: str,
+        precision: Precision,
     ) -> None:
         check_arguments(soup, recipe=recipe)
         if len(models) < 2:
@@ -55,6 +57,7 @@ class Soup(Workflow):
             search=SearchOptions(),
             training=None,
             device=device,
+            precision=precision,
             batchnorm=batchnorm,
         )
         self.finetuned = list(self.models)
@@ -173,6 +176,7 @@ def soup(
     base: CheckpointLike | None = None,
     batchnorm: BatchNorm | None = None,
     device: str = "auto",
+    precision: Precision = "auto",
     overwrite: bool = False,
     on_measured: OnMeasured | None = None,
 ) -> dict[str, Any]:
@@ -191,6 +195,12 @@ def soup(
         The content of ``summary.json``; its ``steps`` say why each model was taken or left.
     """
     workflow = Soup(
-        models, tasks=tasks, recipe=recipe, base=base, batchnorm=batchnorm, device=device
+        models,
+        tasks=tasks,
+        recipe=recipe,
+        base=base,
+        batchnorm=batchnorm,
+        device=device,
+        precision=precision,
     )
     return run(workflow, out, overwrite=overwrite, on_measured=on_measured)

@@ -88,6 +88,7 @@ def settings(workflow: Workflow) -> dict[str, Any]:
         "finetuned": _refs(workflow.finetuned),
         "training": None if workflow.finetuned else asdict(workflow.config),
         "seed": workflow.config.seed,
+        "precision": workflow.precision,
     }
 
 

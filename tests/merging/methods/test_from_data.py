@@ -24,7 +24,7 @@ from weightops.errors import (
     WeightopsError,
 )
 from weightops.evaluation.zero_shot import logits
-from weightops.statistics.statistic import StatisticSource
+from weightops.statistics.statistic import statistic_source
 
 SHAPES = {"matrix": (6, 4), "conv": (3, 2, 2, 2), "vector": (33,), "frozen": (5, 5)}
 
@@ -125,7 +125,7 @@ def open_checkpoint_of(tensors: State, record: dict[str, Any]) -> Any:
     from weightops.checkpoints.checkpoint import Checkpoint
 
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
-    return Checkpoint(LinearForm.of(StatisticSource(copies, "a statistic", record)))
+    return Checkpoint(LinearForm.of(statistic_source(copies, "a statistic", record)))
 
 
 def test_an_input_that_is_always_zero_is_averaged() -> None:

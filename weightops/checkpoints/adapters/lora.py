@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
+from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import Factors, Source, Spec
 from weightops.checkpoints.adapters.adapter import CONFIG, PREFIX, Adapter
 from weightops.errors import CheckpointError
@@ -193,6 +194,9 @@ class Selection(Source):
 
     def read(self, name: str) -> torch.Tensor:
         return self.stored.read(self._names[name])
+
+    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
+        return self.stored.open(self._names[name], scratch)
 
 
 def check_pattern(pattern: str) -> None:

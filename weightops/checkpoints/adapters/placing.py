@@ -110,7 +110,7 @@ def oriented(delta: LinearForm, base: Checkpoint, *, transposed: bool) -> Linear
     kinds: dict[str, Kind] = {}
     for name, spec in delta.specs.items():
         wanted = base.specs[name].shape if name in base.specs else spec.shape
-        if len(wanted) == 2 and wanted[0] == wanted[1]:
+        if name in base.specs and len(wanted) == 2 and wanted[0] == wanted[1]:
             turned = _keeps_transposed(name, base, transposed) != transposed
         else:
             turned = wanted != spec.shape and wanted == spec.shape[::-1]

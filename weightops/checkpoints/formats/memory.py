@@ -27,6 +27,7 @@ class MemorySource(Source):
     Args:
         tensors: name -> tensor.
         ref: the name of the tensors in messages and provenance.
+        record: what `describe` says of them, beside their name and fingerprint.
         identity: equal for two sources only if they hold the same tensors; by default it is found
             from the tensors' places in memory.
 
@@ -35,9 +36,14 @@ class MemorySource(Source):
     """
 
     def __init__(
-        self, tensors: Mapping[str, torch.Tensor], ref: str, *, identity: object = None
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        ref: str,
+        *,
+        record: Mapping[str, object] | None = None,
+        identity: object = None,
     ) -> None:
-        self._tensors = dict(tensors)
+        self._tensors, self._record = dict(tensors), dict(record or {})
         self.ref = ref
         self.specs: dict[str, Spec] = {}
         places: dict[str, _Place] = {}
@@ -66,6 +72,10 @@ class MemorySource(Source):
     def fingerprint(self) -> str:
         """16 hex digits that identify the present values, which the tensors' owner may change."""
         return self.sample_fingerprint()
+
+    def describe(self) -> dict[str, object]:
+        """Return the description that every source has, and the record."""
+        return {**super().describe(), **self._record}
 
     def shares_memory_with(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         """Return whether any tensor is in the same storage as one of ``tensors``."""

@@ -23,11 +23,6 @@ from weightops.support.sibling_files import sibling
 _INDEX = "model.safetensors.index.json"
 
 
-def holds_parts(path: Path) -> bool:
-    """Return whether a file holds one process's part of tensors, and not whole ones."""
-    return safetensors.recognises(path) and _is_part(SafetensorsSource(path), path)
-
-
 def _is_part(source: SafetensorsSource, path: Path) -> bool:
     offsets = source.offsets
     if offsets is None:
@@ -35,13 +30,15 @@ def _is_part(source: SafetensorsSource, path: Path) -> bool:
     return path.name.startswith("shard-") or any(any(begin) for begin in offsets.values())
 
 
-def open_folder(folder: Path) -> Source:
-    """Open all parts in a folder.
+def open_parts(files: Sequence[Path]) -> Source | None:
+    """Open the files that hold one process's part of tensors, and not whole ones; None for none.
 
     Raises:
         CheckpointError: if the parts of a tensor don't fill it.
     """
-    return PartsSource([path for path in sorted(folder.glob("*.safetensors")) if holds_parts(path)])
+    opened = {path: SafetensorsSource(path) for path in files if safetensors.recognises(path)}
+    held = {path: source for path, source in opened.items() if _is_part(source, path)}
+    return PartsSource(held) if held else None
 
 
 def open_whole(path: Path, key: str | None = None) -> Source:
@@ -93,7 +90,7 @@ class PartsSource(Source):
     """Tensors that are put together from the parts of several processes when they are read.
 
     Args:
-        files: the files of all processes.
+        sources: the files of all processes.
 
     Raises:
         CheckpointError: if the parts of a tensor don't fill it.
@@ -101,9 +98,9 @@ class PartsSource(Source):
 
     computed = True
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.ref = str(files[0].parent)
-        self._sources = {file: SafetensorsSource(file) for file in files}
+    def __init__(self, sources: Mapping[Path, SafetensorsSource]) -> None:
+        self.ref = str(next(iter(sources)).parent)
+        self._sources = sources
         self._chunks: dict[str, dict[tuple[int, ...], Chunk]] = {}
         dtypes: dict[str, torch.dtype] = {}
         for file, source in self._sources.items():

@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 
 from weightops.algebra.dtypes import NUMBERS_IN_AN_ELEMENT, SAFETENSORS
 from weightops.algebra.scratch import Scratch, Slot
-from weightops.algebra.source import SAMPLED_WHOLE, Source, Spec, sample_blocks
+from weightops.algebra.source import SAMPLED_WHOLE, Source, Spec, read_flat, sample_blocks
 from weightops.checkpoints.formats.compressed import CompressedSource
 from weightops.checkpoints.formats.packed import PackedSource, packed_record
 from weightops.errors import CheckpointError
-from weightops.support.input_files import InputFile, check_unchanged
+from weightops.support.input_files import InputFile
 from weightops.support.json_files import unique_keys
 
 _CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ RECORD = "weightops"
 
 
 class SafetensorsSource(Source):
-    """Tensors of one safetensors file, mapped from disk.
+    """Tensors of one safetensors file, each read when it is asked for.
 
     Attributes:
         offsets: where each tensor begins in the whole one, by name, in files that a distributed
@@ -39,12 +39,12 @@ class SafetensorsSource(Source):
         file = InputFile.of(path)
         self.files = [file]
         self.identity = ("file", path.stat().st_dev, *file.state)
-        self._file, header, data_start = _open(path)
-        self._mapped: dict[str, torch.Tensor] = {}
+        header, data_start = _open(path)
         metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         self.metadata = metadata
         stored = {name: _spec(path, name, entry) for name, entry in header.items()}
-        self._starts = {n: data_start + entry["data_offsets"][0] for n, entry in header.items()}
+        places = {name: entry["data_offsets"] for name, entry in header.items()}
+        self._extents = {n: (data_start + start, end - start) for n, (start, end) in places.items()}
         self.ties = {
             alias: name
             for alias, name in metadata.items()
@@ -58,15 +58,13 @@ class SafetensorsSource(Source):
 
     def read(self, name: str) -> torch.Tensor:
         name = self.ties.get(name, name)
-        if name not in self._mapped:  # to make a view of the file costs more than to keep it
-            check_unchanged(self.files)
-            with torch.inference_mode(False):
-                self._mapped[name] = self._file.get_tensor(name)
-        return self._mapped[name]
+        spec, [file] = self.specs[name], self.files
+        begin, _ = self._extents[name]
+        return read_flat(file, begin, spec.numel, spec.dtype).reshape(spec.shape)
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
         name = self.ties.get(name, name)
-        begin, dtype = self._starts[name], self.specs[name].dtype
+        (begin, _), dtype = self._extents[name], self.specs[name].dtype
         [file] = self.files
 
         def elements(start: int, stop: int) -> torch.Tensor:
@@ -81,7 +79,9 @@ class SafetensorsSource(Source):
         owners = [self.ties.get(name, name) for name in names]
         numel = sum(self.specs[name].numel for name in owners)
         run = scratch.get(Slot.ROWS, numel, self.specs[owners[0]].dtype, _CPU)
-        self._read_bytes(run.view(torch.uint8).numpy().data, [self._extent(n) for n in owners])
+        self._read_bytes(
+            run.view(torch.uint8).numpy().data, [self._extents[name] for name in owners]
+        )
         return run
 
     def samples(self, names: Iterable[str]) -> Iterator[bytes]:
@@ -97,16 +97,12 @@ class SafetensorsSource(Source):
 
     def _sampled(self, name: str) -> list[tuple[int, int]]:
         """Return the extents of the blocks in a tensor's sample."""
-        begin, length = whole = self._extent(self.ties.get(name, name))
+        begin, length = whole = self._extents[self.ties.get(name, name)]
         if length <= SAMPLED_WHOLE:
             return [whole]
         width = self.specs[name].dtype.itemsize
         blocks = sample_blocks(length // width, width)
         return [(begin + start * width, count * width) for start, count in blocks]
-
-    def _extent(self, name: str) -> tuple[int, int]:
-        """Return where a tensor begins in the file, and its length, in bytes."""
-        return self._starts[name], self.specs[name].nbytes
 
     def _read_bytes(self, buffer: memoryview, extents: Iterable[tuple[int, int]]) -> None:
         """Fill a buffer with parts of the file, one after another; neighbours are read together."""
@@ -156,10 +152,14 @@ def _record(metadata: Mapping[str, str]) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _open(file: Path) -> tuple[Any, dict[str, Any], int]:
-    """Return a file that the safetensors library has checked, its header, and where data begin."""
+def _open(file: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of a file that the safetensors library has checked, and where data begin.
+
+    Nothing stays mapped: a file that then becomes shorter would end the process, without a word.
+    """
     try:
-        handle = safe_open(file, framework="pt")
+        with safe_open(file, framework="pt"):
+            pass
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is not a sound safetensors file: {error}") from error
     with open(file, "rb") as stream:
@@ -169,7 +169,7 @@ def _open(file: Path) -> tuple[Any, dict[str, Any], int]:
         header: dict[str, Any] = json.loads(text, object_pairs_hook=unique_keys)
     except ValueError as error:
         raise CheckpointError(f"{file} is not a sound safetensors file: {error}") from error
-    return handle, header, 8 + length
+    return header, 8 + length
 
 
 def recognises(path: Path) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from weightops.algebra.same_bits import same_sample
 from weightops.algebra.scratch import Scratch
-from weightops.algebra.source import Source, same_sample
+from weightops.algebra.source import Source
 from weightops.checkpoints.formats.parts import check_claim
 from weightops.errors import CheckpointError
 from weightops.support.json_files import read_json

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +41,27 @@ def read_object(data: bytearray, place: str) -> Any:
         raise error.prefixed(f"{place} can't be read as a torch file") from error
     except DAMAGE as error:
         raise CheckpointError(f"{place} can't be read as a torch file: {error}") from error
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """Read the texts of a dictionary in an archive; of its tensors, nothing is read.
+
+    Raises:
+        CheckpointError: if it isn't an archive of a dictionary.
+    """
+    try:
+        with (
+            open(path, "rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            content = read_archive(data).value
+    except CheckpointError as error:
+        raise error.prefixed(f"{path} can't be read as a torch file") from error
+    except DAMAGE as error:
+        raise CheckpointError(f"{path} can't be read as a torch file: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no dictionary")
+    return {key: text for key, text in content.items() if isinstance(text, str)}
 
 
 class _Builder:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from weightops.algebra.scratch import Scratch, Slot
-from weightops.algebra.source import Source, Spec
+from weightops.algebra.source import Source, Spec, read_flat
 from weightops.checkpoints.formats.budget import Budget
 from weightops.checkpoints.formats.pickle_objects import (
     STORAGES,
@@ -79,7 +79,7 @@ class TorchContent(NamedTuple):
 class TorchSource(Source):
     """The tensors of one torch file, each built when it is read.
 
-    The mapping holds no file descriptor, so that any number of files can be open.
+    Nothing stays open or mapped, so that any number of files can be.
 
     Args:
         path: the file.
@@ -98,12 +98,10 @@ class TorchSource(Source):
         self.skipped = (*skipped, *content.refused_names)
         self.keys = tuple(weight_keys(content.value, content.budget))
         self._extents = content.extents
-        self._data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
-        self._aligned_copies: dict[str, torch.Tensor] = {}
         claimed = sum(tensor.nbytes for tensor in set(self._tensors.values()))
-        if claimed > EXPANSION * len(self._data) + 65536:
+        if claimed > EXPANSION * file.size + 65536:
             raise CheckpointError(
-                f"its tensors claim {claimed:,} bytes, out of a file of {len(self._data):,}"
+                f"its tensors claim {claimed:,} bytes, out of a file of {file.size:,}"
             )
         owners: dict[StoredTensor, str] = {}
         self.ties: dict[str, str] = {}
@@ -114,23 +112,18 @@ class TorchSource(Source):
         self.specs = {name: Spec(t.shape, t.dtype) for name, t in self._tensors.items()}
 
     def read(self, name: str) -> torch.Tensor:
-        tensor = self._tensors[name]
-        key = tensor.storage.key
-        extent = self._extents[key]
-        stored = self._data[extent.slice]
-        if extent.start % 16:  # not aligned for the processor
-            if key not in self._aligned_copies:
-                self._aligned_copies[key] = stored.clone()
-            stored = self._aligned_copies[key]
-        return dense(tensor, stored)
+        tensor, [file] = self._tensors[name], self.files
+        if not tensor.nbytes:
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True))
+        flat = read_flat(file, self._begin(tensor), span, tensor.dtype)
+        return flat.as_strided(tensor.shape, tensor.stride)
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
-        tensor = self._tensors[name]
+        tensor, width, [file] = self._tensors[name], self.specs[name].dtype.itemsize, self.files
         if tensor.stride != contiguous_stride(tensor.shape):
             return super().open(name, scratch)
-        storage, width, [file] = tensor.storage, tensor.dtype.itemsize, self.files
-        begin = self._extents[storage.key].start + storage.start * storage.dtype.itemsize
-        begin += tensor.offset * width
+        begin = self._begin(tensor)
 
         def elements(start: int, stop: int) -> torch.Tensor:
             out = scratch.get(Slot.RESULT, stop - start, tensor.dtype, torch.device("cpu"))
@@ -138,6 +131,12 @@ class TorchSource(Source):
             return out
 
         return elements
+
+    def _begin(self, tensor: StoredTensor) -> int:
+        """Return where in the file the elements of a tensor begin."""
+        storage = tensor.storage
+        begin = self._extents[storage.key].start + storage.start * storage.dtype.itemsize
+        return begin + tensor.offset * tensor.dtype.itemsize
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,7 +18,8 @@ from typing_extensions import Self
 from weightops.checkpoints.libraries.config_checks import library_errors
 from weightops.checkpoints.libraries.memory_names import MemoryNames
 from weightops.checkpoints.libraries.model_size import bounded
-from weightops.errors import CheckpointError
+from weightops.checkpoints.skeleton import blank_copy
+from weightops.errors import CheckpointError, WeightopsError
 from weightops.support.json_files import read_json, write_json
 from weightops.support.sibling_files import ADAPTER_CONFIG, copy_companions, other_companions
 from weightops.support.text import first_few
@@ -77,6 +79,8 @@ class Architecture(ABC):
 
     def _change(self, changes: Mapping[str, Any]) -> None:
         self.changes = dict(changes)
+        for cached in ("skeleton", "names_in_memory"):
+            self.__dict__.pop(cached, None)
         merged = {**self.read_config(self.config_path), **self.changes}
         self.config: dict[str, Any] = {
             key: value
@@ -126,8 +130,23 @@ class Architecture(ABC):
         """
         return read_json(path)
 
+    @cached_property
+    def skeleton(self) -> nn.Module | None:
+        """The model without weights, which nobody may change; None if it can't be built."""
+        try:
+            with torch.device("meta"):
+                return blank_copy(self.build())
+        except (NotImplementedError, RuntimeError, WeightopsError):
+            pass  # open_clip and others compute with the weights that they begin with
+        try:
+            return blank_copy(self.build())
+        except WeightopsError as error:
+            log.info("the model of %s can't be built: %s", self.folder, error.fact)
+            return None
+
+    @property
     def names_in_memory(self) -> MemoryNames | None:
-        """Return the names of the module's tensors if they may differ from those in files."""
+        """The names of the module's tensors if they may differ from those in files."""
         return None
 
     def changed(self, changes: Mapping[str, Any]) -> Self:

@@ -34,6 +34,10 @@ class _Group(NamedTuple):
     members: dict[str, list[str]]
 
 
+_Found = tuple[dict[str, str], list[tuple[_Group, Conversion]]]
+"""Name in memory -> its name in a file, and the groups of tensors with their conversions."""
+
+
 class MemoryNames:
     """The names of a module's tensors, and how the tensors are read from files and put into files.
 
@@ -45,6 +49,7 @@ class MemoryNames:
         self._module: Any = module
         self.specs = {n: Spec(tuple(t.shape), t.dtype) for n, t in module.state_dict().items()}
         ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+        self._plans: dict[object, _Found] = {}
         self._ignored = [re.compile(pattern) for pattern in ignored]
 
     @classmethod
@@ -65,23 +70,30 @@ class MemoryNames:
 
     def loading(self, file: Mapping[str, Spec]) -> dict[str, TensorMapping]:
         """Return name in memory -> how its tensor is obtained from those of a file."""
-        copies, groups = self._plan(file)
+        copies, conversions = self._found(file)
         mapped = {name: TensorMapping("copy", (old,)) for name, old in copies.items()}
-        for group in groups:
-            conversion = self._conversion(group, file)
-            if conversion is not None:
-                mapped |= _outputs(conversion)
+        for _, conversion in conversions:
+            mapped |= _outputs(conversion)
         return mapped
 
     def saving(self, file: Mapping[str, Spec]) -> dict[str, TensorMapping]:
         """Return name in a file -> how its tensor is obtained from those in memory."""
-        copies, groups = self._plan(file)
+        copies, conversions = self._found(file)
         mapped = {old: TensorMapping("copy", (name,)) for name, old in copies.items()}
-        for group in groups:
-            conversion = self._conversion(group, file)
-            if conversion is not None:
-                mapped |= _outputs(_reversed(conversion, group, self._module))
+        for group, conversion in conversions:
+            mapped |= _outputs(_reversed(conversion, group, self._module))
         return mapped
+
+    def _found(self, file: Mapping[str, Spec]) -> _Found:
+        """Return the plan for a file with its conversions; those of the last files are kept."""
+        key = tuple(file.items())
+        if key not in self._plans:
+            copies, groups = self._plan(file)
+            conversions = [(group, self._conversion(group, file)) for group in groups]
+            for oldest in list(self._plans)[:-3]:
+                del self._plans[oldest]
+            self._plans[key] = copies, [(group, c) for group, c in conversions if c is not None]
+        return self._plans[key]
 
     def _plan(self, file: Mapping[str, Spec]) -> tuple[dict[str, str], list[_Group]]:
         """Return name in memory -> its name in a file, and the groups that are converted."""

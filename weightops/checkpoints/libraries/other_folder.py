@@ -88,8 +88,10 @@ pipeline = DiffusionPipeline.from_pretrained("{folder}")
         )
 
 
-def written_name(file: Path) -> str:
+def written_name(file: Path | None) -> str:
     """Return the name that safetensors have in place of a weights file, which may be an index.
+
+    In place of several parts (None), they have the usual name.
 
     >>> written_name(Path("diffusion_pytorch_model.fp16.safetensors.index.json"))
     'diffusion_pytorch_model.fp16.safetensors'
@@ -98,6 +100,8 @@ def written_name(file: Path) -> str:
     >>> written_name(Path("diffusion_pytorch_model.safetensors.index.fp16.json"))
     'diffusion_pytorch_model.fp16.safetensors'
     """
+    if file is None:
+        return "model.safetensors"
     name = re.sub(r"(\.\w+)\.index(\.\w+)?\.json$", r"\2\1", file.name)
     if name.endswith(".safetensors"):
         return name

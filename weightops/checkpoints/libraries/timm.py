@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,16 @@ from typing_extensions import Self
 from weightops.checkpoints.libraries.base import Architecture, CardFacts
 from weightops.checkpoints.libraries.config_checks import check_config, library_errors
 from weightops.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class ConvertMode:
+    """The step that converts an image to a mode of Pillow."""
+
+    mode: str
+
+    def __call__(self, image: Any) -> Any:
+        return image.convert(self.mode)
 
 
 class TimmArchitecture(Architecture):
@@ -37,10 +48,16 @@ model = timm.create_model("local-dir:{folder}", pretrained=True)
 
     @property
     def output_names(self) -> list[list[str]]:
-        settings = {**self.config.get("pretrained_cfg", {}), **self.config}
+        check_config(self.config, self.config_path, allowed=frozenset())
+        settings = {**(self.config.get("pretrained_cfg") or {}), **self.config}
         names = settings.get("label_names") or settings.get("labels") or []
-        if isinstance(names, dict):  # the number of an output -> its name
-            names = [names[number] for number in sorted(names, key=int)]
+        if isinstance(names, dict) and all(str(number).isdecimal() for number in names):
+            names = [names[number] for number in sorted(names, key=int)]  # an output's number: name
+        if not isinstance(names, list):
+            raise CheckpointError(
+                f"{self.config_path} has {names!r:.80} for label_names, which must be a list of "
+                "names, or numbers with names"
+            )
         names = [str(name) for name in names]
         described = settings.get("label_descriptions") or {}
         if not isinstance(described, dict) or not all(name in described for name in names):
@@ -84,7 +101,7 @@ model = timm.create_model("local-dir:{folder}", pretrained=True)
             settings = data.resolve_data_config(model=self.build())
             mode = "L" if settings["input_size"][0] == 1 else "RGB"
             transform: Callable[[Any], torch.Tensor] = Compose(
-                [lambda image: image.convert(mode), *data.create_transform(**settings).transforms]
+                [ConvertMode(mode), *data.create_transform(**settings).transforms]
             )
         return transform
 

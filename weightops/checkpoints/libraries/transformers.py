@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from weightops.algebra.dtypes import name_of
 from weightops.checkpoints.libraries.base import Architecture, CardFacts
 from weightops.checkpoints.libraries.config_checks import check_config, library_errors
 from weightops.checkpoints.libraries.memory_names import MemoryNames
-from weightops.errors import CheckpointError, WeightopsError, missing_extra
+from weightops.errors import CheckpointError, missing_extra
 from weightops.support.cache import cached_folder
 
 log = logging.getLogger("weightops")
@@ -82,13 +83,9 @@ processor = AutoProcessor.from_pretrained("{folder}")
             self.folder, trust_remote_code=False, **self.changes
         )
 
+    @cached_property
     def names_in_memory(self) -> MemoryNames | None:
-        try:
-            with torch.device("meta"):
-                return MemoryNames.of(self.build())
-        except WeightopsError as error:
-            log.info("the names in memory of %s aren't known: %s", self.folder, error.fact)
-            return None
+        return MemoryNames.of(self.skeleton) if self.skeleton is not None else None
 
     def in_dtype(self, dtype: torch.dtype) -> Self:
         named: dict[str, Any] = {
@@ -148,28 +145,50 @@ processor = AutoProcessor.from_pretrained("{folder}")
 
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
         processor = self._load("to prepare images", "AutoImageProcessor")
-        return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
+
+        def prepare(image: Any) -> torch.Tensor:
+            with library_errors(f"the image processor of {self.folder} can't prepare an image"):
+                pixels: torch.Tensor = processor(image, return_tensors="pt")["pixel_values"][0]
+            return pixels
+
+        return prepare
 
     @property
     def context(self) -> int:
         names = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
-        return next((int(self.config[name]) for name in names if self.config.get(name)), 1024)
+        name = next((name for name in names if self.config.get(name)), None)
+        length = self.config[name] if name else 1024
+        if type(length) is not int or length < 1:
+            raise CheckpointError(
+                f"{self.config_path} sets {name} to {length!r:.80}, which must be a whole number "
+                "from 1 on"
+            )
+        return length
 
     def tokens(self, text: str) -> torch.Tensor:
         tokenizer = self.text_tokenizer()
-        return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        with library_errors(f"the tokenizer of {self.folder} can't encode a text"):
+            found = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return torch.tensor(found)
 
     def prompt_tokens(self, texts: Sequence[str]) -> list[torch.Tensor]:
-        tokenizer = self._load("for the tokenizer", "AutoTokenizer")
-        first = tokenizer.bos_token or ""
-        ids = tokenizer([first + text for text in texts], add_special_tokens=False, verbose=False)
+        tokenizer = self.text_tokenizer()
+        started = [(tokenizer.bos_token or "") + text for text in texts]
+        with library_errors(f"the tokenizer of {self.folder} can't encode texts"):
+            ids = tokenizer(started, add_special_tokens=False, verbose=False)
         return [torch.tensor(each, dtype=torch.long) for each in ids["input_ids"]]
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
         tokenizer = self.text_tokenizer()
-        return lambda texts: tokenizer(
-            texts, padding="max_length", truncation=True, return_tensors="pt"
-        )["input_ids"]
+
+        def encode(texts: list[str]) -> torch.Tensor:
+            with library_errors(f"the tokenizer of {self.folder} can't encode texts"):
+                ids: torch.Tensor = tokenizer(
+                    texts, padding="max_length", truncation=True, return_tensors="pt"
+                )["input_ids"]
+            return ids
+
+        return encode
 
     def text_tokenizer(self) -> Any:
         """Return transformers' tokenizer of the folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from hashlib import sha256
 from itertools import accumulate
@@ -31,7 +32,7 @@ def sample_size(n: int) -> int:
     With m^(3/2) = 4 n, there are about as many in the sample as in the bracket that it gives
     (see `kept_elements.cutoffs`), so that their sum is smallest.
     """
-    return max(65_536, round((4 * n) ** (2 / 3)))
+    return max(65_536, round(math.pow(4 * n, 2 / 3)))
 
 
 class Chunk(NamedTuple):

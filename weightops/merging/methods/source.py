@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, cached_property, lru_cache, reduce
-from hashlib import sha256
+from functools import cache, lru_cache, reduce
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.names import PerTensor, check_per_tensor, depths, value_at
 from weightops.algebra.provenance import provenance
 from weightops.algebra.scratch import Scratch, Slot
-from weightops.algebra.source import ComputedSource, Factors, Source
+from weightops.algebra.source import ExpressionSource, Factors, Source
 from weightops.engine.evaluate import buffered, reader
 from weightops.engine.plan import Segment, Step, combined_coefficients, plan
 from weightops.engine.reduce import products
@@ -42,7 +40,7 @@ def _parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
 
 
-class MethodSource(ComputedSource):
+class MethodSource(ExpressionSource):
     """The result of a merge method, computed when it is read, in the working precision.
 
     Args:
@@ -324,11 +322,6 @@ class MethodSource(ComputedSource):
             "inputs": [provenance(form) for form in self.inputs],
             **self.statistics.describe(),
         }
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """16 hex digits that identify the expression, as its result isn't computed yet."""
-        return sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _check_result(result: object, shape: Sequence[int]) -> None:

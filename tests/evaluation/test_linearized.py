@@ -1,0 +1,138 @@
+"""Linearised models, against finite differences and a linear map written down here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from weightops import TaskVector, collect, config_for, evaluate, finetune, merge, open_checkpoint
+from weightops.errors import CheckpointError, MismatchError, OptionError, WeightopsError
+from weightops.evaluation.image_model import ImageModel
+from weightops.evaluation.linearized import LinearizedModel
+from weightops.search.session import EditSession
+from weightops.tasks.table import as_task
+from weightops.training.finetune import fit
+from weightops.training.learners import ImageLearner
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two linearised runs and an ordinary one, of few steps."""
+    folder = tmp_path_factory.mktemp("linearized")
+    config = {"steps": 2, "batch_size": 4, "lr": 1e-3}
+    for name, task, linearized in (
+        ("a", "mnist", True),
+        ("b", "digits", True),
+        ("c", "mnist", False),
+    ):
+        finetune(
+            "embedded",
+            task,
+            config_for("embedded", linearized=linearized, **config),
+            out=folder / name,
+            device="cpu",
+        )
+    return {name: folder / name for name in "abc"}
+
+
+def moved(model: ImageModel, scale: float) -> None:
+    """Move all weights of the image encoder."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.module.visual.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def test_features_are_the_tangent() -> None:
+    plain = ImageModel.open("embedded", "cpu")
+    model = LinearizedModel.of(ImageModel.open("embedded", "cpu"))
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.allclose(model.encode_image(images), plain.encode_image(images), atol=1e-6)
+        encoder = plain.module.double().visual
+        start = encoder(images.double())
+        moved(plain, 1e-5)
+        slope = (encoder(images.double()) - start) / 1e-5
+        moved(model, 0.01)
+        expected = F.normalize(start + 0.01 * slope, dim=-1)
+        assert torch.allclose(model.encode_image(images).double(), expected, atol=1e-3)
+        assert not torch.allclose(start, expected, atol=0.1)
+
+
+def test_gradients_are_of_the_tangent() -> None:
+    """They are those of the model itself at its start."""
+    task = as_task("mnist")
+    gradients = []
+    for linearized in (False, True):
+        model = ImageModel.open("embedded", "cpu")
+        model = LinearizedModel.of(model) if linearized else model
+        learner = ImageLearner(model, task)
+        learner.prepare()
+        learner(*learner.batch(torch.arange(4))).backward()
+        gradients.append({n: p.grad for n, p in model.module.visual.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], rtol=1e-3, atol=1e-5), name
+
+
+def test_the_checkpoint_says_what_it_is(runs: dict[str, Path], tmp_path: Path) -> None:
+    """A run, its vector, and what is made of both are run linearised, and nothing else."""
+    at = open_checkpoint("embedded").fingerprint
+    merged = merge([runs["a"], runs["b"]], "ties", base="embedded").save(tmp_path / "merged")
+    vector = TaskVector("embedded", runs["a"]).save(tmp_path / "vector.safetensors")
+    edited = TaskVector.load(vector).apply("embedded", 0.5)
+    models = [runs["a"], merged, edited, edited.save(tmp_path / "edited")]
+    for model in models:
+        opened = ImageModel.open(model, "cpu")
+        assert isinstance(opened, LinearizedModel)
+        assert opened.at.fingerprint == at
+        with pytest.raises(CheckpointError, match="linearised at embedded: its module computes"):
+            open_checkpoint(model).model()
+    assert not isinstance(ImageModel.open(runs["c"], "cpu"), LinearizedModel)
+    with pytest.raises(WeightopsError, match="linearised at embedded"):
+        TaskVector.load(vector).apply(open_checkpoint("embedded").model())
+    with pytest.raises(CheckpointError, match="no statistic is of it"):
+        collect(runs["a"], "mnist", images=2)
+
+
+def test_mixtures_are_refused(runs: dict[str, Path]) -> None:
+    mixed = TaskVector("embedded", runs["a"]) + TaskVector("embedded", runs["c"])
+    with pytest.raises(MismatchError, match=r"linearised at embedded, and .*c.* isn't"):
+        ImageModel.open(mixed.apply("embedded"), "cpu")
+    config = config_for("embedded", steps=1, batch_size=2)
+    with pytest.raises(OptionError, match="is linearised at embedded, and the recipe isn't"):
+        finetune(runs["a"], "mnist", config, device="cpu")
+    learner = ImageLearner(ImageModel.open("embedded", "cpu"), as_task("mnist"))
+    with pytest.raises(OptionError, match="the recipe is for a linearised model"):
+        fit(learner, config_for("embedded", steps=1, linearized=True))
+
+
+def test_another_base_of_the_name_is_refused(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = open_checkpoint("embedded")
+    base.save("base")
+    config = config_for("base", steps=1, batch_size=2, linearized=True)
+    finetune("base", "mnist", config, out="run", device="cpu")
+    assert evaluate("run", "digits", split="validation", device="cpu")["digits"]["n"]
+    TaskVector("embedded", runs["c"]).apply(base).save("base", overwrite=True)
+    with pytest.raises(CheckpointError, match=r"linearised at base \(.*now is another"):
+        ImageModel.open("run", "cpu")
+    Path("base").rename("moved")
+    with pytest.raises(CheckpointError, match="linearised at base, which can't be opened"):
+        ImageModel.open("run", "cpu")
+
+
+def test_a_session_measures_the_linearised_model(runs: dict[str, Path]) -> None:
+    task = as_task("mnist")
+    session = EditSession("embedded", [task], device="cpu")
+    vector = session.vector(str(runs["a"]))
+    measured = session.measure(vector, "validation")
+    expected = evaluate(runs["a"], task, split="validation", device="cpu")["mnist"]
+    assert measured.scores["mnist"]["acc1"] == expected["acc1"]
+    config = config_for("embedded", steps=2, batch_size=4, lr=1e-3, linearized=True)
+    by_session = session.learn(task, config=config)
+    assert all(torch.equal(by_session[name], vector[name]) for name in vector)

@@ -1,0 +1,78 @@
+"""Recipes of mergekit's that can't be: one error each, which names the line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.tiny_transformers import MODELS
+
+from weightops.errors import WeightopsError
+from weightops.merging.recipe import Recipe
+
+pytest.importorskip("transformers")
+
+MEAN = """\
+models:
+- model: DIR/a
+  parameters: {weight: 1}
+- model: DIR/b
+  parameters: {weight: 1}
+merge_method: linear
+"""
+TIES = MEAN.replace("linear", "ties").replace("weight: 1", "weight: 1, density: 0.5")
+SLERP = """\
+models:
+- model: DIR/a
+- model: DIR/b
+merge_method: slerp
+base_model: DIR/a
+parameters:
+  t: 0.5
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a and b, which are Llamas; other, which is none; and lora, of a Llama."""
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate("ab"):
+        MODELS["llama"].build(seed).save_pretrained(folder / name)
+    MODELS["gpt_neox"].build(0).save_pretrained(folder / "other")
+    adapted = get_peft_model(MODELS["llama"].build(0), LoraConfig(r=2, target_modules=["o_proj"]))
+    adapted.save_pretrained(folder / "lora")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (MEAN.replace("DIR/b", "nope") + "tokenizer_source: union\n", "line 4: there is no file"),
+        (TIES + "base_model: nope\ntokenizer_source: base\n", "line 7: there is no file"),
+        (MEAN + "tokenizer_source: onion\n", "line 7: 'onion' is not a tokenizer's source"),
+        (MEAN + "tokenizer: {source: union}\ntokenizer_source: base\n", "line 7: tokenizer_source"),
+        (MEAN.replace("DIR/b", "DIR/other+DIR/lora"), "line 4: .*other and .*lora don't match"),
+        (MEAN.replace("DIR/b", "DIR/other"), "line 6: .* don't match"),
+        (MEAN.replace("weight: 1", "weight: heavy", 1), "line 3: weight is a number"),
+        (MEAN.replace("weight: 1", "weight: .nan", 1), "line 3: weight is a number"),
+        (MEAN.replace("weight: 1", "weight: 0"), "line 6: the weights of an average must not"),
+        (MEAN + "dtype: float17\n", "line 7: there is no dtype to write 'float17'"),
+        (MEAN + "slices: [{sources: [{model: DIR/a}]}]\n", "line 7: exactly one of models"),
+        (MEAN + "---\n" + MEAN, "line 13: of several recipes"),
+        (TIES.replace("0.5", "2", 1) + "base_model: DIR/b\n", "line 3: density is a fraction"),
+        (TIES + "base_model: DIR/a\nparameters: {lambda: big}\n", "line 8: alpha is a number"),
+        (SLERP.replace("parameters:\n  t: 0.5\n", ""), "slerp needs t"),
+        (SLERP.replace("0.5", "[{filter: mlp, value: 0.5}]"), "line 7: slerp needs t"),
+        (
+            TIES.replace("ties", "sce") + "base_model: DIR/a\nparameters: {select_topk: 3}\n",
+            "line 8: select_topk is a fraction",
+        ),
+    ],
+)
+def test_the_line_is_named(models: Path, text: str, match: str) -> None:
+    file = models / "recipe.yml"
+    file.write_text(text.replace("DIR", str(models)))
+    with pytest.raises(WeightopsError, match=match):
+        Recipe.read(file).merge()
