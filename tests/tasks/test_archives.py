@@ -64,6 +64,15 @@ def test_splits_of_archives_by_other_names(tmp_path: Path) -> None:
         (folder / name / "nshards.txt").unlink()
 
 
+def test_archives_beyond_the_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    more = {"test/1.tar": labelled_archive(200, 3), "classnames.txt": b"red\nred\ngreen"}
+    folder = write_files(tmp_path / "wds_things", {**archive_data_set(), **more})
+    task = find_task(str(folder))
+    with pytest.raises(TaskError, match=r"test has 1\.tar, and nshards.txt says that there are 1"):
+        task.load("test")
+    assert "gives one name to several classes: red" in caplog.text
+
+
 def test_archives_of_captions(tmp_path: Path) -> None:
     members = {}
     for i in range(4):

@@ -132,3 +132,10 @@ def test_names_of_classes_are_no_splits() -> None:
     for name in ("trains", "valley", "contest", "deviled eggs", "evaluator bird"):
         assert not looks_like_split(name)
     assert not lists_split("classes.txt")
+
+
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    fill(tmp_path, ("train", "test"))
+    (tmp_path / "test" / "a" / "annexed.png").symlink_to(tmp_path / "objects" / "1.png")
+    with pytest.raises(TaskError, match=r"has 1 links that lead nowhere: annexed\.png"):
+        folder_task(tmp_path)

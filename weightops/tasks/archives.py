@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from weightops.tasks.task import (
     read_lines,
     read_prompts,
 )
+
+log = logging.getLogger("weightops")
 
 CLASSES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -118,6 +121,9 @@ def archive_task(name: str, locate: Callable[[Iterable[str]], Path], source: str
     )
     if (folder / KIND).is_file() and "multilabel" in read_lines(folder / KIND):
         raise TaskError(f"{source} has several labels an image, which weightops can't score")
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        log.warning("%s gives one name to several classes: %s", source, first_few(twice))
     folders = _split_folders(folder, source)
     counts = {split: _read_count(folder / name / COUNT) for split, name in folders.items()}
 
@@ -128,6 +134,13 @@ def archive_task(name: str, locate: Callable[[Iterable[str]], Path], source: str
         if missing:
             share = f"{len(missing)} of {len(names)} archives"
             raise TaskError(f"{source} lacks {missing[0]} ({share})")
+        more = {path.name for path in (present / folders[split]).glob("*.tar")}
+        more -= {Path(name).name for name in names}
+        if more:
+            raise TaskError(
+                f"{present / folders[split]} has {first_few(sorted(more))}, and {COUNT} says that "
+                f"there are {len(names)} archives"
+            )
         return read_archives([present / name for name in names], len(classes))
 
     load = split_loader(read, counts, source)

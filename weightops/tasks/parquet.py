@@ -20,6 +20,8 @@ from weightops.tasks.pictures import read_image
 from weightops.tasks.split import split_loader
 from weightops.tasks.task import PROMPTS, Images, LazySizes, Task, digest_of_files
 
+_STRINGS = ("string", "large_string")
+
 Paths = Callable[[Sequence[str], str], list[str]]
 """Fetch files of a data set, which errors call by the second argument, and return their paths."""
 
@@ -135,7 +137,7 @@ def _find_columns(features: Any, columns: str | None, source: str) -> tuple[str,
     named = columns.split(":") if columns else []
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
     labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    texts = [c for c, f in features.items() if isinstance(f, Value) and f.dtype == "string"]
+    texts = [c for c, f in features.items() if isinstance(f, Value) and f.dtype in _STRINGS]
     labels = labels + [c for c in texts if c in named] if labels else texts
     if not images or not labels:
         raise TaskError(

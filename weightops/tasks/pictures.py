@@ -87,15 +87,26 @@ def places(folder: Path) -> Iterator[Path]:
     """Yield a class's folder and the folders in it, without those of copies."""
     yield folder
     inner: list[Path] = []
-    for place, names, _ in os.walk(folder):
+    for place, names, _ in os.walk(folder, onerror=_raise):
         names[:] = [name for name in names if not is_copies_folder(name)]
         inner += [Path(place, name) for name in names]
     yield from sorted(inner)
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def image_files(folder: Path) -> list[Path]:
     """Return the images directly in a folder, by name; warn of those that can't be read."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not is_left_behind(p.name))
+    listed = [p for p in folder.iterdir() if not is_left_behind(p.name)]
+    nowhere = [p.name for p in listed if p.suffix.lower() in picture_suffixes() and not p.exists()]
+    if nowhere:
+        raise TaskError(
+            f"{folder} has {len(nowhere)} links that lead nowhere: {first_few(sorted(nowhere))}",
+            hint="fetch what they stand for, as git annex get and dvc pull do, or remove them",
+        )
+    files = sorted(p for p in listed if p.is_file())
     unread = [p for p in files if p.suffix.lower() in unread_suffixes()]
     if unread:
         log.warning(
