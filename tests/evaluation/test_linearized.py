@@ -47,7 +47,7 @@ def moved(model: ImageModel, scale: float) -> None:
 
 
 def test_features_are_the_tangent() -> None:
-    plain = ImageModel.open("embedded", "cpu")
+    plain = ImageModel.open("embedded", "cpu", precision="float32")
     model = LinearizedModel.of(ImageModel.open("embedded", "cpu"))
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_gradients_are_of_the_tangent() -> None:
     task = as_task("mnist")
     gradients = []
     for linearized in (False, True):
-        model = ImageModel.open("embedded", "cpu")
+        model = ImageModel.open("embedded", "cpu", precision="float32")
         model = LinearizedModel.of(model) if linearized else model
         learner = ImageLearner(model, task)
         learner.prepare()
