@@ -97,7 +97,7 @@ def inner_weights(folder: Path, formats: Formats) -> dict[str, Found]:
     These are the components of a pipeline of diffusers, and the modules of sentence-transformers.
 
     Raises:
-        CheckpointError: if a description isn't sound, or names a place outside the folder.
+        CheckpointError: if a description names a place outside the folder.
     """
     opened: dict[str, Found] = {}
     for name in _described(folder):
@@ -126,8 +126,8 @@ def _listed(file: Path) -> Iterator[str]:
     """Yield the folders that a file of diffusers or of sentence-transformers lists."""
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError):
+        return  # another program's file
     if file.name == PIPELINE and isinstance(content, dict):
         yield from (k for k, v in content.items() if isinstance(v, list) and not k.startswith("_"))
     elif file.name == MODULES[0] and isinstance(content, list):
@@ -135,8 +135,6 @@ def _listed(file: Path) -> Iterator[str]:
         yield from (path for path in entries if isinstance(path, str) and path)
     elif isinstance(content, dict) and isinstance(content.get("types"), dict):
         yield from content["types"]
-    else:
-        raise CheckpointError(f"{file} doesn't list what the model is made of")
 
 
 def _folders_below(folder: Path) -> Iterator[Path]:

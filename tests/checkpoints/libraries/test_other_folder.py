@@ -218,3 +218,11 @@ def test_modules_of_sentence_transformers_take_part(
     assert "the module has nothing of 2_Dense.linear.bias" in caplog.text
     query = "encoder.layer.0.attention.self.query.weight"
     assert torch.equal(module.state_dict()[query], written[query])
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "not JSON"])
+def test_a_file_of_another_program_describes_nothing(content: str, tmp_path: Path) -> None:
+    for name in ("config.json", "modules.json", "router_config.json", "model_index.json"):
+        (tmp_path / name).write_text("{}" if name == "config.json" else content)
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert list(open_checkpoint(tmp_path)) == ["w"]
