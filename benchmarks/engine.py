@@ -1,7 +1,7 @@
 """Time merges of sharded checkpoints against mergekit's and against the disk's own speed.
 
     python benchmarks/engine.py [--mergekit VENV/bin] [--size 0.5] [--methods ties,slerp]
-                                [--scale] [--repeats 3]
+                                [--scale] [--repeats 3] [--union]
     python benchmarks/engine.py --tensors 10000 [--elements 1000]
 
 A base and four fine-tuned checkpoints of a Llama-like model are made in a temporary folder: random
@@ -91,9 +91,10 @@ ASKED = {
 }
 
 
-def shapes(billions: float) -> tuple[dict[str, object], dict[str, tuple[int, ...]]]:
+def shapes(
+    billions: float, hidden: int = 1536, inner: int = 4096, vocabulary: int = 32000
+) -> tuple[dict[str, object], dict[str, tuple[int, ...]]]:
     """A Llama configuration of about that many parameters, and its tensors."""
-    hidden, inner, vocabulary = 1536, 4096, 32000
     layers = round(
         (billions * 1e9 - 2 * hidden * vocabulary) / (4 * hidden**2 + 3 * hidden * inner)
     )
@@ -103,8 +104,8 @@ def shapes(billions: float) -> tuple[dict[str, object], dict[str, tuple[int, ...
         "hidden_size": hidden,
         "intermediate_size": inner,
         "num_hidden_layers": layers,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 12,
+        "num_attention_heads": hidden // 128,
+        "num_key_value_heads": hidden // 128,
         "vocab_size": vocabulary,
         "torch_dtype": "bfloat16",
         "tie_word_embeddings": False,
@@ -125,9 +126,9 @@ def shapes(billions: float) -> tuple[dict[str, object], dict[str, tuple[int, ...
     }
 
 
-def make(folder: Path, billions: float, models: int = 5) -> list[Path]:
+def make(folder: Path, billions: float, models: int = 5, **sizes: int) -> list[Path]:
     """The base and its fine-tuned kin, three shards each."""
-    config, tensors = shapes(billions)
+    config, tensors = shapes(billions, **sizes)
     places = [folder / name for name in ("base", *(f"ft{i}" for i in range(1, models)))]
     for place in places:
         place.mkdir(parents=True)
@@ -155,6 +156,49 @@ def make(folder: Path, billions: float, models: int = 5) -> list[Path]:
         text = json.dumps({"metadata": {"total_size": 2 * total}, "weight_map": weight_map})
         (place / "model.safetensors.index.json").write_text(text)
     return places
+
+
+def add_tokenizers(places: list[Path], rows: int) -> None:
+    """Tokenizers of as many tokens as there are rows, two of which are each model's own."""
+    for i, place in enumerate(places):
+        words = [f"word{n}" for n in range(rows - 2)]
+        added = [
+            {"id": rows - 2 + n, "content": f"<own{i}{n}>", "special": True}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            for n in range(2)
+        ]
+        model = {"type": "WordLevel", "vocab": {w: n for n, w in enumerate(words)}}
+        content = {
+            **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder")),
+            "version": "1.0",
+            "added_tokens": added,
+            "pre_tokenizer": {"type": "Whitespace"},
+            "model": {**model, "unk_token": words[0]},
+        }
+        (place / "tokenizer.json").write_text(json.dumps(content))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": words[0]}
+        (place / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def union(args: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """The linear merge by token of four models with vocabularies of 152k tokens."""
+    rows, hidden = 151_936, 896
+    places = make(folder / "union", args.size, 4, hidden=hidden, inner=4864, vocabulary=rows)
+    add_tokenizers(places, rows)
+    out, recipe = folder / "merged", folder / "union.yaml"
+    models = [{"model": str(place), "parameters": {"weight": 0.25}} for place in places]
+    keys = {"merge_method": "linear", "dtype": "bfloat16", "tokenizer_source": "union"}
+    recipe.write_text(json.dumps({**keys, "models": models}))
+    own = [sys.executable, "-m", "weightops", "merge", str(recipe), "-o", str(out)]
+    row: dict[str, object] = {"weightops": measured(own, out, args.repeats, places)}
+    if args.mergekit:
+        command = [str(args.mergekit / "mergekit-yaml"), str(recipe), str(out), "--lazy-unpickle"]
+        row["mergekit"] = measured(command, out, 1, places)
+        row["ratio"] = round(row["mergekit"]["seconds"] / row["weightops"]["seconds"], 1)  # type: ignore[index]
+        row["asked"] = 4
+    print(f"  linear by token  {json.dumps(row)}", flush=True)
+    shutil.rmtree(folder / "union")
+    return row
 
 
 class Cost(NamedTuple):
@@ -383,6 +427,11 @@ def main() -> None:
         action="store_true",
         help="also 0.25, 0.5, 1 and 2 B parameters, and 1, 2 and 4 ranks",
     )
+    parser.add_argument(
+        "--union",
+        action="store_true",
+        help="also the linear merge by token of four models with 152k tokens",
+    )
     parser.add_argument("--tensors", type=int, help="merge models of so many small tensors")
     parser.add_argument("--elements", type=int, default=1000, help="elements of a small tensor")
     parser.add_argument("--folder", type=Path, help="where to make the checkpoints; kept")
@@ -429,7 +478,9 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
         f"{args.size} B parameters; import torch {imports['seconds']} s, "
         f"{imports['gigabytes']} GB; floor {floors:.2f} s"
     )
-    for method in args.methods.split(","):
+    if args.union:
+        report["union"] = union(args, folder)
+    for method in filter(None, args.methods.split(",")):
         row: dict[str, object] = {
             "weightops": measured(ours(method, places, out), out, args.repeats, places)
         }

@@ -225,6 +225,7 @@ def main() -> None:
             if "fit" in args.what:
                 row = measure_fit(pair, args.steps or 4, args.rounds)
                 rows[f"fit {args.model}"] = {**about, **row}
+                print(row, flush=True)
             if "evaluate" in args.what:
                 row = measure_evaluation(pair, args.rounds)
                 rows[f"evaluate {args.model}"] = {**about, **row}

@@ -175,7 +175,8 @@ def draw(rows: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     values = [rows[name]["normalized"] for name in ordered]
     errors = [[v["mean"] - v["min"] for v in values], [v["max"] - v["mean"] for v in values]]
     _, axes = pyplot.subplots(figsize=(7, 0.28 * len(ordered) + 1))
-    axes.barh(ordered, [v["mean"] for v in values], xerr=errors, color="#4878a8")
+    axes.errorbar([v["mean"] for v in values], ordered, xerr=errors, fmt="o", color="#4878a8")
+    axes.grid(axis="y", alpha=0.3)
     axes.set_xlabel("normalized accuracy on eight tasks (%)")
     pyplot.tight_layout()
     pyplot.savefig(path, dpi=120)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from helpers.nets import Net, perturbed
 from torch import nn
+
+os.environ["WEIGHTOPS_PRECISION"] = "float32"  # alike on all processors, in all processes
 
 
 @pytest.fixture(autouse=True)

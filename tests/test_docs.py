@@ -158,6 +158,23 @@ def test_why_a_claim_does_not_hold() -> None:
     assert f"alpha stops at {alpha:.2f}" in words("docs/results.md")
 
 
+def test_merging_is_as_good_as_measured() -> None:
+    rows = result("merging")["rows"]
+    for name, row in rows.items():
+        cells = f"| {spread(row['accuracy'])} | {spread(row['normalized'])} |"
+        label = name if " " in name else f"`{name}`"
+        assert f"| {label} {cells} {row['seconds']['mean']:.1f} |" in PAGES["docs/results.md"], name
+    for name in ("add, entropy, per tensor", "add, loss, per tensor", "task_arithmetic"):
+        assert f"{spread(rows[name]['accuracy'])} %" in words("docs/results.md"), name
+
+
+def test_linearised_models_are_as_good_as_measured() -> None:
+    ordinary, linearised = result("tangent")["rows"].values()
+    for name in ("single", "added", "negated target", "control kept"):
+        cells = f"| {name} | {spread(ordinary[name])} | {spread(linearised[name])} |"
+        assert cells in PAGES["docs/results.md"], name
+
+
 def test_lofi_is_as_good_as_measured() -> None:
     for task in result("lofi")["tasks"].values():
         for method, row in task["spread"].items():

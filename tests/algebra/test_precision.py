@@ -18,6 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.delenv("WEIGHTOPS_PRECISION")
     monkeypatch.setattr(precision, "_CPU_INFO", tmp_path / "cpuinfo")
     precision._cpu_has_bfloat16.cache_clear()
     yield tmp_path / "cpuinfo"
@@ -46,13 +47,20 @@ def test_auto_is_what_the_processor_computes_in(
     assert pick_precision("float32", CPU) == "float32"
 
 
+def test_a_machine_may_say_what_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for used in ("float32", "bfloat16"):
+        monkeypatch.setenv("WEIGHTOPS_PRECISION", used)
+        assert pick_precision("auto", CPU) == used
+
+
 def test_other_precisions_are_refused() -> None:
     with pytest.raises(UnknownNameError, match=r"'half'(?s:.*)auto, float32, bfloat16"):
         pick_precision("half", CPU)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_auto_on_cuda() -> None:
+def test_auto_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WEIGHTOPS_PRECISION")
     native = torch.cuda.get_device_capability() >= (8, 0)
     assert pick_precision("auto", torch.device("cuda")) == ("bfloat16" if native else "float32")
 

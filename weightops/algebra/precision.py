@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
@@ -24,6 +25,8 @@ _NATIVE = {"avx512_bf16", "amx_bf16", "bf16"}
 def pick_precision(precision: str, device: torch.device) -> str:
     """Return the precision that is meant on a device: "float32" or "bfloat16".
 
+    The environment variable ``WEIGHTOPS_PRECISION`` says what auto means on a machine.
+
     Raises:
         UnknownNameError: if there is no such precision.
 
@@ -31,6 +34,8 @@ def pick_precision(precision: str, device: torch.device) -> str:
     'float32'
     """
     known = get_args(Precision)
+    if precision == "auto":
+        precision = os.environ.get("WEIGHTOPS_PRECISION", "auto")
     if precision not in known:
         raise UnknownNameError(
             f"there is no precision {precision!r}", hint=f"known: {', '.join(known)}"

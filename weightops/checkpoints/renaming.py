@@ -89,7 +89,9 @@ def _with_aliases(form: LinearForm, ties: Mapping[str, str]) -> LinearForm:
         name: other
         for pair in ties.items()
         for name, other in (pair, pair[::-1])
-        if other in form.specs and not any(name in source.specs for source in form.sources)
+        if other in form.specs
+        and name not in form.specs
+        and not any(name in source.specs for source in form.sources)
     }
     if not aliases:
         return form

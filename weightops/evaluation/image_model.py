@@ -84,11 +84,11 @@ class ImageModel:
             return model if precision == "auto" else model.in_precision(precision)
         checkpoint = as_open_clip(open_checkpoint(model))
         torch_device = pick_device(device)
-        used = pick_precision(precision, torch_device)
         if linearized_at(checkpoint.form) is not None:
             from weightops.evaluation import linearized
 
-            return linearized.open_linearized(checkpoint, device)
+            return linearized.open_linearized(checkpoint, device).in_precision(precision)
+        used = pick_precision(precision, torch_device)
         if is_dual_encoder(checkpoint.architecture):
             from weightops.evaluation.dual_encoder import DualEncoder
 

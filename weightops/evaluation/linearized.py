@@ -67,8 +67,14 @@ class LinearizedModel(ImageModel):
         return cls(**{**kept, "precision": "float32"}, at=at, start=start)
 
     def in_precision(self, precision: Precision) -> ImageModel:
-        """Return this model, which always runs in float32."""
-        return self
+        """Return the model: products with a Jacobian are taken in float32.
+
+        Raises:
+            OptionError: for bfloat16.
+        """
+        if precision == "bfloat16":
+            raise OptionError(f"{self.base.ref} is linearised, and is run in float32")
+        return super().in_precision("float32")
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Return unit features of images, shape ``(n, dim)``, float32."""

@@ -107,6 +107,7 @@ class EditSession:
         self.image_model = ImageModel.open(checkpoint, device, precision=precision)
         if config is not None and config.linearized:
             self._linearize()
+            self.image_model = self.image_model.in_precision(precision)
         self.dtype: torch.dtype = next(self.image_model.module.parameters()).dtype
         self.base = self.image_model.base.to(self.dtype)
         self.tasks = list(tasks)

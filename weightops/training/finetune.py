@@ -84,7 +84,7 @@ def finetune(
     image_model = ImageModel.open(model, device, learning=task, precision=precision)
     config = config or config_for(image_model.base)
     if config.linearized:
-        image_model = LinearizedModel.of(image_model)
+        image_model = LinearizedModel.of(image_model).in_precision(precision)
     return fit(
         ImageLearner(image_model, task),
         config,

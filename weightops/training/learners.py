@@ -43,8 +43,8 @@ class Learner(nn.Module):
         name: name of the task.
         source: where the data come from.
         device: where the model is.
-        linearized_at: the ref and fingerprint of the base that the model is linearised at, if so.
         precision: what the model is run in: "float32" or "bfloat16".
+        linearized_at: the ref and fingerprint of the base that the model is linearised at, if so.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class Learner(nn.Module):
         self.trained = trained or module.get_submodule(prefix.removesuffix("."))
         self.base, self.prefix, self.device = base, prefix, device
         self.name, self.source = name, source
-        self.linearized_at: Mapping[str, str] | None = None
         self.precision = pick_precision(precision, device)
+        self.linearized_at: Mapping[str, str] | None = None
         # Sharded tensors don't show which of them are tied.
         self._ties = MemorySource(module.state_dict(), name).ties
 

@@ -108,7 +108,8 @@ class Workflow(ABC):
         self.search = search
         self.config = training or config_for(self.checkpoint)
         self.device = device
-        self.precision: Any = pick_precision(precision, pick_device(device))
+        meant = "float32" if self.config.linearized and precision == "auto" else precision
+        self.precision: Any = pick_precision(meant, pick_device(device))
         self.batchnorm = as_batchnorm(batchnorm)
         if self.batchnorm is not None:
             told = self.batchnorm.name if isinstance(self.batchnorm, Task) else self.batchnorm

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weightops.algebra.source import Source
 from weightops.checkpoints.adapters.adapter import CONFIG, WEIGHTS, Adapter
-from weightops.checkpoints.adapters.lora import LoraSource, is_plain
+from weightops.checkpoints.adapters.lora import LoraSource, Selection, is_plain
 from weightops.checkpoints.adapters.peft_adapter import PeftAdapter
 from weightops.errors import CheckpointError
 from weightops.support.json_files import read_json
@@ -49,7 +49,20 @@ def open_adapter(path: Path, open_stored: Callable[[Path], Source]) -> Adapter:
             )
     for name in (WEIGHTS, "adapter_model.bin"):
         if (path.parent / name).is_file():
-            stored = open_stored(path.parent / name)
+            stored = _without_repeats(open_stored(path.parent / name))
             kind = LoraSource if is_plain(config, stored.specs) else PeftAdapter
             return kind(config, stored, str(path.parent))
     raise CheckpointError(f"{path.parent} holds {CONFIG}, but no {WEIGHTS} beside it")
+
+
+def _without_repeats(stored: Source) -> Source:
+    """Return an adapter's tensors without the biases that peft saves another time.
+
+    With ``bias="all"``, biases of modules that are saved whole have the names of peft's wrappers
+    beside their own: ``modules_to_save`` repeats the new one, ``original_module`` the base's.
+    """
+    kept = {name: name for name in stored.specs if ".original_module." not in name}
+    for name in [name for name in kept if ".modules_to_save." in name]:
+        kept.setdefault(name.replace(".modules_to_save.", "."), name)
+        del kept[name]
+    return stored if len(kept) == len(stored.specs) else Selection(stored, kept, stored.ref)

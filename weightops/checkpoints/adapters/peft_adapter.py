@@ -7,6 +7,7 @@ are then read from the base, merged in float32, and let go.
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -75,7 +76,7 @@ def _patterns(config: Mapping[str, Any]) -> Iterable[str]:
     for key in ("target_modules", "exclude_modules", "layers_pattern", "feedforward_modules"):
         if isinstance(config.get(key), str):
             yield config[key]
-    for key in ("rank_pattern", "alpha_pattern"):
+    for key in ("rank_pattern", "alpha_pattern", "modules_to_save"):
         yield from config.get(key) or ()
 
 
@@ -233,7 +234,7 @@ def _peft_layers(
             config: Any = _peft_config(adapter)
             model = peft.PeftModel(skeleton, config)
             result: Any = set_peft_model_state_dict(model, tensors)
-    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, re.error) as error:
         raise CheckpointError(
             f"peft can't put {adapter.ref} on {type(skeleton).__name__}: {_reason(error)}"
         ) from error
@@ -257,6 +258,14 @@ def _peft_layers(
             f"{adapter.ref} is an adapter of kind {config.peft_type.value}, which peft can't merge"
         )
     return layers
+
+
+def _excluded(config: Any) -> str:
+    """Return the pattern of the modules that an adapter excludes or saves whole."""
+    given, saved = config.exclude_modules or (), "|".join(config.modules_to_save)
+    if not isinstance(given, str):
+        given = rf"(.*\.)?({'|'.join(map(re.escape, given))})" if given else "(?!)"
+    return rf"({given})|(.*\.)?({saved})(\..*)?"
 
 
 def _peft_config(adapter: PeftAdapter) -> Any:
@@ -290,6 +299,8 @@ def _peft_config(adapter: PeftAdapter) -> Any:
         )
     config: Any = made_by(**settings)
     config.inference_mode = True
+    if getattr(config, "modules_to_save", None) and hasattr(config, "exclude_modules"):
+        config.exclude_modules = _excluded(config)
     for name, value in {"modules_to_save": None, "bias": "none"}.items():
         if hasattr(config, name):
             setattr(config, name, value)

@@ -46,6 +46,9 @@ _SETTINGS = re.compile(
 )
 """Keys of settings that have names of their own."""
 
+_MEANS = re.compile(r"(image_)?(mean|std)")
+"""Keys of a number for each color, or one for all."""
+
 _COUNTS = re.compile(r"\w*(layers?|depths?|blocks?|experts|labels|classes|stages|groups)")
 """Keys of numbers of parts, of which libraries make lists before they make tensors."""
 
@@ -86,6 +89,10 @@ def check_config(config: Mapping[str, Any], path: Path, *, allowed: frozenset[st
                 f"{named} to {value!r:.80}, which must be a whole number from 1 to "
                 f"{_LARGEST_SIZE - 1:,}"
             )
+        if key == "context_length" and type(value) is not int:
+            raise CheckpointError(f"{named} to {value!r:.80}, which must be a whole number")
+        if _MEANS.fullmatch(key) and value is not None and not _are_numbers(value):
+            raise CheckpointError(f"{named} to {value!r:.80}, which must be numbers")
         if _COUNTS.fullmatch(key) and type(value) is int and value > _LARGEST_COUNT:
             raise CheckpointError(f"{named} to {value!r:.80}, more than {_LARGEST_COUNT:,}")
         if _SETTINGS.fullmatch(key) and value is not None and not isinstance(value, dict):
@@ -128,6 +135,11 @@ def _holds_text(value: Any) -> bool:
     if isinstance(value, list):
         return any(map(_holds_text, value))
     return isinstance(value, (str, dict)) and bool(value)
+
+
+def _are_numbers(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return all(type(number) in (int, float) for number in values)
 
 
 def _may_be_name(value: Any) -> bool:

@@ -48,10 +48,16 @@ model = timm.create_model("local-dir:{folder}", pretrained=True)
 
     @property
     def output_names(self) -> list[list[str]]:
-        settings = {**self.config.get("pretrained_cfg", {}), **self.config}
+        check_config(self.config, self.config_path, allowed=frozenset())
+        settings = {**(self.config.get("pretrained_cfg") or {}), **self.config}
         names = settings.get("label_names") or settings.get("labels") or []
-        if isinstance(names, dict):  # the number of an output -> its name
-            names = [names[number] for number in sorted(names, key=int)]
+        if isinstance(names, dict) and all(str(number).isdecimal() for number in names):
+            names = [names[number] for number in sorted(names, key=int)]  # an output's number: name
+        if not isinstance(names, list):
+            raise CheckpointError(
+                f"{self.config_path} has {names!r:.80} for label_names, which must be a list of "
+                "names, or numbers with names"
+            )
         names = [str(name) for name in names]
         described = settings.get("label_descriptions") or {}
         if not isinstance(described, dict) or not all(name in described for name in names):

@@ -156,7 +156,14 @@ processor = AutoProcessor.from_pretrained("{folder}")
     @property
     def context(self) -> int:
         names = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
-        return next((int(self.config[name]) for name in names if self.config.get(name)), 1024)
+        name = next((name for name in names if self.config.get(name)), None)
+        length = self.config[name] if name else 1024
+        if type(length) is not int or length < 1:
+            raise CheckpointError(
+                f"{self.config_path} sets {name} to {length!r:.80}, which must be a whole number "
+                "from 1 on"
+            )
+        return length
 
     def tokens(self, text: str) -> torch.Tensor:
         tokenizer = self.text_tokenizer()
@@ -165,9 +172,10 @@ processor = AutoProcessor.from_pretrained("{folder}")
         return torch.tensor(found)
 
     def prompt_tokens(self, texts: Sequence[str]) -> list[torch.Tensor]:
-        tokenizer = self._load("for the tokenizer", "AutoTokenizer")
-        first = tokenizer.bos_token or ""
-        ids = tokenizer([first + text for text in texts], add_special_tokens=False, verbose=False)
+        tokenizer = self.text_tokenizer()
+        started = [(tokenizer.bos_token or "") + text for text in texts]
+        with library_errors(f"the tokenizer of {self.folder} can't encode texts"):
+            ids = tokenizer(started, add_special_tokens=False, verbose=False)
         return [torch.tensor(each, dtype=torch.long) for each in ids["input_ids"]]
 
     def tokenizer(self) -> Callable[[list[str]], torch.Tensor]:
