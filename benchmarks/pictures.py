@@ -86,7 +86,7 @@ def main() -> None:
         vector = TaskVector(model, tuned)
 
         images = task.load("validation")
-        session = EditSession(model, [task], device="cpu")
+        session = EditSession(model, [task], device="cpu", precision="float32")
         steps = session.image_model.preprocess
 
         def decode(threads: int) -> torch.Tensor:
@@ -112,13 +112,15 @@ def main() -> None:
                 trial.measurements.measure((alpha,))
 
         first = timed(sweep)
-        session = EditSession(model, [task], device="cpu")
+        session = EditSession(model, [task], device="cpu", precision="float32")
         second = timed(sweep)
-        pixels = EditSession(model, [task], device="cpu").image_model.pixels(task, "validation")
+        pixels = EditSession(model, [task], device="cpu", precision="float32").image_model.pixels(
+            task, "validation"
+        )
         same = torch.equal(pixels.batch(np.arange(len(images))), decoding[2])
         with tempfile.TemporaryDirectory() as other:
             os.environ["WEIGHTOPS_CACHE"] = other
-            fresh = EditSession(model, [task], device="cpu").image_model
+            fresh = EditSession(model, [task], device="cpu", precision="float32").image_model
             preparing = timed(lambda: fresh.pixels(task, "validation").prepare())
 
     for name, (clock, processors, _) in {
