@@ -162,16 +162,17 @@ class Source(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that identify the weights in any file; see `sample_fingerprint`."""
+        """16 hex digits that identify the weights, in their dtype; see `sample_fingerprint`."""
         return self.sample_fingerprint()
 
     def sample_fingerprint(self) -> str:
         """Return 16 hex digits from a sample of the weights.
 
         SHA-256 over every tensor's name, dtype, shape and 16 evenly spaced blocks of at most 1 KiB
-        of its data. Of matrices with one content only one name counts, as tied weights are
-        stored once or twice. It distinguishes checkpoints at the cost of reading a few megabytes.
-        It doesn't prove that two are equal (`same_bits.same_weights` does), nor who made them.
+        of its data. The same numbers in another dtype have another fingerprint. Of matrices with
+        one content only one name counts, as tied weights are stored once or twice. It distinguishes
+        checkpoints at the cost of reading a few megabytes. It doesn't prove that two are equal
+        (`same_bits.same_weights` does), nor who made them.
         """
         known = self._known_copies()
         digest, copies = self._digest(self.specs.keys() - known)

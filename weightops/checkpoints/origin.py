@@ -79,7 +79,9 @@ class Origin:
             f"and is applied to {base.ref} ({base.fingerprint})"
         )
         if strict:
-            raise MismatchError(message)
+            raise MismatchError(
+                message, hint="the same weights in another dtype are another base: convert them back"
+            )
         log.warning(message)
         return base.form
 
