@@ -90,3 +90,24 @@ def test_a_text_without_images_is_no_query(model: ImageModel) -> None:
     subset = ImageSubset(images, indices, images.labels[indices])
     two_images = replace(task, load=lambda split: subset)
     assert retrieval(model, two_images, "test")["image_retrieval_recall@10"] == 1.0
+
+
+def test_a_folder_of_captions_and_no_classes(model: ImageModel, tmp_path: Path) -> None:
+    by_class = captioned_folder(tmp_path / "shapes")
+    for split in ("train", "test"):
+        (tmp_path / "flat" / split).mkdir(parents=True)
+    for i, path in enumerate(sorted(by_class.rglob("*.*"))):
+        split = "test" if i % 6 < 2 else "train"  # a picture and its text follow each other
+        path.rename(tmp_path / "flat" / split / f"{path.parent.name} {path.name}")
+    task = folder_task(tmp_path / "flat")
+    assert task.classes == ()
+    scores = retrieval(model, task, "test")
+    assert (scores["n"], scores["texts"]) == (8, 16)
+    files = sorted((tmp_path / "flat" / "test").glob("*.png"))
+    texts = [line for path in files for line in path.with_suffix(".txt").read_text().splitlines()]
+    assert captions_of(task.load("test")) == [tuple(texts[i : i + 2]) for i in range(0, 16, 2)]
+    with pytest.raises(TaskError, match="no classes, only captions"):
+        evaluate(model, str(tmp_path / "flat"))
+    (tmp_path / "flat" / "test" / files[0].with_suffix(".txt").name).unlink()
+    with pytest.raises(TaskError, match="has only test, train, with pictures of no class"):
+        folder_task(tmp_path / "flat")

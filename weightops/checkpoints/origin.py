@@ -80,7 +80,8 @@ class Origin:
         )
         if strict:
             raise MismatchError(
-                message, hint="the same weights in another dtype are another base: convert them back"
+                message,
+                hint="the same weights in another dtype are another base: convert them back",
             )
         log.warning(message)
         return base.form

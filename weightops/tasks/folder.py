@@ -20,7 +20,7 @@ from weightops.tasks.class_names import in_words
 from weightops.tasks.copies import warn_of_copies
 from weightops.tasks.pictures import image_files, places, read_image, subfolders
 from weightops.tasks.split import split_images, split_loader
-from weightops.tasks.split_folders import split_folders
+from weightops.tasks.split_folders import is_captioned, split_folders
 from weightops.tasks.split_names import PICTURES
 from weightops.tasks.task import (
     PROMPTS,
@@ -43,6 +43,8 @@ _LABELLED = re.compile(r"label=(?P<label>.+?)(?:_text=(?P<text>.+?)(?:_\d+)?)?$"
 
 LabelledFile = tuple[Path, str]
 """The path of an image and the name of its class."""
+_CAPTIONED = ""
+"""The class of pictures that have captions in place of classes."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ def folder_task(folder: Path) -> Task:
     * Either of these with files called ``label=CLASS.png`` or ``label=CLASS_text=WORD_1.png`` in
       place of folders for the classes, as PAINT's photographs of typographic attacks are called.
       The words are classes, too.
+    * Pictures with a text file beside each, ``1.png`` and ``1.txt``, in place of folders for the
+      classes: its lines are captions. Such a task has no classes, and is for retrieval.
     * That of Tiny-ImageNet: the pictures of a split in its folder ``images``, and their classes in
       ``val_annotations.txt`` beside it. A test split without classes is left out with a warning.
       ``words.txt`` names the classes.
@@ -129,7 +133,7 @@ def folder_task(folder: Path) -> Task:
     _check_every_class(files, folders)
     classes = _class_names(files)
     _check_classes(classes, folder)
-    if len(classes) < 2:
+    if len(classes) < 2 and classes != (_CAPTIONED,):
         raise TaskError(
             f"{folder} holds {sum(map(len, files.values()))} images of {len(classes)} classes",
             hint=f"expected {folder}/CLASS/*.png with two classes at least, "
@@ -150,6 +154,7 @@ def folder_task(folder: Path) -> Task:
         return images[split]
 
     name, source = folder.resolve().name, f"the folder {folder}"
+    classes = () if classes == (_CAPTIONED,) else classes
     named = spoken_names(folder, classes)
     spoken = tuple(named.get(name) or in_words(name) for name in classes)
     return Task(name, spoken, prompts, load, sizes, source, "its owner's", classes)
@@ -167,11 +172,14 @@ def _labelled_files(folder: Path) -> list[LabelledFile]:
         by_folder += [(path, class_folder.name) for path in files]
     matches = {path: _LABELLED.match(path.stem) for path in image_files(folder)}
     unlabelled = [path.name for path, match in matches.items() if not match]
+    if unlabelled and not by_folder and is_captioned(folder):
+        return [(path, _CAPTIONED) for path in matches]
     if unlabelled:
         raise TaskError(
             f"{folder} holds {len(unlabelled)} images outside of any class: "
             f"{first_few(unlabelled)}",
-            hint="put them into folders by class, or name them label=CLASS_text=WORD",
+            hint="put them into folders by class, name them label=CLASS_text=WORD, or put a text "
+            "file of captions beside each",
         )
     if by_folder and matches:
         raise TaskError(
@@ -214,6 +222,8 @@ def _leave_out_unlabelled(
 
 def _check_classes(classes: Sequence[str], folder: Path) -> None:
     """Refuse folders of pictures, masks and the like in place of folders of classes."""
+    if _CAPTIONED in classes[:-1]:
+        raise TaskError(f"{folder} has splits with captions in place of classes, and others with")
     if len(classes) > 1 and {name.lower() for name in classes} <= PICTURES:
         raise TaskError(
             f"{folder} has {first_few(classes)}, which seem to be no classes",

@@ -26,12 +26,19 @@ def split_folders(folder: Path) -> dict[str, Path]:
     others = []
     inner = subfolders(folder)
     # A class may be called like a split; it holds pictures, no folders.
-    divided = any(split_of(path.name) and _is_split(path) for path in inner)
+    captioned = bool(inner) and all(split_of(p.name) and is_captioned(p) for p in inner)
+    divided = captioned or any(split_of(path.name) and _is_split(path) for path in inner)
+    if inner and not divided and all(split_of(path.name) for path in inner):
+        raise TaskError(
+            f"{folder} has only {first_few([p.name for p in inner])}, with pictures of no class",
+            hint="put the pictures of each split into folders by class, or a text file of captions "
+            "beside each picture",
+        )
     for path in inner:
         split = split_of(path.name)
         if split is None or not divided:
             others.append(path)
-        elif not _is_split(path) and any(image_files(path)):
+        elif not (captioned or _is_split(path)) and any(image_files(path)):
             raise TaskError(
                 f"{path} holds pictures of no class",
                 hint="put them into folders by class, or move the folder elsewhere",
@@ -62,6 +69,12 @@ def split_folders(folder: Path) -> dict[str, Path]:
 def _is_split(path: Path) -> bool:
     """Return whether a folder has classes: folders, files named label=..., or a file of them."""
     return bool(subfolders(path) or annotations_of(path)) or any(path.glob("label=*"))
+
+
+def is_captioned(folder: Path) -> bool:
+    """Return whether a folder has pictures in itself, and a text file beside each of them."""
+    files = image_files(folder)
+    return bool(files) and all(path.with_suffix(".txt").is_file() for path in files)
 
 
 def _is_unclear(path: Path, has_splits: bool) -> bool:
