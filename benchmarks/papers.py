@@ -300,10 +300,13 @@ def attack(session: EditSession) -> dict[str, float]:
     return row
 
 
-PARTS = (patching, negation, addition, analogies, attack, transfer, strategies)
+PARTS = {
+    part.__name__: part
+    for part in (patching, negation, addition, analogies, attack, transfer, strategies)
+}
 
 
-def summarize(rows: list[dict[str, float]], config: dict) -> dict:
+def summarize(rows: list[dict[str, float]], config: dict, made: dict) -> dict:
     about = ("seed", "choices")
     names = dict.fromkeys(name for row in rows for name in row if name not in about)
     spread = {}
@@ -337,8 +340,7 @@ def summarize(rows: list[dict[str, float]], config: dict) -> dict:
         "rows": rows,
         "training": config,
         "versions": versions(),
-        "command": shlex.join(["python", "benchmarks/papers.py", *sys.argv[1:]]),
-        "commit": commit(),
+        "made": made,
     }
 
 
@@ -355,26 +357,27 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def measure(seed: int, steps: int, threads: int | None) -> dict[str, float]:
-    """Return the numbers of all experiments with one seed."""
+def measure(seed: int, steps: int, threads: int | None, parts: list[str]) -> dict[str, float]:
+    """Return the numbers of experiments with one seed."""
     if threads:
         torch.set_num_threads(threads)
     session = Remembering(
         "embedded", [], config=config_for(open_checkpoint("embedded"), seed=seed, steps=steps)
     )
-    row: dict[str, float] = {"seed": seed}
-    for part in PARTS:
-        began = time.monotonic()
+    row, choices = {"seed": seed}, {}
+    for part in (PARTS[name] for name in parts):
+        began, session.choices = time.monotonic(), []
         try:
             row |= part(session)
         except NothingSatisfiesError as error:
             print(f"{part.__name__}, seed {seed}: {error}", flush=True)
+        choices[part.__name__] = session.choices
         print(
             f"seed {seed}, {part.__name__}: {time.monotonic() - began:.0f} s",
             json.dumps(row),
             flush=True,
         )
-    return {**row, "choices": session.choices}
+    return {**row, "choices": choices}
 
 
 def main() -> None:
@@ -388,18 +391,28 @@ def main() -> None:
     parser.add_argument(
         "--jobs", type=int, default=1, help="seeds at a time; if several, each uses one core"
     )
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, help="experiments to run; the file's others are kept"
+    )
     parser.add_argument("-o", "--out", type=Path, default=RESULTS / "papers.json")
     args = parser.parse_args()
     config = asdict(config_for(open_checkpoint("embedded"), steps=args.steps))
-    rows = []
+    parts = args.only or list(PARTS)
+    before = json.loads(args.out.read_text()) if args.only else {"rows": []}
+    rows = {row["seed"]: row for row in before["rows"]}
+    command = shlex.join(["python", "benchmarks/papers.py", *sys.argv[1:]])
+    now = {"command": command, "commit": commit()}
+    made = before.get("made", {}) | {part: now for part in parts}
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         threads = 1 if args.jobs > 1 else None
         for done in as_completed(
-            [pool.submit(measure, seed, args.steps, threads) for seed in range(args.seeds)]
+            [pool.submit(measure, seed, args.steps, threads, parts) for seed in range(args.seeds)]
         ):
-            rows.append(done.result())
-            rows.sort(key=lambda row: row["seed"])
-            result = summarize(rows, config)
+            row = done.result()
+            old = rows.get(row["seed"], {})
+            row["choices"] = old.get("choices", {}) | row["choices"]
+            rows[row["seed"]] = old | row
+            result = summarize([rows[seed] for seed in sorted(rows)], config, made)
             args.out.parent.mkdir(exist_ok=True)
             args.out.write_text(json.dumps(result, indent=2) + "\n")
     for name, value in result["spread"].items():
