@@ -48,6 +48,7 @@ def draw_frontier(
     points: Sequence[Point],
     chosen: Point,
     *,
+    estimates: Sequence[Point] = (),
     title: str,
     score: str,
     kept: str,
@@ -59,6 +60,7 @@ def draw_frontier(
         path: the files, without suffix.
         points: one point for each alpha, with alpha 0, on validation data.
         chosen: the point of the chosen alpha.
+        estimates: points of alphas that were measured on some of the images only, drawn hollow.
         title: one line above the picture.
         score: the name of the vertical axis.
         kept: the name of the horizontal axis.
@@ -68,9 +70,14 @@ def draw_frontier(
         MissingExtraError: without matplotlib.
     """
     figure, axes = new_figure()
-    points = nearest_first(points)
+    points = nearest_first([*points, *estimates])
     full = next((p for p in points if p.alpha in (1, -1)), points[-1])
     _draw_curve(axes, points, full, chosen)
+    if estimates:
+        xs, ys = [100 * p.kept for p in estimates], [100 * p.score for p in estimates]
+        mark = {"markersize": 4.5, "markerfacecolor": "white", "color": CURVE, "zorder": 3.5}
+        axes.plot(xs, ys, "o", **mark, label="measured on some of the images")
+        axes.legend(frameon=False, fontsize=8.5, loc="lower left")
     _draw_labels(axes, points, full, chosen, word)
     axes.set_xlabel(f"{kept}, validation accuracy (%)", color=INK)
     axes.set_ylabel(f"{score}, validation accuracy (%)", color=INK)
@@ -102,7 +109,8 @@ def _draw_labels(axes: Any, points: Sequence[Point], full: Point, chosen: Point,
     if chosen.alpha != full.alpha:
         name = "fine-tuned" if full.alpha == 1 else "all of it"
         text = f"{name} (alpha {full.alpha:g})  {100 * full.score:.1f} %"
-        labels.append((full, text, _LABEL | {"xytext": (0, 10), "ha": "left"}))
+        above = 10 if full.score < 0.95 else -18  # the title is above
+        labels.append((full, text, _LABEL | {"xytext": (0, above), "ha": "left"}))
     text = f"{word} (alpha {chosen.alpha:g})\n{100 * chosen.score:.1f} %"
     labels.append((chosen, text, _CHOSEN_LABEL | _chosen_place(points, chosen)))
     for point, text, style in labels:

@@ -11,6 +11,7 @@ import logging
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from typing_extensions import Self
@@ -229,12 +230,40 @@ class Workflow(ABC):
 
     def points(self, sweep: Sequence[Measured]) -> list[Point]:
         """Return the edits that were measured in full, as points of the picture."""
-        base = next((measured for measured in sweep if not any(measured.coefficients)), None)
-        if base is None:
-            return []
-        sizes = {name: len(hits) for name, hits in base.hits.items()}
-        full = [m for m in sweep if {name: len(hits) for name, hits in m.hits.items()} == sizes]
-        return [self.view.point(m.coefficients, m.hits, base.hits) for m in full]
+        base = _base_of(sweep)
+        full = [m for m in sweep if base and _sizes(m) == _sizes(base)]
+        return [self.view.point(m.coefficients, m.hits, base.hits) for m in full if base]
+
+    def estimates(self, sweep: Sequence[Measured]) -> list[Point]:
+        """Return the edits that were measured on some of the images only, as points of the picture.
+
+        Each is the base's point, moved by the difference on the images that both were measured on.
+        """
+        base = _base_of(sweep)
+        part = [m for m in sweep if base and _sizes(m) != _sizes(base)]
+        return [self._estimate(measured, base) for measured in part if base]
+
+    def _estimate(self, measured: Measured, base: Measured) -> Point:
+        view, zero = self.view, base.coefficients
+        same = {name: base.hits[name][: len(hits)] for name, hits in measured.hits.items()}
+        there, here = (
+            view.point(measured.coefficients, measured.hits, same),
+            view.point(zero, same, same),
+        )
+        whole = view.point(zero, base.hits, base.hits)
+        score, kept = (
+            min(max(getattr(whole, axis) + getattr(there, axis) - getattr(here, axis), 0.0), 1.0)
+            for axis in ("score", "kept")
+        )
+        return replace(there, score=score, kept=kept)
+
+
+def _base_of(sweep: Sequence[Measured]) -> Measured | None:
+    return next((measured for measured in sweep if not any(measured.coefficients)), None)
+
+
+def _sizes(measured: Measured) -> dict[str, int]:
+    return {name: len(hits) for name, hits in measured.hits.items()}
 
 
 def _as_list(finetuned: Finetuned) -> list[CheckpointLike | TaskVector]:

@@ -121,6 +121,7 @@ def _draw(folder: Path, workflow: Workflow, result: EditResult, summary: Mapping
                 folder / "frontier",
                 points,
                 chosen,
+                estimates=workflow.estimates(result.sweep),
                 title=heading,
                 score=view.what,
                 kept=view.kept,
