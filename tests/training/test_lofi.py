@@ -41,7 +41,7 @@ def test_the_number_of_nodes(tmp_path: Path) -> None:
     config = TrainingConfig(steps=1)
     with pytest.raises(OptionError, match="start the nodes with torchrun"):
         lofi.run("digits", tmp_path / "run", training=config)
-    with pytest.raises(OptionError, match="nodes is 0, and must be an integer at least 1"):
+    with pytest.raises(OptionError, match="nodes is 0, and must be at least 1"):
         lofi.run("digits", tmp_path / "run", training=config, nodes=0)
     with pytest.raises(OptionError, match="must run at once"):
         lofi.run("digits", tmp_path / "run", training=config, nodes=2, like=Node(every=1))
