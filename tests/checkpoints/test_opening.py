@@ -163,6 +163,11 @@ def test_packed_and_rare_dtypes_of_safetensors(tmp_path: Path) -> None:
         kind: codes.clone().view(getattr(torch, kind)) for kind in kinds if hasattr(torch, kind)
     }
     tensors["complex"] = torch.randn(2, 3, dtype=torch.complex64)
+    for name in list(tensors):
+        try:
+            save_file({name: tensors[name]}, tmp_path / "one.safetensors")
+        except KeyError:  # an older safetensors doesn't write it
+            del tensors[name]
     save_file(tensors, tmp_path / "rare.safetensors")
     copied = open_checkpoint(tmp_path / "rare.safetensors").save(tmp_path / "copy.safetensors")
     for opened in (load_file(copied), open_checkpoint(copied)):
