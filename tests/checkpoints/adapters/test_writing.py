@@ -117,7 +117,7 @@ def error_of(got: dict[str, torch.Tensor], base: nn.Module, tuned: nn.Module) ->
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("rank", [2, 1])
 def test_the_error_is_that_of_what_peft_loads(tmp_path: Path, name: str, rank: int) -> None:
-    version = tuple(map(int, transformers.__version__.split(".")[:2]))
+    version = tuple(map(int, hf.__version__.split(".")[:2]))
     if name == "DeepSeek" and version < (5, 16):
         pytest.skip("its experts read a bias of the router, which peft hides there")
     base, tuned = pair(tmp_path, name, 2)
