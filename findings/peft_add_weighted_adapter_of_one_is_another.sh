@@ -1,9 +1,11 @@
 #!/bin/sh
-# peft==0.21.2, torch==2.13.0, CPU. add_weighted_adapter(["one"], [1.0], "copy", combination_type="cat"): one adapter, weight one.
+# peft==0.21.2, torch==2.13.0, CPU. add_weighted_adapter(["one"], [1.0], "copy", combination_type="cat"): one adapter,
+# weight one.
 # Expected: "copy" computes what "one" does, as it does for plain LoRA; or a refusal.
-# Seen: of an rsLoRA adapter of rank 4 it is the delta times 2 (the root of the rank: alpha becomes the rank, the scaling is still
-# divided by its root). Of a DoRA adapter it has fresh magnitudes, with lora_bias=True a fresh zero bias. No error, no warning.
-# So for "svd" and "linear". Exits 1 if the behaviour has changed.
+# Seen: of an rsLoRA adapter of rank 4 it is the delta times 2 (the root of the rank: alpha becomes the rank, the
+# scaling is still divided by its root). Of a DoRA adapter it has fresh magnitudes, with lora_bias=True a fresh zero
+# bias. No error, no warning. So for "svd" and "linear".
+# Exits 1 if the behaviour has changed.
 set -e
 folder=$(mktemp -d)
 python3 -m venv "$folder/venv"

@@ -1,9 +1,9 @@
 #!/bin/sh
-# peft==0.21.2, transformers==5.24.0, torch==2.13.0, CPU. LoRA with layer_replication=[[0, 2], [1, 3]]: layers 1 and 2 of the
-# deepened Llama share layer 1's weights, and each has a LoRA of its own.
+# peft==0.21.2, transformers==5.24.0, torch==2.13.0, CPU. LoRA with layer_replication=[[0, 2], [1, 3]]: layers 1 and 2
+# of the deepened Llama share layer 1's weights, and each has a LoRA of its own.
 # Expected: merge_and_unload gives each layer a weight of its own, W + its delta, or refuses.
-# Seen: both deltas are added to the one shared weight, so both layers hold W + delta 1 + delta 2, without a warning. The
-# merged model's outputs aren't the trained one's.
+# Seen: both deltas are added to the one shared weight, so both layers hold W + delta 1 + delta 2, without a warning.
+# The merged model's outputs aren't the trained one's.
 # Exits 1 if the behaviour has changed.
 set -e
 folder=$(mktemp -d)

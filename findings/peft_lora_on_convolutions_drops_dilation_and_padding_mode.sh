@@ -1,10 +1,11 @@
 #!/bin/sh
 # peft==0.21.2, torch==2.13.0, CPU. LoRA on an nn.Conv2d with dilation=2, padding="same" (segmentation), or with
 # padding_mode="circular" (textures, panoramas).
-# Expected: the adapter's convolutions see the pixels that the layer's own kernel sees; what is merged computes what was trained.
-# Seen: lora_A takes over kernel size, stride and padding, but neither dilation nor padding mode: while training, the delta is a
-# dense kernel on zero padding. merge_and_unload adds it to the dilated or circular kernel: other outputs, without a warning.
-# A layer without either is right. LoHa is right under dilation, as it takes the layer's settings.
+# Expected: the adapter's convolutions see the pixels that the layer's own kernel sees; what is merged computes what was
+# trained.
+# Seen: lora_A takes over kernel size, stride and padding, but neither dilation nor padding mode: while training, the
+# delta is a dense kernel on zero padding. merge_and_unload adds it to the dilated or circular kernel: other outputs,
+# without a warning. A layer without either is right. LoHa is right under dilation, as it takes the layer's settings.
 # Exits 1 if the behaviour has changed.
 set -e
 folder=$(mktemp -d)

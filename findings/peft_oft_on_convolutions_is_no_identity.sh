@@ -1,9 +1,10 @@
 #!/bin/sh
 # peft==0.21.2, torch==2.13.0, CPU. OFT on an nn.Conv2d with a 3 x 3 kernel, fresh: its rotation is the identity.
 # Expected: the model computes what it did before, as with OFT on a Linear or a 1 x 1 kernel, and as it does merged.
-# Seen: the running model's outputs are off by more than their own size, the merged model's are right. The inputs are cut
-# into overlapping patches, rotated and added up again, so that a pixel inside counts nine times, one in a corner once.
-# What is trained so isn't what is merged. Exits 1 if the behaviour has changed.
+# Seen: the running model's outputs are off by more than their own size, the merged model's are right. The inputs are
+# cut into overlapping patches, rotated and added up again, so that a pixel inside counts nine times, one in a corner
+# once. What is trained so isn't what is merged.
+# Exits 1 if the behaviour has changed.
 set -e
 folder=$(mktemp -d)
 python3 -m venv "$folder/venv"

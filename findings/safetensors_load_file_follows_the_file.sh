@@ -1,9 +1,10 @@
 #!/bin/sh
-# safetensors==0.8.0, torch==2.13.0, CPU, Linux. load_file, then another checkpoint of the same shapes is written over the file's bytes
-# (as rsync --inplace or dd does, or a training script that updates its file).
+# safetensors==0.8.0, torch==2.13.0, CPU, Linux. load_file, then another checkpoint of the same shapes is written over
+# the file's bytes (as rsync --inplace does, or a training script that updates its file).
 # Expected: a dictionary that was loaded stays what it is, as torch.load's does.
-# Seen: the loaded tensors have the new file's values, except for pages of memory that were edited in place since: one dictionary,
-# even one tensor, mixes two checkpoints. safe_open's get_tensor, too, after the file was closed. A clone() is safe.
+# Seen: the loaded tensors have the new file's values, except for pages of memory that were edited in place since: one
+# dictionary, even one tensor, mixes two checkpoints. safe_open's get_tensor, too, after the file was closed. A clone()
+# is safe.
 # Exits 1 if the behaviour has changed.
 set -e
 folder=$(mktemp -d)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# safetensors==0.8.0, numpy==2.4.2, CPU. safetensors.numpy.save_file of a transposed array, as one writes a Flax or Keras kernel
-# (in, out) under a PyTorch name (out, in).
+# safetensors==0.8.0, numpy==2.4.2, CPU. safetensors.numpy.save_file of a transposed array, as one writes a Flax or
+# Keras kernel (in, out) under a PyTorch name (out, in).
 # Expected: the array's entries in their places, as safetensors 0.7.0 writes them, or a refusal: the docstring asks for
 # contiguous arrays, and safetensors.torch.save_file refuses such a tensor.
 # Seen: the header has the transposed shape, the data keep the order in memory: [[0, 3], [1, 4], [2, 5]] is read back as

@@ -1,10 +1,11 @@
 #!/bin/sh
-# torch==2.13.0, CPU. start = parameters_to_vector(model), then vector_to_parameters(start, model) to begin a fine-tuning from it,
-# as one does to compute a task vector, end - start.
+# torch==2.13.0, CPU. start = parameters_to_vector(model), then vector_to_parameters(start, model) to begin a
+# fine-tuning from it, as one does to compute a task vector, end - start.
 # Expected: the model gets the vector's values, in its own tensors and dtypes, as load_state_dict would give them.
-# Seen: every parameter becomes a view of the vector. Training changes `start` in place, so the task vector is exactly zero; two
-# models set from one vector are one model; a bfloat16 parameter is float32 afterwards, and torch.save of one bias writes the
-# whole vector. Exits 1 if the behaviour has changed.
+# Seen: every parameter becomes a view of the vector. Training changes `start` in place, so the task vector is exactly
+# zero; two models set from one vector are one model; a bfloat16 parameter is float32 afterwards, and torch.save of one
+# bias writes the whole vector.
+# Exits 1 if the behaviour has changed.
 set -e
 folder=$(mktemp -d)
 python3 -m venv "$folder/venv"

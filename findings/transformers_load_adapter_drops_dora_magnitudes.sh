@@ -1,9 +1,11 @@
 #!/bin/sh
-# peft==0.21.2, transformers==5.24.0, torch==2.13.0, CPU. A trained DoRA adapter, read by model.load_adapter of transformers.
+# peft==0.21.2, transformers==5.24.0, torch==2.13.0, CPU. A trained DoRA adapter, read by model.load_adapter of
+# transformers.
 # Expected: the outputs that PeftModel.from_pretrained gives for the same folder, as for plain LoRA.
-# Seen: lora_A and lora_B are read, the magnitude vectors aren't: they stay the norms of the base's rows, so the model is
-# neither the base nor what was trained. No error: the load report calls the file's names UNEXPECTED (lora_magnitude_vector
-# .default) and the model's MISSING (the same with .weight). Exits 1 if the behaviour has changed.
+# Seen: lora_A and lora_B are read, the magnitude vectors aren't: they stay the norms of the base's rows, so the model
+# is neither the base nor what was trained. No error: the load report calls the file's names UNEXPECTED
+# (lora_magnitude_vector.default) and the model's MISSING (the same with .weight).
+# Exits 1 if the behaviour has changed.
 set -e
 folder=$(mktemp -d)
 python3 -m venv "$folder/venv"
