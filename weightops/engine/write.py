@@ -34,9 +34,6 @@ _JOURNAL = "journal."
 _PARTITION = b"2"
 """The version of how a job is divided into units, which a journal counts."""
 
-_BLOCK = 1 << 18
-"""Bytes that are written at once: few enough to be in the processor's cache still."""
-
 
 def write(
     form: LinearForm,
@@ -246,5 +243,5 @@ def _write_indexes(folder: Path, files: list[FileLayout]) -> None:
 def _pwrite(handle: int, data: memoryview, offset: int) -> None:
     """Write all the data at an offset."""
     while data:
-        written = os.pwrite(handle, data[:_BLOCK], offset)
+        written = os.pwrite(handle, data, offset)
         data, offset = data[written:], offset + written
