@@ -11,6 +11,7 @@ from helpers.data_sets import paint
 from PIL import Image
 
 from weightops import TASKS, ImageModel, Task, evaluate, open_checkpoint
+from weightops.algebra import precision
 from weightops.errors import CheckpointError
 from weightops.evaluation.linear_probe import linear_probe
 from weightops.evaluation.pixels import Pixels
@@ -87,6 +88,39 @@ def test_a_classifier_has_features_and_no_text(tmp_path: Path) -> None:
     assert encode_split(model, task, "test", features=True).shape == (4, 64)
     with pytest.raises(CheckpointError, match="takes no text"):
         retrieval(model, task, "test")
+
+
+def test_a_classifier_runs_in_float32_where_clip_runs_in_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head that tells near features apart is right in float32 alone."""
+    timm = pytest.importorskip("timm")
+    monkeypatch.delenv("WEIGHTOPS_PRECISION")
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    assert ImageModel.open("embedded", "cpu").precision == "bfloat16"
+    for split in ("train", "val", "test"):
+        for level in range(5):
+            for i in range(3):
+                path = tmp_path / "grays" / split / f"gray {level}" / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (160, 160), (100 + level,) * 3).save(path)
+    torch.manual_seed(0)
+    vit = timm.create_model("test_vit", num_classes=5).eval()
+    timm.models.save_for_hf(vit, tmp_path / "vit", safe_serialization=True)
+    task = folder_task(tmp_path / "grays")
+    first = ImageModel.open(tmp_path / "vit", "cpu", precision="float32")
+    features = encode_split(first, task, "test", features=True).double()
+    wanted = torch.eye(5, dtype=torch.float64)[torch.from_numpy(task.load("test").labels)]
+    ones = torch.ones(len(features), 1, dtype=torch.float64)
+    solved = torch.linalg.lstsq(torch.cat([features, ones], 1), wanted, driver="gelsd").solution
+    with torch.no_grad():
+        vit.head.weight.copy_(solved[:-1].T)
+        vit.head.bias.copy_(solved[-1])
+    timm.models.save_for_hf(vit, tmp_path / "fitted", safe_serialization=True)
+    order = {"class_order": "natural"}
+    assert evaluate(tmp_path / "fitted", task, device="cpu", **order)["grays"]["acc1"] == 1.0
+    low = evaluate(tmp_path / "fitted", task, device="cpu", precision="bfloat16", **order)
+    assert low["grays"]["acc1"] < 1.0
 
 
 def test_models_that_cannot_be_scored() -> None:

@@ -74,7 +74,8 @@ class ImageModel:
             model: a CLIP model, or a classifier of timm.
             device: "auto", "cpu", "cuda", ...
             learning: the task to learn; a classifier of others gets a head, alike in all processes.
-            precision: auto is bfloat16 where the device computes in it, else float32.
+            precision: auto is bfloat16 where the device computes in it, else float32; for a
+                classifier it is float32, as nothing bounds how its head enlarges a rounding.
 
         Raises:
             CheckpointError: if the architecture is unknown, or the model has neither an image and
@@ -96,6 +97,7 @@ class ImageModel:
         if checkpoint.architecture is not None and checkpoint.architecture.is_classifier:
             from weightops.evaluation.classifier import Classifier
 
+            used = "float32" if precision == "auto" else used
             return Classifier.build(checkpoint, torch_device, used, learning)
         module = checkpoint.model().to(torch_device)
         if not hasattr(module, "encode_image") or not hasattr(module, "encode_text"):
