@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import torch
 
-Factors = Mapping[str, torch.Tensor]
+ByEnd = Mapping[str, torch.Tensor]
+"""The factors of an edit by what they are, such as "down"."""
 
 BESIDE = ("alpha", "magnitude", "magnitude of rows")
 """What is stored beside the factors of a delta."""
@@ -49,21 +50,21 @@ ENDS = {
 """End of a stored name -> the factor that it is."""
 
 
-def _lora(factors: Factors) -> torch.Tensor:
+def _lora(factors: ByEnd) -> torch.Tensor:
     up, down = factors["up"].flatten(1), factors["down"]
     if "mid" in factors:
         return _tucker(factors["mid"], up.T, down.flatten(1))
     return up @ down.flatten(1)
 
 
-def _loha(factors: Factors) -> torch.Tensor:
+def _loha(factors: ByEnd) -> torch.Tensor:
     if "t1" in factors or "t2" in factors:
         first = _tucker(factors["t1"], factors["w1_a"], factors["w1_b"])
         return first * _tucker(factors["t2"], factors["w2_a"], factors["w2_b"])
     return (factors["w1_a"] @ factors["w1_b"]) * (factors["w2_a"] @ factors["w2_b"])
 
 
-def _lokr(factors: Factors) -> torch.Tensor:
+def _lokr(factors: ByEnd) -> torch.Tensor:
     w1 = factors.get("kron_w1")
     w2 = factors.get("kron_w2")
     if w1 is None:
@@ -80,7 +81,7 @@ def _tucker(core: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tenso
     return torch.einsum("ij...,io,jn->on...", core, a, b)
 
 
-def _difference(factors: Factors) -> torch.Tensor:
+def _difference(factors: ByEnd) -> torch.Tensor:
     [difference] = factors.values()
     return difference
 
@@ -98,7 +99,7 @@ class Kind(NamedTuple):
     name: str
     factors: tuple[str, ...]
     rank_of: str
-    compute: Callable[[Factors], torch.Tensor]
+    compute: Callable[[ByEnd], torch.Tensor]
 
 
 KINDS = (
