@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from weightops import TaskVector, collect, config_for, evaluate, finetune, merge, open_checkpoint
+from weightops.cli.main import run
 from weightops.errors import CheckpointError, MismatchError, OptionError, WeightopsError
 from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.linearized import LinearizedModel
@@ -107,6 +109,23 @@ def test_mixtures_are_refused(runs: dict[str, Path]) -> None:
     learner = ImageLearner(ImageModel.open("embedded", "cpu"), as_task("mnist"))
     with pytest.raises(OptionError, match="the recipe is for a linearised model"):
         fit(learner, config_for("embedded", steps=1, linearized=True))
+
+
+def test_mixtures_are_not_written(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a file holds is taken for linearised as a whole, so a mixture must not get there."""
+    out, refused = str(tmp_path / "out"), r"linearised at embedded, and .*c.* isn't"
+    both = [str(runs["a"]), str(runs["c"])]
+    for method in ("linear", "ties"):
+        options = ["--base", "embedded"] if method == "ties" else []
+        assert run(["merge", *both, "--method", method, *options, "-o", out]) == 1
+        assert re.search(refused, capsys.readouterr().err)
+    with pytest.raises(MismatchError, match=refused):
+        TaskVector(runs["c"], runs["a"]).save(tmp_path / "vector.safetensors")
+    assert list(tmp_path.iterdir()) == []
+    merge([runs["a"], runs["b"]]).save(tmp_path / "linearised")
+    assert ImageModel.open(tmp_path / "linearised", "cpu").precision == "float32"
 
 
 def test_another_base_of_the_name_is_refused(

@@ -22,6 +22,7 @@ from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.in_memory import InMemory
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.memory_names import MemoryNames
+from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.loading import load_into, untie
 from weightops.checkpoints.output_layout import folder_layout, is_single_file
 from weightops.checkpoints.renaming import match_ties, rename_to_match
@@ -313,6 +314,7 @@ class Checkpoint(Tensors):
 
     def _layout(self, max_shard_size: int | None, single: str | None) -> list[FileLayout]:
         """Return the layout of one file of a name, or of those of a folder."""
+        linearized_at(self.form)  # a mixture of linearised and ordinary weights is refused
         made_from = {**({"recipe": self.recipe} if self.recipe else {}), **provenance(self.form)}
         metadata = {"format": "pt", "weightops": json.dumps(made_from)}
         if single is not None:

@@ -18,6 +18,7 @@ from weightops.checkpoints.adapters.adapter import Adapter
 from weightops.checkpoints.adapters.writing import write_adapter
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.compressed import coding, write_compressed
+from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.opening import open_ref
 from weightops.engine.layout import layout
 from weightops.engine.write import write
@@ -49,6 +50,7 @@ def write_vector(
                 "a compressed task vector has the dtypes of its compression",
                 hint="leave out dtype=",
             )
+    linearized_at(form)  # a mixture of linearised and ordinary weights is refused
     check_free(path, overwrite=overwrite, inputs=[file.path for file in form.files])
     specs = {
         name: Spec(spec.shape, dtype or accumulator(spec.dtype))
