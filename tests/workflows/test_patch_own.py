@@ -74,3 +74,15 @@ def test_misuse(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ):
         assert run([*map(str, arguments), "-o", str(tmp_path / "x")]) == code, arguments
         assert message in capsys.readouterr().err
+
+
+def test_a_run_draws_nothing_over_and_over_in_a_file(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vector = ["--vector", own / "swapped.safetensors", "--max-supported-drop", "1"]
+    tasks = ["--task", own / "swapped", "--supported", own / "plain"]
+    how = ["--model", own / "model", "--device", "cpu", "-o", tmp_path / "out"]
+    assert run(["patch", *map(str, [*tasks, *vector, *how])]) == 0
+    written = capsys.readouterr().err
+    assert "\r" not in written
+    assert len(written) < 1000
