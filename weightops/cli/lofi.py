@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     TRAINING,
     Borrowed(
         "weightops.training.lofi:run",
-        only=("nodes", "checkpoint_every", "resume", "overwrite", "device", "precision"),
+        only=("nodes", "checkpoint_every", "resume", "overwrite", "device", "precision", "log_to"),
     ),
     Borrowed("weightops.training.process_groups:connected", only=("node_size", "patience", "fsdp")),
     NODE,

@@ -51,6 +51,7 @@ def run(
     overwrite: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
+    log_to: str | None = None,
 ) -> Average | None:
     """Fine-tune nodes into ``out/node0``, ``out/node1``, ..., and write their average.
 
@@ -74,6 +75,8 @@ def run(
             with other arguments.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: as for `finetune`; a learner has its own.
+        log_to: where the log goes as well: tensorboard (or tensorboard:FOLDER), wandb (or
+            wandb:PROJECT), or jsonl:PATH.
 
     Returns:
         The average in the process that wrote it, None in others.
@@ -104,6 +107,7 @@ def run(
                     checkpoint_every=checkpoint_every,
                     resume=resume,
                     overwrite=overwrite,
+                    log_to=log_to,
                     node=node,
                     strategy=strategy,
                 )

@@ -20,6 +20,7 @@ from weightops.support.progress import progress
 from weightops.training.config import TrainingConfig
 from weightops.training.fsdp import TrainingState, gather, local_part
 from weightops.training.learners import Learner
+from weightops.training.log_sinks import OnLine
 from weightops.training.nodes import Node, OneProcess
 from weightops.training.run_folder import RunFolder, Stateful
 
@@ -37,6 +38,7 @@ def train(
     start: int,
     checkpoint_every: int,
     on_step: Callable[[int], None] | None,
+    on_line: OnLine = lambda line: None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Train a learner from step ``start`` to the last, with logs and states in the folder.
 
@@ -67,6 +69,7 @@ def train(
                 seconds = seconds_before + time.monotonic() - started
                 line = {"step": done, "loss": loss.item(), "lr": config.learning_rate(step)}
                 lines.append({**line, "seconds": seconds, "communication": strategy.seconds})
+                on_line(lines[-1])
                 bar.note(f"loss {line['loss']:.3f}")
             if folder is not None and done % checkpoint_every == 0 and done < config.steps:
                 states = {name: target.state_dict() for name, target in trainer.stateful.items()}
