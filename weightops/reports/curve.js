@@ -17,7 +17,7 @@ for (const tick of share([y0, y1])) {
   put("line", { x1: left, x2: right, y1: Y(tick[0]), y2: Y(tick[0]), stroke: "var(--line)" });
   put("text", { x: left - 6, y: Y(tick[0]) + 4, "text-anchor": "end" }, label(tick, 100));
 }
-for (const tick of axes.percent ? share([x0, x1]) : ticks(x0, x1)) put("text", { x: X(tick[0]), y: bottom + 16, "text-anchor": "middle" }, label(tick, axes.percent ? 100 : 1));
+for (const tick of axes.percent ? share([x0, x1]) : ticks(x0, x1).filter(([v]) => !axes.whole || Number.isInteger(v))) put("text", { x: X(tick[0]), y: bottom + 16, "text-anchor": "middle" }, axes.whole ? tick[0] : label(tick, axes.percent ? 100 : 1));
 put("text", { x: (left + right) / 2, y: bottom + 36, "text-anchor": "middle" }, axes.x);
 put("text", { x: 14, y: (top_ + bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${(top_ + bottom) / 2})` }, axes.y);
 if (axes.line) put("polyline", { points: points.map(p => `${X(p.x)},${Y(p.y)}`).join(" "), fill: "none", stroke: "var(--curve)", "stroke-width": 2 });
@@ -32,8 +32,7 @@ const boxes = points.map(p => ({ x: X(p.x) - 5, y: Y(p.y) - 5, width: 10, height
 const meets = (a, b) => a.x < b.x + b.width && b.x < a.x + a.width && a.y < b.y + b.height && b.y < a.y + a.height;
 for (const { index, text, kind } of labels) {
   const p = points[index], [x, y] = [X(p.x), Y(p.y)];
-  const places = [[14, 5, "start"], [-14, 5, "end"], [0, -14, "middle"], [0, 26, "middle"], [12, 24, "start"], [-12, 24, "end"], [12, -14, "start"], [-12, -14, "end"],
-    [14, 44, "start"], [-14, 44, "end"], [0, 48, "middle"], [-14, -34, "end"], [14, -34, "start"]];
+  const places = [5, -14, 26, -34, 46, -54, 66, 86, 106].flatMap(dy => [[14, dy, "start"], [-14, dy, "end"], [0, Math.abs(dy) < 9 ? -14 : dy, "middle"]]);
   const e = put("text", { class: `label ${kind}`, "pointer-events": "none" }, text);
   let best = [Infinity];
   for (const place of places) {

@@ -141,7 +141,7 @@ def _curve(
     return Curve(
         what="alpha",
         hint="The slider stops at measured points; a click in the picture moves it, too. The line "
-        "on each bar marks the base.",
+        f"on each bar marks {'the base' if not full[0].distance else spots[0].name}.",
         x=view.kept if view.keep else order if several else "alpha",
         y=view.what,
         points=spots,

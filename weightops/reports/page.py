@@ -121,6 +121,7 @@ class Curve:
                 "y": f"{self.y}, %",
                 "percent": self.percent,
                 "line": self.line,
+                "whole": not self.percent and all(point.x % 1 == 0 for point in self.points),
             },
             "labels": [
                 {"index": index, "text": text, "kind": kind} for index, text, kind in self.labels
