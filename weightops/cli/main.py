@@ -21,7 +21,7 @@ from weightops.errors import OptionError, WeightopsError, printable
 from weightops.support.registry import unknown
 
 VERBS = (
-    *("patch", "negate", "add", "analogy", "soup", "lofi", "finetune", "evaluate"),
+    *("patch", "negate", "add", "analogy", "soup", "lofi", "finetune", "evaluate", "explore"),
     *("vector", "apply", "statistics", "merge", "pack", "compare", "rank", "inspect", "experiment"),
     *("push", "tasks", "methods", "cache", "env", "completion"),
 )
