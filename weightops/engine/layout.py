@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from weightops.algebra.dtypes import NUMBERS_IN_AN_ELEMENT, SAFETENSORS, name_of
-from weightops.algebra.kernels import CHUNK
+from weightops.algebra.kernels import PIECE
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.source import Spec
 from weightops.engine.plan import SEGMENT, plan, units
@@ -149,7 +149,7 @@ def estimate(form: LinearForm, files: list[FileLayout], place: Path) -> Estimate
     inputs = {(leaf, s.name) for s in steps for source in s.coefficients for leaf in source.leaves}
     threads = min(torch.get_num_threads(), len(units(steps)))
     segment_bytes = 4 * max((min(step.numel, SEGMENT) for step in steps), default=0)
-    chunk_bytes = 3 * 4 * CHUNK
+    chunk_bytes = 3 * 4 * PIECE
     working_bytes = sorted(
         (sum(s.working_bytes(step.name) for s in step.coefficients) for step in steps), reverse=True
     )

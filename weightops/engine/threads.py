@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from weightops.algebra.scratch import Scratch
 from weightops.engine.plan import Segment, unit_numel
+from weightops.support.input_files import held_open
 
 T = TypeVar("T")
 
@@ -51,6 +52,7 @@ def parallel(
     with (
         _pool(min(threads or torch.get_num_threads(), len(work))) as pool,
         _highest_precision(),
+        held_open(),
         tqdm(total=total_bytes, unit="B", unit_scale=True, delay=1, leave=False) as bar,
     ):
         results = pool.map(run, work) if pool else map(run, work)
