@@ -45,6 +45,8 @@ def folder_layout(
         max_shard_size: the most bytes of tensors in one file.
     """
     parts = architecture.parts if architecture else {}
+    # A model that ties nothing takes a name without a tensor for one that is missing.
+    untied = architecture is not None and architecture.config.get("tie_word_embeddings") is False
     names: dict[str, list[str]] = {"": [], **{prefix: [] for prefix in parts}}
     for name in form.specs:
         names[max((p for p in names if name.startswith(p)), key=len)].append(name)
@@ -54,5 +56,7 @@ def folder_layout(
         if names[prefix]:
             limit = max_shard_size if architecture is None or architecture.shards(prefix) else None
             part = form.part(names[prefix])
-            files += layout(part, file, metadata, max_shard_size=limit, prefix=prefix)
+            files += layout(
+                part, file, metadata, max_shard_size=limit, prefix=prefix, aliases=not untied
+            )
     return files
