@@ -23,6 +23,7 @@ SURFACE = ERRORS | {
     *("Checkpoint", "Task", "TaskVector", "ImageModel", "Recipe"),
     *("open_checkpoint", "average", "interpolate", "merge", "compare", "evaluate"),
     *("collect", "pack", "verify", "Verification"),
+    *("compare_accuracy", "mean_change", "Change"),
     *("finetune", "fit", "lofi", "TrainingConfig", "config_for", "SearchOptions"),
     *("Learner", "ModuleLearner", "Node", "connected"),
     *("patch", "negate", "add", "analogy", "soup", "rank", "run_experiment"),

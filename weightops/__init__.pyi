@@ -18,6 +18,9 @@ from weightops.errors import UnknownNameError as UnknownNameError
 from weightops.errors import UnverifiedError as UnverifiedError
 from weightops.errors import WeightopsError as WeightopsError
 from weightops.evaluation.image_model import ImageModel as ImageModel
+from weightops.evaluation.paired import Change as Change
+from weightops.evaluation.paired import compare_accuracy as compare_accuracy
+from weightops.evaluation.paired import mean_change as mean_change
 from weightops.evaluation.table import EVALUATORS as EVALUATORS
 from weightops.evaluation.table import Evaluator as Evaluator
 from weightops.evaluation.table import evaluate as evaluate
