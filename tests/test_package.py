@@ -22,7 +22,8 @@ ERRORS = {name for name, thing in vars(errors).items() if isinstance(thing, type
 SURFACE = ERRORS | {
     *("Checkpoint", "Task", "TaskVector", "ImageModel", "Recipe"),
     *("open_checkpoint", "average", "interpolate", "merge", "compare", "evaluate"),
-    *("collect", "pack"),
+    *("collect", "pack", "verify", "Verification"),
+    *("compare_accuracy", "mean_change", "Change"),
     *("finetune", "fit", "lofi", "TrainingConfig", "config_for", "SearchOptions"),
     *("Learner", "ModuleLearner", "Node", "connected"),
     *("patch", "negate", "add", "analogy", "soup", "rank", "run_experiment"),

@@ -54,7 +54,9 @@ def write_page(
     axes = _axes(summary, points, view)
     data = json.dumps({"points": curve, "chosen": chosen, "axes": axes}).replace("<", "\\u003c")
     fixed, broken = (
-        _changed(session.tasks, test["base"], test[word], set(view.keep), fixed=fixed)
+        _changed(
+            session.tasks, test[summary["compared_with"]], test[word], set(view.keep), fixed=fixed
+        )
         for fixed in (True, False)
     )
     html = _template().render(

@@ -91,7 +91,8 @@ def _run(
         _prepare(workflow, session)
         result = workflow.find(session)
         searched = time.monotonic() - started - session.finetuning_seconds
-        test = confirm(session, result, workflow.word)
+        has_base = workflow.compared_with == "base"
+        test = confirm(session, result, workflow.word, with_base=has_base)
         seconds = {
             "finetune": session.finetuning_seconds,
             "sweep": searched,
