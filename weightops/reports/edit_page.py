@@ -89,7 +89,8 @@ def _accuracies(
             rows.append([name, change(after - before), interval, f"{n:,}", *counts])
         words = changes[names[0]].words
         header = ["task", "change", "95 % interval", "images", *words]
-        tables.append(Table(f"{role.capitalize()} tasks: change from {model_name(other)}, points", header, rows))
+        title = f"{role.capitalize()} tasks: change from {model_name(other)}, points"
+        tables.append(Table(title, header, rows))
     return tables
 
 
