@@ -71,7 +71,7 @@ def test_vector_apply_inspect(
     assert [term["coefficient"] for term in facts["made_from"]["terms"]] == [1.0, 0.5]
     code, out, _ = weightops(capsys, "inspect", tmp_path / "e.safetensors")
     assert "= embed.weight" in out
-    assert "made from    +0.5 x" in out
+    assert "    weight: 0.5" in out
 
 
 def test_merge_and_methods(

@@ -118,7 +118,7 @@ def test_counts_agree_with_the_scores_and_the_pictures(
     word = "patched" if which == "patched" else "edited"
     counted: dict[str, list[int]] = {}
     for caption, (_, *rows) in page.tables.items():
-        if "change by the edit" in caption:
+        if "change from " in caption:
             counted |= {row[0]: list(map(int, row[-2:])) for row in rows}
     assert counted.keys() == summary["tasks"].keys()
     for name, (asked, opposite) in counted.items():

@@ -24,7 +24,7 @@ from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.memory_names import MemoryNames
 from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.loading import load_into, untie
-from weightops.checkpoints.output_layout import folder_layout, is_single_file
+from weightops.checkpoints.output_layout import folder_layout, is_single_file, write_records
 from weightops.checkpoints.renaming import match_ties, rename_to_match
 from weightops.checkpoints.skeleton import blank_copy
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
@@ -34,7 +34,6 @@ from weightops.engine.tensors import Tensors
 from weightops.engine.write import write
 from weightops.errors import CheckpointError
 from weightops.support.atomic import Overwrite, behind_links, check_free, resumable_output, stage_of
-from weightops.support.json_files import write_json
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -326,10 +325,7 @@ class Checkpoint(Tensors):
             if self.architecture:
                 self.architecture.warn_of_others(file.path for file in self.form.files)
                 self.architecture.write(folder)
-            if self.card:
-                (folder / "README.md").write_text(self.card, encoding="utf-8")
-            for name, content in self.records.items():
-                write_json(folder / name, content)
+            write_records(folder, self.card, self.recipe, self.records)
         if options.max_shard_size and self.architecture and not self.architecture.reads_shards:
             log.warning("%s reads one file only: no shards are written", self.architecture.library)
         self._write_weights(folder, options)

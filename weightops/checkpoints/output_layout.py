@@ -1,14 +1,19 @@
-"""The files that a checkpoint is written to: one, shards, or one for each part of its model."""
+"""The files that a checkpoint is written to: weights in one, shards or parts; card and recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.engine.layout import FileLayout, layout
 from weightops.errors import OptionError
+from weightops.support.json_files import write_json
+from weightops.support.yaml_files import yaml_text
+
+CARD, RECIPE = "README.md", "recipe.yaml"
 
 _OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -45,6 +50,8 @@ def folder_layout(
         max_shard_size: the most bytes of tensors in one file.
     """
     parts = architecture.parts if architecture else {}
+    # A model that ties nothing takes a name without a tensor for one that is missing.
+    untied = architecture is not None and architecture.config.get("tie_word_embeddings") is False
     names: dict[str, list[str]] = {"": [], **{prefix: [] for prefix in parts}}
     for name in form.specs:
         names[max((p for p in names if name.startswith(p)), key=len)].append(name)
@@ -54,5 +61,19 @@ def folder_layout(
         if names[prefix]:
             limit = max_shard_size if architecture is None or architecture.shards(prefix) else None
             part = form.part(names[prefix])
-            files += layout(part, file, metadata, max_shard_size=limit, prefix=prefix)
+            files += layout(
+                part, file, metadata, max_shard_size=limit, prefix=prefix, aliases=not untied
+            )
     return files
+
+
+def write_records(
+    folder: Path, card: str | None, recipe: Mapping[str, Any] | None, records: Mapping[str, Any]
+) -> None:
+    """Write what a folder says of its weights: card, recipe, and other records as JSON."""
+    if card:
+        (folder / CARD).write_text(card, encoding="utf-8")
+    if recipe and "verb" not in recipe:
+        (folder / RECIPE).write_text(yaml_text(dict(recipe)), encoding="utf-8")
+    for name, content in records.items():
+        write_json(folder / name, content)

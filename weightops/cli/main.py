@@ -22,8 +22,8 @@ from weightops.support.registry import unknown
 
 VERBS = (
     *("patch", "negate", "add", "analogy", "soup", "lofi", "finetune", "evaluate", "explore"),
-    *("vector", "apply", "statistics", "merge", "pack", "compare", "rank", "inspect", "experiment"),
-    *("push", "tasks", "methods", "cache", "env", "completion"),
+    *("vector", "apply", "statistics", "merge", "verify", "pack", "compare", "rank", "inspect"),
+    *("experiment", "push", "tasks", "methods", "cache", "env", "completion"),
 )
 """The verbs, in the order in which they are best learnt; each has a module of its name here."""
 
@@ -155,7 +155,8 @@ def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
     twice = {"--overwrite=all": ["--overwrite", "--overwrite"]}
     arguments = [part for given in arguments for part in twice.get(given, [given])]
     try:
-        weightops.main(arguments, prog_name="weightops", standalone_mode=False)
+        code = weightops.main(arguments, prog_name="weightops", standalone_mode=False)
+        return code if isinstance(code, int) else 0  # click returns the code of an exit
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -177,7 +178,6 @@ def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
             return 1
         click.echo(f"weightops: {_message(error)}", err=True)
         return 2 if isinstance(error, OptionError) else 1
-    return 0
 
 
 def _message(error: BaseException) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from weightops.algebra.scratch import Scratch
 from weightops.engine.plan import Segment, unit_numel
+from weightops.support.input_files import held_open
 from weightops.support.progress import progress
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ def parallel(
     with (
         _pool(min(threads or torch.get_num_threads(), len(work))) as pool,
         _highest_precision(),
+        held_open(),
         progress(total_bytes, "", "B") as bar,
     ):
         results = pool.map(run, work) if pool else map(run, work)

@@ -40,14 +40,15 @@ def write_edit_page(
         points: the points of those that were measured on all images, and on some of them.
         view: the axes of the curve.
         session: the session, which has the tasks.
-        test: model -> scores on test data, "base" and ``word`` among the models.
+        test: model -> scores on test data, ``word`` and what it is compared with among the models.
         word: the word for the edited model.
         title: the title of the page.
         forget: the names of the tasks whose accuracy was to be low.
     """
     tasks = {task.name: task for task in session.tasks}
+    other = summary["compared_with"]
     changes = {
-        name: Changes(tasks[name], test["base"], test[word], forget=name in forget)
+        name: Changes(tasks[name], test[other], test[word], forget=name in forget)
         for name in summary["tasks"]
     }
     lead = [
@@ -71,6 +72,7 @@ def _accuracies(
     summary: Mapping[str, Any], changes: Mapping[str, Changes], word: str
 ) -> list[Table]:
     """Return, for the tasks of each role, a table of accuracies and one of changes."""
+    other = summary["compared_with"]
     by_role: dict[str, list[str]] = {}
     for name, task in summary["tasks"].items():
         by_role.setdefault(task["role"], []).append(name)
@@ -79,7 +81,7 @@ def _accuracies(
         tables.append(_scores(summary, role, names, word))
         rows = []
         for name in names:
-            before, after = (summary["tasks"][name][model]["acc1"] for model in ("base", word))
+            before, after = (summary["tasks"][name][model]["acc1"] for model in (other, word))
             low, high = (min(max(end, -1.0), 1.0) for end in summary["intervals"][name]["change"])
             interval = f"{change(low)} to {change(high)}"
             n = summary["tasks"][name][word]["n"]
@@ -87,7 +89,8 @@ def _accuracies(
             rows.append([name, change(after - before), interval, f"{n:,}", *counts])
         words = changes[names[0]].words
         header = ["task", "change", "95 % interval", "images", *words]
-        tables.append(Table(f"{role.capitalize()} tasks: change by the edit, points", header, rows))
+        title = f"{role.capitalize()} tasks: change from {model_name(other, summary)}, points"
+        tables.append(Table(title, header, rows))
     return tables
 
 
@@ -104,7 +107,7 @@ def _scores(summary: Mapping[str, Any], role: str, names: Sequence[str], word: s
     if len(rows) > 1:
         means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:-1]]
         rows.append([f"mean of {len(rows)}", *means, ""])
-    header = ["task", *map(model_name, models), f"95 % interval, {word}"]
+    header = ["task", *(model_name(m, summary) for m in models), f"95 % interval, {word}"]
     return Table(f"{role.capitalize()} tasks: test accuracy, %", header, rows)
 
 

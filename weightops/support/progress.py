@@ -215,10 +215,9 @@ class _Notebook(_Timed):
     _shown: Any = None
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        from IPython.display import display
-
         text = {"text/plain": str(self) if msg is None else msg}
         if self._shown is None:
-            self._shown = display(text, raw=True, display_id=True)
+            ipython = sys.modules["IPython"]  # the notebook's own
+            self._shown = ipython.display.display(text, raw=True, display_id=True)
         else:
             self._shown.update(text, raw=True)

@@ -79,6 +79,8 @@ class Workflow(ABC):
     """The name of the function, and of the verb on the command line."""
     word: ClassVar[str] = "edited"
     """The name of the edited model in the summary."""
+    compared_with: ClassVar[str] = "base"
+    """The model of the summary that the edit is compared with."""
     method: str
     """How the weights are computed, for the model card."""
     options: Mapping[str, Any] = {}

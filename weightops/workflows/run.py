@@ -98,8 +98,9 @@ def _run(
         _prepare(workflow, session)
         result = workflow.find(session)
         searched = time.monotonic() - started - session.finetuning_seconds
-        whole.left((2 + len(result.rivals)) * _size(workflow, "test"))
-        test = confirm(session, result, workflow.word)
+        has_base = workflow.compared_with == "base"
+        whole.left((1 + has_base + len(result.rivals)) * _size(workflow, "test"))
+        test = confirm(session, result, workflow.word, with_base=has_base)
         seconds = {
             "finetune": session.finetuning_seconds,
             "sweep": searched,
