@@ -27,7 +27,7 @@ from weightops.checkpoints.in_memory import InMemory
 from weightops.checkpoints.ties import ends_in_memory
 from weightops.errors import OptionError
 from weightops.support.json_files import write_json
-from weightops.support.text import first_few
+from weightops.support.text import first_few, portable
 
 log = logging.getLogger("weightops")
 
@@ -216,7 +216,7 @@ def adapter_config(modules: list[str], rank: int, base: str | None) -> dict[str,
     return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": portable(base),
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
