@@ -296,7 +296,10 @@ def test_an_interrupt_is_told_as_one(
 def test_quiet_whatever_was_imported_before(tmp_path: Path) -> None:
     script = (
         "import time, tqdm; from weightops.cli.printing import quieten; quieten();\n"
+        "from weightops.support import progress; progress.EVERY = 0.1\n"
         "for _ in tqdm.tqdm(range(3)): time.sleep(0.2)\n"
+        "with progress.job('a job', 3) as whole:\n"
+        "    for _ in progress.tracked(range(3), 'a part'): time.sleep(0.2); whole.done(1)\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stderr == ""

@@ -37,7 +37,7 @@ from weightops.engine.ranks import ONE_RANK, Ranks
 from weightops.engine.tensors import Tensors
 from weightops.engine.write import write
 from weightops.errors import CheckpointError
-from weightops.hub.cards import Card, CardFacts
+from weightops.hub.cards import Card
 from weightops.support.atomic import Overwrite, behind_links, check_free, resumable_output, stage_of
 from weightops.support.text import first_few
 
@@ -333,9 +333,8 @@ class Checkpoint(Tensors):
             if self.architecture:
                 self.architecture.warn_of_others(file.path for file in self.form.files)
                 self.architecture.write(folder)
-            facts = self.architecture.card_facts if self.architecture else CardFacts()
             device = str(pick_device(options.device))
-            write_records(folder, self, facts=facts, device=device, name=options.name)
+            write_records(folder, self, device=device, name=options.name)
         if options.max_shard_size and self.architecture and not self.architecture.reads_shards:
             log.warning("%s reads one file only: no shards are written", self.architecture.library)
         self._write_weights(folder, options)

@@ -54,6 +54,8 @@ def folder_layout(
         max_shard_size: the most bytes of tensors in one file.
     """
     parts = architecture.parts if architecture else {}
+    # A model that ties nothing takes a name without a tensor for one that is missing.
+    untied = architecture is not None and architecture.config.get("tie_word_embeddings") is False
     names: dict[str, list[str]] = {"": [], **{prefix: [] for prefix in parts}}
     for name in form.specs:
         names[max((p for p in names if name.startswith(p)), key=len)].append(name)
@@ -63,7 +65,9 @@ def folder_layout(
         if names[prefix]:
             limit = max_shard_size if architecture is None or architecture.shards(prefix) else None
             part = form.part(names[prefix])
-            files += layout(part, file, metadata, max_shard_size=limit, prefix=prefix)
+            files += layout(
+                part, file, metadata, max_shard_size=limit, prefix=prefix, aliases=not untied
+            )
     return files
 
 
@@ -94,12 +98,13 @@ def write_records(folder: Path, model: Any, *, facts: CardFacts, device: str, na
     Args:
         folder: the folder.
         model: the `Checkpoint` that is written.
-        facts: the library that the folder loads in.
         device: where the weights are computed.
         name: the name that the folder will have.
+        facts: the library that the folder loads in; by default that of the model's architecture.
     """
     if model.card:
-        inputs = folders_of(model.form)
+        own = model.architecture.card_facts if model.architecture else CardFacts()
+        facts, inputs = facts or own, folders_of(model.form)
         text = model.card.text(facts, device, name=name, inputs=inputs)
         (folder / CARD).write_text(text, encoding="utf-8")
     if model.recipe and "verb" not in model.recipe:

@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def _log_to_stderr(level: int) -> None:
-    handler = logging.StreamHandler()
+    handler = _BetweenBars()
     handler.setFormatter(_OneLine("weightops: %(message)s"))
     logger = logging.getLogger("weightops")
     logger.addHandler(handler)
@@ -115,6 +115,16 @@ def _out_of_memory(error: BaseException) -> str:
         "(OMP_NUM_THREADS=1) hold fewer pieces at once; --device cpu and a smaller --batch-size "
         "help where a verb has them; --dry-run says what a merge takes"
     )
+
+
+class _BetweenBars(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes messages to stderr, with the bars of a terminal set aside."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        progress = sys.modules.get("weightops.support.progress")
+        if progress is not None:
+            progress.set_aside()
+        super().emit(record)
 
 
 class _OneLine(logging.Formatter):

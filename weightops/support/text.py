@@ -23,6 +23,16 @@ def first_few(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(listed[:most]) + more
 
 
+def counted(count: float, noun: str) -> str:
+    """Return a number with its noun, which is in the plural for all numbers but 1.
+
+    >>> counted(1, "point"), counted(0.5, "point"), counted(1200, "image")
+    ('1 point', '0.5 points', '1,200 images')
+    """
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {noun}{'' if count == 1 else 's'}"
+
+
 def portable(value: Any) -> Any:
     """Return a path or ref without the folders of this machine, for files that may be shared.
 

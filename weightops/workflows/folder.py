@@ -15,8 +15,8 @@ from weightops.errors import MissingExtraError
 from weightops.evaluation.zero_shot import record
 from weightops.merging.recipe import Recipe
 from weightops.reports.card import card
+from weightops.reports.edit_page import write_edit_page
 from weightops.reports.frontier import draw_bars, draw_frontier
-from weightops.reports.page import write_page
 from weightops.search.session import EditSession, Measured, file_name
 from weightops.support.json_files import jsonable, write_json
 from weightops.support.text import portable
@@ -63,16 +63,18 @@ def write_folder(
     (folder / RECIPE).write_text(yaml_text(portable(recipe.to_dict())), encoding="utf-8")
     _copy_logs(folder, session)
     _draw(folder, workflow, result, summary)
-    write_page(
-        folder / "report.html",
+    write_edit_page(
+        folder,
         summary=summary,
+        names=list(result.vectors),
         sweep=result.sweep,
-        points=workflow.points(result.sweep),
+        points=(workflow.points(result.sweep), workflow.estimates(result.sweep)),
         view=workflow.view,
         session=session,
         test=test,
         word=workflow.word,
         title=title(workflow, summary),
+        forget=[task.name for task in workflow.learned] if workflow.sign < 0 else [],
     )
     write_json(folder / "summary.json", summary)
 

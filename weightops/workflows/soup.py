@@ -155,8 +155,9 @@ class _Tasting:
             if accepted:
                 members, best = [*members, i], score
         why = (
-            f"of {len(self._names)} models, best first, those {len(members)} were kept with which "
-            f"mean validation accuracy strictly rose (to {best:.2%})"
+            f"of {len(self._names)} models, best first, {len(members)} "
+            f"{'was' if len(members) == 1 else 'were'} kept: the best, and each with which mean "
+            f"validation accuracy strictly rose (to {best:.2%})"
         )
         return members, why
 

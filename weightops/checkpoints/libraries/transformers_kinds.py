@@ -1,4 +1,4 @@
-"""What models of transformers are for, by the names of their classes: for cards and adapters."""
+"""The tasks of transformers' models, by the names of their classes: for cards and adapters."""
 
 from __future__ import annotations
 
