@@ -271,6 +271,14 @@ class Recipe:
             entries.append(entry if len(entry) > 1 else model)
         return entries
 
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """All options of the method with their values, and the seed; empty for a composition."""
+        if self.mixture or self.modules or self.slices:
+            return {}
+        defaults = {name: option.default for name, option in METHODS[self.method].options.items()}
+        return {**defaults, **self.options, "alpha": self.alpha, "seed": self.seed}
+
     def to_yaml(self) -> str:
         """Return the recipe as YAML."""
         return yaml_text(self.to_dict())
