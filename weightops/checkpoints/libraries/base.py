@@ -253,8 +253,8 @@ class Architecture(ABC):
         for place in dict.fromkeys(map(self._model_folder, files)):
             described = any((place / f).is_file() for f in (self.config_file, ADAPTER_CONFIG))
             if described and place != self.folder.absolute():
-                differing = other_companions(self.config_path, place, self._inner)
-                others |= {f"{place}/{name}": None for name in differing if name not in self.chosen}
+                found = other_companions(self.config_path, place, self._inner, self.chosen)
+                others |= {f"{place}/{name}": None for name in found}
         if others:
             log.warning(
                 "all beside the weights is taken from %s; others have another %s",
