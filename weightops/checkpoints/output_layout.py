@@ -92,7 +92,9 @@ def folders_of(form: LinearForm) -> dict[str, Path]:
     return {leaf.ref: leaf.files[0].path.parent for leaf in form.leaves if leaf.files}
 
 
-def write_records(folder: Path, model: Any, *, facts: CardFacts, device: str, name: str) -> None:
+def write_records(
+    folder: Path, model: Any, *, device: str, name: str, facts: CardFacts | None = None
+) -> None:
     """Write what a folder says of its weights: card, recipe, and other records as JSON.
 
     Args:

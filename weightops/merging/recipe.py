@@ -273,7 +273,7 @@ class Recipe:
 
     @property
     def all_options(self) -> dict[str, Any]:
-        """All options of the method with their values, and the seed; empty for a composition."""
+        """The values of all options of the method, and the seed; empty for a composition."""
         if self.mixture or self.modules or self.slices:
             return {}
         defaults = {name: option.default for name, option in METHODS[self.method].options.items()}
