@@ -61,7 +61,7 @@ class Group:
 
 
 class Changes:
-    """What an edit did to the test images of a task.
+    """The effect of an edit on the test images of a task.
 
     Args:
         task: the task.

@@ -87,7 +87,7 @@ class Curve:
 
     @property
     def name(self) -> str:
-        """What the picture shows."""
+        """The sentence that says the axes of the picture."""
         return f"{self.y} against {self.x}"
 
     @property
