@@ -26,7 +26,7 @@ from weightops.support.registry import unknown
 KEYS = (
     *("method", "base", "models", "slices", "modules", "alpha", "options", "seed", "rank", "dtype"),
     *("batchnorm", "tokenizer", "chat_template", "fill_missing", "name", "named", "base_layers"),
-    "mixture",
+    *("mixture", "align"),
 )
 WHOLE = ("dtype", "batchnorm", "tokenizer", "chat_template", "fill_missing", "named", "name")
 """The keys that belong to a whole recipe, not to a slice or a module of it."""
@@ -103,7 +103,12 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         raise RecipeError("statistics are of whole models, not of the layers of a slice")
     with located(line_of(content, "alpha")):
         alpha = numbers_of(content.get("alpha", 1.0), "alpha")
-    base_layers = content.get("base_layers")
+    base_layers, align = content.get("base_layers"), content.get("align", False)
+    with located(line_of(content, "align")):
+        if not isinstance(align, bool):
+            raise RecipeError(f"align is {align!r:.80}, and must be true or false")
+        if align and layers:
+            raise RecipeError("align is of whole models, not of the layers of a slice")
     return {
         "models": tuple(entry["model"] for entry in entries),
         "method": str(content.get("method", "linear"))[:200],
@@ -115,6 +120,7 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         "rank": None if content.get("rank") is None else rank_of(content["rank"]),
         "layers": layers or None,
         "statistics": statistics if any(statistics) else None,
+        "align": align,
         "base_layers": None if base_layers is None else layers_of(base_layers),
         "lines": {
             str(content.get("base")): line_of(content, "base"),
