@@ -11,6 +11,7 @@ from weightops.errors import RecipeError
 from weightops.merging.chat_templates import check_chat_template
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.recipe_values import (
+    align_of,
     check_keys,
     layers_of,
     numbers_of,
@@ -103,12 +104,9 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         raise RecipeError("statistics are of whole models, not of the layers of a slice")
     with located(line_of(content, "alpha")):
         alpha = numbers_of(content.get("alpha", 1.0), "alpha")
-    base_layers, align = content.get("base_layers"), content.get("align", False)
     with located(line_of(content, "align")):
-        if not isinstance(align, bool):
-            raise RecipeError(f"align is {align!r:.80}, and must be true or false")
-        if align and layers:
-            raise RecipeError("align is of whole models, not of the layers of a slice")
+        align = align_of(content.get("align", False), bool(layers))
+    base_layers = content.get("base_layers")
     return {
         "models": tuple(entry["model"] for entry in entries),
         "method": str(content.get("method", "linear"))[:200],
