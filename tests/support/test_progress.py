@@ -116,7 +116,23 @@ def test_the_plan_is_met() -> None:
 
 
 def test_a_job_inside_a_job_is_part_of_it() -> None:
-    with job("outer", 10) as outer, job("inner", 99) as inner:
-        assert inner is outer
-    with job("another", 1) as another:
-        assert another is not outer
+    with job("outer", 10) as outer:
+        with job("inner", 99) as inner, progress(2, "a part", work=1) as bar:
+            bar.update(2)
+            inner.done(1)
+            inner.left(0)  # of its own plan
+        assert (outer._bar.n, outer._bar.total) == (3, 10)
+
+
+def test_a_job_of_unknown_length(often: None) -> None:
+    def do() -> None:
+        with job("experiment", None) as whole:
+            for i in range(10):
+                with progress(2, f"part {i}", work=5) as bar:
+                    time.sleep(0.03)
+                    bar.update(2)
+            whole.left(3)
+
+    lines = shown(do)
+    assert lines
+    assert all(re.fullmatch(r"weightops: experiment, part \d: \d\d:\d\d", line) for line in lines)

@@ -87,7 +87,7 @@ class Curve:
 
     @property
     def name(self) -> str:
-        """The sentence that says the axes of the picture."""
+        """The name of the picture."""
         return f"{self.y} against {self.x}"
 
     @property
