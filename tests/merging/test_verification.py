@@ -224,6 +224,24 @@ def test_an_adapter_that_others_merged(
     assert "not in 2 of 4 tensors" in capsys.readouterr().out
 
 
+def test_adapters_that_were_merged_into_one(lora: tuple[Path, Path], tmp_path: Path) -> None:
+    _, adapter = lora
+    other = shutil.copytree(adapter, tmp_path / "other")
+    tamper(other / "adapter_model.safetensors", lambda t: [x.mul_(1.5) for x in t.values()])
+    recipe = Recipe((str(adapter), str(other)), weights=(3.0, 1.0))
+    recipe.merge().save(tmp_path / "both")
+    assert verify(tmp_path / "both").holds
+    tamper(
+        tmp_path / "both/adapter_model.safetensors",
+        lambda t: next(x for name, x in t.items() if "lora_B" in name).mul_(1.001),
+    )
+    assert len(verify(tmp_path / "both").differing) == 1
+    assert run(["verify", str(tmp_path / "both")]) == 1
+    Recipe(recipe.models, rank=1).merge().save(tmp_path / "cut")
+    with pytest.raises(UnverifiedError, match="cut to rank 1"):
+        verify(tmp_path / "cut")
+
+
 def test_rounding_is_no_excuse_for_a_factor(tmp_path: Path) -> None:
     """In bfloat16 a factor of 1.001 moves most elements by less than their spacing."""
     generator = torch.Generator().manual_seed(0)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.provenance import provenance
+from weightops.checkpoints.formats.safetensors import MODEL_SPEC, RECORD
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.engine.layout import FileLayout, layout
 from weightops.errors import OptionError
+from weightops.hub.cards import CardFacts
 from weightops.support.json_files import write_json
 from weightops.support.yaml_files import yaml_text
 
@@ -67,13 +71,45 @@ def folder_layout(
     return files
 
 
+def file_metadata(form: LinearForm, recipe: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the metadata of each file: provenance, recipe, and the ModelSpec of the inputs."""
+    made_from = {**({"recipe": recipe} if recipe else {}), **provenance(form)}
+    return {"format": "pt", **_model_spec(form), RECORD: json.dumps(made_from)}
+
+
+def _model_spec(form: LinearForm) -> dict[str, str]:
+    """Return what the first input with a ModelSpec says of the model, but for its file's hash."""
+    for leaf in form.leaves:
+        told = {key: text for key, text in leaf.metadata.items() if key.startswith(MODEL_SPEC)}
+        told.pop(f"{MODEL_SPEC}hash_sha256", None)
+        if told:
+            return told
+    return {}
+
+
+def folders_of(form: LinearForm) -> dict[str, Path]:
+    """Return the ref of each place that a form reads -> its folder."""
+    return {leaf.ref: leaf.files[0].path.parent for leaf in form.leaves if leaf.files}
+
+
 def write_records(
-    folder: Path, card: str | None, recipe: Mapping[str, Any] | None, records: Mapping[str, Any]
+    folder: Path, model: Any, *, device: str, name: str, facts: CardFacts | None = None
 ) -> None:
-    """Write what a folder says of its weights: card, recipe, and other records as JSON."""
-    if card:
-        (folder / CARD).write_text(card, encoding="utf-8")
-    if recipe and "verb" not in recipe:
-        (folder / RECIPE).write_text(yaml_text(dict(recipe)), encoding="utf-8")
-    for name, content in records.items():
-        write_json(folder / name, content)
+    """Write what a folder says of its weights: card, recipe, and other records as JSON.
+
+    Args:
+        folder: the folder.
+        model: the `Checkpoint` that is written.
+        device: where the weights are computed.
+        name: the name that the folder will have.
+        facts: the library that the folder loads in; by default that of the model's architecture.
+    """
+    if model.card:
+        own = model.architecture.card_facts if model.architecture else CardFacts()
+        facts, inputs = facts or own, folders_of(model.form)
+        text = model.card.text(facts, device, name=name, inputs=inputs)
+        (folder / CARD).write_text(text, encoding="utf-8")
+    if model.recipe and "verb" not in model.recipe:
+        (folder / RECIPE).write_text(yaml_text(dict(model.recipe)), encoding="utf-8")
+    for file, content in model.records.items():
+        write_json(folder / file, content)

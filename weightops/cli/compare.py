@@ -106,9 +106,9 @@ def _draw(
 ) -> None:
     """Write the picture of a comparison, or its page."""
     from weightops.reports.frontier import write_figure
-    from weightops.reports.outcome import versions
     from weightops.reports.vector_comparison import ErrorMap, comparison_page, draw_comparison
     from weightops.support.atomic import atomic_output
+    from weightops.support.invocation import versions
     from weightops.support.text import portable
 
     errors = None

@@ -175,11 +175,12 @@ def _score(
 def _write(records: Sequence[dict[str, Any]], out: Path, split: str, *, overwrite: bool) -> None:
     from weightops.support.atomic import atomic_output
     from weightops.support.json_files import write_json
+    from weightops.support.text import portable
 
     with atomic_output(out, overwrite=overwrite) as folder:
         folder.mkdir()
         for i, record in enumerate(records):
-            write_json(folder / f"{i:03}_{record['dataset']}_{split}.json", record)
+            write_json(folder / f"{i:03}_{record['dataset']}_{split}.json", portable(record))
 
 
 def _print(records: Sequence[dict[str, Any]], columns: Sequence[str], *, show_models: bool) -> None:

@@ -18,6 +18,7 @@ from types import FrameType
 import click
 
 from weightops.errors import OptionError, WeightopsError, printable
+from weightops.support.invocation import invoked_with
 from weightops.support.registry import unknown
 
 VERBS = (
@@ -125,7 +126,7 @@ class _OneLine(logging.Formatter):
 
 def run(arguments: list[str], *, debug: bool = False) -> int:
     """Run one command line and return its exit code."""
-    with interrupts() as received:
+    with interrupts() as received, invoked_with(arguments):
         return _run(arguments, received, debug)
 
 

@@ -111,7 +111,7 @@ def compare(
     """
     tied = [tied_names(form) for form in (expected, actual)]
     names = [n for n in actual.specs if n in expected.specs and not all(n in t for t in tied)]
-    forms = [expected, actual]
+    forms, is_delta = [expected, actual], expected.space == "delta"
     steps = {name: [*plan(expected, [name]), *plan(actual, [name])] for name in names}
     if base is not None:
         for name in names:
@@ -125,7 +125,7 @@ def compare(
             name = segment.step.name
             if read is None or segment.step is not step:
                 step, read = segment.step, reader(steps[name], scratch)
-            found.append((name, _compare_segment(segment, read, _rows(segment), scratch)))
+            found.append((name, _compare_segment(segment, read, _rows(segment), scratch, is_delta)))
         return found
 
     def _rows(segment: Segment) -> list[torch.dtype]:
@@ -146,7 +146,7 @@ def _joint(steps: Sequence[Step]) -> Step:
 
 
 def _compare_segment(
-    segment: Segment, read: Reader, dtypes: Sequence[torch.dtype], scratch: Scratch
+    segment: Segment, read: Reader, dtypes: Sequence[torch.dtype], scratch: Scratch, is_delta: bool
 ) -> Difference:
     """Return the difference of the elements of one segment."""
     size = segment.stop - segment.start
@@ -154,7 +154,7 @@ def _compare_segment(
     read(segment.start, segment.stop, rows)
     total = Difference(count=size)
     for parts in _chunks(rows):
-        total.add(_numbers(parts, is_editable(dtypes[0])))
+        total.add(_numbers(parts, is_editable(dtypes[0]), is_delta))
     return total
 
 
@@ -163,7 +163,7 @@ def _chunks(rows: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
         yield [row[start : start + _CHUNK] for row in rows]
 
 
-def _numbers(parts: Sequence[torch.Tensor], are_floats: bool) -> Difference:
+def _numbers(parts: Sequence[torch.Tensor], are_floats: bool, is_delta: bool) -> Difference:
     expected, actual, *base = parts
     width = expected.element_size()
     bits = [part.view(torch.uint8).view(-1, width) for part in (expected, actual)]
@@ -171,7 +171,8 @@ def _numbers(parts: Sequence[torch.Tensor], are_floats: bool) -> Difference:
     if not are_floats:
         return Difference(other=other, outside=other, error=math.inf if other else 0.0)
     should, have = expected.double(), actual.double()
-    change = should - base[0].double() if base else torch.zeros_like(should)
+    change = should if is_delta else torch.zeros_like(should)
+    change = should - base[0].double() if base else change
     error = torch.where((bits[0] != bits[1]).any(1), have - should, 0.0)
     error[~error.isfinite()] = math.inf
     spacing = torch.finfo(expected.dtype).eps * _ROUNDINGS

@@ -82,7 +82,8 @@ class RecipeMerge:
             merged = with_batchnorm(merged, recipe.batchnorm, base)
         merged.recipe = portable(recipe.to_dict())
         text = yaml_text(merged.recipe)
-        merged.card = merge_card(recipe.method, recipe.models, recipe.base, text)
+        options = recipe.all_options
+        merged.card = merge_card(recipe.method, recipe.models, recipe.base, text, options)
         merged = merged.to(getattr(torch, recipe.dtype)) if recipe.dtype else merged
         if recipe.batchnorm in (None, "base"):
             return merged

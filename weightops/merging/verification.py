@@ -168,6 +168,11 @@ class _Made:
                 where.check(fingerprints_in(provenance(form)))
                 return cls(Checkpoint(form, start.architecture), start, _summed(record), True)
             found, name = stated, _named(stated)
+        if found.rank is not None:
+            raise UnverifiedError(
+                f"{output} can't be checked: adapters were merged and cut to rank {found.rank}, "
+                "which more than one pair of matrices may be the best of"
+            )
         find = str if base else where.find
         merge = RecipeMerge(where.with_statistics(found), device=device, find=find)
         merged = merge.run()

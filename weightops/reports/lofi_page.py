@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from weightops.reports.outcome import versions
 from weightops.reports.page import Curve, Page, Section, Spot, Table, facts
 from weightops.reports.table import change
+from weightops.support.invocation import versions
 from weightops.support.text import counted, portable
 
 _CHOSEN, _BASE = "average", "base"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from weightops.reports.frontier import INK, new_figure, save_figure, svg_of
 from weightops.reports.page import Page, Section, Table, facts
 from weightops.reports.table import table
 from weightops.support.atomic import atomic_output
+from weightops.support.invocation import versions
 from weightops.support.json_files import write_json
 from weightops.support.text import portable
 
@@ -91,9 +90,3 @@ class Outcome:
         last = facts({**portable({**more, **about}), "versions": versions()})
         results = Section("Results", tables=tables, drawing=drawing)
         return Page(self.title, [], [results, last])
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results may depend on."""
-    packages = ("weightops", "torch", "open_clip_torch", "torchvision", "pillow", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -30,7 +30,7 @@ from weightops.statistics.statistic import Kind, statistic_source
 from weightops.support.arguments import check_arguments
 from weightops.support.progress import progress
 from weightops.support.ranges import Range
-from weightops.support.text import first_few
+from weightops.support.text import first_few, portable
 from weightops.tasks.table import TaskLike, as_task
 from weightops.tasks.task import Task
 
@@ -128,7 +128,7 @@ def collect(
         "kind": kind,
         **run.data,
         "count": run.size,
-        "model": {"ref": checkpoint.ref, "fingerprint": checkpoint.fingerprint},
+        "model": {"ref": portable(checkpoint.ref), "fingerprint": checkpoint.fingerprint},
     }
     with in_single_precision(run.module):
         if kind == "fisher":

@@ -169,6 +169,7 @@ def fit(
             **learner.reading,
             samples=config.steps * node.batch_size(config.batch_size),
             communication_seconds=strategy.seconds,
+            device=str(learner.device),
             **({LINEARIZED: learner.linearized_at} if learner.linearized_at else {}),
         )
     return folder.weights()

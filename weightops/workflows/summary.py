@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from weightops.checkpoints.opening import open_checkpoint
-from weightops.reports.outcome import versions
 from weightops.search.goal import difference, interval
 from weightops.search.session import EditSession, Measured
+from weightops.support.invocation import versions
 from weightops.task_vector import TaskVector
 from weightops.tasks.derived import parts_of
 from weightops.tasks.task import SPLITS, Task
