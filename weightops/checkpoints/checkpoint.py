@@ -10,9 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
 from weightops.algebra.codes import REMEDY, is_packed
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
@@ -35,6 +32,7 @@ from weightops.engine.write import write
 from weightops.errors import CheckpointError
 from weightops.support.atomic import Overwrite, behind_links, check_free, resumable_output, stage_of
 from weightops.support.json_files import write_json
+from weightops.support.lazy import nn, torch
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -138,7 +136,7 @@ class Checkpoint(Tensors):
         size = sum(spec.nbytes for spec in self.specs.values())
         return f"Checkpoint({self.ref!r}, {len(self)} tensors, {size / 1e6:.1f} MB)"
 
-    def to(self, dtype: torch.dtype) -> Checkpoint:
+    def to(self, dtype: torch.dtype | str) -> Checkpoint:
         """Return the weights with editable tensors in another dtype; reading casts them."""
         architecture = self.architecture.in_dtype(dtype) if self.architecture else None
         return self.with_form(self.form.to(dtype), architecture)
@@ -250,7 +248,7 @@ class Checkpoint(Tensors):
         path: str | Path,
         *,
         overwrite: Overwrite = False,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         max_shard_size: int | None = None,
         on_nonfinite: OnNonfinite = "warn",
         resume: bool = False,
@@ -305,7 +303,7 @@ class Checkpoint(Tensors):
         self,
         path: str | Path,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         max_shard_size: int | None = None,
     ) -> Estimate:
         """Estimate the bytes, memory and disk space that `save` would take, from headers alone."""

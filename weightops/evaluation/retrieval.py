@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Set
 
-import torch
 from tqdm import tqdm
 
 from weightops.evaluation.image_model import ImageModel, check_finite
 from weightops.evaluation.zero_shot import encode_split
+from weightops.support.lazy import torch, without_gradients
 from weightops.tasks.task import Images, Task, captions_of
 
 DEPTHS = (1, 5, 10)
 _QUERIES_AT_A_TIME = 1024
 
 
-@torch.no_grad()
+@without_gradients
 def retrieval(
     model: ImageModel, task: Task, split: str, *, batch_size: int = 256
 ) -> dict[str, float]:

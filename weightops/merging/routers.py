@@ -7,15 +7,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-import torch.nn.functional as F
-
 from weightops.algebra.devices import pick_device
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.errors import RecipeError
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.token_rows import table_of
 from weightops.merging.tokenizers import vocabulary_tensors
+from weightops.support.lazy import F, torch
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")

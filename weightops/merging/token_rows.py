@@ -7,8 +7,6 @@ from hashlib import sha256
 from threading import Lock
 from typing import Any
 
-import torch
-
 from weightops.algebra.dtypes import accumulator
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.provenance import provenance
@@ -16,6 +14,7 @@ from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ExpressionSource, Source, Spec
 from weightops.engine.evaluate import buffered, reader
 from weightops.engine.plan import plan
+from weightops.support.lazy import torch
 
 _ROWS = 4096
 """Rows that are summed at once for the mean of a table."""

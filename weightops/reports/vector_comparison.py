@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from weightops.errors import missing_extra
 from weightops.reports.frontier import INK
+from weightops.support.lazy import torch
 
 _COLORS = ("#2f6db3", "#d1495b", "#3f8f5b", "#8a5ea8", "#c98a1b", "#4aa3a2", "#6b7280", "#a2465f")
 _TITLE = {"loc": "left", "fontsize": 11, "color": INK}

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from typing_extensions import Self
 
 from weightops.checkpoints.libraries.base import Architecture, CardFacts
 from weightops.checkpoints.libraries.config_checks import check_config, library_errors
 from weightops.errors import CheckpointError
+from weightops.support.lazy import nn, torch
 
 
 @dataclass(frozen=True)
