@@ -11,12 +11,11 @@ from functools import cache
 from threading import RLock, local
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from weightops.algebra.scratch import Scratch
 from weightops.engine.plan import Segment, unit_numel
 from weightops.support.input_files import held_open
 from weightops.support.lazy import torch
+from weightops.support.progress import progress
 
 T = TypeVar("T")
 
@@ -70,7 +69,7 @@ def parallel(
         _pool(min(threads or torch.get_num_threads(), len(work))) as pool,
         _highest_precision(),
         held_open(),
-        tqdm(total=total_bytes, unit="B", unit_scale=True, delay=1, leave=False) as bar,
+        progress(total_bytes, "", "B") as bar,
     ):
         results = pool.map(run, work) if pool else map(run, work)
         for unit, result in zip(work, results, strict=True):

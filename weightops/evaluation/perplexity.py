@@ -6,13 +6,12 @@ import math
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from weightops.algebra.precision import Precision, computed_in, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.errors import CheckpointError, NonfiniteError, TaskError
 from weightops.evaluation.image_model import check_finite
 from weightops.support.lazy import F, nn, torch, without_gradients
+from weightops.support.progress import tracked
 
 
 def token_blocks(model: Checkpoint, text: str | Path, length: int | None = None) -> torch.Tensor:
@@ -83,7 +82,7 @@ def perplexity(
     module.eval()
     device = next(module.parameters()).device
     used, total, bad = pick_precision(precision, device), 0.0, []
-    for batch in tqdm(tokens.split(batch_size), desc="perplexity", delay=1, leave=False):  # type: ignore[no-untyped-call]
+    for batch in tracked(tokens.split(batch_size), "perplexity"):  # type: ignore[no-untyped-call]
         batch = batch.to(device)
         with computed_in(used, device):
             logits = module(input_ids=batch).logits.float()

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 
 from weightops.errors import NothingSatisfiesError, OptionError, UnknownNameError
 from weightops.support.lazy import torch
+from weightops.support.text import counted
 
 Rule = Literal["patching", "mean"]
 RULES: tuple[Rule, ...] = ("patching", "mean")
@@ -174,8 +175,8 @@ class Goal:
                 nearest one.
         """
         ordered = nearest_first(points)
-        kind = "alphas" if ordered and not isinstance(ordered[0].alpha, tuple) else "candidates"
-        count = f"{len(ordered)} {kind}"
+        kind = "alpha" if ordered and not isinstance(ordered[0].alpha, tuple) else "candidate"
+        count = counted(len(ordered), kind)
         if not (bool(self.keep) if constrained is None else constrained):
             best = max(ordered, key=lambda point: point.score)
             return Choice(best.alpha, f"{self._scored(best)} of {count}")
@@ -204,7 +205,7 @@ class Goal:
     def _bound(self) -> str:
         if self.ratio != 1:
             return f"at least {100 * self.ratio:g} % of"
-        return f"at most {100 * self.drop:g} points under"
+        return f"at most {counted(100 * self.drop, 'point')} under"
 
     def _scored(self, best: Point) -> str:
         return f"{self.what} on validation data ({abs(best.score):.2%})"

@@ -12,6 +12,7 @@ from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import MismatchError, SpaceError
 from weightops.support.lazy import torch
+from weightops.support.text import portable
 
 Kind = Literal["fisher", "gram"]
 
@@ -105,7 +106,11 @@ class Statistic:
 
     def describe(self) -> dict[str, object]:
         """Return what identifies the statistic in the provenance of a merge."""
-        return {"kind": self.kind, "ref": self.ref, "fingerprint": self.checkpoint.fingerprint}
+        return {
+            "kind": self.kind,
+            "ref": portable(self.ref),
+            "fingerprint": self.checkpoint.fingerprint,
+        }
 
 
 _WIDE = ("float32", "float64")

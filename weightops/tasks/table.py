@@ -14,7 +14,7 @@ from weightops.tasks.archives import archive_task, is_archive
 from weightops.tasks.class_names import in_order
 from weightops.tasks.derived import DERIVED
 from weightops.tasks.folder import folder_task
-from weightops.tasks.hub import NAME, hub_task
+from weightops.tasks.hub import NAME, hub_task, local_parquet, local_parquet_task
 from weightops.tasks.task import Task
 
 TaskLike = str | Task
@@ -119,10 +119,10 @@ def find_task(name: str) -> Task:
     """Return the task of a name, of a folder, of a data set, or one derived from these.
 
     Args:
-        name: a name in `TASKS`, such as ``shapes``; the path of a folder of images; a data set on
-            the Hugging Face Hub, such as ``ylecun/mnist``; any of them after the name of a
-            derivation and a colon, such as ``typographic:shapes``, ``readable:photos`` or
-            ``order=natural:photos``, see `as_read`.
+        name: a name in `TASKS`, such as ``shapes``; the path of a folder of images or of Parquet
+            files; a data set on the Hugging Face Hub, such as ``ylecun/mnist``; any of them after
+            the name of a derivation and a colon, such as ``typographic:shapes``,
+            ``readable:photos`` or ``order=natural:photos``, see `as_read`.
 
     Raises:
         UnknownNameError: if no task has that name.
@@ -139,7 +139,9 @@ def _open_task(name: str) -> Task:
         return DERIVED[kind](find_task(rest))
     if colon and kind.startswith(_ORDER):
         return in_order(find_task(rest), kind.removeprefix(_ORDER))
-    folder = Path(name)
+    folder, parquet = Path(name), local_parquet(name)
+    if parquet is not None:
+        return local_parquet_task(*parquet)
     if "/" not in name and not folder.is_dir():
         return TASKS[name]  # raises the error that names the nearest tasks
     if is_archive(folder):

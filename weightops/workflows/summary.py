@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from weightops.checkpoints.opening import open_checkpoint
-from weightops.reports.outcome import versions
 from weightops.search.goal import difference, interval
 from weightops.search.session import EditSession, Measured
+from weightops.support.invocation import versions
 from weightops.task_vector import TaskVector
 from weightops.tasks.derived import parts_of
 from weightops.tasks.task import SPLITS, Task
@@ -51,10 +51,11 @@ def summarize(
         }
         for task, role in workflow.roles.items()
     }
-    intervals = {name: _intervals(name, test, workflow.word) for name in tasks}
+    intervals = {name: _intervals(name, test, workflow) for name in tasks}
     chosen_on = [name for name in tasks if any(name in m.hits for m in result.sweep)]
     summary = {
         "alpha": result.named_alpha,
+        "compared_with": workflow.compared_with,
         "chosen_on": "the validation splits of " + ", ".join(chosen_on),
         "why": result.why,
         "tasks": tasks,
@@ -93,14 +94,22 @@ def settings(workflow: Workflow) -> dict[str, Any]:
 
 
 def _intervals(
-    task: str, test: Mapping[str, Measured], word: str
+    task: str, test: Mapping[str, Measured], workflow: Workflow
 ) -> dict[str, tuple[float, float]]:
-    """Return 95 % intervals of each model's accuracy on a task, and of the edit's change."""
+    """Return 95 % intervals of each model's accuracy on a task, and of the edit's change.
+
+    An edit that is compared with another model than the base has its change from the base, too.
+    """
     hits = {model: m.hits[task] for model, m in test.items() if task in m.hits}
-    change, error = difference({task: hits[word]}, {task: hits["base"]}, {task: 1.0})
-    half_width = _CONFIDENCE_95 * error
+    changes = {"change": workflow.compared_with}
+    if workflow.compared_with != "base" and "base" in hits:
+        changes["change_from_base"] = "base"
     intervals = {model: interval(own) for model, own in hits.items()}
-    return {**intervals, "change": (change - half_width, change + half_width)}
+    for name, other in changes.items():
+        change, error = difference({task: hits[workflow.word]}, {task: hits[other]}, {task: 1.0})
+        half_width = _CONFIDENCE_95 * error
+        intervals[name] = (change - half_width, change + half_width)
+    return intervals
 
 
 def title(workflow: Workflow, summary: Mapping[str, Any]) -> str:
@@ -112,13 +121,15 @@ def title(workflow: Workflow, summary: Mapping[str, Any]) -> str:
             rows = [summary["tasks"][name] for name in weights]
             before, after = (
                 100 * sum(row[model]["acc1"] for row in rows) / len(rows)
-                for model in ("base", workflow.word)
+                for model in (workflow.compared_with, workflow.word)
             )
             texts.append(f"{label} {before:.1f} → {after:.1f} %")
     alphas = summary["alpha"] if isinstance(summary["alpha"], Mapping) else {}
     unused = [name for name, alpha in alphas.items() if alpha == 0]
     without = f", without {', '.join(unused)} (alpha 0)" if unused else ""
-    return ", ".join(texts) + " (test)" + without
+    other = f", {workflow.compared_with} → {workflow.word}"
+    compared = other if workflow.compared_with != "base" else ""
+    return ", ".join(texts) + compared + " (test)" + without
 
 
 def _refs(finetuned: Sequence[Any]) -> Any:

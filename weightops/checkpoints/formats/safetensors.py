@@ -19,6 +19,9 @@ from weightops.support.lazy import torch
 RECORD = "weightops"
 """The metadata key of the provenance record that weightops writes."""
 
+MODEL_SPEC = "modelspec."
+"""The beginning of the metadata keys that describe a model for people (ModelSpec)."""
+
 
 class SafetensorsSource(FileSource):
     """Tensors of one safetensors file, each read when it is asked for.
@@ -38,7 +41,7 @@ class SafetensorsSource(FileSource):
         self.ties = {
             alias: name
             for alias, name in metadata.items()
-            if name in stored and alias not in stored
+            if name in stored and alias not in stored and not alias.startswith(MODEL_SPEC)
             if _may_be_alias(alias, name) or (RECORD in metadata and alias != "format")
         }
         self.specs = {**stored, **{alias: stored[name] for alias, name in self.ties.items()}}

@@ -21,7 +21,7 @@ _ONLY_IN_FILES = ("F6_E2M3", "F6_E3M2")
 
 
 class Header(NamedTuple):
-    """What a file says of its content.
+    """The content of a file, as its header says it.
 
     Attributes:
         specs: name -> shape and dtype.

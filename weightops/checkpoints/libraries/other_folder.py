@@ -9,8 +9,9 @@ from typing import Any
 
 from typing_extensions import Self
 
-from weightops.checkpoints.libraries.base import Architecture, CardFacts
+from weightops.checkpoints.libraries.base import Architecture
 from weightops.errors import CheckpointError
+from weightops.hub.cards import CardFacts
 from weightops.support.json_files import read_json
 from weightops.support.lazy import nn, torch
 

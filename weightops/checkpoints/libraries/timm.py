@@ -9,9 +9,10 @@ from typing import Any
 
 from typing_extensions import Self
 
-from weightops.checkpoints.libraries.base import Architecture, CardFacts
+from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.config_checks import check_config, library_errors
 from weightops.errors import CheckpointError
+from weightops.hub.cards import CardFacts
 from weightops.support.lazy import nn, torch
 
 

@@ -121,8 +121,9 @@ def arcee_fusion(
     """
     base, other = models
     change = (other - base).view(-1, length)
-    taken = importances_(change, divergences.rows, start).view(base.shape) >= least
-    return torch.where(taken, other, base, out=base)
+    importances = importances_(change, divergences.rows, start).view(base.shape)
+    taken = torch.ge(importances, least, out=importances)  # 1 and 0, with which a lerp selects
+    return torch.lerp(base, other, taken, out=base)
 
 
 @chunks()
