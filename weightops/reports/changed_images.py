@@ -61,7 +61,7 @@ class Group:
 
 
 class Changes:
-    """What an edit did to the test images of a task.
+    """Changes of the guesses on the test images of a task, by an edit.
 
     Args:
         task: the task.
@@ -165,9 +165,14 @@ def figure(picture: Picture) -> str:
 
 def data_url(image: Any) -> str:
     """Return a small copy of an image that a page can contain."""
+    return "data:image/webp;base64," + base64.b64encode(thumbnail(image)).decode()
+
+
+def thumbnail(image: Any) -> bytes:
+    """Return a small copy of an image as WebP."""
     small = image.convert("RGB")
     small.thumbnail((_SIDE, _SIDE))
     content = io.BytesIO()
     lossless: Mapping[str, Any] = {"lossless": max(small.size) <= _SMALL}
     small.save(content, "WEBP", quality=80, **lossless)
-    return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
+    return content.getvalue()

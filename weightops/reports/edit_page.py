@@ -89,7 +89,7 @@ def _accuracies(
             rows.append([name, change(after - before), interval, f"{n:,}", *counts])
         words = changes[names[0]].words
         header = ["task", "change", "95 % interval", "images", *words]
-        title = f"{role.capitalize()} tasks: change from {model_name(other)}, points"
+        title = f"{role.capitalize()} tasks: change from {model_name(other, summary)}, points"
         tables.append(Table(title, header, rows))
     return tables
 
@@ -107,7 +107,7 @@ def _scores(summary: Mapping[str, Any], role: str, names: Sequence[str], word: s
     if len(rows) > 1:
         means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:-1]]
         rows.append([f"mean of {len(rows)}", *means, ""])
-    header = ["task", *map(model_name, models), f"95 % interval, {word}"]
+    header = ["task", *(model_name(m, summary) for m in models), f"95 % interval, {word}"]
     return Table(f"{role.capitalize()} tasks: test accuracy, %", header, rows)
 
 
