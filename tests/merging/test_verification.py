@@ -125,6 +125,24 @@ def test_a_moved_input_is_found_and_another_is_none(
     assert verify(work / "merged", inputs=[store]).holds  # the right one among two
 
 
+def test_inputs_of_one_name_are_told_apart(
+    work: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in (1, 2):
+        (work / f"run{i}").mkdir()
+        shutil.move(work / f"m{i}.safetensors", work / f"run{i}/final.safetensors")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    models = tuple(str(work / f"run{i}/final.safetensors") for i in (1, 2))
+    Recipe(models, weights=(0.2, 0.8)).merge().save(work / "merged")
+    recipe = Recipe.read(work / "merged/recipe.yaml")
+    assert recipe.models == ("run1/final.safetensors", "run2/final.safetensors")
+    assert verify(work / "merged").holds
+    (work / "run1").rename(work / "x")
+    (work / "run2").rename(work / "run1")
+    (work / "x").rename(work / "run2")  # each in the other's place
+    assert not verify(work / "merged").holds
+
+
 def test_edits_and_averages_without_a_recipe(work: Path) -> None:
     vector = TaskVector("base.safetensors", "m1.safetensors")
     by_layer = {"layers.1.*": 0.3, "*": -0.5}

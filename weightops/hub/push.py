@@ -93,7 +93,8 @@ def _card_for(path: Path, repo: str, license: str | None) -> str:
     if license is None and known is None:
         raise OptionError(
             f"{path} states no license, and people need one to use the weights",
-            hint="license=..., such as mit or apache-2.0; or license: in the card's metadata",
+            hint=f"`weightops push {path.parent} {repo} --license mit` states one, or another; or "
+            "license: in the card's metadata",
         )
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise OptionError(
