@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
-
-import torch
+from typing import Literal, TypeAlias
 
 from weightops.errors import NothingSatisfiesError, OptionError, UnknownNameError
+from weightops.support.lazy import torch
 from weightops.support.text import counted
 
 Rule = Literal["patching", "mean"]
@@ -25,7 +24,7 @@ CONFIDENCE = 1.64
 
 Coefficients = tuple[float, ...]
 
-Hits = Mapping[str, torch.Tensor]
+Hits: TypeAlias = "Mapping[str, torch.Tensor]"
 """Task -> whether each of its images was classified correctly, shape ``(n,)``, boolean."""
 
 

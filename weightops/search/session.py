@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.precision import Precision
@@ -32,6 +31,7 @@ from weightops.evaluation.linearized import LinearizedModel
 from weightops.evaluation.zero_shot import metrics, predict
 from weightops.search.goal import Coefficients, Goal, Hits
 from weightops.search.measurements import Measurements, image_count
+from weightops.support.lazy import torch
 from weightops.task_vector import TaskVector
 from weightops.tasks.task import Task
 from weightops.training.config import TrainingConfig, config_for

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
 
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
@@ -25,6 +22,7 @@ from weightops.evaluation.image_model import ImageModel, prompts_id
 from weightops.evaluation.linearized import LinearizedModel
 from weightops.evaluation.perplexity import token_blocks, token_loss
 from weightops.evaluation.pixels import Pixels
+from weightops.support.lazy import F, nn, torch
 from weightops.support.text import portable
 from weightops.tasks.task import Task
 from weightops.training.fsdp import gather
