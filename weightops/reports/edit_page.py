@@ -188,7 +188,7 @@ def _provenance(summary: Mapping[str, Any]) -> dict[str, Any]:
         tasks_of.setdefault(task["source"], []).append(name)
     model, training = summary["model"], summary["training"]
     return {
-        "command": f"weightops {summary['verb']}",
+        "command": summary["command"] or f"weightops {summary['verb']}",
         "model": f"{model['ref']} ({model['fingerprint']})",
         "method": summary["method"],
         "options": summary["options"],
@@ -196,5 +196,7 @@ def _provenance(summary: Mapping[str, Any]) -> dict[str, Any]:
         "fine-tuned": training or summary["finetuned"],
         "images measured": f"{summary['images']:,}",
         "seconds": summary["seconds"],
+        "device": summary["device"],
+        "date": summary["date"],
         "versions": summary["versions"],
     }

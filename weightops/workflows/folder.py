@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from weightops.checkpoints.opening import open_checkpoint
-from weightops.checkpoints.output_layout import CARD, RECIPE
+from weightops.checkpoints.output_layout import CARD, RECIPE, folders_of
 from weightops.errors import MissingExtraError
 from weightops.evaluation.zero_shot import record
 from weightops.merging.recipe import Recipe
 from weightops.reports.card import card
 from weightops.reports.edit_page import write_edit_page
+from weightops.reports.eval_results import write_eval_results
 from weightops.reports.frontier import draw_bars, draw_frontier
 from weightops.search.session import EditSession, Measured, file_name
 from weightops.support.json_files import jsonable, write_json
@@ -50,8 +51,9 @@ def write_folder(
     edited = session.edited(result.edit)
     edited.recipe = {"verb": workflow.verb, "alpha": result.named_alpha, **workflow.options}
     edited.save_into(folder)
-    text = card(summary, workflow.word, edited.architecture)
+    text = card(summary, workflow.word, edited.architecture, folders_of(edited.form))
     (folder / CARD).write_text(text, encoding="utf-8")
+    write_eval_results(folder, summary, workflow.word)
     lines = [
         json.dumps(jsonable(portable(row))) + "\n" for row in _rows(workflow, session, result, test)
     ]

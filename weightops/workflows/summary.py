@@ -10,7 +10,7 @@ from typing import Any
 from weightops.checkpoints.opening import open_checkpoint
 from weightops.search.goal import difference, interval
 from weightops.search.session import EditSession, Measured
-from weightops.support.invocation import versions
+from weightops.support.invocation import command_line, today, versions
 from weightops.task_vector import TaskVector
 from weightops.tasks.derived import parts_of
 from weightops.tasks.task import SPLITS, Task
@@ -66,6 +66,8 @@ def summarize(
         "device": str(session.image_model.device),
         "output": str(out.absolute()),
         "versions": versions(),
+        "date": today(),
+        "command": command_line(),
         **result.more,
     }
     return {**summary, **workflow.conclude(tasks)}
