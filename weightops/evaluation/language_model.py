@@ -76,6 +76,11 @@ class LanguageModel:
         """The part that is fine-tuned, and what its names begin with: all of it."""
         return self.module, ""
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens that the model tells apart."""
+        return int(self.module.config.get_text_config().vocab_size)
+
     def blocks(self, task: TextTask, split: str) -> torch.Tensor:
         """Return the blocks of a split, which are kept: see `text_blocks`."""
         if (task, split) not in self._blocks:

@@ -166,6 +166,8 @@ class _Perplexity(Unit):
         return f"{self.reading(value):.5g}"
 
     def cell(self, reading: float) -> str:
+        if math.isnan(reading):
+            return "-"
         return f"{reading:.2f}" if reading < 1000 else f"{reading:.4g}"
 
     def mean(self, readings: Sequence[float]) -> float:

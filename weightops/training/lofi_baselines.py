@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,23 +18,28 @@ import torch
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
+from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
+from weightops.evaluation.language_model import LanguageModel, token_log_likelihoods
 from weightops.evaluation.shift import effective_robustness, shift
+from weightops.evaluation.units import PERPLEXITY, unit_for
 from weightops.evaluation.zero_shot import logits
 from weightops.support.atomic import atomic_output
 from weightops.support.json_files import write_json
 from weightops.support.ranges import Range
-from weightops.tasks.table import TaskLike, as_task
+from weightops.tasks.table import TaskLike, TaskList, as_task, as_tasks
 from weightops.tasks.task import Task
+from weightops.tasks.texts import TextTask
 from weightops.training import lofi
 from weightops.training.config import TrainingConfig, config_for
-from weightops.training.finetune import finetune
-from weightops.training.learners import ImageLearner
+from weightops.training.finetune import fit, learner_for
 from weightops.training.nodes import Node, OneProcess
 from weightops.training.run_folder import CHECKPOINT_EVERY, EMA, LOG, RECORD
 
 EMA_DECAY = 0.99
 """Decay of the moving average of a node, where the recipe has none."""
+LOGITS = 1 << 26
+"""Logits of a text that are in memory at once, for each of two models."""
 BASE, BASELINE, ALONE, ENSEMBLE = "base", "baseline", " alone", "ensemble"
 
 
@@ -50,13 +55,16 @@ def compare_with_baselines(
     checkpoint_every: Annotated[int, Range(min=1)] = CHECKPOINT_EVERY,
     resume: bool = False,
     overwrite: bool = False,
+    shifted: TaskList | None = None,
     device: str = "auto",
     precision: Precision = "auto",
 ) -> dict[str, Any] | None:
     """Fine-tune with communication in every step and without, on equally many samples; score all.
 
+    Of a text, the training part is learned, and models are scored on its test part.
+
     Args:
-        task: what to learn: a name, a folder or a `Task`.
+        task: what to learn: a name, a folder, the path of a text or a `Task`.
         out: folder for ``baseline``, the nodes, ``merged`` (see `lofi.run`) and
             ``comparison.json``.
         model: the model to start from.
@@ -67,22 +75,28 @@ def compare_with_baselines(
         checkpoint_every: steps between states that a killed run can be resumed from.
         resume: continue each run from its last state.
         overwrite: replace runs that exist.
+        shifted: for a text: other texts, on whose test parts all models are scored, too.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: of fine-tuning, as for `finetune`; scores are in float32.
 
     Returns:
         In the process that wrote the average, ``models`` and ``cost``; None in others. ``models``
         has, by name, accuracy on the test split, accuracy under shift, and effective robustness
-        against the line through base, baseline and single nodes. ``cost`` has the seconds of
-        training and of communication.
+        against the line through base, baseline and single nodes; for a text, its perplexity and the
+        geometric mean of those of the shifted texts. ``cost`` has the seconds of training and of
+        communication.
+
+    Raises:
+        OptionError: if shifted texts are named for images, or images for a text.
     """
     out, strategy, task = Path(out), strategy or OneProcess(), as_task(task)
-    image_model = ImageModel.open(model, device, learning=task, precision=precision)
-    config = training or config_for(image_model.base)
+    others = as_tasks(shifted or ())
+    opened, score = _opened(model, task, others, device, precision)
+    config = training or config_for(opened.base)
     config = replace(config, ema=config.ema or EMA_DECAY)
-    finetune(
-        image_model,
-        task,
+    learner = learner_for(opened, task, config)
+    fit(
+        learner,
         config,
         out=out / BASELINE,
         checkpoint_every=checkpoint_every,
@@ -91,7 +105,7 @@ def compare_with_baselines(
         strategy=strategy.as_one_node(),
     )
     average = lofi.run(
-        ImageLearner(image_model, task),
+        learner,
         out,
         training=config,
         strategy=strategy,
@@ -105,21 +119,86 @@ def compare_with_baselines(
         return None
     folders = {name: out / Path(name).name for name in average.weights}
     first = next(iter(folders))
-    models = {BASE: image_model.base, BASELINE: open_checkpoint(out / BASELINE)}
+    models = {BASE: opened.base, BASELINE: open_checkpoint(out / BASELINE)}
     models |= {f"{name}{ALONE}": open_checkpoint(folder) for name, folder in folders.items()}
     models |= {"average": average.model, f"EMA of {first}": open_checkpoint(folders[first] / EMA)}
     lofi_cost = _cost(folders[first]) | {"communication_seconds": strategy.seconds}
     result = {
         "task": task.name,
+        "unit": unit_for([task]).name,
         "config": asdict(config),
         "average": average.record(),
-        "precision": image_model.precision,
-        "models": _scored(image_model.in_precision("float32"), task, models),
+        "precision": opened.precision,
+        "models": score(opened.in_precision("float32"), task, models),
         "cost": {"baseline": _cost(out / BASELINE), "lo-fi": lofi_cost},
     }
     with atomic_output(out / "comparison.json", overwrite=True) as temporary:
         write_json(temporary, result)
     return result
+
+
+def _opened(
+    model: CheckpointLike, task: Task, others: Sequence[Task], device: str, precision: Precision
+) -> tuple[Any, Callable[..., dict[str, dict[str, Any]]]]:
+    """Return the model, and the function that scores all models."""
+    if isinstance(task, TextTask):
+        unit_for([task, *others])
+        opened = LanguageModel.open(model, device, precision=precision)
+        texts = [text for text in others if isinstance(text, TextTask)]
+        for text in (task, *texts):
+            opened.blocks(text, "test")  # what is too short is told at once
+        return opened, partial(scored_texts, others=texts)
+    if others:
+        raise OptionError(
+            f"{task.name} has images, which are scored under corruptions", hint="leave shifted= out"
+        )
+    return ImageModel.open(model, device, learning=task, precision=precision), _scored
+
+
+def scored_texts(
+    model: LanguageModel,
+    task: TextTask,
+    models: Mapping[str, Checkpoint],
+    *,
+    others: Sequence[TextTask] = (),
+) -> dict[str, dict[str, Any]]:
+    """Return name -> perplexities of each model and of the ensemble of single nodes."""
+    texts = {text.name: _text_losses(model, text, models) for text in (task, *others)}
+    rows = {}
+    for name in texts[task.name]:
+        found = {text: PERPLEXITY.reading(-losses[name]) for text, losses in texts.items()}
+        shifted = [found[text.name] for text in others]
+        rows[name] = {
+            "in_distribution": found[task.name],
+            **({"under_shift": PERPLEXITY.mean(shifted)} if shifted else {}),
+            "texts": found,
+        }
+    return rows
+
+
+@torch.no_grad()
+def _text_losses(
+    model: LanguageModel, task: TextTask, models: Mapping[str, Checkpoint]
+) -> dict[str, float]:
+    """Return name -> mean loss of a token, in nats, of each model and of the ensemble.
+
+    The ensemble's logits are the mean of its members'. Few blocks at a time are scored by all
+    models, so that the logits of few blocks are in memory.
+    """
+    blocks = model.blocks(task, "test")
+    together = max(1, LOGITS // (blocks.shape[1] * model.vocabulary))
+    losses: dict[str, list[torch.Tensor]] = {name: [] for name in (*models, ENSEMBLE)}
+    members = [name for name in models if name.endswith(ALONE)]
+    for some in blocks.split(together):  # type: ignore[no-untyped-call]
+        mean = torch.zeros(())
+        for name, checkpoint in models.items():
+            checkpoint.load_into(model.module)
+            logits = torch.cat([part.cpu() for _, part in model.logits(some, 8, task.name)])
+            losses[name].append(-token_log_likelihoods(logits, some))
+            if name in members:
+                mean = mean + logits / len(members)
+        losses[ENSEMBLE].append(-token_log_likelihoods(mean, some))
+    return {name: torch.cat(parts).double().mean().item() for name, parts in losses.items()}
 
 
 def _scored(
