@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from weightops.algebra.devices import pick_device
 from weightops.algebra.precision import Precision, computed_in, pick_precision
@@ -21,6 +20,7 @@ from weightops.errors import TaskError
 from weightops.evaluation.image_model import check_finite
 from weightops.evaluation.perplexity import check_causal, language_architecture
 from weightops.evaluation.units import PERPLEXITY
+from weightops.support.progress import progress
 from weightops.tasks.texts import TextTask
 
 LENGTH = 256
@@ -124,7 +124,7 @@ class LanguageModel:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield blocks with their logits of shape ``(batch_size, length, vocabulary)`` or fewer."""
         self.module.eval()
-        with tqdm(total=len(blocks), desc=title, unit="blocks", delay=1, leave=False) as bar:
+        with progress(len(blocks), title, "blocks", work=1) as bar:
             for batch in blocks.split(batch_size):  # type: ignore[no-untyped-call]
                 batch = batch.to(self.device)
                 with computed_in(self.precision, self.device):

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from weightops.errors import OptionError
+from weightops.support.text import counted
 from weightops.tasks.task import Task
 from weightops.tasks.texts import TextTask
 
@@ -28,6 +29,8 @@ class Unit(ABC):
         metric: the score's key in metrics.
         name: its name in sentences.
         title: its name over a column.
+        plural: its name for many.
+        sign: what stands after a number of it, or in its place.
         best: its name where it is to be as good as possible.
         least: its name where it is to be as bad as possible.
         gain, gained: the verb for a score that gets better, and its past.
@@ -39,6 +42,8 @@ class Unit(ABC):
     metric: ClassVar[str]
     name: ClassVar[str]
     title: ClassVar[str]
+    plural: ClassVar[str]
+    sign: ClassVar[str]
     best: ClassVar[str]
     least: ClassVar[str]
     gain: ClassVar[str]
@@ -70,6 +75,10 @@ class Unit(ABC):
     @abstractmethod
     def change(self, difference: float) -> float:
         """Return what a difference of means is as a change of the score."""
+
+    @abstractmethod
+    def change_from(self, before: float, after: float) -> float:
+        """Return the change from a score to another, as `change` gives it."""
 
     @abstractmethod
     def interval(self, values: torch.Tensor) -> tuple[float, float]:
@@ -106,6 +115,7 @@ class Unit(ABC):
 
 class _Accuracy(Unit):
     metric, name, title, samples = "acc1", "accuracy", "accuracy (%)", "images"
+    plural, sign = "accuracies in %", "%"
     best, least, gain, gained = "best", "lowest", "rise", "rose"
     factor, range = 100.0, (0.0, 1.0)
 
@@ -127,6 +137,9 @@ class _Accuracy(Unit):
     def change(self, difference: float) -> float:
         return difference
 
+    def change_from(self, before: float, after: float) -> float:
+        return after - before
+
     def interval(self, values: torch.Tensor) -> tuple[float, float]:
         """Return Wilson's interval."""
         n, p = len(values), values.double().mean().item()
@@ -146,7 +159,7 @@ class _Accuracy(Unit):
     def bound(self, ratio: float, drop: float) -> str:
         if ratio != 1:
             return f"at least {100 * ratio:g} % of"
-        return f"at most {100 * drop:g} points under"
+        return f"at most {counted(100 * drop, 'point')} under"
 
 
 class _Perplexity(Unit):
@@ -156,6 +169,7 @@ class _Perplexity(Unit):
     """
 
     metric, name, title, samples = "perplexity", "perplexity", "perplexity", "blocks"
+    plural, sign = "perplexities", "perplexity"
     best, least, gain, gained = "lowest", "highest", "fall", "fell"
     factor, range = 1.0, (-math.inf, 0.0)
 
@@ -178,6 +192,9 @@ class _Perplexity(Unit):
 
     def change(self, difference: float) -> float:
         return _exp(-difference) - 1
+
+    def change_from(self, before: float, after: float) -> float:
+        return after / before - 1
 
     def interval(self, values: torch.Tensor) -> tuple[float, float]:
         losses = -values.double()

@@ -18,7 +18,6 @@ from weightops.merging.recipe_content import (
     DTYPES,
     KEYS,
     WHOLE,
-    as_yaml,
     check_pieces,
     merge_fields,
     mixture_fields,
@@ -30,6 +29,7 @@ from weightops.merging.recipe_values import EACH, check_keys
 from weightops.merging.tokenizer_choice import TokenizerChoice
 from weightops.merging.yaml_lines import line_of, located, read_lined
 from weightops.support.registry import unknown
+from weightops.support.yaml_files import yaml_text
 
 _DEFAULTS: Mapping[str, Any] = {
     "base": None,
@@ -37,6 +37,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "options": {},
     "seed": 0,
     "rank": None,
+    "align": False,
     "base_layers": None,
 }
 
@@ -71,6 +72,7 @@ class Recipe:
         statistics: for each model, kind -> the ref of its statistic, or the arguments of `collect`
             that make it, such as ``{"task": "mnist"}``; None if there are none.
         rank: the most rank of an adapter that is merged of adapters, or None.
+        align: permute the models' units to be like the base's or the first model's; see `merge`.
 
     >>> print(Recipe(("a", "b"), "ties", base="pre", options={"density": 0.2}).to_yaml(), end="")
     method: ties
@@ -105,6 +107,7 @@ class Recipe:
     lines: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     statistics: tuple[Mapping[str, Any], ...] | None = None
     rank: int | None = None
+    align: bool = False
 
     def __post_init__(self) -> None:
         METHODS[self.method].check(self.options)
@@ -191,6 +194,8 @@ class Recipe:
             with located(line_of(parts, name)):
                 check_keys(part, [key for key in KEYS if key not in (*WHOLE, "modules")], "key")
                 modules[str(name)] = cls.of(part, forgiving=whole["forgiving"])
+                if modules[str(name)].align:
+                    raise RecipeError("align is of whole models, not of a part of one")
         whole["lines"].update({f"modules {name}": line_of(parts, name) for name in parts})
         models = tuple(dict.fromkeys(m for part in modules.values() for m in part.models))
         return cls(models, "passthrough", modules=modules, **whole)
@@ -248,6 +253,7 @@ class Recipe:
             },
             "seed": self.seed,
             "rank": self.rank,
+            "align": self.align,
         }
         return {
             key: value
@@ -271,9 +277,17 @@ class Recipe:
             entries.append(entry if len(entry) > 1 else model)
         return entries
 
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """The values of all options of the method, and the seed; empty for a composition."""
+        if self.mixture or self.modules or self.slices:
+            return {}
+        defaults = {name: option.default for name, option in METHODS[self.method].options.items()}
+        return {**defaults, **self.options, "alpha": self.alpha, "seed": self.seed}
+
     def to_yaml(self) -> str:
         """Return the recipe as YAML."""
-        return as_yaml(self.to_dict())
+        return yaml_text(self.to_dict())
 
     def merge(self, *, strict: bool = False, device: str = "cpu") -> Checkpoint:
         """Merge the models; the result is lazy, unless it needs images.

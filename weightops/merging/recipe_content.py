@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from weightops.errors import RecipeError
 from weightops.merging.chat_templates import check_chat_template
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.recipe_values import (
+    align_of,
     check_keys,
     layers_of,
     numbers_of,
@@ -26,7 +25,7 @@ from weightops.support.registry import unknown
 KEYS = (
     *("method", "base", "models", "slices", "modules", "alpha", "options", "seed", "rank", "dtype"),
     *("batchnorm", "tokenizer", "chat_template", "fill_missing", "name", "named", "base_layers"),
-    "mixture",
+    *("mixture", "align"),
 )
 WHOLE = ("dtype", "batchnorm", "tokenizer", "chat_template", "fill_missing", "named", "name")
 """The keys that belong to a whole recipe, not to a slice or a module of it."""
@@ -103,6 +102,8 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         raise RecipeError("statistics are of whole models, not of the layers of a slice")
     with located(line_of(content, "alpha")):
         alpha = numbers_of(content.get("alpha", 1.0), "alpha")
+    with located(line_of(content, "align")):
+        align = align_of(content.get("align", False), bool(layers))
     base_layers = content.get("base_layers")
     return {
         "models": tuple(entry["model"] for entry in entries),
@@ -115,6 +116,7 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         "rank": None if content.get("rank") is None else rank_of(content["rank"]),
         "layers": layers or None,
         "statistics": statistics if any(statistics) else None,
+        "align": align,
         "base_layers": None if base_layers is None else layers_of(base_layers),
         "lines": {
             str(content.get("base")): line_of(content, "base"),
@@ -177,9 +179,3 @@ def check_pieces(pieces: Any, others: Sequence[str]) -> None:
             if key in piece:
                 with located(line_of(pieces, i)):
                     raise RecipeError(f"{key} is for the whole recipe, not for one of its slices")
-
-
-def as_yaml(content: Mapping[str, Any] | None) -> str:
-    """Return a recipe's content as YAML, its keys in their order."""
-    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    return text

@@ -22,24 +22,30 @@ from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.language_model import LanguageModel, token_log_likelihoods
 from weightops.evaluation.shift import effective_robustness, shift
-from weightops.evaluation.units import PERPLEXITY, unit_for
+from weightops.evaluation.units import ACCURACY, PERPLEXITY, unit_for
 from weightops.evaluation.zero_shot import logits
 from weightops.support.atomic import atomic_output
 from weightops.support.json_files import write_json
+from weightops.support.progress import job
 from weightops.support.ranges import Range
+from weightops.tasks.corrupted import CORRUPTIONS, SEVERITIES
 from weightops.tasks.table import TaskLike, TaskList, as_task, as_tasks
 from weightops.tasks.task import Task
 from weightops.tasks.texts import TextTask
 from weightops.training import lofi
 from weightops.training.config import TrainingConfig, config_for
 from weightops.training.finetune import fit, learner_for
+from weightops.training.learners import Learner, TextLearner
 from weightops.training.nodes import Node, OneProcess
 from weightops.training.run_folder import CHECKPOINT_EVERY, EMA, LOG, RECORD
+from weightops.training.training_loop import step_work
 
 EMA_DECAY = 0.99
 """Decay of the moving average of a node, where the recipe has none."""
 LOGITS = 1 << 26
 """Logits of a text that are in memory at once, for each of two models."""
+_OTHERS = 4
+"""Models that are scored besides the nodes: base, baseline, average and moving average."""
 BASE, BASELINE, ALONE, ENSEMBLE = "base", "baseline", " alone", "ensemble"
 
 
@@ -58,6 +64,7 @@ def compare_with_baselines(
     shifted: TaskList | None = None,
     device: str = "auto",
     precision: Precision = "auto",
+    log_to: str | None = None,
 ) -> dict[str, Any] | None:
     """Fine-tune with communication in every step and without, on equally many samples; score all.
 
@@ -78,6 +85,7 @@ def compare_with_baselines(
         shifted: for a text: other texts, on whose test parts all models are scored, too.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: of fine-tuning, as for `finetune`; scores are in float32.
+        log_to: where the logs go as well, as for `finetune`.
 
     Returns:
         In the process that wrote the average, ``models`` and ``cost``; None in others. ``models``
@@ -95,41 +103,54 @@ def compare_with_baselines(
     config = training or config_for(opened.base)
     config = replace(config, ema=config.ema or EMA_DECAY)
     learner = learner_for(opened, task, config)
-    fit(
-        learner,
-        config,
-        out=out / BASELINE,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        overwrite=overwrite,
-        strategy=strategy.as_one_node(),
-    )
+    trained = 2 * config.steps * step_work(config)  # without communication and with
+    with job("lo-fi", trained + ((nodes or 1) + _OTHERS) * _work(opened, task, others)):
+        return _compare(
+            learner,
+            out,
+            partial(score, opened.in_precision("float32"), task),
+            config,
+            strategy,
+            nodes=nodes,
+            like=like,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            overwrite=overwrite,
+            log_to=log_to,
+        )
+
+
+def _compare(
+    learner: Learner,
+    out: Path,
+    score: Callable[[Mapping[str, Checkpoint]], dict[str, dict[str, Any]]],
+    config: TrainingConfig,
+    strategy: OneProcess,
+    *,
+    nodes: int | None,
+    like: Node | None,
+    **how: Any,
+) -> dict[str, Any] | None:
+    """Train, score and record: see `compare_with_baselines`."""
+    fit(learner, config, out=out / BASELINE, strategy=strategy.as_one_node(), **how)
     average = lofi.run(
-        learner,
-        out,
-        training=config,
-        strategy=strategy,
-        nodes=nodes,
-        like=like,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        overwrite=overwrite,
+        learner, out, training=config, strategy=strategy, nodes=nodes, like=like, **how
     )
     if average is None:
         return None
     folders = {name: out / Path(name).name for name in average.weights}
     first = next(iter(folders))
-    models = {BASE: opened.base, BASELINE: open_checkpoint(out / BASELINE)}
+    models = {BASE: learner.base, BASELINE: open_checkpoint(out / BASELINE)}
     models |= {f"{name}{ALONE}": open_checkpoint(folder) for name, folder in folders.items()}
     models |= {"average": average.model, f"EMA of {first}": open_checkpoint(folders[first] / EMA)}
     lofi_cost = _cost(folders[first]) | {"communication_seconds": strategy.seconds}
     result = {
-        "task": task.name,
-        "unit": unit_for([task]).name,
+        "task": learner.name,
+        "unit": PERPLEXITY.name if isinstance(learner, TextLearner) else ACCURACY.name,
         "config": asdict(config),
         "average": average.record(),
-        "precision": opened.precision,
-        "models": score(opened.in_precision("float32"), task, models),
+        "precision": learner.precision,
+        "models": score(models),
         "cost": {"baseline": _cost(out / BASELINE), "lo-fi": lofi_cost},
     }
     with atomic_output(out / "comparison.json", overwrite=True) as temporary:
@@ -153,6 +174,14 @@ def _opened(
             f"{task.name} has images, which are scored under corruptions", hint="leave shifted= out"
         )
     return ImageModel.open(model, device, learning=task, precision=precision), _scored
+
+
+def _work(model: Any, task: Task, others: Sequence[Task]) -> int:
+    """Return the number of samples that each model is scored on."""
+    if isinstance(model, LanguageModel):
+        texts = [text for text in (task, *others) if isinstance(text, TextTask)]
+        return sum(len(model.blocks(text, "test")) for text in texts)
+    return (len(CORRUPTIONS.names()) * len(SEVERITIES) + 1) * task.sizes["test"]
 
 
 def scored_texts(

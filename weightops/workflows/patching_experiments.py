@@ -8,7 +8,13 @@ from typing import Any
 from weightops.reports.frontier import COLORS, INK
 from weightops.reports.outcome import Outcome
 from weightops.search.session import Measured
-from weightops.tasks.derived import first_half, neutral, second_half, typographic, with_classes
+from weightops.tasks.derived import (
+    first_half,
+    neutral_beside,
+    second_half,
+    typographic_beside,
+    with_classes,
+)
 from weightops.tasks.striped import STRIPED_COUNTING, STRIPED_LETTERS
 from weightops.tasks.table import find_task
 from weightops.tasks.task import Task
@@ -17,9 +23,9 @@ from weightops.workflows.result import EditResult
 
 
 def attack(settings: ExperimentSettings) -> Outcome:
-    """Typographic attacks: patch on pictures with wrong class names on them (arXiv 2208.05592)."""
-    clean = find_task(settings.task or "mnist")
-    attacked, harmless = typographic(clean), neutral(clean)
+    """Typographic attacks: patch on pictures with wrong names beside them (arXiv 2208.05592)."""
+    clean = find_task(settings.task or "shapes")
+    attacked, harmless = typographic_beside(clean), neutral_beside(clean)
     result, test = settings.patch(attacked, [clean, harmless])
     gains = [
         100 * (accuracy(test["patched"], task) - accuracy(test["base"], task))
