@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from typing import Any
 
 import pytest
 
@@ -136,3 +137,34 @@ def test_a_job_of_unknown_length(often: None) -> None:
     lines = shown(do)
     assert lines
     assert all(re.fullmatch(r"weightops: experiment, part \d: \d\d:\d\d", line) for line in lines)
+
+
+CELL = """
+import time
+from weightops.support import progress
+progress.DELAY = 0.0
+with progress.job("patch", 40) as whole:
+    for part in range(2):
+        with progress.progress(20, f"part {part}", work=1) as bar:
+            for _ in range(20):
+                time.sleep(0.02)
+                bar.update()
+"""
+
+
+def test_a_notebook_has_one_text_that_is_gone_in_the_end() -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+    seen: list[str] = []
+
+    class Client(nbclient.NotebookClient):  # type: ignore[misc, name-defined]
+        def process_message(self, msg: dict[str, Any], *rest: Any) -> Any:
+            if msg["msg_type"] in ("display_data", "update_display_data", "stream"):
+                seen.append(msg["content"].get("data", {}).get("text/plain", "a stream"))
+            return super().process_message(msg, *rest)
+
+    Client(notebook, timeout=120, kernel_name="python3").execute()
+    (output,) = notebook.cells[0].outputs
+    assert output["data"] == {"text/plain": ""}
+    assert all(text.startswith("patch") for text in seen[:-1])
+    assert any("part 1" in text for text in seen)

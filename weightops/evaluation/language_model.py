@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import nn
 
 from weightops.algebra.devices import pick_device
 from weightops.algebra.precision import Precision, computed_in, pick_precision
@@ -20,6 +17,7 @@ from weightops.errors import TaskError
 from weightops.evaluation.image_model import check_finite
 from weightops.evaluation.perplexity import check_causal, language_architecture
 from weightops.evaluation.units import PERPLEXITY
+from weightops.support.lazy import F, nn, torch, without_gradients
 from weightops.support.progress import progress
 from weightops.tasks.texts import TextTask
 
@@ -87,7 +85,7 @@ class LanguageModel:
             self._blocks[task, split] = text_blocks(self.base, task, split)
         return self._blocks[task, split]
 
-    @torch.no_grad()
+    @without_gradients
     def log_likelihoods(
         self,
         task: TextTask,
@@ -118,7 +116,6 @@ class LanguageModel:
         check_finite(torch.cat(bad), f"the logits of {task.name} {split}")
         return torch.cat(found)
 
-    @torch.no_grad()
     def logits(
         self, blocks: torch.Tensor, batch_size: int, title: str
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -127,7 +124,7 @@ class LanguageModel:
         with progress(len(blocks), title, "blocks", work=1) as bar:
             for batch in blocks.split(batch_size):  # type: ignore[no-untyped-call]
                 batch = batch.to(self.device)
-                with computed_in(self.precision, self.device):
+                with torch.no_grad(), computed_in(self.precision, self.device):
                     logits = self.module(input_ids=batch).logits
                 yield batch, logits.float()
                 bar.update(len(batch))

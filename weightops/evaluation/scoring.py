@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
@@ -22,6 +21,7 @@ from weightops.evaluation.language_model import LanguageModel, text_metrics
 from weightops.evaluation.pixels import prepare_all
 from weightops.evaluation.units import ACCURACY, PERPLEXITY, Unit, unit_for
 from weightops.evaluation.zero_shot import metrics, predict, record
+from weightops.support.lazy import torch
 from weightops.tasks.task import Task
 
 Order = npt.NDArray[np.int64]

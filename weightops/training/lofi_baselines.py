@@ -13,8 +13,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
@@ -26,6 +24,7 @@ from weightops.evaluation.units import ACCURACY, PERPLEXITY, unit_for
 from weightops.evaluation.zero_shot import logits
 from weightops.support.atomic import atomic_output
 from weightops.support.json_files import write_json
+from weightops.support.lazy import torch, without_gradients
 from weightops.support.progress import job
 from weightops.support.ranges import Range
 from weightops.tasks.corrupted import CORRUPTIONS, SEVERITIES
@@ -205,7 +204,7 @@ def scored_texts(
     return rows
 
 
-@torch.no_grad()
+@without_gradients
 def _text_losses(
     model: LanguageModel, task: TextTask, models: Mapping[str, Checkpoint]
 ) -> dict[str, float]:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import torch
-
 from weightops.algebra.kernels import has_nonfinite
+from weightops.algebra.names import layer_of
 from weightops.algebra.source import Source, Spec
 from weightops.engine.reduce import gram as inner_products
 from weightops.errors import MismatchError, NonfiniteError, OptionError
 from weightops.merging.methods.method import STATISTICS, Method
 from weightops.statistics.statistic import Kind, Statistic
+from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
 Given = Sequence[Mapping[str, Any]]
@@ -94,6 +94,25 @@ class ModelStatistics:
                 )
             for name in own:
                 self._check_shape(kind, other, name)
+            self._check_layers(other)
+
+    def _check_layers(self, statistic: Statistic) -> None:
+        """Refuse a statistic that has a tensor of some layers, and lacks it in others."""
+        own = statistic.checkpoint.specs
+        alike = {(layer.before, layer.after) for name in own if (layer := layer_of(name))}
+        lacking = [
+            name
+            for name in self._specs
+            if name not in own
+            and ".experts." not in name  # which few inputs may leave out
+            and (layer := layer_of(name))
+            and (layer.before, layer.after) in alike
+        ]
+        if lacking:
+            raise MismatchError(
+                f"{statistic.ref} lacks {first_few(lacking)}, and has the same of other layers",
+                hint="collect it again from the whole model",
+            )
 
     def _check_shape(self, kind: str, statistic: Statistic, name: str) -> None:
         shape, dtype = statistic.checkpoint.specs[name]
@@ -107,7 +126,7 @@ class ModelStatistics:
                 f"{statistic.ref} holds {name} with shape {shape}, and the weight's is "
                 f"{weight.shape}"
             )
-        if weight.dtype == torch.float64 and dtype != torch.float64:
+        if weight.dtype_name == "float64" != dtype:
             raise MismatchError(
                 f"{statistic.ref} holds {name} in float32, and the weight is float64",
                 hint="collect the statistic from the model in float64",
