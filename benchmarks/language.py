@@ -5,7 +5,7 @@
 The model has a byte-level BPE tokenizer of 1,024 tokens, made on the spot, and learns three kinds
 of text: prose (the reference behind Python's ``help()``), code (the standard library) and tables
 (the code pages of ``encodings``). Edits learn, are chosen and are tested on parts that it hasn't
-seen, with three seeds. It takes two minutes of one core. Results go to results/language.json.
+seen, with three seeds. It takes three minutes of one core. Results go to results/language.json.
 """
 
 from __future__ import annotations
@@ -158,13 +158,14 @@ def main() -> None:
     spread = {
         name: {
             "mean": statistics.mean(row[name] for row in seeds),
-            "range": [min(row[name] for row in seeds), max(row[name] for row in seeds)],
+            "min": min(row[name] for row in seeds),
+            "max": max(row[name] for row in seeds),
         }
         for name in seeds[0]
     }
     held = {claim: sum(map(holds, seeds)) for claim, holds in CLAIMS.items()}
     for name, row in spread.items():
-        print(f"{name:28} {row['mean']:8.3f} ({row['range'][0]:.3f} to {row['range'][1]:.3f})")
+        print(f"{name:28} {row['mean']:8.3f} ({row['min']:.3f} to {row['max']:.3f})")
     for claim, count in held.items():
         print(f"{claim}: in {count} of {len(seeds)} seeds")
     result = {
