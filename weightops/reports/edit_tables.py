@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from weightops.evaluation.units import ACCURACY, PERPLEXITY
 from weightops.reports.page import Table
 from weightops.reports.table import alpha_text
 
@@ -25,8 +26,12 @@ def tables_of(summary: Mapping[str, Any]) -> list[Table]:
 
 
 def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [[s["model"], s["accuracy"], "yes" if s["accepted"] else "no", s["why"]] for s in steps]
-    title = "Models, the best first: mean validation accuracy, %"
+    unit = PERPLEXITY if PERPLEXITY.name in steps[0] else ACCURACY
+    rows = [
+        [s["model"], unit.cell(s[unit.name]), "yes" if s["accepted"] else "no", s["why"]]
+        for s in steps
+    ]
+    title = f"Models, the best first: mean validation {unit.title}"
     return Table(title, ["model", "alone", "taken in", "why"], rows)
 
 
@@ -41,13 +46,13 @@ def _baselines(baselines: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _rivals(rivals: Mapping[str, Mapping[str, float]]) -> Table:
     rows = [[name, alpha_text(alphas)] for name, alphas in rivals.items()]
-    title = "Rivals: their alphas, searched on the same images"
+    title = "Rivals: their alphas, searched on the same data"
     return Table(title, ["rival", "alphas"], rows, text=True)
 
 
 def _normalized(shares: Mapping[str, float]) -> Table:
     mean = ("mean", sum(shares.values()) / len(shares))
-    title = "Normalized test accuracy, % of the fine-tuned model's"
+    title = "Normalized test score, % of the fine-tuned model's"
     return Table(title, ["task", "normalized"], [*shares.items(), mean])
 
 
