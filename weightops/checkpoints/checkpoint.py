@@ -16,7 +16,7 @@ from torch import nn
 from weightops.algebra.codes import REMEDY, is_packed
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
-from weightops.algebra.provenance import fingerprint, provenance
+from weightops.algebra.provenance import as_written, fingerprint, provenance
 from weightops.algebra.source import Source
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.in_memory import InMemory
@@ -86,6 +86,11 @@ class Checkpoint(Tensors):
         self.card: str | None = None
         self.records: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        caches = ("names_in_memory", "skeleton", "memory")
+        state = {name: value for name, value in vars(self).items() if name not in caches}
+        return {**state, "architecture": self.architecture and self.architecture.to_pickle()}
+
     @property
     def source(self) -> Source:
         """The one source of all tensors.
@@ -136,7 +141,7 @@ class Checkpoint(Tensors):
 
     def __repr__(self) -> str:
         size = sum(spec.nbytes for spec in self.specs.values())
-        return f"Checkpoint({self.ref!r}, {len(self)} tensors, {size / 1e6:.1f} MB)"
+        return f"Checkpoint({as_written(self.form)!r}, {len(self)} tensors, {size / 1e6:.1f} MB)"
 
     def to(self, dtype: torch.dtype) -> Checkpoint:
         """Return the weights with editable tensors in another dtype; reading casts them."""

@@ -29,7 +29,8 @@ from weightops.errors import CheckpointError, NonfiniteError, OutputError, TaskE
 from weightops.evaluation.pixels import PIXEL_BUDGET, Pixels
 from weightops.support.atomic import atomic_output
 from weightops.support.cache import cache_dir
-from weightops.tasks.task import Task
+from weightops.support.registry import unknown
+from weightops.tasks.task import SPLITS, Task
 
 log = logging.getLogger("weightops")
 
@@ -58,6 +59,9 @@ class ImageModel:
     base: Checkpoint
     precision: str = "float32"
     _pixels: dict[tuple[Task, str], Pixels] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base.ref!r}, {self.device}, {self.precision})"
 
     @classmethod
     def open(
@@ -121,6 +125,8 @@ class ImageModel:
 
     def pixels(self, task: Task, split: str) -> Pixels:
         """Return the preprocessed images of a split, which are kept for later passes."""
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
         if (task, split) not in self._pixels:
             kept_bytes = sum(pixels.kept_bytes for pixels in self._pixels.values())
             self._pixels[task, split] = Pixels(

@@ -73,8 +73,18 @@ def as_task(task: TaskLike) -> Task:
 
     Args:
         task: a `Task`, which is returned as it is, or the name of one (see `find_task`).
+
+    Raises:
+        TaskError: for what is neither.
     """
-    return find_task(task) if isinstance(task, str) else task
+    if isinstance(task, (str, Path)):
+        return find_task(str(task))
+    if not isinstance(task, Task):
+        raise TaskError(
+            f"{task!r} was given where a task is needed",
+            hint="give a name that `weightops tasks` lists, a folder of images or a Task",
+        )
+    return task
 
 
 def as_tasks(tasks: TaskList) -> list[Task]:
@@ -86,7 +96,7 @@ def as_tasks(tasks: TaskList) -> list[Task]:
     Raises:
         TaskError: if two different tasks have the same name, by which results are kept.
     """
-    listed = [tasks] if isinstance(tasks, (str, Task)) else tasks
+    listed = [tasks] if isinstance(tasks, (str, Path, Task)) or tasks is None else tasks
     unique = list(dict.fromkeys(map(as_task, listed)))
     names = [task.name for task in unique]
     twice = [name for name in names if names.count(name) > 1]

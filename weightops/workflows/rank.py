@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from weightops.algebra.precision import Precision
+from weightops.checkpoints.kinds import several
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError
 from weightops.evaluation.zero_shot import predict
@@ -74,6 +75,8 @@ def rank(
         OptionError: if there are no vectors.
     """
     check_arguments(rank, steps=steps, seed=seed)
+    if isinstance(vectors, (str, Path)):
+        several(vectors, "rank")
     if not vectors:
         raise OptionError("there are no vectors to rank")
     if not isinstance(vectors, Mapping):

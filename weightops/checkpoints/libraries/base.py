@@ -79,14 +79,17 @@ class Architecture(ABC):
 
     def _change(self, changes: Mapping[str, Any]) -> None:
         self.changes = dict(changes)
-        for cached in ("skeleton", "names_in_memory"):
-            self.__dict__.pop(cached, None)
+        self._forget_modules()
         merged = {**self.read_config(self.config_path), **self.changes}
         self.config: dict[str, Any] = {
             key: value
             for key, value in merged.items()
             if value is not None or key not in self.changes
         }
+
+    def _forget_modules(self) -> None:
+        for cached in ("skeleton", "names_in_memory"):
+            self.__dict__.pop(cached, None)
 
     @property
     def config_path(self) -> Path:
@@ -159,6 +162,12 @@ class Architecture(ABC):
         """Return the architecture with all that lies beside the weights in another folder."""
         other = copy(self)
         other.folder = folder
+        return other
+
+    def to_pickle(self) -> Self:
+        """Return the architecture without modules, found from any working folder."""
+        other = self.in_folder(self.folder.absolute())
+        other._forget_modules()
         return other
 
     def shards(self, prefix: str) -> bool:
