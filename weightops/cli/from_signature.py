@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from weightops.cli import types
+from weightops.cli.config_files import CONFIG
 from weightops.cli.signatures import REQUIRED, Expression, Parameter, plugin_names, read
 from weightops.errors import WeightopsError
 from weightops.support.docstrings import plain
@@ -184,17 +185,34 @@ def build(
 ) -> click.Command:
     """Return a command that calls a function with those values that were given."""
     parameters = [*parameters, *_reading_options(parameters)]
+    if any(parameter.name == "out" for parameter in parameters):
+        parameters.append(CONFIG)
     flags = _flags(parameters)
     for parameter in parameters:
         if isinstance(parameter, click.Option):
             parameter.help = _name_flags(parameter.help or "", flags)
-    return click.Command(
+    return _Verb(
         name,
         params=[*parameters, _JSON, _QUIET],
         callback=translated(function),
         help=help_text(about),
         context_settings=dict(settings or {}),
     )
+
+
+class _Verb(click.Command):
+    """A command that says which option a name by itself was meant for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        first = next(iter(args), "-")
+        try:
+            return super().parse_args(ctx, args)
+        except click.MissingParameter as error:
+            takes_names = any(isinstance(p, click.Argument) for p in self.params)
+            if isinstance(error.param, click.Option) and not (takes_names or first[:1] == "-"):
+                meant = f"Did you mean {max(error.param.opts, key=len)} {first}?"
+                raise click.MissingParameter(meant, error.ctx, error.param) from error
+            raise
 
 
 def _reading_options(parameters: Sequence[click.Parameter]) -> list[click.Parameter]:
@@ -266,9 +284,8 @@ def translated(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def callback(**values: Any) -> Any:
         context = click.get_current_context()
-        source = click.core.ParameterSource
-        unset = (source.DEFAULT, source.DEFAULT_MAP)
-        given = {n: v for n, v in values.items() if context.get_parameter_source(n) not in unset}
+        unset = click.core.ParameterSource.DEFAULT
+        given = {n: v for n, v in values.items() if context.get_parameter_source(n) != unset}
         try:
             return function(**_read_as_asked(given, context))
         except WeightopsError as error:

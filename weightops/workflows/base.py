@@ -90,6 +90,15 @@ class Workflow(ABC):
     keeps_vectors: ClassVar[bool] = True
     """Whether the vectors are written, too."""
 
+    arguments: Mapping[str, Any]
+    """The arguments of the call that the workflow is, by name, for ``run.yaml``."""
+
+    def __new__(cls, *positional: Any, **named: Any) -> Self:
+        workflow = super().__new__(cls)
+        parameters = list(inspect.signature(cls.__init__).parameters)[1:]
+        workflow.arguments = {**dict(zip(parameters, positional, strict=False)), **named}
+        return workflow
+
     def __init__(
         self,
         roles: Mapping[Task, str],
@@ -139,6 +148,11 @@ class Workflow(ABC):
         return cls(**bound.arguments)
 
     # ------------------------------------------- what is particular to an edit
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is fine-tuned."""
+        return bool(self.learned) and not self.finetuned
 
     @property
     @abstractmethod

@@ -20,6 +20,7 @@ from weightops.support.json_files import jsonable, write_json
 from weightops.support.text import portable
 from weightops.workflows.base import Workflow
 from weightops.workflows.result import EditResult
+from weightops.workflows.run_file import run_file
 from weightops.workflows.summary import title
 
 log = logging.getLogger("weightops")
@@ -56,6 +57,7 @@ def write_folder(
     if "recipe" in summary and isinstance(summary["recipe"], Mapping):
         recipe = Recipe.of(summary["recipe"]).to_yaml()
         (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    (folder / "run.yaml").write_text(run_file(workflow), encoding="utf-8")
     if workflow.keeps_vectors:
         _write_vectors(folder, result)
     _copy_logs(folder, session)

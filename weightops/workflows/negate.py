@@ -63,6 +63,10 @@ class Negation(Workflow):
         return [self.target]
 
     @property
+    def trains(self) -> bool:
+        return super().trains or self.baselines
+
+    @property
     def goal(self) -> Goal:
         """The goal: the lowest target accuracy that keeps the control accuracy."""
         return Goal(

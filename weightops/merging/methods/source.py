@@ -95,7 +95,7 @@ class MethodSource(ExpressionSource):
 
     def __reduce__(self) -> Any:
         name = self.method.name
-        method = name if METHODS.get(name) is self.method else self.method
+        method = name if name in METHODS and METHODS[name] is self.method else self.method
         again = partial(
             MethodSource,
             weights=self.weights,
