@@ -10,8 +10,10 @@ import yaml
 
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
+from weightops.checkpoints.libraries.transformers import LANGUAGE_MODEL
+from weightops.evaluation.units import ACCURACY, PERPLEXITY, unit_of
 from weightops.hub.cards import base_model, license_of
-from weightops.reports.table import alpha_text, cell, models_of
+from weightops.reports.table import alpha_text, models_of
 
 
 def card(summary: Mapping[str, Any], word: str, architecture: Architecture | None = None) -> str:
@@ -23,7 +25,9 @@ def card(summary: Mapping[str, Any], word: str, architecture: Architecture | Non
         architecture: the architecture of the model; by default a model of open_clip.
     """
     tasks, base = summary["tasks"], summary["model"]
-    facts = (architecture or OpenClipArchitecture).card_facts
+    unit = unit_of(next(iter(tasks.values()))[word])
+    of_library = (architecture or OpenClipArchitecture).card_facts
+    facts = LANGUAGE_MODEL if unit is PERPLEXITY else of_library
     front = {
         "library_name": facts.library_name,
         "pipeline_tag": facts.pipeline_tag,
@@ -49,7 +53,7 @@ The test splits were used once, after that choice:
 
 {_score_table(tasks, word)}
 
-The numbers are top-1 accuracies in percent. The images come from:
+The numbers are {_NUMBERS[unit]}. The {unit.samples} come from:
 
 {sources}
 
@@ -64,6 +68,9 @@ the supported tasks show.
 """
 
 
+_NUMBERS = {ACCURACY: "top-1 accuracies in percent", PERPLEXITY: "perplexities"}
+
+
 def _options(options: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}={value}`" for name, value in options.items())
 
@@ -74,7 +81,7 @@ def _model_index(summary: Mapping[str, Any], word: str, pipeline: str) -> dict[s
         {
             "task": {"type": pipeline},
             "dataset": {"name": name, "type": name, "split": "test"},
-            "metrics": [{"type": "accuracy", "value": round(float(task[word]["acc1"]), 6)}],
+            "metrics": [_metric(task[word])],
         }
         for name, task in summary["tasks"].items()
         if word in task
@@ -82,12 +89,18 @@ def _model_index(summary: Mapping[str, Any], word: str, pipeline: str) -> dict[s
     return {"name": Path(str(summary["output"])).name, "results": results}
 
 
+def _metric(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the main score of a task in the Hub's form."""
+    unit = unit_of(scores)
+    return {"type": unit.name, "value": round(unit.of(scores), 6)}
+
+
 def _score_table(tasks: Mapping[str, Mapping[str, Any]], word: str) -> str:
-    """Return a Markdown table of accuracies, the edited model's in the last column."""
+    """Return a Markdown table of scores, the edited model's in the last column."""
     models = [*(model for model in models_of(tasks) if model != word), word]
     titles = ["fine-tuned" if model == "finetuned" else model for model in models]
     lines = [f"| task | role | {' | '.join(titles)} |", f"|{'---|' * (len(models) + 2)}"]
     for name, task in tasks.items():
-        scores = [cell(float(task[m]["acc1"])) if m in task else "-" for m in models]
+        scores = [unit_of(task[m]).in_cell(task[m]) if m in task else "-" for m in models]
         lines.append(f"| {name} | {task['role']} | {' | '.join(scores)} |")
     return "\n".join(lines)

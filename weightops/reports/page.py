@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightops.errors import printable
-from weightops.reports.table import alpha_text, cell
+from weightops.evaluation.units import ACCURACY, Unit
+from weightops.reports.frontier import LARGEST, drawable
+from weightops.reports.table import alpha_text
 from weightops.search.goal import Goal, Point, shown
 from weightops.search.session import EditSession, Measured
 from weightops.tasks.task import Task
@@ -65,11 +67,11 @@ def write_page(
         points=curve,
         axes=axes,
         data=data,
-        cell=cell,
+        unit=view.unit,
         alpha=alpha_text(summary["alpha"]),
         fixed=fixed,
         broken=broken,
-        provenance=_provenance(summary),
+        provenance=_provenance(summary, view.unit),
     )
     path.write_text(html, encoding="utf-8")
 
@@ -96,11 +98,13 @@ def _axes(summary: Mapping[str, Any], points: Sequence[Point], view: Goal) -> di
         "score": view.what,
         "kept": view.kept if view.keep else "",
         "alpha": "alpha" if isinstance(alpha, float) else f"alpha of {next(iter(alpha))}",
+        "factor": view.unit.factor,
+        "unit": " (%)" if view.unit is ACCURACY else f", {view.unit.name}",
         "line": len(points) > 1 and not isinstance(points[0].alpha, tuple),
     }
 
 
-def _provenance(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _provenance(summary: Mapping[str, Any], unit: Unit) -> list[tuple[str, Any]]:
     """Return the rows of the table that says where the results come from."""
     tasks_of: dict[str, list[str]] = {}
     for name, task in summary["tasks"].items():
@@ -111,9 +115,9 @@ def _provenance(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("model", f"{model['ref']} ({model['fingerprint']})"),
         ("method", summary["method"]),
         ("options", _listed(summary["options"])),
-        ("images", "; ".join(f"{source} ({', '.join(n)})" for source, n in tasks_of.items())),
+        ("data", "; ".join(f"{source} ({', '.join(n)})" for source, n in tasks_of.items())),
         ("fine-tuned", _listed(training) if training else summary["finetuned"]),
-        ("images measured", f"{summary['images']:,}"),
+        (f"{unit.samples} measured", f"{summary[unit.samples]:,}"),
         ("seconds", _listed(summary["seconds"])),
         ("versions", _listed(summary["versions"])),
     ]
@@ -129,17 +133,17 @@ def _curve(
     """Return the points in order of alpha, for the page's script, and the index of the chosen."""
     by_alpha = {measured.coefficients: measured for measured in sweep}
     rows: list[dict[str, Any]] = []
-    for point in points:
+    for point in drawable(points, view.unit):
         alpha = point.alpha if isinstance(point.alpha, tuple) else (point.alpha,)
         scores = by_alpha[alpha].scores
         rows.append(
             {
-                "x": point.kept if view.keep else alpha[0],
-                "y": point.score,
+                "x": view.unit.reading(point.kept) if view.keep else alpha[0],
+                "y": view.unit.reading(point.score),
                 "label": shown(alpha),
                 "alpha": alpha,
                 "base": not any(alpha),
-                "tasks": {name: float(metrics["acc1"]) for name, metrics in scores.items()},
+                "tasks": {n: min(view.unit.of(m), LARGEST) for n, m in scores.items()},
             }
         )
     rows.sort(key=lambda row: row["alpha"])
@@ -162,6 +166,8 @@ def _changed(
     """
     ranked: list[tuple[tuple[int, bool], Task, int]] = []
     for task in tasks:
+        if task.name not in base.guesses:
+            continue
         change = edited.hits[task.name].int() - base.hits[task.name].int()
         indices = (change == (1 if fixed else -1)).nonzero().flatten().tolist()
         spread = indices[:: max(1, len(indices) // MAX_IMAGES)][:MAX_IMAGES]

@@ -16,6 +16,7 @@ from torch import nn
 
 from weightops.algebra.names import escape
 from weightops.errors import NonfiniteError, OptionError
+from weightops.evaluation.scoring import IMAGES
 from weightops.search.session import EditSession, Vectors
 from weightops.tasks.seeds import seed as seed_of
 from weightops.tasks.task import Split, Task
@@ -150,7 +151,11 @@ def descend(
         OptionError: if the vectors change no parameter.
         NonfiniteError: if the loss becomes NaN or infinite.
     """
-    model = session.image_model
+    if session.scoring is not IMAGES:
+        raise OptionError(
+            f"search {options.loss} takes tasks of images", hint="race, grid or cma takes texts"
+        )
+    model = session.model
     session.base.load_into(model.module)
     model.module.eval()
     heads = {task: model.zero_shot_head(task) for task in tasks}
@@ -189,7 +194,7 @@ def _order(
     session: EditSession, task: Task, options: Descent
 ) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
     """Yield batches of indices of a task's images, in a new order when all have been used."""
-    size = len(session.image_model.pixels(task, options.on))
+    size = len(session.model.pixels(task, options.on))
     generator = np.random.default_rng(seed_of("descent", options.seed, task.name))
     while True:
         order = generator.permutation(size)

@@ -75,7 +75,7 @@ _UNRELATED = re.compile(
     | (optimizer|scaler|rng_state|trainer_state|training_args|global_step|checkpoint-).*
     | scheduler.*\.(bin|pt|pth|pkl)
     | (summary|training|lofi|comparison)\.json | .*\.jsonl | report\.html   # results of weightops
-    | (frontier|accuracy|figure|geometry)\.(png|svg)
+    | (frontier|accuracy|perplexity|figure|geometry)\.(png|svg)
     | runs | logs | wandb | onnx | openvino | coreml | original | __pycache__ | (ema|node\d+|merged)
     """,
     re.VERBOSE,

@@ -30,6 +30,7 @@ from weightops.tasks.task import (
     encoded_size_of,
     unreadable_in,
 )
+from weightops.tasks.texts import TextTask, joined_texts
 
 NEUTRAL = [
     "hello",
@@ -253,12 +254,15 @@ def parts_of(task: Task) -> tuple[Task, ...]:
 
 
 def union(tasks: Sequence[Task]) -> Task:
-    """Return several tasks as one; a single task is returned as it is.
+    """Return several tasks, or several texts, as one; a single task is returned as it is.
 
     Classes with the same prompts are one class, called as in the first task that has it.
     """
     if len(tasks) == 1:
         return tasks[0]
+    texts = [task for task in tasks if isinstance(task, TextTask)]
+    if len(texts) == len(tasks):
+        return joined_texts(texts)
     names = {
         prompts: name
         for task in reversed(tasks)

@@ -16,6 +16,7 @@ from weightops.tasks.derived import DERIVED
 from weightops.tasks.folder import folder_task
 from weightops.tasks.hub import NAME, hub_task
 from weightops.tasks.task import Task
+from weightops.tasks.texts import text_task
 
 TaskLike = str | Task
 """A task, or the name of one: see `as_task`."""
@@ -39,6 +40,9 @@ def _plugin_task(name: str, thing: Any) -> Task:
         raise ValueError(f"the task is called {task.name!r}, its entry point {name!r}")
     return task
 
+
+TEXTS = (".txt", ".md", ".rst")
+"""Suffixes of names that are taken for texts, so that a missing file is named."""
 
 _ORDER = "order="
 """What a name begins with that says the order of a classifier's outputs."""
@@ -129,10 +133,10 @@ def find_task(name: str) -> Task:
     """Return the task of a name, of a folder, of a data set, or one derived from these.
 
     Args:
-        name: a name in `TASKS`, such as ``shapes``; the path of a folder of images; a data set on
-            the Hugging Face Hub, such as ``ylecun/mnist``; any of them after the name of a
-            derivation and a colon, such as ``typographic:shapes``, ``readable:photos`` or
-            ``order=natural:photos``, see `as_read`.
+        name: a name in `TASKS`, such as ``shapes``; the path of a folder of images, or of a text
+            for language models; a data set on the Hugging Face Hub, such as ``ylecun/mnist``; any
+            of them after the name of a derivation and a colon, such as ``typographic:shapes``,
+            ``readable:photos`` or ``order=natural:photos``, see `as_read`.
 
     Raises:
         UnknownNameError: if no task has that name.
@@ -150,6 +154,8 @@ def _open_task(name: str) -> Task:
     if colon and kind.startswith(_ORDER):
         return in_order(find_task(rest), kind.removeprefix(_ORDER))
     folder = Path(name)
+    if folder.is_file() or folder.suffix in TEXTS:
+        return text_task(folder)
     if "/" not in name and not folder.is_dir():
         return TASKS[name]  # raises the error that names the nearest tasks
     if is_archive(folder):

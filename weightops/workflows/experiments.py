@@ -201,7 +201,7 @@ def _vectors_on_the_way(session: EditSession, task: Task, steps: int) -> dict[in
 
     def keep(step: int) -> None:
         if step in marks:
-            state = session.image_model.module.state_dict()
+            state = session.model.module.state_dict()
             states[step] = {name: t.detach().cpu().clone() for name, t in state.items()}
 
     session.learn(task, on_step=keep)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import MissingExtraError
-from weightops.evaluation.zero_shot import record
 from weightops.merging.recipe import Recipe
 from weightops.reports.card import card
 from weightops.reports.frontier import draw_bars, draw_frontier
@@ -93,7 +92,7 @@ def _rows(
                 if task.name in measured.scores:
                     scores = measured.scores[task.name]
                     yield {
-                        **record(model, task, split, scores, measured.fingerprint),
+                        **session.scoring.record(model, task, split, scores, measured.fingerprint),
                         "alpha": alpha[0] if len(alpha) == 1 else named,
                         "weights": weights,
                     }
@@ -128,8 +127,9 @@ def _draw(folder: Path, workflow: Workflow, result: EditResult, summary: Mapping
                 score=view.what,
                 kept=view.kept,
                 word=workflow.word,
+                unit=workflow.unit,
             )
         else:
-            draw_bars(folder / "accuracy", summary["tasks"], title=heading)
+            draw_bars(folder / workflow.unit.name, summary["tasks"], title=heading)
     except MissingExtraError as error:
         log.warning("the picture is left out: %s", error)

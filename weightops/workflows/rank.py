@@ -15,6 +15,7 @@ from weightops.algebra.precision import Precision
 from weightops.checkpoints.kinds import several
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError
+from weightops.evaluation.scoring import IMAGES
 from weightops.evaluation.zero_shot import predict
 from weightops.reports.frontier import COLORS, INK
 from weightops.reports.outcome import Outcome
@@ -86,10 +87,12 @@ def rank(
     with reserved(out, overwrite=overwrite) if out is not None else nullcontext():
         config = config_for(open_checkpoint(model), steps=steps, seed=seed)
         session = EditSession(model, [task], config=config, device=device, precision=precision)
+        if session.scoring is not IMAGES:
+            raise OptionError(f"{task.name} is a text, and vectors are ranked for images")
         criteria = _measure(session, task, vectors, labels)
         outcome = _outcome(session, task, criteria, labels=labels, steps=steps, truth=truth)
         if out is not None:
-            about = {"model": session.base.ref, "precision": session.image_model.precision}
+            about = {"model": session.base.ref, "precision": session.model.precision}
             outcome.write(Path(out), about, overwrite=overwrite)
     return outcome
 
@@ -141,7 +144,7 @@ def _with_few_labels(session: EditSession, task: Task, labels: int | None) -> Ta
     if labels is None:
         return task
     if labels == 0:
-        guesses = predict(session.image_model, task, "train")[:, 0].numpy()
+        guesses = predict(session.model, task, "train")[:, 0].numpy()
         order = np.arange(len(guesses))
     else:
         order = np.random.default_rng(0).permutation(task.sizes["train"])[:labels]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import NothingSatisfiesError, OptionError, OutputError
-from weightops.evaluation.pixels import prepare_all
 from weightops.search.session import EditSession
 from weightops.support.atomic import atomic_output, check_free, reserved
 from weightops.support.json_files import jsonable, read_json
@@ -120,11 +119,11 @@ def _check(workflow: Workflow, out: Path, *, overwrite: bool) -> None:
 
 
 def _prepare(workflow: Workflow, session: EditSession) -> None:
-    """Prepare all pictures, which refuses before the fine-tuning what can't be read."""
+    """Read all samples, which refuses before the fine-tuning what can't be read."""
     learned = [] if workflow.finetuned else workflow.learned
     splits = [(task, split) for task in workflow.tasks for split in SPLITS[1:]]
     splits += [(task, "train") for task in learned]
-    prepare_all([session.image_model.pixels(task, split) for task, split in splits])
+    session.scoring.prepare(session.model, splits)
 
 
 def _work_folder(out: Path, *, resume: bool) -> Path:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from weightops.checkpoints.opening import open_checkpoint
+from weightops.evaluation.units import ACCURACY
 from weightops.reports.outcome import versions
-from weightops.search.goal import difference, interval
+from weightops.search.goal import difference
 from weightops.search.session import EditSession, Measured
 from weightops.task_vector import TaskVector
 from weightops.tasks.derived import parts_of
@@ -51,7 +52,7 @@ def summarize(
         }
         for task, role in workflow.roles.items()
     }
-    intervals = {name: _intervals(name, test, workflow.word) for name in tasks}
+    intervals = {name: _intervals(name, test, workflow) for name in tasks}
     chosen_on = [name for name in tasks if any(name in m.hits for m in result.sweep)]
     summary = {
         "alpha": result.named_alpha,
@@ -60,9 +61,9 @@ def summarize(
         "tasks": tasks,
         "intervals": intervals,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "images": session.images_measured,
+        workflow.unit.samples: session.samples_measured,
         **settings(workflow),
-        "device": str(session.image_model.device),
+        "device": str(session.model.device),
         "output": str(out.absolute()),
         "versions": versions(),
         **result.more,
@@ -93,32 +94,34 @@ def settings(workflow: Workflow) -> dict[str, Any]:
 
 
 def _intervals(
-    task: str, test: Mapping[str, Measured], word: str
+    task: str, test: Mapping[str, Measured], workflow: Workflow
 ) -> dict[str, tuple[float, float]]:
-    """Return 95 % intervals of each model's accuracy on a task, and of the edit's change."""
+    """Return 95 % intervals of each model's score on a task, and of the edit's change."""
     hits = {model: m.hits[task] for model, m in test.items() if task in m.hits}
-    change, error = difference({task: hits[word]}, {task: hits["base"]}, {task: 1.0})
-    half_width = _CONFIDENCE_95 * error
-    intervals = {model: interval(own) for model, own in hits.items()}
-    return {**intervals, "change": (change - half_width, change + half_width)}
+    change, error = difference({task: hits[workflow.word]}, {task: hits["base"]}, {task: 1.0})
+    half_width, unit = _CONFIDENCE_95 * error, workflow.unit
+    intervals = {model: unit.interval(own) for model, own in hits.items()}
+    low, high = sorted(unit.change(change + side) for side in (-half_width, half_width))
+    return {**intervals, "change": (low, high)}
 
 
 def title(workflow: Workflow, summary: Mapping[str, Any]) -> str:
     """Return the line above the picture: what the edit did on test data."""
-    view = workflow.view
+    view, unit = workflow.view, workflow.unit
     texts = []
     for label, weights in ((", ".join(view.score), view.score), (view.kept, view.keep)):
         if weights:
             rows = [summary["tasks"][name] for name in weights]
             before, after = (
-                100 * sum(row[model]["acc1"] for row in rows) / len(rows)
+                unit.cell(unit.mean([unit.of(row[model]) for row in rows]))
                 for model in ("base", workflow.word)
             )
-            texts.append(f"{label} {before:.1f} → {after:.1f} %")
+            texts.append(f"{label} {before} → {after}{' %' * (unit is ACCURACY)}")
     alphas = summary["alpha"] if isinstance(summary["alpha"], Mapping) else {}
     unused = [name for name, alpha in alphas.items() if alpha == 0]
     without = f", without {', '.join(unused)} (alpha 0)" if unused else ""
-    return ", ".join(texts) + " (test)" + without
+    what = "test" if unit is ACCURACY else f"test {unit.name}"
+    return f"{', '.join(texts)} ({what}){without}"
 
 
 def _refs(finetuned: Sequence[Any]) -> Any:

@@ -259,7 +259,10 @@ class Architecture(ABC):
         Raises:
             CheckpointError: if the model isn't a language model.
         """
-        raise CheckpointError(f"{self.folder} is a model of {self.library}, not a language model")
+        raise CheckpointError(
+            f"{self.folder} is a model of {self.library}, not a language model",
+            hint="a text needs a causal language model of transformers, with its tokenizer",
+        )
 
     @property
     def _inner(self) -> list[str]:
