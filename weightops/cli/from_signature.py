@@ -106,6 +106,8 @@ def option(
         if default is True:
             spelt[-1] += f"/--no-{spelt[-1].removeprefix('--')}"
         return click.Option([name, *spelt], is_flag=True, default=bool(default), **settings)
+    if name == "score":
+        settings["is_eager"] = True  # names of tasks are read as it says
     if default is REQUIRED and not optional:
         settings["required"] = True
     shown = shown_default or _literal(default)
@@ -248,13 +250,14 @@ def _cache_limit() -> click.Option:
 def _read_as_asked(given: dict[str, Any], context: click.Context) -> dict[str, Any]:
     """Return the given values with tasks that are read as the options say, which are removed."""
     tasks = {p.name for p in context.command.params if isinstance(p.type, types.TaskNames)}
-    asked = {"class_order", "skip_unreadable"} & given.keys()
+    asked = {"score", "class_order", "skip_unreadable"} & given.keys()
     if not tasks or not asked:
         return given
     from weightops.tasks.table import as_read
 
     how = {name: given.pop(name) for name in sorted(asked)}
-    named = {name for name in tasks & given.keys() if given[name] != "base"}
+    unread = ("batchnorm",) if "score" in how else ()  # its images are no program's
+    named = {n for n in tasks & given.keys() if given[n] != "base" and n not in unread}
     if not named:
         raise click.UsageError(f"--{next(iter(how)).replace('_', '-')} is for tasks that are named")
     for key in named:

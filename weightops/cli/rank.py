@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from weightops.cli.borrowing import SCORED
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.printing import echo_json
 from weightops.cli.signatures import read
@@ -15,6 +16,7 @@ _RANK = "weightops.workflows.rank:rank"
 
 @command(
     Borrowed(_RANK, leave_out=("vectors",)),
+    SCORED,
     about=read(_RANK).docstring.text,
     metavar="VECTOR...",
     optional=("out",),

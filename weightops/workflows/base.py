@@ -22,7 +22,7 @@ from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import NothingSatisfiesError, OptionError
 from weightops.evaluation.batchnorm import BASE, BatchNorm, as_batchnorm
 from weightops.evaluation.language_model import text_blocks
-from weightops.evaluation.units import unit_for
+from weightops.evaluation.units import SCORE, unit_for
 from weightops.search.cma_es import evolve
 from weightops.search.goal import Choice, Coefficients, Goal, Point, shown
 from weightops.search.racing import race
@@ -130,6 +130,11 @@ class Workflow(ABC):
             self.options = {**self.options, "batchnorm": told}
             of = "the base" if told == BASE else f"the training images of {told}"
             self.method += f", with batch statistics of {of}"
+        if self.unit is SCORE and self.learned and not self.finetuned:
+            raise OptionError(
+                f"{self.tasks[0].name} is scored by a program, and can't be learned from",
+                hint="fine-tune by other means, and give finetuned=",
+            )
         if self.finetuned and len(self.finetuned) != len(self.learned):
             names = ", ".join(task.name for task in self.learned)
             raise OptionError(

@@ -12,6 +12,7 @@ from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NonfiniteError, NothingSatisfiesError, OptionError
 from weightops.evaluation.batchnorm import BatchNorm
+from weightops.evaluation.units import SCORE
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession
 from weightops.search.strategies import SearchOptions
@@ -124,6 +125,8 @@ class Negation(Workflow):
 
     def _add_gradient_ascent(self, session: EditSession, result: EditResult) -> dict[str, Any]:
         """Add fine-tuning that raises the loss as a rival; return why not, if it diverged."""
+        if self.unit is SCORE:
+            return {"ascent": {"why": "the score of a program has no gradient"}}
         raised = replace(self.config, ascend=True)
         try:
             ascent = session.learn(self.target, name="ascent", config=raised)
