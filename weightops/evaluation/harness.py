@@ -1,6 +1,6 @@
-"""``python -m weightops.evaluation.harness TASK FOLDER``: score a model by lm-evaluation-harness.
+"""``python -m weightops.evaluation.harness TASK[,TASK] FOLDER``: score by lm-evaluation-harness.
 
-It prints a line of JSON for each document, with the task's first metric, the higher the better.
+It prints a line of JSON for each document, with its task's first metric, the higher the better.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from weightops.errors import TaskError, WeightopsError, missing_extra
 
 
-def lines(task: str, folder: str) -> Iterator[str]:
-    """Yield the lines of JSON for a task.
+def lines(names: str, folder: str) -> Iterator[str]:
+    """Yield the lines of JSON for tasks.
 
     Args:
-        task: the name of a task, or of a group; or the YAML file of a task.
+        names: names of tasks or groups, or YAML files of tasks, separated by commas.
         folder: the folder of a model of transformers.
 
     Raises:
@@ -30,15 +32,16 @@ def lines(task: str, folder: str) -> Iterator[str]:
     try:
         harness, tasks = import_module("lm_eval"), import_module("lm_eval.tasks")
     except ImportError:
-        raise missing_extra("lm_eval", "lm_eval", f"to score {task}") from None
-    file = Path(task)
-    is_file = file.suffix in (".yaml", ".yml")
-    manager = tasks.TaskManager(include_path=str(file.parent) if is_file else None)
+        raise missing_extra("lm_eval", "lm_eval", f"to score {names}") from None
+    paths = [Path(name) for name in names.split(",")]
+    folders = {str(path.parent) for path in paths if path.suffix in (".yaml", ".yml")}
+    manager = tasks.TaskManager(include_path=sorted(folders) or None)
     results = harness.simple_evaluate(
         model="hf",
         model_args={"pretrained": folder},
-        tasks=[file.stem if is_file else task],
+        tasks=[path.stem if str(path.parent) in folders else str(path) for path in paths],
         task_manager=manager,
+        device="cuda" if torch.cuda.is_available() else "cpu",
         log_samples=True,
         bootstrap_iters=0,
     )

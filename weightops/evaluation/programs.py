@@ -207,7 +207,7 @@ def _output(program: str, folder: Path) -> str:
     if done.returncode:
         raise TaskError(
             f"the program {program} failed with exit code {done.returncode}",
-            hint=f"run it by hand: {program} FOLDER",
+            hint=f"run it by hand: {shlex.join(command[:-1])} FOLDER",
         )
     return done.stdout.decode("utf-8", errors="replace")
 
