@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.closeness import bits_equal
 
-from weightops import SearchOptions, config_for
+from weightops import SearchOptions, config_for, open_checkpoint
 from weightops.cli.main import run
 from weightops.tasks.table import find_task
 from weightops.workflows.patch import Patch
@@ -126,3 +127,22 @@ def test_what_only_python_can_say_is_a_comment(own: Path) -> None:
     assert "# task was given in Python: Task('mine', 2 classes" in text
     assert "task" not in yaml.safe_load(text)
     assert yaml.safe_load(text)["steps"] == 3
+
+
+def test_other_runs_too(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own)
+    few = ["--steps", "2", "--batch-size", "8", "-q"]
+    runs = {
+        "finetune": ["--task", "swapped", "--node", "1/3", "--model", "model", *few],
+        "rank": ["swapped.safetensors", "--target", "swapped", "--steps", "2", "-q"],
+        "experiment": ["intermediate", *few],
+        "lofi": ["--task", "swapped", "--nodes", "2", *few],
+    }
+    for verb, options in runs.items():
+        out, again = tmp_path / verb, tmp_path / f"{verb} again"
+        assert run([verb, *options, "--device", "cpu", "-o", str(out)]) == 0
+        config = ["--config", str(out / "run.yaml"), "--device", "cpu", "-q"]
+        assert run([verb, *config, "-o", str(again)]) == 0
+        assert (out / "run.yaml").read_text() == (again / "run.yaml").read_text()
+        for path in out.glob("*.safetensors"):
+            assert bits_equal(dict(open_checkpoint(path)), dict(open_checkpoint(again / path.name)))

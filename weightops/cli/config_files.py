@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from weightops.cli.types import Numbers, TaskNames
+from weightops.cli.types import NodeOf, Numbers, TaskNames
 from weightops.errors import RecipeError, WeightopsError
 from weightops.support.registry import unknown
 from weightops.support.yaml_files import read_documents
@@ -66,6 +66,34 @@ def _value(parameter: click.Parameter, key: str, value: Any) -> Any:
     if isinstance(value, list) and not isinstance(parameter.type, (TaskNames, Numbers)):
         raise RecipeError(f"{key} is one value, not {value}")
     return value
+
+
+def write_run_file(folder: Path) -> None:
+    """Write the options of the running command to ``run.yaml`` in a folder, for ``--config``."""
+    import yaml
+
+    from weightops.support.text import portable
+
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    given = {
+        _key(p): _plain(context.params[str(p.name)], p.type)
+        for p in context.command.params
+        if p.name in context.params and p.name not in (*_OF_ONE_RUN, "out", "device")
+        if context.get_parameter_source(str(p.name)) is not default
+    }
+    options = {_VERB: context.command.name, **portable(given)}
+    text = yaml.safe_dump(options, sort_keys=False)
+    (folder / "run.yaml").write_text(text, encoding="utf-8")
+
+
+def _plain(value: Any, kind: click.ParamType) -> Any:
+    """Return a value as a file has it."""
+    if isinstance(kind, NodeOf):
+        return "/".join(map(str, value))
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, kind) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 CONFIG = click.Option(

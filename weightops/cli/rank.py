@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from weightops.cli.borrowing import SCORED
+from weightops.cli.config_files import write_run_file
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.printing import echo_json
 from weightops.cli.signatures import read
@@ -26,4 +27,6 @@ def rank(vectors: tuple[str, ...], json_: bool = False, **given: Any) -> None:
     from weightops.workflows import rank as module
 
     outcome = module.rank(vectors, **given)
+    if "out" in given:
+        write_run_file(given["out"])
     echo_json(outcome.record) if json_ else click.echo(outcome.text)
