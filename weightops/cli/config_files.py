@@ -87,7 +87,7 @@ def write_run_file(folder: Path) -> None:
     (folder / "run.yaml").write_text(text, encoding="utf-8")
 
 
-def _plain(value: Any, kind: click.ParamType) -> Any:
+def _plain(value: Any, kind: object) -> Any:
     """Return a value as a file has it."""
     if isinstance(kind, NodeOf):
         return "/".join(map(str, value))
