@@ -15,8 +15,12 @@ from weightops.errors import RecipeError as RecipeError
 from weightops.errors import SpaceError as SpaceError
 from weightops.errors import TaskError as TaskError
 from weightops.errors import UnknownNameError as UnknownNameError
+from weightops.errors import UnverifiedError as UnverifiedError
 from weightops.errors import WeightopsError as WeightopsError
 from weightops.evaluation.image_model import ImageModel as ImageModel
+from weightops.evaluation.paired import Change as Change
+from weightops.evaluation.paired import compare_accuracy as compare_accuracy
+from weightops.evaluation.paired import mean_change as mean_change
 from weightops.evaluation.table import EVALUATORS as EVALUATORS
 from weightops.evaluation.table import Evaluator as Evaluator
 from weightops.evaluation.table import evaluate as evaluate
@@ -29,6 +33,8 @@ from weightops.merging.methods.table import METHODS as METHODS
 from weightops.merging.methods.table import method as method
 from weightops.merging.packing import pack as pack
 from weightops.merging.recipe import Recipe as Recipe
+from weightops.merging.verification import Verification as Verification
+from weightops.merging.verification import verify as verify
 from weightops.search.strategies import SearchOptions as SearchOptions
 from weightops.statistics.collect import collect as collect
 from weightops.task_vector import TaskVector as TaskVector

@@ -14,6 +14,7 @@ Each says the fact (which file, key or shape) and, where there is one, the remed
     ├── TaskError              the data of a task are missing, or aren't what they should be
     ├── NothingSatisfiesError  no coefficient satisfies the constraint
     ├── OutputError            an output can't be written; nothing has been left behind
+    ├── UnverifiedError        an output can't be checked, as an input or its record is missing
     └── MissingExtraError      an optional package is needed
 """
 
@@ -106,6 +107,10 @@ class NothingSatisfiesError(WeightopsError):
 
 class OutputError(WeightopsError):
     """An output can't be written; nothing has been left behind."""
+
+
+class UnverifiedError(WeightopsError):
+    """An output can't be checked: an input is gone or another, or nothing says how it was made."""
 
 
 class MissingExtraError(WeightopsError):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from weightops.algebra.dtypes import SAFETENSORS
-from weightops.algebra.kernels import Term, combine, has_nonfinite
+from weightops.algebra.kernels import Term, add_rows, combine, has_nonfinite
 from weightops.algebra.scratch import Scratch, Slot
 
 WITH_VALUES = {dtype for name, dtype in SAFETENSORS.items() if name != "F4"}
@@ -26,6 +26,28 @@ def test_nonfinite_in_every_dtype(dtype: torch.dtype) -> None:
             assert has_nonfinite(chunk)
     elif dtype.is_floating_point and str(dtype) != "torch.float8_e8m0fnu":
         assert has_nonfinite(torch.full((9,), math.nan).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finite_numbers_whose_sum_overflows_are_finite(dtype: torch.dtype) -> None:
+    chunk = torch.full((100,), torch.finfo(dtype).max, dtype=dtype)
+    assert not has_nonfinite(chunk)
+    chunk[50] = -math.inf
+    assert has_nonfinite(chunk)
+    chunk[7] = math.inf  # the sum of both is NaN
+    assert has_nonfinite(chunk)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 9])
+def test_rows_are_added_in_order_to_the_bits_of_a_sum(k: int) -> None:
+    rows = torch.randn(k, 4096, generator=torch.Generator().manual_seed(k))
+    rows[:, :3] = torch.tensor([-0.0, math.inf, math.nan])
+    expected = torch.zeros(4096)
+    for row in rows:
+        expected = expected + row
+    result = add_rows(rows)
+    assert torch.equal(result.view(torch.int32), expected.view(torch.int32))
+    assert torch.equal(rows.sum(0).view(torch.int32), expected.view(torch.int32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

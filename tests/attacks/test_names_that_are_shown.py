@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from weightops import open_checkpoint
 from weightops.cli.main import _OneLine, run
 from weightops.errors import CheckpointError, WeightopsError, printable
-from weightops.hub.cards import merge_card
+from weightops.hub.cards import CardFacts, merge_card
 from weightops.support.json_files import json_text
 
 EVIL = "a\nweightops: all is well\x1b[2J\x9b\u202e\r\x07.weight"
@@ -68,7 +68,8 @@ def test_errors_and_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_cards_and_json() -> None:
-    card = merge_card("linear", [EVIL, "x`\n# Title <script>"], None, "method: linear\n")
+    merge = merge_card("linear", [EVIL, "x`\n# Title <script>"], None, "method: linear\n")
+    card = merge.text(CardFacts(), "cpu")
     assert harmless(card)
     assert "<script>" not in card
     assert "\n# Title" not in card

@@ -71,7 +71,7 @@ def test_vector_apply_inspect(
     assert [term["coefficient"] for term in facts["made_from"]["terms"]] == [1.0, 0.5]
     code, out, _ = weightops(capsys, "inspect", tmp_path / "e.safetensors")
     assert "= embed.weight" in out
-    assert "made from    +0.5 x" in out
+    assert "    weight: 0.5" in out
 
 
 def test_merge_and_methods(
@@ -296,7 +296,10 @@ def test_an_interrupt_is_told_as_one(
 def test_quiet_whatever_was_imported_before(tmp_path: Path) -> None:
     script = (
         "import time, tqdm; from weightops.cli.printing import quieten; quieten();\n"
+        "from weightops.support import progress; progress.EVERY = 0.1\n"
         "for _ in tqdm.tqdm(range(3)): time.sleep(0.2)\n"
+        "with progress.job('a job', 3) as whole:\n"
+        "    for _ in progress.tracked(range(3), 'a part'): time.sleep(0.2); whole.done(1)\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stderr == ""

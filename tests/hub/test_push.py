@@ -42,7 +42,7 @@ def test_pushing(tmp_path: Path) -> None:
     planned, _, done = output.partition("---")
     assert "would be pushed to org/mine" in planned
     assert "pushed to http" in done
-    assert FakeHub.uploaded.keys() == {"README.md", "model.safetensors"}
+    assert FakeHub.uploaded.keys() == {"README.md", "model.safetensors", "recipe.yaml"}
     written = (work / "merged" / "model.safetensors").read_bytes()
     assert FakeHub.uploaded["model.safetensors"] == written
     card = FakeHub.uploaded["README.md"]

@@ -83,6 +83,18 @@ def test_nothing_stale_is_left_by_overwriting(
         merged.save(tmp_path / "x.safetensors", max_shard_size=10)
 
 
+def test_a_merged_folder_is_overwritten_by_its_own_command(
+    model_files: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    line = ["merge", *model_files[1], "-o", str(tmp_path / "out")]
+    assert run(line) == 0
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert {"model.safetensors", "recipe.yaml"} <= first.keys()
+    assert run(line) == 1
+    assert run([*line, "--overwrite"]) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+
+
 def test_a_small_file_system(model_files: tuple[str, list[str]], tmp_path: Path) -> None:
     """A real file system of a megabyte, where the system allows to mount one."""
     place = tmp_path / "small"

@@ -43,7 +43,7 @@ def test_rules_on_the_authors_curve() -> None:
     assert choose(CURVE, max_supported_drop=1.0).alpha == 0.7
     why = choose(CURVE).why
     assert "96.49%" in why
-    assert "1 points under the base's (89.84%)" in why
+    assert "1 point under the base's (89.84%)" in why
 
 
 def test_an_alpha_within_the_error_of_the_bound_is_not_chosen() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from weightops.errors import TaskError
 from weightops.tasks.hub import hub_task
+from weightops.tasks.table import find_task
 
 
 def parquet(
@@ -253,3 +254,32 @@ def test_columns_of_images(results: dict[str, Any]) -> None:
     )
     assert results["one_of_two"]["values"] == sorted([90, 91, 92, 93] * 3)
     assert "has paths of images in image (photos/0.png), and no images" in results["paths_only"]
+
+
+def test_a_folder_of_parquet_files_here(tmp_path: Path) -> None:
+    (tmp_path / "sets" / "data").mkdir(parents=True)
+    for split, start in (("train", 0), ("validation", 20), ("test", 40)):
+        content = parquet(tmp_path, start, 6)
+        (tmp_path / "sets" / "data" / f"{split}-00000-of-00001.parquet").write_bytes(content)
+    task = find_task(f"{tmp_path}/sets:fine")
+    assert (task.name, task.classes) == ("sets", ("a b", "c"))
+    for split, start in (("train", 0), ("validation", 20), ("test", 40)):
+        images = task.load(split)
+        values = [images[i].getpixel((0, 0))[0] for i in range(6)]
+        assert values == list(range(start, start + 6))
+        assert images.labels.tolist() == [0, 1] * 3
+    assert find_task(f"{tmp_path}/sets/data:image:fine").classes == task.classes
+    with pytest.raises(TaskError, match="several columns of class labels"):
+        find_task(str(tmp_path / "sets"))
+    with pytest.raises(TaskError, match="no column of class labels called finer"):
+        find_task(f"{tmp_path}/sets:finer")
+
+
+def test_metadata_beside_pictures_is_no_data_set(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        for i, name in enumerate(("cat", "dog")):
+            (tmp_path / "all" / split / name).mkdir(parents=True)
+            picture = Image.new("RGB", (8, 8), (len(split), i, 0))
+            picture.save(tmp_path / "all" / split / name / "1.png")
+        (tmp_path / "all" / split / "metadata.parquet").write_bytes(parquet(tmp_path, 0, 2))
+    assert find_task(f"{tmp_path}/all").classes == ("cat", "dog")

@@ -29,6 +29,7 @@ from weightops.errors import (
     OutputError,
     UnknownNameError,
 )
+from weightops.support.atomic import check_free
 from weightops.workflows.patch import Patch
 from weightops.workflows.plan import plan_run
 
@@ -44,6 +45,10 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("patched") / "out"
     patch("mnist", out, max_supported_drop=1.0, training=short(), **QUICK)
     return out
+
+
+def test_what_a_run_wrote_can_be_overwritten(patched: Path) -> None:
+    check_free(patched, overwrite=True)
 
 
 def test_files_and_summary(patched: Path) -> None:

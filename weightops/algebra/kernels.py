@@ -1,7 +1,7 @@
-"""Combine flat tensors chunk by chunk: add up in float32 (float64 for float64), round once.
+"""Combine flat tensors: add up in float32 (float64 for float64), round once.
 
-An element of a result depends only on this element of the inputs: not on where a chunk begins, nor
-on the number of threads.
+An element of a result depends only on this element of the inputs: not on where a piece of a tensor
+begins, nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from weightops.algebra.dtypes import accumulator
 from weightops.algebra.scratch import Scratch, Slot
 
 CHUNK = 1 << 19
-"""Elements of a chunk on CPU: few enough to stay in the cache from one pass to the next, and enough
-to keep all threads busy."""
+"""Elements that a method takes at once, of all its inputs together."""
+
+PIECE = 1 << 18
+"""Elements that one thread combines at once on CPU: few enough that they stay in its cache from the
+read to the write."""
 
 
 def row_length(k: int) -> int:
@@ -64,50 +67,6 @@ def combine(
         ):
             torch.lerp(anchor, terms[0].tensor, terms[0].coefficient, out=out)
             return
-    step = CHUNK * torch.get_num_threads() if out.device.type == "cpu" else out.numel()
-    for start in range(0, out.numel(), step):
-        stop = start + step
-        _combine_chunk(
-            out[start:stop],
-            anchor[start:stop] if anchor is not None else None,
-            [term._replace(tensor=term.tensor[start:stop]) for term in terms],
-            keep_anchor,
-            scratch,
-        )
-
-
-def keep_equal(
-    out: torch.Tensor, anchor: torch.Tensor, terms: Sequence[Term], lengths: Iterable[int]
-) -> None:
-    """Copy from the anchor the parts that are equal in all tensors, as `combine` copies the whole.
-
-    Args:
-        out: the result of `combine`.
-        anchor: its anchor.
-        terms: its terms.
-        lengths: the lengths of the parts, which follow each other.
-    """
-    if not all(term.relative for term in terms):
-        return
-    ends = list(accumulate(lengths))
-    starts = torch.tensor([0, *ends[:-1]], device=out.device)
-    first = anchor[starts]
-    alike = torch.ones_like(first, dtype=torch.bool)
-    for term in terms:  # few parts that differ begin with the same number
-        alike &= term.tensor[starts] == first
-    for i in alike.nonzero().flatten().tolist():
-        part = slice(ends[i - 1] if i else 0, ends[i])
-        if all(torch.equal(term.tensor[part], anchor[part]) for term in terms):
-            out[part] = anchor[part]
-
-
-def _combine_chunk(
-    out: torch.Tensor,
-    anchor: torch.Tensor | None,
-    terms: Sequence[Term],
-    keep_anchor: bool,
-    scratch: Scratch,
-) -> None:
     any_float64 = any(term.tensor.dtype == torch.float64 for term in terms)
     working = torch.float64 if any_float64 else accumulator(out.dtype)
     size = out.numel()
@@ -137,6 +96,31 @@ def _combine_chunk(
         total.add_(origin)
     if total is not out:
         out.copy_(total)
+
+
+def keep_equal(
+    out: torch.Tensor, anchor: torch.Tensor, terms: Sequence[Term], lengths: Iterable[int]
+) -> None:
+    """Copy from the anchor the parts that are equal in all tensors, as `combine` copies the whole.
+
+    Args:
+        out: the result of `combine`.
+        anchor: its anchor.
+        terms: its terms.
+        lengths: the lengths of the parts, which follow each other.
+    """
+    if not all(term.relative for term in terms):
+        return
+    ends = list(accumulate(lengths))
+    starts = torch.tensor([0, *ends[:-1]], device=out.device)
+    first = anchor[starts]
+    alike = torch.ones_like(first, dtype=torch.bool)
+    for term in terms:  # few parts that differ begin with the same number
+        alike &= term.tensor[starts] == first
+    for i in alike.nonzero().flatten().tolist():
+        part = slice(ends[i - 1] if i else 0, ends[i])
+        if all(torch.equal(term.tensor[part], anchor[part]) for term in terms):
+            out[part] = anchor[part]
 
 
 def _move_towards_mean(
@@ -171,6 +155,17 @@ def has_nonfinite(chunk: torch.Tensor) -> bool:
     has_none = "float4" in str(chunk.dtype) or not chunk.dtype.is_floating_point
     if has_none or not chunk.numel():
         return False
-    # aminmax has no float8 kernel. One NaN makes both extremes NaN.
-    extremes = torch.aminmax(chunk if chunk.dtype.itemsize > 1 else chunk.float())
-    return not bool(torch.isfinite(torch.stack(extremes)).all())
+    wide = chunk if chunk.dtype.itemsize > 1 else chunk.float()  # float8 has no such kernels
+    if bool(torch.isfinite(wide.sum())):
+        return False  # one NaN or infinity stays in a sum, and adding up is the fastest test
+    return not bool(torch.isfinite(torch.stack(torch.aminmax(wide))).all())
+
+
+def add_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Return the sum of ``k`` rows, shape ``(k, ...)``; few are added faster one by one."""
+    if not 1 < len(rows) <= 4:
+        return rows.sum(0)
+    result = rows[0] + 0.0  # as a sum that begins with 0: -0.0 becomes 0.0
+    for row in rows[1:]:
+        result += row
+    return result

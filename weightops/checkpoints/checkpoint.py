@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ from torch import nn
 from weightops.algebra.codes import REMEDY, is_packed
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
-from weightops.algebra.provenance import as_written, fingerprint, provenance
+from weightops.algebra.provenance import as_written, fingerprint
 from weightops.algebra.source import Source
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.in_memory import InMemory
@@ -24,7 +23,12 @@ from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.memory_names import MemoryNames
 from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.loading import load_into, untie
-from weightops.checkpoints.output_layout import folder_layout, is_single_file
+from weightops.checkpoints.output_layout import (
+    file_metadata,
+    folder_layout,
+    is_single_file,
+    write_records,
+)
 from weightops.checkpoints.renaming import match_ties, rename_to_match
 from weightops.checkpoints.skeleton import blank_copy
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
@@ -33,8 +37,8 @@ from weightops.engine.ranks import ONE_RANK, Ranks
 from weightops.engine.tensors import Tensors
 from weightops.engine.write import write
 from weightops.errors import CheckpointError
+from weightops.hub.cards import Card
 from weightops.support.atomic import Overwrite, behind_links, check_free, resumable_output, stage_of
-from weightops.support.json_files import write_json
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -47,6 +51,7 @@ class _Writing(NamedTuple):
     on_nonfinite: OnNonfinite
     ranks: Ranks
     device: str
+    name: str
 
 
 class Checkpoint(Tensors):
@@ -58,18 +63,14 @@ class Checkpoint(Tensors):
         module: the module that the weights are in; None for weights in another place.
 
     Attributes:
-        form: the lazy expression that gives the tensors.
-        architecture: the model that the weights are of; None if it isn't known.
         recipe: the merge recipe that made the weights, or None; a saved file states it.
-        card: the text of the model card for a saved folder, or None.
+        card: the model card for a saved folder, or None.
         records: file name -> JSON content that a saved folder has beside the weights.
 
     >>> from weightops import open_checkpoint
     >>> checkpoint = open_checkpoint({"weight": torch.ones(2, 3)})
     >>> checkpoint.specs["weight"].shape
     (2, 3)
-    >>> checkpoint["weight"].sum()
-    tensor(6.)
     """
 
     def __init__(
@@ -83,13 +84,12 @@ class Checkpoint(Tensors):
         self.architecture = architecture
         self._module = module
         self.recipe: dict[str, Any] | None = None
-        self.card: str | None = None
+        self.card: Card | None = None
         self.records: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        caches = ("names_in_memory", "skeleton", "memory")
-        state = {name: value for name, value in vars(self).items() if name not in caches}
-        return {**state, "architecture": self.architecture and self.architecture.to_pickle()}
+        cached = ("names_in_memory", "skeleton", "memory")
+        return {name: value for name, value in vars(self).items() if name not in cached}
 
     @property
     def source(self) -> Source:
@@ -284,7 +284,7 @@ class Checkpoint(Tensors):
         path = Path(path)
         single = is_single_file(path, max_shard_size)
         checkpoint = self.to(dtype) if dtype else self
-        options = _Writing(max_shard_size, on_nonfinite, ranks, device)
+        options = _Writing(max_shard_size, on_nonfinite, ranks, device, path.name)
         if resume and not overwrite and checkpoint._is_in(path, single, max_shard_size):
             return path
         check_free(path, overwrite=overwrite, inputs=[file.path for file in self.form.files])
@@ -302,9 +302,12 @@ class Checkpoint(Tensors):
         files = self._layout(max_shard_size, path.name if single else None)
         return all(has_header(folder / file.name, file) for file in files)
 
-    def save_into(self, folder: Path, *, on_nonfinite: OnNonfinite = "warn") -> None:
-        """Write into an existing folder; see `save`."""
-        self._write_folder(folder, _Writing(None, on_nonfinite, ONE_RANK, "cpu"))
+    def save_into(
+        self, folder: Path, *, name: str = "", on_nonfinite: OnNonfinite = "warn"
+    ) -> None:
+        """Write into an existing folder, which the card calls ``name``; see `save`."""
+        options = _Writing(None, on_nonfinite, ONE_RANK, "cpu", name or folder.name)
+        self._write_folder(folder, options)
 
     def estimate(
         self,
@@ -320,8 +323,7 @@ class Checkpoint(Tensors):
     def _layout(self, max_shard_size: int | None, single: str | None) -> list[FileLayout]:
         """Return the layout of one file of a name, or of those of a folder."""
         linearized_at(self.form)  # a mixture of linearised and ordinary weights is refused
-        made_from = {**({"recipe": self.recipe} if self.recipe else {}), **provenance(self.form)}
-        metadata = {"format": "pt", "weightops": json.dumps(made_from)}
+        metadata = file_metadata(self.form, self.recipe)
         if single is not None:
             return layout(self.form, single, metadata)
         return folder_layout(self.form, self.architecture, metadata, max_shard_size)
@@ -331,10 +333,8 @@ class Checkpoint(Tensors):
             if self.architecture:
                 self.architecture.warn_of_others(file.path for file in self.form.files)
                 self.architecture.write(folder)
-            if self.card:
-                (folder / "README.md").write_text(self.card, encoding="utf-8")
-            for name, content in self.records.items():
-                write_json(folder / name, content)
+            device = str(pick_device(options.device))
+            write_records(folder, self, device=device, name=options.name)
         if options.max_shard_size and self.architecture and not self.architecture.reads_shards:
             log.warning("%s reads one file only: no shards are written", self.architecture.library)
         self._write_weights(folder, options)

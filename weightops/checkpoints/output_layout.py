@@ -1,14 +1,23 @@
-"""The files that a checkpoint is written to: one, shards, or one for each part of its model."""
+"""The files that a checkpoint is written to: weights in one, shards or parts; card and recipe."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from weightops.algebra.linear_form import LinearForm
+from weightops.algebra.provenance import provenance
+from weightops.checkpoints.formats.safetensors import MODEL_SPEC, RECORD
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.engine.layout import FileLayout, layout
 from weightops.errors import OptionError
+from weightops.hub.cards import CardFacts
+from weightops.support.json_files import write_json
+from weightops.support.yaml_files import yaml_text
+
+CARD, RECIPE = "README.md", "recipe.yaml"
 
 _OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -45,6 +54,8 @@ def folder_layout(
         max_shard_size: the most bytes of tensors in one file.
     """
     parts = architecture.parts if architecture else {}
+    # A model that ties nothing takes a name without a tensor for one that is missing.
+    untied = architecture is not None and architecture.config.get("tie_word_embeddings") is False
     names: dict[str, list[str]] = {"": [], **{prefix: [] for prefix in parts}}
     for name in form.specs:
         names[max((p for p in names if name.startswith(p)), key=len)].append(name)
@@ -54,5 +65,51 @@ def folder_layout(
         if names[prefix]:
             limit = max_shard_size if architecture is None or architecture.shards(prefix) else None
             part = form.part(names[prefix])
-            files += layout(part, file, metadata, max_shard_size=limit, prefix=prefix)
+            files += layout(
+                part, file, metadata, max_shard_size=limit, prefix=prefix, aliases=not untied
+            )
     return files
+
+
+def file_metadata(form: LinearForm, recipe: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the metadata of each file: provenance, recipe, and the ModelSpec of the inputs."""
+    made_from = {**({"recipe": recipe} if recipe else {}), **provenance(form)}
+    return {"format": "pt", **_model_spec(form), RECORD: json.dumps(made_from)}
+
+
+def _model_spec(form: LinearForm) -> dict[str, str]:
+    """Return what the first input with a ModelSpec says of the model, but for its file's hash."""
+    for leaf in form.leaves:
+        told = {key: text for key, text in leaf.metadata.items() if key.startswith(MODEL_SPEC)}
+        told.pop(f"{MODEL_SPEC}hash_sha256", None)
+        if told:
+            return told
+    return {}
+
+
+def folders_of(form: LinearForm) -> dict[str, Path]:
+    """Return the ref of each place that a form reads -> its folder."""
+    return {leaf.ref: leaf.files[0].path.parent for leaf in form.leaves if leaf.files}
+
+
+def write_records(
+    folder: Path, model: Any, *, device: str, name: str, facts: CardFacts | None = None
+) -> None:
+    """Write what a folder says of its weights: card, recipe, and other records as JSON.
+
+    Args:
+        folder: the folder.
+        model: the `Checkpoint` that is written.
+        device: where the weights are computed.
+        name: the name that the folder will have.
+        facts: the library that the folder loads in; by default that of the model's architecture.
+    """
+    if model.card:
+        own = model.architecture.card_facts if model.architecture else CardFacts()
+        facts, inputs = facts or own, folders_of(model.form)
+        text = model.card.text(facts, device, name=name, inputs=inputs)
+        (folder / CARD).write_text(text, encoding="utf-8")
+    if model.recipe and "verb" not in model.recipe:
+        (folder / RECIPE).write_text(yaml_text(dict(model.recipe)), encoding="utf-8")
+    for file, content in model.records.items():
+        write_json(folder / file, content)

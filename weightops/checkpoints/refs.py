@@ -21,7 +21,7 @@ _HUB = re.compile(rf"(?P<repo>{REPO})(?:@(?P<revision>[^:@]+))?(?::(?P<file>[^:]
 
 _SAFETENSORS, _PICKLED = ".safetensors", (".bin", ".pt", ".pth", ".ckpt")
 
-_DESCRIPTIONS = ("*.json", "*.txt", "*.model", "vocab*", "merges*")
+_DESCRIPTIONS = ("*.json", "*.txt", "*.model", "vocab*", "merges*", "README.md")
 """Patterns of the files that describe a model."""
 
 _COMPANIONS = {".metadata": (".metadata", "*.distcp"), "adapter_config.json": ("adapter_model.*",)}

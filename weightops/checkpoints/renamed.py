@@ -35,6 +35,7 @@ class Renamed(Source):
         self.source = source
         self.ref, self.space, self.skipped = source.ref, source.space, source.skipped
         self.files, self.linearized_at = source.files, source.linearized_at
+        self.metadata = source.metadata
         self.mapped = {
             name: mapping
             for name, mapping in mapped.items()

@@ -42,8 +42,11 @@ def apply(
     from weightops.checkpoints.opening import open_checkpoint
     from weightops.checkpoints.vector_files import is_adapter
     from weightops.hub.cards import edit_card, edit_title
+    from weightops.merging.recipe import Recipe
     from weightops.support.atomic import check_free
+    from weightops.support.text import portable
     from weightops.task_vector import TaskVector
+    from weightops.tasks.task import Task
 
     alphas = given.pop("alpha", (1.0,))
     if len(alphas) not in (1, len(vectors)):
@@ -66,4 +69,7 @@ def apply(
 
         edited = with_batchnorm(edited, batchnorm, start, output.get("device", "cpu"))
     edited.card = edit_card(base, terms)
+    told = batchnorm.name if isinstance(batchnorm, Task) else batchnorm
+    recipe = Recipe(vectors, "task_arithmetic", base=base, weights=alphas, batchnorm=told)
+    edited.recipe = portable(recipe.to_dict())
     save(edited, edit_title(base, terms), json_, **output)

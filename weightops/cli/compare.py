@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,13 +43,15 @@ def compare(
         per_tensor: norms and cosines of each tensor, not only of each layer.
         tasks: for two vectors, the task of each: on their validation images, how often one vector
             changes what the model predicts for the other's task (the disentanglement error).
-        out: a PNG file for the picture.
+        out: a file for the picture (.png, .svg, .pdf), or for a page with all of it (.html).
         overwrite: replace an output that exists; it stays until the new one is complete.
     """
     from weightops import vector_comparison
     from weightops.checkpoints.opening import open_ref
     from weightops.support.atomic import reserved
 
+    if out is not None:
+        _kind_of(out)
     with reserved(out, overwrite=overwrite) if out is not None else nullcontext():
         others = list(models)
         if given.get("base") is None and open_ref(others[0]).form.space == "weights":
@@ -62,7 +64,8 @@ def compare(
         if tasks:
             apart = _disentanglement(given.get("base"), others, tasks, **measured)
         if out is not None:
-            _draw(comparison, apart, out, overwrite=overwrite)
+            told = {"command": "weightops compare", "base": given.get("base"), "compared": others}
+            _draw(comparison, apart, told, out, overwrite=overwrite)
     if json_:
         echo_json(_record(comparison, apart, given.get("base"), per_tensor))
     else:
@@ -94,18 +97,37 @@ def _norms(gram: torch.Tensor) -> list[float]:
 
 
 def _draw(
-    comparison: Comparison, apart: Disentanglement | None, out: Path, *, overwrite: bool
+    comparison: Comparison,
+    apart: Disentanglement | None,
+    about: Mapping[str, Any],
+    out: Path,
+    *,
+    overwrite: bool,
 ) -> None:
-    from weightops.reports.vector_comparison import ErrorMap, draw_comparison
+    """Write the picture of a comparison, or its page."""
+    from weightops.reports.frontier import write_figure
+    from weightops.reports.vector_comparison import ErrorMap, comparison_page, draw_comparison
     from weightops.support.atomic import atomic_output
+    from weightops.support.invocation import versions
+    from weightops.support.text import portable
 
-    layers = {name: _norms(gram) for name, gram in _changed(comparison.layers()).items()}
     errors = None
     if apart is not None:
         errors = ErrorMap(apart.tasks, apart.alphas, apart.errors.tolist())
-    names, spectra = comparison.names, comparison.spectra
     with atomic_output(out, overwrite=overwrite) as file:
-        draw_comparison(file, names, comparison.cosines, layers, spectra, errors)
+        if _kind_of(out) == "html":
+            about = {**portable(dict(about)), "versions": versions()}
+            comparison_page(comparison, about, errors).write(file)
+        else:
+            write_figure(draw_comparison(comparison, errors), file, _kind_of(out))
+
+
+def _kind_of(out: Path) -> str:
+    """Return the kind of a file by its suffix; without one it is a PNG file."""
+    kind = out.suffix.lower().removeprefix(".") or "png"
+    if kind not in ("png", "svg", "pdf", "html"):
+        raise click.UsageError(f"{out} is no .png, .svg, .pdf or .html")
+    return kind
 
 
 def _record(

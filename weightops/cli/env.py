@@ -17,8 +17,8 @@ def env(*, json_: bool = False) -> None:
 
     from weightops.algebra.devices import pick_device
     from weightops.algebra.precision import pick_precision
-    from weightops.reports.outcome import versions
     from weightops.support.cache import cache_dir
+    from weightops.support.invocation import versions
 
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     about = {

@@ -60,6 +60,10 @@ def evaluate(
         linear_probe  accuracy of a linear classifier trained on the model's features
         retrieval     images found by their captions, and captions by their images
 
+    Of two models or more, each is also compared with the first on the same images (zero_shot): the
+    difference of the accuracies with a 95 % interval, the exact McNemar test, and which images were
+    fixed or broken, which --json and --out list.
+
     The files of --out are a superset of CLIP_benchmark's: `clip_benchmark build FOLDER/*.json`
     makes one table of them.
 
@@ -107,6 +111,7 @@ def evaluate(
         echo_json(records)
     else:
         _print(records, columns, show_models=len(models) > 1)
+        _print_changes(records)
 
 
 def _check_text(given: dict[str, Any], tasks: Any, base: str | None, out: Path | None) -> None:
@@ -145,33 +150,43 @@ def _score(
     how: Mapping[str, Any],
     **scoring: Any,
 ) -> list[dict[str, Any]]:
-    """Score each model on each task: one record for both."""
+    """Score each model on each task: one record for both, with its change from the first model."""
     from weightops.evaluation.image_model import ImageModel
-    from weightops.evaluation.zero_shot import record
+    from weightops.evaluation.paired import Comparison
+    from weightops.evaluation.zero_shot import record, zero_shot
 
-    records = []
+    paired = len(models) > 1 and evaluator.function is zero_shot
+    comparison = Comparison(tasks, split) if paired else None
+    records: list[dict[str, Any]] = []
     for checkpoint in models:
         model = ImageModel.open(checkpoint, **how)
+        rows = []
         for task in tasks:
-            scores = evaluator.score(model, task, split, **scoring)
-            records.append(record(model, task, split, scores, kind=evaluator.kind))
+            if comparison:
+                scores = comparison.score(model, task, **scoring)
+            else:
+                scores = evaluator.score(model, task, split, **scoring)
+            rows.append(record(model, task, split, scores, kind=evaluator.kind))
             model.forget(task)
+        records += comparison.add_changes(model, rows) if comparison else rows
     return records
 
 
 def _write(records: Sequence[dict[str, Any]], out: Path, split: str, *, overwrite: bool) -> None:
     from weightops.support.atomic import atomic_output
     from weightops.support.json_files import write_json
+    from weightops.support.text import portable
 
     with atomic_output(out, overwrite=overwrite) as folder:
         folder.mkdir()
         for i, record in enumerate(records):
-            write_json(folder / f"{i:03}_{record['dataset']}_{split}.json", record)
+            write_json(folder / f"{i:03}_{record['dataset']}_{split}.json", portable(record))
 
 
 def _print(records: Sequence[dict[str, Any]], columns: Sequence[str], *, show_models: bool) -> None:
     from weightops.reports.table import table
 
+    scored = [record for record in records if "source" in record]  # a mean has none
     rows = [
         [
             record["dataset"],
@@ -180,10 +195,49 @@ def _print(records: Sequence[dict[str, Any]], columns: Sequence[str], *, show_mo
             record["metrics"]["n"],
             record["source"],
         ]
-        for record in records
+        for record in scored
     ]
     header = ["task", *(["model"] if show_models else []), *columns, "images", "source"]
     click.echo(table(header, rows))
+
+
+def _print_changes(records: Sequence[dict[str, Any]]) -> None:
+    """Print how each model differs from the first one on the same images."""
+    from weightops.reports.table import table
+
+    changed = [record for record in records if "change" in record]
+    header = ["task", "difference", "95 % interval", "p (McNemar)", "fixed", "broken", "images"]
+    for model in dict.fromkeys(record["model"] for record in changed):
+        rows = [
+            [
+                record["dataset"],
+                f"{100 * change['difference']:+.2f}",
+                "{:+.2f} to {:+.2f}".format(*(100 * end for end in change["interval"])),
+                f"{change['p_value']:.3g}",
+                change["fixed"],
+                change["broken"],
+                change["n"],
+            ]
+            for record in changed
+            if record["model"] == model
+            for change in [record["change"]]
+        ]
+        first = next(record["change"]["from"] for record in changed if record["model"] == model)
+        click.echo(f"\n{model} against {first}, in points of accuracy on the same images")
+        click.echo(table(header, rows))
+        for record in changed:
+            if record["model"] == model:
+                _print_images(record["dataset"], record["change"]["images"])
+
+
+def _print_images(task: str, images: Sequence[Mapping[str, Any]]) -> None:
+    """Print the first images that were fixed and broken."""
+    from weightops.support.text import first_few
+
+    for what, end in (("fixed", "after"), ("broken", "before")):
+        names = [str(image["image"]) for image in images if image[end] == image["label"]]
+        if names:
+            click.echo(f"{what} of {task}: {first_few(names, 8)}")
 
 
 def _print_perplexity(

@@ -26,7 +26,7 @@ _NODE = click.Option(
     FINETUNING,
     Borrowed(
         "weightops.training.finetune:finetune",
-        only=("checkpoint_every", "resume", "overwrite", "device", "precision"),
+        only=("checkpoint_every", "resume", "overwrite", "device", "precision", "log_to"),
     ),
     Borrowed("weightops.training.nodes:Node", only=("data",), names={"data": "node_data"}),
     arguments=[TASK, TEXT, _NODE],

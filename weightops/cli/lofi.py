@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     TRAINING,
     Borrowed(
         "weightops.training.lofi:run",
-        only=("nodes", "checkpoint_every", "resume", "overwrite", "device", "precision"),
+        only=("nodes", "checkpoint_every", "resume", "overwrite", "device", "precision", "log_to"),
     ),
     Borrowed("weightops.training.process_groups:connected", only=("node_size", "patience", "fsdp")),
     NODE,
@@ -124,6 +124,7 @@ def _train(
             comparison = compare_with_baselines(task, out, **how)
             if comparison is not None:
                 write_run_file(out)
+                _write_page(comparison, checkpoint, out)
                 _print_comparison(comparison, as_json)
             return
         where = {name: given[name] for name in ("device", "precision") if name in given}
@@ -176,6 +177,16 @@ def _print_average(out: Path, record: Mapping[str, Any], as_json: bool) -> None:
         click.echo(f"  {name}: {node['coefficient']:.4g}")
     for name, reason in record["left_out"].items():
         click.echo(f"  {name}: left out, {reason}")
+
+
+def _write_page(comparison: Mapping[str, Any], checkpoint: Checkpoint, out: Path) -> None:
+    """Write the page of a comparison beside its record."""
+    from weightops.reports.lofi_page import lofi_page
+    from weightops.support.atomic import atomic_output
+
+    about = {"command": "weightops lofi --compare", "model": checkpoint.ref}
+    with atomic_output(out / "report.html", overwrite=True) as file:
+        lofi_page(comparison, about).write(file)
 
 
 def _print_comparison(comparison: Mapping[str, Any], as_json: bool) -> None:

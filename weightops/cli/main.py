@@ -18,11 +18,13 @@ from types import FrameType
 import click
 
 from weightops.errors import OptionError, WeightopsError, printable
+from weightops.support.invocation import invoked_with
 from weightops.support.registry import unknown
 
 VERBS = (
-    *("patch", "negate", "add", "analogy", "soup", "lofi", "finetune", "evaluate"),
-    *("vector", "apply", "statistics", "merge", "pack", "compare", "rank", "inspect", "experiment"),
+    *("patch", "negate", "add", "analogy", "soup", "lofi", "finetune", "evaluate", "explore"),
+    *("vector", "apply", "statistics", "merge", "verify", "pack", "compare", "rank"),
+    *("inspect", "experiment"),
     *("push", "tasks", "methods", "cache", "env", "completion"),
 )
 """The verbs, in the order in which they are best learnt; each has a module of its name here."""
@@ -86,7 +88,7 @@ _BEGINNING = (
 
 
 def _log_to_stderr(level: int) -> None:
-    handler = logging.StreamHandler()
+    handler = _BetweenBars()
     handler.setFormatter(_OneLine("weightops: %(message)s"))
     logger = logging.getLogger("weightops")
     logger.addHandler(handler)
@@ -112,6 +114,16 @@ def _out_of_memory(error: BaseException) -> str:
     )
 
 
+class _BetweenBars(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes messages to stderr, with the bars of a terminal set aside."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        progress = sys.modules.get("weightops.support.progress")
+        if progress is not None:
+            progress.set_aside()
+        super().emit(record)
+
+
 class _OneLine(logging.Formatter):
     """Formats a message as one line, whatever the names in it are."""
 
@@ -122,7 +134,7 @@ class _OneLine(logging.Formatter):
 
 def run(arguments: list[str], *, debug: bool = False) -> int:
     """Run one command line and return its exit code."""
-    with interrupts() as received:
+    with interrupts() as received, invoked_with(arguments):
         return _run(arguments, received, debug)
 
 
@@ -152,7 +164,8 @@ def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
     twice = {"--overwrite=all": ["--overwrite", "--overwrite"]}
     arguments = [part for given in arguments for part in twice.get(given, [given])]
     try:
-        weightops.main(arguments, prog_name="weightops", standalone_mode=False)
+        code = weightops.main(arguments, prog_name="weightops", standalone_mode=False)
+        return code if isinstance(code, int) else 0  # click returns the code of an exit
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -174,7 +187,6 @@ def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
             return 1
         click.echo(f"weightops: {_message(error)}", err=True)
         return 2 if isinstance(error, OptionError) else 1
-    return 0
 
 
 def _message(error: BaseException) -> str:

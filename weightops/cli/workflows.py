@@ -139,7 +139,9 @@ class _Table:
     def print_measured(self, measured: Measured) -> None:
         """Print a row of validation scores; before the first one, the heading."""
         from weightops.search.goal import shown
+        from weightops.support.progress import set_aside
 
+        set_aside()
         if not self._has_heading:
             click.echo(f"validation {self._unit.title}")
             self._print_heading("alpha")

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from weightops.algebra.dtypes import accumulator
-from weightops.algebra.kernels import Term, combine, has_nonfinite, keep_equal, widen
+from weightops.algebra.kernels import PIECE, Term, combine, has_nonfinite, keep_equal, widen
 from weightops.algebra.linear_form import LinearForm, describe, tied_names
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import Source, cut, flattened
@@ -64,6 +64,13 @@ def reader(steps: Sequence[Step], scratch: Scratch) -> Reader:
     ]
 
     def read(start: int, stop: int, rows: Sequence[torch.Tensor]) -> None:
+        device = rows[0].device
+        length = PIECE * torch.get_num_threads() if device.type == "cpu" else max(stop - start, 1)
+        for first in range(start, stop, length):
+            last = min(first + length, stop)
+            read_piece(first, last, [row[first - start : last - start] for row in rows])
+
+    def read_piece(start: int, stop: int, rows: Sequence[torch.Tensor]) -> None:
         device, working = rows[0].device, accumulator(rows[0].dtype)
         tensors = {
             source: scratch.to_device(elements(start, stop), device)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from weightops.algebra.dtypes import NUMBERS_IN_AN_ELEMENT, SAFETENSORS, name_of
-from weightops.algebra.kernels import CHUNK
+from weightops.algebra.kernels import PIECE
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.source import Spec
 from weightops.engine.plan import SEGMENT, plan, units
@@ -48,6 +48,7 @@ def layout(
     *,
     max_shard_size: int | None = None,
     prefix: str = "",
+    aliases: bool = True,
 ) -> list[FileLayout]:
     """Lay a form out in one file, or in shards of at most ``max_shard_size`` bytes of tensors.
 
@@ -60,11 +61,12 @@ def layout(
         metadata: the metadata of each file.
         max_shard_size: the most bytes of tensors in a file.
         prefix: the beginning of all names, which the files leave out.
+        aliases: store tied names once; or else under each name.
 
     Raises:
         OptionError: if a tensor has a dtype that safetensors lacks.
     """
-    tied = tied_names(form)
+    tied = tied_names(form) if aliases else {}
     cut = len(prefix)
     shards: list[dict[str, Spec]] = [{}]
     shard_bytes = 0
@@ -79,17 +81,17 @@ def layout(
         shards[-1][name] = spec
         shard_bytes += spec.nbytes
     if len(shards) == 1:
-        aliases = [{alias[cut:]: name[cut:] for alias, name in tied.items()}]
-        return [_file(filename, shards[0], {**metadata, **aliases[0]}, prefix)]
+        tied_here = {alias[cut:]: name[cut:] for alias, name in tied.items()}
+        return [_file(filename, shards[0], {**metadata, **tied_here}, prefix)]
     stem = filename.removesuffix(".safetensors")
     shard_of = {name: i for i, shard in enumerate(shards) for name in shard}
-    aliases = [{} for _ in shards]
+    of_shards: list[dict[str, str]] = [{} for _ in shards]
     for alias, name in tied.items():
-        aliases[shard_of[name]][alias[cut:]] = name[cut:]
+        of_shards[shard_of[name]][alias[cut:]] = name[cut:]
     names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     return [
         _file(name, shard, {**metadata, **tied_here}, prefix)
-        for name, shard, tied_here in zip(names, shards, aliases, strict=True)
+        for name, shard, tied_here in zip(names, shards, of_shards, strict=True)
     ]
 
 
@@ -149,7 +151,7 @@ def estimate(form: LinearForm, files: list[FileLayout], place: Path) -> Estimate
     inputs = {(leaf, s.name) for s in steps for source in s.coefficients for leaf in source.leaves}
     threads = min(torch.get_num_threads(), len(units(steps)))
     segment_bytes = 4 * max((min(step.numel, SEGMENT) for step in steps), default=0)
-    chunk_bytes = 3 * 4 * CHUNK
+    chunk_bytes = 3 * 4 * PIECE
     working_bytes = sorted(
         (sum(s.working_bytes(step.name) for s in step.coefficients) for step in steps), reverse=True
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from weightops.algebra.kernels import PIECE
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source, Spec
 
@@ -88,7 +89,7 @@ def joined(steps: Iterable[Step], specs: Mapping[str, Spec]) -> Iterator[Step]:
         run: list[Step] = []
         numel = 0
         for step in group:
-            if numel + step.numel > SEGMENT:
+            if numel + step.numel > PIECE:
                 yield _join(run)
                 run, numel = [], 0
             run.append(step)

@@ -9,10 +9,11 @@ from threading import RLock, local
 from typing import TypeVar
 
 import torch
-from tqdm import tqdm
 
 from weightops.algebra.scratch import Scratch
 from weightops.engine.plan import Segment, unit_numel
+from weightops.support.input_files import held_open
+from weightops.support.progress import progress
 
 T = TypeVar("T")
 
@@ -51,7 +52,8 @@ def parallel(
     with (
         _pool(min(threads or torch.get_num_threads(), len(work))) as pool,
         _highest_precision(),
-        tqdm(total=total_bytes, unit="B", unit_scale=True, delay=1, leave=False) as bar,
+        held_open(),
+        progress(total_bytes, "", "B") as bar,
     ):
         results = pool.map(run, work) if pool else map(run, work)
         for unit, result in zip(work, results, strict=True):

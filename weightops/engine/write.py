@@ -31,7 +31,7 @@ from weightops.support.input_files import InputFile, check_unchanged
 
 _JOURNAL = "journal."
 
-_PARTITION = b"2"
+_PARTITION = b"3"
 """The version of how a job is divided into units, which a journal counts."""
 
 

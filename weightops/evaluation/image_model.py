@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
-from tqdm import tqdm
 
 from weightops.algebra.devices import pick_device
 from weightops.algebra.precision import Precision, computed_in, pick_precision
@@ -29,6 +28,7 @@ from weightops.errors import CheckpointError, NonfiniteError, OutputError, TaskE
 from weightops.evaluation.pixels import PIXEL_BUDGET, Pixels
 from weightops.support.atomic import atomic_output
 from weightops.support.cache import cache_dir
+from weightops.support.progress import tracked
 from weightops.support.registry import unknown
 from weightops.tasks.task import SPLITS, Task
 
@@ -183,7 +183,7 @@ class ImageModel:
         rows: list[torch.Tensor] = []
         together = max(1, _TEXTS_AT_A_TIME // max(map(len, tokens)))
         starts = range(0, len(tokens), together)
-        for start in tqdm(starts, desc=f"prompts of {task.name}", delay=1, leave=False):
+        for start in tracked(starts, f"prompts of {task.name}"):
             group = tokens[start : start + together]
             encoded = exact.encode_text(torch.cat(group))
             parts = torch.split(encoded, [len(texts) for texts in group])

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from weightops.algebra.precision import Precision, computed_in, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
@@ -17,6 +16,7 @@ from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.config_checks import library_errors
 from weightops.errors import CheckpointError, NonfiniteError, TaskError
 from weightops.evaluation.image_model import check_finite
+from weightops.support.progress import tracked
 from weightops.tasks.texts import read_text
 
 
@@ -116,7 +116,7 @@ def perplexity(
     module.eval()
     device = next(module.parameters()).device
     used, total, bad = pick_precision(precision, device), 0.0, []
-    for batch in tqdm(tokens.split(batch_size), desc="perplexity", delay=1, leave=False):  # type: ignore[no-untyped-call]
+    for batch in tracked(tokens.split(batch_size), "perplexity"):  # type: ignore[no-untyped-call]
         batch = batch.to(device)
         with computed_in(used, device):
             logits = module(input_ids=batch).logits.float()

@@ -21,11 +21,11 @@ import torchvision
 from PIL import Image, features
 from torchvision.transforms import Compose, Normalize
 from torchvision.transforms import functional as F
-from tqdm import tqdm
 
 from weightops.errors import TaskError
 from weightops.support.cache import cache_dir
 from weightops.support.disk_tables import DiskTable
+from weightops.support.progress import progress
 from weightops.tasks.check import refuse_faults
 from weightops.tasks.task import Images, digest_of, encoded_size_of
 
@@ -201,7 +201,7 @@ def prepare_all(parts: Sequence[Pixels], indices: Indices | None = None) -> None
     total = sum(len(part._missing(own)) for part, own in chosen.items())
     if not total:
         return
-    with tqdm(total=total, desc="reading pictures", unit="images", delay=1, leave=False) as bar:
+    with progress(total, "reading pictures", "images") as bar:
         for part, own in chosen.items():
             table = part._kept
             with table.filling() if isinstance(table, DiskTable) else nullcontext():

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Set
 
 import torch
-from tqdm import tqdm
 
 from weightops.evaluation.image_model import ImageModel, check_finite
 from weightops.evaluation.zero_shot import encode_split
+from weightops.support.progress import tracked
 from weightops.tasks.task import Images, Task, captions_of
 
 DEPTHS = (1, 5, 10)
@@ -48,9 +48,7 @@ def retrieval(
         for image in owned:
             texts_of_image[image].add(text)
     image_features = encode_split(model, task, split, batch_size=batch_size)
-    starts = tqdm(
-        range(0, len(texts), batch_size), desc=f"texts of {task.name}", delay=1, leave=False
-    )
+    starts = tracked(range(0, len(texts), batch_size), f"texts of {task.name}")
     text_features = torch.cat(
         [model.encode_text(model.tokenizer(texts[start : start + batch_size])) for start in starts]
     )

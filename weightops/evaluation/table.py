@@ -17,6 +17,7 @@ from weightops.evaluation.retrieval import retrieval
 from weightops.evaluation.shift import under_shift
 from weightops.evaluation.zero_shot import zero_shot
 from weightops.support.arguments import check_arguments
+from weightops.support.progress import job
 from weightops.support.ranges import Range
 from weightops.support.registry import Registry
 from weightops.tasks.check import without_unreadable
@@ -222,7 +223,11 @@ def evaluate(
         listed = [without_unreadable(task) for task in listed]
     if class_order is not None:
         listed = [in_order(task, class_order) for task in listed]
-    return {
-        task.name: chosen.score(image_model, task, split, details=details, batch_size=batch_size)
-        for task in listed
-    }
+    scores = {}
+    with job("evaluating", len(listed), by_parts=False) as whole:
+        for task in listed:
+            scores[task.name] = chosen.score(
+                image_model, task, split, details=details, batch_size=batch_size
+            )
+            whole.left(len(listed) - len(scores))
+    return scores

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from weightops.errors import OptionError
+from weightops.support.text import counted
 from weightops.tasks.scored import ScoredTask
 from weightops.tasks.task import Task
 from weightops.tasks.texts import TextTask
@@ -67,6 +68,10 @@ class Unit(ABC):
     @abstractmethod
     def share(self, reading: float, reference: float) -> float:
         """Return a score as a share of another; NaN of one that is 0."""
+
+    def gained_by(self, before: float, after: float) -> float:
+        """Return the change from one score to another, in the unit of `change`."""
+        return after - before
 
     @abstractmethod
     def change(self, difference: float) -> float:
@@ -147,7 +152,7 @@ class _Accuracy(Unit):
     def bound(self, ratio: float, drop: float) -> str:
         if ratio != 1:
             return f"at least {100 * ratio:g} % of"
-        return f"at most {100 * drop:g} points under"
+        return f"at most {counted(100 * drop, 'point')} under"
 
 
 class _Perplexity(Unit):
@@ -174,6 +179,9 @@ class _Perplexity(Unit):
 
     def share(self, reading: float, reference: float) -> float:
         return reference / reading
+
+    def gained_by(self, before: float, after: float) -> float:
+        return after / before - 1
 
     def change(self, difference: float) -> float:
         return _exp(-difference) - 1

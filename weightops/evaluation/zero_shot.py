@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from weightops.errors import TaskError
 from weightops.evaluation.batch_statistics import check_running_variances
 from weightops.evaluation.image_model import ImageModel, check_finite, prompts_id
+from weightops.support.progress import progress
 from weightops.tasks.task import Task
 
 
@@ -136,9 +136,7 @@ def image_batches(
         raise TaskError(f"{task.name} has no images for {split}")
     indices = np.arange(len(pixels)) if only is None else only
     pixels.prepare(indices)
-    with tqdm(
-        total=len(indices), desc=f"{task.name} {split}", unit="images", delay=1, leave=False
-    ) as bar:
+    with progress(len(indices), f"{task.name} {split}", "images", work=1) as bar:
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
             yield pixels.batch(batch)

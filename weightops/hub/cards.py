@@ -4,28 +4,114 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
 from weightops.errors import printable
 from weightops.hub.push import front_matter
+from weightops.support.invocation import how_it_was_made
 from weightops.support.text import portable
 
 Relation = Literal["merge", "finetune", "adapter"]
 """The relation of a model to its base, in the Hub's words."""
 
 
-def merge_card(method: str, models: Sequence[str], base: str | None, recipe: str) -> str:
-    """Return the card of a merge, with the recipe that repeats it."""
-    origin = (
+class CardFacts(NamedTuple):
+    """The facts about a library that the model card of a saved folder states.
+
+    Attributes:
+        library_name: its name on the Hugging Face Hub; "other" for none.
+        pipeline_tag: the kind of task that the model is for, as the Hub names it; "other" for none.
+        usage: Markdown that shows how to load the model; "" for none.
+    """
+
+    library_name: str = "other"
+    pipeline_tag: str = "other"
+    usage: str = ""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The Hub's metadata."""
+        stated = {"library_name": self.library_name, "pipeline_tag": self.pipeline_tag}
+        return {key: value for key, value in stated.items() if value != "other"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """The model card of a folder.
+
+    Attributes:
+        title: what the weights are.
+        refs: the refs of all that they were made from, the base first.
+        origin: Markdown that says how.
+        relation: the relation to the base.
+        results: what was measured on it.
+    """
+
+    title: str
+    refs: Sequence[str]
+    origin: str
+    relation: Relation
+    results: str = "Nothing was measured on it."
+
+    def text(
+        self, facts: CardFacts, device: str, *, name: str = "", inputs: Mapping[str, Path] = {}
+    ) -> str:
+        """Return the card, with what only the one who writes the folder knows.
+
+        Args:
+            facts: the library that the folder loads in.
+            device: where the weights were computed.
+            name: the name of the folder.
+            inputs: the refs of what was read, with the revision of each -> its folder.
+        """
+        tags = ["merge", "weightops"] if self.relation == "merge" else ["weightops"]
+        refs = _with_revisions(self.refs, inputs)
+        metadata = {
+            **facts.metadata,
+            **license_of([*inputs.values()] or self.refs),
+            **base_model(refs, self.relation),
+            "tags": tags,
+        }
+        sources = "\n".join(f"* `{_inline(ref)}`" for ref in dict.fromkeys(portable(refs)))
+        parts = [
+            f"---\n{_yaml(metadata)}\n---",
+            f"# {_inline(self.title)}",
+            sources,
+            self.origin,
+            how_it_was_made(device),
+            self.results,
+            f"## Use\n\n{facts.usage.format(folder=name)}" if facts.usage else "",
+        ]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _with_revisions(refs: Sequence[str], inputs: Iterable[str]) -> list[str]:
+    """Return refs with the revisions of the Hub's repositories that were read."""
+    read = {ref.partition("@")[0]: ref for ref in inputs if "@" in ref}
+    return [read.get(ref, ref) for ref in refs]
+
+
+def merge_card(
+    method: str,
+    models: Sequence[str],
+    base: str | None,
+    recipe: str,
+    options: Mapping[str, Any] | None = None,
+) -> Card:
+    """Return the card of a merge, with the recipe that repeats it, and all options."""
+    stated = ", ".join(f"{name} {value}" for name, value in (options or {}).items())
+    told = f"The options of {method}: {stated}.\n\n" if stated else ""
+    origin = told + (
         "`weightops merge` with this recipe, and the same options for the output, gives the same "
         f"bytes:\n\n```yaml\n{recipe.strip()}\n```"
     )
     refs = [*([base] if base else []), *models]
-    return _card(f"{method} of {_count(models)}", refs, origin, "merge")
+    return Card(f"{method} of {_count(models)}", refs, origin, "merge")
 
 
 def edit_title(base: str, vectors: Sequence[tuple[str, float]]) -> str:
@@ -37,7 +123,7 @@ def edit_title(base: str, vectors: Sequence[tuple[str, float]]) -> str:
     return " ".join([base, *(f"{alpha:+g} x {ref}" for ref, alpha in vectors)])
 
 
-def edit_card(base: str, vectors: Sequence[tuple[str, float]]) -> str:
+def edit_card(base: str, vectors: Sequence[tuple[str, float]]) -> Card:
     """Return the card of a base edited by task vectors, from their refs and coefficients."""
     refs = [ref for ref, _ in vectors]
     alphas = "".join(f" --alpha {alpha:g}" for _, alpha in vectors)
@@ -45,10 +131,10 @@ def edit_card(base: str, vectors: Sequence[tuple[str, float]]) -> str:
     command = printable(f"weightops apply {' '.join(named[:-1])} --base {named[-1]}{alphas}")
     origin = f"```sh\n{command}\n```\n\nThe coefficients were given, not chosen on data."
     title = edit_title(portable(base), [(portable(ref), alpha) for ref, alpha in vectors])
-    return _card(title, [base, *refs], origin, "merge")
+    return Card(title, [base, *refs], origin, "merge")
 
 
-def training_card(record: Mapping[str, Any]) -> str:
+def training_card(record: Mapping[str, Any]) -> Card:
     """Return the card of a fine-tuned model, from the record of its run."""
     node = record["node"]
     config = {**record["config"], **({"node": node} if node["count"] > 1 else {})}
@@ -57,10 +143,10 @@ def training_card(record: Mapping[str, Any]) -> str:
         f"```yaml\n{_yaml(config)}\n```"
     )
     title = f"{portable(record['model'])} fine-tuned on {record['task']}"
-    return _card(title, [record["model"]], origin, "finetune")
+    return Card(title, [record["model"]], origin, "finetune")
 
 
-def average_card(coefficients: Mapping[str, float], left_out: Mapping[str, str]) -> str:
+def average_card(coefficients: Mapping[str, float], left_out: Mapping[str, str]) -> Card:
     """Return the card of an average of nodes (lo-fi, arXiv 2210.11948).
 
     Args:
@@ -76,52 +162,51 @@ def average_card(coefficients: Mapping[str, float], left_out: Mapping[str, str])
         f"these shares:\n\n{shares}{without}"
     )
     nodes = list(coefficients)
-    return _card(f"The average of {_count(nodes)}", nodes, origin, "merge")
+    return Card(f"The average of {_count(nodes)}", nodes, origin, "merge")
 
 
-def adapter_card(base: str | None, rank: int, relative_error: float) -> str:
+def adapter_card(base: str | None, rank: int, relative_error: float) -> Card:
     """Return the card of a LoRA that approximates a task vector."""
     origin = (
         f"The LoRA of rank {rank} that is nearest to a task vector: it lacks "
         f"{relative_error:.3g} of its norm."
     )
     title = f"A LoRA of {portable(base) or 'a base that is not known'}"
-    return _card(title, [base] if base else [], origin, "adapter")
+    return Card(title, [base] if base else [], origin, "adapter")
 
 
 def base_model(refs: Sequence[str], relation: Relation) -> dict[str, Any]:
-    """Return the Hub's metadata for the refs that name its repositories; empty if none does."""
+    """Return the Hub's metadata for the refs that name its repositories; empty if none does.
+
+    >>> base_model(["org/base@1a2b", "org/other"], "merge")["base_model_revision"]
+    {'org/base': '1a2b'}
+    """
     matches = (
-        re.fullmatch(r"([\w.-]+/[\w.-]+)(@[^:]+)?(:.+)?", ref)
+        re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([^:]+))?(:.+)?", ref)
         for ref in refs
         if not Path(ref).exists()
     )
-    repos = list(dict.fromkeys(match[1] for match in matches if match))
-    return {"base_model": repos, "base_model_relation": relation} if repos else {}
+    repos = {match[1]: match[2] for match in matches if match}
+    if not repos:
+        return {}
+    pinned = {repo: revision for repo, revision in repos.items() if revision}
+    revisions = {"base_model_revision": pinned} if pinned else {}
+    return {"base_model": list(repos), **revisions, "base_model_relation": relation}
 
 
-def license_of(refs: Sequence[str]) -> dict[str, str]:
-    """Return the Hub's metadata for the license that the cards of all folders state, or none."""
-    cards = [
-        Path(ref).with_name("README.md") if Path(ref).is_file() else Path(ref, "README.md")
-        for ref in refs
-    ]
-    found = {
-        front_matter(card.read_text(encoding="utf-8")).get("license") if card.is_file() else None
-        for card in cards
-    }
-    license = found.pop() if len(found) == 1 else None
-    return {"license": license} if isinstance(license, str) else {}
+def license_of(places: Sequence[str | Path]) -> dict[str, str]:
+    """Return the Hub's metadata for the license that the cards of folders state, or none.
 
-
-def _card(title: str, refs: Sequence[str], origin: str, relation: Relation) -> str:
-    tags = ["merge", "weightops"] if relation == "merge" else ["weightops"]
-    metadata = {**base_model(refs, relation), **license_of(refs), "tags": tags}
-    sources = "\n".join(f"* `{_inline(ref)}`" for ref in dict.fromkeys(portable(refs)))
-    return (
-        f"---\n{_yaml(metadata)}\n---\n\n# {_inline(title)}\n\n{sources}\n\n{origin}\n\n"
-        "Nothing was measured on it.\n"
-    )
+    The first folder's must state one, and no other may state another.
+    """
+    found = []
+    for place in map(Path, places):
+        card = place.with_name("README.md") if place.is_file() else place / "README.md"
+        stated = front_matter(card.read_text(encoding="utf-8")) if card.is_file() else {}
+        found.append(stated.get("license"))
+    license = found[0] if found else None
+    known = isinstance(license, str) and {*found} <= {license, None}
+    return {"license": str(license)} if known else {}
 
 
 def _inline(text: str) -> str:

@@ -34,7 +34,7 @@ class Layers(Source):
     def __init__(self, source: Source, names: Mapping[str, str], ref: str) -> None:
         self._names = {new: old for new, old in names.items() if old in source.specs}
         self._source, self.ref, self.space = source, ref, source.space
-        self.files = source.files
+        self.files, self.metadata = source.files, source.metadata
         self.specs = {new: source.specs[old] for new, old in self._names.items()}
         new = {old: name for name, old in self._names.items()}
         self.ties = {new[a]: new[b] for a, b in source.ties.items() if a in new and b in new}

@@ -25,6 +25,7 @@ from weightops.engine.plan import plan
 from weightops.errors import OptionError
 from weightops.merging.methods.option_values import per_input
 from weightops.support.arguments import check_arguments
+from weightops.support.text import portable
 
 Packing = Literal["emr", "tall"]
 """How several task vectors become one with masks."""
@@ -139,7 +140,7 @@ class PackSource(ExpressionSource):
     def describe(self) -> dict[str, object]:
         """Return what a reader of the file needs, and the provenance of base and models."""
         return {
-            "ref": self.ref,
+            "ref": portable(self.ref),
             RECORD: {
                 "method": self._method,
                 "tasks": self._tasks,

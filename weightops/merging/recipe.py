@@ -18,7 +18,6 @@ from weightops.merging.recipe_content import (
     DTYPES,
     KEYS,
     WHOLE,
-    as_yaml,
     check_pieces,
     merge_fields,
     mixture_fields,
@@ -30,6 +29,7 @@ from weightops.merging.recipe_values import EACH, check_keys
 from weightops.merging.tokenizer_choice import TokenizerChoice
 from weightops.merging.yaml_lines import line_of, located, read_lined
 from weightops.support.registry import unknown
+from weightops.support.yaml_files import yaml_text
 
 _DEFAULTS: Mapping[str, Any] = {
     "base": None,
@@ -277,9 +277,17 @@ class Recipe:
             entries.append(entry if len(entry) > 1 else model)
         return entries
 
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """The values of all options of the method, and the seed; empty for a composition."""
+        if self.mixture or self.modules or self.slices:
+            return {}
+        defaults = {name: option.default for name, option in METHODS[self.method].options.items()}
+        return {**defaults, **self.options, "alpha": self.alpha, "seed": self.seed}
+
     def to_yaml(self) -> str:
         """Return the recipe as YAML."""
-        return as_yaml(self.to_dict())
+        return yaml_text(self.to_dict())
 
     def merge(self, *, strict: bool = False, device: str = "cpu") -> Checkpoint:
         """Merge the models; the result is lazy, unless it needs images.

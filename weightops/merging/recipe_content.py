@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from weightops.errors import RecipeError
 from weightops.merging.chat_templates import check_chat_template
 from weightops.merging.mixture_choice import Mixture
@@ -177,9 +175,3 @@ def check_pieces(pieces: Any, others: Sequence[str]) -> None:
             if key in piece:
                 with located(line_of(pieces, i)):
                     raise RecipeError(f"{key} is for the whole recipe, not for one of its slices")
-
-
-def as_yaml(content: Mapping[str, Any] | None) -> str:
-    """Return a recipe's content as YAML, its keys in their order."""
-    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,12 @@ from weightops.merging.layers import Stack, stack_layers, take_layers
 from weightops.merging.mixture import family_of, make_mixture
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.output_files import differing_tokens, with_chat_template
-from weightops.merging.recipe_content import as_yaml
 from weightops.merging.recipe_models import is_elementwise, merge_models, with_packed_experts
 from weightops.merging.tokenizers import TokenMap
 from weightops.merging.towers import belongs
 from weightops.merging.yaml_lines import located
 from weightops.support.text import first_few, portable
+from weightops.support.yaml_files import yaml_text
 
 if TYPE_CHECKING:
     from weightops.merging.recipe import Recipe
@@ -44,6 +44,7 @@ class RecipeMerge:
         running: the names of the recipes that wait for this one.
         strict: refuse models that don't belong together, instead of warning; see `merge`.
         device: where models are run.
+        find: returns where a ref lies now, if not where the recipe says.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class RecipeMerge:
         *,
         strict: bool = False,
         device: str = "cpu",
+        find: Callable[[str], str] = str,
     ) -> None:
-        self.recipe, self._strict, self._device = recipe, strict, device
+        self.recipe, self._strict, self._device, self._find = recipe, strict, device, find
         self._named = recipe.named if named is None else {**named, **recipe.named}
         self._running = running or ((recipe.name,) if recipe.name else ())
         self._opened: dict[str, Checkpoint] = {}
@@ -76,11 +78,12 @@ class RecipeMerge:
         if recipe.batchnorm == "base":
             from weightops.evaluation.batchnorm import with_batchnorm
 
-            base = self._open(recipe.base) if recipe.base else None
+            base = self.open(recipe.base) if recipe.base else None
             merged = with_batchnorm(merged, recipe.batchnorm, base)
         merged.recipe = portable(recipe.to_dict())
-        text = as_yaml(merged.recipe)
-        merged.card = merge_card(recipe.method, recipe.models, recipe.base, text)
+        text = yaml_text(merged.recipe)
+        options = recipe.all_options
+        merged.card = merge_card(recipe.method, recipe.models, recipe.base, text, options)
         merged = merged.to(getattr(torch, recipe.dtype)) if recipe.dtype else merged
         if recipe.batchnorm in (None, "base"):
             return merged
@@ -100,7 +103,7 @@ class RecipeMerge:
         merged, self.recipe = self._part(recipe, None)
         if recipe.fill_missing is not None:
             with located(recipe.lines.get("fill_missing", "")):
-                merged = fill_missing(merged, self._open(recipe.fill_missing))
+                merged = fill_missing(merged, self.open(recipe.fill_missing))
         architecture = merged.architecture
         if architecture is not None and self._tokens is not None:
             architecture = self._tokens.architecture(architecture)
@@ -108,7 +111,7 @@ class RecipeMerge:
             folders = {
                 ref: model.architecture.folder
                 for ref in refs
-                if (model := self._open(ref)).architecture is not None
+                if (model := self.open(ref)).architecture is not None
             }
             with located(recipe.lines.get("chat_template", "")):
                 architecture = with_chat_template(architecture, recipe.chat_template, folders)
@@ -226,7 +229,7 @@ class RecipeMerge:
         opened = {}
         for ref in refs:
             with located(recipe.lines.get(ref, "")):
-                opened[ref] = self._open(ref)
+                opened[ref] = self.open(ref)
         if self._tokens is None:
             return opened
         first = opened[refs[0]]
@@ -236,7 +239,7 @@ class RecipeMerge:
         base = self._tokens.base if self._tokens.base in matched else None
         return self._tokens.mapped(matched, base)
 
-    def _open(self, ref: str) -> Checkpoint:
+    def open(self, ref: str) -> Checkpoint:
         """Open a model once: a ref, the name of a recipe, or one of them with ``+`` an adapter."""
         if ref not in self._opened:
             opened = self._opened_now(ref)
@@ -254,12 +257,13 @@ class RecipeMerge:
                 (*self._running, ref),
                 strict=self._strict,
                 device=self._device,
+                find=self._find,
             )
             return inner.run()
         start, plus, adapter = ref.rpartition("+")
         if not plus or Path(ref).exists():
-            return open_any(ref)
-        base, delta = self._open(start), open_any(adapter)
+            return open_any(self._find(ref))
+        base, delta = self.open(start), open_any(self._find(adapter))
         if delta.form.space != "delta":
             raise SpaceError(
                 f"{adapter} behind + holds weights, not an adapter",
@@ -275,7 +279,7 @@ class RecipeMerge:
         models = {}
         for ref in dict.fromkeys([*([base] if base else []), *refs]):
             with located(self._line_of(ref)):
-                opened = self._open(ref)
+                opened = self.open(ref)
             if opened.form.space == "weights":
                 models[ref] = opened
         source = None if choice.source in ("union", "base") else self._tokenizers(choice.source)
@@ -284,7 +288,7 @@ class RecipeMerge:
     def _tokenizers(self, source: str) -> Checkpoint:
         """Open the model that a recipe takes the tokenizer of."""
         try:
-            return self._open(source)
+            return self.open(source)
         except CheckpointError as error:
             raise RecipeError(
                 f"{source!r} is not a tokenizer's source: {error.fact}",
@@ -300,7 +304,7 @@ class RecipeMerge:
         folders = {}
         for ref in refs:
             with located(self._line_of(ref)):
-                architecture = self._open(ref).architecture
+                architecture = self.open(ref).architecture
             if architecture is not None and architecture.library == "transformers":
                 folders[ref] = architecture.folder
         try:

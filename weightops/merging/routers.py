@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from weightops.algebra.devices import pick_device
+from weightops.algebra.scratch import Scratch
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.errors import RecipeError
 from weightops.merging.mixture_choice import Mixture
-from weightops.merging.token_rows import table_of
+from weightops.merging.token_rows import rows_reader
 from weightops.merging.tokenizers import vocabulary_tensors
 from weightops.support.text import first_few
 
@@ -81,11 +82,11 @@ def _prompt_tokens(base: Checkpoint, prompts: Sequence[str]) -> list[torch.Tenso
 
 def _embedding_directions(base: Checkpoint) -> Callable[[Sequence[str]], torch.Tensor]:
     name = next(n for n in vocabulary_tensors(base.specs) if "embed" in n)
-    table = table_of(base.form, name)
+    rows = rows_reader(base.form, name, Scratch())
 
     def direction(prompts: Sequence[str]) -> torch.Tensor:
         tokens = torch.cat(_prompt_tokens(base, prompts))
-        return _unit(table[tokens].float().sum(0, keepdim=True))
+        return _unit(rows(tokens).float().sum(0, keepdim=True))
 
     return direction
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from threading import Lock
-from typing import Any
 
 import torch
 
 from weightops.algebra.dtypes import accumulator
+from weightops.algebra.kernels import PIECE
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.provenance import provenance
 from weightops.algebra.scratch import Scratch
@@ -19,6 +19,9 @@ from weightops.engine.plan import plan
 
 _ROWS = 4096
 """Rows that are summed at once for the mean of a table."""
+
+_GAP = 16
+"""Rows between two that are read rather than left out."""
 
 
 class TokenRows(ExpressionSource):
@@ -61,7 +64,7 @@ class TokenRows(ExpressionSource):
             dtype = self.specs[name].dtype
             dtype = working if dtype.is_floating_point else dtype
             return buffered(reader(plan(self._form, [name]), scratch), dtype, scratch)
-        rows = self._opened_rows(name)
+        rows = self._opened_rows(name, scratch.nested(self))
         width = self.specs[name].numel // max(len(self._own), 1)
 
         def elements(start: int, stop: int) -> torch.Tensor:
@@ -71,23 +74,23 @@ class TokenRows(ExpressionSource):
 
         return elements
 
-    def _opened_rows(self, name: str) -> Callable[[int, int], torch.Tensor]:
+    def _opened_rows(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
         """Return a function that returns new rows ``start`` to ``stop``, in working precision."""
         working = accumulator(self.specs[name].dtype)
-        table = table_of(self._form, name)
-        tables = [(table_of(form, name), index) for form, index in self._donors]
+        table = rows_reader(self._form, name, scratch)
+        donors = [(rows_reader(form, name, scratch), index) for form, index in self._donors]
 
         def rows(start: int, stop: int) -> torch.Tensor:
             own = self._own[start:stop]
-            out = table.index_select(0, own.clamp(min=0)).to(working)
+            out = table(own.clamp(min=0))
             missing = (own < 0).nonzero().squeeze(1)
             if len(missing):
-                total = torch.zeros((len(missing), *table.shape[1:]), dtype=working)
+                total = torch.zeros((len(missing), *out.shape[1:]), dtype=working)
                 count = torch.zeros(len(missing), dtype=working)
-                for donor, index in tables:
+                for donor, index in donors:
                     there = index[start:stop][missing]
                     has = (there >= 0).nonzero().squeeze(1)
-                    total[has] += donor.index_select(0, there[has]).to(working)
+                    total[has] += donor(there[has])
                     count[has] += 1
                 out[missing] = total / count.clamp(min=1).view(-1, *[1] * (total.dim() - 1))
             if stop > self._known and self._known:
@@ -116,11 +119,7 @@ class TokenRows(ExpressionSource):
         return list(dict.fromkeys(leaf for form in forms for leaf in form.leaves))
 
     def working_bytes(self, name: str) -> int:
-        if name not in self._names:
-            return 0
-        spec = self._form.specs[name]
-        dtype = spec.dtype if _direct(self._form, name) else accumulator(spec.dtype)
-        return spec.numel * dtype.itemsize
+        return 4 * 4 * PIECE if name in self._names else 0
 
     def describe(self) -> dict[str, object]:
         """Return the provenance of the weights and of the donors, and a digest of the rows."""
@@ -134,19 +133,34 @@ class TokenRows(ExpressionSource):
         }
 
 
-def _direct(form: LinearForm, name: str) -> Source | None:
-    """Return the source whose tensor is the form's, unless it is computed."""
+def rows_reader(
+    form: LinearForm, name: str, scratch: Scratch
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function that reads rows of a tensor by their indices, in working precision.
+
+    Rows near each other are read together, and what lies between them.
+    """
+    spec = form.specs[name]
+    working, width = accumulator(spec.dtype), spec.numel // max(spec.shape[0], 1)
     coefficients = form.coefficients(name)
     source, coefficient = next(iter(coefficients.items()))
-    return source if len(coefficients) == 1 and coefficient == 1 and not source.computed else None
+    if len(coefficients) == 1 and coefficient == 1 and not source.computed:
+        read = source.open(name, scratch)
+    else:
+        read = buffered(reader(plan(form, [name]), scratch), working, scratch)
 
+    def rows(indices: torch.Tensor) -> torch.Tensor:
+        wanted, places = torch.unique(indices, return_inverse=True)
+        ends = (wanted.diff() > _GAP).nonzero().squeeze(1) + 1
+        parts = torch.tensor_split(wanted, ends.tolist()) if len(wanted) else ()
+        held = sum(int(part[-1] - part[0]) + 1 for part in parts)
+        found = torch.empty((held, width), dtype=working)
+        begin = 0
+        for part in parts:
+            first, end = int(part[0]), begin + int(part[-1] - part[0]) + 1
+            found[begin:end].view(-1).copy_(read(first * width, (first + end - begin) * width))
+            part += begin - first  # from a row of the tensor to one of those found, in `wanted`
+            begin = end
+        return found.index_select(0, wanted[places]).view(-1, *spec.shape[1:])
 
-def table_of(form: LinearForm, name: str) -> torch.Tensor:
-    """Return a tensor of a form: read from its file where it is one, else computed."""
-    source = _direct(form, name)
-    if source is not None:
-        return source.read(name)
-    spec: Any = form.specs[name]
-    scratch = Scratch()
-    read = buffered(reader(plan(form, [name]), scratch), accumulator(spec.dtype), scratch)
-    return read(0, spec.numel).view(spec.shape)
+    return rows

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from weightops.errors import missing_extra
 from weightops.evaluation.units import ACCURACY, Unit, unit_of
@@ -21,8 +22,8 @@ _CHOSEN_LABEL = _LABEL | {"color": CHOSEN, "fontweight": "bold"}
 _STAR = {"marker": "*", "markersize": 19, "color": CHOSEN, "markeredgecolor": "white", "zorder": 4}
 
 
-def new_figure(width: float = 6.4, height: float = 4.4) -> tuple[Any, Any]:
-    """Return a figure of matplotlib and its axes; sizes are in inches.
+def blank_figure(width: float, height: float) -> Any:
+    """Return a figure of matplotlib without axes; sizes are in inches.
 
     Raises:
         MissingExtraError: without matplotlib.
@@ -34,16 +35,51 @@ def new_figure(width: float = 6.4, height: float = 4.4) -> tuple[Any, Any]:
         raise missing_extra("matplotlib", "plot", "to draw pictures") from None
     figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def new_figure(width: float = 6.4, height: float = 4.4) -> tuple[Any, Any]:
+    """Return a figure of matplotlib and its axes; sizes are in inches.
+
+    Raises:
+        MissingExtraError: without matplotlib.
+    """
+    figure = blank_figure(width, height)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK)
     return figure, axes
 
 
+_WITHOUT_DATE: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+"""Format -> the metadata that keep a picture the same from run to run."""
+
+
+def write_figure(figure: Any, target: Path | IO[bytes], kind: str) -> None:
+    """Write a figure as "png", "svg" or "pdf", with the same bytes each time."""
+    from matplotlib import rc_context
+
+    # The letters of a PDF stay text that can be edited; the salt keeps SVG's names the same.
+    with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "weightops"}):
+        figure.savefig(target, format=kind, metadata=_WITHOUT_DATE[kind])
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """Write ``path.png`` and ``path.svg``."""
-    figure.savefig(path.with_suffix(".png"), format="png", metadata={"Software": None})
-    figure.savefig(path.with_suffix(".svg"), format="svg", metadata={"Date": None, "Creator": None})
+    for kind in ("png", "svg"):
+        write_figure(figure, path.with_suffix(f".{kind}"), kind)
+
+
+def svg_of(figure: Any) -> str:
+    """Return a figure as an SVG element that a page can contain."""
+    content = io.BytesIO()
+    write_figure(figure, content, "svg")
+    text = content.getvalue().decode()
+    return text[text.index("<svg") :]
 
 
 def draw_frontier(

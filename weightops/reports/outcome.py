@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from weightops.errors import MissingExtraError
-from weightops.reports.frontier import INK, new_figure, save_figure
+from weightops.reports.frontier import INK, new_figure, save_figure, svg_of
+from weightops.reports.page import Page, Section, Table, facts
 from weightops.reports.table import table
 from weightops.support.atomic import atomic_output
+from weightops.support.invocation import versions
 from weightops.support.json_files import write_json
 from weightops.support.text import portable
 
@@ -53,7 +53,7 @@ class Outcome:
         }
 
     def write(self, out: Path, about: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Write ``table.txt``, ``results.json``, ``figure.png`` and ``figure.svg`` to a folder.
+        """Write ``report.html``, ``table.txt``, ``results.json`` and the figure to a folder.
 
         Args:
             out: the folder, which appears when it is complete.
@@ -66,16 +66,27 @@ class Outcome:
             write_json(
                 folder / "results.json", portable({**self.record, **about, "versions": versions()})
             )
+            drawing = ""
             try:
                 figure, axes = new_figure()
                 self.draw(axes)
                 axes.set_title(self.title, loc="left", fontsize=9, color=INK, wrap=True)
                 save_figure(figure, folder / "figure")
+                axes.set_title("", loc="left")  # the page has it as its heading
+                drawing = svg_of(figure)
             except MissingExtraError as error:
                 log.warning("the picture is left out: %s", error)
+            self.page(about, drawing).write(folder / "report.html")
 
+    def page(self, about: Mapping[str, Any], drawing: str = "") -> Page:
+        """Return the page of the result.
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results may depend on."""
-    packages = ("weightops", "torch", "open_clip_torch", "torchvision", "pillow", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+        Args:
+            about: facts for its last table.
+            drawing: the picture as SVG.
+        """
+        tables = [Table("Shares and their differences in %", self.header, self.rows)]
+        more = {name: value for name, value in self.more.items() if isinstance(value, (str, int))}
+        last = facts({**portable({**more, **about}), "versions": versions()})
+        results = Section("Results", tables=tables, drawing=drawing)
+        return Page(self.title, [], [results, last])

@@ -1,87 +1,222 @@
-"""The HTML page of a run, in one file that needs no network."""
+"""HTML pages of results, each in one file that needs no network."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightops.errors import printable
-from weightops.evaluation.units import ACCURACY, Unit
-from weightops.reports.frontier import LARGEST, drawable
-from weightops.reports.table import alpha_text
-from weightops.search.goal import Goal, Point, shown
-from weightops.search.session import EditSession, Measured
-from weightops.tasks.task import Task
+from weightops.evaluation.units import ACCURACY, PERPLEXITY, Unit
+from weightops.reports.changed_images import ALL_PICTURES, Group, figure
+from weightops.reports.table import cell
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-MAX_IMAGES = 12
-"""The largest number of images of each kind on a page."""
 
-SIDE = 96
-"""Pixels of an image's longer side."""
+@dataclass(frozen=True)
+class Table:
+    """A table of a page.
 
-
-def write_page(
-    path: Path,
-    *,
-    summary: Mapping[str, Any],
-    sweep: Sequence[Measured],
-    points: Sequence[Point],
-    view: Goal,
-    session: EditSession,
-    test: Mapping[str, Measured],
-    word: str,
-    title: str,
-) -> None:
-    """Write the page.
-
-    Args:
-        path: the file to write.
-        summary: the content of ``summary.json``.
-        sweep: the edits that were measured on validation data.
-        points: the points of those that were measured on all images.
-        view: the axes of the curve.
-        session: the session, which has the tasks.
-        test: model -> scores on test data, "base" and ``word`` among the models.
-        word: the word for the edited model.
-        title: the title of the page.
+    Attributes:
+        title: what it holds, and in which unit.
+        header: the titles of the columns; empty for none.
+        rows: the rows, each with its name first; floats are fractions, shown as percentages.
+        chosen: the index of a row that stands out, or None.
+        text: whether the cells are text that may break into lines.
     """
-    curve, chosen = _curve(summary, sweep, points, view)
-    axes = _axes(summary, points, view)
-    data = json.dumps({"points": curve, "chosen": chosen, "axes": axes}).replace("<", "\\u003c")
-    fixed, broken = (
-        _changed(session.tasks, test["base"], test[word], set(view.keep), fixed=fixed)
-        for fixed in (True, False)
-    )
-    html = _template().render(
-        title=title,
-        summary=summary,
-        word=word,
-        models=[*(model for model in test if model != word), word],
-        points=curve,
-        axes=axes,
-        data=data,
-        unit=view.unit,
-        alpha=alpha_text(summary["alpha"]),
-        fixed=fixed,
-        broken=broken,
-        provenance=_provenance(summary, view.unit),
-    )
-    path.write_text(html, encoding="utf-8")
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    chosen: int | None = None
+    text: bool = False
 
 
-def _template() -> Template:
-    """Return the template of the page."""
+@dataclass(frozen=True)
+class Spot:
+    """A point of a curve, with what was measured there.
+
+    Attributes:
+        name: the name of the point, such as its alpha.
+        x: where it is to the right; a fraction if the axis is in percent.
+        y: where it is upwards, a fraction.
+        tasks: task -> accuracy.
+        base: whether it is the base, which the others are compared with.
+    """
+
+    name: str
+    x: float
+    y: float
+    tasks: Mapping[str, float] = field(default_factory=dict)
+    base: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points that a slider, a click and the arrow keys go through.
+
+    Attributes:
+        what: what the slider moves.
+        hint: one sentence on the slider.
+        x: the name of the axis to the right, without its unit.
+        y: the name of the axis upwards, without its unit.
+        points: the points, in the slider's order.
+        chosen: the index of the point where the slider starts.
+        percent: whether the axis to the right is in percent.
+        line: whether a line joins the points.
+        estimates: points that are drawn hollow, and that the slider doesn't stop at.
+        labels: the index of a point, a text beside it, and "chosen" or another kind.
+        extra: titles of further columns of the table, and their cells for each point.
+        unit: what values are.
+    """
+
+    what: str
+    hint: str
+    x: str
+    y: str
+    points: Sequence[Spot]
+    chosen: int
+    percent: bool = True
+    line: bool = True
+    estimates: Sequence[Spot] = ()
+    labels: Sequence[tuple[int, str, str]] = ()
+    extra: tuple[Sequence[str], Sequence[Sequence[object]]] = ((), ())
+    unit: Unit = ACCURACY
+
+    @property
+    def name(self) -> str:
+        """What the picture shows."""
+        return f"{self.y} against {self.x}"
+
+    @property
+    def table(self) -> Table:
+        """The points as a table."""
+        tasks = list(dict.fromkeys(task for point in self.points for task in point.tasks))
+        titles, cells = self.extra
+        own = [self.x] if self.percent else []
+        header = [self.what, *titles, self.y, *own, *tasks]
+        rows = [
+            [
+                f"{point.name} (chosen)" if i == self.chosen else point.name,
+                *(cells[i] if cells else ()),
+                self.unit.cell(point.y),
+                *([self.unit.cell(point.x)] if own else []),
+                *(self.unit.cell(point.tasks[t]) if t in point.tasks else "-" for t in tasks),
+            ]
+            for i, point in enumerate(self.points)
+        ]
+        what = "accuracies in %" if self.unit is ACCURACY else f"by {self.unit.name}"
+        return Table(f"All points, {what}", header, rows, self.chosen)
+
+    @property
+    def data(self) -> str:
+        """The points as JSON that can stand in a page."""
+        unit = "%" if self.unit is ACCURACY else self.unit.name
+        value = {
+            "points": [vars(point) for point in self.points],
+            "estimates": [vars(point) for point in self.estimates],
+            "chosen": self.chosen,
+            "axes": {
+                "x": f"{self.x}, {unit}" if self.percent else self.x,
+                "y": f"{self.y}, {unit}",
+                "factor": self.unit.factor,
+                "log": self.unit is PERPLEXITY,
+                "samples": self.unit.samples,
+                "percent": self.percent,
+                "line": self.line,
+                "whole": not self.percent and all(point.x % 1 == 0 for point in self.points),
+            },
+            "labels": [
+                {"index": index, "text": text, "kind": kind} for index, text, kind in self.labels
+            ],
+        }
+        return json.dumps(value).replace("<", "\\u003c")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Attributes:
+        heading: its heading.
+        notes: paragraphs.
+        tables: tables.
+        drawing: a picture as SVG, or "".
+        curve: points with a slider; one section of a page at most has it.
+        groups: pictures of a task, by what the edit did to them.
+    """
+
+    heading: str
+    notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    drawing: str = ""
+    curve: Curve | None = None
+    groups: Sequence[Group] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page.
+
+    Attributes:
+        title: one line that sums up the result.
+        lead: paragraphs under the title.
+        sections: the parts.
+    """
+
+    title: str
+    lead: Sequence[str]
+    sections: Sequence[Section]
+
+    all_pictures = ALL_PICTURES
+
+    @cached_property
+    def html(self) -> str:
+        """The page as HTML."""
+        return template("page.html").render(
+            page=self, cell=cell, picture=figure, style=part("page.css"), script=part("curve.js")
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the page to a file."""
+        path.write_text(self.html, encoding="utf-8")
+
+
+def facts(rows: Mapping[str, Any], title: str = "Provenance") -> Section:
+    """Return a section with names and values, those that are empty left out."""
+    listed = [(name, text_of(value)) for name, value in rows.items() if value not in (None, "", {})]
+    return Section(title, tables=[Table("Where the numbers come from", (), listed, text=True)])
+
+
+def text_of(value: Any) -> str:
+    """Return a value of a record in words.
+
+    >>> text_of({"batch_size": 8, "lr": 0.1})
+    'batch size 8, lr 0.1'
+    """
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {text_of(one)}" for key, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(text_of, value))
+    return str(value)
+
+
+def part(name: str) -> str:
+    """Return the text of a part of the pages."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8").strip()
+
+
+def template(name: str) -> Template:
+    """Return a template of a page."""
     from jinja2 import Environment
 
-    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    return Environment(autoescape=True, trim_blocks=True, finalize=_shown).from_string(text)
+    environment = Environment(autoescape=True, trim_blocks=True, finalize=_shown)
+    return environment.from_string(part(name))
 
 
 def _shown(value: Any) -> Any:
@@ -89,111 +224,3 @@ def _shown(value: Any) -> Any:
     if type(value) is not str:
         return value
     return "\n".join(map(printable, value.split("\n")))
-
-
-def _axes(summary: Mapping[str, Any], points: Sequence[Point], view: Goal) -> dict[str, Any]:
-    """Return the names of the axes, and whether the points are joined by a line."""
-    alpha = summary["alpha"]
-    return {
-        "score": view.what,
-        "kept": view.kept if view.keep else "",
-        "alpha": "alpha" if isinstance(alpha, float) else f"alpha of {next(iter(alpha))}",
-        "factor": view.unit.factor,
-        "unit": " (%)" if view.unit is ACCURACY else f", {view.unit.name}",
-        "line": len(points) > 1 and not isinstance(points[0].alpha, tuple),
-    }
-
-
-def _provenance(summary: Mapping[str, Any], unit: Unit) -> list[tuple[str, Any]]:
-    """Return the rows of the table that says where the results come from."""
-    tasks_of: dict[str, list[str]] = {}
-    for name, task in summary["tasks"].items():
-        tasks_of.setdefault(task["source"], []).append(name)
-    model, training = summary["model"], summary["training"]
-    return [
-        ("command", f"weightops {summary['verb']}"),
-        ("model", f"{model['ref']} ({model['fingerprint']})"),
-        ("method", summary["method"]),
-        ("options", _listed(summary["options"])),
-        ("data", "; ".join(f"{source} ({', '.join(n)})" for source, n in tasks_of.items())),
-        ("fine-tuned", _listed(training) if training else summary["finetuned"]),
-        (f"{unit.samples} measured", f"{summary[unit.samples]:,}"),
-        ("seconds", _listed(summary["seconds"])),
-        ("versions", _listed(summary["versions"])),
-    ]
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
-
-
-def _curve(
-    summary: Mapping[str, Any], sweep: Sequence[Measured], points: Sequence[Point], view: Goal
-) -> tuple[list[dict[str, Any]], int]:
-    """Return the points in order of alpha, for the page's script, and the index of the chosen."""
-    by_alpha = {measured.coefficients: measured for measured in sweep}
-    rows: list[dict[str, Any]] = []
-    for point in drawable(points, view.unit):
-        alpha = point.alpha if isinstance(point.alpha, tuple) else (point.alpha,)
-        scores = by_alpha[alpha].scores
-        rows.append(
-            {
-                "x": view.unit.reading(point.kept) if view.keep else alpha[0],
-                "y": view.unit.reading(point.score),
-                "label": shown(alpha),
-                "alpha": alpha,
-                "base": not any(alpha),
-                "tasks": {n: min(view.unit.of(m), LARGEST) for n, m in scores.items()},
-            }
-        )
-    rows.sort(key=lambda row: row["alpha"])
-    chosen = summary["alpha"]
-    chosen_alpha = (chosen,) if isinstance(chosen, float) else tuple(chosen.values())
-    return rows, next((i for i, row in enumerate(rows) if row["alpha"] == chosen_alpha), 0)
-
-
-def _changed(
-    tasks: Sequence[Task], base: Measured, edited: Measured, kept: set[str], *, fixed: bool
-) -> list[dict[str, Any]]:
-    """Return test images that the edit fixed or broke, the tasks taking turns.
-
-    Args:
-        tasks: the tasks.
-        base: the scores of the base.
-        edited: the scores of the edited model.
-        kept: the names of the tasks that must not get worse, which come last in each turn.
-        fixed: whether the edit fixed the images, or broke them.
-    """
-    ranked: list[tuple[tuple[int, bool], Task, int]] = []
-    for task in tasks:
-        if task.name not in base.guesses:
-            continue
-        change = edited.hits[task.name].int() - base.hits[task.name].int()
-        indices = (change == (1 if fixed else -1)).nonzero().flatten().tolist()
-        spread = indices[:: max(1, len(indices) // MAX_IMAGES)][:MAX_IMAGES]
-        ranked += [((rank, task.name in kept), task, i) for rank, i in enumerate(spread)]
-    ranked.sort(key=lambda entry: entry[0])
-    examples = []
-    for _, task, i in ranked[:MAX_IMAGES]:
-        images = task.load("test")
-        before, after = (task.classes[int(m.guesses[task.name][i])] for m in (base, edited))
-        examples.append(
-            {
-                "task": task.name,
-                "truth": task.classes[int(images.labels[i])],
-                "before": before,
-                "after": after,
-                "fixed": fixed,
-                "image": _data_url(images[i]),
-            }
-        )
-    return examples
-
-
-def _data_url(image: Any) -> str:
-    """Return a small copy of an image that a page can contain."""
-    small = image.convert("RGB")
-    small.thumbnail((SIDE, SIDE))
-    content = io.BytesIO()
-    small.save(content, "PNG")
-    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()

@@ -12,12 +12,22 @@ from weightops.errors import printable
 def cell(value: object) -> str:
     """Return a fraction as a percentage with one decimal, and other values as they are.
 
-    >>> cell(0.5), cell(float("nan")), cell(3)
-    ('50.0', '-', '3')
+    >>> cell(0.5), cell(float("nan")), cell(3), cell(-1e-9)
+    ('50.0', '-', '3', '0.0')
     """
     if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{100 * value:.1f}"
+        return "-" if math.isnan(value) else f"{round(100 * value, 1) + 0.0:.1f}"  # no -0.0
     return printable(str(value))
+
+
+def change(value: float) -> str:
+    """Return the difference of two fractions in points, with its sign.
+
+    >>> change(0.0213), change(-0.5), change(-1e-9)
+    ('+2.1', '-50.0', '0.0')
+    """
+    points = round(100 * value, 1)
+    return f"{points:+.1f}" if points else "0.0"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
 
-from weightops.errors import missing_extra
-from weightops.reports.frontier import INK
+from weightops.errors import MissingExtraError
+from weightops.reports.frontier import INK, blank_figure, svg_of
+from weightops.reports.page import Page, Section, Table, facts
+from weightops.vector_comparison import Comparison, cosines
+
+log = logging.getLogger("weightops")
 
 _COLORS = ("#2f6db3", "#d1495b", "#3f8f5b", "#8a5ea8", "#c98a1b", "#4aa3a2", "#6b7280", "#a2465f")
 _TITLE = {"loc": "left", "fontsize": 11, "color": INK}
-_LABEL_LENGTH = 24
+_LABEL_LENGTH, _MOST_NAMES = 24, 30
 
 
 class ErrorMap(NamedTuple):
@@ -30,59 +35,114 @@ class ErrorMap(NamedTuple):
     values: Sequence[Sequence[float]]
 
 
-def draw_comparison(
-    path: Path,
-    names: Sequence[str],
-    cosines: torch.Tensor,
-    layers: Mapping[str, Sequence[float]],
-    spectra: Mapping[str, Sequence[float]],
-    errors: ErrorMap | None = None,
-) -> None:
-    """Draw task vectors' cosines, their norms by layer and, if there are any, what else is known.
+def draw_comparison(comparison: Comparison, errors: ErrorMap | None = None) -> Any:
+    """Return a figure of matplotlib with what a comparison of task vectors has measured.
+
+    Its panels are the cosines and the shares of signs in conflict, whole; norms and cosines by
+    layer; and spectra and disentanglement errors, where they were asked for.
 
     Args:
-        path: the PNG file.
-        names: the names of the vectors.
-        cosines: shape ``(k, k)``.
-        layers: layer -> norm of each vector.
-        spectra: vector -> shares of the squared norm.
+        comparison: the comparison.
         errors: the disentanglement error of two vectors.
 
     Raises:
         MissingExtraError: without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_extra("matplotlib", "plot", "to draw the comparison") from None
-    panels = 2 + bool(spectra) + (errors is not None)
-    figure = Figure(figsize=(4.6 * panels, 4.4), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    cosine_axes, *line_axes = figure.subplots(1, panels)
+    names, layers = comparison.names, comparison.layers()
+    layers = {name: gram for name, gram in layers.items() if bool(gram.any())}
+    panels: list[Callable[[Any], None]] = [
+        lambda axes: _draw_matrix(axes, names, comparison.cosines, "cosine between task vectors"),
+        lambda axes: _draw_norms(axes, names, layers),
+    ]
+    if len(names) > 1:
+        title = "share of signs in conflict"
+        panels.insert(1, lambda axes: _draw_matrix(axes, names, comparison.conflicts, title, 0))
+        panels.append(lambda axes: _draw_cosines_by_layer(axes, names, layers))
+    if comparison.spectra:
+        panels.append(lambda axes: _draw_spectra(axes, comparison.spectra))
     if errors is not None:
-        _draw_errors(figure, line_axes.pop(), errors)
-    _draw_cosines(cosine_axes, names, cosines.tolist())
-    norms = {name: [values[i] for values in layers.values()] for i, name in enumerate(names)}
-    _draw_norms(line_axes[0], norms, list(layers))
-    if spectra:
-        _draw_spectra(line_axes[1], {name: spectra[name] for name in names})
-    for axes in line_axes:
-        axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png", metadata={"Software": None})
+        panels.append(lambda axes: _draw_errors(axes.figure, axes, errors))
+    rows = -(-len(panels) // 2)
+    figure = blank_figure(9.6, 4.4 * rows)
+    for i, draw in enumerate(panels):
+        draw(figure.add_subplot(rows, 2, i + 1))
+    return figure
 
 
-def _draw_cosines(axes: Any, names: Sequence[str], cosines: list[list[float]]) -> None:
-    axes.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
-    for i, row in enumerate(cosines):
+def comparison_page(
+    comparison: Comparison, about: Mapping[str, Any], errors: ErrorMap | None = None
+) -> Page:
+    """Return the page of a comparison.
+
+    Args:
+        comparison: the comparison.
+        about: what was compared, for the last table.
+        errors: the disentanglement error of two vectors.
+    """
+    names, pairs = comparison.names, list(combinations(range(len(comparison.names)), 2))
+    rows = [
+        [name, *_norms_and_cosines(gram, pairs)]
+        for name, gram in [*comparison.layers().items(), ("all", comparison.total)]
+        if bool(gram.any())
+    ]
+    titles = [f"cosine {names[i]}, {names[j]}" for i, j in pairs]
+    tables = [
+        Table("By layer", ["layer", *(f"norm {name}" for name in names), *titles], rows),
+        _matrix("Cosines", names, comparison.cosines),
+        _matrix("Of the elements that both change, the share with opposite signs", names,
+                comparison.conflicts),
+    ]  # fmt: skip
+    if comparison.overlaps is not None:
+        tables.append(_matrix("Overlap of subspaces", names, comparison.overlaps))
+    lead = []
+    for i, j in pairs[:3]:
+        cosine, conflict = comparison.cosines[i, j], comparison.conflicts[i, j]
+        lead.append(
+            f"{names[i]} and {names[j]}: cosine {_plain(cosine)}, {100 * conflict:.1f} % of the "
+            "signs in conflict."
+        )
+    if errors is not None:
+        mean = sum(map(sum, errors.values)) / sum(map(len, errors.values))
+        lead.append(f"Disentanglement error of {' and '.join(errors.tasks)}: {mean:.3f}, the mean.")
+    try:
+        pictures = [Section("Pictures", drawing=svg_of(draw_comparison(comparison, errors)))]
+    except MissingExtraError as error:
+        log.warning("the picture is left out: %s", error)
+        pictures = []
+    title = f"Task vectors compared: {', '.join(names)}"
+    return Page(title, lead, [*pictures, Section("Numbers", tables=tables), facts(about)])
+
+
+def _norms_and_cosines(gram: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> list[str]:
+    angles = cosines(gram)
+    norms: list[float] = gram.diagonal().sqrt().tolist()
+    return [*(f"{norm:.4g}" for norm in norms), *(_plain(angles[i, j]) for i, j in pairs)]
+
+
+def _matrix(title: str, names: Sequence[str], values: torch.Tensor) -> Table:
+    rows = [[name, *map(_plain, row)] for name, row in zip(names, values, strict=True)]
+    return Table(title, ["vector", *names], rows)
+
+
+def _plain(value: torch.Tensor) -> str:
+    """Return a number with three decimals, - for none, and no -0.000."""
+    number = round(float(value), 3)
+    return f"{number + 0.0:.3f}" if number == number else "-"
+
+
+def _draw_matrix(
+    axes: Any, names: Sequence[str], values: torch.Tensor, title: str, least: float = -1
+) -> None:
+    """Draw a number for each pair of vectors, between ``least`` and 1."""
+    axes.imshow(values.tolist(), cmap="RdBu_r" if least else "Blues", vmin=least, vmax=1)
+    for i, row in enumerate(values.tolist()):
         for j, value in enumerate(row):
             color = "white" if abs(value) > 0.6 else INK
             text = f"{round(value, 2) + 0.0:.2f}"  # + 0.0 writes -0.00 as 0.00
             axes.text(j, i, text, ha="center", va="center", fontsize=9, color=color)
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
     axes.set_yticks(range(len(names)), names)
-    axes.set_title("cosine between task vectors", **_TITLE)
+    axes.set_title(title, **_TITLE)
 
 
 def _draw_errors(figure: Any, axes: Any, errors: ErrorMap) -> None:
@@ -104,23 +164,46 @@ def _draw_errors(figure: Any, axes: Any, errors: ErrorMap) -> None:
     figure.colorbar(image, ax=axes, shrink=0.8)
 
 
-def _draw_norms(axes: Any, norms: Mapping[str, Sequence[float]], layers: Sequence[str]) -> None:
-    for i, (name, values) in enumerate(norms.items()):
-        axes.plot(values, marker="o", markersize=3.5, **_line(i, name))
+def _draw_norms(axes: Any, names: Sequence[str], layers: Mapping[str, torch.Tensor]) -> None:
+    norms = [gram.diagonal().sqrt().tolist() for gram in layers.values()]
+    for i, name in enumerate(names):
+        axes.plot([values[i] for values in norms], marker="o", markersize=3.5, **_line(i, name))
+    axes.set_ylim(bottom=0)
+    _name_layers(axes, list(layers), "norm by layer")
+
+
+def _draw_cosines_by_layer(
+    axes: Any, names: Sequence[str], layers: Mapping[str, torch.Tensor]
+) -> None:
+    values = [cosines(gram) for gram in layers.values()]
+    for k, (i, j) in enumerate(combinations(range(len(names)), 2)):
+        of_pair = [float(value[i, j]) for value in values]
+        axes.plot(of_pair, marker="o", markersize=3.5, **_line(k, f"{names[i]}, {names[j]}"))
+    axes.axhline(0, color=INK, linewidth=0.8)
+    _name_layers(axes, list(layers), "cosine by layer")
+
+
+def _name_layers(axes: Any, layers: Sequence[str], title: str) -> None:
+    """Name the layers under a panel, at most so many that the names have room."""
+    step = -(-len(layers) // _MOST_NAMES)
     labels = [
         layer if len(layer) <= _LABEL_LENGTH else "…" + layer[1 - _LABEL_LENGTH :]
-        for layer in layers
+        for layer in layers[::step]
     ]
-    axes.set_xticks(range(len(layers)), labels, rotation=60, ha="right", fontsize=8)
-    axes.set_title("norm by layer", **_TITLE)
-    axes.legend(frameon=False, fontsize=9)
+    axes.set_xticks(range(0, len(layers), step), labels, rotation=60, ha="right", fontsize=7)
+    axes.set_title(title, **_TITLE)
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_spectra(axes: Any, spectra: Mapping[str, Sequence[float]]) -> None:
     for i, (name, shares) in enumerate(spectra.items()):
         axes.plot(range(1, len(shares) + 1), [100 * share for share in shares], **_line(i, name))
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("singular value")
     axes.set_title("share of the squared norm, %", **_TITLE)
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _line(index: int, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 
 from weightops.errors import NothingSatisfiesError, OptionError, UnknownNameError
 from weightops.evaluation.units import ACCURACY, Unit
+from weightops.support.text import counted
 
 Rule = Literal["patching", "mean"]
 RULES: tuple[Rule, ...] = ("patching", "mean")
@@ -186,8 +187,8 @@ class Goal:
                 nearest one.
         """
         ordered = nearest_first(points)
-        kind = "alphas" if ordered and not isinstance(ordered[0].alpha, tuple) else "candidates"
-        count = f"{len(ordered)} {kind}"
+        kind = "alpha" if ordered and not isinstance(ordered[0].alpha, tuple) else "candidate"
+        count = counted(len(ordered), kind)
         if not (bool(self.keep) if constrained is None else constrained):
             best = max(ordered, key=lambda point: point.score)
             return Choice(best.alpha, f"{self._scored(best)} of {count}")

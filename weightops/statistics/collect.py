@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from weightops.algebra.devices import pick_device
 from weightops.algebra.kernels import has_nonfinite
@@ -29,8 +28,9 @@ from weightops.statistics.fishers import Labels, diagonal_fisher
 from weightops.statistics.recording import Gram, GramRecorder
 from weightops.statistics.statistic import Kind, statistic_source
 from weightops.support.arguments import check_arguments
+from weightops.support.progress import progress
 from weightops.support.ranges import Range
-from weightops.support.text import first_few
+from weightops.support.text import first_few, portable
 from weightops.tasks.table import TaskLike, as_task
 from weightops.tasks.task import Task
 
@@ -128,7 +128,7 @@ def collect(
         "kind": kind,
         **run.data,
         "count": run.size,
-        "model": {"ref": checkpoint.ref, "fingerprint": checkpoint.fingerprint},
+        "model": {"ref": portable(checkpoint.ref), "fingerprint": checkpoint.fingerprint},
     }
     with in_single_precision(run.module):
         if kind == "fisher":
@@ -230,11 +230,10 @@ def _fisher(run: Run, checkpoint: Checkpoint, labels: Labels, seed: int) -> dict
     """Return the Fisher information in the names of a checkpoint."""
 
     def examples() -> Iterator[tuple[Callable[[], torch.Tensor], torch.Tensor]]:
-        bar = tqdm(total=run.size, desc="fisher", delay=1, leave=False)
-        for inputs, truth in run.batches(1):
-            yield partial(_flat_logits, run, inputs), truth.flatten()
-            bar.update()
-        bar.close()
+        with progress(run.size, "fisher") as bar:
+            for inputs, truth in run.batches(1):
+                yield partial(_flat_logits, run, inputs), truth.flatten()
+                bar.update()
 
     found = diagonal_fisher(run.module, examples(), labels=labels, seed=seed)
     form = LinearForm.of(MemorySource(found, "fisher"))
@@ -250,12 +249,11 @@ def _flat_logits(run: Run, inputs: torch.Tensor) -> torch.Tensor:
 def grams_of(run: Run, batch_size: int, only: Collection[str] | None = None) -> dict[str, Gram]:
     """Return the Gram matrices of a module's weights, or of some of them."""
     recorder = GramRecorder(run.module, only)
-    bar = tqdm(total=run.size, desc="gram", delay=1, leave=False)
-    for inputs, _ in run.batches(batch_size):
-        with recorder:
-            run.logits(inputs)
-        bar.update(len(inputs))
-    bar.close()
+    with progress(run.size, "gram") as bar:
+        for inputs, _ in run.batches(batch_size):
+            with recorder:
+                run.logits(inputs)
+            bar.update(len(inputs))
     return recorder.grams()
 
 

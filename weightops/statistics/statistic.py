@@ -14,6 +14,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import MismatchError, SpaceError
+from weightops.support.text import portable
 
 Kind = Literal["fisher", "gram"]
 
@@ -107,7 +108,11 @@ class Statistic:
 
     def describe(self) -> dict[str, object]:
         """Return what identifies the statistic in the provenance of a merge."""
-        return {"kind": self.kind, "ref": self.ref, "fingerprint": self.checkpoint.fingerprint}
+        return {
+            "kind": self.kind,
+            "ref": portable(self.ref),
+            "fingerprint": self.checkpoint.fingerprint,
+        }
 
 
 _WIDE = (torch.float32, torch.float64)

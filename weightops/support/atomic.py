@@ -16,7 +16,8 @@ from weightops.support.locks import exclusive
 
 _RESULT_FILE = re.compile(
     r".+\.(safetensors|json|jsonl|html|md|txt|gz|model|jinja)"
-    r"|(frontier|accuracy|perplexity|figure|geometry)\.(png|svg)|LICENSE.*|(vocab|merges)[^.]*"
+    r"|(frontier|accuracy|perplexity|score|figure|geometry)\.(png|svg)|(recipe|run)\.yaml"
+    r"|LICENSE.*|(vocab|merges)[^.]*"
 )
 """Names of files in outputs. A folder that holds any other file is never replaced."""
 

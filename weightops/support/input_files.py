@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 from weightops.errors import CheckpointError
@@ -50,23 +53,49 @@ class InputFile(NamedTuple):
             CheckpointError: if the file isn't what it was, or ends before a buffer is full.
         """
         try:
-            handle = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise CheckpointError(f"{self.path} can't be read: {error.strerror}") from error
-        try:
-            state = os.fstat(handle)
+            handle = _held(self) if _jobs else _Handle(self)
+            state = os.fstat(handle.number)
             if (state.st_ino, state.st_size, state.st_mtime_ns) != self.state:
                 raise changed_error([self])
             for buffer, offset in ranges:
                 while buffer:
-                    count = os.preadv(handle, [buffer], offset)
+                    count = os.preadv(handle.number, [buffer], offset)
                     if not count:
                         raise changed_error([self])
                     buffer, offset = buffer[count:], offset + count
         except OSError as error:
             raise CheckpointError(f"{self.path} can't be read: {error.strerror}") from error
-        finally:
-            os.close(handle)
+
+
+class _Handle:
+    """A file that is open until nothing refers to this."""
+
+    def __init__(self, file: InputFile) -> None:
+        self.number = -1
+        self.number = os.open(file.path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+_held = lru_cache(maxsize=16)(_Handle)
+_jobs: list[None] = []
+"""One entry for each `held_open` that hasn't ended."""
+_jobs_lock = Lock()
+
+
+@contextmanager
+def held_open() -> Iterator[None]:
+    """Hold files open from one read to the next, the last 16 that were read."""
+    _jobs.append(None)
+    try:
+        yield
+    finally:
+        with _jobs_lock:
+            _jobs.pop()
+            if not _jobs:
+                _held.cache_clear()
 
 
 def check_unchanged(files: Iterable[InputFile]) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ _UNRELATED = re.compile(
     | (optimizer|scaler|rng_state|trainer_state|training_args|global_step|checkpoint-).*
     | scheduler.*\.(bin|pt|pth|pkl)
     | (summary|training|lofi|comparison)\.json | .*\.jsonl | report\.html   # results of weightops
-    | (frontier|accuracy|perplexity|figure|geometry)\.(png|svg)
+    | (recipe|run)\.yaml | mergekit_config\.ya?ml
+    | (frontier|accuracy|perplexity|score|figure|geometry)\.(png|svg)
     | runs | logs | wandb | onnx | openvino | coreml | original | __pycache__ | (ema|node\d+|merged)
     """,
     re.VERBOSE,
@@ -124,7 +125,9 @@ def companions(config: Path, parts: Iterable[str] = ()) -> dict[str, Path]:
     return found
 
 
-def other_companions(config: Path, other: Path, parts: Iterable[str] = ()) -> list[str]:
+def other_companions(
+    config: Path, other: Path, parts: Iterable[str] = (), leave_out: Set[str] = frozenset()
+) -> list[str]:
     """Return the places of companions in another folder that this one lacks or has otherwise.
 
     Configurations of models aren't compared; of JSON files, settings that name a version aren't.
@@ -133,9 +136,10 @@ def other_companions(config: Path, other: Path, parts: Iterable[str] = ()) -> li
         config: the configuration of a model.
         other: another folder.
         parts: the folders within both that hold weights.
+        leave_out: the places that aren't compared.
     """
     mine, theirs = (companions(path, parts) for path in (config, other / config.name))
-    configs = {config.name, ADAPTER_CONFIG, *(f"{part}/config.json" for part in parts)}
+    configs = {config.name, ADAPTER_CONFIG, *(f"{part}/config.json" for part in parts), *leave_out}
     return [
         place
         for place, file in theirs.items()

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+_PATH_IN_A_TEXT = re.compile(r"(?<![^\s(=,:'\"`])(?:/[^\s/,;:()'\"`]+/|~/|\.\./)[^\s,;:()'\"`]*")
+"""An absolute path of two parts or more, or one outside of the working folder."""
+
 
 def first_few(names: Iterable[str], most: int = 3) -> str:
     """Return the first few names, and the number of the others.
@@ -20,14 +23,27 @@ def first_few(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(listed[:most]) + more
 
 
+def counted(count: float, noun: str) -> str:
+    """Return a number with its noun, which is in the plural for all numbers but 1.
+
+    >>> counted(1, "point"), counted(0.5, "point"), counted(1200, "image")
+    ('1 point', '0.5 points', '1,200 images')
+    """
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {noun}{'' if count == 1 else 's'}"
+
+
 def portable(value: Any) -> Any:
     """Return a path or ref without the folders of this machine, for files that may be shared.
 
-    A path below the working folder is given from there, any other by its last part. Refs that are
-    no such path are returned unchanged; lists and mappings, with their values treated alike.
+    A path below the working folder is given from there, any other by its last part, also within a
+    text. Refs that are no such path are returned unchanged; lists and mappings, with their values
+    treated alike.
 
     >>> portable({"base": "/home/me/models/base", "models": ["org/name", "runs/a"]})
     {'base': 'base', 'models': ['org/name', 'runs/a']}
+    >>> portable("the mean of /data/a and /data/b")
+    'the mean of a and b'
     """
     if isinstance(value, Mapping):
         return {key: portable(item) for key, item in value.items()}
@@ -41,4 +57,6 @@ def portable(value: Any) -> Any:
         path = Path(os.path.abspath(value))
         inside = path.is_relative_to(Path.cwd())
         return path.relative_to(Path.cwd()).as_posix() if inside else path.name
+    if isinstance(value, str):
+        return _PATH_IN_A_TEXT.sub(lambda match: portable(match[0]), value)
     return value

@@ -1,4 +1,4 @@
-"""YAML files, read strictly: no key twice, and nothing that grows beyond the file."""
+"""YAML files, written plainly, and read strictly: no key twice, nothing that grows."""
 
 from __future__ import annotations
 
@@ -46,6 +46,12 @@ def read_documents(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) 
         reason = " ".join(str(error).split())[:300]
         raise RecipeError(f"{path} is not valid YAML: {reason}") from error
     return [document for document in documents if document is not None]
+
+
+def yaml_text(value: Any) -> str:
+    """Return a value as YAML, keys in their order."""
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _count(root: yaml.Node, path: Path, limit: int) -> None:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from tqdm import tqdm
 
 from weightops.errors import TaskError
+from weightops.support.progress import tracked
 from weightops.support.text import first_few
 from weightops.tasks.pictures import is_left_behind, read_image
 from weightops.tasks.split import split_loader
@@ -175,7 +175,7 @@ def read_archives(archives: Sequence[Path], classes: int) -> ArchiveImages:
         TaskError: naming the damaged archive, or the file in it.
     """
     members, labels, captions = [], [], []
-    for archive in tqdm(archives, desc="archives", delay=1, leave=False):
+    for archive in tracked(archives, "archives"):
         for key, files in _samples(archive):
             members.append(_image_member(key, files, archive))
             if "cls" in files:

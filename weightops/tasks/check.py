@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-from tqdm import tqdm
 
 from weightops.errors import TaskError
+from weightops.support.progress import tracked
 from weightops.support.text import first_few
 from weightops.tasks.copies import copies_between
 from weightops.tasks.task import SPLITS, Images, ImageSubset, LazySizes, Task, unreadable_in
@@ -68,7 +68,7 @@ def faults_of(images: Images, title: str) -> dict[int, str]:
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         found = threads.map(fault, range(len(images)))
-        bar = tqdm(found, total=len(images), desc=title, unit="images", delay=1, leave=False)
+        bar = tracked(found, title, "images", len(images))
         return {i: text for i, text in enumerate(bar) if text is not None}
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from weightops.errors import TaskError
-from weightops.support.text import first_few
+from weightops.support.text import first_few, portable
 from weightops.tasks.annotations import annotated_files, annotations_of, spoken_names
 from weightops.tasks.class_names import in_words
 from weightops.tasks.copies import warn_of_copies
@@ -153,7 +153,7 @@ def folder_task(folder: Path) -> Task:
         warn_once()
         return images[split]
 
-    name, source = folder.resolve().name, f"the folder {folder}"
+    name, source = folder.resolve().name, f"the folder {portable(str(folder))}"
     classes = () if classes == (_CAPTIONED,) else classes
     named = spoken_names(folder, classes)
     spoken = tuple(named.get(name) or in_words(name) for name in classes)

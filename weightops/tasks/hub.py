@@ -1,4 +1,4 @@
-"""Tasks from data sets on the Hugging Face Hub: CLIP_benchmark's archives, or Parquet files."""
+"""Tasks from data sets as on the Hugging Face Hub: CLIP_benchmark's archives, or Parquet files."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ NAME = re.compile(
 )
 """A data set's name: ``org/name``, with ``/config``, ``@revision``, and ``:column`` after it, or
 ``:column:column`` for the columns of images and labels."""
+
+_PLACE = re.compile(r"(.+?):(\w+(?::\w+)?)")
+"""A path and the columns after it."""
 
 _PARQUET = re.compile(r"(?:(?P<config>.+)/)?(?P<split>[^/]+?)(?:-\d[^/]*|/[^/]*)?\.parquet")
 _KNOWN_SPLIT = re.compile(
@@ -68,6 +71,43 @@ def hub_task(name: str) -> Task:
             hint=f"name it as {repo}",
         )
     return archive_task(task_name, repository.locate, source)
+
+
+def local_parquet(name: str) -> tuple[Path, str | None] | None:
+    """Return the folder of Parquet files that a name leads to, and its columns; None if it doesn't.
+
+    Args:
+        name: a path, with ``:column`` or ``:image_column:label_column`` after it or not.
+    """
+    match = None if Path(name).exists() else _PLACE.fullmatch(name)
+    place, columns = match.groups() if match else (name, None)
+    folder = Path(place)
+    return (folder, columns) if folder.is_dir() and _local_files(folder) else None
+
+
+def _local_files(folder: Path) -> list[str]:
+    """Return the Parquet files in a folder and in those in it, but for pictures' metadata."""
+    found = (path for pattern in ("*.parquet", "*/*.parquet") for path in folder.glob(pattern))
+    names = (p.relative_to(folder).as_posix() for p in found if p.stem != "metadata")
+    return [name for name in names if _KNOWN_SPLIT.fullmatch(name)]
+
+
+def local_parquet_task(folder: Path, columns: str | None) -> Task:
+    """Return the task of a folder of Parquet files that are named as those on the Hub.
+
+    Args:
+        folder: the folder, of one configuration.
+        columns: the columns of images and labels, see `hub_task`.
+
+    Raises:
+        TaskError: as `hub_task`.
+    """
+    files = _parquet_files(_local_files(folder), str(folder), None)
+
+    def paths(files: Sequence[str], _: str) -> list[str]:
+        return [str(folder / file) for file in files]
+
+    return parquet_task(folder.resolve().name, paths, files, columns, f"the folder {folder}")
 
 
 class _Repository:

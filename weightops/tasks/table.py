@@ -14,7 +14,7 @@ from weightops.tasks.archives import archive_task, is_archive
 from weightops.tasks.class_names import in_order
 from weightops.tasks.derived import DERIVED
 from weightops.tasks.folder import folder_task
-from weightops.tasks.hub import NAME, hub_task
+from weightops.tasks.hub import NAME, hub_task, local_parquet, local_parquet_task
 from weightops.tasks.scored import SCORE, scored_task
 from weightops.tasks.task import Task
 from weightops.tasks.texts import text_task
@@ -151,9 +151,10 @@ def find_task(name: str) -> Task:
     """Return the task of a name, of a folder, of a data set, or one derived from these.
 
     Args:
-        name: a name in `TASKS`, such as ``shapes``; the path of a folder of images, or of a text
-            for language models; a data set on the Hugging Face Hub, such as ``ylecun/mnist``; any
-            of them after the name of a derivation and a colon, such as ``typographic:shapes``,
+        name: a name in `TASKS`, such as ``shapes``; the path of a folder of images or of Parquet
+            files, or of a text for language models; a data set on the Hugging Face Hub, such as
+            ``ylecun/mnist``; any of them after the name of a derivation and a colon, such as
+            ``typographic:shapes``,
             ``readable:photos`` or ``order=natural:photos``, see `as_read`.
 
     Raises:
@@ -173,7 +174,9 @@ def _open_task(name: str) -> Task:
         return scored_task(name)
     if colon and kind.startswith(_ORDER):
         return in_order(find_task(rest), kind.removeprefix(_ORDER))
-    folder = Path(name)
+    folder, parquet = Path(name), local_parquet(name)
+    if parquet is not None:
+        return local_parquet_task(*parquet)
     if folder.is_file() or folder.suffix in TEXTS:
         return text_task(folder)
     if "/" not in name and not folder.is_dir():

@@ -27,6 +27,7 @@ from weightops.tasks.task import Task
 from weightops.tasks.texts import TextTask
 from weightops.training.config import TrainingConfig, config_for
 from weightops.training.learners import ImageLearner, Learner, TextLearner
+from weightops.training.log_sinks import log_sink
 from weightops.training.nodes import Node, OneProcess
 from weightops.training.process_groups import LofiNode
 from weightops.training.run_folder import CHECKPOINT_EVERY, RunFolder
@@ -44,6 +45,7 @@ def finetune(
     overwrite: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
+    log_to: str | None = None,
     node: Node | None = None,
     strategy: OneProcess | None = None,
     on_step: Callable[[int], None] | None = None,
@@ -70,6 +72,8 @@ def finetune(
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: float32, bfloat16, or auto: bfloat16 where the processor computes in it, else
             float32. Weights and their updates are float32 in any case.
+        log_to: where the log goes as well: tensorboard (or tensorboard:FOLDER), wandb (or
+            wandb:PROJECT), or jsonl:PATH.
         node: which node of how many this is, and so which images it sees (lo-fi, arXiv 2210.11948).
             Default: the only one.
         strategy: the processes of the node, from `connected`. Default: this process alone.
@@ -92,6 +96,7 @@ def finetune(
         checkpoint_every=checkpoint_every,
         resume=resume,
         overwrite=overwrite,
+        log_to=log_to,
         node=node,
         strategy=strategy,
         on_step=on_step,
@@ -126,6 +131,7 @@ def fit(
     checkpoint_every: Annotated[int, Range(min=1)] = CHECKPOINT_EVERY,
     resume: bool = False,
     overwrite: bool = False,
+    log_to: str | None = None,
     node: Node | None = None,
     strategy: OneProcess | None = None,
     on_step: Callable[[int], None] | None = None,
@@ -141,6 +147,7 @@ def fit(
         checkpoint_every: steps between states that a killed run can be resumed from.
         resume: continue from the last state in ``out``.
         overwrite: replace a run in ``out``; with ``resume``, only one with other arguments.
+        log_to: where the log goes as well: tensorboard, wandb or jsonl:PATH.
         node: which node of how many this is.
         strategy: the processes of the node.
         on_step: function that is called after each step with its number.
@@ -157,17 +164,20 @@ def fit(
         start, finished = _begin(folder, config, node, strategy, resume, overwrite)
         if folder is not None and finished:
             return folder.weights()
-        learner.prepare()
-        weights, ema = train(
-            learner,
-            config,
-            node,
-            strategy,
-            folder,
-            start=start,
-            checkpoint_every=checkpoint_every,
-            on_step=on_step,
-        )
+        run = Path(out).name if out is not None else learner.name
+        with log_sink(None if strategy.rank else log_to, run, asdict(config)) as on_line:
+            learner.prepare()
+            weights, ema = train(
+                learner,
+                config,
+                node,
+                strategy,
+                folder,
+                start=start,
+                checkpoint_every=checkpoint_every,
+                on_step=on_step,
+                on_line=on_line,
+            )
         if folder is None or strategy.rank:
             source = MemorySource(weights, f"{learner.base.ref} fine-tuned on {learner.name}")
             source.linearized_at = learner.linearized_at
@@ -179,6 +189,7 @@ def fit(
             **learner.reading,
             samples=config.steps * node.batch_size(config.batch_size),
             communication_seconds=strategy.seconds,
+            device=str(learner.device),
             **({LINEARIZED: learner.linearized_at} if learner.linearized_at else {}),
         )
     return folder.weights()

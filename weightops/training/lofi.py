@@ -13,6 +13,7 @@ from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NonfiniteError, OptionError
 from weightops.evaluation.image_model import ImageModel
 from weightops.support.atomic import check_free
+from weightops.support.progress import job
 from weightops.support.ranges import Range
 from weightops.tasks.table import TaskLike, as_task
 from weightops.training.config import TrainingConfig, config_for
@@ -31,6 +32,7 @@ from weightops.training.lofi_meeting import Meeting
 from weightops.training.nodes import Node, OneProcess
 from weightops.training.process_groups import LofiNode
 from weightops.training.run_folder import CHECKPOINT_EVERY
+from weightops.training.training_loop import step_work
 
 __all__ = ["DIVERGED", "GONE", "RECORD", "Average", "average", "run", "survey"]
 
@@ -49,6 +51,7 @@ def run(
     overwrite: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
+    log_to: str | None = None,
 ) -> Average | None:
     """Fine-tune nodes into ``out/node0``, ``out/node1``, ..., and write their average.
 
@@ -72,6 +75,8 @@ def run(
             with other arguments.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: as for `finetune`; a learner has its own.
+        log_to: where the log goes as well: tensorboard (or tensorboard:FOLDER), wandb (or
+            wandb:PROJECT), or jsonl:PATH.
 
     Returns:
         The average in the process that wrote it, None in others.
@@ -85,26 +90,32 @@ def run(
     check_free(out / "merged", overwrite=overwrite or resume)
     learner = task if isinstance(task, Learner) else _image_learner(model, task, device, precision)
     config = training or config_for(learner.base)
-    own = [strategy.index] if isinstance(strategy, LofiNode) else range(count)
+    indices = [strategy.index] if isinstance(strategy, LofiNode) else range(count)
+    own = {index: replace(like, index=index, count=count) for index in indices}
     finished: dict[int, Checkpoint] = {}
-    for index in own:
-        learner.base.load_into(learner.module)
-        with suppress(NonfiniteError):
-            finished[index] = fit(
-                learner,
-                config,
-                out=out / f"node{index}",
-                checkpoint_every=checkpoint_every,
-                resume=resume,
-                overwrite=overwrite,
-                node=replace(like, index=index, count=count),
-                strategy=strategy,
-            )
+    with job(
+        "lo-fi", config.steps * sum(step_work(config, node) for node in own.values())
+    ) as whole:
+        for index, node in own.items():
+            whole.at(f"node {index} of {count}")
+            learner.base.load_into(learner.module)
+            with suppress(NonfiniteError):
+                finished[index] = fit(
+                    learner,
+                    config,
+                    out=out / f"node{index}",
+                    checkpoint_every=checkpoint_every,
+                    resume=resume,
+                    overwrite=overwrite,
+                    log_to=log_to,
+                    node=node,
+                    strategy=strategy,
+                )
     if strategy.rank:
         return None
     if isinstance(strategy, LofiNode):
         tuned = finished.get(strategy.index)
-        node = replace(like, index=strategy.index, count=count)
+        node = own[strategy.index]
         samples = config.steps * node.batch_size(config.batch_size) if tuned else 0
         meeting = Meeting(out, strategy, samples, config.steps, like.only)
         state = tuned.state_dict() if tuned else learner.blank()

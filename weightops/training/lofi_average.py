@@ -62,7 +62,7 @@ class Average:
         path = Path(path)
         with atomic_output(path, overwrite=overwrite) as temporary:
             temporary.mkdir()
-            self.model.save_into(temporary, on_nonfinite="error")
+            self.model.save_into(temporary, name=path.name, on_nonfinite="error")
         return path
 
 

@@ -52,6 +52,7 @@ def compare_with_baselines(
     overwrite: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
+    log_to: str | None = None,
 ) -> dict[str, Any] | None:
     """Fine-tune with communication in every step and without, on equally many samples; score all.
 
@@ -69,6 +70,7 @@ def compare_with_baselines(
         overwrite: replace runs that exist.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: of fine-tuning, as for `finetune`; scores are in float32.
+        log_to: where the logs go as well, as for `finetune`.
 
     Returns:
         In the process that wrote the average, ``models`` and ``cost``; None in others. ``models``
@@ -88,6 +90,7 @@ def compare_with_baselines(
         checkpoint_every=checkpoint_every,
         resume=resume,
         overwrite=overwrite,
+        log_to=log_to,
         strategy=strategy.as_one_node(),
     )
     average = lofi.run(
@@ -100,6 +103,7 @@ def compare_with_baselines(
         checkpoint_every=checkpoint_every,
         resume=resume,
         overwrite=overwrite,
+        log_to=log_to,
     )
     if average is None:
         return None

@@ -18,8 +18,9 @@ from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.formats.torch_objects import read_object, read_texts
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.opening import open_checkpoint
+from weightops.checkpoints.output_layout import CARD
 from weightops.errors import CheckpointError, NonfiniteError, OutputError
-from weightops.hub.cards import training_card
+from weightops.hub.cards import CardFacts, training_card
 from weightops.support.atomic import atomic_output, check_free, clear_killed
 from weightops.support.json_files import read_json
 from weightops.support.text import first_few
@@ -246,9 +247,17 @@ class RunFolder:
         self._write_log()
         if self.architecture:
             self.architecture.write(self.path)
-        self._write("README.md", training_card(record))
+        self._write(CARD, self._card(record))
         self._write(RECORD, json.dumps(record, indent=2) + "\n")
         self._delete_states_before(self.steps)
+
+    def _card(self, record: Mapping[str, Any]) -> str:
+        of_library, inputs = CardFacts(), {}
+        if self.architecture:
+            of_library = self.architecture.card_facts
+            inputs = {record["model"]: self.architecture.folder}
+        device = str(record.get("device", "cpu"))
+        return training_card(record).text(of_library, device, name=self.path.name, inputs=inputs)
 
     def _save(
         self, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any], path: Path

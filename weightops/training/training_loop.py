@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from weightops.algebra.names import NameRules
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.errors import OptionError
+from weightops.support.progress import progress
 from weightops.training.config import TrainingConfig
 from weightops.training.fsdp import TrainingState, gather, local_part
 from weightops.training.learners import Learner
+from weightops.training.log_sinks import OnLine
 from weightops.training.nodes import Node, OneProcess
 from weightops.training.run_folder import RunFolder, Stateful
 
@@ -37,6 +38,7 @@ def train(
     start: int,
     checkpoint_every: int,
     on_step: Callable[[int], None] | None,
+    on_line: OnLine = lambda line: None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Train a learner from step ``start`` to the last, with logs and states in the folder.
 
@@ -44,10 +46,11 @@ def train(
         The tensors of the whole module, and the same with the moving average, on CPU; the second is
         empty if there is no moving average.
     """
-    title = f"fine-tuning on {learner.name}"
+    which = f" (node {node.index} of {node.count})" if node.count > 1 else ""
+    title = f"fine-tuning on {learner.name}{which}"
     with (
         _training_mode(learner),
-        tqdm(total=config.steps, desc=title, unit="step", delay=1, leave=False) as bar,
+        progress(config.steps, title, "steps", work=step_work(config, node)) as bar,
     ):
         trainer = _Trainer(learner, config, node, strategy)
         if folder is not None:
@@ -66,13 +69,22 @@ def train(
                 seconds = seconds_before + time.monotonic() - started
                 line = {"step": done, "loss": loss.item(), "lr": config.learning_rate(step)}
                 lines.append({**line, "seconds": seconds, "communication": strategy.seconds})
-                bar.set_postfix(loss=f"{line['loss']:.3f}")
+                on_line(lines[-1])
+                bar.note(f"loss {line['loss']:.3f}")
             if folder is not None and done % checkpoint_every == 0 and done < config.steps:
                 states = {name: target.state_dict() for name, target in trainer.stateful.items()}
                 if strategy.rank == 0:
                     folder.keep(states, done)
     weights = learner.weights()
     return weights, trainer.ema.within(weights)
+
+
+def step_work(config: TrainingConfig, node: Node | None = None) -> float:
+    """Return the work of a step, in images that a model classifies.
+
+    A step goes through the model forwards once and backwards at twice the cost.
+    """
+    return 3 * (node or Node()).batch_size(config.batch_size)
 
 
 class _Trainer:

@@ -82,6 +82,8 @@ class Workflow(ABC):
     """The name of the function, and of the verb on the command line."""
     word: ClassVar[str] = "edited"
     """The name of the edited model in the summary."""
+    compared_with: ClassVar[str] = "base"
+    """The model of the summary that the edit is compared with."""
     method: str
     """How the weights are computed, for the model card."""
     options: Mapping[str, Any] = {}
@@ -260,7 +262,7 @@ class Workflow(ABC):
 
     def points(self, sweep: Sequence[Measured]) -> list[Point]:
         """Return the edits that were measured in full, as points of the picture."""
-        base = _base_of(sweep)
+        base = _base_of(sweep) or next((m for m in sweep if not self.view.keep), None)
         full = [m for m in sweep if base and _sizes(m) == _sizes(base)]
         return [self.view.point(m.coefficients, m.hits, base.hits) for m in full if base]
 

@@ -9,14 +9,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from weightops.checkpoints.opening import open_checkpoint
+from weightops.checkpoints.output_layout import CARD, RECIPE
 from weightops.errors import MissingExtraError
 from weightops.merging.recipe import Recipe
 from weightops.reports.card import card
+from weightops.reports.edit_page import write_edit_page
 from weightops.reports.frontier import draw_bars, draw_frontier
-from weightops.reports.page import write_page
 from weightops.search.session import EditSession, Measured, file_name
 from weightops.support.json_files import jsonable, write_json
 from weightops.support.text import portable
+from weightops.support.yaml_files import yaml_text
 from weightops.workflows.base import Workflow
 from weightops.workflows.result import EditResult
 from weightops.workflows.run_file import run_file
@@ -48,29 +51,31 @@ def write_folder(
     edited.recipe = {"verb": workflow.verb, "alpha": result.named_alpha, **workflow.options}
     edited.save_into(folder)
     text = card(summary, workflow.word, edited.architecture)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(text, encoding="utf-8")
     lines = [
         json.dumps(jsonable(portable(row))) + "\n" for row in _rows(workflow, session, result, test)
     ]
     (folder / "results.jsonl").write_text("".join(lines), encoding="utf-8")
-    if "recipe" in summary and isinstance(summary["recipe"], Mapping):
-        recipe = Recipe.of(summary["recipe"]).to_yaml()
-        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     (folder / "run.yaml").write_text(run_file(workflow), encoding="utf-8")
     if workflow.keeps_vectors:
         _write_vectors(folder, result)
+    stated = summary.get("recipe")
+    recipe = Recipe.of(stated) if isinstance(stated, Mapping) else _recipe(workflow, result)
+    (folder / RECIPE).write_text(yaml_text(portable(recipe.to_dict())), encoding="utf-8")
     _copy_logs(folder, session)
     _draw(folder, workflow, result, summary)
-    write_page(
-        folder / "report.html",
+    write_edit_page(
+        folder,
         summary=summary,
+        names=list(result.vectors),
         sweep=result.sweep,
-        points=workflow.points(result.sweep),
+        points=(workflow.points(result.sweep), workflow.estimates(result.sweep)),
         view=workflow.view,
         session=session,
         test=test,
         word=workflow.word,
         title=title(workflow, summary),
+        forget=[task.name for task in workflow.learned] if workflow.sign < 0 else [],
     )
     write_json(folder / "summary.json", summary)
 
@@ -99,9 +104,31 @@ def _rows(
 
 
 def _write_vectors(folder: Path, result: EditResult) -> None:
-    for name, vector in result.vectors.items():
-        middle = "" if len(result.vectors) == 1 else f".{file_name(name)}"
-        vector.save(folder / f"task_vector{middle}.safetensors")
+    for file, vector in zip(_vector_files(result), result.vectors.values(), strict=True):
+        vector.save(folder / file)
+
+
+def _vector_files(result: EditResult) -> list[str]:
+    """Return the name of each vector's file."""
+    if len(result.vectors) == 1:
+        return ["task_vector.safetensors"]
+    return [f"task_vector.{file_name(name)}.safetensors" for name in result.vectors]
+
+
+def _recipe(workflow: Workflow, result: EditResult) -> Recipe:
+    """Return the recipe of the chosen edit, with the folder's own vectors."""
+    base = workflow.checkpoint.ref
+    refs = _vector_files(result)
+    if not workflow.keeps_vectors:
+        refs = [open_checkpoint(model).ref for model in workflow.finetuned]
+    used = {ref: alpha for ref, alpha in zip(refs, result.alpha, strict=True) if alpha} or {base: 1}
+    return Recipe(
+        tuple(used),
+        "task_arithmetic",
+        base=base,
+        weights=tuple(used.values()),
+        batchnorm=workflow.options.get("batchnorm"),
+    )
 
 
 def _copy_logs(folder: Path, session: EditSession) -> None:

@@ -45,15 +45,25 @@ class EditResult:
         return dict(zip(self.vectors, self.alpha, strict=True))
 
 
-def confirm(session: EditSession, result: EditResult, word: str = "edited") -> dict[str, Measured]:
+def confirm(
+    session: EditSession, result: EditResult, word: str = "edited", *, with_base: bool = True
+) -> dict[str, Measured]:
     """Measure the base, the rivals and the edit on the test splits: the only use of these.
+
+    Args:
+        session: the session.
+        result: the edit and its rivals.
+        word: the name of the edit.
+        with_base: whether what the session edits is a base, not just the first of several models.
 
     Returns:
         Name of a model -> its measured scores; "base" is the first, ``word`` the last.
     """
-    zero = (0.0,) * len(result.alpha)
-    base = weighted_sum(result.vectors, zero)
-    measured = {"base": session.measure(base, "test", coefficients=zero)}
+    measured = {}
+    if with_base:
+        zero = (0.0,) * len(result.alpha)
+        base = weighted_sum(result.vectors, zero)
+        measured["base"] = session.measure(base, "test", coefficients=zero)
     for name, parts in result.rivals.items():
         measured[name] = _measure_rival(session, result, parts)
     measured[word] = session.measure(result.edit, "test", coefficients=result.alpha)

@@ -12,8 +12,10 @@ from weightops.errors import NothingSatisfiesError, OptionError, OutputError
 from weightops.search.session import EditSession
 from weightops.support.atomic import atomic_output, check_free, reserved
 from weightops.support.json_files import jsonable, read_json
+from weightops.support.progress import Job, job
 from weightops.support.text import portable
 from weightops.tasks.task import SPLITS
+from weightops.training.training_loop import step_work
 from weightops.workflows.base import OnMeasured, Workflow
 from weightops.workflows.folder import write_folder
 from weightops.workflows.plan import plan_run
@@ -52,9 +54,9 @@ def run(
     if finished is not None:
         log.info("%s is finished", out)
         return finished
-    _check(workflow, out, overwrite=overwrite)
-    with reserved(out, overwrite=overwrite):
-        return _run(workflow, out, resume, overwrite, on_measured)
+    work = _check(workflow, out, overwrite=overwrite)
+    with reserved(out, overwrite=overwrite), job(workflow.verb, work) as whole:
+        return _run(workflow, out, resume, overwrite, on_measured, whole)
 
 
 def _finished(workflow: Workflow, out: Path) -> dict[str, Any] | None:
@@ -71,7 +73,12 @@ def _finished(workflow: Workflow, out: Path) -> dict[str, Any] | None:
 
 
 def _run(
-    workflow: Workflow, out: Path, resume: bool, overwrite: bool, on_measured: OnMeasured | None
+    workflow: Workflow,
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    on_measured: OnMeasured | None,
+    whole: Job,
 ) -> dict[str, Any]:
     work_folder = _work_folder(out, resume=resume)
     started = time.monotonic()
@@ -90,13 +97,16 @@ def _run(
         _prepare(workflow, session)
         result = workflow.find(session)
         searched = time.monotonic() - started - session.finetuning_seconds
-        test = confirm(session, result, workflow.word)
+        has_base = workflow.compared_with == "base"
+        whole.left((1 + has_base + len(result.rivals)) * _size(workflow, "test"))
+        test = confirm(session, result, workflow.word, with_base=has_base)
         seconds = {
             "finetune": session.finetuning_seconds,
             "sweep": searched,
             "total": time.monotonic() - started,
         }
         summary = summarize(workflow, session, result, test, seconds, out)
+        whole.at("writing")
         with atomic_output(out, overwrite=overwrite) as folder:
             folder.mkdir()
             write_folder(folder, workflow, session, result, test, summary)
@@ -107,8 +117,8 @@ def _run(
     return summary
 
 
-def _check(workflow: Workflow, out: Path, *, overwrite: bool) -> None:
-    """Refuse what would fail after the fine-tuning: an output, a disk or data."""
+def _check(workflow: Workflow, out: Path, *, overwrite: bool) -> float:
+    """Refuse what would fail after the fine-tuning: an output or a disk; return the work to do."""
     check_free(out, overwrite=overwrite)
     plan = plan_run(workflow, out)
     if plan.free_bytes < plan.output_bytes:
@@ -116,6 +126,13 @@ def _check(workflow: Workflow, out: Path, *, overwrite: bool) -> None:
             f"{out} needs about {plan.output_bytes / 1e6:.0f} MB while it is made, and "
             f"{plan.free_bytes / 1e6:.0f} MB are free"
         )
+    trainings = 0 if workflow.finetuned else len(workflow.learned)
+    return trainings * workflow.config.steps * step_work(workflow.config) + plan.evaluated_samples
+
+
+def _size(workflow: Workflow, split: str) -> int:
+    """Return the number of samples of all tasks in a split."""
+    return sum(workflow.count(task, split) for task in workflow.tasks)
 
 
 def _prepare(workflow: Workflow, session: EditSession) -> None:

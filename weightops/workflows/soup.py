@@ -30,7 +30,7 @@ Selection = Literal["greedy", "uniform"]
 class Soup(Workflow):
     """The workflow of `soup`."""
 
-    verb, word, keeps_vectors = "soup", "soup", False
+    verb, word, keeps_vectors, compared_with = "soup", "soup", False, "best single"
     method = "The weights are an average of models (model soups, arXiv 2203.05482)"
 
     def __init__(
@@ -52,6 +52,7 @@ class Soup(Workflow):
         if base is not None and self.models[0].architecture is None:
             self.models[0] = Checkpoint(self.models[0].form, open_checkpoint(base).architecture)
         self.selection, self.options = recipe, {"recipe": recipe}
+        self.base = base
         super().__init__(
             dict.fromkeys(as_tasks(SUPPORTED if tasks is None else tasks), "target"),
             model=self.models[0],
@@ -88,11 +89,16 @@ class Soup(Workflow):
         else:
             members, why = tasting.take_greedily()
         uniform = weighted_sum(vectors, _shares(range(len(names)), len(names)))
-        rivals = {
-            "best single": [(opened[tasting.order[0]], self.tasks)],
-            "uniform": [(uniform, self.tasks)],
+        best = tasting.order[0]
+        others = {"best single": opened[best], "uniform": uniform}
+        if self.base is not None:
+            others = {"base": session.vector(self.base), **others}
+        rivals = {name: [(vector, self.tasks)] for name, vector in others.items()}
+        more: dict[str, Any] = {
+            "recipe": self.selection,
+            "best_single": names[best],
+            "steps": tasting.steps,
         }
-        more: dict[str, Any] = {"recipe": self.selection, "steps": tasting.steps}
         if self.selection == "uniform":
             more["chosen_on"] = "no data"
         alpha = _shares(members, len(names))
@@ -155,8 +161,9 @@ class _Tasting:
             if accepted:
                 members, best = [*members, i], score
         why = (
-            f"of {len(self._names)} models, best first, those {len(members)} were kept with which "
-            f"mean validation {self._unit.name} strictly {self._unit.gained} "
+            f"of {len(self._names)} models, best first, {len(members)} "
+            f"{'was' if len(members) == 1 else 'were'} kept: the best, and each with which mean "
+            f"validation {self._unit.name} strictly {self._unit.gained} "
             f"(to {self._unit.shown(best)})"
         )
         return members, why
@@ -189,12 +196,16 @@ def soup(
 ) -> dict[str, Any]:
     """Average models: all of them, or those that help on validation data (arXiv 2203.05482).
 
+    The soup is compared with the model that is best on its own on validation data, and with the
+    base if there is one.
+
     Args:
         models: the models to average, of one architecture.
         tasks: what to measure on. Default: all tasks that weightops draws.
         recipe: greedy: best first, each model is taken in if mean validation accuracy strictly
             rises; uniform: all of them.
-        base: a model whose configuration to use for weights that come without one.
+        base: the model that these were fine-tuned from, which is measured, too; weights that come
+            without a configuration take its.
         batchnorm: the running statistics of each soup. A task: recomputed on its images; base:
             those of the first model.
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from weightops.checkpoints.opening import open_checkpoint
 from weightops.evaluation.units import ACCURACY
-from weightops.reports.outcome import versions
 from weightops.search.goal import difference
 from weightops.search.session import EditSession, Measured
+from weightops.support.invocation import versions
 from weightops.task_vector import TaskVector
 from weightops.tasks.derived import parts_of
 from weightops.tasks.task import SPLITS, Task
@@ -56,6 +56,7 @@ def summarize(
     chosen_on = [name for name in tasks if any(name in m.hits for m in result.sweep)]
     summary = {
         "alpha": result.named_alpha,
+        "compared_with": workflow.compared_with,
         "chosen_on": "the validation splits of " + ", ".join(chosen_on),
         "why": result.why,
         "tasks": tasks,
@@ -96,13 +97,21 @@ def settings(workflow: Workflow) -> dict[str, Any]:
 def _intervals(
     task: str, test: Mapping[str, Measured], workflow: Workflow
 ) -> dict[str, tuple[float, float]]:
-    """Return 95 % intervals of each model's score on a task, and of the edit's change."""
-    hits = {model: m.hits[task] for model, m in test.items() if task in m.hits}
-    change, error = difference({task: hits[workflow.word]}, {task: hits["base"]}, {task: 1.0})
-    half_width, unit = _CONFIDENCE_95 * error, workflow.unit
+    """Return 95 % intervals of each model's score on a task, and of the edit's change.
+
+    An edit that is compared with another model than the base has its change from the base, too.
+    """
+    hits, unit = {model: m.hits[task] for model, m in test.items() if task in m.hits}, workflow.unit
+    changes = {"change": workflow.compared_with}
+    if workflow.compared_with != "base" and "base" in hits:
+        changes["change_from_base"] = "base"
     intervals = {model: unit.interval(own) for model, own in hits.items()}
-    low, high = sorted(unit.change(change + side) for side in (-half_width, half_width))
-    return {**intervals, "change": (low, high)}
+    for name, other in changes.items():
+        change, error = difference({task: hits[workflow.word]}, {task: hits[other]}, {task: 1.0})
+        half_width = _CONFIDENCE_95 * error
+        low, high = sorted(unit.change(change + side) for side in (-half_width, half_width))
+        intervals[name] = (low, high)
+    return intervals
 
 
 def title(workflow: Workflow, summary: Mapping[str, Any]) -> str:
@@ -114,14 +123,16 @@ def title(workflow: Workflow, summary: Mapping[str, Any]) -> str:
             rows = [summary["tasks"][name] for name in weights]
             before, after = (
                 unit.cell(unit.mean([unit.of(row[model]) for row in rows]))
-                for model in ("base", workflow.word)
+                for model in (workflow.compared_with, workflow.word)
             )
             texts.append(f"{label} {before} → {after}{' %' * (unit is ACCURACY)}")
     alphas = summary["alpha"] if isinstance(summary["alpha"], Mapping) else {}
     unused = [name for name, alpha in alphas.items() if alpha == 0]
     without = f", without {', '.join(unused)} (alpha 0)" if unused else ""
+    other = f", {workflow.compared_with} → {workflow.word}"
+    compared = other if workflow.compared_with != "base" else ""
     what = "test" if unit is ACCURACY else f"test {unit.name}"
-    return f"{', '.join(texts)} ({what}){without}"
+    return f"{', '.join(texts)}{compared} ({what}){without}"
 
 
 def _refs(finetuned: Sequence[Any]) -> Any:

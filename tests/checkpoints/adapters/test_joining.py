@@ -173,7 +173,7 @@ def test_no_base_is_opened(two: list[Path], tmp_path: Path) -> None:
         (folder / "adapter_config.json").write_text(json.dumps(config))
     out = merge(two).save(tmp_path / "out")
     config = json.loads((out / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(tmp_path / "nowhere")
+    assert config["base_model_name_or_path"] == "nowhere"  # no folder of this machine
 
 
 def test_what_needs_its_base_is_refused(base: nn.Module, two: list[Path], tmp_path: Path) -> None:

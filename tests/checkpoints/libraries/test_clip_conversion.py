@@ -55,6 +55,7 @@ def test_written_for_the_other_library(tmp_path: Path) -> None:
     assert run(["merge", str(there), "--format", "safetensors", "-o", str(tmp_path / "plain")]) == 0
     assert {path.name for path in (tmp_path / "plain").iterdir()} == {
         "README.md",
+        "recipe.yaml",
         "model.safetensors",
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
 from weightops.algebra.linear_form import Factor, LinearForm, tied_names
@@ -142,17 +142,32 @@ def _change(whole: Source, base: Checkpoint, ref: str) -> LinearForm:
 
 def _settle_ends(delta: LinearForm, base: Checkpoint) -> tuple[LinearForm, bool]:
     """Tie the ends that a delta changes equally; return it, and whether others come apart."""
-    copies, unchanged, apart = {}, set(), False
-    for alias, name in tied_names(base.form).items():
-        changed = [end for end in (alias, name) if end in delta.specs]
+    ties = tied_names(base.form)
+    ends = delta.specs.keys() & {*ties, *ties.values()}
+    unchanged = {end for end in ends if not float_tensor(delta, end).any()}
+    copies, apart = {}, False
+    for alias, name in ties.items():
+        changed = [end for end in (alias, name) if end in ends - unchanged]
         if len(changed) == 2 and _equal(delta, alias, name):
             copies[alias] = name
-        elif len(changed) == 1 and not float_tensor(delta, changed[0]).any():
-            unchanged.add(changed[0])
         elif changed:
+            _check_is_read(changed, (alias, name))
             apart = True
     kept = _restricted(delta, delta.specs.keys() - copies.keys() - unchanged)
     return with_copies(kept, copies) if copies else kept, apart
+
+
+def _check_is_read(changed: Sequence[str], ends: Sequence[str]) -> None:
+    """Refuse a change of the module ``shared`` of T5 and BART, which reads its other ends.
+
+    peft leaves such a change out while the model runs, and not when it merges.
+    """
+    [*kept] = set(ends) - set(changed)
+    if kept and changed[0].endswith("shared.weight"):
+        raise MismatchError(
+            f"an adapter changes {changed[0]}, which the model doesn't run: it runs {kept[0]}",
+            hint="train an adapter of embed_tokens instead",
+        )
 
 
 def _equal(delta: LinearForm, first: str, second: str) -> bool:

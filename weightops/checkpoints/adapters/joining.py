@@ -20,9 +20,10 @@ from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import Source
 from weightops.checkpoints.adapters.adapter import CONFIG, PREFIX, WEIGHTS
 from weightops.checkpoints.adapters.lora import HALF, LoraSource
-from weightops.checkpoints.adapters.writing import adapter_config, best_pair
+from weightops.checkpoints.adapters.writing import adapter_config, best_pair, facts_of_adapter
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.compressed import float_tensor, squared_norm, write_tensors
+from weightops.checkpoints.output_layout import write_records
 from weightops.engine.evaluate import OnNonfinite, report_nonfinite
 from weightops.engine.layout import Estimate
 from weightops.engine.ranks import ONE_RANK, Ranks
@@ -112,8 +113,8 @@ class JoinedAdapter(Checkpoint):
             with atomic_output(path, overwrite=overwrite) as stage:
                 stage.mkdir()
                 self._write(stage, on_nonfinite)
-                if self.card:
-                    (stage / "README.md").write_text(self.card, encoding="utf-8")
+                facts = facts_of_adapter(self._adapters[0].config.get("task_type"))
+                write_records(stage, self, facts=facts, device="cpu", name=path.name)
         return path
 
     def _write(self, folder: Path, on_nonfinite: OnNonfinite) -> None:

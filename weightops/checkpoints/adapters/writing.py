@@ -24,10 +24,12 @@ from weightops.checkpoints.formats.compressed import (
     write_tensors,
 )
 from weightops.checkpoints.in_memory import InMemory
+from weightops.checkpoints.libraries.transformers_kinds import task_type_of
 from weightops.checkpoints.ties import ends_in_memory
 from weightops.errors import OptionError
+from weightops.hub.cards import CardFacts
 from weightops.support.json_files import write_json
-from weightops.support.text import first_few
+from weightops.support.text import first_few, portable
 
 log = logging.getLogger("weightops")
 
@@ -36,6 +38,13 @@ _INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 _IN_EXPERTS = re.compile(r"\.(gate|gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$")
 """Linear layers that peft takes for the routed experts of a model that has such."""
+
+
+_USAGE = """```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base, "{folder}")
+```"""
 
 
 class _Place(NamedTuple):
@@ -178,8 +187,16 @@ def write_adapter(
         log.warning("left out, as peft has no LoRA for them: %s", first_few(made.left_out))
     error = {"relative_error": math.sqrt(made.lost / made.total), "left_out": len(made.left_out)}
     write_tensors(folder / WEIGHTS, made.tensors, {"lora": error})
-    write_json(folder / CONFIG, made.config(ref))
+    architecture = base.architecture if base else None
+    of_base = architecture.config if architecture else {}
+    write_json(folder / CONFIG, {**made.config(ref), "task_type": task_type_of(of_base)})
     return error
+
+
+def facts_of_adapter(task_type: str | None) -> CardFacts:
+    """Return the facts for the card of an adapter."""
+    tag = "text-generation" if task_type == "CAUSAL_LM" else "other"
+    return CardFacts("peft", tag, _USAGE)
 
 
 def _add_all(
@@ -216,7 +233,7 @@ def adapter_config(modules: list[str], rank: int, base: str | None) -> dict[str,
     return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": portable(base),
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,

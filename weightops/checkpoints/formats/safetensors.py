@@ -25,6 +25,9 @@ _CPU = torch.device("cpu")
 RECORD = "weightops"
 """The metadata key of the provenance record that weightops writes."""
 
+MODEL_SPEC = "modelspec."
+"""The beginning of the metadata keys that describe a model for people (ModelSpec)."""
+
 
 class SafetensorsSource(Source):
     """Tensors of one safetensors file, each read when it is asked for.
@@ -48,7 +51,7 @@ class SafetensorsSource(Source):
         self.ties = {
             alias: name
             for alias, name in metadata.items()
-            if name in stored and alias not in stored
+            if name in stored and alias not in stored and not alias.startswith(MODEL_SPEC)
             if _may_be_alias(alias, name) or (RECORD in metadata and alias != "format")
         }
         self.specs = {**stored, **{alias: stored[name] for alias, name in self.ties.items()}}

@@ -47,7 +47,7 @@ class ShardedSource(Source):
         stored = {name: shard.specs[name] for name, shard in self._owner.items()}
         self.specs = {**stored, **{alias: stored[name] for alias, name in self.ties.items()}}
         self.space = shards[0].space
-        self.made_from = shards[0].made_from
+        self.made_from, self.metadata = shards[0].made_from, shards[0].metadata
         self.skipped = tuple(dict.fromkeys(item for shard in shards for item in shard.skipped))
         identities = [shard.identity for shard in shards]
         self.identity = None if None in identities else ("shards", *identities)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -20,25 +20,12 @@ from weightops.checkpoints.libraries.memory_names import MemoryNames
 from weightops.checkpoints.libraries.model_size import bounded
 from weightops.checkpoints.skeleton import blank_copy
 from weightops.errors import CheckpointError, WeightopsError
+from weightops.hub.cards import CardFacts
 from weightops.support.json_files import read_json, write_json
 from weightops.support.sibling_files import ADAPTER_CONFIG, copy_companions, other_companions
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
-
-
-class CardFacts(NamedTuple):
-    """The facts about a library that the model card of a saved folder states.
-
-    Attributes:
-        library_name: the name of the library on the Hugging Face Hub.
-        pipeline_tag: the kind of task that the models are for, as the Hub names it.
-        usage: Markdown that shows how to load the model; ``{folder}`` stands for its folder.
-    """
-
-    library_name: str
-    pipeline_tag: str
-    usage: str
 
 
 class Architecture(ABC):
@@ -61,7 +48,6 @@ class Architecture(ABC):
             these tensors; empty for a model in one folder.
         reads_shards: True if the library reads weights in several files with an index.
         is_classifier: True if the models classify images with a head of their own.
-        card_facts: the facts about the library that a model card states.
     """
 
     library: ClassVar[str]
@@ -69,7 +55,6 @@ class Architecture(ABC):
     weights_file: str = "model.safetensors"
     reads_shards: ClassVar[bool] = True
     is_classifier: ClassVar[bool] = False
-    card_facts: ClassVar[CardFacts]
 
     def __init__(self, folder: Path, changes: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
@@ -79,17 +64,14 @@ class Architecture(ABC):
 
     def _change(self, changes: Mapping[str, Any]) -> None:
         self.changes = dict(changes)
-        self._forget_modules()
+        for cached in ("skeleton", "names_in_memory"):
+            self.__dict__.pop(cached, None)
         merged = {**self.read_config(self.config_path), **self.changes}
         self.config: dict[str, Any] = {
             key: value
             for key, value in merged.items()
             if value is not None or key not in self.changes
         }
-
-    def _forget_modules(self) -> None:
-        for cached in ("skeleton", "names_in_memory"):
-            self.__dict__.pop(cached, None)
 
     @property
     def config_path(self) -> Path:
@@ -100,6 +82,11 @@ class Architecture(ABC):
     @abstractmethod
     def recognise(cls, folder: Path) -> Self | None:
         """Return the architecture that a folder describes; None for folders of other libraries."""
+
+    @property
+    def card_facts(self) -> CardFacts:
+        """The facts about the library that a model card states."""
+        return CardFacts(self.library)
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -164,11 +151,15 @@ class Architecture(ABC):
         other.folder = folder
         return other
 
-    def to_pickle(self) -> Self:
-        """Return the architecture without modules, found from any working folder."""
-        other = self.in_folder(self.folder.absolute())
-        other._forget_modules()
+    def __copy__(self) -> Self:
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        cached = ("skeleton", "names_in_memory")
+        state = {name: value for name, value in vars(self).items() if name not in cached}
+        return {**state, "folder": self.folder.absolute()}
 
     def shards(self, prefix: str) -> bool:
         """Return whether the library reads several files of the tensors with such names."""
@@ -275,8 +266,8 @@ class Architecture(ABC):
         for place in dict.fromkeys(map(self._model_folder, files)):
             described = any((place / f).is_file() for f in (self.config_file, ADAPTER_CONFIG))
             if described and place != self.folder.absolute():
-                differing = other_companions(self.config_path, place, self._inner)
-                others |= {f"{place}/{name}": None for name in differing if name not in self.chosen}
+                found = other_companions(self.config_path, place, self._inner, self.chosen)
+                others |= {f"{place}/{name}": None for name in found}
         if others:
             log.warning(
                 "all beside the weights is taken from %s; others have another %s",

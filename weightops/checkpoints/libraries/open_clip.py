@@ -15,10 +15,11 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from weightops.checkpoints.libraries.base import Architecture, CardFacts
+from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.clip_tokenizer import tokenizer_files
 from weightops.checkpoints.libraries.config_checks import check_config, library_errors
 from weightops.errors import CheckpointError, missing_extra
+from weightops.hub.cards import CardFacts
 from weightops.hub.push import THIS_FOLDER
 from weightops.support.cache import cached_folder
 from weightops.support.json_files import write_json

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from weightops.checkpoints.libraries.base import Architecture, CardFacts
+from weightops.checkpoints.libraries.base import Architecture
 from weightops.errors import CheckpointError
+from weightops.hub.cards import CardFacts
 from weightops.support.json_files import read_json
 
 

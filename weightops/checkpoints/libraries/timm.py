@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from weightops.checkpoints.libraries.base import Architecture, CardFacts
+from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.config_checks import check_config, library_errors
 from weightops.errors import CheckpointError
+from weightops.hub.cards import CardFacts
 
 
 @dataclass(frozen=True)

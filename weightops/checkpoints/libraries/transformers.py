@@ -13,10 +13,12 @@ from torch import nn
 from typing_extensions import Self
 
 from weightops.algebra.dtypes import name_of
-from weightops.checkpoints.libraries.base import Architecture, CardFacts
+from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.config_checks import check_config, library_errors
 from weightops.checkpoints.libraries.memory_names import MemoryNames
+from weightops.checkpoints.libraries.transformers_kinds import facts_of
 from weightops.errors import CheckpointError, missing_extra
+from weightops.hub.cards import CardFacts
 from weightops.support.cache import cached_folder
 
 log = logging.getLogger("weightops")
@@ -41,16 +43,11 @@ class TransformersArchitecture(Architecture):
     """The model that a folder of transformers describes. Code that a folder brings is never run."""
 
     library = "transformers"
-    card_facts = CardFacts(
-        "transformers",
-        "zero-shot-image-classification",
-        """```python
-from transformers import AutoModel, AutoProcessor
 
-model = AutoModel.from_pretrained("{folder}")
-processor = AutoProcessor.from_pretrained("{folder}")
-```""",
-    )
+    @property
+    def card_facts(self) -> CardFacts:
+        """The facts about the library, and about what the model is for."""
+        return facts_of(self.config)
 
     @classmethod
     def recognise(cls, folder: Path) -> Self | None:

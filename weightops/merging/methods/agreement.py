@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from weightops.algebra.kernels import add_rows
 from weightops.algebra.names import Each
 from weightops.engine.reduce import sums
 from weightops.merging.methods.consensus import divide_, elect_, flags, multiply_
@@ -79,7 +80,7 @@ def sce(
     kept = _select(deltas, selected, start)
     sign = elect_(kept)
     shares = multiply_(flags(torch.gt, kept, 0), energy)
-    return divide_(multiply_(kept, energy).sum(0).mul_(sign), shares)
+    return divide_(add_rows(multiply_(kept, energy)).mul_(sign), shares)
 
 
 @chunks()
@@ -100,7 +101,7 @@ def tall_consensus(
             each task by validation.
         agreement: the number of inputs that must need an element for it to be kept.
     """
-    total = deltas.sum(0)
+    total = add_rows(deltas)
     scales = torch.tensor(per_input(mask_scale, len(deltas)), dtype=deltas.dtype).to(deltas.device)
     surplus = deltas.abs() - scales[:, None] * (total - deltas).abs()
-    return total * flags(torch.ge, flags(torch.ge, surplus, 0).sum(0), agreement)
+    return total * flags(torch.ge, add_rows(flags(torch.ge, surplus, 0)), agreement)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from weightops.algebra.kernels import add_rows
 from weightops.engine.reduce import sums
 from weightops.merging.methods.inputs import Chunk, TensorInputs
 
@@ -55,10 +56,10 @@ def consensus(
     multiply_(deltas, weights if scale is None else weights * scale)
     if not elect:
         number = divisor(weights, "weights" if normalize == "weights" else "none")
-        total = deltas.sum(0)
+        total = add_rows(deltas)
         return total if number == 1 else total.div_(number)
     sign = elect_(deltas)
-    total = deltas.sum(0).mul_(sign)
+    total = add_rows(deltas).mul_(sign)
     if normalize == "none":
         return total
     agree = flags(torch.gt, deltas, 0, out=deltas)
@@ -91,14 +92,14 @@ def elect_(deltas: torch.Tensor) -> torch.Tensor:
 
     The deltas become the magnitudes of the elements that agree with it, and 0 elsewhere.
     """
-    sign = flags(torch.ge, deltas.sum(0), 0).mul_(2).sub_(1)
+    sign = flags(torch.ge, add_rows(deltas), 0).mul_(2).sub_(1)
     deltas.mul_(sign).relu_()
     return sign
 
 
 def divide_(total: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """Divide a total in place by the sum of shares of shape ``(k, ...)``, where that isn't 0."""
-    divisor = shares.sum(0)
+    divisor = add_rows(shares)
     return total.div_(divisor.add_(flags(torch.eq, divisor, 0)))
 
 

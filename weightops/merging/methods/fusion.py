@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from weightops.algebra.kernels import add_rows
 from weightops.errors import OptionError
 from weightops.merging.methods.inputs import Chunk, TensorInputs, sample_size
 from weightops.merging.methods.kept_elements import cutoffs
@@ -121,8 +122,9 @@ def arcee_fusion(
     """
     base, other = models
     change = (other - base).view(-1, length)
-    taken = importances_(change, divergences.rows, start).view(base.shape) >= least
-    return torch.where(taken, other, base, out=base)
+    importances = importances_(change, divergences.rows, start).view(base.shape)
+    taken = torch.ge(importances, least, out=importances)  # 1 and 0, with which a lerp selects
+    return torch.lerp(base, other, taken, out=base)
 
 
 @chunks()
@@ -141,4 +143,4 @@ def nearswap(deltas: torch.Tensor, *, t: float = 0.001) -> torch.Tensor:
     if t < 1e-6:
         deltas.mul_(t / 1e-6)
     deltas.clamp_(-t, t)
-    return deltas[0] if len(deltas) == 1 else deltas.sum(0)
+    return deltas[0] if len(deltas) == 1 else add_rows(deltas)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from weightops.algebra.kernels import add_rows
 from weightops.errors import OptionError
 from weightops.merging.methods.consensus import flags
 from weightops.merging.methods.inputs import TensorInputs
@@ -40,8 +41,8 @@ def ram(deltas: torch.Tensor, *, epsilon: float = 1e-5) -> torch.Tensor:
         deltas: shape ``(k, n)``.
         epsilon: the magnitude up to which an element counts as unchanged.
     """
-    total = _keep_changed_(deltas, epsilon).sum(0)
-    return total.div_(_flags_(deltas).sum(0).clamp_(min=1))
+    total = add_rows(_keep_changed_(deltas, epsilon))
+    return total.div_(add_rows(_flags_(deltas)).clamp_(min=1))
 
 
 def boosts_of_own_elements(
@@ -51,7 +52,7 @@ def boosts_of_own_elements(
     shared, own = (torch.zeros(inputs.k, dtype=torch.float64) for _ in range(2))
     for chunk in inputs:
         changes = _flags_(_keep_changed_(chunk.values, epsilon))
-        alone = flags(torch.eq, changes.sum(0), 1)
+        alone = flags(torch.eq, add_rows(changes), 1)
         owned = (changes * alone).sum(1, dtype=torch.float64).cpu()
         own += owned
         shared += changes.sum(1, dtype=torch.float64).cpu() - owned
@@ -86,7 +87,7 @@ def ramplus_tl(
         epsilon: the magnitude up to which an element counts as unchanged.
     """
     kept = _keep_changed_(deltas, epsilon)
-    total, boosted = kept.sum(0), torch.mv(kept.T, boosts - 1)
-    counts = _flags_(kept).sum(0)
+    total, boosted = add_rows(kept), torch.mv(kept.T, boosts - 1)
+    counts = add_rows(_flags_(kept))
     alone = flags(torch.eq, counts, 1)
     return total.div_(counts.clamp_(min=1)).add_(alone.mul_(boosted))

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from weightops.algebra.kernels import add_rows
 from weightops.algebra.names import Each
 from weightops.merging.methods.consensus import (
     Normalize,
@@ -180,4 +181,4 @@ def localize_and_stitch(
     """
     kept = _trim(deltas, largest, start)
     shares = flags(torch.ne, kept, 0)
-    return divide_(multiply_(kept, weights).sum(0), shares)
+    return divide_(add_rows(multiply_(kept, weights)), shares)

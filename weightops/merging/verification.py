@@ -1,0 +1,254 @@
+"""Verify an output: compute it again from its inputs, and compare it tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from weightops.algebra.dtypes import is_editable, name_of
+from weightops.algebra.linear_form import LinearForm, tied_names
+from weightops.algebra.provenance import provenance
+from weightops.algebra.source import Spec
+from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.matching import convert_to, match_names
+from weightops.checkpoints.opening import open_ref
+from weightops.checkpoints.output_layout import RECIPE
+from weightops.engine.compare import Difference, compare
+from weightops.errors import OptionError, UnverifiedError, WeightopsError
+from weightops.merging.recipe import Recipe
+from weightops.merging.recipe_merge import RecipeMerge
+from weightops.merging.recorded_inputs import RecordedInputs, fingerprints_in, form_of_terms
+from weightops.support.text import first_few
+
+RECIPES = (RECIPE, "mergekit_config.yml", "mergekit_config.yaml")
+"""Files of a merged folder that say how it was made."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The comparison of an output with what its recipe gives now.
+
+    Attributes:
+        output: the output.
+        made_by: how it was made, in a few words.
+        exact: whether the same bits are asked for. Of what others made, or was made of a vector
+            that was rounded since, a difference that rounding can make is none.
+        differences: name -> difference, for each tensor that both have.
+        missing: the tensors that the output lacks.
+        extra: the tensors that only the output has.
+        reshaped: the tensors that have another shape or dtype, each with both.
+    """
+
+    output: str
+    made_by: str
+    exact: bool
+    differences: Mapping[str, Difference]
+    missing: Sequence[str] = ()
+    extra: Sequence[str] = ()
+    reshaped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def differing(self) -> dict[str, Difference]:
+        """The tensors that aren't what they should be."""
+        return {
+            name: found
+            for name, found in self.differences.items()
+            if found.other and (self.exact or not found.is_rounding)
+        }
+
+    @property
+    def holds(self) -> bool:
+        """Whether the output is what it should be."""
+        return not (self.differing or self.missing or self.extra or self.reshaped)
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """Name -> the coefficient of the change in the output, for each tensor that changes."""
+        scales = {name: found.scale for name, found in self.differences.items()}
+        return {name: scale for name, scale in scales.items() if scale is not None}
+
+    @property
+    def scale(self) -> float | None:
+        """The coefficient of the whole change in the output; None if nothing changes."""
+        change = sum(found.change for found in self.differences.values())
+        along = sum(found.along_change for found in self.differences.values())
+        return 1.0 + along / change if change else None
+
+
+def verify(
+    output: str | Path,
+    *,
+    recipe: str | Path | None = None,
+    base: str | None = None,
+    adapters: Sequence[str] = (),
+    inputs: Sequence[str | Path] = (),
+    device: str = "cpu",
+) -> Verification:
+    """Compute an output again from its recorded recipe and inputs, and compare each tensor.
+
+    Nothing is written, and no more than a few tensors are in memory at once. Inputs are looked for
+    where the recipe says, in the output's folder, beside it, and in ``inputs``; the recorded
+    fingerprints say which are the right ones.
+
+    Args:
+        output: the merged folder or file.
+        recipe: the recipe, weightops' own or mergekit's. Default: the one that the output records,
+            or that lies in its folder.
+        base: with ``adapters``, the base that they should be merged into, by whatever tool.
+        adapters: the adapters, or saved task vectors, that should be in the output.
+        inputs: folders in which to look for inputs that have moved.
+        device: where models are run, if the recipe needs images.
+
+    Raises:
+        UnverifiedError: if the output can't be checked: nothing says how it was made, or an input
+            is gone, or is another one now.
+        OptionError: for arguments that don't go together.
+
+    >>> import tempfile, torch
+    >>> from weightops import Recipe, open_checkpoint
+    >>> place = Path(tempfile.mkdtemp())
+    >>> for name, value in (("a", 1.0), ("b", 2.0)):
+    ...     _ = open_checkpoint({"w": torch.full((4,), value)}).save(place / name)
+    >>> _ = Recipe((f"{place}/a", f"{place}/b")).merge().save(place / "merged")
+    >>> verify(place / "merged").holds
+    True
+    """
+    if bool(base) != bool(adapters) or (base and recipe):
+        raise OptionError(
+            "base and adapters belong together, without a recipe",
+            hint="base=..., adapters=...; or recipe=...; or neither, for what the output records",
+        )
+    try:
+        actual = open_ref(output)
+        made = _Made.of(output, actual, recipe, base, adapters, inputs, device)
+        return _compared(str(output), actual, made)
+    except (UnverifiedError, OptionError):
+        raise
+    except (WeightopsError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        fact = error.fact if isinstance(error, WeightopsError) else f"{error}"
+        hint = error.hint if isinstance(error, WeightopsError) else ""
+        raise UnverifiedError(f"{output} can't be checked: {fact}", hint=hint) from error
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An output as it should be."""
+
+    model: Checkpoint
+    base: Checkpoint | None
+    by: str
+    exact: bool
+
+    @classmethod
+    def of(
+        cls,
+        output: str | Path,
+        actual: Checkpoint,
+        recipe: str | Path | None,
+        base: str | None,
+        adapters: Sequence[str],
+        inputs: Sequence[str | Path],
+        device: str,
+    ) -> _Made:
+        """Compute an output again, lazily."""
+        record = dict(actual.form.sources[0].made_from)
+        given = recipe or base
+        recorded = set() if given else fingerprints_in(record)
+        files = [file.path for file in actual.form.files]
+        where = RecordedInputs(Path(output), files, recorded, inputs)
+        if base:
+            found = Recipe(tuple(adapters), "task_arithmetic", base=base)
+            name = f"{base} with {first_few(adapters)} merged in"
+        else:
+            stated = _recipe_of(Path(output), record, recipe)
+            if stated is None:
+                form, start = form_of_terms(record, where)
+                where.check(fingerprints_in(provenance(form)))
+                return cls(Checkpoint(form, start.architecture), start, _summed(record), True)
+            found, name = stated, _named(stated)
+        if found.rank is not None:
+            raise UnverifiedError(
+                f"{output} can't be checked: adapters were merged and cut to rank {found.rank}, "
+                "which more than one pair of matrices may be the best of"
+            )
+        find = str if base else where.find
+        merge = RecipeMerge(where.with_statistics(found), device=device, find=find)
+        merged = merge.run()
+        own = isinstance(record.get("recipe"), Mapping) and "verb" not in record["recipe"]
+        exact = own and not given
+        if exact:
+            where.check(fingerprints_in(provenance(merged.form)))
+        return cls(merged, merge.open(found.base) if found.base else None, name, exact)
+
+
+def _recipe_of(output: Path, record: Mapping[str, Any], given: str | Path | None) -> Recipe | None:
+    """Return the recipe of an output; None if its record says in another way how it was made."""
+    if given:
+        return Recipe.read(given)
+    stated = record.get("recipe")
+    if isinstance(stated, Mapping) and "verb" not in stated:
+        return Recipe.of(stated)
+    folder = output if output.is_dir() else output.parent
+    file = next((folder / name for name in RECIPES if (folder / name).is_file()), None)
+    if file and output.is_dir():
+        return Recipe.read(file)
+    if record.get("terms"):
+        return None
+    raise UnverifiedError(
+        f"{output} doesn't say how it was made",
+        hint="recipe=... names its recipe; base=... and adapters=... what should be merged in it",
+    )
+
+
+def _named(recipe: Recipe) -> str:
+    """Return a recipe in a few words."""
+    method = "mixture" if recipe.mixture else recipe.method
+    base = f", base {recipe.base}" if recipe.base else ""
+    return f"{method} of {first_few(dict.fromkeys(recipe.models), 4)}{base}"
+
+
+def _summed(record: Mapping[str, Any]) -> str:
+    """Return a sum of inputs in a few words."""
+    terms = [f"{term['coefficient']:+g} x {term['ref']}" for term in record["terms"]]
+    return " ".join(terms[:6]) + (" ..." if len(terms) > 6 else "")
+
+
+def _compared(output: str, actual: Checkpoint, made: _Made) -> Verification:
+    """Compare an output with what it should be."""
+    model = made.model
+    own, wanted = model.architecture, actual.architecture
+    if own and wanted and own.library != wanted.library:
+        model = convert_to(model, wanted.library)
+    expected = match_names(model, actual)
+    aliases = [tied_names(form).keys() for form in (expected, actual.form)]
+    specs, reshaped = {}, {}
+    for name, spec in expected.specs.items():
+        has = actual.specs.get(name, spec)
+        if has.shape == spec.shape and (has.dtype == spec.dtype or _both_editable(has, spec)):
+            specs[name] = has
+        else:
+            reshaped[name] = f"{_described(has)}, and should be {_described(spec)}"
+    start = made.base and match_names(made.base, actual)
+    return Verification(
+        output,
+        made.by,
+        made.exact,
+        compare(
+            replace(expected, specs=specs),
+            actual.form.part([name for name in actual.specs if name in specs]),
+            start if isinstance(start, LinearForm) and start.space == "weights" else None,
+        ),
+        missing=[n for n in expected.specs if n not in actual.specs and n not in aliases[0]],
+        extra=[n for n in actual.specs if n not in expected.specs and n not in aliases[1]],
+        reshaped=reshaped,
+    )
+
+
+def _both_editable(one: Spec, other: Spec) -> bool:
+    return is_editable(one.dtype) and is_editable(other.dtype)
+
+
+def _described(spec: Spec) -> str:
+    return f"{name_of(spec.dtype)} {tuple(spec.shape)}"

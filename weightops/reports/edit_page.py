@@ -1,0 +1,237 @@
+"""The HTML page of an edit: what it did on test data, the search, and the changed pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from weightops.evaluation.units import ACCURACY, PERPLEXITY, SCORE, Unit
+from weightops.reports.changed_images import ALL_PICTURES, Changes, write_all_pictures
+from weightops.reports.edit_tables import model_name, tables_of
+from weightops.reports.frontier import LARGEST, drawable
+from weightops.reports.page import Curve, Page, Section, Spot, Table, facts, part
+from weightops.reports.table import alpha_text, change
+from weightops.search.goal import Goal, Point
+from weightops.search.session import EditSession, Measured
+
+_Points = tuple[Sequence[Point], Sequence[Point]]
+
+
+def write_edit_page(
+    folder: Path,
+    *,
+    summary: Mapping[str, Any],
+    names: Sequence[str],
+    sweep: Sequence[Measured],
+    points: _Points,
+    view: Goal,
+    session: EditSession,
+    test: Mapping[str, Measured],
+    word: str,
+    title: str,
+    forget: Sequence[str] = (),
+) -> None:
+    """Write ``report.html`` and the page of all changed pictures, ``changed.html``.
+
+    Args:
+        folder: the folder to write to.
+        summary: the content of ``summary.json``.
+        names: the names of the vectors.
+        sweep: the edits that were measured on validation data.
+        points: the points of those that were measured on all images, and on some of them.
+        view: the axes of the curve.
+        session: the session, which has the tasks.
+        test: model -> scores on test data, ``word`` and what it is compared with among the models.
+        word: the word for the edited model.
+        title: the title of the page.
+        forget: the names of the tasks whose accuracy was to be low.
+    """
+    tasks = {task.name: task for task in session.tasks}
+    other = summary["compared_with"]
+    changes = {
+        name: Changes(tasks[name], test[other], test[word], forget=name in forget)
+        for name in summary["tasks"]
+        if name in test[word].guesses
+    }
+    lead = [
+        f"alpha {alpha_text(summary['alpha'])}: {summary['why']}.",
+        f"Chosen on {summary['chosen_on']}. The test splits were used once, after that choice.",
+    ]
+    unit = view.unit
+    sections = [Section(f"Test {unit.name}", tables=_results(summary, changes, word, unit))]
+    if tables := tables_of(summary):
+        sections.append(Section("More results", tables=tables))
+    if points[0]:
+        curve = _curve(summary, names, sweep, points, view, word)
+        sections.append(Section("The search on validation data", curve=curve))
+    sections += [_pictures(changes)] if changes else []
+    sections.append(facts(_provenance(summary, unit)))
+    Page(title, lead, sections).write(folder / "report.html")
+    heading = f"All pictures whose guess has changed: {title}"
+    if not changes:
+        return
+    write_all_pictures(folder / ALL_PICTURES, heading, part("page.css"), list(changes.values()))
+
+
+_CHANGES = {ACCURACY: "points", PERPLEXITY: "%", SCORE: "in its own unit"}
+"""Unit -> what changes of it are told in."""
+
+
+def _results(
+    summary: Mapping[str, Any], changes: Mapping[str, Changes], word: str, unit: Unit
+) -> list[Table]:
+    """Return, for the tasks of each role, a table of scores and one of changes."""
+    other = summary["compared_with"]
+    by_role: dict[str, list[str]] = {}
+    for name, task in summary["tasks"].items():
+        by_role.setdefault(task["role"], []).append(name)
+    tables = []
+    for role, names in by_role.items():
+        tables.append(_scores(summary, role, names, word, unit))
+        rows = []
+        for name in names:
+            before, after = (unit.of(summary["tasks"][name][model]) for model in (other, word))
+            ends = summary["intervals"][name]["change"]
+            if unit is ACCURACY:
+                ends = [min(max(end, -1.0), 1.0) for end in ends]
+            interval = " to ".join(_changed(unit, end) for end in ends)
+            n = summary["tasks"][name][word]["n"]
+            counts = [f"{count:,}" for count in changes[name].counts] if changes else []
+            gain = _changed(unit, unit.gained_by(before, after))
+            rows.append([name, gain, interval, f"{n:,}", *counts])
+        words = changes[names[0]].words if changes else ()
+        header = ["task", "change", "95 % interval", unit.samples, *words]
+        title = f"{role.capitalize()} tasks: change from {model_name(other)}, {_CHANGES[unit]}"
+        tables.append(Table(title, header, rows))
+    return tables
+
+
+def _changed(unit: Unit, value: float) -> str:
+    return f"{value:+.4g}" if unit is SCORE else change(value)
+
+
+def _scores(
+    summary: Mapping[str, Any], role: str, names: Sequence[str], word: str, unit: Unit
+) -> Table:
+    """Return the scores of the tasks of a role, the edit's last, and their means."""
+    tasks = {name: summary["tasks"][name] for name in names}
+    scored = (model for t in tasks.values() for model in t if isinstance(t[model], Mapping))
+    models = [*(model for model in dict.fromkeys(scored) if model != word), word]
+    rows: list[list[object]] = []
+    for name, task in tasks.items():
+        scores = [unit.in_cell(task[m]) if m in task else "-" for m in models]
+        low, high = summary["intervals"][name][word]
+        rows.append([name, *scores, f"{unit.cell(low)} to {unit.cell(high)}"])
+    if len(rows) > 1:
+        means = [
+            unit.cell(unit.mean([unit.of(task[m]) for task in tasks.values()]))
+            if all(m in task for task in tasks.values())
+            else "-"
+            for m in models
+        ]
+        rows.append([f"mean of {len(rows)}", *means, ""])
+    header = ["task", *map(model_name, models), f"95 % interval, {word}"]
+    title = f"{unit.name}, %" if unit is ACCURACY else unit.name
+    return Table(f"{role.capitalize()} tasks: test {title}", header, rows)
+
+
+def _pictures(changes: Mapping[str, Changes]) -> Section:
+    """Return the counts of all tasks, and some of the pictures of each."""
+    counts = [f"{name}: {one.text}." for name, one in changes.items()]
+    groups = [group for one in changes.values() for group in one.groups()]
+    return Section("Test images whose guess has changed", counts, groups=groups)
+
+
+def _curve(
+    summary: Mapping[str, Any],
+    names: Sequence[str],
+    sweep: Sequence[Measured],
+    points: _Points,
+    view: Goal,
+    word: str,
+) -> Curve:
+    """Return the measured edits in order of alpha; of several alphas, in order of the score."""
+    unit = view.unit
+    points = drawable(points[0], unit), drawable(points[1], unit)
+    scores = {measured.coefficients: measured.scores for measured in sweep}
+    several = len(points[0][0].coefficients) > 1
+    key = (lambda p: (p.score, p.coefficients)) if several else (lambda p: p.coefficients)
+    full = sorted(points[0], key=key)
+    chosen_alpha = summary["alpha"]
+    alpha = tuple(chosen_alpha.values()) if isinstance(chosen_alpha, Mapping) else (chosen_alpha,)
+    chosen = next((i for i, p in enumerate(full) if p.coefficients == alpha), 0)
+    spots = []
+    for i, point in enumerate(full):
+        place = float(i + 1) if several else point.coefficients[0]
+        x = unit.reading(point.kept) if view.keep else place
+        own = {n: min(unit.of(m), LARGEST) for n, m in scores[point.coefficients].items()}
+        y = unit.reading(point.score)
+        spots.append(Spot(_named(names, point), x, y, own, not point.distance))
+    hollow = [
+        Spot(_named(names, p), unit.reading(p.kept), unit.reading(p.score))
+        for p in (points[1] if view.keep else [])
+    ]
+    order = "measured edits, in order of the score"
+    return Curve(
+        what="alpha",
+        hint="The slider stops at measured points; a click in the picture moves it, too. The line "
+        f"on each bar marks {'the base' if not full[0].distance else spots[0].name}.",
+        x=view.kept if view.keep else order if several else "alpha",
+        y=view.what,
+        points=spots,
+        chosen=chosen,
+        percent=bool(view.keep),
+        line=not several and len(spots) > 1,
+        estimates=hollow,
+        labels=_labels(full, chosen, word, unit),
+        unit=unit,
+        extra=(names, [[f"{a:g}" for a in p.coefficients] for p in full]) if several else ((), ()),
+    )
+
+
+def _named(names: Sequence[str], point: Point) -> str:
+    """Return a point's coefficients, each with its vector's name if there are several."""
+    if len(point.coefficients) == 1:
+        return f"{point.coefficients[0] + 0.0:g}"
+    return ", ".join(f"{n} {a + 0.0:g}" for n, a in zip(names, point.coefficients, strict=False))
+
+
+def _labels(
+    points: Sequence[Point], chosen: int, word: str, unit: Unit
+) -> list[tuple[int, str, str]]:
+    """Return the labels of the chosen point, the base and the full edit, as the picture has."""
+    percent = " %" if unit is ACCURACY else ""
+    shown = [unit.cell(unit.reading(point.score)) + percent for point in points]
+    start = "zero-shot" if unit is ACCURACY else "base"
+    several = len(points[chosen].coefficients) > 1
+    alpha = "" if several else f" (alpha {points[chosen].coefficients[0]:g})"
+    labels = [(chosen, f"{word}{alpha} {shown[chosen]}", "chosen")]
+    for i, point in enumerate(points):
+        if i == chosen:
+            continue
+        if not point.distance:
+            labels.append((i, f"{start}{'' if several else ' (alpha 0)'} {shown[i]}", "base"))
+        elif point.coefficients in ((1.0,), (-1.0,)):
+            name = "fine-tuned" if point.coefficients == (1.0,) else "all of it"
+            labels.append((i, f"{name} (alpha {point.coefficients[0]:g}) {shown[i]}", "full"))
+    return labels
+
+
+def _provenance(summary: Mapping[str, Any], unit: Unit) -> dict[str, Any]:
+    """Return where the results come from."""
+    tasks_of: dict[str, list[str]] = {}
+    for name, task in summary["tasks"].items():
+        tasks_of.setdefault(task["source"], []).append(name)
+    model, training = summary["model"], summary["training"]
+    return {
+        "command": f"weightops {summary['verb']}",
+        "model": f"{model['ref']} ({model['fingerprint']})",
+        "method": summary["method"],
+        "options": summary["options"],
+        "data": "; ".join(f"{source} ({', '.join(n)})" for source, n in tasks_of.items()),
+        "fine-tuned": training or summary["finetuned"],
+        f"{unit.samples} measured": f"{summary[unit.samples]:,}",
+        "seconds": summary["seconds"],
+        "versions": summary["versions"],
+    }

@@ -1,0 +1,224 @@
+"""Show how far the work is: one bar for a whole job, with what it is at and the time left.
+
+At a terminal, the bars of the parts are shown under it while they run. Where stderr is a file or a
+pipe, the job is a line every ten seconds at most; in a notebook it is one line of text that
+changes. At the end nothing of it is left, but for the lines in a file.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+DELAY = 1.0
+"""Seconds before a bar is shown: what is done by then needs none."""
+
+EVERY = 10.0
+"""Seconds between lines where there is no terminal."""
+
+_JOB: ContextVar[Job | None] = ContextVar("job", default=None)
+
+
+class Bar:
+    """The bar of one part of the work, which also counts for the job that it is part of.
+
+    Args:
+        total: how many steps there are.
+        what: what is done; empty if that says nothing to people.
+        unit: what a step is.
+        work: how much of the job's work a step is.
+    """
+
+    def __init__(self, total: float, what: str, unit: str, work: float) -> None:
+        self._job, self._work = _JOB.get(), work
+        self._bar: Any = None
+        if self._job is None or _is_terminal():
+            scaled = {"unit": unit or "it", "unit_scale": unit == "B"}
+            self._bar = _new_bar(total=total, desc=what or None, **scaled)
+        if self._job is not None and what:
+            self._job.at(what)
+
+    def update(self, steps: float = 1) -> None:
+        """Count steps that are done."""
+        if self._bar is not None:
+            self._bar.update(steps)
+        if self._job is not None:
+            self._job.done(steps * self._work)
+
+    def note(self, text: str) -> None:
+        """Show a text beside the bar from the next time on that it is drawn."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Job:
+    """The bar of a whole job.
+
+    Args:
+        name: the name of the job.
+        total: the amount of its work, in any unit.
+        by_parts: whether the bars inside say how much is done; else only `left` does.
+    """
+
+    def __init__(self, name: str, total: float, by_parts: bool = True) -> None:
+        self._name, self._by_parts = name, by_parts
+        how = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {left} left"
+        self._bar = _new_bar(total=max(total, 1e-9), desc=name, bar_format=how)
+
+    def at(self, what: str) -> None:
+        """Say what the job is at."""
+        self._bar.set_description_str(f"{self._name}, {what}", refresh=False)
+
+    def done(self, work: float) -> None:
+        """Count work of a part; when more is done than was planned, the plan grows."""
+        self._count(work if self._by_parts else 0)
+
+    def _count(self, work: float) -> None:
+        if not self._bar.disable:
+            self._bar.total = max(self._bar.total, self._bar.n + work)
+        self._bar.update(work)
+
+    def left(self, work: float) -> None:
+        """Say how much of the work is left, also when a part took less than was planned."""
+        if not self._bar.disable:
+            self._count(max(self._bar.total - work - self._bar.n, 0))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+
+@contextmanager
+def job(name: str, work: float, *, by_parts: bool = True) -> Iterator[Job]:
+    """Show one bar for all that is done inside; a job inside a job is part of it.
+
+    >>> with job("a job", 10) as whole, progress(5, "its first part", work=2) as bar:
+    ...     bar.update()
+    """
+    outer = _JOB.get()
+    if outer is not None:
+        yield outer
+        return
+    whole = Job(name, work, by_parts)
+    before = _JOB.set(whole)
+    try:
+        yield whole
+    finally:
+        _JOB.reset(before)
+        whole.close()
+
+
+@contextmanager
+def progress(total: float, what: str, unit: str = "", *, work: float = 0.0) -> Iterator[Bar]:
+    """Show a bar; see `Bar` for the arguments."""
+    bar = Bar(total, what, unit, work)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def tracked(items: Iterable[T], what: str, unit: str = "", total: int | None = None) -> Iterator[T]:
+    """Yield items, with a bar.
+
+    >>> list(tracked("ab", "letters"))
+    ['a', 'b']
+    """
+    count = total if total is not None else len(items) if isinstance(items, Sized) else 0
+    with progress(count, what, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+def set_aside() -> None:
+    """Clear the bars of a terminal, so that a line can be printed; they come back by themselves."""
+    for bar in list(tqdm._instances):
+        if isinstance(bar, _Terminal) and bar.last_print_t > bar.start_t:
+            bar.clear()
+
+
+def _is_terminal() -> bool:
+    return bool(getattr(sys.stderr, "isatty", lambda: False)())
+
+
+def _is_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return hasattr(ipython.get_ipython() if ipython else None, "kernel")
+
+
+def _new_bar(**how: Any) -> Any:
+    """Return a bar of tqdm in the form for this place."""
+    if _is_terminal():
+        return _Terminal(leave=False, delay=DELAY, **how)
+    if _is_notebook():
+        return _Notebook(leave=False, delay=DELAY, mininterval=0.5, **how)
+    if "bar_format" not in how:
+        how["bar_format"] = "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed}, {left} left{postfix}"
+    how["bar_format"] = how["bar_format"].replace("|{bar}| ", ", ")
+    return _Lines(leave=False, delay=EVERY, mininterval=EVERY, miniters=0, **how)
+
+
+class _Timed(tqdm):  # type: ignore[misc]
+    """A bar whose time left counts from the first work on: what comes before tells nothing."""
+
+    _began: float | None = None
+
+    def update(self, n: float | None = 1) -> bool | None:
+        if self._began is None and n:
+            self._began = time.monotonic()
+            self._before = n
+        drawn: bool | None = super().update(n)
+        return drawn
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        values: dict[str, Any] = super().format_dict
+        n, total = values["n"], values["total"]
+        counted = n - self._before if self._began is not None else 0
+        left = "?"
+        if counted > 0 and total:
+            seconds = (time.monotonic() - (self._began or 0.0)) / counted * (total - n)
+            left = self.format_interval(max(seconds, 0))
+        return {**values, "left": left}
+
+
+class _Terminal(_Timed):
+    """A bar that is drawn over and over in one line of a terminal."""
+
+
+class _Lines(_Timed):
+    """A bar that is a new line each time, for files and pipes."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg is None and self.n < self.total:
+            sys.stderr.write(f"weightops: {self}\n")
+            sys.stderr.flush()
+
+
+class _Notebook(_Timed):
+    """A bar that is a text which changes, in the output of a notebook's cell."""
+
+    _shown: Any = None
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        from IPython.display import display
+
+        text = {"text/plain": str(self) if msg is None else msg}
+        if self._shown is None:
+            self._shown = display(text, raw=True, display_id=True)
+        else:
+            self._shown.update(text, raw=True)
