@@ -68,8 +68,8 @@ def _finished(workflow: Workflow, out: Path) -> dict[str, Any] | None:
     same = asked == {key: summary.get(key) for key in asked}
     tasks = summary.get("tasks", {})
     told = [(name, entry.get("source"), entry.get("class_order")) for name, entry in tasks.items()]
-    same_tasks = told == [(task.name, task.source, task.class_order) for task in workflow.roles]
-    return summary if same and same_tasks else None
+    wanted = [(task.name, portable(task.source), task.class_order) for task in workflow.roles]
+    return summary if same and told == wanted else None
 
 
 def _run(
