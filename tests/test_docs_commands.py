@@ -40,8 +40,7 @@ ELSEWHERE = (
     r"weightops .*--push .*",
     r"weightops .*\b(open_clip|timm|clip-benchmark)[:/].*",
 )
-"""Commands that need the network, several machines, hours or a person: only their options are
-checked."""
+"""Commands that need the network, several machines, hours or a person: options are checked."""
 
 CHEAP = {
     "patch": [*TRAINING, "--alphas", "0,0.25,0.5", "--max-supported-drop", "0.9"],

@@ -97,8 +97,8 @@ def declared(section: str, *names: str) -> set[str]:
 
 def test_imported_packages_are_declared() -> None:
     known = {name.lower().replace("_", "-") for name in declared("options", "install_requires")}
-    known |= declared("options.extras_require", "plot", "hf", "demo", "tensorboard", "wandb")
-    known |= {"ipython"}  # a notebook, where alone it is imported, has it
+    known |= declared("options.extras_require", "plot", "hf", "align", "demo")
+    known |= declared("options.extras_require", "tensorboard", "wandb")
     owners = packages_distributions()
     for path in SOURCES:
         for name in imported(path):

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from typing import Any
 
 import pytest
 
@@ -116,7 +117,54 @@ def test_the_plan_is_met() -> None:
 
 
 def test_a_job_inside_a_job_is_part_of_it() -> None:
-    with job("outer", 10) as outer, job("inner", 99) as inner:
-        assert inner is outer
-    with job("another", 1) as another:
-        assert another is not outer
+    with job("outer", 10) as outer:
+        with job("inner", 99) as inner, progress(2, "a part", work=1) as bar:
+            bar.update(2)
+            inner.done(1)
+            inner.left(0)  # of its own plan
+        assert (outer._bar.n, outer._bar.total) == (3, 10)
+
+
+def test_a_job_of_unknown_length(often: None) -> None:
+    def do() -> None:
+        with job("experiment", None) as whole:
+            for i in range(10):
+                with progress(2, f"part {i}", work=5) as bar:
+                    time.sleep(0.03)
+                    bar.update(2)
+            whole.left(3)
+
+    lines = shown(do)
+    assert lines
+    assert all(re.fullmatch(r"weightops: experiment, part \d: \d\d:\d\d", line) for line in lines)
+
+
+CELL = """
+import time
+from weightops.support import progress
+progress.DELAY = 0.0
+with progress.job("patch", 40) as whole:
+    for part in range(2):
+        with progress.progress(20, f"part {part}", work=1) as bar:
+            for _ in range(20):
+                time.sleep(0.02)
+                bar.update()
+"""
+
+
+def test_a_notebook_has_one_text_that_is_gone_in_the_end() -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+    seen: list[str] = []
+
+    class Client(nbclient.NotebookClient):  # type: ignore[misc, name-defined]
+        def process_message(self, msg: dict[str, Any], *rest: Any) -> Any:
+            if msg["msg_type"] in ("display_data", "update_display_data", "stream"):
+                seen.append(msg["content"].get("data", {}).get("text/plain", "a stream"))
+            return super().process_message(msg, *rest)
+
+    Client(notebook, timeout=120, kernel_name="python3").execute()
+    (output,) = notebook.cells[0].outputs
+    assert output["data"] == {"text/plain": ""}
+    assert all(text.startswith("patch") for text in seen[:-1])
+    assert any("part 1" in text for text in seen)

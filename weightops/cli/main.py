@@ -23,9 +23,8 @@ from weightops.support.registry import unknown
 
 VERBS = (
     *("patch", "negate", "add", "analogy", "soup", "lofi", "finetune", "evaluate", "explore"),
-    *("vector", "apply", "statistics", "merge", "verify", "pack", "compare", "rank"),
-    *("inspect", "experiment"),
-    *("push", "tasks", "methods", "cache", "env", "completion"),
+    *("vector", "apply", "statistics", "merge", "verify", "pack", "compare", "rank", "inspect"),
+    *("experiment", "push", "tasks", "methods", "cache", "env", "completion"),
 )
 """The verbs, in the order in which they are best learnt; each has a module of its name here."""
 

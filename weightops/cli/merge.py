@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from weightops.merging.methods.method import Method
     from weightops.merging.recipe import Recipe
 
-_STATED = ("method", "base", "weights", "alpha", "seed", "rank", "statistics", "batchnorm")
+_STATED = ("method", "base", "weights", "alpha", "seed", "rank", "statistics", "batchnorm", "align")
 _UNKNOWN_OPTIONS = {"ignore_unknown_options": True, "allow_interspersed_args": True}
 _ARGUMENTS = click.Argument(
     ["arguments"],
@@ -36,7 +36,7 @@ _PRINT_RECIPE = click.Option(
 
 
 @command(
-    Borrowed("weightops.merging.merge:merge", only=("base", "seed", "rank", "strict")),
+    Borrowed("weightops.merging.merge:merge", only=("base", "seed", "rank", "strict", "align")),
     SAVE,
     arguments=(_ARGUMENTS, _PRINT_RECIPE, *OUTPUT),
     settings=_UNKNOWN_OPTIONS,
@@ -77,7 +77,7 @@ def merge(
         "alpha": alpha or (1.0,),
         "statistics": statistics,
         "batchnorm": batchnorm,
-        **taken(given, ("base", "seed", "rank")),
+        **taken(given, ("base", "seed", "rank", "align")),
     }
     recipe = _read_recipe(given.pop("arguments", ()), stated)
     if given.pop("print_recipe", False):

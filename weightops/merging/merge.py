@@ -53,6 +53,7 @@ def merge(
     rank: int | None = None,
     statistics: Sequence[Mapping[str, CheckpointLike]] | None = None,
     strict: bool = False,
+    align: bool = False,
     **options: Any,
 ) -> Any:
     """Merge models into one; files are merged when the result is saved or loaded.
@@ -81,6 +82,8 @@ def merge(
             ``[{"gram": "a.gram.safetensors"}, {"gram": "b.gram.safetensors"}]``; see `collect`.
         strict: refuse models that are configured differently, and vectors that were made from
             another base, instead of warning.
+        align: permute each model's units to be like those of the base, or of the first model, for
+            models that were trained from different starts (Git Re-Basin, arXiv 2209.04836).
         options: the method's own options, such as ``density=0.2``; `Method.options` lists them.
 
     Returns:
@@ -104,11 +107,15 @@ def merge(
     opened = [open_any(model) for model in models] if base is None else []
     adapters = _adapters(opened)
     if adapters:
+        if align:
+            raise OptionError("align permutes the units of whole models, not of adapters")
         plain = check_joinable(adapters)
         deltas = [LinearForm.of(adapter) for adapter in plain]
         source = MethodSource(chosen, deltas, weights=weights, seed=seed, options=options)
         return JoinedAdapter(source.as_form().times(alpha), plain, rank)
     _check(models, chosen, base is not None, alpha)
+    if align and statistics is not None:
+        raise OptionError("statistics are of models as they are, not of what align makes of them")
     if rank is not None:
         raise OptionError("a rank is for adapters that are merged without a base")
     opened = opened or [open_any(model) for model in models]
@@ -116,9 +123,9 @@ def merge(
         refuse_statistic(model)
     start = open_checkpoint(opened[0] if base is None else base)
     if base is None:
-        forms = _weights(opened, start, strict)
+        forms = _weights(opened, start, strict, align)
     else:
-        forms, start = _deltas(opened, start, strict)
+        forms, start = _deltas(opened, start, strict, align)
     source = MethodSource(
         chosen, forms, weights=weights, seed=seed, options=options, statistics=statistics
     )
@@ -133,22 +140,32 @@ def merge(
     return Checkpoint(result, architecture_of_ends(result, start))
 
 
-def _weights(models: Sequence[CheckpointLike], first: Checkpoint, strict: bool) -> list[LinearForm]:
-    opened = [first, *(open_matched(model, first, strict=strict) for model in models[1:])]
+def _weights(
+    models: Sequence[Checkpoint], first: Checkpoint, strict: bool, align: bool
+) -> list[LinearForm]:
+    opened = [open_matched(model, first, strict=strict) for model in models[1:]]
+    opened = [first, *(_aligned(opened, first) if align else opened)]
     for other in opened[1:]:
         check_match(first.form, other.form)
     return [checkpoint.form for checkpoint in opened]
 
 
 def _deltas(
-    models: Sequence[CheckpointLike], base: Checkpoint, strict: bool
+    models: Sequence[CheckpointLike], base: Checkpoint, strict: bool, align: bool
 ) -> tuple[list[LinearForm], Checkpoint]:
     """Return the task vectors of models, and the base with all the names that they have."""
     opened = [open_matched(model, base, strict=strict) for model in models]
     whole = with_tied_names(base, [name for model in opened for name in model.specs])
     if whole is not base:
         opened = [open_matched(model, whole) for model in models]
+    opened = _aligned(opened, whole) if align else opened
     return [LinearForm.difference(model.form, whole.form)[0] for model in opened], whole
+
+
+def _aligned(models: Sequence[Checkpoint], reference: Checkpoint) -> list[Checkpoint]:
+    from weightops.merging.alignment.aligned import align
+
+    return [align(model, reference) for model in models]
 
 
 def _adapters(models: Sequence[Checkpoint]) -> list[Source]:

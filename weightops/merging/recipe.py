@@ -37,6 +37,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "options": {},
     "seed": 0,
     "rank": None,
+    "align": False,
     "base_layers": None,
 }
 
@@ -71,6 +72,7 @@ class Recipe:
         statistics: for each model, kind -> the ref of its statistic, or the arguments of `collect`
             that make it, such as ``{"task": "mnist"}``; None if there are none.
         rank: the most rank of an adapter that is merged of adapters, or None.
+        align: permute the models' units to be like the base's or the first model's; see `merge`.
 
     >>> print(Recipe(("a", "b"), "ties", base="pre", options={"density": 0.2}).to_yaml(), end="")
     method: ties
@@ -105,6 +107,7 @@ class Recipe:
     lines: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     statistics: tuple[Mapping[str, Any], ...] | None = None
     rank: int | None = None
+    align: bool = False
 
     def __post_init__(self) -> None:
         METHODS[self.method].check(self.options)
@@ -197,6 +200,8 @@ class Recipe:
             with located(line_of(parts, name)):
                 check_keys(part, [key for key in KEYS if key not in (*WHOLE, "modules")], "key")
                 modules[str(name)] = cls.of(part, forgiving=whole["forgiving"])
+                if modules[str(name)].align:
+                    raise RecipeError("align is of whole models, not of a part of one")
         whole["lines"].update({f"modules {name}": line_of(parts, name) for name in parts})
         models = tuple(dict.fromkeys(m for part in modules.values() for m in part.models))
         return cls(models, "passthrough", modules=modules, **whole)
@@ -254,6 +259,7 @@ class Recipe:
             },
             "seed": self.seed,
             "rank": self.rank,
+            "align": self.align,
         }
         return {
             key: value

@@ -9,6 +9,7 @@ from weightops.errors import RecipeError
 from weightops.merging.chat_templates import check_chat_template
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.recipe_values import (
+    align_of,
     check_keys,
     layers_of,
     numbers_of,
@@ -24,7 +25,7 @@ from weightops.support.registry import unknown
 KEYS = (
     *("method", "base", "models", "slices", "modules", "alpha", "options", "seed", "rank", "dtype"),
     *("batchnorm", "tokenizer", "chat_template", "fill_missing", "name", "named", "base_layers"),
-    "mixture",
+    *("mixture", "align"),
 )
 WHOLE = ("dtype", "batchnorm", "tokenizer", "chat_template", "fill_missing", "named", "name")
 """The keys that belong to a whole recipe, not to a slice or a module of it."""
@@ -101,6 +102,8 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         raise RecipeError("statistics are of whole models, not of the layers of a slice")
     with located(line_of(content, "alpha")):
         alpha = numbers_of(content.get("alpha", 1.0), "alpha")
+    with located(line_of(content, "align")):
+        align = align_of(content.get("align", False), bool(layers))
     base_layers = content.get("base_layers")
     return {
         "models": tuple(entry["model"] for entry in entries),
@@ -113,6 +116,7 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         "rank": None if content.get("rank") is None else rank_of(content["rank"]),
         "layers": layers or None,
         "statistics": statistics if any(statistics) else None,
+        "align": align,
         "base_layers": None if base_layers is None else layers_of(base_layers),
         "lines": {
             str(content.get("base")): line_of(content, "base"),

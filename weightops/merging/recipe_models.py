@@ -47,6 +47,7 @@ def merge_models(
             recipe.models, recipe.statistics, recipe.weights, recipe.options
         ),
         strict=strict,
+        align=recipe.align,
         **recipe.options,
     )
     return merged, recipe

@@ -78,6 +78,15 @@ def seed_of(value: Any) -> int:
     return int(value)
 
 
+def align_of(value: object, in_slice: bool) -> bool:
+    """Return whether a recipe aligns its models, which those of a slice can't be."""
+    if not isinstance(value, bool):
+        raise RecipeError(f"align is {value!r:.80}, and must be true or false")
+    if value and in_slice:
+        raise RecipeError("align is of whole models, not of the layers of a slice")
+    return value
+
+
 def rank_of(value: Any) -> int:
     """Return the rank of an adapter.
 

@@ -61,7 +61,7 @@ class Group:
 
 
 class Changes:
-    """What an edit did to the test images of a task.
+    """Changes of the guesses on the test images of a task, by an edit.
 
     Args:
         task: the task.

@@ -102,7 +102,8 @@ def _results(
             rows.append([name, gain, interval, f"{n:,}", *counts])
         words = changes[names[0]].words if changes else ()
         header = ["task", "change", "95 % interval", unit.samples, *words]
-        title = f"{role.capitalize()} tasks: change from {model_name(other)}, {_CHANGES[unit]}"
+        of, told = model_name(other, summary), _CHANGES[unit]
+        title = f"{role.capitalize()} tasks: change from {of}, {told}"
         tables.append(Table(title, header, rows))
     return tables
 
@@ -131,7 +132,7 @@ def _scores(
             for m in models
         ]
         rows.append([f"mean of {len(rows)}", *means, ""])
-    header = ["task", *map(model_name, models), f"95 % interval, {word}"]
+    header = ["task", *(model_name(m, summary) for m in models), f"95 % interval, {word}"]
     title = f"{unit.name}, %" if unit is ACCURACY else unit.name
     return Table(f"{role.capitalize()} tasks: test {title}", header, rows)
 

@@ -13,8 +13,10 @@ _NAMES = {"finetuned": "fine-tuned", "random": "random vector", "ascent": "gradi
 """Names of models in a summary that a page gives in other words."""
 
 
-def model_name(model: str) -> str:
+def model_name(model: str, summary: Mapping[str, Any]) -> str:
     """Return the name of a model in a summary as a page gives it."""
+    if model == "best single" and "best_single" in summary:
+        return f"{model} ({summary['best_single']})"
     return _NAMES.get(model, model)
 
 
@@ -36,7 +38,7 @@ def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
 
 def _baselines(baselines: Mapping[str, Mapping[str, Any]]) -> Table:
     rows = [
-        [model_name(name), f"{made['alpha']:g}" if "alpha" in made else "none", made["why"]]
+        [_NAMES.get(name, name), f"{made['alpha']:g}" if "alpha" in made else "none", made["why"]]
         for name, made in baselines.items()
     ]
     title = "Baselines: their own alphas, by the same rule"

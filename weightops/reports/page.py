@@ -90,7 +90,7 @@ class Curve:
 
     @property
     def name(self) -> str:
-        """What the picture shows."""
+        """The name of the picture."""
         return f"{self.y} against {self.x}"
 
     @property

@@ -69,14 +69,15 @@ class Job:
 
     Args:
         name: the name of the job.
-        total: the amount of its work, in any unit.
+        total: the amount of its work, in any unit; None if it isn't known.
         by_parts: whether the bars inside say how much is done; else only `left` does.
     """
 
-    def __init__(self, name: str, total: float, by_parts: bool = True) -> None:
+    def __init__(self, name: str, total: float | None, by_parts: bool = True) -> None:
         self._name, self._by_parts = name, by_parts
         how = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {left} left"
-        self._bar = _new_bar(total=max(total, 1e-9), desc=name, bar_format=how)
+        how = "{desc}: {elapsed}" if total is None else how
+        self._bar = _new_bar(total=total and max(total, 1e-9), desc=name, bar_format=how)
 
     def at(self, what: str) -> None:
         """Say what the job is at."""
@@ -87,13 +88,13 @@ class Job:
         self._count(work if self._by_parts else 0)
 
     def _count(self, work: float) -> None:
-        if not self._bar.disable:
+        if self._bar.total and not self._bar.disable:
             self._bar.total = max(self._bar.total, self._bar.n + work)
         self._bar.update(work)
 
     def left(self, work: float) -> None:
         """Say how much of the work is left, also when a part took less than was planned."""
-        if not self._bar.disable:
+        if self._bar.total and not self._bar.disable:
             self._count(max(self._bar.total - work - self._bar.n, 0))
 
     def close(self) -> None:
@@ -101,8 +102,28 @@ class Job:
         self._bar.close()
 
 
+class Part(Job):
+    """A job inside of another: the bars inside count for that one, whose plan they know nothing of.
+
+    Args:
+        whole: the job that it is part of.
+    """
+
+    def __init__(self, whole: Job) -> None:
+        self._whole = whole
+
+    def at(self, what: str) -> None:
+        self._whole.at(what)
+
+    def done(self, work: float) -> None:
+        self._whole.done(work)
+
+    def left(self, work: float) -> None:
+        pass
+
+
 @contextmanager
-def job(name: str, work: float, *, by_parts: bool = True) -> Iterator[Job]:
+def job(name: str, work: float | None, *, by_parts: bool = True) -> Iterator[Job]:
     """Show one bar for all that is done inside; a job inside a job is part of it.
 
     >>> with job("a job", 10) as whole, progress(5, "its first part", work=2) as bar:
@@ -110,7 +131,7 @@ def job(name: str, work: float, *, by_parts: bool = True) -> Iterator[Job]:
     """
     outer = _JOB.get()
     if outer is not None:
-        yield outer
+        yield Part(outer)
         return
     whole = Job(name, work, by_parts)
     before = _JOB.set(whole)
@@ -204,7 +225,7 @@ class _Lines(_Timed):
     """A bar that is a new line each time, for files and pipes."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        if msg is None and self.n < self.total:
+        if msg is None and (not self.total or self.n < self.total):
             sys.stderr.write(f"weightops: {self}\n")
             sys.stderr.flush()
 
@@ -215,10 +236,9 @@ class _Notebook(_Timed):
     _shown: Any = None
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        from IPython.display import display
-
         text = {"text/plain": str(self) if msg is None else msg}
         if self._shown is None:
-            self._shown = display(text, raw=True, display_id=True)
+            ipython = sys.modules["IPython"]  # the notebook's own
+            self._shown = ipython.display.display(text, raw=True, display_id=True)
         else:
             self._shown.update(text, raw=True)

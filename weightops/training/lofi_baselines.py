@@ -23,7 +23,9 @@ from weightops.evaluation.shift import effective_robustness, shift
 from weightops.evaluation.zero_shot import logits
 from weightops.support.atomic import atomic_output
 from weightops.support.json_files import write_json
+from weightops.support.progress import job
 from weightops.support.ranges import Range
+from weightops.tasks.corrupted import CORRUPTIONS, SEVERITIES
 from weightops.tasks.table import TaskLike, as_task
 from weightops.tasks.task import Task
 from weightops.training import lofi
@@ -32,9 +34,12 @@ from weightops.training.finetune import finetune
 from weightops.training.learners import ImageLearner
 from weightops.training.nodes import Node, OneProcess
 from weightops.training.run_folder import CHECKPOINT_EVERY, EMA, LOG, RECORD
+from weightops.training.training_loop import step_work
 
 EMA_DECAY = 0.99
 """Decay of the moving average of a node, where the recipe has none."""
+_OTHERS = 4
+"""Models that are scored besides the nodes: base, baseline, average and moving average."""
 BASE, BASELINE, ALONE, ENSEMBLE = "base", "baseline", " alone", "ensemble"
 
 
@@ -82,17 +87,37 @@ def compare_with_baselines(
     image_model = ImageModel.open(model, device, learning=task, precision=precision)
     config = training or config_for(image_model.base)
     config = replace(config, ema=config.ema or EMA_DECAY)
-    finetune(
-        image_model,
-        task,
-        config,
-        out=out / BASELINE,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        overwrite=overwrite,
-        log_to=log_to,
-        strategy=strategy.as_one_node(),
-    )
+    trained = 2 * config.steps * step_work(config)  # without communication and with
+    scored = (len(CORRUPTIONS.names()) * len(SEVERITIES) + 1) * task.sizes["test"]
+    with job("lo-fi", trained + ((nodes or 1) + _OTHERS) * scored):
+        return _compare(
+            task,
+            out,
+            image_model,
+            config,
+            strategy,
+            nodes=nodes,
+            like=like,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            overwrite=overwrite,
+            log_to=log_to,
+        )
+
+
+def _compare(
+    task: Task,
+    out: Path,
+    image_model: ImageModel,
+    config: TrainingConfig,
+    strategy: OneProcess,
+    *,
+    nodes: int | None,
+    like: Node | None,
+    **how: Any,
+) -> dict[str, Any] | None:
+    """Train, score and record: see `compare_with_baselines`."""
+    finetune(image_model, task, config, out=out / BASELINE, strategy=strategy.as_one_node(), **how)
     average = lofi.run(
         ImageLearner(image_model, task),
         out,
@@ -100,10 +125,7 @@ def compare_with_baselines(
         strategy=strategy,
         nodes=nodes,
         like=like,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        overwrite=overwrite,
-        log_to=log_to,
+        **how,
     )
     if average is None:
         return None

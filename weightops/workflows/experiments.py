@@ -18,6 +18,7 @@ from weightops.search.goal import Goal
 from weightops.search.racing import race
 from weightops.search.session import EditSession, Measured
 from weightops.support.atomic import reserved
+from weightops.support.progress import job
 from weightops.support.registry import Registry
 from weightops.task_vector import TaskVector
 from weightops.tasks.derived import neutral, typographic, with_classes
@@ -309,8 +310,7 @@ def run_experiment(
     Raises:
         UnknownNameError: if there is no such experiment.
     """
-    out = Path(out)
-    with reserved(out, overwrite=overwrite):
+    with reserved(out, overwrite=overwrite), job(name, None):
         experiment = EXPERIMENTS[name]
         settings = _settings(model, task, training, device=device, precision=precision)
         outcome = experiment(settings)
@@ -320,7 +320,7 @@ def run_experiment(
             "training": asdict(settings.config),
             "precision": pick_precision(precision, pick_device(device)),
         }
-        outcome.write(out, about, overwrite=overwrite)
+        outcome.write(Path(out), about, overwrite=overwrite)
     return outcome
 
 

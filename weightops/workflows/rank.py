@@ -25,13 +25,18 @@ from weightops.search.session import EditSession
 from weightops.search.strategies import ALPHAS
 from weightops.support.arguments import check_arguments
 from weightops.support.atomic import reserved
+from weightops.support.progress import job
 from weightops.support.ranges import Range
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import TaskLike, as_task
 from weightops.tasks.task import Images, ImageSubset, Task
 from weightops.training.config import config_for
+from weightops.training.training_loop import step_work
 from weightops.workflows.base import even_weights
 from weightops.workflows.soup import short_names
+
+_LOOKS_FOR_TRUTH = 5
+"""About how often a search looks at all validation images, and then at the test images."""
 
 PROBE_ALPHA = 0.3
 """The alpha at which a vector's gain on validation data is measured."""
@@ -92,8 +97,11 @@ def rank(
             raise OptionError(f"{task.name} is a text, and vectors are ranked for images")
         if session.scoring is PROGRAMS and labels is not None:
             raise OptionError(f"{task.name} is scored by a program, which has no labels to count")
-        criteria = _measure(session, task, vectors, labels)
-        outcome = _outcome(session, task, criteria, labels=labels, steps=steps, truth=truth)
+        looks = 2 + (_LOOKS_FOR_TRUTH if truth else 0)
+        work = steps * step_work(config) + looks * len(vectors) * task.sizes["validation"]
+        with job("ranking", work):
+            criteria = _measure(session, task, vectors, labels)
+            outcome = _outcome(session, task, criteria, labels=labels, steps=steps, truth=truth)
         if out is not None:
             about = {"model": session.base.ref, "precision": session.model.precision}
             outcome.write(Path(out), about, overwrite=overwrite)

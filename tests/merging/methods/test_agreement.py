@@ -22,16 +22,16 @@ def test_tall_masks() -> None:
 def test_sce() -> None:
     base, models = family(3)
     d = deltas(base, models)
-    for select_topk in (1.0, 0.5):
+    for select_topk, unselected in ((1.0, "drop"), (0.5, "drop"), (0.5, "merge")):
         variance = d.var(0)
         threshold = np.sort(variance.ravel())[-int(select_topk * variance.size)]
         selected = d * (variance >= threshold)
         energy = (selected**2).mean((1, 2))
         shares = energy / energy.sum()
-        sign = np.sign(selected.sum(0))
-        kept = (np.sign(selected) == sign) * shares[:, None, None]
-        expected = (kept * selected).sum(0) / kept.sum(0)
-        check("sce", expected, base, models, select_topk=select_topk)
+        merged = selected if unselected == "drop" else d
+        kept = (np.sign(merged) == np.sign(merged.sum(0))) * shares[:, None, None]
+        expected = (kept * merged).sum(0) / kept.sum(0)
+        check("sce", expected, base, models, select_topk=select_topk, unselected=unselected)
 
 
 def test_small_updates_weigh_alike_where_asked() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.merges import State, family, statistic
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from weightops import Recipe, average, collect, merge, open_checkpoint
 from weightops.cli.main import run
@@ -253,6 +256,25 @@ def test_statistics_that_do_not_fit(two_models: Path) -> None:
         Recipe.of({"models": [{"model": "a", "statistics": {"grams": "b"}}]})
     with pytest.raises(RecipeError, match="gram is a ref or a mapping"):
         Recipe.of({"models": [{"model": "a", "statistics": {"gram": 3}}]})
+
+
+@pytest.mark.parametrize("kind", ["gram", "fisher"])
+def test_statistics_without_a_layer(
+    two_models: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = {"gram": "regmean", "fisher": "fisher"}[kind]
+    files, named = [str(two_models / f"m{i}") for i in range(2)], []
+    for i in range(2):
+        with safe_open(two_models / f"m{i}.{kind}.safetensors", "pt") as file:
+            names = [name for name in sorted(file.keys()) if "resblocks.2.mlp" not in name]
+            kept = {name: file.get_tensor(name) for name in names}
+            save_file(kept, tmp_path / f"{i}.safetensors", file.metadata())
+        named += ["--statistics", str(tmp_path / f"{i}.safetensors")]
+    out = str(tmp_path / "merged")
+    assert run(["merge", *files, "--method", method, *named, "-o", out]) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"0\.safetensors lacks visual\.\S*resblocks\.2\.mlp\.c_fc", error)
+    assert "collect it again" in error
 
 
 def test_a_method_of_ones_own_with_statistics() -> None:

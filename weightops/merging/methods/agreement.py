@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from weightops.algebra.kernels import add_rows
@@ -12,6 +14,8 @@ from weightops.merging.methods.inputs import TensorInputs
 from weightops.merging.methods.kept_elements import ALL, Cutoff, cutoffs
 from weightops.merging.methods.method import chunks
 from weightops.merging.methods.option_values import fraction, per_input
+
+Unselected = Literal["drop", "merge"]
 
 
 def _variance(values: torch.Tensor) -> torch.Tensor:
@@ -57,6 +61,7 @@ def sce(
     *,
     select_topk: float = 1.0,
     equal_below: float = 0.0,
+    unselected: Unselected = "drop",
 ) -> torch.Tensor:
     """Select the elements that vary most, weight inputs by energy, erase minority signs (SCE).
 
@@ -65,8 +70,7 @@ def sce(
         agree_i = 1 where t_i sgn(sum_j t_j) > 0, else 0
         merged = sum_i agree_i w_i t_i / sum_i agree_i w_i
 
-    Source: arXiv 2408.07990. Its authors' code selects for the weights only, and merges the
-    unselected elements, too.
+    Source: arXiv 2408.07990. Its authors' code selects for the weights w only: ``merge``.
 
     Args:
         deltas: shape ``(k, n)``.
@@ -76,8 +80,10 @@ def sce(
         select_topk: the fraction of the elements that vary over the inputs which is selected.
         equal_below: the sum of the inputs' mean squares below which all weigh alike; mergekit has
             1e-6, which ordinary fine-tuning is often below.
+        unselected: "drop" leaves elements that aren't selected at the base; "merge" merges them
+            with the others, t_i = tau_i, as the authors do.
     """
-    kept = _select(deltas, selected, start)
+    kept = _select(deltas, selected, start) if unselected == "drop" else deltas
     sign = elect_(kept)
     shares = multiply_(flags(torch.gt, kept, 0), energy)
     return divide_(add_rows(multiply_(kept, energy)).mul_(sign), shares)

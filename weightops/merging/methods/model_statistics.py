@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from weightops.algebra.kernels import has_nonfinite
+from weightops.algebra.names import layer_of
 from weightops.algebra.source import Source, Spec
 from weightops.engine.reduce import gram as inner_products
 from weightops.errors import MismatchError, NonfiniteError, OptionError
@@ -94,6 +95,25 @@ class ModelStatistics:
                 )
             for name in own:
                 self._check_shape(kind, other, name)
+            self._check_layers(other)
+
+    def _check_layers(self, statistic: Statistic) -> None:
+        """Refuse a statistic that has a tensor of some layers, and lacks it in others."""
+        own = statistic.checkpoint.specs
+        alike = {(layer.before, layer.after) for name in own if (layer := layer_of(name))}
+        lacking = [
+            name
+            for name in self._specs
+            if name not in own
+            and ".experts." not in name  # which few inputs may leave out
+            and (layer := layer_of(name))
+            and (layer.before, layer.after) in alike
+        ]
+        if lacking:
+            raise MismatchError(
+                f"{statistic.ref} lacks {first_few(lacking)}, and has the same of other layers",
+                hint="collect it again from the whole model",
+            )
 
     def _check_shape(self, kind: str, statistic: Statistic, name: str) -> None:
         shape, dtype = statistic.checkpoint.specs[name]
