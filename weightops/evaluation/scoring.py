@@ -53,9 +53,11 @@ class Scoring(ABC):
 
     Attributes:
         unit: the unit of the score.
+        whole: all samples are measured at once, or none.
     """
 
     unit: Unit
+    whole: bool = False
 
     @abstractmethod
     def open(
@@ -197,7 +199,7 @@ class _Texts(Scoring):
 class _Programs(Scoring):
     """Scores of programs; an outcome is the score of an item."""
 
-    unit = SCORE
+    unit, whole = SCORE, True
 
     def open(
         self, model: CheckpointLike, device: str, precision: Precision, folder: Path | None = None

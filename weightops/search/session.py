@@ -287,7 +287,8 @@ class Trial:
         self.session, self.vectors, self.tasks = session, dict(vectors), list(tasks)
         self._seen_outcomes: dict[Coefficients, dict[str, torch.Tensor]] = {}
         sizes = {task.name: len(session._order(task)) for task in self.tasks}
-        self.measurements = Measurements(self._measure, goal, (0.0,) * len(self.vectors), sizes)
+        base, whole = (0.0,) * len(self.vectors), session.scoring.whole
+        self.measurements = Measurements(self._measure, goal, base, sizes, whole=whole)
 
     def vector(self, alpha: Coefficients) -> TaskVector:
         """Return the edit with these coefficients."""
