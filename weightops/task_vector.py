@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
-
-import torch
-from torch import nn
 
 from weightops.algebra.linear_form import Alpha, LinearForm
 from weightops.algebra.provenance import as_written
@@ -26,11 +23,12 @@ from weightops.engine.reduce import cosine, gram
 from weightops.engine.tensors import Tensors
 from weightops.errors import CheckpointError, MismatchError, SpaceError
 from weightops.support.atomic import Overwrite
+from weightops.support.lazy import nn, torch
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
 
-M = TypeVar("M", nn.Module, dict[str, torch.Tensor], Checkpoint)
+M = TypeVar("M", "nn.Module", "dict[str, torch.Tensor]", Checkpoint)
 """Kinds of weights that are edited to the same kind; a path or ref gives a `Checkpoint`."""
 
 
@@ -221,12 +219,12 @@ class TaskVector(Tensors):
         """
         opened = ties.with_tied_names(open_checkpoint(base), self.form.specs)
         form = self._edited(opened, alpha, strict)
+        edited = Checkpoint(form, ties.architecture_of_ends(form, opened))
+        if isinstance(base, (str, Path, Checkpoint)):
+            return edited
         if isinstance(base, nn.Module):
             return filled_copy(base, form, on_nonfinite=on_nonfinite)
-        edited = Checkpoint(form, ties.architecture_of_ends(form, opened))
-        if isinstance(base, Mapping) and not isinstance(base, Checkpoint):
-            return edited.state_dict(like=base, on_nonfinite=on_nonfinite)
-        return edited
+        return edited.state_dict(like=base, on_nonfinite=on_nonfinite)
 
     def apply_(
         self,

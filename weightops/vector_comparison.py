@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.names import layer_of
 from weightops.checkpoints.matching import in_common_names
 from weightops.checkpoints.opening import CheckpointLike, open_ref
 from weightops.engine.reduce import gram
 from weightops.errors import OptionError
+from weightops.support.lazy import torch
 from weightops.task_vector import TaskVector
 
 _SPECTRUM_LENGTH = 64

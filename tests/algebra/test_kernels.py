@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from weightops.algebra.dtypes import SAFETENSORS
+from weightops.algebra.dtypes import SAFETENSORS, dtype_of
 from weightops.algebra.kernels import Term, add_rows, combine, has_nonfinite
 from weightops.algebra.scratch import Scratch, Slot
 
-WITH_VALUES = {dtype for name, dtype in SAFETENSORS.items() if name != "F4"}
+WITH_VALUES = {dtype_of(dtype) for name, dtype in SAFETENSORS.items() if name != "F4"}
 """The dtypes that torch converts numbers to."""
 
 

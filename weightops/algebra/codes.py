@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
-
-from weightops.algebra.dtypes import is_editable
 from weightops.algebra.same_bits import same_sample
 from weightops.algebra.source import Source, Spec
 
 _SCALE = re.compile(r"scale|zero|absmax|codebook|biases|quant|scb", re.IGNORECASE)
 
-_INDICES = (torch.int64, torch.bool)
+_INDICES = ("int64", "bool")
 
 REMEDY = "dequantized: before a path reads quantised weights as bfloat16"
 """What to do about quantised weights, where their layout is known."""
@@ -32,15 +29,15 @@ def differing_codes(specs: Mapping[str, Spec], a: Source, b: Source) -> list[str
         b: another one.
     """
     both = [name for name in specs if name in a.specs and name in b.specs]
-    codes = [n for n in both if not is_editable(specs[n].dtype) and specs[n].numel > 1]
+    codes = [n for n in both if not specs[n].is_editable and specs[n].numel > 1]
     places = {name.rpartition(".")[0] for name in codes if is_packed(specs[name])}
-    scales = [n for n in both if is_editable(specs[n].dtype) and _is_scale(n, places)]
+    scales = [n for n in both if specs[n].is_editable and _is_scale(n, places)]
     return [name for name in (*codes, *scales) if not same_sample(a, b, name)]
 
 
 def is_packed(spec: Spec) -> bool:
     """Return whether a tensor has the form of quantised weights: a matrix of codes."""
-    is_code = not is_editable(spec.dtype) and spec.dtype not in _INDICES
+    is_code = not spec.is_editable and spec.dtype_name not in _INDICES
     return is_code and len(spec.shape) > 1 and spec.numel > 1
 
 

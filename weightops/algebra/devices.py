@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from weightops.errors import OptionError
+from weightops.support.lazy import torch
 
 
 def pick_device(device: str) -> torch.device:

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-import torch
-
 from weightops.algebra.dtypes import accumulator
 from weightops.algebra.scratch import Scratch, Slot
+from weightops.support.lazy import torch
 
 CHUNK = 1 << 19
 """Elements that a method takes at once, of all its inputs together."""

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import torch
-
 from weightops.algebra.codes import REMEDY, differing_codes, is_packed
 from weightops.algebra.dtypes import is_editable, name_of
 from weightops.algebra.names import (
@@ -22,6 +20,7 @@ from weightops.algebra.names import (
 from weightops.algebra.source import Factors, Source, Space, Spec
 from weightops.errors import MismatchError, OptionError, SpaceError
 from weightops.support.input_files import InputFile
+from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
 Alpha = float | Mapping[str, Any] | Sequence[float]
@@ -80,9 +79,7 @@ class LinearForm:
             MismatchError: if shapes or dtypes differ, or names do and ``strict`` is True.
         """
         left_out = check_match(subtrahend, minuend, strict=strict)
-        specs = {
-            n: s for n, s in subtrahend.specs.items() if is_editable(s.dtype) and n in minuend.specs
-        }
+        specs = {n: s for n, s in subtrahend.specs.items() if s.is_editable and n in minuend.specs}
         form = cls("delta", specs, _add(minuend.terms, subtrahend.terms, -1.0))
         return (form.only(specs) if left_out else form), left_out
 
@@ -105,7 +102,7 @@ class LinearForm:
     def coefficients(self, name: str) -> dict[Source, float]:
         """Return source -> coefficient at one tensor, without zeros."""
         spec = self.specs[name]
-        if self.base is not None and not is_editable(spec.dtype):
+        if self.base is not None and not spec.is_editable:
             return {self.base: 1.0}
         totals: dict[Source, float] = {}
         for factor, coefficient in self.terms.items():
@@ -154,11 +151,9 @@ class LinearForm:
             if self.specs[n].shape != other.specs[n].shape
         ]
         extra = [n for n in other.specs if n not in self.specs] if self.space == "weights" else []
-        fixed = [
-            n for n in common if not is_editable(self.specs[n].dtype) and other.coefficients(n)
-        ]
+        fixed = [n for n in common if not self.specs[n].is_editable and other.coefficients(n)]
         if fixed:
-            kind = name_of(self.specs[fixed[0]].dtype)
+            kind = self.specs[fixed[0]].dtype_name
             raise MismatchError(
                 f"{describe(self)} holds {len(fixed)} {kind} tensors, which can't be edited: "
                 f"{first_few(fixed)}",
@@ -226,7 +221,7 @@ class LinearForm:
         """Return the form restricted to some of its tensors."""
         return replace(self, specs={name: self.specs[name] for name in names})
 
-    def to(self, dtype: torch.dtype) -> LinearForm:
+    def to(self, dtype: torch.dtype | str) -> LinearForm:
         """Return the form with another dtype for the tensors that can be edited.
 
         Raises:
@@ -240,7 +235,7 @@ class LinearForm:
         return replace(
             self,
             specs={
-                name: Spec(spec.shape, dtype) if is_editable(spec.dtype) else spec
+                name: Spec(spec.shape, dtype) if spec.is_editable else spec
                 for name, spec in self.specs.items()
             },
         )
@@ -297,9 +292,9 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
         x, y = a.specs[name], b.specs.get(name)
         if y is not None and x.shape != y.shape:
             shapes.append(f"{name} {tuple(x.shape)} / {tuple(y.shape)}")
-        elif y is not None and x.dtype != y.dtype:
-            dtypes.append(f"{name} {name_of(x.dtype)} / {name_of(y.dtype)}")
-            floats = floats and is_editable(x.dtype) and is_editable(y.dtype)
+        elif y is not None and x.dtype_name != y.dtype_name:
+            dtypes.append(f"{name} {x.dtype_name} / {y.dtype_name}")
+            floats = floats and x.is_editable and y.is_editable
     common = len(a.specs) - len(only_a)
     if not (shapes or dtypes or (only_a and not common) or (strict and (only_a or only_b))):
         _check_fixed(a, b)
@@ -332,7 +327,7 @@ def _check_fixed(a: LinearForm, b: LinearForm) -> None:
         return
     differing = differing_codes(a.specs, a.base, b.base)
     if differing:
-        kinds = ", ".join(dict.fromkeys(name_of(a.specs[name].dtype) for name in differing))
+        kinds = ", ".join(dict.fromkeys(a.specs[name].dtype_name for name in differing))
         raise MismatchError(
             f"{describe(a)} and {describe(b)} differ in {len(differing)} {kinds} tensors, which "
             f"can't be averaged or subtracted: {first_few(differing)}",

@@ -9,10 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
 from weightops.errors import UnknownNameError
+from weightops.support.lazy import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
 """The precision to run a model in; auto is bfloat16 where that is native, else float32."""
@@ -73,6 +71,8 @@ def computed_in(precision: str, device: torch.device, *, learning: bool = False)
         learning: there will be a backward pass. On CPU, that of flash attention is slow in
             bfloat16, so attention is computed by its formula.
     """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     lower = precision == "bfloat16"
     by_formula = lower and learning and device.type == "cpu"
     attention = sdpa_kernel(SDPBackend.MATH) if by_formula else nullcontext()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-
 from weightops.algebra.source import Source
+from weightops.support.lazy import torch
 
 
 def same_weights(a: Source, b: Source) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-import torch
+from weightops.support.lazy import torch
 
 _PINNED_BUFFERS = 4
 """Pinned buffers of one thread, by which it copies tensors to CUDA."""

@@ -10,19 +10,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-import torch
+from typing_extensions import Self
 
-from weightops.algebra.dtypes import name_of
+from weightops.algebra.dtypes import ITEM_SIZES, dtype_of, is_editable, name_of
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.errors import CheckpointError
 from weightops.support.input_files import InputFile
+from weightops.support.lazy import torch
 from weightops.support.text import portable
 
-_CPU = torch.device("cpu")
-
-Factors = tuple[torch.Tensor, torch.Tensor]
+Factors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 """Two matrices, of shapes ``(m, r)`` and ``(r, n)``, whose product is one of shape ``(m, n)``."""
 
 LINEARIZED = "linearized_at"
@@ -32,11 +31,38 @@ Space = Literal["weights", "delta"]
 """Weights are affine (their coefficients sum to 1); deltas are differences of weights (0)."""
 
 
-class Spec(NamedTuple):
-    """The shape and dtype of a tensor that need not be in memory."""
-
+class _Spec(NamedTuple):
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype_name: str
+
+
+class Spec(_Spec):
+    """The shape and dtype of a tensor that need not be in memory.
+
+    Args:
+        shape: the shape.
+        dtype: the dtype, or its short name, which needs no torch.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype | str) -> Self:
+        return super().__new__(cls, shape, name_of(dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype."""
+        return dtype_of(self.dtype_name)
+
+    @property
+    def itemsize(self) -> int:
+        """The bytes of one element."""
+        return ITEM_SIZES[self.dtype_name]
+
+    @property
+    def is_editable(self) -> bool:
+        """Whether it is of the dtypes of weights; others are copied from the base."""
+        return is_editable(self.dtype_name)
 
     @property
     def numel(self) -> int:
@@ -46,7 +72,7 @@ class Spec(NamedTuple):
     @property
     def nbytes(self) -> int:
         """The number of bytes."""
-        return self.numel * self.dtype.itemsize
+        return self.numel * self.itemsize
 
 
 def flattened(tensor: torch.Tensor) -> torch.Tensor:
@@ -120,7 +146,8 @@ class Source(ABC):
     def read_run(self, names: Sequence[str], scratch: Scratch) -> torch.Tensor:
         """Return tensors of one dtype, one after another in a flat buffer of ``scratch``."""
         specs = [self.specs[name] for name in names]
-        run = scratch.get(Slot.ROWS, sum(spec.numel for spec in specs), specs[0].dtype, _CPU)
+        numel = sum(spec.numel for spec in specs)
+        run = scratch.get(Slot.ROWS, numel, specs[0].dtype, torch.device("cpu"))
         start = 0
         for name, spec in zip(names, specs, strict=True):
             run[start : start + spec.numel] = self.open(name, scratch)(0, spec.numel)
@@ -142,7 +169,7 @@ class Source(ABC):
         for name in names:
             spec, parts = self.specs[name], self.elements(name)
             whole = spec.nbytes <= SAMPLED_WHOLE
-            blocks = [(0, spec.numel)] if whole else sample_blocks(spec.numel, spec.dtype.itemsize)
+            blocks = [(0, spec.numel)] if whole else sample_blocks(spec.numel, spec.itemsize)
             yield b"".join(_bytes(parts(start, start + size)) for start, size in blocks)
 
     def combination(self, name: str, scratch: Scratch) -> Mapping[Source, float] | None:
@@ -192,7 +219,7 @@ class Source(ABC):
         tied = [n for n, owner in self.ties.items() if owner in self.specs]
         tied = [name for name in tied if len(self.specs[name].shape) > 1]
         pairs = zip(tied, self.samples(tied), strict=True)
-        return {name for name, s in pairs if _varies(s, self.specs[name].dtype.itemsize)}
+        return {name for name, s in pairs if _varies(s, self.specs[name].itemsize)}
 
     def _digest(self, names: Iterable[str]) -> tuple[str, set[str]]:
         """Return the digest of the samples of some tensors, and the names of copies of others."""
@@ -201,9 +228,9 @@ class Source(ABC):
         ordered = sorted(names)
         for name, sample in zip(ordered, self.samples(ordered), strict=True):
             spec = self.specs[name]
-            if len(spec.shape) > 1 and _varies(sample, spec.dtype.itemsize):
+            if len(spec.shape) > 1 and _varies(sample, spec.itemsize):
                 alike[spec, sha256(sample).digest()].append(name)
-            digest.update(f"{name}\0{name_of(spec.dtype)}\0{spec.shape}\0".encode())
+            digest.update(f"{name}\0{spec.dtype_name}\0{spec.shape}\0".encode())
             digest.update(sample)
         copies: set[str] = set()
         for twins in alike.values():

@@ -9,9 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
 from weightops.algebra.codes import REMEDY, is_packed
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
@@ -39,6 +36,7 @@ from weightops.engine.write import write
 from weightops.errors import CheckpointError
 from weightops.hub.cards import Card
 from weightops.support.atomic import Overwrite, behind_links, check_free, resumable_output, stage_of
+from weightops.support.lazy import nn, torch
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -143,7 +141,7 @@ class Checkpoint(Tensors):
         size = sum(spec.nbytes for spec in self.specs.values())
         return f"Checkpoint({as_written(self.form)!r}, {len(self)} tensors, {size / 1e6:.1f} MB)"
 
-    def to(self, dtype: torch.dtype) -> Checkpoint:
+    def to(self, dtype: torch.dtype | str) -> Checkpoint:
         """Return the weights with editable tensors in another dtype; reading casts them."""
         architecture = self.architecture.in_dtype(dtype) if self.architecture else None
         return self.with_form(self.form.to(dtype), architecture)
@@ -255,7 +253,7 @@ class Checkpoint(Tensors):
         path: str | Path,
         *,
         overwrite: Overwrite = False,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         max_shard_size: int | None = None,
         on_nonfinite: OnNonfinite = "warn",
         resume: bool = False,
@@ -313,7 +311,7 @@ class Checkpoint(Tensors):
         self,
         path: str | Path,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         max_shard_size: int | None = None,
     ) -> Estimate:
         """Estimate the bytes, memory and disk space that `save` would take, from headers alone."""

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import torch
-
 from weightops.algebra.source import Spec
+from weightops.support.lazy import torch
 
 Kind = Literal["copy", "transpose", "stack", "part", "converted"]
 

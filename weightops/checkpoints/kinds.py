@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-from torch import nn
-
 from weightops.algebra.linear_form import LinearForm
 from weightops.errors import CheckpointError, OptionError
+from weightops.support.lazy import nn, torch
 
 T = TypeVar("T")
 

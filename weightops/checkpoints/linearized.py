@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import nn
-
 from weightops.algebra.linear_form import LinearForm, describe
 from weightops.algebra.source import Source
 from weightops.errors import CheckpointError, MismatchError
+from weightops.support.lazy import nn
 from weightops.support.text import first_few
 
 

@@ -6,15 +6,13 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping
 
-import torch
-from torch import nn
-
 from weightops.algebra.linear_form import LinearForm, describe, tied_names
 from weightops.algebra.names import mismatch
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.linearized import check_taken_by
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
 from weightops.errors import CheckpointError
+from weightops.support.lazy import nn, torch
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-from torch import nn
-
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.linearized import check_taken_by
 from weightops.engine.evaluate import OnNonfinite, materialize
+from weightops.support.lazy import nn, torch
 
 
 def filled_copy(

@@ -7,12 +7,8 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ForwardRef, NamedTuple, TypeAlias, Union
 
-import torch
-from torch import nn
-
-from weightops.algebra.dtypes import is_editable
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source
 from weightops.checkpoints import refs
@@ -45,6 +41,7 @@ from weightops.checkpoints.quantised import DEQUANTIZED, dequantise
 from weightops.checkpoints.renamed import with_prefix
 from weightops.errors import CheckpointError, SpaceError
 from weightops.support.collector import uncollected
+from weightops.support.lazy import nn, torch
 from weightops.support.registry import Registry
 from weightops.support.text import first_few
 
@@ -53,7 +50,12 @@ log = logging.getLogger("weightops")
 EMBEDDED = "embedded"
 """The ref of the small CLIP model that comes with weightops."""
 
-CheckpointLike = str | Path | Checkpoint | Mapping[str, torch.Tensor] | nn.Module
+if TYPE_CHECKING:
+    CheckpointLike: TypeAlias = str | Path | Checkpoint | Mapping[str, torch.Tensor] | nn.Module
+else:
+    _tensor = ForwardRef("torch.Tensor", module=__name__)
+    _module = ForwardRef("nn.Module", module=__name__)  # looked up by who asks for the type
+    CheckpointLike = Union[str, Path, Checkpoint, Mapping[str, _tensor], _module]  # noqa: UP007
 """Everything that `open_checkpoint` opens."""
 
 
@@ -166,6 +168,10 @@ def open_any(source: CheckpointLike) -> Checkpoint:
     """
     if isinstance(source, Checkpoint):
         return source
+    if isinstance(source, (str, Path)):
+        opened = open_ref(source)
+        # Half precision is only how the embedded model is stored.
+        return opened.to("float32") if source == EMBEDDED else opened
     if isinstance(source, nn.Module):
         tensors, name = source.state_dict(), type(source).__name__
         bare.check_no_halves(tensors, name)
@@ -174,14 +180,10 @@ def open_any(source: CheckpointLike) -> Checkpoint:
         raise SpaceError(
             "a task vector was given where weights are needed", hint="apply it to a base first"
         )
-    if isinstance(source, Mapping):
-        in_memory = MemorySource(source, "a state dict")
-        return Checkpoint(LinearForm.of(bare.opened(in_memory, in_memory.ref)))
-    if not isinstance(source, (str, Path)):
+    if not isinstance(source, Mapping):
         raise not_weights(source)
-    opened = open_ref(source)
-    # Half precision is only how the embedded model is stored.
-    return opened.to(torch.float32) if source == EMBEDDED else opened
+    in_memory = MemorySource(source, "a state dict")
+    return Checkpoint(LinearForm.of(bare.opened(in_memory, in_memory.ref)))
 
 
 @uncollected()
@@ -272,7 +274,7 @@ def _open_file(file: Path) -> Source:
 
 def _check_gathered(source: Source) -> None:
     """Refuse weights whose tensors are empty, as each process of DeepSpeed's ZeRO-3 has them."""
-    weights = [(name, spec) for name, spec in source.specs.items() if is_editable(spec.dtype)]
+    weights = [(name, spec) for name, spec in source.specs.items() if spec.is_editable]
     empty = [name for name, spec in weights if spec.shape == (0,)]
     if 2 * len(empty) > len(weights):
         raise CheckpointError(

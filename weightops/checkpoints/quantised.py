@@ -11,13 +11,13 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-import torch
-
+from weightops.algebra.dtypes import dtype_of
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ComputedSource, Source, Spec, cut
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.errors import CheckpointError
+from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
 DEQUANTIZED = "dequantized:"
@@ -33,7 +33,7 @@ _UNREAD = {
     **{"q_weight": "EXL2", "biases": "MLX", "centroids": "VPTQ", "weight_scales": "EETQ"},
 }
 """The end of a name of a quantised tensor whose layout isn't read -> the library."""
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 
 
 class Decoder(NamedTuple):
@@ -118,7 +118,7 @@ def dequantise(checkpoint: Checkpoint) -> Checkpoint:
             hint="name the folder of the quantised one",
         )
     used = {part for decoder in decoders.values() for part in decoder.parts}
-    bare = [n for n, s in stored.specs.items() if s.dtype in _FLOAT8 and n not in used]
+    bare = [n for n, s in stored.specs.items() if s.dtype_name in _FLOAT8 and n not in used]
     if bare:
         raise CheckpointError(
             f"{checkpoint.ref} has no scales for {len(bare)} float8 tensors: {first_few(bare)}",
@@ -167,7 +167,7 @@ def _mxfp4(stored: Source, stem: str, settings: Mapping[str, Any]) -> Decoder | 
     if scales not in stored.specs or len(stored.specs[blocks].shape) != 4:
         return None
     experts, rows, groups, width = stored.specs[blocks].shape
-    spec = Spec((experts, groups * width * 2, rows), torch.bfloat16)
+    spec = Spec((experts, groups * width * 2, rows), "bfloat16")
 
     def decode(codes: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
         table = torch.tensor(_E2M1, dtype=torch.bfloat16)
@@ -182,10 +182,9 @@ def _float8(stored: Source, stem: str, settings: Mapping[str, Any]) -> Decoder |
     """Decode float8 numbers with a scale for each block, row or tensor."""
     weight = f"{stem}.weight"
     scales = _existing(stored, f"{stem}.weight_scale_inv", f"{stem}.weight_scale")
-    if stored.specs[weight].dtype not in _FLOAT8 or not scales:
+    if stored.specs[weight].dtype_name not in _FLOAT8 or not scales:
         return None
     shape, scale = stored.specs[weight].shape, stored.specs[scales[0]]
-    wide = scale.dtype.is_floating_point and scale.dtype.itemsize > 1
     grid = (*scale.shape, 1) if len(scale.shape) == 1 and scale.numel > 1 else scale.shape
     block = settings.get("weight_block_size")
     sizes = {
@@ -207,7 +206,7 @@ def _float8(stored: Source, stem: str, settings: Mapping[str, Any]) -> Decoder |
             factors = factors.repeat_interleave(size, dim).narrow(dim, 0, shape[dim])
         return codes.float() * factors
 
-    spec = Spec(shape, scale.dtype if wide else torch.bfloat16)
+    spec = Spec(shape, scale.dtype_name if scale.is_editable else "bfloat16")
     return Decoder((weight, scales[0]), spec, decode)
 
 
@@ -233,7 +232,7 @@ def _int8(stored: Source, stem: str, settings: Mapping[str, Any]) -> Decoder | N
     def decode(codes: torch.Tensor, largest: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return codes * largest.view(-1, 1) * 7.874015718698502e-3
 
-    spec = Spec(stored.specs[weight].shape, torch.float32)
+    spec = Spec(stored.specs[weight].shape, "float32")
     parts = (weight, largest, *_existing(stored, f"{stem}.weight_format"))
     return Decoder(parts, spec, decode)
 
@@ -263,7 +262,7 @@ def _four_bit(stored: Source, stem: str, settings: Mapping[str, Any]) -> Decoder
         return values.reshape(state["shape"])
 
     names = (f"{weight}.absmax", f"{weight}.quant_map")
-    spec = Spec(tuple(state["shape"]), getattr(torch, state["dtype"]))
+    spec = Spec(tuple(state["shape"]), dtype_of(state["dtype"]))
     return Decoder((weight, *names, *nested, *states), spec, decode)
 
 
@@ -297,7 +296,7 @@ def _grouped(stored: Source, stem: str, settings: Mapping[str, Any]) -> Decoder 
         group = index[0].long() if index else torch.arange(inputs) // -(-inputs // groups)
         return ((numbers - offsets[group]).to(scales.dtype) * scales[group]).T
 
-    spec = Spec((outputs, inputs), stored.specs[scales].dtype)
+    spec = Spec((outputs, inputs), stored.specs[scales].dtype_name)
     index = _existing(stored, f"{stem}.g_idx") if is_gptq else ()
     return Decoder((weight, zeros, scales, *index), spec, decode)
 
@@ -326,7 +325,7 @@ def _packed(stored: Source, stem: str, settings: Mapping[str, Any]) -> Decoder |
             return (numbers.to(scales) - offsets.to(scales)[:, group]) * scales[:, group]
         return numbers.to(scales) * scales[:, group]
 
-    spec = Spec((rows, columns), stored.specs[scale].dtype)
+    spec = Spec((rows, columns), stored.specs[scale].dtype_name)
     return Decoder((weight, scale, shape, *zero, *index), spec, decode)
 
 

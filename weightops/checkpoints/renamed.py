@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from threading import Lock
 from typing import Any
-
-import torch
 
 from weightops.algebra.linear_form import Factor, LinearForm
 from weightops.algebra.names import NameRules, escape
@@ -15,6 +13,7 @@ from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import Factors, Source, Spec
 from weightops.checkpoints.conversion import Conversion, TensorMapping
 from weightops.errors import MismatchError
+from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
 
@@ -42,7 +41,7 @@ class Renamed(Source):
             if any(old in source.specs for old in mapping.names)
         }
         self.specs = {
-            name: Spec(specs[name].shape, _first_spec(mapping, source.specs).dtype)
+            name: Spec(specs[name].shape, _first_spec(mapping, source.specs).dtype_name)
             for name, mapping in self.mapped.items()
         }
         self._converted: dict[Conversion, list[torch.Tensor]] = {}
@@ -69,6 +68,11 @@ class Renamed(Source):
                 if owner != name:
                     ties[name] = owner
         return ties
+
+    def samples(self, names: Iterable[str]) -> Iterator[bytes]:
+        if self.computed:
+            return super().samples(names)
+        return self.source.samples(self.mapped[name].names[0] for name in names)
 
     def read(self, name: str) -> torch.Tensor:
         kind, names, index, conversion = self.mapped[name]
@@ -125,7 +129,7 @@ class Renamed(Source):
 
     def working_bytes(self, name: str) -> int:
         mapping = self.mapped[name]
-        itemsize = self.specs[name].dtype.itemsize
+        itemsize = self.specs[name].itemsize
         converted = mapping.conversion.specs if mapping.conversion else ()
         read = (self.source.working_bytes(n) for n in mapping.names if n in self.source.specs)
         return itemsize * sum(spec.numel for spec in converted) + max(read, default=0)

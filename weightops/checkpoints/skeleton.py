@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-from torch import nn
+from weightops.support.lazy import nn, torch
 
 
 def blank_copy(module: nn.Module) -> nn.Module:

@@ -8,9 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from weightops.algebra.dtypes import accumulator
+from weightops.algebra.dtypes import accumulator_name
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.provenance import provenance
 from weightops.algebra.source import Source, Spec
@@ -33,6 +31,7 @@ from weightops.support.atomic import (
     check_free,
     resumable_output,
 )
+from weightops.support.lazy import torch
 
 
 def write_vector(
@@ -55,7 +54,7 @@ def write_vector(
     linearized_at(form)  # a mixture of linearised and ordinary weights is refused
     check_free(path, overwrite=overwrite, inputs=[file.path for file in form.files])
     specs = {
-        name: Spec(spec.shape, dtype or accumulator(spec.dtype))
+        name: Spec(spec.shape, dtype or accumulator_name(spec.dtype_name))
         for name, spec in form.specs.items()
     }
     form = replace(form, specs=specs)

@@ -27,7 +27,6 @@ def inspect(checkpoint: str, *, tensors: bool = True, json_: bool = False) -> No
         checkpoint: a file, a folder or a ref.
         tensors: list every tensor.
     """
-    from weightops.algebra.dtypes import name_of
     from weightops.checkpoints.opening import open_ref
 
     source = open_ref(checkpoint).form.sources[0]
@@ -55,7 +54,7 @@ def inspect(checkpoint: str, *, tensors: bool = True, json_: bool = False) -> No
     }
     if tensors:
         record["tensors"] = {
-            name: {"shape": list(spec.shape), "dtype": name_of(spec.dtype)}
+            name: {"shape": list(spec.shape), "dtype": spec.dtype_name}
             for name, spec in source.specs.items()
         }
     echo_json(record)
@@ -63,24 +62,20 @@ def inspect(checkpoint: str, *, tensors: bool = True, json_: bool = False) -> No
 
 def _count_dtypes(specs: Mapping[str, Spec]) -> dict[str, int]:
     """Return dtype -> how many numbers have it."""
-    from weightops.algebra.dtypes import name_of
-
     counts: dict[str, int] = {}
     for spec in specs.values():
-        name = name_of(spec.dtype)
-        counts[name] = counts.get(name, 0) + spec.numel
+        counts[spec.dtype_name] = counts.get(spec.dtype_name, 0) + spec.numel
     return counts
 
 
 def _print_tensors(source: Source) -> None:
-    from weightops.algebra.dtypes import name_of
 
     shown = {name: printable(name) for name in source.specs}
     width = max(map(len, shown.values()), default=0)
     for name, spec in source.specs.items():
         tied = f"  = {shown[source.ties[name]]}" if name in source.ties else ""
         shape = "x".join(map(str, spec.shape)) or "scalar"
-        click.echo(f"{shown[name]:{width}}  {name_of(spec.dtype):9} {shape}{tied}")
+        click.echo(f"{shown[name]:{width}}  {spec.dtype_name:9} {shape}{tied}")
 
 
 def _print_totals(source: Source, stored: Mapping[str, Spec], dtypes: dict[str, int]) -> None:

@@ -92,8 +92,6 @@ def save(
     **how: Any,
 ) -> None:
     """Write a checkpoint, in all processes that torchrun started, and print what was written."""
-    import torch
-
     from weightops.checkpoints.matching import convert_to
     from weightops.engine.ranks import torchrun
 
@@ -102,13 +100,12 @@ def save(
     if push and out.suffix == ".safetensors":
         raise click.UsageError(f"{out} is one file; --push takes a folder, with its model card")
     checkpoint = convert_to(checkpoint, library) if library else checkpoint
-    dtype = getattr(torch, out_dtype) if out_dtype else None
     if dry_run:
-        estimate = checkpoint.estimate(out, dtype=dtype, max_shard_size=max_shard_size)
+        estimate = checkpoint.estimate(out, dtype=out_dtype, max_shard_size=max_shard_size)
         echo_plan({"output": str(out), **asdict(estimate)}, as_json)
         return
     with torchrun() as ranks:
-        checkpoint.save(out, dtype=dtype, max_shard_size=max_shard_size, ranks=ranks, **how)
+        checkpoint.save(out, dtype=out_dtype, max_shard_size=max_shard_size, ranks=ranks, **how)
         if ranks.first:
             _report(checkpoint, what, as_json, out, push_folder(out, push))
 

@@ -71,7 +71,10 @@ def vector(
 
 
 def _check(out: Path | None, lora: int | None, given: dict[str, Any]) -> None:
-    """Refuse options that don't go together."""
+    """Refuse options that don't go together, and outputs that can't be."""
+    from weightops.checkpoints.formats.compressed import coding
+    from weightops.support.atomic import check_free
+
     compress = given.get("compress")
     if (compress or lora) and out is None:
         raise click.UsageError("--compress and --lora say how to write: give --out, too")
@@ -79,6 +82,9 @@ def _check(out: Path | None, lora: int | None, given: dict[str, Any]) -> None:
         raise click.UsageError("--lora writes an adapter, --compress a task vector: give one")
     if out is None:
         return
+    if compress:
+        coding(compress)
+    check_free(out, overwrite=given.get("overwrite", False))
     if out.suffix in _TORCH_SUFFIXES or (lora and out.suffix == ".safetensors"):
         kind = "a folder" if lora else "a .safetensors file"
         raise click.UsageError(f"{out}: --out is {kind}")

@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from weightops.algebra.dtypes import is_editable
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.engine.evaluate import Reader, reader
 from weightops.engine.plan import Segment, Step, plan, units
 from weightops.engine.threads import parallel
+from weightops.support.lazy import torch
 
 _ROUNDINGS = 8.0
 """Spacings of the written dtype that another order of the same sum may differ by."""

@@ -11,9 +11,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
-
-import torch
+from typing import Literal, TypeAlias
 
 from weightops.algebra.dtypes import accumulator
 from weightops.algebra.kernels import PIECE, Term, combine, has_nonfinite, keep_equal, widen
@@ -23,6 +21,7 @@ from weightops.algebra.source import Source, cut, flattened
 from weightops.engine.plan import Segment, Step, anchored_step, plan, units
 from weightops.engine.threads import parallel
 from weightops.errors import MismatchError, NonfiniteError
+from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -38,7 +37,7 @@ _STATISTICS = "batchnorm=TASK recomputes them, batchnorm='base' keeps the base's
 OnNonfinite = Literal["ignore", "warn", "error"]
 """The reaction to NaN and Inf in a result."""
 
-Reader = Callable[[int, int, Sequence[torch.Tensor]], None]
+Reader: TypeAlias = "Callable[[int, int, Sequence[torch.Tensor]], None]"
 """Computes elements ``start`` to ``stop`` of several steps of one tensor, into one flat tensor for
 each step, on the device of these tensors."""
 

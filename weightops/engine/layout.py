@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from weightops.algebra.dtypes import NUMBERS_IN_AN_ELEMENT, SAFETENSORS, name_of
+from weightops.algebra.dtypes import NUMBERS_IN_AN_ELEMENT, SAFETENSORS
 from weightops.algebra.kernels import PIECE
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.source import Spec
 from weightops.engine.plan import SEGMENT, plan, units
+from weightops.engine.threads import threads_to_use
 from weightops.errors import OptionError
 from weightops.support.collector import uncollected
 
@@ -73,8 +72,8 @@ def layout(
     for name, spec in form.specs.items():
         if name in tied:
             continue
-        if spec.dtype not in _SAFETENSORS_NAMES:
-            raise OptionError(f"{name} is {name_of(spec.dtype)}, which safetensors can't hold")
+        if spec.dtype_name not in _SAFETENSORS_NAMES:
+            raise OptionError(f"{name} is {spec.dtype_name}, which safetensors can't hold")
         if max_shard_size and shards[-1] and shard_bytes + spec.nbytes > max_shard_size:
             shards.append({})
             shard_bytes = 0
@@ -101,9 +100,9 @@ def _file(
     """Lay out one file, the tensors of the widest dtype first, so that all tensors are aligned."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     starts, end = {}, 0
-    for tensor in sorted(specs, key=lambda n: -specs[n].dtype.itemsize):
+    for tensor in sorted(specs, key=lambda n: -specs[n].itemsize):
         spec = specs[tensor]
-        kind, shape = _SAFETENSORS_NAMES[spec.dtype], list(spec.shape)
+        kind, shape = _SAFETENSORS_NAMES[spec.dtype_name], list(spec.shape)
         if shape:
             shape[-1] *= NUMBERS_IN_AN_ELEMENT.get(kind, 1)
         place = {"dtype": kind, "shape": shape, "data_offsets": [end, end + spec.nbytes]}
@@ -149,7 +148,7 @@ def estimate(form: LinearForm, files: list[FileLayout], place: Path) -> Estimate
     """Estimate the cost of writing the files of a form to ``place``."""
     steps = plan(form, [name for file in files for name in file.offsets])
     inputs = {(leaf, s.name) for s in steps for source in s.coefficients for leaf in source.leaves}
-    threads = min(torch.get_num_threads(), len(units(steps)))
+    threads = min(threads_to_use(), len(units(steps)))
     segment_bytes = 4 * max((min(step.numel, SEGMENT) for step in steps), default=0)
     chunk_bytes = 3 * 4 * PIECE
     working_bytes = sorted(

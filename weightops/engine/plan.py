@@ -102,8 +102,8 @@ def _kind(step: Step, specs: Mapping[str, Spec]) -> object:
     sources = step.coefficients
     if not 0 < step.numel <= _SMALL or any(source.computed for source in sources):
         return None
-    dtypes = [source.specs[step.name].dtype for source in sources]
-    return specs[step.name].dtype, list(sources.items()), step.anchor, dtypes
+    dtypes = [source.specs[step.name].dtype_name for source in sources]
+    return specs[step.name].dtype_name, list(sources.items()), step.anchor, dtypes
 
 
 def _join(steps: Sequence[Step]) -> Step:

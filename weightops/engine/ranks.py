@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch.distributed as dist
-
 from weightops.engine.plan import Segment, unit_numel
+from weightops.support.lazy import dist
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import torch
-
 from weightops.algebra.kernels import row_length
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.scratch import Scratch, Slot
@@ -14,6 +12,7 @@ from weightops.engine.evaluate import Reader, reader
 from weightops.engine.plan import Segment, plan, units
 from weightops.engine.threads import parallel
 from weightops.errors import MismatchError
+from weightops.support.lazy import torch
 
 BLOCK = 1024
 """Elements that are added up in float32. The sums of blocks are added up in float64."""

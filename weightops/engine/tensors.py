@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import torch
-
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Spec
 from weightops.engine.evaluate import allocate, materialize
+from weightops.support.lazy import torch
 
 
-class Tensors(Mapping[str, torch.Tensor]):
+class Tensors(Mapping[str, "torch.Tensor"]):
     """A read-only mapping from names to tensors, each of them computed at each access."""
 
     __slots__ = ()

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from threading import RLock, local
 from typing import TypeVar
-
-import torch
 
 from weightops.algebra.scratch import Scratch
 from weightops.engine.plan import Segment, unit_numel
 from weightops.support.input_files import held_open
+from weightops.support.lazy import torch
 from weightops.support.progress import progress
 
 T = TypeVar("T")
 
-_TORCH_THREADS = torch.get_num_threads()
 _torch_threads_lock = RLock()
+
+
+def threads_to_use() -> int:
+    """Return how many threads torch uses, or may use at most while it isn't imported."""
+    if "torch" in sys.modules:
+        return torch.get_num_threads()
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdecimal() and int(wanted) else os.cpu_count() or 1
+
+
+@cache
+def _torch_threads() -> int:
+    """Return the threads that torch had before the first pool, whose threads have one each."""
+    return torch.get_num_threads()
 
 
 def parallel(
@@ -39,6 +54,7 @@ def parallel(
         threads: how many threads; by default as many as torch uses.
         device: where to compute; on CPU by default.
     """
+    _torch_threads()
     inference = torch.is_inference_mode_enabled()  # threads don't inherit it
     of_thread = local()
 
@@ -95,7 +111,7 @@ def all_torch_threads() -> Iterator[None]:
     """
     with _torch_threads_lock:
         before = torch.get_num_threads()
-        torch.set_num_threads(_TORCH_THREADS)
+        torch.set_num_threads(_torch_threads())
         try:
             yield
         finally:

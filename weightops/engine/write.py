@@ -16,8 +16,6 @@ from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 
-import torch
-
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.engine.evaluate import OnNonfinite, evaluate, flawed, report_nonfinite
@@ -28,6 +26,7 @@ from weightops.engine.threads import parallel
 from weightops.errors import CheckpointError, OutputError
 from weightops.support.collector import uncollected
 from weightops.support.input_files import InputFile, check_unchanged
+from weightops.support.lazy import torch
 
 _JOURNAL = "journal."
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
 from weightops.errors import NonfiniteError
+from weightops.support.lazy import nn, torch
 from weightops.support.text import first_few
 
 

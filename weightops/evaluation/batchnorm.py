@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TypeGuard
 
 import numpy as np
-import torch
-from torch import nn
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.names import escape
@@ -16,6 +14,7 @@ from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
+from weightops.support.lazy import nn, torch
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import TaskLike, as_task
 from weightops.tasks.task import Task

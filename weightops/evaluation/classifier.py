@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.precision import computed_in
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.errors import CheckpointError, TaskError
 from weightops.evaluation.image_model import ImageModel
+from weightops.support.lazy import nn, torch
 from weightops.tasks.class_names import ordered, positions
 from weightops.tasks.task import Task
 

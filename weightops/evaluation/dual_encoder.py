@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import nn
-
 from weightops.algebra.precision import computed_in
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.libraries.dual_encoders import image_preparation, text_preparation
 from weightops.checkpoints.libraries.transformers import TransformersArchitecture
 from weightops.evaluation.image_model import ImageModel
+from weightops.support.lazy import F, nn, torch
 
 
 @dataclass(eq=False)

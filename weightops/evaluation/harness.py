@@ -13,9 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from weightops.errors import TaskError, WeightopsError, missing_extra
+from weightops.support.lazy import torch
 
 
 def lines(names: str, folder: str) -> Iterator[str]:

@@ -11,11 +11,7 @@ from functools import cache
 from hashlib import sha256
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import nn
 
 from weightops.algebra.devices import pick_device
 from weightops.algebra.precision import Precision, computed_in, pick_precision
@@ -28,6 +24,7 @@ from weightops.errors import CheckpointError, NonfiniteError, OutputError, TaskE
 from weightops.evaluation.pixels import PIXEL_BUDGET, Pixels
 from weightops.support.atomic import atomic_output
 from weightops.support.cache import cache_dir
+from weightops.support.lazy import F, nn, torch, without_gradients
 from weightops.support.progress import tracked
 from weightops.support.registry import unknown
 from weightops.tasks.task import SPLITS, Task
@@ -154,7 +151,7 @@ class ImageModel:
             features = self.module.encode_text(tokens.to(self.device))
         return F.normalize(features.float(), dim=-1)
 
-    @torch.no_grad()
+    @without_gradients
     def class_features(self, task: Task) -> torch.Tensor:
         """Return unit features of a task's classes, shape ``(classes, dim)``, float32.
 
@@ -167,6 +164,8 @@ class ImageModel:
             TaskError: for a task without classes.
             NonfiniteError: if the text encoder gives NaN or infinities.
         """
+        from safetensors.torch import load_file, save  # imports torch
+
         if task.class_order is not None:
             _say_order_is_unused(self.base.ref, task.name)
         if not task.classes:

@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
 from weightops.algebra.devices import pick_device
@@ -21,6 +18,7 @@ from weightops.errors import TaskError
 from weightops.evaluation.image_model import check_finite
 from weightops.evaluation.perplexity import check_causal, language_architecture
 from weightops.evaluation.units import PERPLEXITY
+from weightops.support.lazy import F, nn, torch, without_gradients
 from weightops.tasks.texts import TextTask
 
 LENGTH = 256
@@ -82,7 +80,7 @@ class LanguageModel:
             self._blocks[task, split] = text_blocks(self.base, task, split)
         return self._blocks[task, split]
 
-    @torch.no_grad()
+    @without_gradients
     def log_likelihoods(
         self,
         task: TextTask,
@@ -113,7 +111,7 @@ class LanguageModel:
         check_finite(torch.cat(bad), f"the logits of {task.name} {split}")
         return torch.cat(found)
 
-    @torch.no_grad()
+    @without_gradients
     def logits(
         self, blocks: torch.Tensor, batch_size: int, title: str
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

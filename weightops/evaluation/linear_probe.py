@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-
 from weightops.errors import OptionError, TaskError
 from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.zero_shot import encode_split, metrics
+from weightops.support.lazy import F, torch
 from weightops.tasks.split import split_indices
 from weightops.tasks.task import Task
 

@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
-import torch
-import torch.nn.functional as F
-from torch import nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -20,6 +17,7 @@ from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.opening import open_checkpoint
 from weightops.errors import CheckpointError, OptionError, WeightopsError
 from weightops.evaluation.image_model import ImageModel
+from weightops.support.lazy import F, nn, torch
 
 
 @dataclass(eq=False)

@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.engine.compare import compare
 from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.zero_shot import metrics, predict
+from weightops.support.lazy import torch
 from weightops.tasks.table import TaskList, as_tasks
 from weightops.tasks.task import AlteredImages, Images, ImageSubset, Task
 

@@ -6,16 +6,13 @@ import math
 import sys
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import nn
-
 from weightops.algebra.precision import Precision, computed_in, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.config_checks import library_errors
 from weightops.errors import CheckpointError, NonfiniteError, TaskError
 from weightops.evaluation.image_model import check_finite
+from weightops.support.lazy import F, nn, torch, without_gradients
 from weightops.support.progress import tracked
 from weightops.tasks.texts import read_text
 
@@ -93,7 +90,7 @@ def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
-@torch.no_grad()
+@without_gradients
 def perplexity(
     module: nn.Module, tokens: torch.Tensor, *, batch_size: int = 8, precision: Precision = "auto"
 ) -> float:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import PIL
-import torch
 import torchvision
 from PIL import Image, features
 from torchvision.transforms import Compose, Normalize
@@ -25,6 +24,7 @@ from torchvision.transforms import functional as F
 from weightops.errors import TaskError
 from weightops.support.cache import cache_dir
 from weightops.support.disk_tables import DiskTable
+from weightops.support.lazy import torch
 from weightops.support.progress import progress
 from weightops.tasks.check import refuse_faults
 from weightops.tasks.task import Images, digest_of, encoded_size_of

@@ -16,12 +16,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import NonfiniteError, OptionError, TaskError
 from weightops.support.json_files import read_json, write_json
+from weightops.support.lazy import torch
 from weightops.support.registry import unknown
 from weightops.support.text import first_few
 from weightops.tasks.scored import ScoredTask

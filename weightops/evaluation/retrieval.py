@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Set
 
-import torch
-
 from weightops.evaluation.image_model import ImageModel, check_finite
 from weightops.evaluation.zero_shot import encode_split
+from weightops.support.lazy import torch, without_gradients
 from weightops.support.progress import tracked
 from weightops.tasks.task import Images, Task, captions_of
 
@@ -16,7 +15,7 @@ DEPTHS = (1, 5, 10)
 _QUERIES_AT_A_TIME = 1024
 
 
-@torch.no_grad()
+@without_gradients
 def retrieval(
     model: ImageModel, task: Task, split: str, *, batch_size: int = 256
 ) -> dict[str, float]:

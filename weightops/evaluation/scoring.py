@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from weightops.algebra.devices import pick_device
 from weightops.algebra.precision import Precision
@@ -26,6 +25,7 @@ from weightops.evaluation.pixels import prepare_all
 from weightops.evaluation.programs import Candidate
 from weightops.evaluation.units import ACCURACY, PERPLEXITY, SCORE, Unit, unit_for
 from weightops.evaluation.zero_shot import metrics, predict, record
+from weightops.support.lazy import torch
 from weightops.task_vector import TaskVector
 from weightops.tasks.task import Task
 

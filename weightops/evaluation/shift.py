@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.zero_shot import zero_shot
+from weightops.support.lazy import nn
 from weightops.tasks.corrupted import CORRUPTIONS, SEVERITIES, CorruptedImages, corrupted
 from weightops.tasks.table import TaskLike, as_task
 from weightops.tasks.task import Task

@@ -11,9 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
-
 from weightops.errors import OptionError
+from weightops.support.lazy import torch
 from weightops.support.text import counted
 from weightops.tasks.scored import ScoredTask
 from weightops.tasks.task import Task

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from weightops.errors import TaskError
 from weightops.evaluation.batch_statistics import check_running_variances
 from weightops.evaluation.image_model import ImageModel, check_finite, prompts_id
+from weightops.support.lazy import torch, without_gradients
 from weightops.support.progress import progress
 from weightops.tasks.task import Task
 
@@ -76,7 +76,7 @@ def _joined(parts: list[torch.Tensor], empty: torch.Tensor) -> torch.Tensor:
     return torch.cat([empty, *(part.cpu() for part in parts)])
 
 
-@torch.no_grad()
+@without_gradients
 def logits(
     model: ImageModel,
     task: Task,
@@ -95,7 +95,7 @@ def logits(
         yield model.encode_image(images) @ head.T
 
 
-@torch.no_grad()
+@without_gradients
 def encode_split(
     model: ImageModel, task: Task, split: str, *, batch_size: int = 256, features: bool = False
 ) -> torch.Tensor:

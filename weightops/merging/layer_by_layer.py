@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.names import PerTensor, depths, layer_of
 from weightops.checkpoints.checkpoint import Checkpoint
@@ -19,6 +17,7 @@ from weightops.merging.merge import merge
 from weightops.statistics.collect import grams_of, in_names_of, in_single_precision, on_images
 from weightops.statistics.recording import Gram
 from weightops.statistics.statistic import statistic_source
+from weightops.support.lazy import torch
 from weightops.tasks.table import TaskLike, as_tasks
 
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
-import torch
-
 from weightops.algebra.dtypes import accumulator, is_editable
 from weightops.algebra.linear_form import Factor, LinearForm, tied_names
 from weightops.algebra.names import NameRules, depths, escape, layer_of
@@ -19,6 +17,7 @@ from weightops.engine.evaluate import buffered, reader
 from weightops.engine.plan import plan
 from weightops.errors import CheckpointError, RecipeError
 from weightops.merging.towers import depth_keys, stacked_towers
+from weightops.support.lazy import torch
 from weightops.support.text import portable
 
 

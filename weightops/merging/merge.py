@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
-
-import torch
-from torch import nn
+from typing import Any, TypeAlias, overload
 
 from weightops.algebra.linear_form import LinearForm, check_match
 from weightops.algebra.names import PerTensor
@@ -25,8 +22,9 @@ from weightops.merging.methods.method import Method
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import MethodLike, as_method
 from weightops.statistics.statistic import refuse_statistic
+from weightops.support.lazy import nn, torch
 
-_Lazy = str | Path | Checkpoint | Mapping[str, torch.Tensor]
+_Lazy: TypeAlias = "str | Path | Checkpoint | Mapping[str, torch.Tensor]"
 """The kinds of models that are merged lazily."""
 
 

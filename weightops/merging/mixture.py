@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.names import layer_of
 from weightops.checkpoints.checkpoint import Checkpoint
@@ -21,6 +19,7 @@ from weightops.merging.layers import Stack
 from weightops.merging.merge import merge
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.routers import router_rows
+from weightops.support.lazy import torch
 from weightops.support.registry import unknown
 from weightops.support.text import first_few
 
@@ -75,7 +74,7 @@ def make_mixture(
     model_type: str,
     *,
     seed: int = 0,
-    dtype: torch.dtype | None = None,
+    dtype: str | None = None,
     device: str = "cpu",
 ) -> Checkpoint:
     """Return a mixture of experts; all but its feed-forward layers and routers are the base's.
@@ -86,7 +85,7 @@ def make_mixture(
         mixture: the rest of what the recipe says.
         model_type: the model type of the mixture, see `family_of`.
         seed: the seed of random routers.
-        dtype: the dtype of the output; by default the base's.
+        dtype: the name of the dtype of the output; by default the base's.
         device: where to run the base on prompts.
 
     Raises:
@@ -113,7 +112,7 @@ def make_mixture(
         LinearForm.of(Stack(forms)), architecture.as_class(model_type, family.kind, settings)
     )
     _check_place(result, base, family)
-    return result.to(dtype or base.specs[names[0]].dtype)
+    return result.to(dtype or base.specs[names[0]].dtype_name)
 
 
 def family_of(mixture: Mixture, models: Iterable[Checkpoint]) -> str:

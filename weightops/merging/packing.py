@@ -7,9 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-import torch
-
 from weightops.algebra.dtypes import accumulator, is_editable
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.names import Each
@@ -25,6 +22,7 @@ from weightops.engine.plan import plan
 from weightops.errors import OptionError
 from weightops.merging.methods.option_values import per_input
 from weightops.support.arguments import check_arguments
+from weightops.support.lazy import np, torch
 from weightops.support.text import portable
 
 Packing = Literal["emr", "tall"]
@@ -87,14 +85,14 @@ class PackSource(ExpressionSource):
         for name in changed:
             width = -(-own[name].numel // 8)
             self.specs[UNIFIED + name] = own[name]
-            self.specs[MASKS + name] = Spec((len(self._tasks), width), torch.uint8)
+            self.specs[MASKS + name] = Spec((len(self._tasks), width), "uint8")
 
     def _measure(self, specs: Mapping[str, Spec]) -> tuple[list[float], list[str]]:
         """Return each task's scale, and the tensors that any task changes."""
         own, unified = (torch.zeros(len(self._tasks), dtype=torch.float64) for _ in range(2))
         changed = []
         for name, spec in specs.items():
-            if not is_editable(spec.dtype) or not spec.numel:
+            if not spec.is_editable or not spec.numel:
                 continue
             deltas = self._read(name, Scratch())
             if not bool(deltas.any()):

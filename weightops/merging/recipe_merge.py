@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from weightops.algebra.linear_form import LinearForm, check_match
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import open_matched
@@ -84,7 +82,7 @@ class RecipeMerge:
         text = yaml_text(merged.recipe)
         options = recipe.all_options
         merged.card = merge_card(recipe.method, recipe.models, recipe.base, text, options)
-        merged = merged.to(getattr(torch, recipe.dtype)) if recipe.dtype else merged
+        merged = merged.to(recipe.dtype) if recipe.dtype else merged
         if recipe.batchnorm in (None, "base"):
             return merged
         from weightops.evaluation.batchnorm import recompute_batchnorm
@@ -145,7 +143,6 @@ class RecipeMerge:
                 expert = open_matched(opened[ref], base)
                 check_match(base.form, expert.form, strict=False)
             experts.append(expert)
-        dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
         with located(recipe.lines.get("mixture", "")):
             return make_mixture(
                 base,
@@ -153,7 +150,7 @@ class RecipeMerge:
                 mixture,
                 model_type,
                 seed=recipe.seed,
-                dtype=dtype,
+                dtype=recipe.dtype,
                 device=self._device,
             )
 

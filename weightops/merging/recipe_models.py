@@ -6,12 +6,8 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from weightops.algebra.dtypes import is_editable
 from weightops.algebra.names import Each, PerTensor, matches
 from weightops.algebra.source import Spec
 from weightops.checkpoints.checkpoint import Checkpoint
@@ -78,12 +74,10 @@ def _widened(
 ) -> tuple[Sequence[Checkpoint], Checkpoint | None]:
     """Return models and base in the widest of their dtypes, where they have several."""
     whole = [model for model in (*models, base) if model and model.form.space == "weights"]
-    dtypes = {
-        spec.dtype for model in whole for spec in model.specs.values() if is_editable(spec.dtype)
-    }
+    dtypes = {s.dtype_name for model in whole for s in model.specs.values() if s.is_editable}
     if len(dtypes) < 2:
         return models, base
-    widest = reduce(torch.promote_types, dtypes)
+    widest = "float64" if "float64" in dtypes else "float32"  # which holds both 16-bit formats
     widened = [m.to(widest) if m.form.space == "weights" else m for m in models]
     return widened, base.to(widest) if base else None
 

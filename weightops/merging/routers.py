@@ -7,9 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-import torch.nn.functional as F
-
 from weightops.algebra.devices import pick_device
 from weightops.algebra.scratch import Scratch
 from weightops.checkpoints.checkpoint import Checkpoint
@@ -17,6 +14,7 @@ from weightops.errors import RecipeError
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.token_rows import rows_reader
 from weightops.merging.tokenizers import vocabulary_tensors
+from weightops.support.lazy import F, torch
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")

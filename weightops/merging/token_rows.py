@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from threading import Lock
 
-import torch
-
 from weightops.algebra.dtypes import accumulator
 from weightops.algebra.kernels import PIECE
 from weightops.algebra.linear_form import LinearForm, tied_names
@@ -16,6 +14,7 @@ from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ExpressionSource, Source, Spec
 from weightops.engine.evaluate import buffered, reader
 from weightops.engine.plan import plan
+from weightops.support.lazy import torch
 
 _ROWS = 4096
 """Rows that are summed at once for the mean of a table."""

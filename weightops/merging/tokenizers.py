@@ -10,8 +10,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.names import layer_of
 from weightops.algebra.source import Spec
@@ -29,6 +27,7 @@ from weightops.merging.vocabulary import (
     without_tokens,
 )
 from weightops.merging.yaml_lines import located
+from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -45,7 +44,7 @@ def vocabulary_tensors(specs: Mapping[str, Spec]) -> list[str]:
     """Return the names of the tensors that have a row for each token: embeddings and heads.
 
     >>> specs = {"model.embed_tokens.weight": (9, 4), "model.norm.weight": (9,)}
-    >>> vocabulary_tensors({n: Spec(s, torch.float32) for n, s in specs.items()})
+    >>> vocabulary_tensors({n: Spec(s, "float32") for n, s in specs.items()})
     ['model.embed_tokens.weight']
 
     Raises:

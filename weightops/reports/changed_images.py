@@ -10,10 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from weightops.errors import printable
 from weightops.search.session import Measured, file_name
+from weightops.support.lazy import torch
 from weightops.tasks.task import Task
 
 ALL_PICTURES = "changed.html"

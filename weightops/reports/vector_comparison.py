@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
-import torch
-
 from weightops.errors import MissingExtraError
 from weightops.reports.frontier import INK, blank_figure, svg_of
 from weightops.reports.page import Page, Section, Table, facts
+from weightops.support.lazy import torch
 from weightops.vector_comparison import Comparison, cosines
 
 log = logging.getLogger("weightops")

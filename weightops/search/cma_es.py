@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-import torch
-
 from weightops.search.goal import Choice, Coefficients
 from weightops.search.measurements import Measurements
 from weightops.search.racing import race
+from weightops.support.lazy import torch
 
 SHARE = 1 / 4
 """Share of the images on which candidates are measured."""

@@ -10,14 +10,12 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
 
 from weightops.algebra.names import escape
 from weightops.errors import NonfiniteError, OptionError
 from weightops.evaluation.scoring import IMAGES
 from weightops.search.session import EditSession, Vectors
+from weightops.support.lazy import F, nn, torch, without_gradients
 from weightops.tasks.seeds import seed as seed_of
 from weightops.tasks.task import Split, Task
 
@@ -82,7 +80,7 @@ class _Sum:
         self.lambdas = nn.Parameter(torch.full((len(vectors), width), START))
         self._column = {name: i if per == "tensor" else 0 for i, name in enumerate(self._deltas)}
 
-    @torch.no_grad()
+    @without_gradients
     def set(self) -> None:
         """Set the parameters to the present sum."""
         for name, deltas in self._deltas.items():
@@ -90,7 +88,7 @@ class _Sum:
             change = torch.tensordot(weights, deltas, dims=1)
             self._parameters[name].copy_(self._starts[name] + change)
 
-    @torch.no_grad()
+    @without_gradients
     def _take_gradient(self, name: str, parameter: torch.Tensor) -> None:
         assert parameter.grad is not None
         products = (self._deltas[name] * parameter.grad.float()).flatten(1).sum(1).cpu()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-
-import torch
+from typing import TypeAlias
 
 from weightops.evaluation.scoring import Order
 from weightops.search.goal import Coefficients
 from weightops.search.session import EditSession, Vectors, weighted_sum
+from weightops.support.lazy import torch
 from weightops.tasks.task import Task
 
-Guesses = dict[str, torch.Tensor]
+Guesses: TypeAlias = "dict[str, torch.Tensor]"
 """Task -> the guess for each of its first images."""
 
 FIRST, GROWTH, PIECE = 16, 4, 64

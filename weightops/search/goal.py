@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
-
-import torch
+from typing import Literal, TypeAlias
 
 from weightops.errors import NothingSatisfiesError, OptionError, UnknownNameError
 from weightops.evaluation.units import ACCURACY, Unit
+from weightops.support.lazy import torch
 from weightops.support.text import counted
 
 Rule = Literal["patching", "mean"]
@@ -26,7 +25,7 @@ CONFIDENCE = 1.64
 
 Coefficients = tuple[float, ...]
 
-Hits = Mapping[str, torch.Tensor]
+Hits: TypeAlias = "Mapping[str, torch.Tensor]"
 """Task -> a value for each of its samples, the higher the better, shape ``(n,)``: whether an image
 was classified correctly, or the mean log-likelihood of a block of text."""
 

@@ -6,10 +6,9 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 
-import torch
-
 from weightops.errors import NonfiniteError
 from weightops.search.goal import Choice, Coefficients, Goal, Hits, Point, shown
+from weightops.support.lazy import torch
 
 log = logging.getLogger("weightops")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.precision import Precision
@@ -30,6 +29,7 @@ from weightops.evaluation.linearized import LinearizedModel
 from weightops.evaluation.scoring import Order, scoring_for
 from weightops.search.goal import Coefficients, Goal, Hits
 from weightops.search.measurements import Measurements, image_count
+from weightops.support.lazy import torch
 from weightops.task_vector import TaskVector
 from weightops.tasks.task import Task
 from weightops.training.config import TrainingConfig, config_for

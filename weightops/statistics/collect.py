@@ -6,11 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
-
-import numpy as np
-import torch
-from torch import nn
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from weightops.algebra.devices import pick_device
 from weightops.algebra.kernels import has_nonfinite
@@ -28,13 +24,14 @@ from weightops.statistics.fishers import Labels, diagonal_fisher
 from weightops.statistics.recording import Gram, GramRecorder
 from weightops.statistics.statistic import Kind, statistic_source
 from weightops.support.arguments import check_arguments
+from weightops.support.lazy import nn, np, torch, without_gradients
 from weightops.support.progress import progress
 from weightops.support.ranges import Range
 from weightops.support.text import first_few, portable
 from weightops.tasks.table import TaskLike, as_task
 from weightops.tasks.task import Task
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 """Inputs of a model, and their labels: of images, or of tokens."""
 
 
@@ -245,7 +242,7 @@ def _flat_logits(run: Run, inputs: torch.Tensor) -> torch.Tensor:
     return run.logits(inputs).flatten(0, -2)
 
 
-@torch.no_grad()
+@without_gradients
 def grams_of(run: Run, batch_size: int, only: Collection[str] | None = None) -> dict[str, Gram]:
     """Return the Gram matrices of a module's weights, or of some of them."""
     recorder = GramRecorder(run.module, only)

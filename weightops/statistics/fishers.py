@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-import torch
-from torch import nn
+from weightops.support.lazy import nn, torch
 
 Labels = Literal["model", "true"]
 """Where the labels of a Fisher information come from: the model's predictions, or the data."""

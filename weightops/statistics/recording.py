@@ -7,12 +7,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from weightops.errors import CheckpointError
+from weightops.support.lazy import F, nn, torch
 
 _GROUPED_PRODUCT = getattr(torch.ops.aten, "_grouped_mm", None)
 """The operator of packed experts; older versions of torch lack it."""

@@ -6,8 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
@@ -16,6 +14,7 @@ from weightops.evaluation.image_model import ImageModel
 from weightops.statistics.collect import collect
 from weightops.statistics.statistic import record_of, statistic_source
 from weightops.support.atomic import check_free
+from weightops.support.lazy import torch
 from weightops.tasks.table import TaskLike, as_task
 
 log = logging.getLogger("weightops")

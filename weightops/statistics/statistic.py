@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
-
-from weightops.algebra.dtypes import name_of
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import MismatchError, SpaceError
+from weightops.support.lazy import torch
 from weightops.support.text import portable
 
 Kind = Literal["fisher", "gram"]
@@ -70,9 +68,9 @@ class Statistic:
         own = self.record.get("kind", kind)
         if own != kind:
             raise MismatchError(f"{self.ref} is a {own} statistic, and a {kind} is needed")
-        narrow = [n for n, s in self.checkpoint.specs.items() if s.dtype not in _WIDE]
+        narrow = [n for n, s in self.checkpoint.specs.items() if s.dtype_name not in _WIDE]
         if narrow:
-            dtype = name_of(self.checkpoint.specs[narrow[0]].dtype)
+            dtype = self.checkpoint.specs[narrow[0]].dtype_name
             raise MismatchError(
                 f"{self.ref} holds {narrow[0]} in {dtype}, and a statistic needs float32 or float64"
             )
@@ -115,4 +113,4 @@ class Statistic:
         }
 
 
-_WIDE = (torch.float32, torch.float64)
+_WIDE = ("float32", "float64")

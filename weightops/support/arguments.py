@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
-from types import NoneType
+from types import NoneType, SimpleNamespace
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from weightops.errors import OptionError
@@ -24,7 +25,7 @@ def check_arguments(declared: Callable[..., Any], **arguments: Any) -> None:
         UnknownNameError: for a value that isn't one of the choices.
         OptionError: for what isn't a number, or one that is outside of its range.
     """
-    hints = get_type_hints(declared, include_extras=True)
+    hints = hints_of(declared, arguments)
     for name, value in arguments.items():
         hint = hints[name]
         if NoneType in get_args(hint):
@@ -37,6 +38,21 @@ def check_arguments(declared: Callable[..., Any], **arguments: Any) -> None:
         for allowed in others if get_origin(hint) is Annotated else ():
             if isinstance(allowed, Range):
                 _check(name, value, first is int, allowed)
+
+
+def hints_of(declared: Callable[..., Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return the types of some parameters; other annotations, such as of tensors, aren't looked up.
+
+    >>> def power(base: torch.Tensor, exponent: float) -> torch.Tensor: ...
+    >>> hints_of(power, ["exponent"])
+    {'exponent': <class 'float'>}
+    """
+    if isinstance(declared, type):
+        return get_type_hints(declared, include_extras=True)
+    function = inspect.unwrap(declared)
+    wanted = {name: inspect.get_annotations(function)[name] for name in names}
+    chosen = SimpleNamespace(__annotations__=wanted)
+    return get_type_hints(chosen, function.__globals__, include_extras=True)
 
 
 def _check(name: str, value: Any, integer: bool, allowed: Range) -> None:

@@ -8,22 +8,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import finalize
 from zlib import crc32
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 from weightops.errors import OutputError
 from weightops.support.cache import ABOUT, cache_dir, in_use, make_room
 from weightops.support.json_files import write_json
+from weightops.support.lazy import np
 from weightops.support.locks import exclusive
 
 _ROWS, _MARKS = "rows.bin", "marks.bin"
 
-Bytes = npt.NDArray[np.uint8]
-Indices = npt.NDArray[np.int64]
+Bytes: TypeAlias = "npt.NDArray[np.uint8]"
+Indices: TypeAlias = "npt.NDArray[np.int64]"
 
 
 class DiskTable:

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from weightops.algebra.names import NameRules
 from weightops.errors import NonfiniteError
 from weightops.merging.average import average
+from weightops.support.lazy import dist, torch
 
 
 class Leaders:

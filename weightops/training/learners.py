@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.precision import Precision, computed_in, pick_precision
@@ -25,6 +22,7 @@ from weightops.evaluation.language_model import LanguageModel
 from weightops.evaluation.linearized import LinearizedModel
 from weightops.evaluation.perplexity import token_blocks, token_loss
 from weightops.evaluation.pixels import Pixels
+from weightops.support.lazy import F, nn, torch
 from weightops.support.text import portable
 from weightops.tasks.task import Task
 from weightops.tasks.texts import TextTask

@@ -13,8 +13,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
@@ -23,6 +21,7 @@ from weightops.evaluation.shift import effective_robustness, shift
 from weightops.evaluation.zero_shot import logits
 from weightops.support.atomic import atomic_output
 from weightops.support.json_files import write_json
+from weightops.support.lazy import torch
 from weightops.support.progress import job
 from weightops.support.ranges import Range
 from weightops.tasks.corrupted import CORRUPTIONS, SEVERITIES

@@ -9,11 +9,10 @@ from typing import Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
 from weightops.errors import OptionError
 from weightops.support.arguments import check_arguments
+from weightops.support.lazy import nn, torch
 from weightops.support.ranges import Range
 
 T = TypeVar("T")

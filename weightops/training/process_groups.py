@@ -10,14 +10,12 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Annotated, Any, NamedTuple, TypeVar
 
-import torch
-import torch.distributed as dist
-from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from weightops.errors import CheckpointError, OptionError
+from weightops.support.lazy import dist, nn, torch
 from weightops.support.ranges import Range
 from weightops.support.text import first_few
 from weightops.training.fsdp import gather, local_part, shard_

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from weightops.algebra.kernels import has_nonfinite
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
@@ -23,6 +21,7 @@ from weightops.errors import CheckpointError, NonfiniteError, OutputError
 from weightops.hub.cards import CardFacts, training_card
 from weightops.support.atomic import atomic_output, check_free, clear_killed
 from weightops.support.json_files import read_json
+from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")

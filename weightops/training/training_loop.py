@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
 from weightops.algebra.names import NameRules
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.errors import OptionError
+from weightops.support.lazy import F, torch, without_gradients
 from weightops.support.progress import progress
 from weightops.training.config import TrainingConfig
 from weightops.training.fsdp import TrainingState, gather, local_part
@@ -153,7 +152,7 @@ class _Ema:
         self._learner, self._decay = learner, decay
         self._mean = {n: t.detach().clone() for n, t in learner.state().items()} if decay else {}
 
-    @torch.no_grad()
+    @without_gradients
     def update(self) -> None:
         """Move the average towards the learner's tensors."""
         now = self._learner.state() if self._decay else {}

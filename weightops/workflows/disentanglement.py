@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-import torch
 
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError
 from weightops.evaluation.zero_shot import predict
 from weightops.search.session import EditSession
 from weightops.support.arguments import check_arguments
+from weightops.support.lazy import torch
 from weightops.support.ranges import Range
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import TaskList, as_tasks

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from weightops.algebra.precision import Precision
@@ -18,6 +17,7 @@ from weightops.merging.recipe import Recipe
 from weightops.search.glimpses import Glimpses, Guesses
 from weightops.search.goal import Coefficients
 from weightops.search.session import EditSession
+from weightops.support.lazy import torch, without_gradients
 from weightops.tasks.table import TaskList, as_tasks
 from weightops.tasks.task import Task
 from weightops.workflows.soup import short_names
@@ -209,7 +209,7 @@ class Explorer:
             "broken_pictures": examples(-1),
         }
 
-    @torch.no_grad()
+    @without_gradients
     def _guess_own(self, alpha: Coefficients) -> list[dict[str, Any]]:
         """Return what the edit takes one's own pictures for, by task."""
         with self._news:

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NonfiniteError, NothingSatisfiesError, OptionError
@@ -18,6 +16,7 @@ from weightops.search.session import EditSession
 from weightops.search.strategies import SearchOptions
 from weightops.support.arguments import check_arguments
 from weightops.support.docstrings import describe_arguments_as
+from weightops.support.lazy import torch
 from weightops.support.ranges import Range
 from weightops.task_vector import TaskVector
 from weightops.tasks.seeds import seed as seed_of

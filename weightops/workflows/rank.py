@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.kinds import several
@@ -25,6 +24,7 @@ from weightops.search.session import EditSession
 from weightops.search.strategies import ALPHAS
 from weightops.support.arguments import check_arguments
 from weightops.support.atomic import reserved
+from weightops.support.lazy import torch
 from weightops.support.progress import job
 from weightops.support.ranges import Range
 from weightops.task_vector import TaskVector

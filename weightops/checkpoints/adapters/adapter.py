@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
-
-import torch
 
 from weightops.algebra.source import Source
 from weightops.errors import SpaceError
+from weightops.support.lazy import torch
 from weightops.support.sibling_files import ADAPTER_CONFIG
 
 CONFIG = ADAPTER_CONFIG
@@ -62,6 +62,11 @@ class Adapter(Source):
                 "whole": whole,
             }
         }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify the stored tensors; no delta is computed for it."""
+        return self.stored.fingerprint
 
     @property
     def made_on(self) -> str | None:

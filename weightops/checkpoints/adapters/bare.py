@@ -14,13 +14,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from weightops.algebra.source import Source
 from weightops.checkpoints.adapters.adapter import CONFIG, PREFIX, Adapter
 from weightops.checkpoints.adapters.factors import BESIDE, ENDS, KINDS, Kind
 from weightops.checkpoints.adapters.lora import LoraSource, Selection, is_plain
 from weightops.errors import CheckpointError
+from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
 _HALVES = (

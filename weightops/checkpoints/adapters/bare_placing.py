@@ -8,8 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-import torch
-
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.adapters.bare import BareAdapter, Edit, is_unscaled
@@ -18,6 +16,7 @@ from weightops.checkpoints.adapters.ldm_names import in_diffusers
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.compressed import float_tensor
 from weightops.errors import MismatchError
+from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -49,7 +48,7 @@ class _Placed(Source):
         self.made_from = adapter.made_from
         self._adapter, self._edits, self._base = adapter, edits, base
         self._scales = {name: adapter.scale_of(edit) for name, edit in edits.items()}
-        self.specs = {name: Spec(base.specs[name].shape, torch.float32) for name in edits}
+        self.specs = {name: Spec(base.specs[name].shape, "float32") for name in edits}
         self.identity = adapter.identity and ("placed", adapter.identity, tuple(edits))
 
     @property

@@ -15,11 +15,11 @@ LyCORIS (arXiv 2309.14859) describes them for convolutions, and gives the factor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-import torch
+from weightops.support.lazy import torch
 
-ByEnd = Mapping[str, torch.Tensor]
+ByEnd: TypeAlias = "Mapping[str, torch.Tensor]"
 """The factors of an edit by what they are, such as "down"."""
 
 BESIDE = ("alpha", "magnitude", "magnitude of rows")

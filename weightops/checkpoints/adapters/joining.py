@@ -11,9 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, TypeAlias
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.scratch import Scratch
@@ -30,10 +28,11 @@ from weightops.engine.ranks import ONE_RANK, Ranks
 from weightops.errors import MismatchError, NonfiniteError, OptionError, SpaceError
 from weightops.support.atomic import Overwrite, atomic_output, check_free
 from weightops.support.json_files import write_json
+from weightops.support.lazy import torch
 
 log = logging.getLogger("weightops")
 
-_Pair = tuple[torch.Tensor, torch.Tensor]
+_Pair: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 
 
 class JoinedAdapter(Checkpoint):
@@ -57,7 +56,7 @@ class JoinedAdapter(Checkpoint):
         if rank is not None and rank < 1:
             raise OptionError(f"a rank is at least 1, not {rank}")
 
-    def to(self, dtype: torch.dtype) -> JoinedAdapter:
+    def to(self, dtype: torch.dtype | str) -> JoinedAdapter:
         """Refuse another dtype: the matrices are written in the precision of the sum."""
         raise OptionError("an adapter is written in float32", hint="leave out the dtype")
 
@@ -65,7 +64,7 @@ class JoinedAdapter(Checkpoint):
         self,
         path: str | Path,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         max_shard_size: int | None = None,
     ) -> Estimate:
         """Refuse: the size of a merged adapter is known when it is made."""
@@ -76,7 +75,7 @@ class JoinedAdapter(Checkpoint):
         path: str | Path,
         *,
         overwrite: Overwrite = False,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         max_shard_size: int | None = None,
         on_nonfinite: OnNonfinite = "warn",
         ranks: Ranks = ONE_RANK,

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
-import torch
-
+from weightops.algebra.dtypes import accumulator_name
 from weightops.algebra.scratch import Scratch
-from weightops.algebra.source import Factors, Source, Spec
+from weightops.algebra.source import Factors, Source, Spec, record_fingerprint
 from weightops.checkpoints.adapters.adapter import CONFIG, PREFIX, Adapter
 from weightops.errors import CheckpointError
+from weightops.support.lazy import torch
 
 HALF = re.compile(r"(?P<module>.+)\.lora_(?:embedding_)?(?P<which>[AB])(?:\.weight)?")
 """The name of one of the two matrices of a module, without the prefix."""
@@ -135,7 +136,7 @@ class LoraSource(Adapter):
         transposed = "lora_embedding_" in names["A"] or (self.transposed and is_linear)
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
         self.specs[f"{module}.weight"] = Spec(
-            shape[::-1] if transposed else shape, torch.promote_types(a.dtype, torch.float32)
+            shape[::-1] if transposed else shape, accumulator_name(a.dtype_name)
         )
         self.pairs[f"{module}.weight"] = Pair(names["A"], names["B"], scale, transposed)
 
@@ -160,6 +161,12 @@ class LoraSource(Adapter):
         if math.prod(shape) > 2**33:
             raise CheckpointError(f"{self.ref} claims a delta of shape {shape} for {module}")
         return alpha
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify the stored tensors and the scales of their products."""
+        scales = {name: pair.scale for name, pair in self.pairs.items()}
+        return record_fingerprint({"stored": self.stored.fingerprint, "scales": scales})
 
     def read(self, name: str) -> torch.Tensor:
         pair, spec = self.pairs[name], self.specs[name]

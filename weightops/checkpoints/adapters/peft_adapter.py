@@ -12,18 +12,16 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from threading import Lock
-from typing import Any
-
-import torch
-from torch import nn
+from typing import Any, TypeAlias
 
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.adapters.adapter import PREFIX, Adapter
 from weightops.checkpoints.adapters.lora import changed_base, check_pattern
 from weightops.errors import CheckpointError, missing_extra
+from weightops.support.lazy import nn, torch
 from weightops.support.text import first_few
 
-Read = Callable[[str], torch.Tensor]
+Read: TypeAlias = "Callable[[str], torch.Tensor]"
 
 _WRAPPERS = ("base_layer", "original_module", "token_adapter")
 """Parts that peft's layers put into the names of what they wrap."""
@@ -50,11 +48,6 @@ class PeftAdapter(Adapter):
         self.describe_as(
             _kind(config), ranks=[rank] if isinstance(rank, int) else [], modules=0, whole=[]
         )
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits that identify the stored tensors."""
-        return self.stored.fingerprint
 
     def merged(self, skeleton: nn.Module, specs: Mapping[str, Spec], read: Read) -> MergedLayers:
         """Return the tensors of a base that the adapter changes, changed.
@@ -132,7 +125,7 @@ class MergedLayers(Source):
     def add(self, names: Iterable[str]) -> None:
         """Add tensors of the base, which stay as they are unless the adapter changes them."""
         for name in names:
-            self.specs.setdefault(name, Spec(self._base_specs[name].shape, torch.float32))
+            self.specs.setdefault(name, Spec(self._base_specs[name].shape, "float32"))
 
     def read(self, name: str) -> torch.Tensor:
         layer = self._layer_of.get(name)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
-
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.checkpoint import Checkpoint
@@ -13,6 +11,7 @@ from weightops.checkpoints.conversion import Kind, TensorMapping
 from weightops.checkpoints.renamed import Renamed, renamed
 from weightops.checkpoints.renaming import matched_names
 from weightops.errors import MismatchError
+from weightops.support.lazy import nn
 from weightops.support.text import first_few
 
 

@@ -9,10 +9,6 @@ from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-from torch.nn.utils.parametrize import ParametrizationList
-
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.checkpoints.adapters.adapter import CONFIG, PREFIX, WEIGHTS
 from weightops.checkpoints.adapters.placing import keeps_transposed, looks_transposed
@@ -29,6 +25,7 @@ from weightops.checkpoints.ties import ends_in_memory
 from weightops.errors import OptionError
 from weightops.hub.cards import CardFacts
 from weightops.support.json_files import write_json
+from weightops.support.lazy import nn, torch
 from weightops.support.text import first_few, portable
 
 log = logging.getLogger("weightops")
@@ -295,7 +292,12 @@ def _kind(name: str, model: nn.Module) -> str | None:
     if last == "weight" and isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return "convolution" if module.groups == 1 else None
     is_leaf = place and not any(True for child in module.children() for _ in child.parameters())
-    known = (nn.MultiheadAttention, nn.modules.conv._ConvNd, nn.RNNBase, ParametrizationList)
+    known = (
+        nn.MultiheadAttention,
+        nn.modules.conv._ConvNd,
+        nn.RNNBase,
+        nn.utils.parametrize.ParametrizationList,
+    )
     if not is_leaf or isinstance(module, known) or weight.dim() not in (2, 3) or len(weight) == 1:
         return None
     stacked_transposed = weight.dim() == 3 and getattr(module, "is_transposed", False)

@@ -7,9 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any, NamedTuple, TypeAlias
 
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.source import Source, Spec
@@ -17,9 +15,10 @@ from weightops.checkpoints.formats.memory import MemorySource
 from weightops.engine.evaluate import allocate, materialize
 from weightops.engine.layout import layout
 from weightops.errors import CheckpointError, NonfiniteError, OptionError
+from weightops.support.lazy import torch
 from weightops.support.registry import unknown
 
-StoredTensors = dict[str, torch.Tensor]
+StoredTensors: TypeAlias = "dict[str, torch.Tensor]"
 """Suffix of a name -> one of the tensors that a delta is stored as."""
 
 _LOSSLESS = -1.0
@@ -241,7 +240,7 @@ class CompressedSource(Source):
             record = made_from["compressed"]
             self._coding, _ = coding(record["how"])
             self.specs = {
-                name: Spec(_shape(shape), torch.float32) for name, shape in record["shapes"].items()
+                name: Spec(_shape(shape), "float32") for name, shape in record["shapes"].items()
             }
             self.ties = {
                 alias: name

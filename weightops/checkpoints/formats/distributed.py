@@ -10,8 +10,6 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.formats.budget import OBJECT, Budget
 from weightops.checkpoints.formats.pickle_objects import NAMED_DTYPES, Global, StandIn, short_name
@@ -21,6 +19,7 @@ from weightops.checkpoints.formats.torch_zip import read_tensor
 from weightops.checkpoints.formats.unpickler import Unpickler
 from weightops.errors import CheckpointError
 from weightops.support.input_files import InputFile
+from weightops.support.lazy import torch
 from weightops.support.sibling_files import sibling
 
 _MARK = b"torch.distributed.checkpoint.metadata"
@@ -81,7 +80,7 @@ class DcpSource(Source):
             check_boxes(name, self.specs[name], self._chunks[name])
         files = {chunk.file for chunks in self._chunks.values() for chunk in chunks}
         self.files = [InputFile.of(file) for file in (path, *sorted(files))]
-        claimed = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in self.specs.values())
+        claimed = sum(math.prod(spec.shape) * spec.itemsize for spec in self.specs.values())
         stored = sum(file.size for file in self.files)
         if claimed > EXPANSION * stored + 65536:
             raise CheckpointError(
@@ -166,7 +165,7 @@ def check_boxes(name: str, spec: Spec, chunks: list[Chunk]) -> None:
     sound = all(
         len(chunk.offsets) == len(spec.shape) == len(chunk.sizes)
         and all(s.stop <= size for s, size in zip(chunk.slices, spec.shape, strict=True))
-        and math.prod(chunk.sizes) * spec.dtype.itemsize <= chunk.length
+        and math.prod(chunk.sizes) * spec.itemsize <= chunk.length
         for chunk in chunks
     )
     apart = len({chunk.offsets for chunk in chunks}) == len(chunks)

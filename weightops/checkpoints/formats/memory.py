@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
-
 from weightops.algebra.source import Source, Spec
 from weightops.errors import CheckpointError
+from weightops.support.lazy import torch
 
 
 class _Place(NamedTuple):

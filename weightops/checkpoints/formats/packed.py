@@ -9,13 +9,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-import torch
-
 from weightops.algebra.dtypes import accumulator, is_editable
 from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ComputedSource, Source, Spec
 from weightops.errors import CheckpointError
+from weightops.support.lazy import np, torch
 from weightops.support.registry import unknown
 
 BASE, UNIFIED, MASKS = "base/", "unified/", "masks/"
@@ -114,7 +112,7 @@ def _checked(
                 base is None
                 or base.shape != spec.shape
                 or not is_editable(base.dtype)
-                or masks != Spec((len(tasks), width), torch.uint8)
+                or masks != Spec((len(tasks), width), "uint8")
             ):
                 raise CheckpointError(f"{stored.ref} is damaged at {inner}")
     return tasks, scales, ties

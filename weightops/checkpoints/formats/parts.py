@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from weightops.algebra.source import Source, Spec
 from weightops.checkpoints.formats import safetensors
 from weightops.checkpoints.formats.distributed import Chunk, check_boxes
 from weightops.checkpoints.formats.safetensors import SafetensorsSource
 from weightops.errors import CheckpointError
 from weightops.support.json_files import read_json
+from weightops.support.lazy import torch
 from weightops.support.sibling_files import sibling
 
 _INDEX = "model.safetensors.index.json"
@@ -102,13 +101,13 @@ class PartsSource(Source):
         self.ref = str(next(iter(sources)).parent)
         self._sources = sources
         self._chunks: dict[str, dict[tuple[int, ...], Chunk]] = {}
-        dtypes: dict[str, torch.dtype] = {}
+        dtypes: dict[str, str] = {}
         for file, source in self._sources.items():
             for name, spec in source.specs.items():
                 begin = (source.offsets or {}).get(name, (0,) * len(spec.shape))
                 chunk = Chunk(begin, spec.shape, file, 0, spec.nbytes)
                 self._chunks.setdefault(name, {}).setdefault(begin, chunk)
-                if dtypes.setdefault(name, spec.dtype) != spec.dtype:
+                if dtypes.setdefault(name, spec.dtype_name) != spec.dtype_name:
                     raise CheckpointError(f"the parts of {name} in {self.ref} differ in dtype")
         self.specs = {
             name: Spec(_whole(list(chunks.values())), dtypes[name])

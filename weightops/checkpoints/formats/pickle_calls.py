@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
+from weightops.algebra.dtypes import ITEM_SIZES
 from weightops.checkpoints.formats.pickle_objects import (
     NAMED_DTYPES,
     STORAGES,
@@ -24,7 +23,7 @@ from weightops.errors import CheckpointError
 
 
 def stored_tensor(
-    storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any, dtype: torch.dtype | None = None
+    storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any, dtype: str | None = None
 ) -> StoredTensor:
     """Describe a tensor after a check that all its elements are in its storage.
 
@@ -47,7 +46,7 @@ def stored_tensor(
             hint="save it after resolve_conj() and resolve_neg()",
         )
     element = dtype or storage.dtype
-    capacity = storage.numel * storage.dtype.itemsize // element.itemsize
+    capacity = storage.numel * storage.itemsize // ITEM_SIZES[element]
     last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
     if 0 not in sizes and last >= capacity:
         raise CheckpointError(

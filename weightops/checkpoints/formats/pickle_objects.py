@@ -6,32 +6,28 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
+from weightops.algebra.dtypes import ITEM_SIZES
 
-NAMED_DTYPES = {
-    str(value): value
-    for name, value in sorted(vars(torch).items())
-    if isinstance(value, torch.dtype)
-}
-"""The name of a dtype in pickles, such as ``torch.float32`` -> the dtype."""
+NAMED_DTYPES = {f"torch.{name}": name for name in ITEM_SIZES}
+"""The name of a dtype in pickles, such as ``torch.float32`` -> its short name."""
 
 STORAGES = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-    "torch.ComplexDoubleStorage": torch.complex128,
-    "torch.ComplexFloatStorage": torch.complex64,
-    "torch.UntypedStorage": torch.uint8,
-    "torch.storage.UntypedStorage": torch.uint8,
+    "torch.DoubleStorage": "float64",
+    "torch.FloatStorage": "float32",
+    "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.LongStorage": "int64",
+    "torch.IntStorage": "int32",
+    "torch.ShortStorage": "int16",
+    "torch.CharStorage": "int8",
+    "torch.ByteStorage": "uint8",
+    "torch.BoolStorage": "bool",
+    "torch.ComplexDoubleStorage": "complex128",
+    "torch.ComplexFloatStorage": "complex64",
+    "torch.UntypedStorage": "uint8",
+    "torch.storage.UntypedStorage": "uint8",
 }
-"""The name of a class of storages in pickles -> the dtype of its elements."""
+"""The name of a class of storages in pickles -> the short name of the dtype of its elements."""
 
 
 class Global(NamedTuple):
@@ -67,24 +63,34 @@ class Storage(NamedTuple):
     """A range of elements among the bytes that a file keeps under a key."""
 
     key: str
-    dtype: torch.dtype
+    dtype: str
     start: int
     numel: int
+
+    @property
+    def itemsize(self) -> int:
+        """The bytes of one element."""
+        return ITEM_SIZES[self.dtype]
 
 
 class StoredTensor(NamedTuple):
     """A strided view of a storage; two with equal fields are one tensor."""
 
     storage: Storage
-    dtype: torch.dtype
+    dtype: str
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
     @property
+    def itemsize(self) -> int:
+        """The bytes of one element."""
+        return ITEM_SIZES[self.dtype]
+
+    @property
     def nbytes(self) -> int:
         """The number of bytes of the tensor when it is made dense."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * self.itemsize
 
 
 def short_name(value: Any) -> str:

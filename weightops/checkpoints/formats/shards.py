@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from weightops.algebra.same_bits import same_sample
 from weightops.algebra.scratch import Scratch
@@ -16,6 +15,7 @@ from weightops.algebra.source import Source
 from weightops.checkpoints.formats.parts import check_claim
 from weightops.errors import CheckpointError
 from weightops.support.json_files import read_json
+from weightops.support.lazy import torch
 from weightops.support.sibling_files import sibling
 from weightops.support.text import first_few
 
@@ -81,6 +81,11 @@ class ShardedSource(Source):
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
         name = name if name in self._owner else self.ties[name]
         return self._owner[name].open(name, scratch)
+
+    def samples(self, names: Iterable[str]) -> Iterator[bytes]:
+        owned = (name if name in self._owner else self.ties[name] for name in names)
+        for owner, group in groupby(owned, self._owner.__getitem__):
+            yield from owner.samples(group)
 
 
 def recognises(path: Path) -> bool:

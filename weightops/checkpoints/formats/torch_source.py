@@ -16,11 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from weightops.algebra.scratch import Scratch, Slot
+from weightops.algebra.dtypes import dtype_of
 from weightops.algebra.source import Source, Spec, read_flat
 from weightops.checkpoints.formats.budget import Budget
+from weightops.checkpoints.formats.file_source import Extent, FileSource
 from weightops.checkpoints.formats.pickle_objects import (
     STORAGES,
     Global,
@@ -32,6 +31,7 @@ from weightops.checkpoints.formats.state_dicts import at_key, named_tensors, wei
 from weightops.checkpoints.formats.unpickler import with_refused_names
 from weightops.errors import CheckpointError
 from weightops.support.input_files import InputFile
+from weightops.support.lazy import torch
 
 DAMAGE = (
     zipfile.BadZipFile,
@@ -46,18 +46,6 @@ DAMAGE = (
 
 EXPANSION = 8
 """The most bytes of dense tensors for each byte of a file; files that claim more are traps."""
-
-
-class Extent(NamedTuple):
-    """A range of bytes in a file."""
-
-    start: int
-    length: int
-
-    @property
-    def slice(self) -> slice:
-        """The range as a slice."""
-        return slice(self.start, self.start + self.length)
 
 
 class TorchContent(NamedTuple):
@@ -76,7 +64,7 @@ class TorchContent(NamedTuple):
     budget: Budget
 
 
-class TorchSource(Source):
+class TorchSource(FileSource):
     """The tensors of one torch file, each built when it is read.
 
     Nothing stays open or mapped, so that any number of files can be.
@@ -114,29 +102,21 @@ class TorchSource(Source):
     def read(self, name: str) -> torch.Tensor:
         tensor, [file] = self._tensors[name], self.files
         if not tensor.nbytes:
-            return torch.empty(tensor.shape, dtype=tensor.dtype)
+            return torch.empty(tensor.shape, dtype=dtype_of(tensor.dtype))
         span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True))
-        flat = read_flat(file, self._begin(tensor), span, tensor.dtype)
+        flat = read_flat(file, self._begin(tensor), span, dtype_of(tensor.dtype))
         return flat.as_strided(tensor.shape, tensor.stride)
 
-    def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
-        tensor, width, [file] = self._tensors[name], self.specs[name].dtype.itemsize, self.files
-        if tensor.stride != contiguous_stride(tensor.shape):
-            return super().open(name, scratch)
-        begin = self._begin(tensor)
-
-        def elements(start: int, stop: int) -> torch.Tensor:
-            out = scratch.get(Slot.RESULT, stop - start, tensor.dtype, torch.device("cpu"))
-            file.read_into(out.view(torch.uint8).numpy().data, begin + start * width)
-            return out
-
-        return elements
+    def extent(self, name: str) -> Extent | None:
+        tensor = self._tensors[name]
+        is_dense = tensor.stride == contiguous_stride(tensor.shape)
+        return Extent(self._begin(tensor), tensor.nbytes) if is_dense else None
 
     def _begin(self, tensor: StoredTensor) -> int:
         """Return where in the file the elements of a tensor begin."""
         storage = tensor.storage
-        begin = self._extents[storage.key].start + storage.start * storage.dtype.itemsize
-        return begin + tensor.offset * tensor.dtype.itemsize
+        begin = self._extents[storage.key].start + storage.start * storage.itemsize
+        return begin + tensor.offset * tensor.itemsize
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -147,11 +127,11 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
 def dense(tensor: StoredTensor, stored: torch.Tensor) -> torch.Tensor:
     """Return a tensor from the bytes of its storage."""
     if not tensor.nbytes:
-        return torch.empty(tensor.shape, dtype=tensor.dtype)
-    storage, width = tensor.storage, tensor.dtype.itemsize
-    begin = storage.start * storage.dtype.itemsize
-    elements = stored[begin : begin + storage.numel * storage.dtype.itemsize // width * width]
-    typed = (elements.clone() if begin % width else elements).view(tensor.dtype)
+        return torch.empty(tensor.shape, dtype=dtype_of(tensor.dtype))
+    storage, width = tensor.storage, tensor.itemsize
+    begin = storage.start * storage.itemsize
+    elements = stored[begin : begin + storage.numel * storage.itemsize // width * width]
+    typed = (elements.clone() if begin % width else elements).view(dtype_of(tensor.dtype))
     return typed.as_strided(tensor.shape, tensor.stride, typed.storage_offset() + tensor.offset)
 
 
@@ -164,7 +144,7 @@ def check_storage(name: str, storage: Storage, extents: Mapping[str, Extent]) ->
     extent = extents.get(storage.key)
     if extent is None:
         raise CheckpointError(f"{name} is in storage {storage.key!r}, which it doesn't hold")
-    need = (storage.start + storage.numel) * storage.dtype.itemsize
+    need = (storage.start + storage.numel) * storage.itemsize
     if need > extent.length:
         raise CheckpointError(
             f"{name} is in storage {storage.key!r} of {need:,} bytes, "
@@ -250,7 +230,7 @@ def counted_extent(data: mmap.mmap, at: int, storage: Storage) -> Extent:
     """
     head = data[at : at + 8]
     numel = int.from_bytes(head, "little", signed=True)
-    length = numel * storage.dtype.itemsize
+    length = numel * storage.itemsize
     if len(head) < 8 or numel < 0 or at + 8 + length > len(data):
         raise CheckpointError(
             f"storage {storage.key!r} claims {length:,} bytes, more than the file has"

@@ -9,9 +9,9 @@ from typing import Any
 
 from weightops.algebra.source import Source
 from weightops.checkpoints.formats.budget import Budget
+from weightops.checkpoints.formats.file_source import Extent
 from weightops.checkpoints.formats.pickle_objects import Storage, short_name
 from weightops.checkpoints.formats.torch_source import (
-    Extent,
     TorchContent,
     counted_extent,
     is_key,

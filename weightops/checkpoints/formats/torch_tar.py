@@ -13,10 +13,10 @@ from typing import Any
 
 from weightops.algebra.source import Source
 from weightops.checkpoints.formats.budget import Budget
+from weightops.checkpoints.formats.file_source import Extent
 from weightops.checkpoints.formats.pickle_calls import stored_tensor
 from weightops.checkpoints.formats.pickle_objects import Storage, StoredTensor, short_name
 from weightops.checkpoints.formats.torch_source import (
-    Extent,
     FileView,
     TorchContent,
     counted_extent,
@@ -75,7 +75,7 @@ class _TarReader:
             key, _, kind = self._table_entry()
             storage = storage_of(("storage", kind, key, "cpu", 0))
             extent = counted_extent(self._data, self._data.tell(), storage)
-            numel = extent.length // storage.dtype.itemsize
+            numel = extent.length // storage.itemsize
             self._extents[str(key)] = extent
             self._storages[str(key)] = storage._replace(numel=numel)
             self._data.seek(extent.slice.stop)

@@ -8,15 +8,13 @@ import struct
 import zipfile
 from pathlib import Path
 
-import torch
-
 from weightops.algebra.source import Source
 from weightops.checkpoints.formats.budget import Budget
+from weightops.checkpoints.formats.file_source import Extent
 from weightops.checkpoints.formats.pickle_objects import StoredTensor
 from weightops.checkpoints.formats.torch_source import (
     DAMAGE,
     EXPANSION,
-    Extent,
     FileView,
     TorchContent,
     check_storage,
@@ -26,6 +24,7 @@ from weightops.checkpoints.formats.torch_source import (
 )
 from weightops.checkpoints.formats.unpickler import Unpickler
 from weightops.errors import CheckpointError
+from weightops.support.lazy import torch
 
 
 def recognises(path: Path) -> bool:

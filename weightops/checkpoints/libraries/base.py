@@ -11,17 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from torch import nn
 from typing_extensions import Self
 
 from weightops.checkpoints.libraries.config_checks import library_errors
 from weightops.checkpoints.libraries.memory_names import MemoryNames
-from weightops.checkpoints.libraries.model_size import bounded
 from weightops.checkpoints.skeleton import blank_copy
 from weightops.errors import CheckpointError, WeightopsError
 from weightops.hub.cards import CardFacts
 from weightops.support.json_files import read_json, write_json
+from weightops.support.lazy import nn, torch
 from weightops.support.sibling_files import ADAPTER_CONFIG, copy_companions, other_companions
 from weightops.support.text import first_few
 
@@ -95,6 +93,8 @@ class Architecture(ABC):
     @contextmanager
     def _building(self) -> Iterator[None]:
         """Convert the errors of a library that builds a module, and bound the module's size."""
+        from weightops.checkpoints.libraries.model_size import bounded  # imports torch
+
         fact = f"{self.library} can't build the model of {self.config_path}"
         with library_errors(fact), bounded(self.config, self.config_path):
             yield
@@ -179,7 +179,7 @@ class Architecture(ABC):
                 settings[prefix.rstrip(".")] = read_json(path)
         return settings
 
-    def in_dtype(self, dtype: torch.dtype) -> Self:
+    def in_dtype(self, dtype: torch.dtype | str) -> Self:
         """Return the architecture for weights in another dtype, which a setting may name."""
         return self
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.clip_conversion import preprocess_cfg
 from weightops.checkpoints.libraries.config_checks import library_errors
 from weightops.checkpoints.libraries.transformers import TransformersArchitecture
+from weightops.support.lazy import torch
 
 DUAL_ENCODERS = frozenset({"siglip", "metaclip_2", "altclip", "chinese_clip"})
 """Values of ``model_type`` in configurations. SigLIP 2 of a fixed size is called siglip, too."""

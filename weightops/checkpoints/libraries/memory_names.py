@@ -13,11 +13,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
 from weightops.algebra.source import Spec
 from weightops.checkpoints.conversion import Conversion, TensorMapping
+from weightops.support.lazy import nn, torch
 
 
 class _Group(NamedTuple):

@@ -7,12 +7,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
 from weightops.checkpoints.libraries.config_checks import entries
 from weightops.errors import CheckpointError
+from weightops.support.lazy import torch
 from weightops.support.sibling_files import is_weights_file
 
 _TIMES = 16

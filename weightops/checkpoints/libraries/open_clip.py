@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from typing_extensions import Self
 
 from weightops.checkpoints.libraries.base import Architecture
@@ -23,6 +21,7 @@ from weightops.hub.cards import CardFacts
 from weightops.hub.push import THIS_FOLDER
 from weightops.support.cache import cached_folder
 from weightops.support.json_files import write_json
+from weightops.support.lazy import nn, torch
 from weightops.support.text import first_few
 
 CONFIG = "open_clip_config.json"

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from typing_extensions import Self
 
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.errors import CheckpointError
 from weightops.hub.cards import CardFacts
 from weightops.support.json_files import read_json
+from weightops.support.lazy import nn, torch
 
 
 class OtherFolder(Architecture):

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from typing_extensions import Self
 
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.config_checks import check_config, library_errors
 from weightops.errors import CheckpointError
 from weightops.hub.cards import CardFacts
+from weightops.support.lazy import nn, torch
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from typing_extensions import Self
 
 from weightops.algebra.dtypes import name_of
@@ -20,6 +18,7 @@ from weightops.checkpoints.libraries.transformers_kinds import facts_of
 from weightops.errors import CheckpointError, missing_extra
 from weightops.hub.cards import CardFacts
 from weightops.support.cache import cached_folder
+from weightops.support.lazy import nn, torch
 
 log = logging.getLogger("weightops")
 
@@ -96,7 +95,7 @@ class TransformersArchitecture(Architecture):
     def names_in_memory(self) -> MemoryNames | None:
         return MemoryNames.of(self.skeleton) if self.skeleton is not None else None
 
-    def in_dtype(self, dtype: torch.dtype) -> Self:
+    def in_dtype(self, dtype: torch.dtype | str) -> Self:
         named: dict[str, Any] = {
             key: name_of(dtype) for key in ("dtype", "torch_dtype") if key in self.config
         }

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from functools import cached_property
 from threading import Lock
 
-import torch
-
 from weightops.algebra.linear_form import LinearForm, check_match, tied_names
 from weightops.algebra.provenance import provenance
 from weightops.algebra.scratch import Scratch
@@ -16,6 +14,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.in_memory import InMemory
 from weightops.merging.alignment.axes import find_axes
 from weightops.merging.alignment.matching import Orders, match_weights, permuted
+from weightops.support.lazy import torch
 
 
 def align(model: Checkpoint, reference: Checkpoint) -> Checkpoint:

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from weightops.algebra.source import Spec
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.errors import MismatchError
 from weightops.merging.alignment.families import FAMILIES, Family
+from weightops.support.lazy import nn
 from weightops.support.text import first_few
 
 QKV = ("q", "k", "v")

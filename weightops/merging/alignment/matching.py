@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-
-import torch
+from typing import TypeAlias
 
 from weightops.algebra.dtypes import accumulator
 from weightops.errors import NonfiniteError, missing_extra
 from weightops.merging.alignment.axes import QKV, Axes, Heads, group_of
+from weightops.support.lazy import torch
 
-Read = Callable[[str], torch.Tensor]
-Orders = dict[str, torch.Tensor]
+Read: TypeAlias = "Callable[[str], torch.Tensor]"
+Orders: TypeAlias = "dict[str, torch.Tensor]"
 Use = tuple[str, int, str]
 """A tensor, one of its axes, and the axis' label."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-
 from weightops.algebra.kernels import add_rows
 from weightops.algebra.names import Each
 from weightops.engine.reduce import sums
@@ -14,6 +12,7 @@ from weightops.merging.methods.inputs import TensorInputs
 from weightops.merging.methods.kept_elements import ALL, Cutoff, cutoffs
 from weightops.merging.methods.method import chunks
 from weightops.merging.methods.option_values import fraction, per_input
+from weightops.support.lazy import torch
 
 Unselected = Literal["drop", "merge"]
 

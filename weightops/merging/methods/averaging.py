@@ -5,15 +5,17 @@ Where the coefficients depend on the tensors, it is through their inner products
 
 from __future__ import annotations
 
-import torch
+from functools import reduce
+from operator import add
 
 from weightops.errors import OptionError
 from weightops.merging.methods.consensus import Divisor, divisor
-from weightops.merging.methods.method import combination
+from weightops.merging.methods.method import combination, fixed_combination
+from weightops.support.lazy import torch
 
 
-@combination("weights")
-def linear(weights: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
+@fixed_combination("weights")
+def linear(weights: list[float], *, normalize: bool = True) -> list[float]:
     """Average the models by weights; equal weights give the uniform soup.
 
         merged = sum_i w_i theta_i / sum_i w_i
@@ -21,7 +23,7 @@ def linear(weights: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
     Source: model soups, arXiv 2203.05482.
 
     Args:
-        weights: shape ``(k,)``.
+        weights: k numbers.
         normalize: divide by the sum of the weights.
 
     Raises:
@@ -29,14 +31,14 @@ def linear(weights: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
     """
     if not normalize:
         return weights
-    total = weights.sum()
+    total = reduce(add, weights)
     if total == 0:
         raise OptionError("the weights of an average must not sum to 0")
-    return weights / total
+    return [weight / total for weight in weights]
 
 
-@combination("delta")
-def task_arithmetic(weights: torch.Tensor, *, normalize: Divisor = "none") -> torch.Tensor:
+@fixed_combination("delta")
+def task_arithmetic(weights: list[float], *, normalize: Divisor = "none") -> list[float]:
     """Add the task vectors.
 
         merged = sum_i w_i tau_i / n
@@ -44,37 +46,36 @@ def task_arithmetic(weights: torch.Tensor, *, normalize: Divisor = "none") -> to
     Source: task arithmetic, arXiv 2212.04089.
 
     Args:
-        weights: shape ``(k,)``.
+        weights: k numbers.
         normalize: the divisor n: "none" is 1, "weights" is sum_i w_i where that isn't 0.
     """
-    return weights / divisor(weights, normalize)
+    number = divisor(reduce(add, weights), normalize)
+    return [weight / number for weight in weights]
 
 
-@combination("weights")
-def ema(weights: torch.Tensor, *, decay: float = 0.9) -> torch.Tensor:
+@fixed_combination("weights")
+def ema(weights: list[float], *, decay: float = 0.9) -> list[float]:
     """Take the exponential moving average over the checkpoints of a run, from the oldest on.
 
         mu_1 = theta_1
         mu_i = decay mu_(i-1) + (1 - decay) theta_i
 
     Args:
-        weights: shape ``(k,)``; their values don't matter.
+        weights: k numbers; their values don't matter.
         decay: from 0, which gives the last checkpoint, to 1, which gives the first.
     """
-    ages = torch.arange(len(weights) - 1, -1, -1, dtype=weights.dtype)
-    coefficients = (1 - decay) * decay**ages
-    coefficients[0] = decay ** (len(weights) - 1)
-    return coefficients
+    oldest = len(weights) - 1
+    return [decay**oldest, *((1 - decay) * decay**age for age in reversed(range(oldest)))]
 
 
-@combination("weights")
-def passthrough(weights: torch.Tensor, *, index: int = 0, scale: float = 1.0) -> torch.Tensor:
+@fixed_combination("weights")
+def passthrough(weights: list[float], *, index: int = 0, scale: float = 1.0) -> list[float]:
     """Take one of the models, multiplied by a number.
 
         merged = scale theta_index
 
     Args:
-        weights: shape ``(k,)``; their values don't matter.
+        weights: k numbers; their values don't matter.
         index: the position of the model; negative ones count from the last.
         scale: the factor.
 
@@ -83,7 +84,7 @@ def passthrough(weights: torch.Tensor, *, index: int = 0, scale: float = 1.0) ->
     """
     if not -len(weights) <= index < len(weights):
         raise OptionError(f"there is no model {index} among {len(weights)}")
-    chosen = torch.zeros_like(weights)
+    chosen = [0.0] * len(weights)
     chosen[index] = scale
     return chosen
 

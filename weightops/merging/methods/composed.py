@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import Factors
@@ -15,6 +13,7 @@ from weightops.merging.methods.low_rank import nonfinite
 from weightops.merging.methods.method import with_factors
 from weightops.merging.methods.option_values import fraction
 from weightops.merging.methods.spectral import decompose
+from weightops.support.lazy import torch
 
 _RANK = 1e-5
 """The share of the largest singular value below which a direction is rounding: float32 weights

@@ -15,20 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
-
 from weightops.algebra.kernels import add_rows
 from weightops.engine.reduce import sums
 from weightops.merging.methods.inputs import Chunk, TensorInputs
+from weightops.support.lazy import torch
 
 Normalize = Literal["weights", "count", "none"]
 Divisor = Literal["weights", "none"]
 """The divisor where all deltas agree: the sum of the weights, where that isn't 0, or 1."""
 
 
-def divisor(weights: torch.Tensor, normalize: Divisor) -> float:
-    """Return the number that a sum of weighted deltas is divided by."""
-    total = float(weights.sum())
+def divisor(total: float, normalize: Divisor) -> float:
+    """Return the number that deltas are divided by whose weights have a sum."""
     return total if normalize == "weights" and abs(total) >= _NO_SUM else 1.0
 
 
@@ -55,7 +53,7 @@ def consensus(
     """
     multiply_(deltas, weights if scale is None else weights * scale)
     if not elect:
-        number = divisor(weights, "weights" if normalize == "weights" else "none")
+        number = divisor(float(weights.sum()), "weights" if normalize == "weights" else "none")
         total = add_rows(deltas)
         return total if number == 1 else total.div_(number)
     sign = elect_(deltas)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from weightops.errors import MethodError, OptionError
 from weightops.merging.methods.option_values import fraction
+from weightops.support.lazy import torch
 
 _UNEXPLAINED = 1e-6
 """The least share of an input's variance that the inputs before it may leave: float32 sums have no

@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
-
 from weightops.algebra.kernels import add_rows
 from weightops.errors import OptionError
 from weightops.merging.methods.inputs import Chunk, TensorInputs, sample_size
 from weightops.merging.methods.kept_elements import cutoffs
 from weightops.merging.methods.method import chunks
 from weightops.merging.methods.rows import vector_length
+from weightops.support.lazy import torch
 
 _EPSILON = 1e-8
 """What is added to probabilities before their logarithm is taken."""

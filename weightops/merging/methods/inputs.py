@@ -7,16 +7,14 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from hashlib import sha256
 from itertools import accumulate
 from threading import RLock
-from typing import Any, NamedTuple, TypeVar
-
-import numpy as np
-import torch
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from weightops.algebra.kernels import row_length
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.engine.evaluate import Reader
+from weightops.support.lazy import np, torch
 
-Draws = Callable[[int], np.random.Generator]
+Draws: TypeAlias = "Callable[[int], np.random.Generator]"
 """Gives the random generator of an input by its index, seeded from (seed, tensor name, index,
 position of the chunk)."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
+from weightops.support.lazy import torch
 
 Solver = Literal["adam", "exact"]
 Rest = Literal["mean", "sum", "none"]

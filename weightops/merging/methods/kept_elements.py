@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-import torch
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 from weightops.merging.methods.inputs import Chunk
+from weightops.support.lazy import np, torch
 
-Array = npt.NDArray[np.floating]
-Positions = npt.NDArray[np.int32]
+Array: TypeAlias = "npt.NDArray[np.floating]"
+Positions: TypeAlias = "npt.NDArray[np.int32]"
 Counts = Callable[[int, int], Sequence[int]]
 """Gives the numbers of elements to keep, from a row's index and its number of candidates."""
 
@@ -77,10 +77,14 @@ class Cutoff(NamedTuple):
 ALL, NONE = Cutoff(-1.0, 0), Cutoff(math.inf, 0)
 
 
+def _magnitudes(values: torch.Tensor) -> torch.Tensor:
+    return values.abs_()
+
+
 def cutoffs(
     inputs: Elements,
     counts: Counts,
-    measure: Callable[[torch.Tensor], torch.Tensor] = torch.abs_,
+    measure: Callable[[torch.Tensor], torch.Tensor] = _magnitudes,
     *,
     of_nonzero: bool = False,
 ) -> list[list[Cutoff]]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import torch
-
 from weightops.algebra.kernels import has_nonfinite
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.source import Factors
+from weightops.support.lazy import torch
 
 
 def rank_of(forms: Sequence[LinearForm], name: str) -> int | None:

@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-import torch
+from typing import Any, Literal, get_args, get_origin
 
 from weightops.algebra.names import Each, PerTensor
 from weightops.algebra.source import Factors, Space
 from weightops.errors import OptionError, UnknownNameError
 from weightops.statistics.statistic import Kind as StatisticKind
+from weightops.support.arguments import hints_of
 from weightops.support.registry import unknown
 
-Function = Callable[..., torch.Tensor]
+Function = Callable[..., Any]
+"""A function that returns a tensor, or numbers; see `Computation`."""
 Statistic = Callable[..., Any]
 Kind = Literal["whole", "chunks", "combination"]
 
@@ -39,6 +39,7 @@ class Computation:
         on_deltas: for chunks of weights, deltas do as well.
         of_factors: for whole tensors, a function that returns the `Factors` of the result from
             those of the deltas, a list of k, so that no matrix of low rank need be whole.
+        of_numbers: for a combination, weights and coefficients are lists of numbers.
     """
 
     kind: Kind = "whole"
@@ -47,6 +48,7 @@ class Computation:
     by_rows: bool = False
     on_deltas: bool = False
     of_factors: Callable[..., Factors] | None = None
+    of_numbers: bool = False
 
     @property
     def arguments(self) -> set[str]:
@@ -69,6 +71,18 @@ def combination(space: Space) -> Callable[[Function], Method]:
         space: "weights" or "delta": what the inputs are.
     """
     return lambda function: Method(function.__name__, function, Computation("combination", space))
+
+
+def fixed_combination(space: Space) -> Callable[[Callable[..., list[float]]], Method]:
+    """Build a `Method` from a function of ``weights`` alone, a list of k numbers.
+
+    It returns the coefficients of a linear combination, a list of k numbers.
+
+    Args:
+        space: "weights" or "delta": what the inputs are.
+    """
+    computation = Computation("combination", space, of_numbers=True)
+    return lambda function: Method(function.__name__, function, computation)
 
 
 def with_factors(of_factors: Callable[..., Factors]) -> Callable[[Function], Method]:
@@ -226,18 +240,18 @@ class Method:
     @cached_property
     def options(self) -> dict[str, Option]:
         """Name -> type, default and choices."""
-        hints = get_type_hints(self.function)
+        own = {n: p for n, p in self._parameters.items() if p.kind is p.KEYWORD_ONLY}
+        hints = hints_of(self.function, [n for n, p in own.items() if p.annotation is not p.empty])
         options = {}
-        for name, parameter in self._parameters.items():
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                default = parameter.default
-                hint = hints.get(name, type(default))
-                each = Each in get_args(hint)
-                if each:
-                    [hint] = (kind for kind in get_args(hint) if kind is not Each)
-                literal = get_origin(hint) is Literal
-                choices = get_args(hint) if literal else ()
-                options[name] = Option(type(default) if literal else hint, default, choices, each)
+        for name, parameter in own.items():
+            default = parameter.default
+            hint = hints.get(name, type(default))
+            each = Each in get_args(hint)
+            if each:
+                [hint] = (kind for kind in get_args(hint) if kind is not Each)
+            literal = get_origin(hint) is Literal
+            choices = get_args(hint) if literal else ()
+            options[name] = Option(type(default) if literal else hint, default, choices, each)
         return options
 
     @property

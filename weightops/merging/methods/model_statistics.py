@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import torch
-
 from weightops.algebra.kernels import has_nonfinite
 from weightops.algebra.names import layer_of
 from weightops.algebra.source import Source, Spec
@@ -15,6 +13,7 @@ from weightops.engine.reduce import gram as inner_products
 from weightops.errors import MismatchError, NonfiniteError, OptionError
 from weightops.merging.methods.method import STATISTICS, Method
 from weightops.statistics.statistic import Kind, Statistic
+from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
 Given = Sequence[Mapping[str, Any]]
@@ -127,7 +126,7 @@ class ModelStatistics:
                 f"{statistic.ref} holds {name} with shape {shape}, and the weight's is "
                 f"{weight.shape}"
             )
-        if weight.dtype == torch.float64 and dtype != torch.float64:
+        if weight.dtype_name == "float64" != dtype:
             raise MismatchError(
                 f"{statistic.ref} holds {name} in float32, and the weight is float64",
                 hint="collect the statistic from the model in float64",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from weightops.algebra.names import Each
 from weightops.errors import OptionError
 from weightops.merging.methods.consensus import Divisor, Normalize, consensus, restoring_scale
@@ -12,6 +10,7 @@ from weightops.merging.methods.kept_elements import NONE, Cutoff
 from weightops.merging.methods.method import chunks
 from weightops.merging.methods.option_values import fraction, kept_count, per_input
 from weightops.merging.methods.trimming import Rescale, RowScope, scope_cutoffs
+from weightops.support.lazy import torch
 
 
 def elements_between_outliers(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
 from weightops.algebra.kernels import add_rows
 from weightops.errors import OptionError
 from weightops.merging.methods.consensus import flags
 from weightops.merging.methods.inputs import TensorInputs
 from weightops.merging.methods.method import chunks
+from weightops.support.lazy import torch
 
 
 def _keep_changed_(deltas: torch.Tensor, epsilon: float) -> torch.Tensor:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-import torch
-
 from weightops.algebra.names import Each
 from weightops.errors import OptionError
 from weightops.merging.methods.consensus import Divisor, Normalize, consensus, restoring_scale
 from weightops.merging.methods.inputs import Draws, TensorInputs
 from weightops.merging.methods.method import chunks
 from weightops.merging.methods.option_values import fraction, per_input
+from weightops.support.lazy import np, torch
 
 Rescale = Literal["expectation", "l1", "none"]
 

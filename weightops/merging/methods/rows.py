@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-
 from weightops.errors import OptionError
 from weightops.merging.methods.averaging import stock_ratio
 from weightops.merging.methods.inputs import TensorInputs
 from weightops.merging.methods.method import chunks
+from weightops.support.lazy import torch
 
 Along = Literal["last", "first"]
 

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from functools import cache, lru_cache, partial, reduce
 from typing import Any
 
-import torch
-
 from weightops.algebra.dtypes import accumulator, is_editable
 from weightops.algebra.kernels import CHUNK, has_nonfinite
 from weightops.algebra.linear_form import LinearForm, tied_names
@@ -27,6 +25,7 @@ from weightops.merging.methods.inputs import ModelInputs, TensorInputs
 from weightops.merging.methods.low_rank import elements_of, rank_of
 from weightops.merging.methods.model_statistics import Given, ModelStatistics
 from weightops.merging.methods.table import METHODS, MethodLike, as_method
+from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
 
@@ -132,7 +131,7 @@ class MethodSource(ExpressionSource):
     def _is_merged(self, name: str) -> bool:
         """Return True if the method computes a tensor, which is otherwise the first input's."""
         spec = self.specs[name]
-        return is_editable(spec.dtype) and spec.numel > 0
+        return spec.is_editable and spec.numel > 0
 
     def _common_ties(self) -> dict[str, str]:
         """Return alias -> owner of the tensors that are tied in the result, too.
@@ -168,8 +167,8 @@ class MethodSource(ExpressionSource):
         varies = any(isinstance(setting, (Mapping, list, tuple)) for setting in settings)
         if not self.method.fixed or varies:
             return LinearForm.of(self)
-        weights = torch.tensor(self.weights, dtype=torch.float64)
-        coefficients = self._coefficients({**self.options, "weights": weights})
+        numbers = [float(weight) for weight in self.weights]
+        coefficients = self._coefficients({**self.options, "weights": numbers})
         if self.space == "delta":
             pairs = zip(self.inputs, coefficients, strict=True)
             return reduce(LinearForm.plus, [form.times(value) for form, value in pairs])
@@ -183,7 +182,12 @@ class MethodSource(ExpressionSource):
         return reduce(LinearForm.plus, shifts, first)
 
     def _coefficients(self, arguments: Mapping[str, Any]) -> list[float]:
-        coefficients = call(self.method.function, arguments)
+        """Return the coefficients of a combination; ``weights`` are given as a list."""
+        if self.method.computation.of_numbers:
+            numbers: list[float] = call(self.method.function, arguments)
+            return numbers
+        weights = torch.tensor(arguments["weights"], dtype=torch.float64)
+        coefficients = call(self.method.function, {**arguments, "weights": weights})
         _check_result(coefficients, (len(self.inputs),))
         values: list[float] = coefficients.tolist()
         return values
@@ -196,7 +200,6 @@ class MethodSource(ExpressionSource):
         if self.method.kind != "combination":
             return None
         arguments = self._values_at(name)
-        arguments["weights"] = torch.tensor(arguments["weights"], dtype=torch.float64)
         with self._located(name):
             if not self.method.fixed:
                 whole = Segment(steps[0], 0, steps[0].numel)
@@ -322,7 +325,7 @@ class MethodSource(ExpressionSource):
         width = spec.numel // spec.shape[0] if has_rows else 0
         elements = spec.numel if self.method.kind == "whole" else min(spec.numel, max(CHUNK, width))
         copies = k + 2 if self.method.kind == "combination" else 3 * k
-        own = elements * accumulator(spec.dtype).itemsize * copies
+        own = elements * max(spec.itemsize, 4) * copies
         return own + self.statistics.working_bytes(name)
 
     def describe(self) -> dict[str, object]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
-
 from weightops.merging.methods.option_values import fraction
+from weightops.support.lazy import torch
 
 Others = Literal["mean", "sum"]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from weightops.errors import OptionError
 from weightops.merging.methods.method import combination
+from weightops.support.lazy import torch
 
 _PARALLEL = 1e-6
 """The sine of an angle up to which an arc is treated as a straight line."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-
 from weightops.algebra.kernels import add_rows
 from weightops.algebra.names import Each
 from weightops.merging.methods.consensus import (
@@ -20,6 +18,7 @@ from weightops.merging.methods.inputs import ModelInputs, TensorInputs
 from weightops.merging.methods.kept_elements import Counts, Cutoff, cutoffs
 from weightops.merging.methods.method import chunks
 from weightops.merging.methods.option_values import fraction, kept_count, per_input
+from weightops.support.lazy import torch
 
 Scope = Literal["tensor", "global"]
 RowScope = Literal["tensor", "row", "global"]
