@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +16,7 @@ LETTERS = [chr(i) for i in range(32, 127)] + ["\n", "?!"]
 def write_texts(folder: Path) -> dict[str, Path]:
     """Write texts of code, of prose and of numbers from Python's own modules."""
     draw = random.Random(0)
-    prose = " ".join(line for m in (argparse_of(), json) for line in (m.__doc__ or "").split())
+    prose = " ".join(line for m in (argparse, json) for line in (m.__doc__ or "").split())
     words = prose.split()
     texts = {
         "code": inspect.getsource(random) + inspect.getsource(json.decoder),
@@ -30,12 +30,6 @@ def write_texts(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def argparse_of() -> Any:
-    import argparse
-
-    return argparse
-
-
 def letter_model(folder: Path, texts: list[Path], steps: int = 150) -> Path:
     """Write a GPT-2 of one token a letter, trained on texts for some steps."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -44,8 +38,8 @@ def letter_model(folder: Path, texts: list[Path], steps: int = 150) -> Path:
     torch.manual_seed(0)
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 48, "n_positions": 64}
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    config = GPT2Config(vocab_size=len(LETTERS), **sizes, **dropout)
-    config.bos_token_id = config.eos_token_id = 0
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    config = GPT2Config(vocab_size=len(LETTERS), **sizes, **dropout, **ends)
     model = GPT2LMHeadModel(config)
     ids = {letter: i for i, letter in enumerate(LETTERS)}
     tokens = torch.tensor([ids[c] for path in texts for c in path.read_text(encoding="utf-8")])

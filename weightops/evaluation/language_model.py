@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from weightops.algebra.devices import pick_device
 from weightops.algebra.precision import Precision, computed_in, pick_precision
@@ -19,6 +18,7 @@ from weightops.evaluation.image_model import check_finite
 from weightops.evaluation.perplexity import check_causal, language_architecture
 from weightops.evaluation.units import PERPLEXITY
 from weightops.support.lazy import F, nn, torch, without_gradients
+from weightops.support.progress import progress
 from weightops.tasks.texts import TextTask
 
 LENGTH = 256
@@ -74,6 +74,11 @@ class LanguageModel:
         """The part that is fine-tuned, and what its names begin with: all of it."""
         return self.module, ""
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens that the model tells apart."""
+        return int(self.module.config.get_text_config().vocab_size)
+
     def blocks(self, task: TextTask, split: str) -> torch.Tensor:
         """Return the blocks of a split, which are kept: see `text_blocks`."""
         if (task, split) not in self._blocks:
@@ -111,16 +116,15 @@ class LanguageModel:
         check_finite(torch.cat(bad), f"the logits of {task.name} {split}")
         return torch.cat(found)
 
-    @without_gradients
     def logits(
         self, blocks: torch.Tensor, batch_size: int, title: str
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield blocks with their logits of shape ``(batch_size, length, vocabulary)`` or fewer."""
         self.module.eval()
-        with tqdm(total=len(blocks), desc=title, unit="blocks", delay=1, leave=False) as bar:
+        with progress(len(blocks), title, "blocks", work=1) as bar:
             for batch in blocks.split(batch_size):  # type: ignore[no-untyped-call]
                 batch = batch.to(self.device)
-                with computed_in(self.precision, self.device):
+                with torch.no_grad(), computed_in(self.precision, self.device):
                     logits = self.module(input_ids=batch).logits
                 yield batch, logits.float()
                 bar.update(len(batch))

@@ -51,7 +51,7 @@ def language_architecture(model: Checkpoint) -> Architecture:
     return model.architecture
 
 
-@torch.no_grad()
+@without_gradients
 def check_causal(module: nn.Module, ref: str) -> None:
     """Refuse a model that reads the tokens after the one that it predicts, or no tokens alone.
 

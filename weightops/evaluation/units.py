@@ -29,6 +29,8 @@ class Unit(ABC):
         metric: the score's key in metrics.
         name: its name in sentences.
         title: its name over a column.
+        plural: its name for many.
+        sign: what stands after a number of it, or in its place.
         best: its name where it is to be as good as possible.
         least: its name where it is to be as bad as possible.
         gain, gained: the verb for a score that gets better, and its past.
@@ -40,6 +42,8 @@ class Unit(ABC):
     metric: ClassVar[str]
     name: ClassVar[str]
     title: ClassVar[str]
+    plural: ClassVar[str]
+    sign: ClassVar[str]
     best: ClassVar[str]
     least: ClassVar[str]
     gain: ClassVar[str]
@@ -68,13 +72,13 @@ class Unit(ABC):
     def share(self, reading: float, reference: float) -> float:
         """Return a score as a share of another; NaN of one that is 0."""
 
-    def gained_by(self, before: float, after: float) -> float:
-        """Return the change from one score to another, in the unit of `change`."""
-        return after - before
-
     @abstractmethod
     def change(self, difference: float) -> float:
         """Return what a difference of means is as a change of the score."""
+
+    @abstractmethod
+    def change_from(self, before: float, after: float) -> float:
+        """Return the change from a score to another, as `change` gives it."""
 
     @abstractmethod
     def interval(self, values: torch.Tensor) -> tuple[float, float]:
@@ -111,6 +115,7 @@ class Unit(ABC):
 
 class _Accuracy(Unit):
     metric, name, title, samples = "acc1", "accuracy", "accuracy (%)", "images"
+    plural, sign = "accuracies in %", "%"
     best, least, gain, gained = "best", "lowest", "rise", "rose"
     factor, range = 100.0, (0.0, 1.0)
 
@@ -131,6 +136,9 @@ class _Accuracy(Unit):
 
     def change(self, difference: float) -> float:
         return difference
+
+    def change_from(self, before: float, after: float) -> float:
+        return after - before
 
     def interval(self, values: torch.Tensor) -> tuple[float, float]:
         """Return Wilson's interval."""
@@ -161,6 +169,7 @@ class _Perplexity(Unit):
     """
 
     metric, name, title, samples = "perplexity", "perplexity", "perplexity", "blocks"
+    plural, sign = "perplexities", "perplexity"
     best, least, gain, gained = "lowest", "highest", "fall", "fell"
     factor, range = 1.0, (-math.inf, 0.0)
 
@@ -171,6 +180,8 @@ class _Perplexity(Unit):
         return f"{self.reading(value):.5g}"
 
     def cell(self, reading: float) -> str:
+        if math.isnan(reading):
+            return "-"
         return f"{reading:.2f}" if reading < 1000 else f"{reading:.4g}"
 
     def mean(self, readings: Sequence[float]) -> float:
@@ -179,11 +190,11 @@ class _Perplexity(Unit):
     def share(self, reading: float, reference: float) -> float:
         return reference / reading
 
-    def gained_by(self, before: float, after: float) -> float:
-        return after / before - 1
-
     def change(self, difference: float) -> float:
         return _exp(-difference) - 1
+
+    def change_from(self, before: float, after: float) -> float:
+        return after / before - 1
 
     def interval(self, values: torch.Tensor) -> tuple[float, float]:
         losses = -values.double()
@@ -208,6 +219,7 @@ class _Score(_Accuracy):
     """Scores of a program, which may be any numbers: the higher, the better."""
 
     metric, name, title, samples = "score", "score", "score", "items"
+    plural, sign = "scores", "score"
     factor, range = 1.0, (-math.inf, math.inf)
 
     def shown(self, value: float) -> str:

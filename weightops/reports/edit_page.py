@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,15 @@ def write_edit_page(
     other = summary["compared_with"]
     changes = {
         name: Changes(tasks[name], test[other], test[word], forget=name in forget)
-        for name in summary["tasks"]
-        if name in test[word].guesses
+        for name in test[word].guesses
     }
     lead = [
         f"alpha {alpha_text(summary['alpha'])}: {summary['why']}.",
         f"Chosen on {summary['chosen_on']}. The test splits were used once, after that choice.",
     ]
     unit = view.unit
-    sections = [Section(f"Test {unit.name}", tables=_results(summary, changes, word, unit))]
+    scores = _scores_by_role(summary, changes, word, unit)
+    sections = [Section(f"Test {unit.name}", tables=scores)]
     if tables := tables_of(summary):
         sections.append(Section("More results", tables=tables))
     if points[0]:
@@ -68,17 +69,21 @@ def write_edit_page(
     sections += [_pictures(changes)] if changes else []
     sections.append(facts(_provenance(summary, unit)))
     Page(title, lead, sections).write(folder / "report.html")
-    heading = f"All pictures whose guess has changed: {title}"
     if not changes:
         return
+    heading = f"All pictures whose guess has changed: {title}"
     write_all_pictures(folder / ALL_PICTURES, heading, part("page.css"), list(changes.values()))
 
 
-_CHANGES = {ACCURACY: "points", PERPLEXITY: "%", SCORE: "in its own unit"}
+_CHANGES = {ACCURACY: ", points", PERPLEXITY: ", %", SCORE: ""}
 """Unit -> what changes of it are told in."""
 
 
-def _results(
+def _changed(unit: Unit, value: float) -> str:
+    return f"{value:+.4g}" if unit is SCORE else change(value)
+
+
+def _scores_by_role(
     summary: Mapping[str, Any], changes: Mapping[str, Changes], word: str, unit: Unit
 ) -> list[Table]:
     """Return, for the tasks of each role, a table of scores and one of changes."""
@@ -92,24 +97,20 @@ def _results(
         rows = []
         for name in names:
             before, after = (unit.of(summary["tasks"][name][model]) for model in (other, word))
-            ends = summary["intervals"][name]["change"]
-            if unit is ACCURACY:
-                ends = [min(max(end, -1.0), 1.0) for end in ends]
-            interval = " to ".join(_changed(unit, end) for end in ends)
+            most = 1.0 if unit is ACCURACY else math.inf
+            least = -math.inf if unit is SCORE else -1.0
+            low, high = (min(max(end, least), most) for end in summary["intervals"][name]["change"])
+            interval = f"{_changed(unit, low)} to {_changed(unit, high)}"
             n = summary["tasks"][name][word]["n"]
             counts = [f"{count:,}" for count in changes[name].counts] if changes else []
-            gain = _changed(unit, unit.gained_by(before, after))
+            gain = _changed(unit, unit.change_from(before, after))
             rows.append([name, gain, interval, f"{n:,}", *counts])
         words = changes[names[0]].words if changes else ()
         header = ["task", "change", "95 % interval", unit.samples, *words]
         of, told = model_name(other, summary), _CHANGES[unit]
-        title = f"{role.capitalize()} tasks: change from {of}, {told}"
+        title = f"{role.capitalize()} tasks: change from {of}{told}"
         tables.append(Table(title, header, rows))
     return tables
-
-
-def _changed(unit: Unit, value: float) -> str:
-    return f"{value:+.4g}" if unit is SCORE else change(value)
 
 
 def _scores(
@@ -125,15 +126,11 @@ def _scores(
         low, high = summary["intervals"][name][word]
         rows.append([name, *scores, f"{unit.cell(low)} to {unit.cell(high)}"])
     if len(rows) > 1:
-        means = [
-            unit.cell(unit.mean([unit.of(task[m]) for task in tasks.values()]))
-            if all(m in task for task in tasks.values())
-            else "-"
-            for m in models
-        ]
+        columns = [[unit.of(t[m]) for t in tasks.values() if m in t] for m in models]
+        means = [unit.cell(unit.mean(c)) if len(c) == len(rows) else "-" for c in columns]
         rows.append([f"mean of {len(rows)}", *means, ""])
     header = ["task", *(model_name(m, summary) for m in models), f"95 % interval, {word}"]
-    title = f"{unit.name}, %" if unit is ACCURACY else unit.name
+    title = unit.title.replace(" (%)", ", %")
     return Table(f"{role.capitalize()} tasks: test {title}", header, rows)
 
 
@@ -153,25 +150,29 @@ def _curve(
     word: str,
 ) -> Curve:
     """Return the measured edits in order of alpha; of several alphas, in order of the score."""
-    unit = view.unit
-    points = drawable(points[0], unit), drawable(points[1], unit)
     scores = {measured.coefficients: measured.scores for measured in sweep}
     several = len(points[0][0].coefficients) > 1
     key = (lambda p: (p.score, p.coefficients)) if several else (lambda p: p.coefficients)
-    full = sorted(points[0], key=key)
+    full = sorted(drawable(points[0], view.unit), key=key)
     chosen_alpha = summary["alpha"]
     alpha = tuple(chosen_alpha.values()) if isinstance(chosen_alpha, Mapping) else (chosen_alpha,)
     chosen = next((i for i, p in enumerate(full) if p.coefficients == alpha), 0)
     spots = []
+    unit = view.unit
     for i, point in enumerate(full):
-        place = float(i + 1) if several else point.coefficients[0]
-        x = unit.reading(point.kept) if view.keep else place
+        x = (
+            unit.reading(point.kept)
+            if view.keep
+            else float(i + 1)
+            if several
+            else point.coefficients[0]
+        )
         own = {n: min(unit.of(m), LARGEST) for n, m in scores[point.coefficients].items()}
         y = unit.reading(point.score)
         spots.append(Spot(_named(names, point), x, y, own, not point.distance))
     hollow = [
         Spot(_named(names, p), unit.reading(p.kept), unit.reading(p.score))
-        for p in (points[1] if view.keep else [])
+        for p in (drawable(points[1], unit) if view.keep else ())
     ]
     order = "measured edits, in order of the score"
     return Curve(
@@ -202,8 +203,8 @@ def _labels(
     points: Sequence[Point], chosen: int, word: str, unit: Unit
 ) -> list[tuple[int, str, str]]:
     """Return the labels of the chosen point, the base and the full edit, as the picture has."""
-    percent = " %" if unit is ACCURACY else ""
-    shown = [unit.cell(unit.reading(point.score)) + percent for point in points]
+    sign = " %" if unit is ACCURACY else ""
+    shown = [unit.cell(unit.reading(point.score)) + sign for point in points]
     start = "zero-shot" if unit is ACCURACY else "base"
     several = len(points[chosen].coefficients) > 1
     alpha = "" if several else f" (alpha {points[chosen].coefficients[0]:g})"
@@ -230,7 +231,7 @@ def _provenance(summary: Mapping[str, Any], unit: Unit) -> dict[str, Any]:
         "model": f"{model['ref']} ({model['fingerprint']})",
         "method": summary["method"],
         "options": summary["options"],
-        "data": "; ".join(f"{source} ({', '.join(n)})" for source, n in tasks_of.items()),
+        unit.samples: "; ".join(f"{source} ({', '.join(n)})" for source, n in tasks_of.items()),
         "fine-tuned": training or summary["finetuned"],
         f"{unit.samples} measured": f"{summary[unit.samples]:,}",
         "seconds": summary["seconds"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from weightops.evaluation.units import ACCURACY, UNITS
+from weightops.evaluation.units import UNITS
 from weightops.reports.page import Table
 from weightops.reports.table import alpha_text
 
@@ -31,7 +31,7 @@ def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
         [s["model"], unit.cell(s[unit.name]), "yes" if s["accepted"] else "no", s["why"]]
         for s in steps
     ]
-    what = f"{unit.name}, %" if unit is ACCURACY else unit.name
+    what = unit.title.replace(" (%)", ", %")
     title = f"Models, the best first: mean validation {what}"
     return Table(title, ["model", "alone", "taken in", "why"], rows)
 
@@ -47,13 +47,13 @@ def _baselines(baselines: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _rivals(rivals: Mapping[str, Mapping[str, float]]) -> Table:
     rows = [[name, alpha_text(alphas)] for name, alphas in rivals.items()]
-    title = "Rivals: their alphas, searched on the same images"
+    title = "Rivals: their alphas, searched on the same data"
     return Table(title, ["rival", "alphas"], rows, text=True)
 
 
 def _normalized(shares: Mapping[str, float]) -> Table:
     mean = ("mean", sum(shares.values()) / len(shares))
-    title = "Normalized test scores, % of the fine-tuned model's"
+    title = "Normalized test score, % of the fine-tuned model's"
     return Table(title, ["task", "normalized"], [*shares.items(), mean])
 
 

@@ -43,9 +43,9 @@ class Spot:
 
     Attributes:
         name: the name of the point, such as its alpha.
-        x: where it is to the right; a fraction if the axis is in percent.
-        y: where it is upwards, a fraction.
-        tasks: task -> accuracy.
+        x: where it is to the right.
+        y: where it is upwards: a score, such as accuracy as a fraction.
+        tasks: task -> score.
         base: whether it is the base, which the others are compared with.
     """
 
@@ -67,12 +67,12 @@ class Curve:
         y: the name of the axis upwards, without its unit.
         points: the points, in the slider's order.
         chosen: the index of the point where the slider starts.
-        percent: whether the axis to the right is in percent.
+        percent: whether the axis to the right is a score, too.
         line: whether a line joins the points.
         estimates: points that are drawn hollow, and that the slider doesn't stop at.
         labels: the index of a point, a text beside it, and "chosen" or another kind.
         extra: titles of further columns of the table, and their cells for each point.
-        unit: what values are.
+        unit: what scores are.
     """
 
     what: str
@@ -104,26 +104,29 @@ class Curve:
             [
                 f"{point.name} (chosen)" if i == self.chosen else point.name,
                 *(cells[i] if cells else ()),
-                self.unit.cell(point.y),
-                *([self.unit.cell(point.x)] if own else []),
-                *(self.unit.cell(point.tasks[t]) if t in point.tasks else "-" for t in tasks),
+                *map(
+                    self.unit.cell,
+                    [
+                        point.y,
+                        *([point.x] if own else []),
+                        *(point.tasks.get(task, float("nan")) for task in tasks),
+                    ],
+                ),
             ]
             for i, point in enumerate(self.points)
         ]
-        what = "accuracies in %" if self.unit is ACCURACY else f"by {self.unit.name}"
-        return Table(f"All points, {what}", header, rows, self.chosen)
+        return Table(f"All points, {self.unit.plural}", header, rows, self.chosen)
 
     @property
     def data(self) -> str:
         """The points as JSON that can stand in a page."""
-        unit = "%" if self.unit is ACCURACY else self.unit.name
         value = {
             "points": [vars(point) for point in self.points],
             "estimates": [vars(point) for point in self.estimates],
             "chosen": self.chosen,
             "axes": {
-                "x": f"{self.x}, {unit}" if self.percent else self.x,
-                "y": f"{self.y}, {unit}",
+                "x": f"{self.x}, {self.unit.sign}" if self.percent else self.x,
+                "y": f"{self.y}, {self.unit.sign}",
                 "factor": self.unit.factor,
                 "log": self.unit is PERPLEXITY,
                 "samples": self.unit.samples,

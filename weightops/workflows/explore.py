@@ -13,6 +13,7 @@ from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError, WeightopsError
 from weightops.evaluation.image_model import check_finite
+from weightops.evaluation.scoring import IMAGES
 from weightops.merging.recipe import Recipe
 from weightops.search.glimpses import Glimpses, Guesses
 from weightops.search.goal import Coefficients
@@ -63,6 +64,8 @@ class Explorer:
         if not vectors or not self.tasks:
             raise OptionError("an exploration needs a vector and a task at least")
         session = EditSession(model, self.tasks, device=device, precision=precision)
+        if session.scoring is not IMAGES:
+            raise OptionError(f"{self.tasks[0].name} is a text, and images are explored")
         self.names = short_names([str(path) for path in vectors])
         opened = [session.vector(path) for path in vectors]
         self._paths = [str(path) for path in vectors]

@@ -95,13 +95,8 @@ class MethodSource(ExpressionSource):
     def __reduce__(self) -> Any:
         name = self.method.name
         method = name if name in METHODS and METHODS[name] is self.method else self.method
-        again = partial(
-            MethodSource,
-            weights=self.weights,
-            seed=self.seed,
-            options=self.options,
-            statistics=self._given_statistics,
-        )
+        how: dict[str, Any] = {"weights": self.weights, "seed": self.seed, "options": self.options}
+        again = partial(MethodSource, statistics=self._given_statistics, **how)
         return again, (method, self.inputs)
 
     def _check(self) -> None:
