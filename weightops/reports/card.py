@@ -11,7 +11,7 @@ import yaml
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
 from weightops.checkpoints.libraries.transformers import LANGUAGE_MODEL
-from weightops.evaluation.units import ACCURACY, PERPLEXITY, unit_of
+from weightops.evaluation.units import ACCURACY, PERPLEXITY, SCORE, unit_of
 from weightops.hub.cards import base_model, license_of, with_revisions
 from weightops.reports.table import alpha_text, models_of
 from weightops.support.invocation import how_it_was_made
@@ -81,7 +81,11 @@ the supported tasks show.
 """
 
 
-_NUMBERS = {ACCURACY: "top-1 accuracies in percent", PERPLEXITY: "perplexities"}
+_NUMBERS = {
+    ACCURACY: "top-1 accuracies in percent",
+    PERPLEXITY: "perplexities",
+    SCORE: "a program's",
+}
 
 
 def _options(options: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from weightops.support.text import portable
 from weightops.support.yaml_files import yaml_text
 from weightops.workflows.base import Workflow
 from weightops.workflows.result import EditResult
+from weightops.workflows.run_file import run_file
 from weightops.workflows.summary import title
 
 log = logging.getLogger("weightops")
@@ -57,6 +58,7 @@ def write_folder(
         json.dumps(jsonable(portable(row))) + "\n" for row in _rows(workflow, session, result, test)
     ]
     (folder / "results.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "run.yaml").write_text(run_file(workflow), encoding="utf-8")
     if workflow.keeps_vectors:
         _write_vectors(folder, result)
     stated = summary.get("recipe")
