@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.closeness import bits_equal
 from helpers.merges import family, same_files
+from helpers.nets import perturbed
+from torch import nn
 
-from weightops import TaskVector, open_checkpoint
+from weightops import Checkpoint, TaskVector, average, open_checkpoint
 from weightops.cli.main import run
 from weightops.errors import OptionError, OutputError, SpaceError
 from weightops.merging.merge import merge
@@ -33,6 +36,20 @@ def test_bases() -> None:
         merge(models, largest, base=base)
     with pytest.raises(SpaceError, match="largest merges weights, not task vectors"):
         MethodSource(largest, [TaskVector(base, models[0]).form])
+
+
+def test_a_module_gives_a_module(net: nn.Module, tuned: nn.Module) -> None:
+    other = perturbed(net, 2)
+    merged = merge([tuned, other.state_dict()], "ties", base=net, density=0.5)
+    states = [tuned.state_dict(), other.state_dict()]
+    of_states = merge(states, "ties", base=net.state_dict(), density=0.5)
+    assert type(merged) is type(net)
+    assert bits_equal(merged.state_dict(), {n: of_states[n] for n in merged.state_dict()})
+    assert merged.out.weight is merged.embed.weight
+    assert not merged.frozen.requires_grad
+    mean = merge([net, tuned, other], "linear", weights=[1, 1, 2])
+    assert bits_equal(mean.state_dict(), average([net, tuned, other], [1, 1, 2]).state_dict())
+    assert isinstance(merge([net.state_dict(), tuned]), Checkpoint)
 
 
 def test_a_dry_run_says_what_is_written(

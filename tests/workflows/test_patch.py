@@ -169,7 +169,7 @@ def test_plan(tmp_path: Path) -> None:
     workflow = Patch.from_call("mnist", training=short(), **QUICK)
     plan = plan_run(workflow, tmp_path / "x" / "y")
     assert plan.alphas == (0.0, 0.5)
-    assert plan.training_images == 8 * 64
+    assert plan.training_samples == 8 * 64
     assert plan.free_bytes > plan.output_bytes > 0
     given = Patch.from_call("mnist", finetuned=str(tmp_path / "nope"), **QUICK)
     with pytest.raises(CheckpointError, match=r"there is no file or folder .*nope"):

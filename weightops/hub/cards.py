@@ -139,7 +139,7 @@ def training_card(record: Mapping[str, Any]) -> Card:
     node = record["node"]
     config = {**record["config"], **({"node": node} if node["count"] > 1 else {})}
     origin = (
-        f"The images: {record['source']}. The base's fingerprint is `{record['base']}`.\n\n"
+        f"The data: {record['source']}. The base's fingerprint is `{record['base']}`.\n\n"
         f"```yaml\n{_yaml(config)}\n```"
     )
     title = f"{portable(record['model'])} fine-tuned on {record['task']}"

@@ -10,8 +10,10 @@ import yaml
 
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
+from weightops.checkpoints.libraries.transformers import LANGUAGE_MODEL
+from weightops.evaluation.units import ACCURACY, PERPLEXITY, SCORE, unit_of
 from weightops.hub.cards import base_model, license_of, with_revisions
-from weightops.reports.table import alpha_text, cell, models_of
+from weightops.reports.table import alpha_text, models_of
 from weightops.support.invocation import how_it_was_made
 
 
@@ -30,7 +32,9 @@ def card(
         inputs: the refs of what was read, with the revision of each -> its folder.
     """
     tasks, base = summary["tasks"], summary["model"]
-    facts = (architecture or OpenClipArchitecture).card_facts
+    unit = unit_of(next(iter(tasks.values()))[word])
+    of_library = (architecture or OpenClipArchitecture).card_facts
+    facts = LANGUAGE_MODEL if unit is PERPLEXITY else of_library
     front = {
         **facts.metadata,
         **license_of([architecture.folder] if architecture else []),
@@ -58,7 +62,7 @@ The test splits were used once, after that choice:
 
 {_score_table(tasks, word)}
 
-The numbers are top-1 accuracies in percent. The images come from:
+The numbers are {_NUMBERS[unit]}. The {unit.samples} come from:
 
 {sources}
 
@@ -77,6 +81,13 @@ the supported tasks show.
 """
 
 
+_NUMBERS = {
+    ACCURACY: "top-1 accuracies in percent",
+    PERPLEXITY: "perplexities",
+    SCORE: "a program's",
+}
+
+
 def _options(options: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}={value}`" for name, value in options.items())
 
@@ -89,11 +100,11 @@ def _made_from(summary: Mapping[str, Any], inputs: Mapping[str, Path]) -> list[s
 
 
 def _score_table(tasks: Mapping[str, Mapping[str, Any]], word: str) -> str:
-    """Return a Markdown table of accuracies, the edited model's in the last column."""
+    """Return a Markdown table of scores, the edited model's in the last column."""
     models = [*(model for model in models_of(tasks) if model != word), word]
     titles = ["fine-tuned" if model == "finetuned" else model for model in models]
     lines = [f"| task | role | {' | '.join(titles)} |", f"|{'---|' * (len(models) + 2)}"]
     for name, task in tasks.items():
-        scores = [cell(float(task[m]["acc1"])) if m in task else "-" for m in models]
+        scores = [unit_of(task[m]).in_cell(task[m]) if m in task else "-" for m in models]
         lines.append(f"| {name} | {task['role']} | {' | '.join(scores)} |")
     return "\n".join(lines)

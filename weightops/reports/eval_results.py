@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from weightops.evaluation.units import unit_of
 from weightops.support.atomic import EVAL_RESULTS
 from weightops.support.yaml_files import yaml_text
 
@@ -29,14 +30,14 @@ def write_eval_results(folder: Path, summary: Mapping[str, Any], word: str) -> N
     for name, task in summary["tasks"].items():
         if word not in task:
             continue
-        found = _ON_THE_HUB.match(task["source"])
+        found, unit = _ON_THE_HUB.match(task["source"]), unit_of(task[word])
         entry = EvalResultEntry(
             dataset_id=found[1] if found else name,
             task_id=name,
-            value=round(float(task[word]["acc1"]), 6),
+            value=round(unit.of(task[word]), 6),
             dataset_revision=found[2] if found else None,
             date=summary["date"],
-            notes=f"top-1 accuracy, a fraction, on the test split of {task['source']}; as "
+            notes=f"{unit.name}, on the test split of {task['source']}; as "
             f"weightops {summary['verb']} measured it ({task['role']} task)",
         )
         entries.append(entry)

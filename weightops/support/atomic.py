@@ -19,7 +19,7 @@ EVAL_RESULTS = ".eval_results"
 
 _RESULT_FILE = re.compile(
     r".+\.(safetensors|json|jsonl|html|md|txt|gz|model|jinja)"
-    r"|(frontier|accuracy|figure|geometry)\.(png|svg)|(recipe|run)\.yaml"
+    r"|(frontier|accuracy|perplexity|score|figure|geometry)\.(png|svg)|(recipe|run)\.yaml"
     r"|LICENSE.*|(vocab|merges)[^.]*"
 )
 """Names of files in outputs. A folder that holds any other file is never replaced."""

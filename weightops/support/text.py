@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-_PATH_IN_A_TEXT = re.compile(r"(?<![^\s(=,'\"`])(?:/[^\s/,;:()'\"`]+/|~/|\.\./)[^\s,;:()'\"`]*")
+_PATH_IN_A_TEXT = re.compile(r"(?<![^\s(=,:'\"`])(?:/[^\s/,;:()'\"`]+/|~/|\.\./)[^\s,;:()'\"`]*")
 """An absolute path of two parts or more, or one outside of the working folder."""
 
 

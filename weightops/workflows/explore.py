@@ -14,6 +14,7 @@ from weightops.checkpoints.opening import CheckpointLike
 from weightops.checkpoints.origin import Origin
 from weightops.errors import OptionError, WeightopsError
 from weightops.evaluation.image_model import check_finite
+from weightops.evaluation.scoring import IMAGES
 from weightops.merging.recipe import Recipe
 from weightops.search.glimpses import Glimpses, Guesses
 from weightops.search.goal import Coefficients
@@ -65,6 +66,8 @@ class Explorer:
         if not vectors or not self.tasks:
             raise OptionError("an exploration needs a vector and a task at least")
         session = EditSession(model, self.tasks, device=device, precision=precision)
+        if session.scoring is not IMAGES:
+            raise OptionError(f"{self.tasks[0].name} is a text, and images are explored")
         self.names = short_names([str(path) for path in vectors])
         opened = [_of_base(session.vector(path), session) for path in vectors]
         self._paths = [str(path) for path in vectors]
@@ -183,7 +186,7 @@ class Explorer:
         task = self.tasks[index]
         guesses, order = seen[task.name], self._glimpses.orders[task.name]
         before, order = base[task.name][: len(guesses)], order[: len(guesses)]
-        pixels = self._glimpses.session.image_model.pixels(task, "validation")
+        pixels = self._glimpses.session.model.pixels(task, "validation")
         labels = pixels.labels[torch.from_numpy(order)]
         change = (guesses == labels).int() - (before == labels).int()
 
@@ -219,7 +222,7 @@ class Explorer:
         if not own:
             return []
         self._glimpses.set_to(alpha)
-        model = self._glimpses.session.image_model
+        model = self._glimpses.session.model
         model.module.eval()
         batch = torch.stack([model.preprocess(picture) for _, picture in own.values()])
         features = model.encode_image(batch)

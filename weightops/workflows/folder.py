@@ -12,7 +12,6 @@ from typing import Any
 from weightops.checkpoints.opening import open_checkpoint
 from weightops.checkpoints.output_layout import CARD, RECIPE, folders_of
 from weightops.errors import MissingExtraError
-from weightops.evaluation.zero_shot import record
 from weightops.merging.recipe import Recipe
 from weightops.reports.card import card
 from weightops.reports.edit_page import write_edit_page
@@ -24,6 +23,7 @@ from weightops.support.text import portable
 from weightops.support.yaml_files import yaml_text
 from weightops.workflows.base import Workflow
 from weightops.workflows.result import EditResult
+from weightops.workflows.run_file import run_file
 from weightops.workflows.summary import title
 
 log = logging.getLogger("weightops")
@@ -58,6 +58,7 @@ def write_folder(
         json.dumps(jsonable(portable(row))) + "\n" for row in _rows(workflow, session, result, test)
     ]
     (folder / "results.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "run.yaml").write_text(run_file(workflow), encoding="utf-8")
     if workflow.keeps_vectors:
         _write_vectors(folder, result)
     stated = summary.get("recipe")
@@ -98,7 +99,7 @@ def _rows(
                 if task.name in measured.scores:
                     scores = measured.scores[task.name]
                     yield {
-                        **record(model, task, split, scores, measured.fingerprint),
+                        **session.scoring.record(model, task, split, scores, measured.fingerprint),
                         "alpha": alpha[0] if len(alpha) == 1 else named,
                         "weights": weights,
                     }
@@ -155,8 +156,9 @@ def _draw(folder: Path, workflow: Workflow, result: EditResult, summary: Mapping
                 score=view.what,
                 kept=view.kept,
                 word=workflow.word,
+                unit=workflow.unit,
             )
         else:
-            draw_bars(folder / "accuracy", summary["tasks"], title=heading)
+            draw_bars(folder / workflow.unit.name, summary["tasks"], title=heading)
     except MissingExtraError as error:
         log.warning("the picture is left out: %s", error)
