@@ -32,8 +32,9 @@ from weightops.reports.outcome import versions
 from weightops.search.goal import difference
 from weightops.search.session import EditSession, Measured
 from weightops.search.strategies import SearchOptions
-from weightops.tasks.analogy_example import ANALOGY, STRIPED
+from weightops.tasks.analogy_example import ANALOGY
 from weightops.tasks.derived import neutral, typographic
+from weightops.tasks.striped import STRIPED_LETTERS
 from weightops.tasks.table import find_task
 from weightops.training.config import config_for
 from weightops.workflows.add import Addition
@@ -234,7 +235,7 @@ def analogies(session: EditSession) -> dict[str, float]:
 
 def strategies(session: EditSession) -> dict[str, float]:
     """Measure joint patching with as many steps in all as the others, and with half of them."""
-    tasks, steps = [MNIST, STRIPED], session.config.steps
+    tasks, steps = [MNIST, STRIPED_LETTERS], session.config.steps
     results = {}
     for name, strategy, share in (
         ("joint of half the steps", "joint", 1),

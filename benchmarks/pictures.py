@@ -87,7 +87,7 @@ def main() -> None:
 
         images = task.load("validation")
         session = EditSession(model, [task], device="cpu", precision="float32")
-        steps = session.image_model.preprocess
+        steps = session.model.preprocess
 
         def decode(threads: int) -> torch.Tensor:
             with ThreadPoolExecutor(threads) as pool:
@@ -96,7 +96,7 @@ def main() -> None:
         one_thread = timed(lambda: decode(1))
         decoding = timed(lambda: decode(os.cpu_count() or 1))
         batches = decoding[2].split(256)
-        module = session.image_model.module.eval()
+        module = session.model.module.eval()
 
         def bare() -> None:
             with torch.no_grad():

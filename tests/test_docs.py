@@ -29,9 +29,10 @@ def result(name: str) -> Any:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
 
-def spread(value: dict[str, float]) -> str:
+def spread(value: dict[str, float], digits: int = 1) -> str:
     """Return a mean and a range as pages show them."""
-    return f"{value['mean']:.1f} ({value['min']:.1f} to {value['max']:.1f})"
+    mean, low, high = (f"{value[name]:.{digits}f}" for name in ("mean", "min", "max"))
+    return f"{mean} ({low} to {high})"
 
 
 # ------------------------------------------------------------------------------ the text
@@ -180,6 +181,28 @@ def test_lofi_is_as_good_as_measured() -> None:
         for method, row in task["spread"].items():
             cells = f"| {spread(row['in_distribution'])} | {spread(row['under_shift'])} |"
             assert cells in PAGES["docs/results.md"], method
+
+
+def test_language_models_are_as_measured() -> None:
+    measured, page = result("language"), PAGES["docs/results.md"]
+    for claim, verdict in measured["claims"].items():
+        assert f"| {claim} | in {verdict['held']} of {verdict['of']} seeds |" in page, claim
+    rows = measured["spread"]
+    for name in (
+        "analogy, before",
+        "rival",
+        "analogy",
+        "analogy, one alpha",
+        "analogy, supervised",
+    ):
+        assert f"| {spread(rows[name])} |" in page, name
+    for name in ("before", "one node", "communicating", "lo-fi", "EMA", "ensemble"):
+        cells = f"| {spread(rows[name])} | {spread(rows[f'{name}, shifted'])} |"
+        assert cells in page, name
+    for name, digits in (("negated", 3), ("random", 3), ("ascent", 0)):
+        both = (rows[f"{name} {of}"] for of in ("target", "control"))
+        cells = " | ".join(spread(row, digits) for row in both)
+        assert f"| {cells} |" in page, name
 
 
 def test_a_race_takes_what_was_measured() -> None:

@@ -130,6 +130,12 @@ def _failures(path: Path) -> None:
             Image.new("RGB", (40, 40), (shade + i, 80, 2 * i)).save(path / name / f"{i:04}.png")
 
 
+def _lines(name: str) -> str:
+    """Return some text, another for each name."""
+    lines = (f"{name}: line {i}, and {i * i % 97} more of it." for i in range(150))
+    return "\n".join(lines)
+
+
 NAMED: dict[str, Callable[[Path], object]] = {
     **dict.fromkeys(("pre", "my-clip"), lambda path: open_checkpoint("embedded").save(path)),
     "a": lambda path: _tuned(path, "mnist"),
@@ -145,7 +151,13 @@ NAMED: dict[str, Callable[[Path], object]] = {
         for i, name in enumerate(("clip", "cars", "signs"))
     },
     "failures": _failures,
+    **{
+        f"{name}.txt": lambda path, name=name: path.write_text(_lines(name))
+        for name in ("code", "prose", "tables", "loud-code", "loud-prose")
+    },
     "sample.txt": lambda path: path.write_text("No man is an island, entire of itself. " * 30),
+    "notes.txt": lambda path: path.write_text("Every man is a piece of the continent. " * 30),
+    "judge.py": lambda path: shutil.copyfile(EXAMPLES / "judge.py", path),
     "zeroshot.pt": lambda path: torch.save(Net(), path),
     "finetuned.pt": lambda path: torch.save(perturbed(Net(), 1), path),
     "arrays.npz": lambda path: np.savez(path, weight=np.ones((2, 3), np.float32)),

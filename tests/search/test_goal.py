@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from weightops.errors import NothingSatisfiesError, OptionError, UnknownNameError
-from weightops.search.goal import Goal, Point, choose, difference, interval, nearest_first
+from weightops.evaluation.units import ACCURACY
+from weightops.search.goal import Goal, Point, choose, difference, nearest_first
 
 # alpha, accuracy on MNIST, accuracy on CIFAR-10 (supported): from the authors' log, near the optima
 CURVE = [
@@ -75,7 +76,7 @@ def test_difference_interval_and_worst_score() -> None:
     assert error == pytest.approx(
         np.sqrt(0.25**2 * d["x"].var() / 50 + 0.75**2 * d["y"].var() / 50)
     )
-    low, high = interval(torch.arange(100) < 97)
+    low, high = ACCURACY.interval(torch.arange(100) < 97)
     assert (low, high) == (pytest.approx(0.9155, abs=1e-4), pytest.approx(0.9897, abs=1e-4))
     worst = Goal({"x": 1.0, "y": 2.0}, worst=True)
     assert worst.value(a) == min(a["x"].double().mean(), 2 * a["y"].double().mean())

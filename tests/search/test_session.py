@@ -55,7 +55,7 @@ def test_measure_is_evaluation_of_the_edited_model(session: EditSession, folder:
     assert result.scores["noise"] == expected["noise"]
     assert result.alpha == 0.5
     assert result.hits["noise"].double().mean().item() == expected["noise"]["acc1"]
-    assert session.images_measured == expected["noise"]["n"]
+    assert session.samples_measured == expected["noise"]["n"]
 
 
 def test_a_trial_counts_every_image_once(session: EditSession, measured: list[Measured]) -> None:
@@ -64,9 +64,9 @@ def test_a_trial_counts_every_image_once(session: EditSession, measured: list[Me
     trial.measurements.measure((0.5,), 0.5)
     assert not measured
     size = trial.measurements.sizes["noise"]
-    assert session.images_measured == round(size / 2)
+    assert session.samples_measured == round(size / 2)
     grid(trial.measurements, [(0.5,), (1.0,)])
-    assert session.images_measured == 3 * size
+    assert session.samples_measured == 3 * size
     assert [m.alpha for m in measured] == [0.5, 1.0, 0.0]
     assert [m.alpha for m in trial.sweep] == [0.0, 0.5, 1.0]
     for m in trial.sweep:

@@ -179,7 +179,7 @@ def test_a_language_model_on_the_command_line(
     assert run(["finetune", "-o", str(tmp_path / "x")]) == 2
     clip = ["--text", __file__, "--model", "embedded", "-o", str(tmp_path / "x")]
     assert run(["finetune", *clip]) == 1
-    assert "isn't a folder of transformers" in capsys.readouterr().err
+    assert "not a language model" in capsys.readouterr().err
 
 
 def test_no_data() -> None:

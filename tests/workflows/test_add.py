@@ -88,7 +88,7 @@ def test_on_the_command_line(own: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert run([*command, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["tasks"] == {"swapped": "added", "turned": "added"}
-    assert plan["training_images"] == 0
+    assert plan["training_samples"] == 0
     assert run(command) == 0
     assert "normalized accuracy" in capsys.readouterr().out
     assert (tmp_path / "a" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
@@ -134,10 +134,10 @@ def test_the_gradient_of_coefficients(own: Path) -> None:
     tasks = [find_task(str(own / "swapped")), find_task(str(own / "turned"))]
     session = EditSession(model, tasks, device="cpu")
     vectors = {t.name: TaskVector.load(own / f"{t.name}.safetensors") for t in tasks}
-    before = {n: t.clone() for n, t in session.image_model.module.state_dict().items()}
+    before = {n: t.clone() for n, t in session.model.module.state_dict().items()}
     options = Descent("loss", "task", "train", 1, 1e-3, 0)
     moved = descend(session, vectors, tasks, options)
-    after = session.image_model.module.state_dict()
+    after = session.model.module.state_dict()
     assert all(torch.equal(before[name], t) for name, t in after.items())
 
     @torch.no_grad()
@@ -145,12 +145,12 @@ def test_the_gradient_of_coefficients(own: Path) -> None:
         total = 0.0
         first, second = (vector * coefficients[name] for name, vector in vectors.items())
         edit = first + second
-        edit.apply_(session.image_model.module, base=session.base)
+        edit.apply_(session.model.module, base=session.base)
         for task in tasks:
             indices = next(_order(session, task, options))
-            pixels = session.image_model.pixels(task, "train")
-            head = session.image_model.zero_shot_head(task)
-            logits = session.image_model.encode_image(pixels.batch(indices)) @ head.T
+            pixels = session.model.pixels(task, "train")
+            head = session.model.zero_shot_head(task)
+            logits = session.model.encode_image(pixels.batch(indices)) @ head.T
             labels = pixels.labels[torch.from_numpy(indices)]
             total += float(torch.nn.functional.cross_entropy(logits, labels)) / 2
         return total

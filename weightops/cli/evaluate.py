@@ -246,7 +246,7 @@ def _print_perplexity(
     from weightops.algebra.devices import pick_device
     from weightops.algebra.precision import pick_precision
     from weightops.checkpoints.opening import open_checkpoint
-    from weightops.evaluation.perplexity import perplexity, token_blocks
+    from weightops.evaluation.perplexity import check_causal, perplexity, token_blocks
     from weightops.reports.table import table
 
     where = pick_device(device)
@@ -256,6 +256,7 @@ def _print_perplexity(
         checkpoint = open_checkpoint(name)
         blocks = token_blocks(checkpoint, text)
         module = checkpoint.model().to(where)
+        check_causal(module, checkpoint.ref)
         value, tokens = perplexity(module, blocks, precision=used), blocks.numel()
         result = {"model": name, "text": str(text), "perplexity": value, "tokens": tokens}
         results.append({**result, "precision": used})

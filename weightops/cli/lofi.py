@@ -12,6 +12,7 @@ import click
 
 from weightops.cli import from_signature
 from weightops.cli.borrowing import TRAINING, taken, training_config
+from weightops.cli.config_files import write_run_file
 from weightops.cli.from_signature import Borrowed
 from weightops.cli.learning import NODE, TASK, TEXT, check_one
 from weightops.cli.printing import echo_json, echo_plan, quieten
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         "weightops.training.lofi:run",
         only=("nodes", "checkpoint_every", "resume", "overwrite", "device", "precision", "log_to"),
     ),
+    Borrowed("weightops.training.lofi_baselines:compare_with_baselines", only=("shifted",)),
     Borrowed("weightops.training.process_groups:connected", only=("node_size", "patience", "fsdp")),
     NODE,
     arguments=[TASK, TEXT],
@@ -50,7 +52,8 @@ def lofi(
     Args:
         model: a path to a model with its configuration, or a ref.
         out: the folder for node0, node1, ..., and merged.
-        compare: also train with communication in every step, and compare all under shift.
+        compare: also train with communication in every step, and compare all under shift: of
+            images under corruptions, of a text on the other texts of --shifted.
         dry_run: say what would be done, and do nothing.
     """
     if out is None:
@@ -60,8 +63,8 @@ def lofi(
         raise click.UsageError(
             "--nodes is for one process, which trains them in turn, and --node-size for torchrun"
         )
-    if compare and "task" not in given:
-        raise click.UsageError("--compare scores images under shift, and takes a --task")
+    if "shifted" in given and not compare:
+        raise click.UsageError("--shifted is for --compare")
     if int(os.environ.get("RANK", 0)):
         os.environ["TQDM_DISABLE"] = "1"  # one bar is enough
     from weightops.checkpoints.opening import open_checkpoint
@@ -120,8 +123,9 @@ def _train(
         given["resume"] = given.get("resume", False) or strategy.restarted
         how = {"model": checkpoint, "training": config, "strategy": strategy, "like": like, **given}
         if compare:
-            comparison = compare_with_baselines(task, out, **how)
+            comparison = compare_with_baselines(task or str(text), out, **how)
             if comparison is not None:
+                write_run_file(out)
                 _write_page(comparison, checkpoint, out)
                 _print_comparison(comparison, as_json)
             return
@@ -129,6 +133,7 @@ def _train(
         learned = task or TextLearner(checkpoint, text, **where)
         average = run(learned, out, **how)
     if average is not None:
+        write_run_file(out)
         record = {**average.record(), "communication_seconds": strategy.seconds}
         _print_average(out / "merged", record, as_json)
 
@@ -190,12 +195,15 @@ def _print_comparison(comparison: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         echo_json(comparison)
         return
-    from weightops.reports.table import table
+    from weightops.evaluation.units import PERPLEXITY
+    from weightops.reports.table import cell, table
 
     columns = ("in_distribution", "under_shift", "effective_robustness")
-    models = comparison["models"]
-    rows = [[name, *(float(row[column]) for column in columns)] for name, row in models.items()]
-    click.echo(table([comparison["task"], *columns], rows))
+    models, unit = comparison["models"], comparison["unit"]
+    known = [c for c in columns if all(c in row for row in models.values())]
+    show: Any = PERPLEXITY.cell if unit == PERPLEXITY.name else cell
+    rows = [[name, *(show(float(row[c])) for c in known)] for name, row in models.items()]
+    click.echo(table([f"{comparison['task']}, {unit}", *known], rows))
     for name, cost in comparison["cost"].items():
         seconds, communication = cost["seconds"], cost["communication_seconds"]
         click.echo(f"{name}: {communication:.1f} of {seconds:.1f} seconds in communication")

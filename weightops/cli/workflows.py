@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightops.cli.borrowing import SEARCH, TRAINING, search_options, taken, training_config
+from weightops.cli.borrowing import SCORED, SEARCH, TRAINING, search_options, taken, training_config
 from weightops.cli.from_signature import Borrowed, build
 from weightops.cli.printing import echo_json, echo_plan, show
 from weightops.cli.pushing import PUSH, check_push, push_folder
@@ -45,6 +45,7 @@ def workflow_command(
     signature = read(reference)
     names = [parameter.name for parameter in signature.parameters]
     options = Borrowed(reference, leave_out=leave_out).options(optional=("out", *optional))
+    options += SCORED.options()
     options += SEARCH.options() if "search" in names else []
     options += TRAINING.options() if "training" in names else []
 
@@ -126,6 +127,7 @@ class _Table:
 
     def __init__(self, workflow: Workflow) -> None:
         self._workflow = workflow
+        self._unit = workflow.unit
         self._names = [task.name for task in workflow.tasks]
         self._kept = list(workflow.view.keep)
         roles = [role for task, role in workflow.roles.items() if task.name in self._kept]
@@ -135,20 +137,20 @@ class _Table:
         self._has_heading = False
 
     def print_measured(self, measured: Measured) -> None:
-        """Print a row of validation accuracies; before the first one, the heading."""
+        """Print a row of validation scores; before the first one, the heading."""
         from weightops.search.goal import shown
         from weightops.support.progress import set_aside
 
         set_aside()
         if not self._has_heading:
-            click.echo("validation accuracy (%)")
+            click.echo(f"validation {self._unit.title}")
             self._print_heading("alpha")
             self._has_heading = True
         self._print_row(shown(measured.coefficients), measured.scores)
 
     def print_summary(self, summary: Mapping[str, Any]) -> None:
-        """Print the choice, the test accuracies of all models, the edit last, and remarks."""
-        click.echo(f"\nalpha {show(summary['alpha'])}: {summary['why']}\n\ntest accuracy (%)")
+        """Print the choice, the test scores of all models, the edit last, and remarks."""
+        click.echo(f"\nalpha {show(summary['alpha'])}: {summary['why']}\n\ntest {self._unit.title}")
         self._print_heading("")
         tasks, word = summary["tasks"], self._workflow.word
         entries = [entry for task in tasks.values() for entry in task.items()]
@@ -165,12 +167,13 @@ class _Table:
         click.echo(line([first, *self._names, *self._mean], self._widths))
 
     def _print_row(self, first: str, scores: Mapping[str, Mapping[str, Any]]) -> None:
-        from weightops.reports.table import cell, line
+        from weightops.reports.table import line
 
-        accuracies = {name: float(metrics["acc1"]) for name, metrics in scores.items()}
-        cells = [cell(accuracies[name]) if name in accuracies else "-" for name in self._names]
+        unit = self._unit
+        readings = {name: unit.of(metrics) for name, metrics in scores.items()}
+        cells = [unit.cell(readings[name]) if name in readings else "-" for name in self._names]
         if self._mean:
-            kept = [accuracies[name] for name in self._kept if name in accuracies]
+            kept = [readings[name] for name in self._kept if name in readings]
             complete = len(kept) == len(self._kept)
-            cells.append(cell(sum(kept) / len(kept)) if complete else "-")
+            cells.append(unit.cell(unit.mean(kept)) if complete else "-")
         click.echo(line([first, *cells], self._widths))

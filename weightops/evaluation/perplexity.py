@@ -8,10 +8,13 @@ from pathlib import Path
 
 from weightops.algebra.precision import Precision, computed_in, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.libraries.base import Architecture
+from weightops.checkpoints.libraries.config_checks import library_errors
 from weightops.errors import CheckpointError, NonfiniteError, TaskError
 from weightops.evaluation.image_model import check_finite
 from weightops.support.lazy import F, nn, torch, without_gradients
 from weightops.support.progress import tracked
+from weightops.tasks.texts import read_text
 
 
 def token_blocks(model: Checkpoint, text: str | Path, length: int | None = None) -> torch.Tensor:
@@ -27,20 +30,48 @@ def token_blocks(model: Checkpoint, text: str | Path, length: int | None = None)
         CheckpointError: if the model isn't a language model of transformers with a tokenizer.
         TaskError: if the file can't be read, or is shorter than a block, or than two tokens.
     """
-    architecture = model.architecture
-    if architecture is None:
-        raise CheckpointError(
-            f"{model.ref} isn't a folder of transformers, whose tokenizer a text needs"
-        )
-    try:
-        content = Path(text).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{text} can't be read as a text of UTF-8: {error}") from error
-    tokens = architecture.tokens(content)
+    architecture = language_architecture(model)
+    tokens = architecture.tokens(read_text(text))
     length = length or min(architecture.context, 1024, len(tokens))
     if length < 2 or len(tokens) < length:
         raise TaskError(f"{text} has {len(tokens)} tokens; a block takes {max(length, 2)}")
     return tokens[: len(tokens) // length * length].view(-1, length)
+
+
+def language_architecture(model: Checkpoint) -> Architecture:
+    """Return the architecture of a language model.
+
+    Raises:
+        CheckpointError: if it isn't a model of transformers.
+    """
+    if model.architecture is None:
+        raise CheckpointError(
+            f"{model.ref} isn't a folder of transformers, whose tokenizer a text needs"
+        )
+    return model.architecture
+
+
+@without_gradients
+def check_causal(module: nn.Module, ref: str) -> None:
+    """Refuse a model that reads the tokens after the one that it predicts, or no tokens alone.
+
+    Raises:
+        CheckpointError: if the logits of a token depend on those after it.
+    """
+    device = next(module.parameters()).device
+    tokens = torch.zeros((2, 4), dtype=torch.long, device=device)
+    tokens[1, -1] = 1
+    was_training = module.training
+    module.eval()
+    with library_errors(f"{ref} can't be run on tokens alone, as a causal language model is"):
+        first, second = module(input_ids=tokens).logits[:, :-1].float()
+    module.train(was_training)
+    rounding = max(1e-5, 4 * torch.finfo(next(module.parameters()).dtype).eps)
+    difference, largest = (float(x.abs().max()) for x in (first - second, first))
+    if difference > rounding * largest:  # NaN isn't, and is told where scores are
+        raise CheckpointError(
+            f"{ref} reads the tokens that it predicts: it isn't a causal language model"
+        )
 
 
 def token_loss(module: nn.Module, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

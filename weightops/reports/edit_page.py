@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from weightops.evaluation.units import ACCURACY, PERPLEXITY, SCORE, Unit
 from weightops.reports.changed_images import ALL_PICTURES, Changes, write_all_pictures
 from weightops.reports.edit_tables import model_name, tables_of
+from weightops.reports.frontier import LARGEST, drawable
 from weightops.reports.page import Curve, Page, Section, Spot, Table, facts, part
-from weightops.reports.table import alpha_text, cell, change
+from weightops.reports.table import alpha_text, change
 from weightops.search.goal import Goal, Point
 from weightops.search.session import EditSession, Measured
 
@@ -49,66 +52,86 @@ def write_edit_page(
     other = summary["compared_with"]
     changes = {
         name: Changes(tasks[name], test[other], test[word], forget=name in forget)
-        for name in summary["tasks"]
+        for name in test[word].guesses
     }
     lead = [
         f"alpha {alpha_text(summary['alpha'])}: {summary['why']}.",
         f"Chosen on {summary['chosen_on']}. The test splits were used once, after that choice.",
     ]
-    sections = [Section("Test accuracy", tables=_accuracies(summary, changes, word))]
+    unit = view.unit
+    scores = _scores_by_role(summary, changes, word, unit)
+    sections = [Section(f"Test {unit.name}", tables=scores)]
     if tables := tables_of(summary):
         sections.append(Section("More results", tables=tables))
     if points[0]:
         curve = _curve(summary, names, sweep, points, view, word)
         sections.append(Section("The search on validation data", curve=curve))
-    sections.append(_pictures(changes))
-    sections.append(facts(_provenance(summary)))
+    sections += [_pictures(changes)] if changes else []
+    sections.append(facts(_provenance(summary, unit)))
     Page(title, lead, sections).write(folder / "report.html")
+    if not changes:
+        return
     heading = f"All pictures whose guess has changed: {title}"
     write_all_pictures(folder / ALL_PICTURES, heading, part("page.css"), list(changes.values()))
 
 
-def _accuracies(
-    summary: Mapping[str, Any], changes: Mapping[str, Changes], word: str
+_CHANGES = {ACCURACY: ", points", PERPLEXITY: ", %", SCORE: ""}
+"""Unit -> what changes of it are told in."""
+
+
+def _changed(unit: Unit, value: float) -> str:
+    return f"{value:+.4g}" if unit is SCORE else change(value)
+
+
+def _scores_by_role(
+    summary: Mapping[str, Any], changes: Mapping[str, Changes], word: str, unit: Unit
 ) -> list[Table]:
-    """Return, for the tasks of each role, a table of accuracies and one of changes."""
+    """Return, for the tasks of each role, a table of scores and one of changes."""
     other = summary["compared_with"]
     by_role: dict[str, list[str]] = {}
     for name, task in summary["tasks"].items():
         by_role.setdefault(task["role"], []).append(name)
     tables = []
     for role, names in by_role.items():
-        tables.append(_scores(summary, role, names, word))
+        tables.append(_scores(summary, role, names, word, unit))
         rows = []
         for name in names:
-            before, after = (summary["tasks"][name][model]["acc1"] for model in (other, word))
-            low, high = (min(max(end, -1.0), 1.0) for end in summary["intervals"][name]["change"])
-            interval = f"{change(low)} to {change(high)}"
+            before, after = (unit.of(summary["tasks"][name][model]) for model in (other, word))
+            most = 1.0 if unit is ACCURACY else math.inf
+            least = -math.inf if unit is SCORE else -1.0
+            low, high = (min(max(end, least), most) for end in summary["intervals"][name]["change"])
+            interval = f"{_changed(unit, low)} to {_changed(unit, high)}"
             n = summary["tasks"][name][word]["n"]
-            counts = [f"{count:,}" for count in changes[name].counts]
-            rows.append([name, change(after - before), interval, f"{n:,}", *counts])
-        words = changes[names[0]].words
-        header = ["task", "change", "95 % interval", "images", *words]
-        title = f"{role.capitalize()} tasks: change from {model_name(other, summary)}, points"
+            counts = [f"{count:,}" for count in changes[name].counts] if changes else []
+            gain = _changed(unit, unit.change_from(before, after))
+            rows.append([name, gain, interval, f"{n:,}", *counts])
+        words = changes[names[0]].words if changes else ()
+        header = ["task", "change", "95 % interval", unit.samples, *words]
+        of, told = model_name(other, summary), _CHANGES[unit]
+        title = f"{role.capitalize()} tasks: change from {of}{told}"
         tables.append(Table(title, header, rows))
     return tables
 
 
-def _scores(summary: Mapping[str, Any], role: str, names: Sequence[str], word: str) -> Table:
-    """Return the accuracies of the tasks of a role, the edit's last, and their means."""
+def _scores(
+    summary: Mapping[str, Any], role: str, names: Sequence[str], word: str, unit: Unit
+) -> Table:
+    """Return the scores of the tasks of a role, the edit's last, and their means."""
     tasks = {name: summary["tasks"][name] for name in names}
     scored = (model for t in tasks.values() for model in t if isinstance(t[model], Mapping))
     models = [*(model for model in dict.fromkeys(scored) if model != word), word]
     rows: list[list[object]] = []
     for name, task in tasks.items():
-        scores = [float(task[m]["acc1"]) if m in task else float("nan") for m in models]
+        scores = [unit.in_cell(task[m]) if m in task else "-" for m in models]
         low, high = summary["intervals"][name][word]
-        rows.append([name, *scores, f"{cell(low)} to {cell(high)}"])
+        rows.append([name, *scores, f"{unit.cell(low)} to {unit.cell(high)}"])
     if len(rows) > 1:
-        means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:-1]]
+        columns = [[unit.of(t[m]) for t in tasks.values() if m in t] for m in models]
+        means = [unit.cell(unit.mean(c)) if len(c) == len(rows) else "-" for c in columns]
         rows.append([f"mean of {len(rows)}", *means, ""])
     header = ["task", *(model_name(m, summary) for m in models), f"95 % interval, {word}"]
-    return Table(f"{role.capitalize()} tasks: test accuracy, %", header, rows)
+    title = unit.title.replace(" (%)", ", %")
+    return Table(f"{role.capitalize()} tasks: test {title}", header, rows)
 
 
 def _pictures(changes: Mapping[str, Changes]) -> Section:
@@ -130,16 +153,27 @@ def _curve(
     scores = {measured.coefficients: measured.scores for measured in sweep}
     several = len(points[0][0].coefficients) > 1
     key = (lambda p: (p.score, p.coefficients)) if several else (lambda p: p.coefficients)
-    full = sorted(points[0], key=key)
+    full = sorted(drawable(points[0], view.unit), key=key)
     chosen_alpha = summary["alpha"]
     alpha = tuple(chosen_alpha.values()) if isinstance(chosen_alpha, Mapping) else (chosen_alpha,)
     chosen = next((i for i, p in enumerate(full) if p.coefficients == alpha), 0)
     spots = []
+    unit = view.unit
     for i, point in enumerate(full):
-        x = point.kept if view.keep else float(i + 1) if several else point.coefficients[0]
-        accuracies = {name: float(m["acc1"]) for name, m in scores[point.coefficients].items()}
-        spots.append(Spot(_named(names, point), x, point.score, accuracies, not point.distance))
-    hollow = [Spot(_named(names, p), p.kept, p.score) for p in points[1]] if view.keep else []
+        x = (
+            unit.reading(point.kept)
+            if view.keep
+            else float(i + 1)
+            if several
+            else point.coefficients[0]
+        )
+        own = {n: min(unit.of(m), LARGEST) for n, m in scores[point.coefficients].items()}
+        y = unit.reading(point.score)
+        spots.append(Spot(_named(names, point), x, y, own, not point.distance))
+    hollow = [
+        Spot(_named(names, p), unit.reading(p.kept), unit.reading(p.score))
+        for p in (drawable(points[1], unit) if view.keep else ())
+    ]
     order = "measured edits, in order of the score"
     return Curve(
         what="alpha",
@@ -152,7 +186,8 @@ def _curve(
         percent=bool(view.keep),
         line=not several and len(spots) > 1,
         estimates=hollow,
-        labels=_labels(full, chosen, word),
+        labels=_labels(full, chosen, word, unit),
+        unit=unit,
         extra=(names, [[f"{a:g}" for a in p.coefficients] for p in full]) if several else ((), ()),
     )
 
@@ -164,37 +199,43 @@ def _named(names: Sequence[str], point: Point) -> str:
     return ", ".join(f"{n} {a + 0.0:g}" for n, a in zip(names, point.coefficients, strict=False))
 
 
-def _labels(points: Sequence[Point], chosen: int, word: str) -> list[tuple[int, str, str]]:
+def _labels(
+    points: Sequence[Point], chosen: int, word: str, unit: Unit
+) -> list[tuple[int, str, str]]:
     """Return the labels of the chosen point, the base and the full edit, as the picture has."""
-    shown = [cell(float(point.score)) for point in points]
+    sign = " %" if unit is ACCURACY else ""
+    shown = [unit.cell(unit.reading(point.score)) + sign for point in points]
+    start = "zero-shot" if unit is ACCURACY else "base"
     several = len(points[chosen].coefficients) > 1
     alpha = "" if several else f" (alpha {points[chosen].coefficients[0]:g})"
-    labels = [(chosen, f"{word}{alpha} {shown[chosen]} %", "chosen")]
+    labels = [(chosen, f"{word}{alpha} {shown[chosen]}", "chosen")]
     for i, point in enumerate(points):
         if i == chosen:
             continue
         if not point.distance:
-            labels.append((i, f"zero-shot{'' if several else ' (alpha 0)'} {shown[i]} %", "base"))
+            labels.append((i, f"{start}{'' if several else ' (alpha 0)'} {shown[i]}", "base"))
         elif point.coefficients in ((1.0,), (-1.0,)):
             name = "fine-tuned" if point.coefficients == (1.0,) else "all of it"
-            labels.append((i, f"{name} (alpha {point.coefficients[0]:g}) {shown[i]} %", "full"))
+            labels.append((i, f"{name} (alpha {point.coefficients[0]:g}) {shown[i]}", "full"))
     return labels
 
 
-def _provenance(summary: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance(summary: Mapping[str, Any], unit: Unit) -> dict[str, Any]:
     """Return where the results come from."""
     tasks_of: dict[str, list[str]] = {}
     for name, task in summary["tasks"].items():
         tasks_of.setdefault(task["source"], []).append(name)
     model, training = summary["model"], summary["training"]
     return {
-        "command": f"weightops {summary['verb']}",
+        "command": summary["command"] or f"weightops {summary['verb']}",
         "model": f"{model['ref']} ({model['fingerprint']})",
         "method": summary["method"],
         "options": summary["options"],
-        "images": "; ".join(f"{source} ({', '.join(n)})" for source, n in tasks_of.items()),
+        unit.samples: "; ".join(f"{source} ({', '.join(n)})" for source, n in tasks_of.items()),
         "fine-tuned": training or summary["finetuned"],
-        "images measured": f"{summary['images']:,}",
+        f"{unit.samples} measured": f"{summary[unit.samples]:,}",
         "seconds": summary["seconds"],
+        "device": summary["device"],
+        "date": summary["date"],
         "versions": summary["versions"],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from weightops.evaluation.units import UNITS
 from weightops.reports.page import Table
 from weightops.reports.table import alpha_text
 
@@ -25,8 +26,13 @@ def tables_of(summary: Mapping[str, Any]) -> list[Table]:
 
 
 def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [[s["model"], s["accuracy"], "yes" if s["accepted"] else "no", s["why"]] for s in steps]
-    title = "Models, the best first: mean validation accuracy, %"
+    unit = next(unit for unit in UNITS if unit.name in steps[0])
+    rows = [
+        [s["model"], unit.cell(s[unit.name]), "yes" if s["accepted"] else "no", s["why"]]
+        for s in steps
+    ]
+    what = unit.title.replace(" (%)", ", %")
+    title = f"Models, the best first: mean validation {what}"
     return Table(title, ["model", "alone", "taken in", "why"], rows)
 
 
@@ -41,13 +47,13 @@ def _baselines(baselines: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _rivals(rivals: Mapping[str, Mapping[str, float]]) -> Table:
     rows = [[name, alpha_text(alphas)] for name, alphas in rivals.items()]
-    title = "Rivals: their alphas, searched on the same images"
+    title = "Rivals: their alphas, searched on the same data"
     return Table(title, ["rival", "alphas"], rows, text=True)
 
 
 def _normalized(shares: Mapping[str, float]) -> Table:
     mean = ("mean", sum(shares.values()) / len(shares))
-    title = "Normalized test accuracy, % of the fine-tuned model's"
+    title = "Normalized test score, % of the fine-tuned model's"
     return Table(title, ["task", "normalized"], [*shares.items(), mean])
 
 

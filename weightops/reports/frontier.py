@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from weightops.errors import missing_extra
+from weightops.evaluation.units import ACCURACY, Unit, unit_of
 from weightops.reports.table import models_of
 from weightops.search.goal import Point, nearest_first
 
 INK, CURVE, CHOSEN, GUIDE = "#22252b", "#2f6db3", "#d1495b", "#9aa1ab"
 COLORS = (GUIDE, CURVE, "#c58a1b", "#4b9b6e", "#7a5ba6", CHOSEN)
 
+LARGEST = 1e9
+"""The largest score that a picture has room for."""
 _LABEL = {"fontsize": 9.5, "color": INK, "textcoords": "offset points"}
 _CHOSEN_LABEL = _LABEL | {"color": CHOSEN, "fontweight": "bold"}
 _STAR = {"marker": "*", "markersize": 19, "color": CHOSEN, "markeredgecolor": "white", "zorder": 4}
@@ -89,8 +92,9 @@ def draw_frontier(
     score: str,
     kept: str,
     word: str = "patched",
+    unit: Unit = ACCURACY,
 ) -> None:
-    """Draw accuracy to improve against accuracy to keep, along alpha, as PNG and SVG.
+    """Draw the score to improve against the score to keep, along alpha, as PNG and SVG.
 
     Args:
         path: the files, without suffix.
@@ -101,56 +105,95 @@ def draw_frontier(
         score: the name of the vertical axis.
         kept: the name of the horizontal axis.
         word: the word for the chosen model.
+        unit: what the points' values are.
 
     Raises:
         MissingExtraError: without matplotlib.
     """
     figure, axes = new_figure()
+    points, estimates = drawable(points, unit), drawable(estimates, unit)
     points = nearest_first([*points, *estimates])
     full = next((p for p in points if p.alpha in (1, -1)), points[-1])
-    _draw_curve(axes, points, full, chosen)
+    _draw_curve(axes, points, full, chosen, unit)
     if estimates:
-        xs, ys = [100 * p.kept for p in estimates], [100 * p.score for p in estimates]
+        xs, ys = _places(estimates, unit)
         mark = {"markersize": 4.5, "markerfacecolor": "white", "color": CURVE, "zorder": 3.5}
-        axes.plot(xs, ys, "o", **mark, label="measured on some of the images")
+        axes.plot(xs, ys, "o", **mark, label=f"measured on some of the {unit.samples}")
         axes.legend(frameon=False, fontsize=8.5, loc="lower left")
-    _draw_labels(axes, points, full, chosen, word)
-    axes.set_xlabel(f"{kept}, validation accuracy (%)", color=INK)
-    axes.set_ylabel(f"{score}, validation accuracy (%)", color=INK)
+    _draw_labels(axes, points, full, chosen, word, unit)
+    axes.set_xlabel(f"{kept}, validation {unit.title}", color=INK)
+    axes.set_ylabel(f"{score}, validation {unit.title}", color=INK)
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     save_figure(figure, path)
 
 
-def _draw_curve(axes: Any, points: Sequence[Point], full: Point, chosen: Point) -> None:
+def drawable(points: Sequence[Point], unit: Unit) -> list[Point]:
+    """Return the points that a picture has room for."""
+    return [p for p in points if max(map(unit.reading, (p.kept, p.score))) < LARGEST]
+
+
+def _place(point: Point, unit: Unit) -> tuple[float, float]:
+    """Return where a point is drawn."""
+    return unit.factor * unit.reading(point.kept), unit.factor * unit.reading(point.score)
+
+
+def _places(points: Sequence[Point], unit: Unit) -> tuple[list[float], list[float]]:
+    places = [_place(point, unit) for point in points]
+    return [x for x, _ in places], [y for _, y in places]
+
+
+def _draw_curve(axes: Any, points: Sequence[Point], full: Point, chosen: Point, unit: Unit) -> None:
     """Draw the curve, with marks at the base, the full edit and the chosen point."""
     base = points[0]
-    xs, ys = [100 * p.kept for p in points], [100 * p.score for p in points]
+    xs, ys = _places(points, unit)
     guide: dict[str, Any] = {"color": GUIDE, "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 1}
-    axes.axvline(100 * base.kept, **guide)
-    axes.axhline(100 * full.score, **guide)
+    axes.axvline(_place(base, unit)[0], **guide)
+    axes.axhline(_place(full, unit)[1], **guide)
     axes.plot(xs, ys, color=CURVE, linewidth=2, marker="o", markersize=4.5, zorder=2)
-    axes.plot(100 * base.kept, 100 * base.score, marker="s", markersize=9, color=INK, zorder=3)
-    axes.plot(100 * full.kept, 100 * full.score, marker="D", markersize=8, color=INK, zorder=3)
-    axes.plot(100 * chosen.kept, 100 * chosen.score, **_STAR)
+    axes.plot(*_place(base, unit), marker="s", markersize=9, color=INK, zorder=3)
+    axes.plot(*_place(full, unit), marker="D", markersize=8, color=INK, zorder=3)
+    axes.plot(*_place(chosen, unit), **_STAR)
+    if unit is not ACCURACY:
+        _scale(axes, "x", xs)
+        _scale(axes, "y", ys)
+        axes.margins(0.25)
+        return
     x_span, y_span = max(max(xs) - min(xs), 1.0), max(max(ys) - min(ys), 50)
     axes.set_xlim(min(xs) - 0.09 * x_span, max(xs) + 0.12 * x_span)
     axes.set_ylim(min(ys) - 0.2 * y_span, min(max(ys) + 9, 101.5))
 
 
-def _draw_labels(axes: Any, points: Sequence[Point], full: Point, chosen: Point, word: str) -> None:
+def _scale(axes: Any, name: str, values: Sequence[float]) -> None:
+    """Give values that differ widely a logarithmic axis, with numbers as they are."""
+    if 0 < 8 * min(values) < max(values):
+        axes.set(**{f"{name}scale": "log"})
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+
+
+def _draw_labels(
+    axes: Any, points: Sequence[Point], full: Point, chosen: Point, word: str, unit: Unit
+) -> None:
     """Label the base, the full edit and the chosen point."""
     base = points[0]
     place: dict[str, Any] = {"xytext": (-11, 0), "ha": "right", "va": "center"}
-    labels = [(base, f"zero-shot (alpha 0)\n{100 * base.score:.1f} %", _LABEL | place)]
+    start = "zero-shot" if unit is ACCURACY else "base"
+    labels = [(base, f"{start} (alpha 0)\n{_score(base, unit)}", _LABEL | place)]
     if chosen.alpha != full.alpha:
         name = "fine-tuned" if full.alpha == 1 else "all of it"
-        text = f"{name} (alpha {full.alpha:g})  {100 * full.score:.1f} %"
-        above = 10 if full.score < 0.95 else -18  # the title is above
+        text = f"{name} (alpha {full.alpha:g})  {_score(full, unit)}"
+        at_top = unit is ACCURACY and full.score >= 0.95  # the title is above
+        above = -18 if at_top else 10
         labels.append((full, text, _LABEL | {"xytext": (0, above), "ha": "left"}))
-    text = f"{word} (alpha {chosen.alpha:g})\n{100 * chosen.score:.1f} %"
+    text = f"{word} (alpha {chosen.alpha:g})\n{_score(chosen, unit)}"
     labels.append((chosen, text, _CHOSEN_LABEL | _chosen_place(points, chosen)))
     for point, text, style in labels:
-        axes.annotate(text, (100 * point.kept, 100 * point.score), **style)
+        axes.annotate(text, _place(point, unit), **style)
+
+
+def _score(point: Point, unit: Unit) -> str:
+    return unit.cell(unit.reading(point.score)) + " %" * (unit is ACCURACY)
 
 
 def _chosen_place(points: Sequence[Point], chosen: Point) -> dict[str, Any]:
@@ -164,7 +207,7 @@ def _chosen_place(points: Sequence[Point], chosen: Point) -> dict[str, Any]:
 
 
 def draw_bars(path: Path, tasks: Mapping[str, Mapping[str, Any]], *, title: str) -> None:
-    """Draw the accuracies of each task side by side, as PNG and SVG.
+    """Draw the scores of each task side by side, as PNG and SVG.
 
     Args:
         path: the files, without suffix.
@@ -176,23 +219,29 @@ def draw_bars(path: Path, tasks: Mapping[str, Mapping[str, Any]], *, title: str)
     """
     figure, axes = new_figure(max(6.4, 1.1 * len(tasks) + 1.5))
     models = models_of(tasks)
+    unit = unit_of(next(iter(tasks.values()))[models[0]])
     width = 0.8 / len(models)
     colors = [GUIDE, *COLORS[1 : len(models) - 1], CHOSEN]
     for i, model in enumerate(models):
         shift = (i - (len(models) - 1) / 2) * width
         bars = [
-            (j + shift, 100 * task[model]["acc1"])
+            (j + shift, unit.factor * unit.of(task[model]))
             for j, task in enumerate(tasks.values())
             if model in task
         ]
         axes.bar(*zip(*bars, strict=True), width=0.92 * width, color=colors[i], label=model)
         for x, y in bars:
             label = {"xytext": (0, 2), "ha": "center", "fontsize": 7.5}
-            axes.annotate(f"{y:.0f}", (x, y), **_LABEL | label)
+            text = f"{y:.0f}" if unit is ACCURACY else unit.cell(y)
+            axes.annotate(text, (x, y), **_LABEL | label)
     names = [f"{name}\n{task['role']}" for name, task in tasks.items()]
     axes.set_xticks(range(len(tasks)), names, fontsize=8.5)
-    axes.set_ylabel("test accuracy (%)", color=INK)
-    axes.set_ylim(0, 108)
+    axes.set_ylabel(f"test {unit.title}", color=INK)
+    if unit is ACCURACY:
+        axes.set_ylim(0, 108)
+    else:
+        scores = [unit.of(task[m]) for task in tasks.values() for m in models if m in task]
+        _scale(axes, "y", scores)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.legend(
         frameon=False, fontsize=8.5, ncols=len(models), loc="upper left", bbox_to_anchor=(0, -0.12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from weightops.evaluation.units import PERPLEXITY
 from weightops.reports.page import Curve, Page, Section, Spot, Table, facts
 from weightops.reports.table import change
 from weightops.support.invocation import versions
@@ -20,6 +21,8 @@ def lofi_page(comparison: Mapping[str, Any], about: Mapping[str, Any]) -> Page:
         comparison: the result of `compare_with_baselines`.
         about: facts for the last table.
     """
+    if comparison["unit"] == PERPLEXITY.name:
+        return _text_page(comparison, about)
     models, task = comparison["models"], comparison["task"]
     average, baseline = models[_CHOSEN], models["baseline"]
     gains = [change(average[key] - baseline[key]) for key in ("in_distribution", "under_shift")]
@@ -38,6 +41,44 @@ def lofi_page(comparison: Mapping[str, Any], about: Mapping[str, Any]) -> Page:
     by_kind = [[name, *_by_kind(row).values()] for name, row in models.items()]
     title_of_kinds = "Test accuracy by kind of shift, mean over severities, %"
     shifts = Table(title_of_kinds, ["model", *kinds], by_kind, chosen)
+    sections = [
+        Section("Accuracy", tables=[scores], curve=_curve(models)),
+        Section("More results", tables=[shifts, *_costs(comparison)]),
+        _facts(comparison, about),
+    ]
+    lead = [
+        "Effective robustness is the accuracy under shift beyond what the line through the base, "
+        "the baseline and the single nodes predicts (arXiv 2007.00644)."
+    ]
+    return Page(title, lead, sections)
+
+
+def _text_page(comparison: Mapping[str, Any], about: Mapping[str, Any]) -> Page:
+    """Return the page of a comparison on a text."""
+    models, task = comparison["models"], comparison["task"]
+    ours, theirs = (models[name]["in_distribution"] for name in (_CHOSEN, "baseline"))
+    title = (
+        f"lo-fi on {task}: perplexity {PERPLEXITY.cell(ours)} of the average of "
+        f"{counted(len(comparison['average']['nodes']), 'node')}, {PERPLEXITY.cell(theirs)} with "
+        "communication in every step"
+    )
+    texts = list(models[_CHOSEN]["texts"])
+    rows = [
+        [name, *(PERPLEXITY.cell(row["texts"][text]) for text in texts)]
+        for name, row in models.items()
+    ]
+    header = ["model", *texts]
+    scores = Table("Test perplexity of each text", header, rows, list(models).index(_CHOSEN))
+    sections = [
+        Section("Perplexity", tables=[scores]),
+        Section("More results", tables=_costs(comparison)),
+        _facts(comparison, about),
+    ]
+    return Page(title, ["Perplexities are of the texts' test parts: lower is better."], sections)
+
+
+def _costs(comparison: Mapping[str, Any]) -> list[Table]:
+    """Return the tables of what training cost, and of what the average is made of."""
     costs = [
         [name, f"{cost['seconds']:.1f}", f"{cost['communication_seconds']:.1f}"]
         for name, cost in comparison["cost"].items()
@@ -47,18 +88,18 @@ def lofi_page(comparison: Mapping[str, Any], about: Mapping[str, Any]) -> Page:
     shares = [[name, f"{node['coefficient']:.4g}"] for name, node in nodes]
     left_out = [[f"{name}: {why}", "0"] for name, why in comparison["average"]["left_out"].items()]
     average_of = Table("What the average is made of", ["node", "coefficient"], [*shares, *left_out])
-    curve = _curve(models)
-    sections = [
-        Section("Accuracy", tables=[scores], curve=curve),
-        Section("More results", tables=[shifts, cost, average_of]),
-        facts({**portable(dict(about)), "fine-tuned": comparison["config"],
-               "precision": comparison["precision"], "versions": versions()}),
-    ]  # fmt: skip
-    lead = [
-        "Effective robustness is the accuracy under shift beyond what the line through the base, "
-        "the baseline and the single nodes predicts (arXiv 2007.00644)."
-    ]
-    return Page(title, lead, sections)
+    return [cost, average_of]
+
+
+def _facts(comparison: Mapping[str, Any], about: Mapping[str, Any]) -> Section:
+    return facts(
+        {
+            **portable(dict(about)),
+            "fine-tuned": comparison["config"],
+            "precision": comparison["precision"],
+            "versions": versions(),
+        }
+    )
 
 
 def _by_kind(row: Mapping[str, Any]) -> dict[str, float]:

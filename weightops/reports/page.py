@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightops.errors import printable
+from weightops.evaluation.units import ACCURACY, PERPLEXITY, Unit
 from weightops.reports.changed_images import ALL_PICTURES, Group, figure
 from weightops.reports.table import cell
 
@@ -42,9 +43,9 @@ class Spot:
 
     Attributes:
         name: the name of the point, such as its alpha.
-        x: where it is to the right; a fraction if the axis is in percent.
-        y: where it is upwards, a fraction.
-        tasks: task -> accuracy.
+        x: where it is to the right.
+        y: where it is upwards: a score, such as accuracy as a fraction.
+        tasks: task -> score.
         base: whether it is the base, which the others are compared with.
     """
 
@@ -66,11 +67,12 @@ class Curve:
         y: the name of the axis upwards, without its unit.
         points: the points, in the slider's order.
         chosen: the index of the point where the slider starts.
-        percent: whether the axis to the right is in percent.
+        percent: whether the axis to the right is a score, too.
         line: whether a line joins the points.
         estimates: points that are drawn hollow, and that the slider doesn't stop at.
         labels: the index of a point, a text beside it, and "chosen" or another kind.
         extra: titles of further columns of the table, and their cells for each point.
+        unit: what scores are.
     """
 
     what: str
@@ -84,6 +86,7 @@ class Curve:
     estimates: Sequence[Spot] = ()
     labels: Sequence[tuple[int, str, str]] = ()
     extra: tuple[Sequence[str], Sequence[Sequence[object]]] = ((), ())
+    unit: Unit = ACCURACY
 
     @property
     def name(self) -> str:
@@ -101,13 +104,18 @@ class Curve:
             [
                 f"{point.name} (chosen)" if i == self.chosen else point.name,
                 *(cells[i] if cells else ()),
-                point.y,
-                *([point.x] if own else []),
-                *(point.tasks.get(task, float("nan")) for task in tasks),
+                *map(
+                    self.unit.cell,
+                    [
+                        point.y,
+                        *([point.x] if own else []),
+                        *(point.tasks.get(task, float("nan")) for task in tasks),
+                    ],
+                ),
             ]
             for i, point in enumerate(self.points)
         ]
-        return Table("All points, accuracies in %", header, rows, self.chosen)
+        return Table(f"All points, {self.unit.plural}", header, rows, self.chosen)
 
     @property
     def data(self) -> str:
@@ -117,8 +125,11 @@ class Curve:
             "estimates": [vars(point) for point in self.estimates],
             "chosen": self.chosen,
             "axes": {
-                "x": f"{self.x}, %" if self.percent else self.x,
-                "y": f"{self.y}, %",
+                "x": f"{self.x}, {self.unit.sign}" if self.percent else self.x,
+                "y": f"{self.y}, {self.unit.sign}",
+                "factor": self.unit.factor,
+                "log": self.unit is PERPLEXITY,
+                "samples": self.unit.samples,
                 "percent": self.percent,
                 "line": self.line,
                 "whole": not self.percent and all(point.x % 1 == 0 for point in self.points),

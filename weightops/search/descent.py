@@ -13,16 +13,16 @@ import numpy as np
 
 from weightops.algebra.names import escape
 from weightops.errors import NonfiniteError, OptionError
+from weightops.evaluation.scoring import IMAGES
 from weightops.search.session import EditSession, Vectors
 from weightops.support.lazy import F, nn, torch, without_gradients
 from weightops.tasks.seeds import seed as seed_of
-from weightops.tasks.task import Task
+from weightops.tasks.task import Split, Task
 
 Loss = Literal["entropy", "loss"]
 """What is made small: the entropy of the predictions, or the cross-entropy with the labels."""
 Per = Literal["tensor", "task"]
 """What has a coefficient of its own: each task at each tensor, or each task."""
-Split = Literal["train", "validation", "test"]
 
 START, BATCH = 0.3, 16
 """The coefficients to start from, and the images of each task in a step, as AdaMerging has them."""
@@ -149,7 +149,11 @@ def descend(
         OptionError: if the vectors change no parameter.
         NonfiniteError: if the loss becomes NaN or infinite.
     """
-    model = session.image_model
+    if session.scoring is not IMAGES:
+        raise OptionError(
+            f"search {options.loss} takes tasks of images", hint="race, grid or cma takes texts"
+        )
+    model = session.model
     session.base.load_into(model.module)
     model.module.eval()
     heads = {task: model.zero_shot_head(task) for task in tasks}
@@ -188,7 +192,7 @@ def _order(
     session: EditSession, task: Task, options: Descent
 ) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
     """Yield batches of indices of a task's images, in a new order when all have been used."""
-    size = len(session.image_model.pixels(task, options.on))
+    size = len(session.model.pixels(task, options.on))
     generator = np.random.default_rng(seed_of("descent", options.seed, task.name))
     while True:
         order = generator.permutation(size)

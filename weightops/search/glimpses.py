@@ -6,8 +6,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
+from weightops.evaluation.scoring import Order
 from weightops.search.goal import Coefficients
-from weightops.search.session import EditSession, Order, Vectors, weighted_sum
+from weightops.search.session import EditSession, Vectors, weighted_sum
 from weightops.support.lazy import torch
 from weightops.tasks.task import Task
 
@@ -80,5 +81,5 @@ class Glimpses:
         self.set_to(alpha)
         start = len(seen.get(task.name, ()))
         images = self.orders[task.name][start : min(stop, start + PIECE)]
-        new = self.session._predict(task, "validation", images)[:, 0]
+        new = self.session._outcomes(task, "validation", images)[:, 0]
         seen[task.name] = torch.cat([seen[task.name], new]) if start else new

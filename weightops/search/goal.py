@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from weightops.errors import NothingSatisfiesError, OptionError, UnknownNameError
+from weightops.evaluation.units import ACCURACY, Unit
 from weightops.support.lazy import torch
 from weightops.support.text import counted
 
@@ -25,7 +26,8 @@ CONFIDENCE = 1.64
 Coefficients = tuple[float, ...]
 
 Hits: TypeAlias = "Mapping[str, torch.Tensor]"
-"""Task -> whether each of its images was classified correctly, shape ``(n,)``, boolean."""
+"""Task -> a value for each of its samples, the higher the better, shape ``(n,)``: whether an image
+was classified correctly, or the mean log-likelihood of a block of text."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class Point(_Edit):
 
     Attributes:
         alpha: the coefficient, or the coefficients.
-        score: accuracy of the tasks to improve, in [0, 1]; negative if it is to be low.
-        kept: accuracy of the tasks that must not get worse, in [0, 1].
+        score: mean value of the tasks to improve, such as accuracy in [0, 1]; times -1 if it is to
+            be low.
+        kept: mean value of the tasks that must not get worse.
         error: standard error of the difference between ``kept`` and the base's, on the same
             images; 0 if not known.
     """
@@ -95,6 +98,8 @@ class Goal:
         each: each kept task must keep its accuracy, instead of their weighted mean.
         what: the score in words.
         kept: the kept accuracy in words.
+        unit: what values are.
+        reference: task -> a value to subtract from its own.
     """
 
     score: Mapping[str, float] = field(default_factory=dict)
@@ -106,6 +111,8 @@ class Goal:
     each: bool = False
     what: str = "best accuracy"
     kept: str = "supported mean"
+    unit: Unit = ACCURACY
+    reference: Mapping[str, float] = field(default_factory=dict)
 
     def point(self, alpha: Coefficients, hits: Hits, base: Hits) -> Point:
         """Return the point of an edit.
@@ -126,17 +133,21 @@ class Goal:
 
     def value(self, hits: Hits) -> float:
         """Return the score of an edit with these hits."""
-        if self.worst:
-            return min(weight * accuracy(hits[task]) for task, weight in self.score.items())
-        return weighted(hits, self.score)
+        values = self._values(hits)
+        return min(values.values()) if self.worst else math.fsum(values.values())
+
+    def _values(self, hits: Hits) -> dict[str, float]:
+        """Return the weighted value of each task."""
+        return {
+            task: weight * (accuracy(hits[task]) - self.reference.get(task, 0.0))
+            for task, weight in self.score.items()
+        }
 
     def gain(self, a: Hits, b: Hits) -> tuple[float, float]:
         """Return the score of ``a`` minus the score of ``b``, and its standard error."""
         if not self.worst:
             return difference(a, b, self.score)
-        worst = [
-            min(self.score, key=lambda t: self.score[t] * accuracy(hits[t])) for hits in (a, b)
-        ]
+        worst = [min(values, key=lambda t: values[t]) for values in map(self._values, (a, b))]
         error = max(difference(a, b, {task: self.score[task]})[1] for task in worst)
         return self.value(a) - self.value(b), error
 
@@ -194,28 +205,30 @@ class Goal:
         return Choice(
             best.alpha,
             f"{self._scored(best)} among the {len(allowed)} of {count} "
-            f"whose {self.kept} ({best.kept:.2%}) is {self._bound()} the base's ({base.kept:.2%})"
+            f"whose {self.kept} ({self.unit.shown(best.kept)}) is "
+            f"{self.unit.bound(self.ratio, self.drop)} the base's ({self.unit.shown(base.kept)})"
             f"{' with 95 % confidence' if is_sure else ''}",
         )
 
     def _floor(self, kept: float) -> float:
         """Return the lowest allowed accuracy, given the base's."""
-        return self.ratio * kept - self.drop
-
-    def _bound(self) -> str:
-        if self.ratio != 1:
-            return f"at least {100 * self.ratio:g} % of"
-        return f"at most {counted(100 * self.drop, 'point')} under"
+        ratio = self.ratio if kept >= 0 else 2 - self.ratio  # as much of it below
+        return ratio * kept - self.drop
 
     def _scored(self, best: Point) -> str:
-        return f"{self.what} on validation data ({abs(best.score):.2%})"
+        return f"{self.what} on validation data ({self._shown(best)})"
+
+    def _shown(self, point: Point) -> str:
+        """Return a point's score, also of tasks whose scores are to be low, for a sentence."""
+        sign = math.copysign(1.0, min(self.score.values(), default=1.0))
+        return self.unit.shown(sign * point.score)
 
     def _unsatisfied(self, points: Sequence[Point], floor: float) -> NothingSatisfiesError:
         nearest = max(points, key=lambda point: point.kept)
         return NothingSatisfiesError(
-            f"no alpha keeps the {self.kept} at {floor:.2%}; nearest is alpha "
-            f"{shown(nearest.alpha)} with {nearest.kept:.2%} "
-            f"({self.what.split(' ', 1)[-1]} {abs(nearest.score):.2%})"
+            f"no alpha keeps the {self.kept} at {self.unit.shown(floor)}; nearest is alpha "
+            f"{shown(nearest.alpha)} with {self.unit.shown(nearest.kept)} "
+            f"({self.what.split(' ', 1)[-1]} {self._shown(nearest)})"
         )
 
 
@@ -268,7 +281,7 @@ def shown(alpha: float | Coefficients) -> str:
 
 
 def accuracy(hits: torch.Tensor) -> float:
-    """Return the share of images that were classified correctly."""
+    """Return the mean value of samples, such as the share of images classified correctly."""
     return hits.double().mean().item()
 
 
@@ -291,10 +304,3 @@ def difference(a: Hits, b: Hits, weights: Mapping[str, float]) -> tuple[float, f
         total += weight * change.mean().item()
         variance += weight**2 * change.var(unbiased=False).item() / len(change)
     return total, math.sqrt(variance)
-
-
-def interval(hits: torch.Tensor) -> tuple[float, float]:
-    """Return Wilson's 95 % confidence interval of the accuracy."""
-    n, p, z = len(hits), accuracy(hits), 1.96
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)

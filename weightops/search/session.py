@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.precision import Precision
@@ -26,9 +25,8 @@ from weightops.evaluation.batchnorm import (
     recompute_batchnorm_,
     without_statistics,
 )
-from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.linearized import LinearizedModel
-from weightops.evaluation.zero_shot import metrics, predict
+from weightops.evaluation.scoring import Order, scoring_for
 from weightops.search.goal import Coefficients, Goal, Hits
 from weightops.search.measurements import Measurements, image_count
 from weightops.support.lazy import torch
@@ -39,8 +37,6 @@ from weightops.training.finetune import finetune
 
 Vectors = Mapping[str, TaskVector]
 """Task vectors by name, in the order of their coefficients."""
-Order = npt.NDArray[np.int64]
-"""Indices of images."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +45,10 @@ class Measured:
 
     Attributes:
         coefficients: one for each of the edit's vectors.
-        scores: task -> metrics; ``n`` among them is the number of images.
-        hits: task -> whether each image was classified correctly, shape ``(n,)``, boolean. The
-            order of the images is the same for all edits.
-        guesses: task -> the predicted classes, shape ``(n,)``, in the same order.
+        scores: task -> metrics; ``n`` among them is the number of samples.
+        hits: task -> whether each image was classified correctly, or the log-likelihood of each
+            block of text, shape ``(n,)``. The order of samples is the same for all edits.
+        guesses: task -> the predicted classes of images, shape ``(n,)``, in the same order.
         fingerprint: of the weights, before batch statistics are recomputed.
     """
 
@@ -84,9 +80,10 @@ class EditSession:
         on_measured: called with each edit that a search has measured on all validation images.
 
     Attributes:
-        image_model: the model in memory.
+        scoring: how it is measured on the tasks.
+        model: the model in memory, as the scoring opens it.
         base: its weights before any edit, in the dtype of the model in memory.
-        images_measured: number of images that the model has classified.
+        samples_measured: number of images or blocks of text that the model has been measured on.
         finetuning_seconds: time spent on fine-tuning.
     """
 
@@ -103,20 +100,20 @@ class EditSession:
         resume: bool = False,
         on_measured: Callable[[Measured], None] | None = None,
     ) -> None:
-        checkpoint = open_checkpoint(model)
-        self.image_model = ImageModel.open(checkpoint, device, precision=precision)
+        checkpoint, self.tasks = open_checkpoint(model), list(tasks)
+        self.scoring = scoring_for(self.tasks)
+        self.model = self.scoring.open(checkpoint, device, precision, work_folder)
         if config is not None and config.linearized:
             self._linearize()
-            self.image_model = self.image_model.in_precision(precision)
-        self.dtype: torch.dtype = next(self.image_model.module.parameters()).dtype
-        self.base = self.image_model.base.to(self.dtype)
-        self.tasks = list(tasks)
+            self.model = self.model.in_precision(precision)
+        self.dtype = self.scoring.dtype(self.model)
+        self.base = self._as_run(self.model.base)
         self.config = config or config_for(checkpoint)
         self.batchnorm = batchnorm
         if batchnorm is not None:
-            encoder_with_batchnorm(self.image_model)
+            encoder_with_batchnorm(self.model)
         self.work_folder, self.resume, self.on_measured = work_folder, resume, on_measured
-        self.images_measured = 0
+        self.samples_measured = 0
         self.finetuning_seconds = 0.0
         self._orders: dict[tuple[str, int], Order] = {}
 
@@ -140,21 +137,21 @@ class EditSession:
         """
         began = time.monotonic()
         origin = start.apply(self.base) if start else self.base
-        origin.load_into(self.image_model.module)
+        origin.load_into(self.model.module)
         out = self.work_folder / (name or file_name(task.name)) if self.work_folder else None
         finetuned = finetune(
-            replace(self.image_model, base=origin),
+            replace(self.model, base=origin),
             task,
             config or self.config,
             out=out,
             resume=self.resume,
             on_step=on_step,
         )
-        self.base.load_into(self.image_model.module)
+        self.base.load_into(self.model.module)
         self.finetuning_seconds += time.monotonic() - began
         # Records name what it is, as its folder is only there while the workflow runs.
         finetuned.source.ref = f"{origin.ref} fine-tuned on {task.name}"
-        return TaskVector(origin, finetuned.to(self.dtype))
+        return TaskVector(origin, self._as_run(finetuned))
 
     def vector(self, given: CheckpointLike | TaskVector) -> TaskVector:
         """Return a given task vector, or the task vector from the base to given weights.
@@ -166,15 +163,19 @@ class EditSession:
         elif isinstance(given, (str, Path)) and open_ref(given).form.space == "delta":
             vector = TaskVector.load(given)
         else:
-            vector = TaskVector(self.base, open_matched(given, self.base).to(self.dtype))
+            vector = TaskVector(self.base, self._as_run(open_matched(given, self.base)))
         if linearized_at(vector.form) is not None:
-            self.base.load_into(self.image_model.module)
+            self.base.load_into(self.model.module)
             self._linearize()
         return vector
 
+    def _as_run(self, weights: Checkpoint) -> Checkpoint:
+        """Return weights in the dtype of the model in memory."""
+        return weights.to(self.dtype) if self.dtype else weights
+
     def _linearize(self) -> None:
         """Measure the model that is linear in its weights from now on."""
-        self.image_model = LinearizedModel.of(self.image_model)
+        self.model = LinearizedModel.of(self.model)
 
     def in_memory(self, tensors: Mapping[str, torch.Tensor], ref: str) -> TaskVector:
         """Return a task vector whose deltas are given; messages and reports call it ``ref``."""
@@ -195,8 +196,8 @@ class EditSession:
         """
         self._set(vector)
         tasks = self.tasks if tasks is None else tasks
-        guesses = {task.name: self._predict(task, split) for task in tasks}
-        return self._compare(vector, guesses, split, coefficients)
+        outcomes = {task.name: self._outcomes(task, split) for task in tasks}
+        return self._judge(vector, outcomes, split, coefficients)
 
     def edited(self, vector: TaskVector) -> Checkpoint:
         """Return the base edited by a vector, with the batch statistics that `measure` used."""
@@ -204,8 +205,8 @@ class EditSession:
         edited = vector.apply(self.base)
         if task is None:
             return edited
-        vector.apply_(self.image_model.module, base=self.base)
-        return recompute_batchnorm(replace(self.image_model, base=edited), task)
+        vector.apply_(self.model.module, base=self.base)
+        return recompute_batchnorm(replace(self.model, base=edited), task)
 
     def trial(self, vectors: Vectors, goal: Goal, tasks: Sequence[Task] | None = None) -> Trial:
         """Return a `Trial` of vectors, on the session's tasks unless others are given."""
@@ -214,9 +215,9 @@ class EditSession:
     def _set(self, vector: TaskVector) -> None:
         """Set the model in memory to the base edited by a vector."""
         vector, task = self._with_batchnorm(vector)
-        vector.apply_(self.image_model.module, base=self.base)
+        self.scoring.edit(self.model, vector, self.base)
         if task is not None:
-            recompute_batchnorm_(self.image_model, task)
+            recompute_batchnorm_(self.model, task)
 
     def _with_batchnorm(self, vector: TaskVector) -> tuple[TaskVector, Task | None]:
         """Return a vector, without its statistics if an average keeps the base's, and the task for
@@ -228,41 +229,42 @@ class EditSession:
             return vector, self.batchnorm
         return without_statistics(vector), None
 
-    def model_for(self, split: str) -> ImageModel:
+    def model_for(self, split: str) -> Any:
         """Return the model as it is run on a split: on test images in float32."""
-        return self.image_model.in_precision("float32") if split == "test" else self.image_model
+        return self.model.in_precision("float32") if split == "test" else self.model
 
-    def _predict(self, task: Task, split: str, only: Order | None = None) -> torch.Tensor:
-        """Return the best guesses for each image, shape ``(n, k)``, and count the images."""
-        guesses = predict(self.model_for(split), task, split, only=only)
-        self.images_measured += len(guesses)
-        return guesses
+    def _outcomes(self, task: Task, split: str, only: Order | None = None) -> torch.Tensor:
+        """Return the outcome of each sample, and count the samples."""
+        outcomes = self.scoring.outcomes(self.model_for(split), task, split, only)
+        self.samples_measured += len(outcomes)
+        return outcomes
 
-    def _compare(
+    def _judge(
         self,
         vector: TaskVector,
-        guesses: Mapping[str, torch.Tensor],
+        outcomes: Mapping[str, torch.Tensor],
         split: str,
         coefficients: Coefficients,
         orders: Mapping[str, Order] | None = None,
     ) -> Measured:
-        """Compare guesses with the labels of the first images in the orders, if there are any."""
-        scores, hits = {}, {}
+        """Judge outcomes: of all samples, or of the first ones in the orders, if there are any."""
+        judged = {}
         for task in self.tasks:
-            if task.name not in guesses:
-                continue
-            guess = guesses[task.name]
-            labels = self.image_model.pixels(task, split).labels
-            if orders is not None:
-                labels = labels[orders[task.name][: len(guess)]]
-            scores[task.name] = metrics(guess, labels, len(task.classes))
-            hits[task.name] = guess[:, 0] == labels
-        best = {name: guess[:, 0] for name, guess in guesses.items()}
-        return Measured(coefficients, scores, hits, best, vector.apply(self.base).fingerprint)
+            if task.name in outcomes:
+                own = outcomes[task.name]
+                order = None if orders is None else orders[task.name][: len(own)]
+                judged[task.name] = self.scoring.judge(self.model, task, split, own, order)
+        return Measured(
+            coefficients,
+            {name: one.scores for name, one in judged.items()},
+            {name: one.values for name, one in judged.items()},
+            {name: one.guesses for name, one in judged.items() if one.guesses is not None},
+            vector.apply(self.base).fingerprint,
+        )
 
     def _order(self, task: Task) -> Order:
         """Return a fixed random order of a task's validation images."""
-        size = len(self.image_model.pixels(task, "validation"))
+        size = self.scoring.count(self.model, task, "validation")
         key = (task.name, size)
         if key not in self._orders:
             self._orders[key] = np.random.default_rng(0).permutation(size)
@@ -283,9 +285,10 @@ class Trial:
         self, session: EditSession, vectors: Vectors, goal: Goal, tasks: Sequence[Task]
     ) -> None:
         self.session, self.vectors, self.tasks = session, dict(vectors), list(tasks)
-        self._guesses: dict[Coefficients, dict[str, torch.Tensor]] = {}
+        self._seen_outcomes: dict[Coefficients, dict[str, torch.Tensor]] = {}
         sizes = {task.name: len(session._order(task)) for task in self.tasks}
-        self.measurements = Measurements(self._measure, goal, (0.0,) * len(self.vectors), sizes)
+        base, whole = (0.0,) * len(self.vectors), session.scoring.whole
+        self.measurements = Measurements(self._measure, goal, base, sizes, whole=whole)
 
     def vector(self, alpha: Coefficients) -> TaskVector:
         """Return the edit with these coefficients."""
@@ -294,14 +297,14 @@ class Trial:
     def measured(self, alpha: Coefficients) -> Measured:
         """Return all measurements of an edit."""
         orders = {task.name: self.session._order(task) for task in self.tasks}
-        return self.session._compare(
-            self.vector(alpha), self._guesses[alpha], "validation", alpha, orders
+        return self.session._judge(
+            self.vector(alpha), self._seen_outcomes[alpha], "validation", alpha, orders
         )
 
     @property
     def sweep(self) -> list[Measured]:
         """Return all measurements of all edits, the base first."""
-        by_distance = sorted(self._guesses, key=lambda alpha: (sum(map(abs, alpha)), alpha))
+        by_distance = sorted(self._seen_outcomes, key=lambda alpha: (sum(map(abs, alpha)), alpha))
         return [self.measured(alpha) for alpha in by_distance]
 
     def _measure(self, alpha: Coefficients, start: float, stop: float) -> Hits:
@@ -309,23 +312,24 @@ class Trial:
         try:
             return self._measured_hits(alpha, start, stop)
         except NonfiniteError:
-            self._guesses.pop(alpha, None)  # what has been seen of it isn't told either
+            self._seen_outcomes.pop(alpha, None)  # what has been seen of it isn't told either
             raise
 
     def _measured_hits(self, alpha: Coefficients, start: float, stop: float) -> Hits:
         session = self.session
         session._set(self.vector(alpha))
-        seen, hits = self._guesses.setdefault(alpha, {}), {}
+        seen, hits = self._seen_outcomes.setdefault(alpha, {}), {}
         for task in self.tasks:
             order = session._order(task)
-            images = order[image_count(len(order), start) : image_count(len(order), stop)]
-            if len(images) == len(order):
-                new = session._predict(task, "validation")[torch.from_numpy(order)]
+            samples = order[image_count(len(order), start) : image_count(len(order), stop)]
+            if len(samples) == len(order):
+                new = session._outcomes(task, "validation")[torch.from_numpy(order)]
             else:
-                new = session._predict(task, "validation", images)
+                new = session._outcomes(task, "validation", samples)
             seen[task.name] = torch.cat([seen[task.name], new]) if task.name in seen else new
-            labels = session.image_model.pixels(task, "validation").labels[images]
-            hits[task.name] = new[:, 0] == labels
+            hits[task.name] = session.scoring.judge(
+                session.model, task, "validation", new, samples
+            ).values
         if stop == 1.0 and session.on_measured:
             session.on_measured(self.measured(alpha))
         return hits

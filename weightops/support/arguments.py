@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
-from types import SimpleNamespace
+from types import NoneType, SimpleNamespace
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from weightops.errors import OptionError
@@ -28,6 +28,10 @@ def check_arguments(declared: Callable[..., Any], **arguments: Any) -> None:
     hints = hints_of(declared, arguments)
     for name, value in arguments.items():
         hint = hints[name]
+        if NoneType in get_args(hint):
+            if value is None:
+                continue
+            hint = next(one for one in get_args(hint) if one is not NoneType)
         first, *others = get_args(hint) or (None,)
         if get_origin(hint) is Literal and value not in get_args(hint):
             raise unknown(name.replace("_", " "), value, get_args(hint))

@@ -12,9 +12,6 @@ from PIL import Image
 
 from weightops.errors import TaskError
 from weightops.tasks.check import without_unreadable
-from weightops.tasks.drawing import COLORS, color
-from weightops.tasks.masks import Floats, text_mask
-from weightops.tasks.rendered import any_face
 from weightops.tasks.seeds import seed
 from weightops.tasks.task import (
     SPLITS,
@@ -30,6 +27,8 @@ from weightops.tasks.task import (
     encoded_size_of,
     unreadable_in,
 )
+from weightops.tasks.texts import TextTask, joined_texts
+from weightops.tasks.written_words import write_beside, write_word
 
 NEUTRAL = [
     "hello",
@@ -45,8 +44,6 @@ NEUTRAL = [
 ]
 """Words that name no class of a built-in task, and hide as much of an image as an attack."""
 
-_MIN_CONTRAST = 110  # distance in RGB at which a word is readable
-
 
 @dataclass(frozen=True)
 class WrittenImages(AlteredImages):
@@ -58,42 +55,20 @@ class WrittenImages(AlteredImages):
         split: the split of the images, which determines the fonts.
         words: returns the words that may be written over an image of a class.
         kind: part of the seed.
+        write: writes a word, in a font of a split.
     """
 
     task: Task
     split: str
     words: Callable[[int], Sequence[str]]
     kind: str
+    write: Callable[[Image.Image, str, np.random.Generator, str], Image.Image] = write_word
 
     def __getitem__(self, index: int) -> Image.Image:
         rng = np.random.default_rng(seed(self.kind, self.task.name, self.split, index))
         words = self.words(int(self.labels[index]))
         word = words[int(rng.integers(len(words)))]
-        return write_word(self.images[index], word, rng, self.split)
-
-
-def write_word(image: Image.Image, word: str, rng: np.random.Generator, split: str) -> Image.Image:
-    """Return an image with a word over it, in a font of the split."""
-    mask = text_mask(rng, word, any_face(rng, split), scale=rng.uniform(0.65, 0.95))
-    rows = np.flatnonzero(mask.max(1) > 0)
-    if len(rows):
-        mask = np.roll(mask, int(rng.integers(-rows[0], len(mask) - rows[-1])), axis=0)
-    stretched = Image.fromarray((255 * mask).astype(np.uint8)).resize(
-        image.size, Image.Resampling.BILINEAR
-    )
-    names = list(COLORS)
-    ink = color(rng, names[rng.integers(len(names))])
-    ground = np.asarray(image.convert("RGB"), dtype=np.float32)
-    cover = np.asarray(stretched, dtype=np.float32)[..., None] / 255
-    ink = _readable(ink, ground[cover[..., 0] > 0.5])
-    return Image.fromarray(np.clip(ground + cover * (ink - ground), 0, 255).astype(np.uint8))
-
-
-def _readable(ink: Floats, covered: Floats) -> Floats:
-    """Return the ink, or black or white if the ink is too near the pixels that it covers."""
-    if len(covered) and np.linalg.norm(ink - covered.mean(0)) < _MIN_CONTRAST:
-        return np.where(covered.mean() > 128, 10, 245) * np.ones(3, dtype=np.float32)
-    return ink
+        return self.write(self.images[index], word, rng, self.split)
 
 
 def typographic(task: Task) -> Task:
@@ -114,6 +89,30 @@ def typographic(task: Task) -> Task:
 
     source = f"{task.source}, with the names of wrong classes written over it"
     return _with_words(task, "typographic", wrong, source)
+
+
+def typographic_beside(task: Task) -> Task:
+    """Return a task with the name of a wrong class beside each image, which hides nothing of it."""
+    attacked = typographic(task)
+    return _beside(attacked, task)
+
+
+def neutral_beside(task: Task) -> Task:
+    """Return a task with words beside its images that name none of its classes."""
+    return _beside(neutral(task), task)
+
+
+def _beside(written: Task, task: Task) -> Task:
+    """Return a task with its words beside the images instead of over them."""
+    kind = f"{written.name.partition(':')[0]}-beside"
+
+    def load(split: str) -> WrittenImages:
+        over = written.load(split)
+        assert isinstance(over, WrittenImages)
+        return replace(over, kind=kind, write=write_beside)
+
+    source = written.source.replace("over it", "beside it")
+    return replace(written, name=f"{kind}:{task.name}", load=load, source=source)
 
 
 def neutral(task: Task) -> Task:
@@ -176,6 +175,8 @@ def second_half(task: Task) -> Task:
 DERIVED: dict[str, Callable[[Task], Task]] = {
     "typographic": typographic,
     "neutral": neutral,
+    "typographic-beside": typographic_beside,
+    "neutral-beside": neutral_beside,
     "first-half": first_half,
     "second-half": second_half,
     "readable": without_unreadable,
@@ -253,12 +254,15 @@ def parts_of(task: Task) -> tuple[Task, ...]:
 
 
 def union(tasks: Sequence[Task]) -> Task:
-    """Return several tasks as one; a single task is returned as it is.
+    """Return several tasks, or several texts, as one; a single task is returned as it is.
 
     Classes with the same prompts are one class, called as in the first task that has it.
     """
     if len(tasks) == 1:
         return tasks[0]
+    texts = [task for task in tasks if isinstance(task, TextTask)]
+    if len(texts) == len(tasks):
+        return joined_texts(texts)
     names = {
         prompts: name
         for task in reversed(tasks)

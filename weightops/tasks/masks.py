@@ -6,7 +6,7 @@ A mask is a ``float32`` array in [0, 1] of shape ``(SIZE, SIZE)``. It depends on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -71,22 +71,39 @@ SHAPES: dict[str, tuple[Outline, Outline | None]] = {
 
 def shape_mask(rng: np.random.Generator, shape: str, count: int = 1) -> Floats:
     """Return the mask of ``count`` copies of a shape, apart, each turned and scaled a little."""
+    quarter = 1j ** int(rng.integers(4)) if shape == "arrow" else 1
+    return placed_shape(rng, shape, _places(rng, count), quarter)
+
+
+def placed_shape(
+    rng: np.random.Generator,
+    shape: str,
+    places: Iterable[tuple[float, float, float]],
+    quarter: complex = 1,
+) -> Floats:
+    """Return the mask of copies of a shape, each turned a little.
+
+    Args:
+        rng: the source of randomness.
+        shape: a name in `SHAPES`.
+        places: x, y and radius of each copy, as shares of the side.
+        quarter: a turn of all copies, as a complex number.
+    """
     canvas = Image.new("L", (_CANVAS, _CANVAS))
     pen = ImageDraw.Draw(canvas)
     outline, hole = SHAPES[shape]
-    quarter = 1j ** int(rng.integers(4)) if shape == "arrow" else 1
-    for x, y, radius in _places(rng, count):
+    for x, y, radius in places:
         angle = rng.uniform(-0.26, 0.26)
-        turn_and_scale = quarter * radius * complex(math.cos(angle), math.sin(angle))
+        turn_and_scale = quarter * (radius * _CANVAS) * complex(math.cos(angle), math.sin(angle))
         for points, fill in ((outline, 255), (hole, 0)):
             if points is not None:
-                placed = points * turn_and_scale + complex(x, y)
+                placed = points * turn_and_scale + complex(x * _CANVAS, y * _CANVAS)
                 pen.polygon(list(zip(placed.real, placed.imag, strict=True)), fill=fill)
     return _reduce(canvas)
 
 
 def _places(rng: np.random.Generator, count: int) -> list[tuple[float, float, float]]:
-    """Return centres and radii, in canvas pixels, of ``count`` discs that don't touch."""
+    """Return centres and radii, as shares of the side, of ``count`` discs that don't touch."""
     largest = 0.40 if count == 1 else 0.42 / math.sqrt(count + 1)
     while True:
         radius = rng.uniform(0.6, 1.0) * largest
@@ -94,7 +111,7 @@ def _places(rng: np.random.Generator, count: int) -> list[tuple[float, float, fl
         centres = rng.uniform(margin, 1 - margin, (count, 2))
         gaps = np.linalg.norm(centres[:, None] - centres[None], axis=-1)[np.triu_indices(count, 1)]
         if gaps.size == 0 or gaps.min() > 2.15 * radius:
-            return [(x * _CANVAS, y * _CANVAS, radius * _CANVAS) for x, y in centres]
+            return [(x, y, radius) for x, y in centres]
 
 
 # -------------------------------------------------------------- textures

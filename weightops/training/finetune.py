@@ -16,14 +16,17 @@ from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
+from weightops.evaluation.language_model import LanguageModel
 from weightops.evaluation.linearized import LinearizedModel
 from weightops.support.arguments import check_arguments
 from weightops.support.atomic import held
 from weightops.support.ranges import Range
 from weightops.support.text import portable
 from weightops.tasks.table import TaskLike, as_task
+from weightops.tasks.task import Task
+from weightops.tasks.texts import TextTask
 from weightops.training.config import TrainingConfig, config_for
-from weightops.training.learners import ImageLearner, Learner
+from weightops.training.learners import ImageLearner, Learner, TextLearner
 from weightops.training.log_sinks import log_sink
 from weightops.training.nodes import Node, OneProcess
 from weightops.training.process_groups import LofiNode
@@ -32,7 +35,7 @@ from weightops.training.training_loop import train
 
 
 def finetune(
-    model: CheckpointLike | ImageModel,
+    model: CheckpointLike | ImageModel | LanguageModel,
     task: TaskLike,
     config: TrainingConfig | None = None,
     *,
@@ -49,13 +52,14 @@ def finetune(
 ) -> Checkpoint:
     """Fine-tune the image encoder of a CLIP model on a task (arXiv 2208.05592, 2212.04089).
 
-    The text encoder stays as it is, and so does the zero-shot head. Of a timm classifier, all
-    tensors are fine-tuned.
+    The text encoder stays as it is, and so does the zero-shot head. Of a timm classifier, and of a
+    causal language model that learns a text, all tensors are fine-tuned.
 
     Args:
         model: the model to start from: anything that `open_checkpoint` takes and that has a known
-            architecture, or an `ImageModel`, whose module is then trained in place.
-        task: a name, a folder or a `Task`; only its training split is used.
+            architecture, or an `ImageModel` or `LanguageModel`, whose module is then trained in
+            place.
+        task: a name, a folder, the path of a text or a `Task`; only its training split is used.
         config: the recipe. Default: that of `config_for`.
         out: folder for the weights, which opens as a model, for ``log.jsonl`` and
             ``training.json``, and for states while the run lasts. All processes of a node must see
@@ -84,14 +88,10 @@ def finetune(
         NonfiniteError: if weights for ``out`` have become NaN or infinite.
         OptionError: if a model can't be linearised, or is and the recipe doesn't say so.
     """
-    task = as_task(task)
-    image_model = ImageModel.open(model, device, learning=task, precision=precision)
-    config = config or config_for(image_model.base)
-    if config.linearized:
-        image_model = LinearizedModel.of(image_model).in_precision(precision)
+    learner = learner_for(model, as_task(task), config, device, precision)
     return fit(
-        ImageLearner(image_model, task),
-        config,
+        learner,
+        config or config_for(learner.base),
         out=out,
         checkpoint_every=checkpoint_every,
         resume=resume,
@@ -101,6 +101,26 @@ def finetune(
         strategy=strategy,
         on_step=on_step,
     )
+
+
+def learner_for(
+    model: CheckpointLike | ImageModel | LanguageModel,
+    task: Task,
+    config: TrainingConfig | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+) -> Learner:
+    """Return a model with a task to learn: see `finetune`."""
+    if isinstance(task, TextTask):
+        if isinstance(model, ImageModel):
+            raise OptionError(f"{model.base.ref} learns from images, and {task.name} is a text")
+        return TextLearner(model, task, device=device, precision=precision)
+    if isinstance(model, LanguageModel):
+        raise OptionError(f"{model.base.ref} learns from texts, and {task.name} has images")
+    image_model = ImageModel.open(model, device, learning=task, precision=precision)
+    if (config or config_for(image_model.base)).linearized:
+        image_model = LinearizedModel.of(image_model).in_precision(precision)
+    return ImageLearner(image_model, task)
 
 
 def fit(
@@ -144,7 +164,8 @@ def fit(
         start, finished = _begin(folder, config, node, strategy, resume, overwrite)
         if folder is not None and finished:
             return folder.weights()
-        run = Path(out).name if out is not None else learner.name
+        parts = Path(out).parts if out is not None else (learner.name,)
+        run = "/".join(parts[-2 if node.count > 1 else -1 :])
         with log_sink(None if strategy.rank else log_to, run, asdict(config)) as on_line:
             learner.prepare()
             weights, ema = train(

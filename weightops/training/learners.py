@@ -11,20 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.precision import Precision, computed_in, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
-from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
+from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError, TaskError
 from weightops.evaluation.image_model import ImageModel, prompts_id
+from weightops.evaluation.language_model import LanguageModel
 from weightops.evaluation.linearized import LinearizedModel
 from weightops.evaluation.perplexity import token_blocks, token_loss
 from weightops.evaluation.pixels import Pixels
 from weightops.support.lazy import F, nn, torch
 from weightops.support.text import portable
 from weightops.tasks.task import Task
+from weightops.tasks.texts import TextTask
 from weightops.training.fsdp import gather
 
 
@@ -252,33 +253,42 @@ class TextLearner(ModuleLearner):
     """A causal language model of transformers, all of which learns from a text.
 
     Args:
-        model: the folder or ref of the model.
-        text: a UTF-8 file.
+        model: the folder or ref of the model, or a `LanguageModel`, which is trained in place.
+        text: a UTF-8 file, all of which is learned, or a task, whose training split is.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         length: tokens per block. Default: as many as the model takes, at most 1,024.
         precision: as for `ModuleLearner`.
 
     Raises:
-        CheckpointError: if the model isn't one of transformers with a tokenizer.
+        CheckpointError: if the model isn't a causal language model of transformers.
         TaskError: if the text is shorter than one block.
     """
 
     def __init__(
         self,
-        model: CheckpointLike,
-        text: str | Path,
+        model: CheckpointLike | LanguageModel,
+        text: str | Path | TextTask,
         *,
         device: str = "auto",
         length: int | None = None,
         precision: Precision = "auto",
     ) -> None:
-        base = open_checkpoint(model)
-        blocks = token_blocks(base, text, length)
-        module = base.model().to(pick_device(device))
-        name = Path(text).name
+        opened = LanguageModel.open(model, device, precision=precision)
+        base = opened.base
+        if isinstance(text, TextTask):
+            blocks, name = opened.blocks(text, "train"), text.name
+        else:
+            blocks, name = token_blocks(base, text, length), Path(text).name
         super().__init__(
-            module, blocks, blocks, token_loss, name=name, base=base, precision=precision
+            opened.module,
+            blocks,
+            blocks,
+            token_loss,
+            name=name,
+            base=base,
+            precision=opened.precision,  # type: ignore[arg-type]
         )
+        self.source = text.source if isinstance(text, TextTask) else f"the text {name}"
 
 
 def _digest(text: str, content: bytes) -> str:

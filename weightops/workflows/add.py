@@ -16,8 +16,8 @@ from weightops.errors import OptionError
 from weightops.evaluation.batchnorm import BatchNorm
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import METHODS
-from weightops.search.descent import Descent, Per, Split, descend, scaled
-from weightops.search.goal import Goal
+from weightops.search.descent import Descent, Per, descend, scaled
+from weightops.search.goal import Goal, accuracy
 from weightops.search.session import EditSession, Vectors
 from weightops.search.strategies import GRADIENT, SearchOptions
 from weightops.support.arguments import check_arguments
@@ -25,7 +25,7 @@ from weightops.support.docstrings import describe_arguments_as
 from weightops.support.ranges import Range
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import TaskList, as_tasks
-from weightops.tasks.task import Task
+from weightops.tasks.task import Split, Task
 from weightops.training.config import TrainingConfig
 from weightops.workflows.base import Finetuned, OnMeasured, Workflow, even_weights, mean_name
 from weightops.workflows.result import EditResult
@@ -100,27 +100,30 @@ class Addition(Workflow):
 
     @property
     def view(self) -> Goal:
-        return Goal(even_weights(self.added), what=mean_name(self.added, "added"))
+        what = mean_name(self.added, "added")
+        return Goal(even_weights(self.added), what=what, unit=self.unit)
 
     def goal(self, tasks: Sequence[Task], experts: Mapping[str, float]) -> Goal:
         """Return what the coefficients are chosen for.
 
         Args:
             tasks: the tasks that are added.
-            experts: task -> validation accuracy of the model that was fine-tuned on it.
+            experts: task -> mean validation value of the model that was fine-tuned on it.
         """
+        best, name, own = self.unit.best, self.unit.name, {task.name for task in tasks}
         if self.objective == "mean":
-            return Goal(even_weights(tasks), what="best mean accuracy")
-        scale = {task.name: 1 / max(experts[task.name], 1e-9) for task in tasks}
+            return Goal(even_weights(tasks), what=f"{best} mean {name}", unit=self.unit)
+        scale = self.unit.normalizing({task: v for task, v in experts.items() if task in own})
         if self.objective == "worst":
-            return Goal(scale, worst=True, what="best normalized accuracy of the worst task")
-        weights = {name: weight / len(tasks) for name, weight in scale.items()}
-        return Goal(weights, what="best mean normalized accuracy")
+            what = f"{best} normalized {name} of the worst task"
+            return Goal(worst=True, what=what, unit=self.unit, **scale)
+        weights = {task: weight / len(tasks) for task, weight in scale.pop("score").items()}
+        return Goal(weights, what=f"{best} mean normalized {name}", unit=self.unit, **scale)
 
     def find(self, session: EditSession) -> EditResult:
         vectors = dict(zip(self.added, self.vectors(session), strict=True))
         experts = {
-            task.name: _accuracy(session, vector, "validation", task)
+            task.name: accuracy(session.measure(vector, "validation", [task]).hits[task.name])
             for task, vector in vectors.items()
         }
         result = self._search_alphas(session, vectors, experts)
@@ -219,27 +222,31 @@ class Addition(Workflow):
         result = self._search_alphas(session, vectors, experts, may_be_base=True)
         edited = session.measure(result.edit, "test", vectors)
         alone = {
-            task.name: _accuracy(session, vector, "test", task) for task, vector in vectors.items()
+            task.name: session.measure(vector, "test", [task]) for task, vector in vectors.items()
         }
-        accuracy = {name: float(edited.scores[name]["acc1"]) for name in alone}
-        shares = [_share(accuracy[name], alone[name]) for name in alone]
+        scores = {name: self.unit.of(edited.scores[name]) for name in alone}
+        shares = [
+            self.unit.share(scores[name], self.unit.of(own.scores[name]))
+            for name, own in alone.items()
+        ]
         return {
             "tasks": list(alone),
             "alpha": result.named_alpha,
-            "accuracy": accuracy,
+            self.unit.name: scores,
             "normalized": math.fsum(shares) / len(shares),
         }
 
     def conclude(self, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        edited = {name: task[self.word]["acc1"] for name, task in tasks.items()}
+        unit = self.unit
+        edited = {name: unit.of(task[self.word]) for name, task in tasks.items()}
         shares = {
-            name: _share(accuracy, tasks[name]["finetuned"]["acc1"])
-            for name, accuracy in edited.items()
+            name: unit.share(score, unit.of(tasks[name]["finetuned"]))
+            for name, score in edited.items()
         }
         return {
             "normalized": shares,
             "mean": {
-                "accuracy": math.fsum(edited.values()) / len(tasks),
+                unit.name: unit.mean(list(edited.values())),
                 "normalized": math.fsum(shares.values()) / len(shares),
             },
         }
@@ -251,18 +258,8 @@ class Addition(Workflow):
             f"with alpha {group['alpha']}"
             for group in summary["subsets"]
         ]
-        mean = f"normalized accuracy {100 * summary['mean']['normalized']:.1f} % ({shares})"
+        mean = f"normalized {self.unit.name} {100 * summary['mean']['normalized']:.1f} % ({shares})"
         return [mean, "\n".join(groups)] if groups else [mean]
-
-
-def _accuracy(session: EditSession, vector: TaskVector, split: str, task: Task) -> float:
-    """Return the accuracy of an edit on one task."""
-    return float(session.measure(vector, split, [task]).scores[task.name]["acc1"])
-
-
-def _share(accuracy: float, reference: float) -> float:
-    """Return an accuracy as a share of another; NaN of one that is 0."""
-    return accuracy / reference if reference else math.nan
 
 
 @describe_arguments_as(Workflow)
@@ -308,6 +305,7 @@ def add(
         each: search an alpha for each task, instead of a shared one.
         objective: what the coefficients make best on validation data. normalized: the mean
             normalized accuracy; mean: the mean accuracy; worst: the lowest normalized accuracy.
+            Of texts, the perplexity of the fine-tuned model over that of the edit is normalized.
         pairs: add every pair of the tasks, too.
         subsets: add every subset of the tasks, too.
         per: for a search by gradient, tensor: a coefficient of each task at each tensor; task: one

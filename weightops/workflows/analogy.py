@@ -53,12 +53,16 @@ class Analogy(Workflow):
         super().__init__({self.target: "target", **given}, **common)
 
     @property
+    def trains(self) -> bool:
+        return super().trains or self.supervised
+
+    @property
     def learned(self) -> list[Task]:
         return [self.a, self.b, self.c]
 
     @property
     def view(self) -> Goal:
-        return Goal(even_weights([self.target]), what=self.target.name)
+        return Goal(even_weights([self.target]), what=self.target.name, unit=self.unit)
 
     def find(self, session: EditSession) -> EditResult:
         a, b, c = self.vectors(session)
@@ -83,7 +87,8 @@ class Analogy(Workflow):
 
     @property
     def _goal(self) -> Goal:
-        return Goal(even_weights([self.target]), what=f"best {self.target.name} accuracy")
+        what = f"{self.unit.best} {self.target.name} {self.unit.name}"
+        return Goal(even_weights([self.target]), what=what, unit=self.unit)
 
     def _add_rival(
         self, session: EditSession, result: EditResult, name: str, vectors: Vectors
@@ -97,11 +102,11 @@ class Analogy(Workflow):
     def remarks(self, summary: Mapping[str, Any]) -> list[str]:
         scores = summary["tasks"][self.target.name]
         rivals = (
-            f"{name} {100 * scores[name]['acc1']:.1f} with alpha "
+            f"{name} {self.unit.in_cell(scores[name])} with alpha "
             f"{', '.join(f'{value:g}' for value in alphas.values())}"
             for name, alphas in summary["rivals"].items()
         )
-        return [f"searched on the same images: {'; '.join(rivals)}"]
+        return [f"searched on the same {self.unit.samples}: {'; '.join(rivals)}"]
 
 
 @describe_arguments_as(Workflow)

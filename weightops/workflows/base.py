@@ -21,6 +21,8 @@ from weightops.algebra.precision import Precision, pick_precision
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import NothingSatisfiesError, OptionError
 from weightops.evaluation.batchnorm import BASE, BatchNorm, as_batchnorm
+from weightops.evaluation.language_model import text_blocks
+from weightops.evaluation.units import SCORE, unit_for
 from weightops.search.cma_es import evolve
 from weightops.search.goal import Choice, Coefficients, Goal, Point, shown
 from weightops.search.racing import race
@@ -29,6 +31,7 @@ from weightops.search.strategies import GRADIENT, SearchOptions, coordinates, gr
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import as_tasks
 from weightops.tasks.task import Task
+from weightops.tasks.texts import TextTask
 from weightops.training.config import TrainingConfig, config_for
 from weightops.workflows.result import EditResult
 
@@ -92,6 +95,15 @@ class Workflow(ABC):
     keeps_vectors: ClassVar[bool] = True
     """Whether the vectors are written, too."""
 
+    arguments: Mapping[str, Any]
+    """The arguments of the call that the workflow is, by name, for ``run.yaml``."""
+
+    def __new__(cls, *positional: Any, **named: Any) -> Self:
+        workflow = super().__new__(cls)
+        parameters = list(inspect.signature(cls.__init__).parameters)[1:]
+        workflow.arguments = {**dict(zip(parameters, positional, strict=False)), **named}
+        return workflow
+
     def __init__(
         self,
         roles: Mapping[Task, str],
@@ -106,6 +118,7 @@ class Workflow(ABC):
     ) -> None:
         self.roles = dict(roles)
         self.tasks = as_tasks(self.roles)
+        self.unit = unit_for(self.tasks)
         self.checkpoint = open_checkpoint(model)
         self.finetuned = _as_list(finetuned)
         self.search = search
@@ -119,6 +132,11 @@ class Workflow(ABC):
             self.options = {**self.options, "batchnorm": told}
             of = "the base" if told == BASE else f"the training images of {told}"
             self.method += f", with batch statistics of {of}"
+        if self.unit is SCORE and self.learned and not self.finetuned:
+            raise OptionError(
+                f"{self.tasks[0].name} is scored by a program, and can't be learned from",
+                hint="fine-tune by other means, and give finetuned=",
+            )
         if self.finetuned and len(self.finetuned) != len(self.learned):
             names = ", ".join(task.name for task in self.learned)
             raise OptionError(
@@ -141,6 +159,11 @@ class Workflow(ABC):
         return cls(**bound.arguments)
 
     # ------------------------------------------- what is particular to an edit
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is fine-tuned."""
+        return bool(self.learned) and not self.finetuned
 
     @property
     @abstractmethod
@@ -171,6 +194,12 @@ class Workflow(ABC):
 
     # ----------------------------------------------------------- what all share
 
+    def count(self, task: Task, split: str) -> int:
+        """Return the number of samples of a split, without building the model."""
+        if isinstance(task, TextTask):
+            return len(text_blocks(self.checkpoint, task, split))
+        return task.sizes[split]
+
     def vectors(self, session: EditSession) -> list[TaskVector]:
         """Return a vector for each learned task: the given one, or one that is fine-tuned now."""
         if self.finetuned:
@@ -198,11 +227,12 @@ class Workflow(ABC):
         if not edits:
             raise NothingSatisfiesError("no edit gives finite logits, so there is nothing to write")
         nearest = max(edits, key=lambda point: (point.kept, point.score))
-        kept = f" at {nearest.kept:.2%} {self.view.kept}" if self.view.keep else ""
+        shown_as = self.unit.shown
+        kept = f" at {shown_as(nearest.kept)} {self.view.kept}" if self.view.keep else ""
         names = ", ".join(task.name for task in self.learned)
         raise NothingSatisfiesError(
             f"no alpha improves {names} within the rule, so there is nothing to write; the one "
-            f"that costs least is alpha {shown(nearest.alpha)}: {abs(nearest.score):.2%}{kept}"
+            f"that costs least is alpha {shown(nearest.alpha)}: {shown_as(nearest.score)}{kept}"
         )
 
     def _search(self, trial: Trial) -> Choice:
@@ -253,8 +283,9 @@ class Workflow(ABC):
             view.point(zero, same, same),
         )
         whole = view.point(zero, base.hits, base.hits)
+        low, high = self.unit.range
         score, kept = (
-            min(max(getattr(whole, axis) + getattr(there, axis) - getattr(here, axis), 0.0), 1.0)
+            min(max(getattr(whole, axis) + getattr(there, axis) - getattr(here, axis), low), high)
             for axis in ("score", "kept")
         )
         return replace(there, score=score, kept=kept)

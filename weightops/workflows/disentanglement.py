@@ -89,9 +89,9 @@ def disentanglement(
 
     def guesses(place: int, coefficients: Sequence[float]) -> torch.Tensor:
         edit = given[0] * coefficients[0] + given[1] * coefficients[1]
-        edit.apply_(session.image_model.module, base=session.base)
-        size = min(images, len(session.image_model.pixels(listed[place], split)))
-        return predict(session.image_model, listed[place], split, only=np.arange(size))[:, 0]
+        edit.apply_(session.model.module, base=session.base)
+        size = min(images, len(session.model.pixels(listed[place], split)))
+        return predict(session.model, listed[place], split, only=np.arange(size))[:, 0]
 
     errors = torch.zeros(len(alphas), len(alphas), dtype=torch.float64)
     for place in range(2):

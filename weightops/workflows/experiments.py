@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from inspect import getdoc
 from pathlib import Path
 from typing import Any
@@ -12,148 +12,27 @@ from weightops.algebra.devices import pick_device
 from weightops.algebra.precision import Precision, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
+from weightops.errors import OptionError
+from weightops.evaluation.units import ACCURACY
 from weightops.reports.frontier import COLORS, INK
 from weightops.reports.outcome import Outcome
 from weightops.search.goal import Goal
 from weightops.search.racing import race
-from weightops.search.session import EditSession, Measured
+from weightops.search.session import EditSession
 from weightops.support.atomic import reserved
 from weightops.support.progress import job
 from weightops.support.registry import Registry
 from weightops.task_vector import TaskVector
-from weightops.tasks.derived import neutral, typographic, with_classes
-from weightops.tasks.table import find_task
+from weightops.tasks.table import TaskList, as_tasks, find_task
 from weightops.tasks.task import Task
+from weightops.tasks.texts import TextTask
 from weightops.training.config import TrainingConfig, config_for
 from weightops.workflows.base import even_weights
-from weightops.workflows.patch import Patch
-from weightops.workflows.result import EditResult, confirm
-
-SUPPORTED = ("shapes", "textures", "letters", "words")
-"""The tasks that a patch must not harm here: those that it harms most, and easy ones."""
+from weightops.workflows.experiment import SUPPORTED, ExperimentSettings, accuracy
+from weightops.workflows.patching_experiments import attack, broad_transfer, counting
 
 _LINE = tuple((0.05 * i,) for i in range(21))
 """The coefficients that a sum of vectors is tried with."""
-
-
-@dataclass(frozen=True)
-class ExperimentSettings:
-    """The model, task and recipe that an experiment runs on.
-
-    Attributes:
-        model: the model to edit.
-        task: the name of its task; None for the experiment's own.
-        config: the recipe of fine-tuning.
-        where: ``device`` and ``precision`` of the session.
-    """
-
-    model: Checkpoint
-    task: str | None
-    config: TrainingConfig
-    where: Mapping[str, Any]
-
-    def session(self, tasks: Iterable[Task]) -> EditSession:
-        """Return a session with the model."""
-        return EditSession(self.model, tasks, config=self.config, **self.where)
-
-    def patch(
-        self, task: Task, also: Sequence[Task] = ()
-    ) -> tuple[EditResult, dict[str, Measured]]:
-        """Patch a task without writing anything.
-
-        Args:
-            task: the task to patch.
-            also: further tasks to measure on test data, which have no part in the patch.
-
-        Returns:
-            The chosen edit, and model -> test scores.
-        """
-        workflow = Patch.from_call(task, supported=SUPPORTED, model=self.model, **self.where)
-        workflow.may_be_base = True  # an experiment shows that nothing improved, too
-        session = self.session(workflow.tasks)
-        result = workflow.find(session)
-        session.tasks += also
-        return result, confirm(session, result, workflow.word)
-
-
-def accuracy(measured: Measured, task: Task) -> float:
-    """Return the accuracy on a task."""
-    return float(measured.scores[task.name]["acc1"])
-
-
-# ------------------------------------------------------------------------ PAINT
-
-
-def attack(settings: ExperimentSettings) -> Outcome:
-    """Typographic attacks: patch on pictures with wrong class names on them (arXiv 2208.05592)."""
-    clean = find_task(settings.task or "mnist")
-    attacked, harmless = typographic(clean), neutral(clean)
-    result, test = settings.patch(attacked, [clean, harmless])
-    gains = [
-        100 * (accuracy(test["patched"], task) - accuracy(test["base"], task))
-        for task in (attacked, harmless)
-    ]
-    title = (
-        f"A patch on attacked {clean.name}: {gains[0]:+.1f} points under attack, "
-        f"{gains[1]:+.1f} under neutral words"
-    )
-    kinds = [(attacked, "wrong class names"), (harmless, "neutral words"), (clean, "no words")]
-    supported = [(find_task(name), "supported") for name in SUPPORTED if name != clean.name]
-    return _before_and_after(title, [*kinds, *supported], result, test)
-
-
-def broad_transfer(settings: ExperimentSettings) -> Outcome:
-    """Broad transfer: patch on half of the classes, test on the others (arXiv 2208.05592)."""
-    name = settings.task or "mnist"
-    seen, unseen = find_task(f"first-half:{name}"), find_task(f"second-half:{name}")
-    result, test = settings.patch(seen, [unseen])
-    gain = 100 * (accuracy(test["patched"], unseen) - accuracy(test["base"], unseen))
-    title = f"A patch on half of {name}'s classes: {gain:+.1f} points on the other half"
-    return _before_and_after(title, [(seen, "patched on"), (unseen, "never seen")], result, test)
-
-
-def counting(settings: ExperimentSettings) -> Outcome:
-    """Counting: patch on some numbers of things, test on others (arXiv 2208.05592)."""
-    task = find_task(settings.task or "counting")
-    seen = with_classes(task, task.classes[::2], f"{task.name}: odd places")
-    unseen = with_classes(task, task.classes[1::2], f"{task.name}: even places")
-    result, test = settings.patch(seen, [unseen])
-    gain = 100 * (accuracy(test["patched"], unseen) - accuracy(test["base"], unseen))
-    seen_names, unseen_names = ", ".join(seen.classes), ", ".join(unseen.classes)
-    title = f"A patch on {seen_names}: {gain:+.1f} points on {unseen_names}"
-    return _before_and_after(title, [(seen, seen_names), (unseen, unseen_names)], result, test)
-
-
-def _before_and_after(
-    title: str, tasks: Sequence[tuple[Task, str]], result: EditResult, test: Mapping[str, Measured]
-) -> Outcome:
-    """Return the outcome of a patch: tasks with what they are, before and after."""
-    rows: list[list[Any]] = []
-    for task, kind in tasks:
-        before, after = accuracy(test["base"], task), accuracy(test["patched"], task)
-        rows.append([task.name, kind, before, after, after - before])
-    header = ["task", "what it is", "before", "after", "change"]
-    more = {"alpha": result.named_alpha, "why": result.why}
-    return Outcome(title, header, rows, lambda axes: _draw_before_and_after(axes, rows), more)
-
-
-def _draw_before_and_after(axes: Any, rows: Sequence[Sequence[Any]]) -> None:
-    for i, (label, column) in enumerate((("before", 2), ("after", 3))):
-        bars = axes.bar(
-            [j + (i - 0.5) * 0.38 for j in range(len(rows))],
-            [100 * row[column] for row in rows],
-            width=0.36,
-            color=(COLORS[0], COLORS[-1])[i],
-            label=label,
-        )
-        axes.bar_label(bars, fmt="%.0f", fontsize=8, color=INK)
-    axes.set_xticks(range(len(rows)), [f"{row[0]}\n{row[1]}" for row in rows], fontsize=8)
-    axes.set_ylabel("test accuracy (%)")
-    axes.set_ylim(0, 108)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
-
-
-# -------------------------------------------------------------- task arithmetic
 
 
 def intermediate(settings: ExperimentSettings) -> Outcome:
@@ -202,7 +81,7 @@ def _vectors_on_the_way(session: EditSession, task: Task, steps: int) -> dict[in
 
     def keep(step: int) -> None:
         if step in marks:
-            state = session.image_model.module.state_dict()
+            state = session.model.module.state_dict()
             states[step] = {name: t.detach().cpu().clone() for name, t in state.items()}
 
     session.learn(task, on_step=keep)
@@ -254,7 +133,7 @@ def _sum_at(session: EditSession, tasks: Sequence[Task], config: TrainingConfig)
     ]
     both = session.measure(trial.vector((alpha,) if isinstance(alpha, float) else alpha), "test")
     together = [accuracy(both, task) for task in tasks]
-    shares = [value / single for value, single in zip(together, alone, strict=True)]
+    shares = [ACCURACY.share(*pair) for pair in zip(together, alone, strict=True)]
     means = [sum(values) / len(values) for values in (alone, together, shares)]
     return [f"{config.lr:g}", *means, f"{alpha:g}"]
 
@@ -277,10 +156,21 @@ EXPERIMENTS: Registry[Callable[[ExperimentSettings], Outcome]] = Registry(
 
 
 def _settings(
-    model: CheckpointLike, task: str | None, training: TrainingConfig | None, **where: Any
+    model: CheckpointLike,
+    task: str | None,
+    training: TrainingConfig | None,
+    supported: TaskList | None,
+    **where: Any,
 ) -> ExperimentSettings:
     checkpoint = open_checkpoint(model)
-    return ExperimentSettings(checkpoint, task, training or config_for(checkpoint), where)
+    texts = [n for n in (task or "").split(",") if n and isinstance(find_task(n), TextTask)]
+    if texts:
+        raise OptionError(
+            f"{texts[0]} is a text, and experiments take tasks of images",
+            hint="patch, negate, add, analogy and soup take texts",
+        )
+    kept = as_tasks(SUPPORTED if supported is None else supported)
+    return ExperimentSettings(checkpoint, task, training or config_for(checkpoint), where, kept)
 
 
 def run_experiment(
@@ -289,6 +179,7 @@ def run_experiment(
     *,
     model: CheckpointLike = "embedded",
     task: str | None = None,
+    supported: TaskList | None = None,
     training: TrainingConfig | None = None,
     device: str = "auto",
     precision: Precision = "auto",
@@ -301,6 +192,7 @@ def run_experiment(
         out: the folder for ``table.txt``, ``results.json`` and the picture; it appears whole.
         model: the model to edit: a path to a model with its configuration, or a ref.
         task: the task to run it on, instead of the experiment's own.
+        supported: what a patch must not harm. Default: shapes, textures, letters and words.
         training: the recipe of fine-tuning, see `config_for`; the model's own by default.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
         precision: what the model is run in, but for test data: float32, bfloat16, or auto: bfloat16
@@ -312,7 +204,7 @@ def run_experiment(
     """
     with reserved(out, overwrite=overwrite), job(name, None):
         experiment = EXPERIMENTS[name]
-        settings = _settings(model, task, training, device=device, precision=precision)
+        settings = _settings(model, task, training, supported, device=device, precision=precision)
         outcome = experiment(settings)
         about = {
             "experiment": name,
@@ -330,11 +222,12 @@ def plan_experiment(
     *,
     model: CheckpointLike = "embedded",
     task: str | None = None,
+    supported: TaskList | None = None,
     training: TrainingConfig | None = None,
     **where: Any,
 ) -> dict[str, Any]:
     """Return what `run_experiment` would do with the same arguments."""
-    settings = _settings(model, task, training, **where)
+    settings = _settings(model, task, training, supported, **where)
     return {
         "experiment": name,
         "about": about_experiment(EXPERIMENTS[name]),

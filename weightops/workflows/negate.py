@@ -10,6 +10,7 @@ from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NonfiniteError, NothingSatisfiesError, OptionError
 from weightops.evaluation.batchnorm import BatchNorm
+from weightops.evaluation.units import SCORE
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession
 from weightops.search.strategies import SearchOptions
@@ -21,10 +22,14 @@ from weightops.task_vector import TaskVector
 from weightops.tasks.seeds import seed as seed_of
 from weightops.tasks.table import SUPPORTED, TaskLike, TaskList, as_task, as_tasks
 from weightops.tasks.task import Task
+from weightops.tasks.texts import TextTask
 from weightops.training.config import TrainingConfig
 from weightops.workflows.base import Finetuned, OnMeasured, Workflow, even_weights, mean_name
 from weightops.workflows.result import EditResult
 from weightops.workflows.run import run
+
+THRESHOLD, TEXT_THRESHOLD = 0.95, 0.98
+"""The share of the control score to keep by default: of accuracy, and of perplexity."""
 
 
 class Negation(Workflow):
@@ -41,7 +46,7 @@ class Negation(Workflow):
         target: TaskLike,
         *,
         control: TaskList | None,
-        control_threshold: float,
+        control_threshold: float | None,
         baselines: bool,
         **shared: Any,
     ) -> None:
@@ -51,8 +56,11 @@ class Negation(Workflow):
         self.control = [task for task in others if task is not self.target]
         if not self.control:
             raise OptionError("a negation needs at least one control task, to see what it harms")
-        self.threshold, self.baselines = control_threshold, baselines
-        self.options = {"control_threshold": control_threshold}
+        self.baselines = baselines
+        is_text = isinstance(self.target, TextTask)
+        default = TEXT_THRESHOLD if is_text else THRESHOLD
+        self.threshold = default if control_threshold is None else control_threshold
+        self.options = {"control_threshold": self.threshold}
         super().__init__(
             {self.target: "target", **dict.fromkeys(self.control, "control")}, **shared
         )
@@ -62,15 +70,21 @@ class Negation(Workflow):
         return [self.target]
 
     @property
+    def trains(self) -> bool:
+        return super().trains or self.baselines
+
+    @property
     def goal(self) -> Goal:
-        """The goal: the lowest target accuracy that keeps the control accuracy."""
+        """The goal: the worst target score that keeps the control score."""
+        ratio, drop = self.unit.kept_share(self.threshold)
         return Goal(
             even_weights([self.target], -1.0),
             even_weights(self.control),
-            ratio=self.threshold,
-            drop=0.0,
-            what=f"lowest {self.target.name} accuracy",
-            kept="mean control accuracy",
+            ratio=ratio,
+            drop=drop,
+            what=f"{self.unit.least} {self.target.name} {self.unit.name}",
+            kept=f"mean control {self.unit.name}",
+            unit=self.unit,
         )
 
     @property
@@ -80,6 +94,7 @@ class Negation(Workflow):
             even_weights(self.control),
             what=self.target.name,
             kept=mean_name(self.control, "control"),
+            unit=self.unit,
         )
 
     def find(self, session: EditSession) -> EditResult:
@@ -109,6 +124,8 @@ class Negation(Workflow):
 
     def _add_gradient_ascent(self, session: EditSession, result: EditResult) -> dict[str, Any]:
         """Add fine-tuning that raises the loss as a rival; return why not, if it diverged."""
+        if self.unit is SCORE:
+            return {"ascent": {"why": "the score of a program has no gradient"}}
         raised = replace(self.config, ascend=True)
         try:
             ascent = session.learn(self.target, name="ascent", config=raised)
@@ -141,7 +158,7 @@ def negate(
     *,
     model: CheckpointLike = "embedded",
     control: TaskList | None = None,
-    control_threshold: Annotated[float, Range(0, 1)] = 0.95,
+    control_threshold: Annotated[float, Range(0, 1)] | None = None,
     baselines: bool = False,
     finetuned: Finetuned = None,
     search: SearchOptions = SearchOptions(),  # noqa: B008  (it is immutable)
@@ -160,10 +177,14 @@ def negate(
     lowest target accuracy on validation data that keeps, with 95 % confidence, the mean control
     accuracy; of equal ones the smaller. The test splits are used once, after that.
 
+    Of texts, a language model gets the highest perplexity on the target that leaves the control's
+    (the geometric mean of several) nearly as it is.
+
     Args:
-        target: the task to forget.
-        control: what must be kept. Default: all tasks that weightops draws.
-        control_threshold: the share of the base's mean control accuracy to keep.
+        target: the task, or the text of a language model, to forget.
+        control: what must be kept. Default: all tasks that weightops draws; a text needs others.
+        control_threshold: the share of the base's mean control accuracy to keep; 0.98 lets a
+            perplexity rise by 2 %. Default: 0.95 for accuracy, 0.98 for perplexity.
         baselines: compare with a random vector of equal norms and with gradient ascent.
 
     Returns:

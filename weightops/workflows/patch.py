@@ -74,16 +74,20 @@ class Patch(Workflow):
             patching: the tasks that have been patched so far.
             drop: the supported accuracy that they may cost together.
         """
-        kept = "supported mean"
+        kept, best, name = "supported mean", self.unit.best, self.unit.name
         if self.rule == "mean":
             score = even_weights(patching, 0.5) | even_weights(self.supported, 0.5)
-            return Goal(score, what="best mean of patching and supported accuracy", kept=kept)
+            what = f"{best} mean of patching and supported {name}"
+            return Goal(score, what=what, kept=kept, unit=self.unit)
+        ratio, drop = self.unit.kept_but(drop)
         return Goal(
             even_weights(patching),
             even_weights(self.supported),
+            ratio=ratio,
             drop=drop,
-            what="best patching accuracy",
+            what=f"{best} patching {name}",
             kept=kept,
+            unit=self.unit,
         )
 
     @property
@@ -93,6 +97,7 @@ class Patch(Workflow):
             even_weights(self.supported),
             what=mean_name(self.patching, "patching"),
             kept=mean_name(self.supported, "supported"),
+            unit=self.unit,
         )
 
     def find(self, session: EditSession) -> EditResult:

@@ -24,8 +24,8 @@ class Plan:
         alphas: the coefficients to try.
         search: the strategy of the search.
         config: the recipe of fine-tuning.
-        training_images: images that fine-tuning sees.
-        evaluated_images: about how many images are scored.
+        training_samples: images or blocks of text that fine-tuning sees.
+        evaluated_samples: about how many are scored; None if only a program knows.
         output: the folder.
         output_bytes: bytes that the run needs on the disk while it is made.
         free_bytes: bytes that are free there.
@@ -38,8 +38,8 @@ class Plan:
     alphas: tuple[float, ...]
     search: str
     config: TrainingConfig
-    training_images: int
-    evaluated_images: int
+    training_samples: int
+    evaluated_samples: int | None
     output: str
     output_bytes: int
     free_bytes: int
@@ -56,7 +56,8 @@ def plan_run(workflow: Workflow, out: Path) -> Plan:
             open_any(given)
     config = workflow.config
     validation, test = (
-        sum(task.sizes[split] for task in workflow.tasks) for split in ("validation", "test")
+        sum(workflow.count(task, split) for task in workflow.tasks)
+        for split in ("validation", "test")
     )
     trainings = 0 if workflow.finetuned else len(workflow.learned)
     # The model and the vectors; for each fine-tuning its weights, and its state of twice the size.
@@ -71,8 +72,8 @@ def plan_run(workflow: Workflow, out: Path) -> Plan:
         alphas=tuple(workflow.signed_alphas),
         search=workflow.search.strategy,
         config=config,
-        training_images=trainings * config.steps * config.batch_size,
-        evaluated_images=workflow.candidates * validation + 3 * test,
+        training_samples=trainings * config.steps * config.batch_size,
+        evaluated_samples=workflow.candidates * validation + 3 * test if test else None,
         output=str(out),
         output_bytes=copies * model_bytes,
         free_bytes=shutil.disk_usage(parent).free,

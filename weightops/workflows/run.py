@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import NothingSatisfiesError, OptionError, OutputError
-from weightops.evaluation.pixels import prepare_all
 from weightops.search.session import EditSession
 from weightops.support.atomic import atomic_output, check_free, reserved
 from weightops.support.json_files import jsonable, read_json
@@ -69,8 +68,8 @@ def _finished(workflow: Workflow, out: Path) -> dict[str, Any] | None:
     same = asked == {key: summary.get(key) for key in asked}
     tasks = summary.get("tasks", {})
     told = [(name, entry.get("source"), entry.get("class_order")) for name, entry in tasks.items()]
-    same_tasks = told == [(task.name, task.source, task.class_order) for task in workflow.roles]
-    return summary if same and same_tasks else None
+    wanted = [(task.name, portable(task.source), task.class_order) for task in workflow.roles]
+    return summary if same and told == wanted else None
 
 
 def _run(
@@ -128,20 +127,21 @@ def _check(workflow: Workflow, out: Path, *, overwrite: bool) -> float:
             f"{plan.free_bytes / 1e6:.0f} MB are free"
         )
     trainings = 0 if workflow.finetuned else len(workflow.learned)
-    return trainings * workflow.config.steps * step_work(workflow.config) + plan.evaluated_images
+    training = trainings * workflow.config.steps * step_work(workflow.config)
+    return training + (plan.evaluated_samples or 0)
 
 
 def _size(workflow: Workflow, split: str) -> int:
-    """Return the number of images of all tasks in a split."""
-    return sum(task.sizes[split] for task in workflow.tasks)
+    """Return the number of samples of all tasks in a split."""
+    return sum(workflow.count(task, split) for task in workflow.tasks)
 
 
 def _prepare(workflow: Workflow, session: EditSession) -> None:
-    """Prepare all pictures, which refuses before the fine-tuning what can't be read."""
+    """Read all samples, which refuses before the fine-tuning what can't be read."""
     learned = [] if workflow.finetuned else workflow.learned
     splits = [(task, split) for task in workflow.tasks for split in SPLITS[1:]]
     splits += [(task, "train") for task in learned]
-    prepare_all([session.image_model.pixels(task, split) for task, split in splits])
+    session.scoring.prepare(session.model, splits)
 
 
 def _work_folder(out: Path, *, resume: bool) -> Path:

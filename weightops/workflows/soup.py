@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.kinds import several
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError
 from weightops.evaluation.batchnorm import BatchNorm
@@ -44,6 +45,7 @@ class Soup(Workflow):
         precision: Precision,
     ) -> None:
         check_arguments(soup, recipe=recipe)
+        models = several(models, "soup")
         if len(models) < 2:
             raise OptionError("a soup needs two models at least")
         self.models = [open_checkpoint(model) for model in models]
@@ -73,7 +75,8 @@ class Soup(Workflow):
 
     @property
     def view(self) -> Goal:
-        return Goal(even_weights(self.tasks), what=f"accuracy, {mean_name(self.tasks, 'target')}")
+        what = f"{self.unit.name}, {mean_name(self.tasks, 'target')}"
+        return Goal(even_weights(self.tasks), what=what, unit=self.unit)
 
     def find(self, session: EditSession) -> EditResult:
         names = short_names([model.ref for model in self.models])
@@ -103,7 +106,8 @@ class Soup(Workflow):
 
     def remarks(self, summary: Mapping[str, Any]) -> list[str]:
         lines = [
-            f"{'+' if step['accepted'] else '-'} {step['model']} ({100 * step['accuracy']:.1f}): "
+            f"{'+' if step['accepted'] else '-'} {step['model']} "
+            f"({self.unit.cell(step[self.unit.name])}): "
             f"{step['why']}"
             for step in summary["steps"]
         ]
@@ -119,7 +123,7 @@ class _Tasting:
     """
 
     def __init__(self, trial: Trial, names: Sequence[str], goal: Goal) -> None:
-        self._trial, self._names, self._goal = trial, names, goal
+        self._trial, self._names, self._goal, self._unit = trial, names, goal, goal.unit
         self._alone = [self._score([i]) for i in range(len(names))]
         self.order = sorted(range(len(names)), key=lambda i: -self._alone[i])
         self.steps: list[dict[str, Any]] = []
@@ -131,16 +135,17 @@ class _Tasting:
         return weighted(self._trial.measurements.measure(shares), self._goal.score)
 
     def _record(self, index: int, accepted: bool, why: str) -> None:
-        name, accuracy = self._names[index], self._alone[index]
-        step = {"model": name, "accuracy": accuracy, "accepted": accepted, "why": why}
+        score = {self._unit.name: self._unit.reading(self._alone[index])}
+        step = {"model": self._names[index], **score, "accepted": accepted, "why": why}
         self.steps.append(step)
 
     def take_all(self) -> tuple[Sequence[int], str]:
         """Return all models, and the reason."""
         everyone = range(len(self._names))
         why = (
-            f"all {len(everyone)} models, whatever they score ({self._score(everyone):.2%} on "
-            f"validation data; the best alone {self._alone[self.order[0]]:.2%})"
+            f"all {len(everyone)} models, whatever they score "
+            f"({self._unit.shown(self._score(everyone))} on "
+            f"validation data; the best alone {self._unit.shown(self._alone[self.order[0]])})"
         )
         return everyone, why
 
@@ -150,14 +155,16 @@ class _Tasting:
         for i in self.order[1:]:
             score = self._score([*members, i])
             accepted = score > best
-            rises = "rises" if accepted else "does not rise"
-            self._record(i, accepted, f"the soup {rises} with it: {best:.2%} to {score:.2%}")
+            gains = f"{self._unit.gain}s" if accepted else f"does not {self._unit.gain}"
+            before, after = map(self._unit.shown, (best, score))
+            self._record(i, accepted, f"the soup {gains} with it: {before} to {after}")
             if accepted:
                 members, best = [*members, i], score
         why = (
             f"of {len(self._names)} models, best first, {len(members)} "
             f"{'was' if len(members) == 1 else 'were'} kept: the best, and each with which mean "
-            f"validation accuracy strictly rose (to {best:.2%})"
+            f"validation {self._unit.name} strictly {self._unit.gained} "
+            f"(to {self._unit.shown(best)})"
         )
         return members, why
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from weightops.checkpoints.opening import open_checkpoint
-from weightops.search.goal import difference, interval
+from weightops.evaluation.units import ACCURACY
+from weightops.search.goal import difference
 from weightops.search.session import EditSession, Measured
-from weightops.support.invocation import versions
+from weightops.support.invocation import command_line, today, versions
 from weightops.task_vector import TaskVector
 from weightops.tasks.derived import parts_of
 from weightops.tasks.task import SPLITS, Task
@@ -61,11 +62,13 @@ def summarize(
         "tasks": tasks,
         "intervals": intervals,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "images": session.images_measured,
+        workflow.unit.samples: session.samples_measured,
         **settings(workflow),
-        "device": str(session.image_model.device),
+        "device": str(session.model.device),
         "output": str(out.absolute()),
         "versions": versions(),
+        "date": today(),
+        "command": command_line(),
         **result.more,
     }
     return {**summary, **workflow.conclude(tasks)}
@@ -96,40 +99,42 @@ def settings(workflow: Workflow) -> dict[str, Any]:
 def _intervals(
     task: str, test: Mapping[str, Measured], workflow: Workflow
 ) -> dict[str, tuple[float, float]]:
-    """Return 95 % intervals of each model's accuracy on a task, and of the edit's change.
+    """Return 95 % intervals of each model's score on a task, and of the edit's change.
 
     An edit that is compared with another model than the base has its change from the base, too.
     """
-    hits = {model: m.hits[task] for model, m in test.items() if task in m.hits}
+    hits, unit = {model: m.hits[task] for model, m in test.items() if task in m.hits}, workflow.unit
     changes = {"change": workflow.compared_with}
     if workflow.compared_with != "base" and "base" in hits:
         changes["change_from_base"] = "base"
-    intervals = {model: interval(own) for model, own in hits.items()}
+    intervals = {model: unit.interval(own) for model, own in hits.items()}
     for name, other in changes.items():
         change, error = difference({task: hits[workflow.word]}, {task: hits[other]}, {task: 1.0})
         half_width = _CONFIDENCE_95 * error
-        intervals[name] = (change - half_width, change + half_width)
+        low, high = sorted(unit.change(change + side) for side in (-half_width, half_width))
+        intervals[name] = (low, high)
     return intervals
 
 
 def title(workflow: Workflow, summary: Mapping[str, Any]) -> str:
     """Return the line above the picture: what the edit did on test data."""
-    view = workflow.view
+    view, unit = workflow.view, workflow.unit
     texts = []
     for label, weights in ((", ".join(view.score), view.score), (view.kept, view.keep)):
         if weights:
             rows = [summary["tasks"][name] for name in weights]
             before, after = (
-                100 * sum(row[model]["acc1"] for row in rows) / len(rows)
+                unit.cell(unit.mean([unit.of(row[model]) for row in rows]))
                 for model in (workflow.compared_with, workflow.word)
             )
-            texts.append(f"{label} {before:.1f} → {after:.1f} %")
+            texts.append(f"{label} {before} → {after}{' %' * (unit is ACCURACY)}")
     alphas = summary["alpha"] if isinstance(summary["alpha"], Mapping) else {}
     unused = [name for name, alpha in alphas.items() if alpha == 0]
     without = f", without {', '.join(unused)} (alpha 0)" if unused else ""
     other = f", {workflow.compared_with} → {workflow.word}"
     compared = other if workflow.compared_with != "base" else ""
-    return ", ".join(texts) + compared + " (test)" + without
+    what = "test" if unit is ACCURACY else f"test {unit.name}"
+    return f"{', '.join(texts)}{compared} ({what}){without}"
 
 
 def _refs(finetuned: Sequence[Any]) -> Any:
