@@ -30,7 +30,7 @@ def test_an_experiment(own: Path, tmp_path: Path) -> None:
     cosines = [row[1] for row in outcome.rows]
     assert cosines == sorted(cosines)
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"table.txt", "results.json", "figure.png", "figure.svg"}
+    assert written == {"table.txt", "results.json", "report.html", "figure.png", "figure.svg"}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS.names())
