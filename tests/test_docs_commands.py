@@ -228,6 +228,7 @@ SCRIPTS = {
     "clip_task_vectors": ["hf-clip", "hf-cars", "hf-signs", "out", "0.3"],
     "patch_failures": ["my-clip", "failures", "out", "shapes", "--steps", "3"],
     "merge_language_models": ["llm", "llm-math", "llm-code", "out"],
+    "judge": ["sample.txt", "llm"],
     "train_lofi": ["embedded", "mnist", "out", "--steps", "3", "--device", "cpu"],
     "own_method": ["pre", "a", "b", "out"],
     "own_task": ["embedded"],

@@ -32,7 +32,11 @@ def __getattr__(name: str) -> object:
 
         return version("weightops")
     if name not in _EXPORTS:
-        raise AttributeError(f"module 'weightops' has no attribute {name!r}")
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, __all__, n=1)
+        suggestion = f"; did you mean {near[0]}?" if near else ""
+        raise AttributeError(f"module 'weightops' has no attribute {name!r}{suggestion}")
     collects = _gc.isenabled()
     _gc.disable()  # what is imported lives on, and looking through it takes a fifth of the time
     try:

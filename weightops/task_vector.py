@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 from weightops.algebra.linear_form import Alpha, LinearForm
+from weightops.algebra.provenance import as_written
 from weightops.checkpoints import ties
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.linearized import check_taken_by
 from weightops.checkpoints.loading import load_into
 from weightops.checkpoints.matching import in_common_names, match_names, open_matched
-from weightops.checkpoints.module_copy import empty_copy
+from weightops.checkpoints.module_copy import filled_copy
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.checkpoints.origin import Origin
 from weightops.checkpoints.vector_files import open_vector, write_lora, write_vector
-from weightops.engine.evaluate import OnNonfinite, materialize
+from weightops.engine.evaluate import OnNonfinite
 from weightops.engine.reduce import cosine, gram
 from weightops.engine.tensors import Tensors
 from weightops.errors import CheckpointError, MismatchError, SpaceError
@@ -92,11 +92,7 @@ class TaskVector(Tensors):
         return vector
 
     def __repr__(self) -> str:
-        terms = [
-            f"{coefficient:+g} {factor.source.ref}"
-            for factor, coefficient in self.form.terms.items()
-        ]
-        return f"TaskVector({' '.join(terms) or '0'}, {len(self)} tensors)"
+        return f"TaskVector({as_written(self.form)!r}, {len(self)} tensors)"
 
     def __add__(self, other: TaskVector | int) -> TaskVector:
         if other == 0:  # the first summand of sum()
@@ -227,10 +223,7 @@ class TaskVector(Tensors):
         if isinstance(base, (str, Path, Checkpoint)):
             return edited
         if isinstance(base, nn.Module):
-            check_taken_by(base, form)
-            module, tensors = empty_copy(base)
-            materialize(form, tensors, on_nonfinite=on_nonfinite)
-            return module
+            return filled_copy(base, form, on_nonfinite=on_nonfinite)
         return edited.state_dict(like=base, on_nonfinite=on_nonfinite)
 
     def apply_(
@@ -277,6 +270,12 @@ class TaskVector(Tensors):
         return module
 
     def _edited(self, base: Checkpoint, alpha: Alpha, strict: bool) -> LinearForm:
+        if isinstance(alpha, list):
+            log.warning(
+                "alpha's %d numbers are spread over the depth of the layers, as {'*': [...]} says "
+                "without this warning; a model for each is [tau.apply(base, a) for a in alphas]",
+                len(alpha),
+            )
         start = self.base.start_at(base, self.form, strict=strict) if self.base else base.form
         vector = Origin.checkpoint_of(self.base, self.form.times(alpha))
         return start.plus(match_names(vector, base))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import warnings
@@ -215,6 +216,8 @@ def test_arithmetic_merging_and_inspection(
         u, s, vh = torch.linalg.svd(delta, full_matrices=False)
         delta = u[:, :4] * s[:4] @ vh[:4]
     assert delta.norm() > 0
+    again = pickle.loads(pickle.dumps(edited))
+    assert torch.equal(again[changed], edited[changed])
     assert torch.allclose(
         edited[changed].double(),
         base[changed] + delta / 2,

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load
 
 from weightops import open_checkpoint
+from weightops.algebra.source import Spec
 from weightops.engine.layout import layout
 from weightops.errors import OptionError
 
@@ -28,8 +29,8 @@ def test_shards_hold_each_tensor_once(max_shard_size: int | None) -> None:
     assert sorted(stored) == sorted(set(form.specs) - {"tied"})
     for file in files:
         content = load(file.header + bytes(file.size - len(file.header)))
-        assert {n: (tuple(t.shape), t.dtype) for n, t in content.items()} == {
-            n: tuple(form.specs[n]) for n in file.offsets
+        assert {n: Spec(tuple(t.shape), t.dtype) for n, t in content.items()} == {
+            n: form.specs[n] for n in file.offsets
         }
         assert all(offset % form.specs[n].dtype.itemsize == 0 for n, offset in file.offsets.items())
         data_bytes = sum(form.specs[n].nbytes for n in file.offsets)

@@ -11,6 +11,7 @@ from helpers.large_models import large_models
 from weightops import TaskVector, open_checkpoint
 from weightops.engine.reduce import gram
 from weightops.errors import MismatchError
+from weightops.support import lazy
 
 
 def test_gram_against_float64() -> None:
@@ -28,7 +29,7 @@ def test_the_callers_precision_is_left_alone(monkeypatch: pytest.MonkeyPatch) ->
     seen = []
     plain = torch.bmm
     monkeypatch.setattr(
-        torch, "bmm", lambda *a: seen.append(torch.get_float32_matmul_precision()) or plain(*a)
+        lazy.torch, "bmm", lambda *a: seen.append(torch.get_float32_matmul_precision()) or plain(*a)
     )
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")

@@ -156,6 +156,8 @@ NAMED: dict[str, Callable[[Path], object]] = {
         for name in ("code", "prose", "tables", "loud-code", "loud-prose")
     },
     "sample.txt": lambda path: path.write_text("No man is an island, entire of itself. " * 30),
+    "notes.txt": lambda path: path.write_text("Every man is a piece of the continent. " * 30),
+    "judge.py": lambda path: shutil.copyfile(EXAMPLES / "judge.py", path),
     "zeroshot.pt": lambda path: torch.save(Net(), path),
     "finetuned.pt": lambda path: torch.save(perturbed(Net(), 1), path),
     "arrays.npz": lambda path: np.savez(path, weight=np.ones((2, 3), np.float32)),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from helpers.fake_hub import FakeHub, fake_hub
 from helpers.hub_cache import python, repository
 
 from weightops import TaskVector, open_checkpoint
+from weightops.cli.main import run
 
 PUSH = """
 import os, pathlib, sys, torch
@@ -98,6 +100,45 @@ def test_a_pushed_model_loads_in_open_clip_wherever_it_lies(tmp_path: Path) -> N
     repository(tmp_path / "home" / "hub", "org/mine", FakeHub.uploaded)
     again = _stock("hf-hub:org/mine", merges, tmp_path / "cwd", HF_HOME=str(tmp_path / "home"))
     assert first == again
+
+
+FROM_THE_STAND_IN = """
+from weightops import open_checkpoint, evaluate
+model = open_checkpoint("org/tiny")
+assert evaluate(model, "shapes", split="validation", device="cpu")["shapes"]["acc1"] > 0.9
+print(model.fingerprint)
+"""
+
+
+def test_what_was_pushed_is_fetched_again(tmp_path: Path) -> None:
+    """The stand-in gives what was uploaded to it, card and results included."""
+    folder = tmp_path / "edited"
+    base = open_checkpoint("embedded")
+    TaskVector(base, base).apply(base).save(folder)
+    (folder / "README.md").write_text("---\ntags: [merge]\n---\n\n# Mine\n")
+    (folder / ".eval_results").mkdir()
+    (folder / ".eval_results/weightops.yaml").write_text("[]\n")
+    (folder / "training.8.pt").write_bytes(b"")
+    home = str(tmp_path / "home")
+    code = "import sys; from weightops.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    line = ["push", str(folder), "org/mine", "--license", "apache-2.0"]
+    with fake_hub({}) as environment:
+        python(code, *line, HF_HOME=home, HF_TOKEN="hf_x", **environment)
+    pushed = dict(FakeHub.uploaded)
+    assert b"license: apache-2.0" in pushed["README.md"]
+    assert ".eval_results/weightops.yaml" in pushed
+    assert "training.8.pt" not in pushed
+    with fake_hub(pushed) as environment:
+        printed = python(FROM_THE_STAND_IN, HF_HOME=home, **environment)
+    assert open_checkpoint(folder).fingerprint in printed
+
+
+def test_names_that_the_hub_refuses(tmp_path: Path) -> None:
+    folder = open_checkpoint({"w": torch.ones(2)}).save(tmp_path / "edited")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    bad = ("mine", "org/a/b", "org/a--b", "org/a..b", "org/mine.git", "org/-a", f"org/{'a' * 120}")
+    for name in (*bad, "örg/name", "org/a b", ""):
+        assert run(["push", str(folder), name, "--dry-run"]) == 2
 
 
 def _stock(place: str, merges: str, folder: Path, **environment: str) -> str:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.closeness import bits_equal
 from helpers.merges import family, same_files
+from helpers.nets import perturbed
+from torch import nn
 
-from weightops import TaskVector, open_checkpoint
+from weightops import Checkpoint, TaskVector, average, open_checkpoint
 from weightops.cli.main import run
 from weightops.errors import OptionError, OutputError, SpaceError
 from weightops.merging.merge import merge
@@ -33,6 +36,20 @@ def test_bases() -> None:
         merge(models, largest, base=base)
     with pytest.raises(SpaceError, match="largest merges weights, not task vectors"):
         MethodSource(largest, [TaskVector(base, models[0]).form])
+
+
+def test_a_module_gives_a_module(net: nn.Module, tuned: nn.Module) -> None:
+    other = perturbed(net, 2)
+    merged = merge([tuned, other.state_dict()], "ties", base=net, density=0.5)
+    states = [tuned.state_dict(), other.state_dict()]
+    of_states = merge(states, "ties", base=net.state_dict(), density=0.5)
+    assert type(merged) is type(net)
+    assert bits_equal(merged.state_dict(), {n: of_states[n] for n in merged.state_dict()})
+    assert merged.out.weight is merged.embed.weight
+    assert not merged.frozen.requires_grad
+    mean = merge([net, tuned, other], "linear", weights=[1, 1, 2])
+    assert bits_equal(mean.state_dict(), average([net, tuned, other], [1, 1, 2]).state_dict())
+    assert isinstance(merge([net.state_dict(), tuned]), Checkpoint)
 
 
 def test_a_dry_run_says_what_is_written(
@@ -61,7 +78,7 @@ def test_nothing_stale_is_left_by_overwriting(
     with pytest.raises(OutputError, match=r"exists\nhint: overwrite=True replaces it"):
         merged.save(out)
     merged.save(out, overwrite=True)
-    assert [p.name for p in out.iterdir()] == ["model.safetensors"]
+    assert sorted(p.name for p in out.iterdir()) == ["model.safetensors", "recipe.yaml"]
     with pytest.raises(OptionError, match="give a folder"):
         merged.save(tmp_path / "x.safetensors", max_shard_size=10)
 
@@ -75,7 +92,10 @@ def test_a_merged_folder_is_overwritten_by_its_own_command(
     assert {"model.safetensors", "recipe.yaml"} <= first.keys()
     assert run(line) == 1
     assert run([*line, "--overwrite"]) == 0
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+    again = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    card = again.pop("README.md").decode()
+    assert again == {name: content for name, content in first.items() if name != "README.md"}
+    assert card.replace(" --overwrite", "") == first["README.md"].decode()
 
 
 def test_a_small_file_system(model_files: tuple[str, list[str]], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from helpers.tiny_transformers import MODELS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from weightops import Recipe, TaskVector, average, open_checkpoint, verify
+from weightops import Recipe, TaskVector, average, merge, open_checkpoint, verify
 from weightops.cli.main import run
 from weightops.errors import OptionError, UnverifiedError
 
@@ -125,6 +125,24 @@ def test_a_moved_input_is_found_and_another_is_none(
     assert verify(work / "merged", inputs=[store]).holds  # the right one among two
 
 
+def test_inputs_of_one_name_are_told_apart(
+    work: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in (1, 2):
+        (work / f"run{i}").mkdir()
+        shutil.move(work / f"m{i}.safetensors", work / f"run{i}/final.safetensors")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    models = tuple(str(work / f"run{i}/final.safetensors") for i in (1, 2))
+    Recipe(models, weights=(0.2, 0.8)).merge().save(work / "merged")
+    recipe = Recipe.read(work / "merged/recipe.yaml")
+    assert recipe.models == ("run1/final.safetensors", "run2/final.safetensors")
+    assert verify(work / "merged").holds
+    (work / "run1").rename(work / "x")
+    (work / "run2").rename(work / "run1")
+    (work / "x").rename(work / "run2")  # each in the other's place
+    assert not verify(work / "merged").holds
+
+
 def test_edits_and_averages_without_a_recipe(work: Path) -> None:
     vector = TaskVector("base.safetensors", "m1.safetensors")
     by_layer = {"layers.1.*": 0.3, "*": -0.5}
@@ -134,6 +152,49 @@ def test_edits_and_averages_without_a_recipe(work: Path) -> None:
     assert verify("mean").holds
     tamper(work / "mean/model.safetensors", lambda t: t["norm.weight"].mul_(1.001))
     assert list(verify("mean").differing) == ["norm.weight"]
+
+
+def test_merges_in_python_have_a_recipe_too(work: Path) -> None:
+    models, base = ["m1.safetensors", "m2.safetensors"], "base.safetensors"
+    made = {
+        "ties": merge(models, "ties", base=base, weights=[1, 2], alpha=0.7, density=0.4),
+        "dare": merge(models, "dare_linear", base=base, density=0.5, seed=9),
+        "slerp": merge(models, "slerp", t=0.3),
+        "sum": TaskVector(base, models[0]).apply(base, {"layers.1.*": 0.3, "*": -0.5}),
+        "mean": average(models, [1, 3]),
+    }
+    for name, model in made.items():
+        model.save(name)
+        assert verify(name).exact
+        assert verify(name).holds
+        again = Recipe.read(f"{name}/recipe.yaml").merge().save(f"{name}-again")
+        tensors = [load_file(f"{place}/model.safetensors") for place in (name, again)]
+        assert all(torch.equal(x, tensors[1][n]) for n, x in tensors[0].items())
+        tamper(Path(name, "model.safetensors"), lambda t: t["embed.weight"].mul_(1.001))
+        assert list(verify(name).differing) == ["embed.weight"]
+    copy = open_checkpoint("m1.safetensors").save("copy")
+    assert not (copy / "recipe.yaml").exists()
+
+
+def test_a_merge_of_mergekits(work: Path) -> None:
+    text = """
+merge_method: ties
+base_model: base.safetensors
+models:
+  - model: m1.safetensors
+    parameters: {weight: 1.0, density: 0.3}
+  - model: m2.safetensors
+    parameters: {weight: 0.5, density: 0.6}
+dtype: bfloat16
+"""
+    Path("recipe.yaml").write_text(text)
+    merged = Recipe.read("recipe.yaml").merge().state_dict()
+    Path("by_mergekit").mkdir()
+    Path("by_mergekit/mergekit_config.yml").write_text(text)
+    save_file(merged, "by_mergekit/model.safetensors", {"format": "pt"})
+    assert verify("by_mergekit").holds
+    save_file({n: x * 1.01 for n, x in merged.items()}, "by_mergekit/model.safetensors")
+    assert not verify("by_mergekit").holds
 
 
 def test_what_says_nothing_of_its_making(work: Path) -> None:

@@ -35,7 +35,7 @@ def test_nodes_share_a_file(tmp_path: Path) -> None:
     options = [*RECIPE, "--steps", "2", "--nodes", "2", "--log-to", f"jsonl:{log}"]
     assert run(["lofi", *options, "-o", str(out)]) == 0
     steps = [(line["run"], line["step"]) for line in lines_of(log)]
-    assert steps == [("node0", 1), ("node0", 2), ("node1", 1), ("node1", 2)]
+    assert steps == [(f"out/node{i}", step) for i in range(2) for step in (1, 2)]
 
 
 @pytest.mark.parametrize("name", ["tensorbord", "jsonl", "jsonl:", "csv:x"])

@@ -121,6 +121,18 @@ def test_many_moves_measure_the_last_and_one_at_a_time(server: Server) -> None:
     assert session.images_measured <= 201 * every
 
 
+def test_a_vector_of_another_base_is_told_once(
+    own: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, vectors, tasks = arguments(own)
+    with serving("embedded", vectors[:1], tasks[2:], tmp_path / "r.yaml", device="cpu") as server:
+        for alpha in (0.1, 0.2):
+            server.explorer.move([alpha])
+            settled(server.explorer, [alpha])
+    told = [record for record in caplog.records if "was made from" in record.getMessage()]
+    assert len(told) == 1
+
+
 def test_strangers_are_refused(server: Server) -> None:
     host = server.origin.removeprefix("http://")
     other = {"Host": "evil.example", "Origin": server.origin}

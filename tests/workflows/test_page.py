@@ -214,11 +214,16 @@ def test_in_a_browser(patched: Path, tmp_path: Path) -> None:
         assert f"zero-shot (alpha 0) {100 * base_score(swept):.1f} %" in labels
         assert any(label.startswith(f"patched (alpha {chosen})") for label in labels)
         assert tab.run("document.querySelectorAll('#curve circle title').length") == len(seen)
+        tab.call("Page.printToPDF")
+        assert tab.run("[...document.querySelectorAll('details')].every(e => e.open)")
+        assert tab.run("document.querySelectorAll('.scroll[tabindex]').length") == 0
         for width, dark in ((390, True), (640, False), (1280, True)):
             tab.open(patched / "report.html", width, dark=dark)
             assert tab.overflow <= 0
             ground = tab.run("getComputedStyle(document.body).backgroundColor")
             assert ground == ("rgb(22, 24, 28)" if dark else "rgb(255, 255, 255)")
+            reached = "document.querySelectorAll('.scroll[tabindex]').length > 0"
+            assert tab.run(reached) == (width < 1280)  # only what can be scrolled
         tab.open(patched / "changed.html", 390)
         assert tab.overflow <= 0
         assert tab.run("[...document.images].every(i => i.alt && i.src.startsWith('data:'))")

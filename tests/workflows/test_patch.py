@@ -9,9 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from weightops import (
     SearchOptions,
@@ -21,6 +24,7 @@ from weightops import (
     evaluate,
     open_checkpoint,
     patch,
+    verify,
 )
 from weightops.errors import (
     CheckpointError,
@@ -29,6 +33,7 @@ from weightops.errors import (
     OutputError,
     UnknownNameError,
 )
+from weightops.hub.push import files_to_push
 from weightops.support.atomic import check_free
 from weightops.workflows.patch import Patch
 from weightops.workflows.plan import plan_run
@@ -63,8 +68,8 @@ def test_files_and_summary(patched: Path) -> None:
         "frontier.png",
     } <= names
     assert sorted(os.listdir(patched.parent)) == ["out"]
-    for path in patched.iterdir():
-        assert str(patched.parent).encode() not in path.read_bytes(), path.name
+    for path in patched.rglob("*"):
+        assert path.is_dir() or str(patched.parent).encode() not in path.read_bytes(), path.name
     summary = json.loads((patched / "summary.json").read_text())
     assert summary["alpha"] in (0.5, 1.0)
     assert summary["chosen_on"] == "the validation splits of mnist, digits"
@@ -77,6 +82,26 @@ def test_files_and_summary(patched: Path) -> None:
     assert len(rows) == (2 + 3) * 2
     assert {"dataset", "model", "pretrained", "task", "metrics", "language"} <= rows[0].keys()
     assert (patched / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_card_is_as_the_hub_reads_it(patched: Path) -> None:
+    summary = json.loads((patched / "summary.json").read_text())
+    card: Any = ModelCard.load(patched / "README.md")
+    assert card.data.library_name == "open_clip"
+    assert card.data.pipeline_tag == "zero-shot-image-classification"
+    assert card.data.license == "apache-2.0"
+    assert "model-index" not in card.content
+    assert f"Made on {summary['date']}, on cpu, with python" in card.text
+    found = yaml.safe_load((patched / ".eval_results/weightops.yaml").read_text())
+    assert {entry["dataset"]["id"]: entry["value"] for entry in found} == {
+        name: round(task["patched"]["acc1"], 6) for name, task in summary["tasks"].items()
+    }
+    entries = parse_eval_result_entries(found)
+    assert [entry.date for entry in entries] == [summary["date"]] * 2
+    for name in files_to_push(patched, "org/name"):
+        assert (patched / name).is_file()
+    assert ".eval_results/weightops.yaml" in files_to_push(patched, "org/name")
+    assert verify(patched).holds
 
 
 def test_no_record_names_the_folder_that_is_gone(patched: Path) -> None:

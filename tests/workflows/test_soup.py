@@ -65,6 +65,9 @@ def test_a_soup_is_compared_with_the_best_single_model(
     title = f"{shown} → {shown} %, best single → soup (test)"
     assert title in (out / "report.html").read_text(encoding="utf-8")
     assert verify(out).holds
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "# 3 models, soup: swapped" in card
+    assert all(f"{name}" in card for name in ("good", "bad", "worse"))
     without = soup(models, tmp_path / "other", tasks=[str(own / "swapped")], device="cpu")
     assert all("base" not in task for task in without["tasks"].values())
 

@@ -182,7 +182,7 @@ class LinearForm:
                 hint="interpolate them, or multiply a task vector",
             )
         if not isinstance(alpha, (Mapping, list, tuple)):
-            number = finite(alpha)  # type: ignore[arg-type]
+            number = finite(alpha)
             return replace(self, terms={f: c * number for f, c in self.terms.items() if c * number})
         if isinstance(alpha, Mapping) and not any(
             isinstance(value, (Mapping, list, tuple)) for value in alpha.values()

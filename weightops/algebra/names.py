@@ -21,15 +21,22 @@ def escape(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def finite(value: float) -> float:
+def finite(value: Any) -> float:
     """Return a coefficient as a float.
 
     Raises:
-        OptionError: if it is NaN or infinite.
+        OptionError: if it is NaN, infinite, or no number.
     """
-    if not math.isfinite(value):
-        raise OptionError(f"a coefficient must be a finite number, not {value}")
-    return float(value)
+    try:
+        number = float("nan") if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # of None; of an array or tensor of several
+        number = math.nan
+    if not math.isfinite(number):
+        raise OptionError(
+            f"a coefficient must be a finite number, not {value!r}",
+            hint="for several, edit once for each: [tau.apply(base, a) for a in alphas]",
+        )
+    return number
 
 
 @lru_cache(maxsize=65536)

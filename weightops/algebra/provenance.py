@@ -15,6 +15,16 @@ def fingerprint(form: LinearForm) -> str:
     return record_fingerprint(provenance(form))
 
 
+def as_written(form: LinearForm) -> str:
+    """Return a form as people write it, such as ``0.6 pre + 0.4 finetuned``."""
+    text = ""
+    for factor, coefficient in form.terms.items():
+        size = "" if abs(coefficient) == 1 else f"{abs(coefficient):.6g} "
+        rules = " by name" if factor.rules else ""
+        text += f" {'-' if coefficient < 0 else '+'} {size}{factor.source.ref}{rules}"
+    return text.removeprefix(" + ").strip() or "0"
+
+
 def provenance(form: LinearForm) -> dict[str, object]:
     """Return the sources of a form with fingerprints, coefficients and rules, for metadata."""
     return {

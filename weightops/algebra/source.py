@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from weightops.algebra.dtypes import ITEM_SIZES, dtype_of, is_editable, name_of
 from weightops.algebra.scratch import Scratch, Slot
+from weightops.errors import CheckpointError
 from weightops.support.input_files import InputFile
 from weightops.support.lazy import torch
 from weightops.support.text import portable
@@ -107,6 +108,8 @@ class Source(ABC):
         computed: True if each tensor is computed when it is opened, so that it is opened once.
         identity: equal for two sources only if they are one place in one state; None if unknown.
         files: the files that are read, in the state in which they were opened.
+        opener: opens the same place again; None if the source isn't one place that can be named.
+            Such a source is copied and pickled as its opener and fingerprint, without tensors.
     """
 
     ref: str
@@ -120,6 +123,12 @@ class Source(ABC):
     computed: bool = False
     identity: object = None
     files: Sequence[InputFile] = ()
+    opener: Callable[[], Source] | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.opener is None:
+            return super().__reduce_ex__(protocol)
+        return opened_again, (self.opener, self.ref, self.fingerprint, self.specs)
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
@@ -242,6 +251,25 @@ class Source(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.ref!r}, {len(self.specs)} tensors)"
+
+
+def opened_again(
+    opener: Callable[[], Source], ref: str, fingerprint: str, specs: Mapping[str, Spec]
+) -> Source:
+    """Open a source that was pickled.
+
+    Raises:
+        CheckpointError: if its place can't be opened, or holds other weights now.
+    """
+    source = opener()
+    if source.fingerprint != fingerprint or dict(source.specs) != dict(specs):
+        raise CheckpointError(
+            f"{ref} has changed since it was pickled: its fingerprint is {source.fingerprint}, "
+            f"and was {fingerprint}",
+            hint="open it again to take it as it is now",
+        )
+    source.ref = ref
+    return source
 
 
 class ComputedSource(Source):

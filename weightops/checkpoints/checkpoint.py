@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from weightops.algebra.codes import REMEDY, is_packed
 from weightops.algebra.devices import pick_device
 from weightops.algebra.linear_form import LinearForm
-from weightops.algebra.provenance import fingerprint
+from weightops.algebra.provenance import as_written, fingerprint
 from weightops.algebra.source import Source
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.in_memory import InMemory
@@ -61,8 +61,6 @@ class Checkpoint(Tensors):
         module: the module that the weights are in; None for weights in another place.
 
     Attributes:
-        form: the lazy expression that gives the tensors.
-        architecture: the model that the weights are of; None if it isn't known.
         recipe: the merge recipe that made the weights, or None; a saved file states it.
         card: the model card for a saved folder, or None.
         records: file name -> JSON content that a saved folder has beside the weights.
@@ -71,8 +69,6 @@ class Checkpoint(Tensors):
     >>> checkpoint = open_checkpoint({"weight": torch.ones(2, 3)})
     >>> checkpoint.specs["weight"].shape
     (2, 3)
-    >>> checkpoint["weight"].sum()
-    tensor(6.)
     """
 
     def __init__(
@@ -88,6 +84,10 @@ class Checkpoint(Tensors):
         self.recipe: dict[str, Any] | None = None
         self.card: Card | None = None
         self.records: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        cached = ("names_in_memory", "skeleton", "memory")
+        return {name: value for name, value in vars(self).items() if name not in cached}
 
     @property
     def source(self) -> Source:
@@ -139,7 +139,7 @@ class Checkpoint(Tensors):
 
     def __repr__(self) -> str:
         size = sum(spec.nbytes for spec in self.specs.values())
-        return f"Checkpoint({self.ref!r}, {len(self)} tensors, {size / 1e6:.1f} MB)"
+        return f"Checkpoint({as_written(self.form)!r}, {len(self)} tensors, {size / 1e6:.1f} MB)"
 
     def to(self, dtype: torch.dtype | str) -> Checkpoint:
         """Return the weights with editable tensors in another dtype; reading casts them."""

@@ -1,11 +1,24 @@
-"""Copy a module without its weights."""
+"""Copy a module, with other weights or without any."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
+from weightops.algebra.linear_form import LinearForm
+from weightops.checkpoints.linearized import check_taken_by
+from weightops.engine.evaluate import OnNonfinite, materialize
 from weightops.support.lazy import nn, torch
+
+
+def filled_copy(
+    module: nn.Module, form: LinearForm, *, on_nonfinite: OnNonfinite = "ignore"
+) -> nn.Module:
+    """Return a new module of a module's class, on its device, with the tensors of a form."""
+    check_taken_by(module, form)
+    copied, tensors = empty_copy(module)
+    materialize(form, tensors, on_nonfinite=on_nonfinite)
+    return copied
 
 
 def empty_copy(module: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ForwardRef, NamedTuple, TypeAlias, Union
 
@@ -32,6 +33,7 @@ from weightops.checkpoints.formats import (
     torch_zip,
 )
 from weightops.checkpoints.formats.memory import MemorySource
+from weightops.checkpoints.kinds import not_weights
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.other_folder import OtherFolder, PipelineFolder, written_name
 from weightops.checkpoints.libraries.table import architecture_of
@@ -178,6 +180,8 @@ def open_any(source: CheckpointLike) -> Checkpoint:
         raise SpaceError(
             "a task vector was given where weights are needed", hint="apply it to a base first"
         )
+    if not isinstance(source, Mapping):
+        raise not_weights(source)
     in_memory = MemorySource(source, "a state dict")
     return Checkpoint(LinearForm.of(bare.opened(in_memory, in_memory.ref)))
 
@@ -189,16 +193,28 @@ def open_ref(ref: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: as `open_checkpoint`.
     """
-    if ref == EMBEDDED:
-        embedded = open_ref(Path(__file__).parent.parent / "clip")
-        embedded.source.ref = EMBEDDED
-        return embedded
     if str(ref).startswith(DEQUANTIZED):
         return dequantise(open_ref(str(ref).removeprefix(DEQUANTIZED)))
+    if ref == EMBEDDED:
+        opened, place = _open_place(Path(__file__).parent.parent / "clip")[0], EMBEDDED
+        opened.source.ref = EMBEDDED
+    else:
+        opened, place = _open_place(ref)
+    opened.form.sources[0].opener = partial(_source_of, place)
+    return opened
+
+
+def _source_of(place: str) -> Source:
+    return open_ref(place).form.sources[0]
+
+
+def _open_place(ref: str | Path) -> tuple[Checkpoint, str]:
+    """Open what a path or ref names; return with it what names it from any working folder."""
     path, fetched = Path(ref), None
     place, _, key = str(ref).rpartition(":")
     if not path.exists() and place and Path(place).is_file():
-        return Checkpoint(LinearForm.of(_open_at_key(Path(place), key)))
+        at_key = Checkpoint(LinearForm.of(_open_at_key(Path(place), key)))
+        return at_key, str(path.absolute())
     if not path.exists():
         fetched = refs.fetch_ref(str(ref), USUAL_NAMES)
         if fetched is None:
@@ -220,7 +236,8 @@ def open_ref(ref: str | Path) -> Checkpoint:
     _check_gathered(source)
     if fetched or path.is_dir():
         source.ref = fetched.ref if fetched else str(path)
-    return Checkpoint(LinearForm.of(source), architecture)
+    opened = Checkpoint(LinearForm.of(source), architecture)
+    return opened, fetched.ref if fetched else str(path.absolute())
 
 
 def _open_folder(folder: Path) -> tuple[Source, Architecture | None]:

@@ -11,6 +11,7 @@ from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.provenance import provenance
 from weightops.checkpoints.formats.safetensors import MODEL_SPEC, RECORD
 from weightops.checkpoints.libraries.base import Architecture
+from weightops.checkpoints.recorded_recipe import recipe_of
 from weightops.engine.layout import FileLayout, layout
 from weightops.errors import OptionError
 from weightops.hub.cards import CardFacts
@@ -109,7 +110,10 @@ def write_records(
         facts, inputs = facts or own, folders_of(model.form)
         text = model.card.text(facts, device, name=name, inputs=inputs)
         (folder / CARD).write_text(text, encoding="utf-8")
-    if model.recipe and "verb" not in model.recipe:
-        (folder / RECIPE).write_text(yaml_text(dict(model.recipe)), encoding="utf-8")
+    recipe = model.recipe
+    if recipe is None and all(leaf.files for leaf in model.form.leaves):
+        recipe = recipe_of(provenance(model.form))
+    if recipe and "verb" not in recipe:
+        (folder / RECIPE).write_text(yaml_text(dict(recipe)), encoding="utf-8")
     for file, content in model.records.items():
         write_json(folder / file, content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from threading import Lock
+from typing import Any
 
 from weightops.algebra.linear_form import Factor, LinearForm
 from weightops.algebra.names import NameRules, escape
@@ -52,6 +53,9 @@ class Renamed(Source):
             if source.identity is None
             else ("renamed", source.identity, tuple(self.mapped.items()))
         )
+
+    def __reduce__(self) -> Any:
+        return Renamed, (self.source, self.mapped, self.specs)
 
     def _find_ties(self) -> dict[str, str]:
         """Return alias -> name for the new names that are copies of one tensor of the source."""

@@ -15,7 +15,7 @@ def _read_method_options(given: dict[str, Any]) -> None:
 
     name = given.get("method", "sum")
     method = METHODS["task_arithmetic" if name == "sum" else name]
-    texts = dict(pair.partition("=")[::2] for pair in given.pop("option", ()))
+    texts = dict(pair.partition("=")[::2] for pair in given.pop("method_options", ()))
     given["method_options"] = read_method_options(method, texts)
 
 
@@ -24,7 +24,7 @@ command = workflow_command(
     lambda workflow: ["added", *(task.name for task in workflow.added)],
     arguments=[
         click.Option(
-            ["--option"],
+            ["method_options", "--option"],
             multiple=True,
             metavar="NAME=VALUE",
             help="An option of the method, such as density=0.2.",

@@ -44,7 +44,7 @@ def apply(
     from weightops.hub.cards import edit_card, edit_title
     from weightops.merging.recipe import Recipe
     from weightops.support.atomic import check_free
-    from weightops.support.text import portable
+    from weightops.support.text import distinct_names, portable, renamed
     from weightops.task_vector import TaskVector
     from weightops.tasks.task import Task
 
@@ -71,5 +71,5 @@ def apply(
     edited.card = edit_card(base, terms)
     told = batchnorm.name if isinstance(batchnorm, Task) else batchnorm
     recipe = Recipe(vectors, "task_arithmetic", base=base, weights=alphas, batchnorm=told)
-    edited.recipe = portable(recipe.to_dict())
+    edited.recipe = portable(renamed(recipe.to_dict(), distinct_names((base, *vectors))))
     save(edited, edit_title(base, terms), json_, **output)

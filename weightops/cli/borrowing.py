@@ -36,6 +36,9 @@ SEARCH = Borrowed(
 )
 
 
+SCORED = Borrowed("weightops.tasks.table:as_read", only=("score",))
+
+
 def taken(given: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Remove some of the given values, and return them."""
     return {name: given.pop(name) for name in names if name in given}

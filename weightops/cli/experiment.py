@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from weightops.cli.borrowing import TRAINING, training_config
+from weightops.cli.config_files import write_run_file
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.printing import echo_json, echo_plan
 from weightops.cli.types import TaskNames
@@ -53,6 +54,7 @@ def experiment(name: str = "", *, dry_run: bool = False, json_: bool = False, **
         echo_plan(plan_experiment(name, out, **given), json_)
         return
     outcome = run_experiment(name, out, **given)
+    write_run_file(out)
     if json_:
         echo_json(outcome.record)
         return

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from weightops.cli.borrowing import FINETUNING, taken, training_config
+from weightops.cli.config_files import write_run_file
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.learning import TASK, TEXT, check_one
 from weightops.cli.printing import echo_plan
@@ -74,6 +75,7 @@ def finetune(
     if not dry_run:
         tuned = _learn(checkpoint, config, out=out, node=node, **learned, **given)
         plan["fingerprint"] = tuned.source.fingerprint
+        write_run_file(out)
     echo_plan(plan, json_)
 
 

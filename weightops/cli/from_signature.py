@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from weightops.cli import types
+from weightops.cli.config_files import CONFIG
 from weightops.cli.signatures import REQUIRED, Expression, Parameter, plugin_names, read
 from weightops.errors import WeightopsError
 from weightops.support.docstrings import plain
@@ -105,6 +106,8 @@ def option(
         if default is True:
             spelt[-1] += f"/--no-{spelt[-1].removeprefix('--')}"
         return click.Option([name, *spelt], is_flag=True, default=bool(default), **settings)
+    if name == "score":
+        settings["is_eager"] = True  # names of tasks are read as it says
     if default is REQUIRED and not optional:
         settings["required"] = True
     shown = shown_default or _literal(default)
@@ -184,17 +187,34 @@ def build(
 ) -> click.Command:
     """Return a command that calls a function with those values that were given."""
     parameters = [*parameters, *_reading_options(parameters)]
+    if any(parameter.name == "out" for parameter in parameters):
+        parameters.append(CONFIG)
     flags = _flags(parameters)
     for parameter in parameters:
         if isinstance(parameter, click.Option):
             parameter.help = _name_flags(parameter.help or "", flags)
-    return click.Command(
+    return _Verb(
         name,
         params=[*parameters, _JSON, _QUIET],
         callback=translated(function),
         help=help_text(about),
         context_settings=dict(settings or {}),
     )
+
+
+class _Verb(click.Command):
+    """A command that says which option a name by itself was meant for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        first = next(iter(args), "-")
+        try:
+            return super().parse_args(ctx, args)
+        except click.MissingParameter as error:
+            takes_names = any(isinstance(p, click.Argument) for p in self.params)
+            if isinstance(error.param, click.Option) and not (takes_names or first[:1] == "-"):
+                meant = f"Did you mean {max(error.param.opts, key=len)} {first}?"
+                raise click.MissingParameter(meant, error.ctx, error.param) from error
+            raise
 
 
 def _reading_options(parameters: Sequence[click.Parameter]) -> list[click.Parameter]:
@@ -230,13 +250,14 @@ def _cache_limit() -> click.Option:
 def _read_as_asked(given: dict[str, Any], context: click.Context) -> dict[str, Any]:
     """Return the given values with tasks that are read as the options say, which are removed."""
     tasks = {p.name for p in context.command.params if isinstance(p.type, types.TaskNames)}
-    asked = {"class_order", "skip_unreadable"} & given.keys()
+    asked = {"score", "class_order", "skip_unreadable"} & given.keys()
     if not tasks or not asked:
         return given
     from weightops.tasks.table import as_read
 
     how = {name: given.pop(name) for name in sorted(asked)}
-    named = {name for name in tasks & given.keys() if given[name] != "base"}
+    unread = ("batchnorm",) if "score" in how else ()  # its images are no program's
+    named = {n for n in tasks & given.keys() if given[n] != "base" and n not in unread}
     if not named:
         raise click.UsageError(f"--{next(iter(how)).replace('_', '-')} is for tasks that are named")
     for key in named:
@@ -266,9 +287,8 @@ def translated(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def callback(**values: Any) -> Any:
         context = click.get_current_context()
-        source = click.core.ParameterSource
-        unset = (source.DEFAULT, source.DEFAULT_MAP)
-        given = {n: v for n, v in values.items() if context.get_parameter_source(n) not in unset}
+        unset = click.core.ParameterSource.DEFAULT
+        given = {n: v for n, v in values.items() if context.get_parameter_source(n) != unset}
         try:
             return function(**_read_as_asked(given, context))
         except WeightopsError as error:

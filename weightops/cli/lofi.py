@@ -12,6 +12,7 @@ import click
 
 from weightops.cli import from_signature
 from weightops.cli.borrowing import TRAINING, taken, training_config
+from weightops.cli.config_files import write_run_file
 from weightops.cli.from_signature import Borrowed
 from weightops.cli.learning import NODE, TASK, TEXT, check_one
 from weightops.cli.printing import echo_json, echo_plan, quieten
@@ -124,6 +125,7 @@ def _train(
         if compare:
             comparison = compare_with_baselines(task or str(text), out, **how)
             if comparison is not None:
+                write_run_file(out)
                 _write_page(comparison, checkpoint, out)
                 _print_comparison(comparison, as_json)
             return
@@ -131,6 +133,7 @@ def _train(
         learned = task or TextLearner(checkpoint, text, **where)
         average = run(learned, out, **how)
     if average is not None:
+        write_run_file(out)
         record = {**average.record(), "communication_seconds": strategy.seconds}
         _print_average(out / "merged", record, as_json)
 

@@ -79,6 +79,13 @@ def main() -> None:
     os._exit(code)  # unloading torch's modules one by one would take half a second
 
 
+_BEGINNING = (
+    "name a verb: `weightops patch --task mnist` makes a first model, and "
+    "`weightops VERB --help` says what a verb can do"
+)
+"""What to say to someone who types no verb."""
+
+
 def _log_to_stderr(level: int) -> None:
     handler = _BetweenBars()
     handler.setFormatter(_OneLine("weightops: %(message)s"))
@@ -161,7 +168,7 @@ def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        click.echo(f"{error.format_message()}\n\nweightops: {_BEGINNING}", err=True)
         return error.exit_code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)

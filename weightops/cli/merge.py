@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -109,6 +110,7 @@ def _read_recipe(arguments: Sequence[str], stated: dict[str, Any]) -> Recipe:
         return Recipe.read(models[0])
     alpha, files = stated.pop("alpha"), stated.pop("statistics")
     method = METHODS[stated["method"]]
+    _check_spelling([name for name in texts if name not in method.options])
     options = read_method_options(method, texts)
     single = alpha[0] if len(alpha) == 1 else list(alpha)
     return Recipe(
@@ -118,6 +120,16 @@ def _read_recipe(arguments: Sequence[str], stated: dict[str, Any]) -> Recipe:
         statistics=_statistics(method, files, len(models)),
         **stated,
     )
+
+
+def _check_spelling(unknown: Sequence[str]) -> None:
+    """Refuse options that are those of every merge, misspelt."""
+    own = [flag for p in click.get_current_context().command.params for flag in p.opts]
+    for name in unknown:
+        flag = f"--{name.replace('_', '-')}"
+        near = get_close_matches(flag, own, n=1, cutoff=0.7)
+        if near:
+            raise click.NoSuchOption(flag, possibilities=near)
 
 
 def _statistics(

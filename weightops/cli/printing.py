@@ -37,6 +37,8 @@ def show(value: Any) -> str:
         return ", ".join(f"{name} {show(item)}" for name, item in value.items())
     if isinstance(value, (tuple, list)):
         return ", ".join(map(show, value))
+    if value is None:
+        return "unknown"
     return f"{value:g}" if isinstance(value, float) else printable(str(value))
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from weightops.cli.borrowing import SCORED
+from weightops.cli.config_files import write_run_file
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.printing import echo_json
 from weightops.cli.signatures import read
@@ -15,6 +17,7 @@ _RANK = "weightops.workflows.rank:rank"
 
 @command(
     Borrowed(_RANK, leave_out=("vectors",)),
+    SCORED,
     about=read(_RANK).docstring.text,
     metavar="VECTOR...",
     optional=("out",),
@@ -24,4 +27,6 @@ def rank(vectors: tuple[str, ...], json_: bool = False, **given: Any) -> None:
     from weightops.workflows import rank as module
 
     outcome = module.rank(vectors, **given)
+    if "out" in given:
+        write_run_file(given["out"])
     echo_json(outcome.record) if json_ else click.echo(outcome.text)

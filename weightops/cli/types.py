@@ -24,9 +24,11 @@ class TaskNames(click.ParamType):  # type: ignore[type-arg]
     ) -> tuple[str, ...]:
         from weightops.tasks.table import find_task
 
-        names = tuple(part.strip() for part in value.split(",") if part.strip())
+        names = tuple(map(str, value) if isinstance(value, (list, tuple)) else _names(str(value)))
         if not names:
             self.fail("name at least one task", param, ctx)
+        if ctx and ctx.params.get("score"):  # the program knows its own
+            return names
         try:
             for name in names:
                 find_task(name)
@@ -42,6 +44,23 @@ class TaskNames(click.ParamType):  # type: ignore[type-arg]
         done, _, last = incomplete.rpartition(",")
         prefix = f"{done}," if done else ""
         return [CompletionItem(prefix + name) for name in TASKS.names() if name.startswith(last)]
+
+
+def _names(text: str) -> list[str]:
+    """Return the names in a text; a comma in the path of a folder or file doesn't part names."""
+    parts, names = text.split(","), []
+    while parts:
+        joined = {count: ",".join(parts[:count]).strip() for count in range(len(parts), 0, -1)}
+        count = next((count for count, name in joined.items() if _is_path(name)), 1)
+        names.append(joined[count])
+        parts = parts[count:]
+    return [name for name in names if name]
+
+
+def _is_path(name: str) -> bool:
+    """Return whether a name is that of a folder or file, perhaps after that of a derivation."""
+    derivation, _, path = name.rpartition(":")
+    return "," not in derivation and Path(path).exists()
 
 
 class OneTask(TaskNames):
@@ -73,8 +92,9 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float, ...]:
+        listed = isinstance(value, (list, tuple))
         try:
-            return _numbers(value)
+            return _numbers(",".join(map(str, value)) if listed else str(value))
         except ValueError:
             example = "neither numbers such as 0,0.1,0.4 nor a rising range such as 0:1:0.05"
             self.fail(f"{value!r} is {example}", param, ctx)

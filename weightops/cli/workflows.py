@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightops.cli.borrowing import SEARCH, TRAINING, search_options, taken, training_config
+from weightops.cli.borrowing import SCORED, SEARCH, TRAINING, search_options, taken, training_config
 from weightops.cli.from_signature import Borrowed, build
 from weightops.cli.printing import echo_json, echo_plan, show
 from weightops.cli.pushing import PUSH, check_push, push_folder
@@ -45,6 +45,7 @@ def workflow_command(
     signature = read(reference)
     names = [parameter.name for parameter in signature.parameters]
     options = Borrowed(reference, leave_out=leave_out).options(optional=("out", *optional))
+    options += SCORED.options()
     options += SEARCH.options() if "search" in names else []
     options += TRAINING.options() if "training" in names else []
 

@@ -26,7 +26,8 @@ from weightops.support.atomic import atomic_output
 from weightops.support.cache import cache_dir
 from weightops.support.lazy import F, nn, torch, without_gradients
 from weightops.support.progress import tracked
-from weightops.tasks.task import Task
+from weightops.support.registry import unknown
+from weightops.tasks.task import SPLITS, Task
 
 log = logging.getLogger("weightops")
 
@@ -55,6 +56,9 @@ class ImageModel:
     base: Checkpoint
     precision: str = "float32"
     _pixels: dict[tuple[Task, str], Pixels] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base.ref!r}, {self.device}, {self.precision})"
 
     @classmethod
     def open(
@@ -118,6 +122,8 @@ class ImageModel:
 
     def pixels(self, task: Task, split: str) -> Pixels:
         """Return the preprocessed images of a split, which are kept for later passes."""
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
         if (task, split) not in self._pixels:
             kept_bytes = sum(pixels.kept_bytes for pixels in self._pixels.values())
             self._pixels[task, split] = Pixels(

@@ -9,19 +9,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from weightops.algebra.devices import pick_device
 from weightops.algebra.precision import Precision
+from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.language_model import LanguageModel, text_metrics
 from weightops.evaluation.pixels import prepare_all
-from weightops.evaluation.units import ACCURACY, PERPLEXITY, Unit, unit_for
+from weightops.evaluation.programs import Candidate
+from weightops.evaluation.units import ACCURACY, PERPLEXITY, SCORE, Unit, unit_for
 from weightops.evaluation.zero_shot import metrics, predict, record
 from weightops.support.lazy import torch
+from weightops.task_vector import TaskVector
 from weightops.tasks.task import Task
 
 Order = npt.NDArray[np.int64]
@@ -48,13 +53,33 @@ class Scoring(ABC):
 
     Attributes:
         unit: the unit of the score.
+        whole: all samples are measured at once, or none.
     """
 
     unit: Unit
+    whole: bool = False
 
     @abstractmethod
-    def open(self, model: CheckpointLike, device: str, precision: Precision) -> Any:
-        """Return a model that is ready to be measured."""
+    def open(
+        self, model: CheckpointLike, device: str, precision: Precision, folder: Path | None = None
+    ) -> Any:
+        """Return a model that is ready to be measured.
+
+        Args:
+            model: the model.
+            device: where to compute.
+            precision: what to run it in.
+            folder: where measurements may be kept for a run that is resumed.
+        """
+
+    def dtype(self, model: Any) -> torch.dtype | None:
+        """Return the dtype of the weights in memory; None for those of the files."""
+        own: torch.dtype = next(model.module.parameters()).dtype
+        return own
+
+    def edit(self, model: Any, vector: TaskVector, base: Checkpoint) -> None:
+        """Set a model to the base edited by a vector."""
+        vector.apply_(model.module, base=base)
 
     @abstractmethod
     def count(self, model: Any, task: Task, split: str) -> int:
@@ -98,7 +123,9 @@ class _Images(Scoring):
 
     unit = ACCURACY
 
-    def open(self, model: CheckpointLike, device: str, precision: Precision) -> ImageModel:
+    def open(
+        self, model: CheckpointLike, device: str, precision: Precision, folder: Path | None = None
+    ) -> ImageModel:
         return ImageModel.open(model, device, precision=precision)
 
     def count(self, model: ImageModel, task: Task, split: str) -> int:
@@ -136,7 +163,9 @@ class _Texts(Scoring):
 
     unit = PERPLEXITY
 
-    def open(self, model: CheckpointLike, device: str, precision: Precision) -> LanguageModel:
+    def open(
+        self, model: CheckpointLike, device: str, precision: Precision, folder: Path | None = None
+    ) -> LanguageModel:
         return LanguageModel.open(model, device, precision=precision)
 
     def count(self, model: LanguageModel, task: Any, split: str) -> int:
@@ -167,8 +196,55 @@ class _Texts(Scoring):
         return model.record(task, split, scores, fingerprint)
 
 
+class _Programs(Scoring):
+    """Scores of programs; an outcome is the score of an item."""
+
+    unit, whole = SCORE, True
+
+    def open(
+        self, model: CheckpointLike, device: str, precision: Precision, folder: Path | None = None
+    ) -> Candidate:
+        return Candidate.open(model, pick_device(device), folder)
+
+    def dtype(self, model: Candidate) -> None:
+        return None
+
+    def edit(self, model: Candidate, vector: TaskVector, base: Checkpoint) -> None:
+        model.edited = vector.apply(base)
+
+    def count(self, model: Candidate, task: Any, split: str) -> int:
+        return len(model.values(task, split))
+
+    def prepare(self, model: Candidate, splits: Iterable[tuple[Any, str]]) -> None:
+        for task, split in splits:
+            model.values(task, split)
+
+    def outcomes(
+        self, model: Candidate, task: Any, split: str, only: Order | None = None
+    ) -> torch.Tensor:
+        values = model.values(task, split)
+        return values if only is None else values[torch.from_numpy(only)]
+
+    def judge(
+        self,
+        model: Candidate,
+        task: Any,
+        split: str,
+        outcomes: torch.Tensor,
+        order: Order | None = None,
+    ) -> Judged:
+        scores = {SCORE.metric: outcomes.mean().item(), "n": len(outcomes)}
+        return Judged(scores, outcomes)
+
+    def record(
+        self, model: Candidate, task: Any, split: str, scores: Mapping[str, Any], fingerprint: str
+    ) -> dict[str, Any]:
+        return model.record(task, split, scores, fingerprint)
+
+
 IMAGES: Scoring = _Images()
 TEXTS: Scoring = _Texts()
+PROGRAMS: Scoring = _Programs()
 
 
 def scoring_for(tasks: Sequence[Task]) -> Scoring:
@@ -177,4 +253,5 @@ def scoring_for(tasks: Sequence[Task]) -> Scoring:
     Raises:
         OptionError: if they are of several kinds.
     """
-    return TEXTS if unit_for(tasks) is PERPLEXITY else IMAGES
+    unit = unit_for(tasks)
+    return next(scoring for scoring in (IMAGES, TEXTS, PROGRAMS) if scoring.unit is unit)

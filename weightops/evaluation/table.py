@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, TypeVar, overload
+from typing import Annotated, Any, TypeVar, overload
 
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
@@ -16,12 +16,14 @@ from weightops.evaluation.linear_probe import linear_probe
 from weightops.evaluation.retrieval import retrieval
 from weightops.evaluation.shift import under_shift
 from weightops.evaluation.zero_shot import zero_shot
+from weightops.support.arguments import check_arguments
 from weightops.support.progress import job
+from weightops.support.ranges import Range
 from weightops.support.registry import Registry
 from weightops.tasks.check import without_unreadable
 from weightops.tasks.class_names import in_order
 from weightops.tasks.table import TaskList, as_tasks
-from weightops.tasks.task import Task
+from weightops.tasks.task import Split, Task
 
 F = TypeVar("F", bound=Callable[..., dict[str, Any]])
 
@@ -41,6 +43,10 @@ class Evaluator:
     function: Callable[..., dict[str, Any]]
     kind: str
     columns: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return f"Evaluator({name}: {', '.join(self.columns) or 'all its metrics'})"
 
     def score(
         self,
@@ -169,9 +175,9 @@ def evaluate(
     tasks: TaskList,
     *,
     evaluator: EvaluatorLike = "zero_shot",
-    split: str = "test",
+    split: Split = "test",
     details: bool = False,
-    batch_size: int = 256,
+    batch_size: Annotated[int, Range(min=1)] = 256,
     device: str = "auto",
     precision: Precision = "auto",
     class_order: str | None = None,
@@ -209,6 +215,7 @@ def evaluate(
     >>> scores["acc1"] > 0.9
     True
     """
+    check_arguments(evaluate, split=split, batch_size=batch_size)
     chosen = as_evaluator(evaluator)
     image_model = ImageModel.open(model, device, precision=precision)
     listed = as_tasks(tasks)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from weightops.errors import OptionError
 from weightops.support.lazy import torch
 from weightops.support.text import counted
+from weightops.tasks.scored import ScoredTask
 from weightops.tasks.task import Task
 from weightops.tasks.texts import TextTask
 
@@ -214,13 +215,47 @@ class _Perplexity(Unit):
         return f"at most {100 * math.expm1(drop):.4g} % above"
 
 
+class _Score(_Accuracy):
+    """Scores of a program, which may be any numbers: the higher, the better."""
+
+    metric, name, title, samples = "score", "score", "score", "items"
+    plural, sign = "scores", "score"
+    factor, range = 1.0, (-math.inf, math.inf)
+
+    def shown(self, value: float) -> str:
+        return f"{value:.4g}"
+
+    def cell(self, reading: float) -> str:
+        return f"{reading:.4g}"
+
+    def interval(self, values: torch.Tensor) -> tuple[float, float]:
+        values = values.double()
+        half = _Z * values.std(unbiased=False).item() / math.sqrt(len(values))
+        return values.mean().item() - half, values.mean().item() + half
+
+    def normalizing(self, experts: Mapping[str, float]) -> dict[str, Any]:
+        bad = [task for task, value in experts.items() if value <= 0]
+        if bad:
+            raise OptionError(
+                f"the score of {bad[0]} isn't above 0, so that there is no share of it",
+                hint="objective='mean'",
+            )
+        return super().normalizing(experts)
+
+    def bound(self, ratio: float, drop: float) -> str:
+        if ratio != 1:
+            return super().bound(ratio, drop)
+        return f"at most {drop:g} under"
+
+
 def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf
 
 
 ACCURACY: Unit = _Accuracy()
 PERPLEXITY: Unit = _Perplexity()
-UNITS = (ACCURACY, PERPLEXITY)
+SCORE: Unit = _Score()
+UNITS = (ACCURACY, PERPLEXITY, SCORE)
 
 
 def unit_of(scores: Mapping[str, Any]) -> Unit:
@@ -232,14 +267,25 @@ def unit_for(tasks: Sequence[Task]) -> Unit:
     """Return the unit of tasks, which are measured together.
 
     Raises:
-        OptionError: if some are texts and some are of images.
+        OptionError: if they are of several kinds.
     """
-    texts = [task for task in tasks if isinstance(task, TextTask)]
-    images = [task.name for task in tasks if task not in texts]
-    if texts and images:
+    by_unit: dict[Unit, Task] = {}
+    for task in tasks:
+        by_unit.setdefault(_kind(task)[0], task)
+    if len(by_unit) > 1:
+        one, other = list(by_unit.values())[:2]
         raise OptionError(
-            f"{texts[0].name} is a text, and {', '.join(images)} "
-            f"{'has' if len(images) == 1 else 'have'} images: no model is measured on both",
-            hint="name texts for all tasks, also for those to keep",
+            f"{one.name} {_kind(one)[1]}, and {other.name} {_kind(other)[1]}: no model is measured "
+            "on both",
+            hint="name tasks of one kind, also for those to keep",
         )
-    return PERPLEXITY if texts else ACCURACY
+    return next(iter(by_unit), ACCURACY)
+
+
+def _kind(task: Task) -> tuple[Unit, str]:
+    """Return the unit of a task, and what it is in words."""
+    if isinstance(task, TextTask):
+        return PERPLEXITY, "is a text"
+    if isinstance(task, ScoredTask):
+        return SCORE, "is scored by a program"
+    return ACCURACY, "has images"

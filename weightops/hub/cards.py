@@ -70,7 +70,7 @@ class Card:
             inputs: the refs of what was read, with the revision of each -> its folder.
         """
         tags = ["merge", "weightops"] if self.relation == "merge" else ["weightops"]
-        refs = _with_revisions(self.refs, inputs)
+        refs = with_revisions(self.refs, inputs)
         metadata = {
             **facts.metadata,
             **license_of([*inputs.values()] or self.refs),
@@ -90,7 +90,7 @@ class Card:
         return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _with_revisions(refs: Sequence[str], inputs: Iterable[str]) -> list[str]:
+def with_revisions(refs: Sequence[str], inputs: Iterable[str]) -> list[str]:
     """Return refs with the revisions of the Hub's repositories that were read."""
     read = {ref.partition("@")[0]: ref for ref in inputs if "@" in ref}
     return [read.get(ref, ref) for ref in refs]

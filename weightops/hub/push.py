@@ -14,8 +14,9 @@ from weightops.hub.fetch import REPO, reason
 THIS_FOLDER = "in-the-folder-of-this-file"
 """What a configuration says in place of the name of the repository, until it is pushed to one."""
 _CARD = "README.md"
-_ONLY_FOR_THE_RUN = re.compile(r"\..*|__pycache__|training\.\d+.*|.*\.run")
-"""Names of files and folders that only the run needed: hidden ones, and states to resume from."""
+_ONLY_FOR_THE_RUN = re.compile(r"\.(?!eval_results$).*|__pycache__|training\.\d+.*|.*\.run")
+"""Names of files and folders that only the run needed: hidden ones but for the Hub's own folder of
+results, and states to resume from."""
 
 
 def push(folder: Path, repo: str, *, private: bool = False, license: str | None = None) -> str:
@@ -92,7 +93,8 @@ def _card_for(path: Path, repo: str, license: str | None) -> str:
     if license is None and known is None:
         raise OptionError(
             f"{path} states no license, and people need one to use the weights",
-            hint="license=..., such as mit or apache-2.0; or license: in the card's metadata",
+            hint=f"`weightops push {path.parent} {repo} --license mit` states one, or another; or "
+            "license: in the card's metadata",
         )
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise OptionError(
@@ -107,7 +109,7 @@ def _card_for(path: Path, repo: str, license: str | None) -> str:
         else:
             text = f"---\n{line}---\n\n{text}"
     text = re.sub(r'local-dir:[^"\'\s]+', f"hf-hub:{repo}", text)
-    return re.sub(r'(from_pretrained\()"[^"]+"', rf'\1"{repo}"', text)
+    return re.sub(r'(from_pretrained\((?:base, )?)"[^"]+"', rf'\1"{repo}"', text)
 
 
 def check_repo(repo: str) -> None:
@@ -116,8 +118,16 @@ def check_repo(repo: str) -> None:
     Raises:
         OptionError: if ``repo`` isn't ``org/name``.
     """
-    if not re.fullmatch(REPO, repo):
-        raise OptionError(f"{repo} is not the name of a repository", hint="give ORG/NAME")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    fact = f"{repo} is not the name of a repository"
+    if not re.fullmatch(REPO, repo, re.ASCII):
+        raise OptionError(fact, hint="give ORG/NAME")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise OptionError(f"{fact}: {error}", hint="give ORG/NAME") from error
 
 
 def check_push(repo: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, overload
 
 from weightops.algebra.linear_form import Alpha
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.kinds import kind_of, several
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError
 from weightops.task_vector import M, TaskVector
@@ -53,7 +54,14 @@ def average(models: Sequence[Any], weights: Sequence[float] | None = None) -> An
     >>> average([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], weights=[1, 3])["w"]
     tensor([0.7500, 0.7500])
     """
-    weights = [1.0] * len(models) if weights is None else list(weights)
+    models = several(models, "average")
+    try:
+        weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"weights is {kind_of(weights)}, and must be a number for each model",
+            hint="average([a, b], weights=[1, 3])",
+        ) from error
     total = math.fsum(weights)
     if not models or len(weights) != len(models) or total == 0:
         raise OptionError(

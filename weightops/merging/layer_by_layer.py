@@ -108,7 +108,8 @@ def _merged(
     if not grams[0]:
         return merge(parts, "linear", weights=weights).state_dict()
     statistics = [{"gram": _checkpoint(own, "a layer", {})} for own in grams]
-    return merge(parts, "regmean", weights=weights, statistics=statistics, **options).state_dict()
+    merged: Checkpoint = merge(parts, "regmean", weights=weights, statistics=statistics, **options)
+    return merged.state_dict()
 
 
 def _checkpoint(grams: Mapping[str, Gram], ref: str, record: Mapping[str, Any]) -> Checkpoint:

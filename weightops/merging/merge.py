@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias, overload
 
 from weightops.algebra.linear_form import LinearForm, check_match
 from weightops.algebra.names import PerTensor
@@ -11,7 +12,9 @@ from weightops.algebra.source import Source
 from weightops.checkpoints.adapters.adapter import Adapter
 from weightops.checkpoints.adapters.joining import JoinedAdapter, check_joinable
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.kinds import several
 from weightops.checkpoints.matching import open_matched
+from weightops.checkpoints.module_copy import filled_copy
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
 from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
 from weightops.errors import OptionError
@@ -19,8 +22,24 @@ from weightops.merging.methods.method import Method
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import MethodLike, as_method
 from weightops.statistics.statistic import refuse_statistic
+from weightops.support.lazy import nn, torch
+
+_Lazy: TypeAlias = "str | Path | Checkpoint | Mapping[str, torch.Tensor]"
+"""The kinds of models that are merged lazily."""
 
 
+@overload
+def merge(
+    models: Sequence[_Lazy], method: MethodLike = ..., *, base: _Lazy | None = ..., **how: Any
+) -> Checkpoint: ...
+@overload
+def merge(
+    models: Sequence[CheckpointLike],
+    method: MethodLike = ...,
+    *,
+    base: CheckpointLike | None = ...,
+    **how: Any,
+) -> Any: ...
 def merge(
     models: Sequence[CheckpointLike],
     method: MethodLike = "linear",
@@ -34,8 +53,8 @@ def merge(
     strict: bool = False,
     align: bool = False,
     **options: Any,
-) -> Checkpoint:
-    """Merge models into one; nothing is computed until the result is saved or loaded.
+) -> Any:
+    """Merge models into one; files are merged when the result is saved or loaded.
 
     With a base, methods on task vectors give ``theta_base + alpha * m(theta_i - theta_base)``.
 
@@ -66,7 +85,9 @@ def merge(
         options: the method's own options, such as ``density=0.2``; `Method.options` lists them.
 
     Returns:
-        A lazy `Checkpoint` of the base's, or first model's, architecture.
+        A lazy `Checkpoint` of the base's, or first model's, architecture. If that is a module, a
+        new module of its class on its device. Of a state dict, too, a `Checkpoint`, as a mapping
+        of names to tensors that need not fit into memory; its ``state_dict()`` computes all.
 
     Raises:
         UnknownNameError: for an unknown method, option, choice or pattern, with the nearest.
@@ -79,6 +100,7 @@ def merge(
     >>> merge([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], "linear", weights=[1, 3])["w"]
     tensor([0.7500, 0.7500])
     """
+    models = several(models, "merge")
     chosen = as_method(method)
     opened = [open_any(model) for model in models] if base is None else []
     adapters = _adapters(opened)
@@ -110,6 +132,9 @@ def merge(
             statistic.check_model(model)
     merged = source.as_form()
     result = merged if base is None else start.form.plus(merged.times(alpha))
+    like = models[0] if base is None else base
+    if isinstance(like, nn.Module):
+        return filled_copy(like, result)
     return Checkpoint(result, architecture_of_ends(result, start))
 
 

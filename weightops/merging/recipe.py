@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,12 @@ class Recipe:
         METHODS[self.method].check(self.options)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise unknown("dtype to write", self.dtype, DTYPES)
+
+    def __repr__(self) -> str:
+        entries = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
+        unset = {f.name: f.default for f in fields(self)}
+        given = [f"{name}={v!r}" for name, v in entries.items() if v and v != unset[name]]
+        return f"Recipe({', '.join(given)})"
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:

@@ -24,7 +24,7 @@ from weightops.merging.recipe_models import is_elementwise, merge_models, with_p
 from weightops.merging.tokenizers import TokenMap
 from weightops.merging.towers import belongs
 from weightops.merging.yaml_lines import located
-from weightops.support.text import first_few, portable
+from weightops.support.text import distinct_names, first_few, portable, renamed
 from weightops.support.yaml_files import yaml_text
 
 if TYPE_CHECKING:
@@ -78,10 +78,15 @@ class RecipeMerge:
 
             base = self.open(recipe.base) if recipe.base else None
             merged = with_batchnorm(merged, recipe.batchnorm, base)
-        merged.recipe = portable(recipe.to_dict())
-        text = yaml_text(merged.recipe)
-        options = recipe.all_options
-        merged.card = merge_card(recipe.method, recipe.models, recipe.base, text, options)
+        names = distinct_names(_refs(recipe))
+        merged.recipe = portable(renamed(recipe.to_dict(), names))
+        merged.card = merge_card(
+            recipe.method,
+            renamed(recipe.models, names),
+            renamed(recipe.base, names),
+            yaml_text(merged.recipe),
+            recipe.all_options,
+        )
         merged = merged.to(recipe.dtype) if recipe.dtype else merged
         if recipe.batchnorm in (None, "base"):
             return merged

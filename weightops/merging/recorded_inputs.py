@@ -52,14 +52,7 @@ class RecordedInputs:
         kind = DEQUANTIZED if ref.startswith(DEQUANTIZED) else ""
         path = ref.removeprefix(kind)
         pinned = next((name for name, _ in self._recorded if name.startswith(f"{ref}@")), None)
-        fingerprints = {fingerprint for name, fingerprint in self._recorded if name == ref}
-        if len(fingerprints) > 1:
-            raise UnverifiedError(
-                f"{self._output} can't be checked: {len(fingerprints)} of its inputs are called "
-                f"{ref}, each in a folder of its own that isn't recorded",
-                hint="recipe=... may say where each lies",
-            )
-        wanted = next(iter(fingerprints), None)
+        wanted = self._fingerprints(ref)
         places = list(dict.fromkeys(self._places(path)))
         if not places:
             if path == EMBEDDED or pinned or not _is_path(path):
@@ -69,13 +62,21 @@ class RecordedInputs:
                 hint="inputs=... names a folder in which it lies",
             )
         for place in places:
-            if wanted is None or open_ref(kind + place).fingerprint == wanted:
+            if not wanted or open_ref(kind + place).fingerprint in wanted:
                 return kind + place
         raise UnverifiedError(
-            f"{self._output} can't be checked: it was made of {ref} ({wanted}), and "
+            f"{self._output} can't be checked: it was made of {ref} ({first_few(wanted)}), and "
             f"{first_few(places)} is another one ({open_ref(kind + places[0]).fingerprint})",
             hint="inputs=... names a folder in which the right one lies",
         )
+
+    def _fingerprints(self, ref: str) -> set[str]:
+        """Return the fingerprints that an input may have: its own, or those of its last name."""
+        for name in (ref, Path(ref).name):
+            found = {fingerprint for known, fingerprint in self._recorded if known == name}
+            if found:
+                return found
+        return set()
 
     def _places(self, path: str) -> Iterator[str]:
         """Yield the existing paths that an input may have."""

@@ -15,6 +15,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import convert_to, match_names
 from weightops.checkpoints.opening import open_ref
 from weightops.checkpoints.output_layout import RECIPE
+from weightops.checkpoints.recorded_recipe import is_sum, recipe_of
 from weightops.engine.compare import Difference, compare
 from weightops.errors import OptionError, UnverifiedError, WeightopsError
 from weightops.merging.recipe import Recipe
@@ -176,8 +177,7 @@ class _Made:
         find = str if base else where.find
         merge = RecipeMerge(where.with_statistics(found), device=device, find=find)
         merged = merge.run()
-        own = isinstance(record.get("recipe"), Mapping) and "verb" not in record["recipe"]
-        exact = own and not given
+        exact = "terms" in record and "verb" not in (record.get("recipe") or {}) and not given
         if exact:
             where.check(fingerprints_in(provenance(merged.form)))
         return cls(merged, merge.open(found.base) if found.base else None, name, exact)
@@ -190,12 +190,15 @@ def _recipe_of(output: Path, record: Mapping[str, Any], given: str | Path | None
     stated = record.get("recipe")
     if isinstance(stated, Mapping) and "verb" not in stated:
         return Recipe.of(stated)
+    if stated is None and is_sum(record):
+        return None
+    derived = recipe_of(record) if stated is None else None
+    if derived is not None:
+        return Recipe.of(derived)
     folder = output if output.is_dir() else output.parent
     file = next((folder / name for name in RECIPES if (folder / name).is_file()), None)
     if file and output.is_dir():
         return Recipe.read(file)
-    if record.get("terms"):
-        return None
     raise UnverifiedError(
         f"{output} doesn't say how it was made",
         hint="recipe=... names its recipe; base=... and adapters=... what should be merged in it",

@@ -11,42 +11,51 @@ import yaml
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
 from weightops.checkpoints.libraries.transformers import LANGUAGE_MODEL
-from weightops.evaluation.units import ACCURACY, PERPLEXITY, unit_of
-from weightops.hub.cards import base_model, license_of
+from weightops.evaluation.units import ACCURACY, PERPLEXITY, SCORE, unit_of
+from weightops.hub.cards import base_model, license_of, with_revisions
 from weightops.reports.table import alpha_text, models_of
+from weightops.support.invocation import how_it_was_made
 
 
-def card(summary: Mapping[str, Any], word: str, architecture: Architecture | None = None) -> str:
+def card(
+    summary: Mapping[str, Any],
+    word: str,
+    architecture: Architecture | None = None,
+    inputs: Mapping[str, Path] | None = None,
+) -> str:
     """Return the model card of an edited model.
 
     Args:
         summary: the content of ``summary.json``.
         word: the name of the edited model in the summary, such as "patched".
         architecture: the architecture of the model; by default a model of open_clip.
+        inputs: the refs of what was read, with the revision of each -> its folder.
     """
     tasks, base = summary["tasks"], summary["model"]
     unit = unit_of(next(iter(tasks.values()))[word])
     of_library = (architecture or OpenClipArchitecture).card_facts
     facts = LANGUAGE_MODEL if unit is PERPLEXITY else of_library
     front = {
-        "library_name": facts.library_name,
-        "pipeline_tag": facts.pipeline_tag,
-        **base_model([base["ref"]], "merge"),
-        **(license_of([str(architecture.folder)]) if architecture else {}),
+        **facts.metadata,
+        **license_of([architecture.folder] if architecture else []),
+        **base_model(_made_from(summary, inputs or {}), "merge"),
         "tags": ["merge", "task-arithmetic", "weightops"],
-        "model-index": [_model_index(summary, word, facts.pipeline_tag)],
     }
     edited = [name for name, task in tasks.items() if task["role"] not in ("supported", "control")]
+    of, origin = base["ref"], f"The fingerprint of the base is `{base['fingerprint']}`."
+    if summary["compared_with"] != "base":  # there are several models, none of which is the base
+        models = summary["finetuned"]
+        of, origin = f"{len(models)} models", f"The models are {', '.join(models)}."
     sources = "\n".join(f"* {name}: {task['source']}" for name, task in tasks.items())
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
 
-# {base["ref"]}, {word}: {", ".join(edited)}
+# {of}, {word}: {", ".join(edited)}
 
 {summary["method"]}, with alpha = {alpha_text(summary["alpha"])}.
 The options of `weightops {summary["verb"]}` are {_options(summary["options"])}.
-The fingerprint of the base is `{base["fingerprint"]}`.
+{origin}
 
 Alpha was chosen on {summary["chosen_on"]}: {summary["why"]}.
 The test splits were used once, after that choice:
@@ -56,6 +65,10 @@ The test splits were used once, after that choice:
 The numbers are {_NUMBERS[unit]}. The {unit.samples} come from:
 
 {sources}
+
+## How it was made
+
+{how_it_was_made(summary["device"])}
 
 ## Use
 
@@ -68,31 +81,22 @@ the supported tasks show.
 """
 
 
-_NUMBERS = {ACCURACY: "top-1 accuracies in percent", PERPLEXITY: "perplexities"}
+_NUMBERS = {
+    ACCURACY: "top-1 accuracies in percent",
+    PERPLEXITY: "perplexities",
+    SCORE: "a program's",
+}
 
 
 def _options(options: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}={value}`" for name, value in options.items())
 
 
-def _model_index(summary: Mapping[str, Any], word: str, pipeline: str) -> dict[str, Any]:
-    """Return the scores of the edited model in the Hub's form."""
-    results = [
-        {
-            "task": {"type": pipeline},
-            "dataset": {"name": name, "type": name, "split": "test"},
-            "metrics": [_metric(task[word])],
-        }
-        for name, task in summary["tasks"].items()
-        if word in task
-    ]
-    return {"name": Path(str(summary["output"])).name, "results": results}
-
-
-def _metric(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the main score of a task in the Hub's form."""
-    unit = unit_of(scores)
-    return {"type": unit.name, "value": round(unit.of(scores), 6)}
+def _made_from(summary: Mapping[str, Any], inputs: Mapping[str, Path]) -> list[str]:
+    """Return the refs of the base, and of the models that were given, with their revisions."""
+    given = summary["finetuned"] or []
+    named = [summary["model"]["ref"], *([given] if isinstance(given, str) else given)]
+    return with_revisions(list(dict.fromkeys(named)), inputs)
 
 
 def _score_table(tasks: Mapping[str, Mapping[str, Any]], word: str) -> str:

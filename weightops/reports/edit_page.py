@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightops.evaluation.units import ACCURACY, Unit
+from weightops.evaluation.units import ACCURACY, PERPLEXITY, SCORE, Unit
 from weightops.reports.changed_images import ALL_PICTURES, Changes, write_all_pictures
 from weightops.reports.edit_tables import model_name, tables_of
 from weightops.reports.frontier import LARGEST, drawable
@@ -75,6 +75,14 @@ def write_edit_page(
     write_all_pictures(folder / ALL_PICTURES, heading, part("page.css"), list(changes.values()))
 
 
+_CHANGES = {ACCURACY: ", points", PERPLEXITY: ", %", SCORE: ""}
+"""Unit -> what changes of it are told in."""
+
+
+def _changed(unit: Unit, value: float) -> str:
+    return f"{value:+.4g}" if unit is SCORE else change(value)
+
+
 def _scores_by_role(
     summary: Mapping[str, Any], changes: Mapping[str, Changes], word: str, unit: Unit
 ) -> list[Table]:
@@ -90,16 +98,17 @@ def _scores_by_role(
         for name in names:
             before, after = (unit.of(summary["tasks"][name][model]) for model in (other, word))
             most = 1.0 if unit is ACCURACY else math.inf
-            low, high = (min(max(end, -1.0), most) for end in summary["intervals"][name]["change"])
-            interval = f"{change(low)} to {change(high)}"
+            least = -math.inf if unit is SCORE else -1.0
+            low, high = (min(max(end, least), most) for end in summary["intervals"][name]["change"])
+            interval = f"{_changed(unit, low)} to {_changed(unit, high)}"
             n = summary["tasks"][name][word]["n"]
             counts = [f"{count:,}" for count in changes[name].counts] if changes else []
-            gain = change(unit.change_from(before, after))
+            gain = _changed(unit, unit.change_from(before, after))
             rows.append([name, gain, interval, f"{n:,}", *counts])
         words = changes[names[0]].words if changes else ()
         header = ["task", "change", "95 % interval", unit.samples, *words]
-        points = "points" if unit is ACCURACY else "%"
-        title = f"{role.capitalize()} tasks: change from {model_name(other, summary)}, {points}"
+        of, told = model_name(other, summary), _CHANGES[unit]
+        title = f"{role.capitalize()} tasks: change from {of}{told}"
         tables.append(Table(title, header, rows))
     return tables
 
@@ -121,7 +130,8 @@ def _scores(
         means = [unit.cell(unit.mean(c)) if len(c) == len(rows) else "-" for c in columns]
         rows.append([f"mean of {len(rows)}", *means, ""])
     header = ["task", *(model_name(m, summary) for m in models), f"95 % interval, {word}"]
-    return Table(f"{role.capitalize()} tasks: test {unit.title}", header, rows)
+    title = unit.title.replace(" (%)", ", %")
+    return Table(f"{role.capitalize()} tasks: test {title}", header, rows)
 
 
 def _pictures(changes: Mapping[str, Changes]) -> Section:
@@ -217,7 +227,7 @@ def _provenance(summary: Mapping[str, Any], unit: Unit) -> dict[str, Any]:
         tasks_of.setdefault(task["source"], []).append(name)
     model, training = summary["model"], summary["training"]
     return {
-        "command": f"weightops {summary['verb']}",
+        "command": summary["command"] or f"weightops {summary['verb']}",
         "model": f"{model['ref']} ({model['fingerprint']})",
         "method": summary["method"],
         "options": summary["options"],
@@ -225,5 +235,7 @@ def _provenance(summary: Mapping[str, Any], unit: Unit) -> dict[str, Any]:
         "fine-tuned": training or summary["finetuned"],
         f"{unit.samples} measured": f"{summary[unit.samples]:,}",
         "seconds": summary["seconds"],
+        "device": summary["device"],
+        "date": summary["date"],
         "versions": summary["versions"],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from weightops.evaluation.units import ACCURACY, PERPLEXITY
+from weightops.evaluation.units import UNITS
 from weightops.reports.page import Table
 from weightops.reports.table import alpha_text
 
@@ -26,12 +26,13 @@ def tables_of(summary: Mapping[str, Any]) -> list[Table]:
 
 
 def _steps(steps: Sequence[Mapping[str, Any]]) -> Table:
-    unit = PERPLEXITY if PERPLEXITY.name in steps[0] else ACCURACY
+    unit = next(unit for unit in UNITS if unit.name in steps[0])
     rows = [
         [s["model"], unit.cell(s[unit.name]), "yes" if s["accepted"] else "no", s["why"]]
         for s in steps
     ]
-    title = f"Models, the best first: mean validation {unit.title}"
+    what = unit.title.replace(" (%)", ", %")
+    title = f"Models, the best first: mean validation {what}"
     return Table(title, ["model", "alone", "taken in", "why"], rows)
 
 

@@ -165,7 +165,7 @@ def _draw_curve(axes: Any, points: Sequence[Point], full: Point, chosen: Point, 
 
 def _scale(axes: Any, name: str, values: Sequence[float]) -> None:
     """Give values that differ widely a logarithmic axis, with numbers as they are."""
-    if max(values) > 8 * min(values):
+    if 0 < 8 * min(values) < max(values):
         axes.set(**{f"{name}scale": "log"})
         axis = getattr(axes, f"{name}axis")
         axis.set_major_formatter("{x:g}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightops.errors import printable
-from weightops.evaluation.units import ACCURACY, Unit
+from weightops.evaluation.units import ACCURACY, PERPLEXITY, Unit
 from weightops.reports.changed_images import ALL_PICTURES, Group, figure
 from weightops.reports.table import cell
 
@@ -128,6 +128,8 @@ class Curve:
                 "x": f"{self.x}, {self.unit.sign}" if self.percent else self.x,
                 "y": f"{self.y}, {self.unit.sign}",
                 "factor": self.unit.factor,
+                "log": self.unit is PERPLEXITY,
+                "samples": self.unit.samples,
                 "percent": self.percent,
                 "line": self.line,
                 "whole": not self.percent and all(point.x % 1 == 0 for point in self.points),

@@ -17,13 +17,12 @@ from weightops.evaluation.scoring import IMAGES
 from weightops.search.session import EditSession, Vectors
 from weightops.support.lazy import F, nn, torch, without_gradients
 from weightops.tasks.seeds import seed as seed_of
-from weightops.tasks.task import Task
+from weightops.tasks.task import Split, Task
 
 Loss = Literal["entropy", "loss"]
 """What is made small: the entropy of the predictions, or the cross-entropy with the labels."""
 Per = Literal["tensor", "task"]
 """What has a coefficient of its own: each task at each tensor, or each task."""
-Split = Literal["train", "validation", "test"]
 
 START, BATCH = 0.3, 16
 """The coefficients to start from, and the images of each task in a step, as AdaMerging has them."""

@@ -212,7 +212,8 @@ class Goal:
 
     def _floor(self, kept: float) -> float:
         """Return the lowest allowed accuracy, given the base's."""
-        return self.ratio * kept - self.drop
+        ratio = self.ratio if kept >= 0 else 2 - self.ratio  # as much of it below
+        return ratio * kept - self.drop
 
     def _scored(self, best: Point) -> str:
         return f"{self.what} on validation data ({self._shown(best)})"

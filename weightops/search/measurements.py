@@ -29,6 +29,7 @@ class Measurements:
         goal: what the search looks for.
         base: the coefficients of the base.
         sizes: task -> number of its images.
+        whole: measure all images at once, as parts of them would cost as much.
 
     Attributes:
         hits: coefficients -> hits on all images that they have been measured on.
@@ -37,13 +38,19 @@ class Measurements:
     """
 
     def __init__(
-        self, measure: Measure, goal: Goal, base: Coefficients, sizes: Mapping[str, int]
+        self,
+        measure: Measure,
+        goal: Goal,
+        base: Coefficients,
+        sizes: Mapping[str, int],
+        *,
+        whole: bool = False,
     ) -> None:
         self.goal, self.base, self.sizes = goal, base, sizes
         self.hits: dict[Coefficients, Hits] = {}
         self.shares: dict[Coefficients, float] = {}
         self.left_out: set[Coefficients] = set()
-        self._measure = measure
+        self._measure, self._whole = measure, whole
 
     def measure(self, alpha: Coefficients, share: float = 1.0) -> Hits:
         """Measure coefficients on at least this share of the images; return all of their hits.
@@ -53,7 +60,7 @@ class Measurements:
         Raises:
             NonfiniteError: if the base's logits aren't finite.
         """
-        done = self.shares.get(alpha, 0.0)
+        done, share = self.shares.get(alpha, 0.0), 1.0 if self._whole else share
         if share > done:
             try:
                 new = self._measure(alpha, done, share)

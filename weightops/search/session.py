@@ -102,12 +102,12 @@ class EditSession:
     ) -> None:
         checkpoint, self.tasks = open_checkpoint(model), list(tasks)
         self.scoring = scoring_for(self.tasks)
-        self.model = self.scoring.open(checkpoint, device, precision)
+        self.model = self.scoring.open(checkpoint, device, precision, work_folder)
         if config is not None and config.linearized:
             self._linearize()
             self.model = self.model.in_precision(precision)
-        self.dtype: torch.dtype = next(self.model.module.parameters()).dtype
-        self.base: Checkpoint = self.model.base.to(self.dtype)
+        self.dtype = self.scoring.dtype(self.model)
+        self.base = self._as_run(self.model.base)
         self.config = config or config_for(checkpoint)
         self.batchnorm = batchnorm
         if batchnorm is not None:
@@ -151,7 +151,7 @@ class EditSession:
         self.finetuning_seconds += time.monotonic() - began
         # Records name what it is, as its folder is only there while the workflow runs.
         finetuned.source.ref = f"{origin.ref} fine-tuned on {task.name}"
-        return TaskVector(origin, finetuned.to(self.dtype))
+        return TaskVector(origin, self._as_run(finetuned))
 
     def vector(self, given: CheckpointLike | TaskVector) -> TaskVector:
         """Return a given task vector, or the task vector from the base to given weights.
@@ -163,11 +163,15 @@ class EditSession:
         elif isinstance(given, (str, Path)) and open_ref(given).form.space == "delta":
             vector = TaskVector.load(given)
         else:
-            vector = TaskVector(self.base, open_matched(given, self.base).to(self.dtype))
+            vector = TaskVector(self.base, self._as_run(open_matched(given, self.base)))
         if linearized_at(vector.form) is not None:
             self.base.load_into(self.model.module)
             self._linearize()
         return vector
+
+    def _as_run(self, weights: Checkpoint) -> Checkpoint:
+        """Return weights in the dtype of the model in memory."""
+        return weights.to(self.dtype) if self.dtype else weights
 
     def _linearize(self) -> None:
         """Measure the model that is linear in its weights from now on."""
@@ -211,7 +215,7 @@ class EditSession:
     def _set(self, vector: TaskVector) -> None:
         """Set the model in memory to the base edited by a vector."""
         vector, task = self._with_batchnorm(vector)
-        vector.apply_(self.model.module, base=self.base)
+        self.scoring.edit(self.model, vector, self.base)
         if task is not None:
             recompute_batchnorm_(self.model, task)
 
@@ -283,7 +287,8 @@ class Trial:
         self.session, self.vectors, self.tasks = session, dict(vectors), list(tasks)
         self._seen_outcomes: dict[Coefficients, dict[str, torch.Tensor]] = {}
         sizes = {task.name: len(session._order(task)) for task in self.tasks}
-        self.measurements = Measurements(self._measure, goal, (0.0,) * len(self.vectors), sizes)
+        base, whole = (0.0,) * len(self.vectors), session.scoring.whole
+        self.measurements = Measurements(self._measure, goal, base, sizes, whole=whole)
 
     def vector(self, alpha: Coefficients) -> TaskVector:
         """Return the edit with these coefficients."""

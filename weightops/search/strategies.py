@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from weightops.algebra.names import finite
-from weightops.errors import UnknownNameError
+from weightops.errors import OptionError, UnknownNameError
 from weightops.search.goal import Choice, Coefficients
 from weightops.search.measurements import Measurements
 from weightops.search.racing import race
@@ -37,6 +37,9 @@ class SearchOptions:
     strategy: SearchStrategy = "race"
 
     def __post_init__(self) -> None:
+        alphas: object = self.alphas
+        if not isinstance(alphas, Iterable) or isinstance(alphas, str):
+            raise OptionError(f"alphas are several numbers, not {alphas!r}", hint="(0, 0.5, 1)")
         object.__setattr__(self, "alphas", tuple(sorted({0.0, *map(finite, self.alphas)})))
         known = get_args(SearchStrategy)
         if self.strategy not in known:

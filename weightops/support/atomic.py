@@ -14,9 +14,12 @@ from typing import Literal
 from weightops.errors import OutputError
 from weightops.support.locks import exclusive
 
+EVAL_RESULTS = ".eval_results"
+"""The folder of test scores that the Hugging Face Hub reads."""
+
 _RESULT_FILE = re.compile(
     r".+\.(safetensors|json|jsonl|html|md|txt|gz|model|jinja)"
-    r"|(frontier|accuracy|perplexity|figure|geometry)\.(png|svg)|(recipe|run)\.yaml"
+    r"|(frontier|accuracy|perplexity|score|figure|geometry)\.(png|svg)|(recipe|run)\.yaml"
     r"|LICENSE.*|(vocab|merges)[^.]*"
 )
 """Names of files in outputs. A folder that holds any other file is never replaced."""
@@ -194,7 +197,8 @@ def check_free(path: Path, *, overwrite: Overwrite, inputs: Iterable[Path] = ())
         raise OutputError(f"{path} exists", hint="overwrite=True replaces it")
     if path.is_dir():
         for child in sorted(path.iterdir()):
-            if child.is_dir() or not _RESULT_FILE.fullmatch(child.name):
+            is_result = bool(_RESULT_FILE.fullmatch(child.name)) and not child.is_dir()
+            if not is_result and child.name != EVAL_RESULTS:
                 raise OutputError(
                     f"{path} is a folder that holds other things than a model or results "
                     f"({child.name})",

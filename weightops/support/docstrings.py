@@ -43,9 +43,39 @@ def parse(docstring: str | None) -> Docstring:
     return Docstring(text.partition("\n")[0], text, arguments)
 
 
+_FORMULA = re.compile(r"``[^`]+``|^    .+", re.MULTILINE)
+_SYMBOLS = {
+    "theta": "θ",
+    "tau": "τ",
+    "mu": "μ",
+    "sum_": "Σ_",
+    ">=": "≥",
+    "<=": "≤",
+    "||": "‖",
+    "<-": "←",
+    "~": "∼",
+    "^-1": "⁻¹",
+    "^2": "²",
+}
+_SUBSCRIPT = re.compile(r"(?<=[^\W_])_(\([ijkrt\d+-]+\)|[ijkrt\d]{1,2}(?!\w))")
+_SUBSCRIPTS = str.maketrans("0123456789ijkrt()+-", "₀₁₂₃₄₅₆₇₈₉ᵢⱼₖᵣₜ₍₎₊₋")
+
+
 def plain(text: str) -> str:
-    """Return a text without the marks of code, for a terminal."""
-    return text.replace("`", "")
+    """Return a text for a terminal: without the marks of code, formulas with their symbols.
+
+    >>> plain("It gives ``theta_0 + alpha * sum_i tau_i``.")
+    'It gives θ₀ + alpha * Σᵢ τᵢ.'
+    """
+    return _FORMULA.sub(lambda formula: _with_symbols(formula[0]), text).replace("`", "")
+
+
+def _with_symbols(formula: str) -> str:
+    """Return a formula with Greek letters, and with subscripts where there are characters."""
+    for name, symbol in _SYMBOLS.items():
+        pattern = rf"(?<![A-Za-z]){name}(?![A-Za-z])" if name.isalpha() else re.escape(name)
+        formula = re.sub(pattern, symbol, formula)
+    return _SUBSCRIPT.sub(lambda found: found[1].translate(_SUBSCRIPTS), formula)
 
 
 def describe_arguments_as(source: type) -> Callable[[F], F]:

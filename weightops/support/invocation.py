@@ -43,9 +43,14 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
+def today() -> str:
+    """Return the day, in UTC."""
+    return datetime.now(timezone.utc).date().isoformat()
+
+
 def how_it_was_made(device: str) -> str:
-    """Return command, date, versions and device as Markdown."""
-    command, today = command_line(), datetime.now(timezone.utc).date().isoformat()
+    """Return command, day, versions and device as Markdown."""
+    command = command_line()
     listed = ", ".join(f"{name} {number}" for name, number in versions().items())
     block = f"```sh\n{command}\n```\n\n" if command else ""
-    return f"{block}Made on {today}, on {device}, with {listed}."
+    return f"{block}Made on {today()}, on {device}, with {listed}."

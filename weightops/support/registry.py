@@ -26,7 +26,8 @@ class Registry(Mapping[str, T], Generic[T]):
         kind: what one entry is called in messages, such as "task".
         group: the entry-point group, without its prefix, such as "tasks".
         table: the built-in entries.
-        adapt: makes an entry of what an entry point names, given its name and that object.
+        adapt: makes an entry of what an entry point names, given its name and that object;
+            by default that object is the entry.
 
     Raises:
         UnknownNameError: from ``registry[name]``, with the nearest names.
@@ -38,7 +39,7 @@ class Registry(Mapping[str, T], Generic[T]):
         group: str,
         table: Mapping[str, T],
         *,
-        adapt: Callable[[str, Any], T] = lambda name, thing: thing,
+        adapt: Callable[[str, Any], T] | None = None,
     ) -> None:
         self.kind, self.group = kind, f"weightops.{group}"
         self._table = dict(table)
@@ -70,7 +71,8 @@ class Registry(Mapping[str, T], Generic[T]):
         """Move a plug-in into the table, or among those that are unavailable."""
         point = self._plugins().pop(name)
         try:
-            self._table[name] = self._adapt(name, point.load())
+            thing = point.load()
+            self._table[name] = self._adapt(name, thing) if self._adapt else thing
         except Exception as error:  # whatever somebody else's code raises
             package = point.dist.name if point.dist else point.value
             self.unavailable[name] = f"{package}: {type(error).__name__}: {error}"
@@ -111,7 +113,8 @@ class Registry(Mapping[str, T], Generic[T]):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """Return the error for a name that isn't known, with the nearest ones that are."""
     known, name = list(known), str(name)[:200]
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    longer = [other for other in known if name and other.startswith(name)]
+    near = (longer or get_close_matches(name, known, n=3, cutoff=0.5))[:3]
     hint = (
         f"did you mean {' or '.join(near)}?"
         if near

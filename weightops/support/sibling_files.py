@@ -76,7 +76,7 @@ _UNRELATED = re.compile(
     | scheduler.*\.(bin|pt|pth|pkl)
     | (summary|training|lofi|comparison)\.json | .*\.jsonl | report\.html   # results of weightops
     | (recipe|run)\.yaml | mergekit_config\.ya?ml
-    | (frontier|accuracy|perplexity|figure|geometry)\.(png|svg)
+    | (frontier|accuracy|perplexity|score|figure|geometry)\.(png|svg)
     | runs | logs | wandb | onnx | openvino | coreml | original | __pycache__ | (ema|node\d+|merged)
     """,
     re.VERBOSE,

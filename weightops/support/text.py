@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-_PATH_IN_A_TEXT = re.compile(r"(?<![^\s(=,'\"`])(?:/[^\s/,;:()'\"`]+/|~/|\.\./)[^\s,;:()'\"`]*")
+_PATH_IN_A_TEXT = re.compile(r"(?<![^\s(=,:'\"`])(?:/[^\s/,;:()'\"`]+/|~/|\.\./)[^\s,;:()'\"`]*")
 """An absolute path of two parts or more, or one outside of the working folder."""
 
 
@@ -60,3 +60,26 @@ def portable(value: Any) -> Any:
     if isinstance(value, str):
         return _PATH_IN_A_TEXT.sub(lambda match: portable(match[0]), value)
     return value
+
+
+def distinct_names(refs: Iterable[str]) -> dict[str, str]:
+    """Return ref -> its portable name, with the folder before it where several have one name.
+
+    >>> distinct_names(["/data/run1/final", "/data/run2/final", "/data/pre"])
+    {'/data/run1/final': 'run1/final', '/data/run2/final': 'run2/final', '/data/pre': 'pre'}
+    """
+    names = {ref: str(portable(ref)) for ref in refs}
+    shared = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return {
+        ref: "/".join(Path(ref).parts[-2:]) if name in shared and name != ref else name
+        for ref, name in names.items()
+    }
+
+
+def renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """Return a value of lists and mappings in which texts have other names."""
+    if isinstance(value, Mapping):
+        return {key: renamed(item, names) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [renamed(item, names) for item in value]
+    return names.get(value, value) if isinstance(value, str) else value

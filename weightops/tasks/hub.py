@@ -10,6 +10,7 @@ from pathlib import Path
 
 from weightops.errors import TaskError
 from weightops.hub.fetch import REPO, fetch, reason
+from weightops.support.text import portable
 from weightops.tasks.archives import TEXTS, archive_task, is_archive
 from weightops.tasks.parquet import parquet_task
 from weightops.tasks.split_names import SPLIT_NAMES, one_name_each
@@ -107,7 +108,8 @@ def local_parquet_task(folder: Path, columns: str | None) -> Task:
     def paths(files: Sequence[str], _: str) -> list[str]:
         return [str(folder / file) for file in files]
 
-    return parquet_task(folder.resolve().name, paths, files, columns, f"the folder {folder}")
+    source = f"the folder {portable(str(folder))}"
+    return parquet_task(folder.resolve().name, paths, files, columns, source)
 
 
 class _Repository:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from weightops.errors import TaskError
+from weightops.errors import OptionError, TaskError
 from weightops.support.registry import Registry
 from weightops.tasks import embedded, rendered
 from weightops.tasks.archives import archive_task, is_archive
@@ -15,6 +15,7 @@ from weightops.tasks.class_names import in_order
 from weightops.tasks.derived import DERIVED
 from weightops.tasks.folder import folder_task
 from weightops.tasks.hub import NAME, hub_task, local_parquet, local_parquet_task
+from weightops.tasks.scored import SCORE, scored_task
 from weightops.tasks.task import Task
 from weightops.tasks.texts import text_task
 
@@ -77,8 +78,18 @@ def as_task(task: TaskLike) -> Task:
 
     Args:
         task: a `Task`, which is returned as it is, or the name of one (see `find_task`).
+
+    Raises:
+        TaskError: for what is neither.
     """
-    return find_task(task) if isinstance(task, str) else task
+    if isinstance(task, (str, Path)):
+        return find_task(str(task))
+    if not isinstance(task, Task):
+        raise TaskError(
+            f"{task!r} was given where a task is needed",
+            hint="give a name that `weightops tasks` lists, a folder of images or a Task",
+        )
+    return task
 
 
 def as_tasks(tasks: TaskList) -> list[Task]:
@@ -90,7 +101,7 @@ def as_tasks(tasks: TaskList) -> list[Task]:
     Raises:
         TaskError: if two different tasks have the same name, by which results are kept.
     """
-    listed = [tasks] if isinstance(tasks, (str, Task)) else tasks
+    listed = [tasks] if isinstance(tasks, (str, Path, Task)) or tasks is None else tasks
     unique = list(dict.fromkeys(map(as_task, listed)))
     names = [task.name for task in unique]
     twice = [name for name in names if names.count(name) > 1]
@@ -102,11 +113,22 @@ def as_tasks(tasks: TaskList) -> list[Task]:
     return unique
 
 
-def as_read(name: str, *, class_order: str | None = None, skip_unreadable: bool = False) -> str:
-    """Return the name of a task whose data are read in another way.
+def as_read(
+    name: str,
+    *,
+    score: str | None = None,
+    class_order: str | None = None,
+    skip_unreadable: bool = False,
+) -> str:
+    """Return the name of a task that is scored or read in another way.
 
     Args:
         name: the name of the task.
+        score: a program that scores models in place of weightops: a command line, to which the
+            folder of a model is added, and which prints a line of JSON for each item of its tasks,
+            such as {"task": "sums", "item": "7", "value": 1}, the higher the better; or
+            lm_eval:TASK, a task of lm-evaluation-harness. Items are split into halves for
+            validation and test unless the lines say a "split".
         class_order: the order of a classifier's outputs: task, alphabetical (as torchvision sorts
             folders), natural (as timm does) or a file of names, one a line. Default: by the names
             that the model records, else the task's order.
@@ -114,7 +136,13 @@ def as_read(name: str, *, class_order: str | None = None, skip_unreadable: bool 
 
     >>> as_read("photos", class_order="natural", skip_unreadable=True)
     'order=natural:readable:photos'
+    >>> as_read("sums", score="python judge.py")
+    'score=python judge.py:sums'
     """
+    if score is not None:
+        if class_order is not None or skip_unreadable:
+            raise OptionError("a program reads its own data", hint="leave out class_order=")
+        return f"{SCORE}{score}:{name}"
     name = f"readable:{name}" if skip_unreadable else name
     return name if class_order is None else f"{_ORDER}{class_order}:{name}"
 
@@ -142,6 +170,8 @@ def _open_task(name: str) -> Task:
     kind, colon, rest = name.partition(":")
     if colon and kind in DERIVED:
         return DERIVED[kind](find_task(rest))
+    if name.startswith(SCORE):
+        return scored_task(name)
     if colon and kind.startswith(_ORDER):
         return in_order(find_task(rest), kind.removeprefix(_ORDER))
     folder, parquet = Path(name), local_parquet(name)

@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from weightops.errors import TaskError
+from weightops.support.registry import unknown
 
-SPLITS = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[str, ...] = get_args(Split)
 
 PROMPTS = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "a {}.")
 """The default templates, for classes that come without any."""
@@ -199,7 +201,7 @@ class LazySizes(Mapping[str, int]):
 
     def __getitem__(self, split: str) -> int:
         if split not in SPLITS:
-            raise KeyError(split)
+            raise unknown("split", split, SPLITS)
         return len(self._load(split))
 
     def __iter__(self) -> Iterator[str]:
@@ -239,6 +241,9 @@ class Task:
     raw_classes: tuple[str, ...] = ()
     upright: bool = True
     class_order: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r}, {len(self.classes)} classes, {self.source})"
 
     @property
     def prompts(self) -> tuple[tuple[str, ...], ...]:

@@ -164,7 +164,8 @@ def fit(
         start, finished = _begin(folder, config, node, strategy, resume, overwrite)
         if folder is not None and finished:
             return folder.weights()
-        run = Path(out).name if out is not None else learner.name
+        parts = Path(out).parts if out is not None else (learner.name,)
+        run = "/".join(parts[-2 if node.count > 1 else -1 :])
         with log_sink(None if strategy.rank else log_to, run, asdict(config)) as on_line:
             learner.prepare()
             weights, ema = train(

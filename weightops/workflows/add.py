@@ -16,7 +16,7 @@ from weightops.errors import OptionError
 from weightops.evaluation.batchnorm import BatchNorm
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import METHODS
-from weightops.search.descent import Descent, Per, Split, descend, scaled
+from weightops.search.descent import Descent, Per, descend, scaled
 from weightops.search.goal import Goal, accuracy
 from weightops.search.session import EditSession, Vectors
 from weightops.search.strategies import GRADIENT, SearchOptions
@@ -25,7 +25,7 @@ from weightops.support.docstrings import describe_arguments_as
 from weightops.support.ranges import Range
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import TaskList, as_tasks
-from weightops.tasks.task import Task
+from weightops.tasks.task import Split, Task
 from weightops.training.config import TrainingConfig
 from weightops.workflows.base import Finetuned, OnMeasured, Workflow, even_weights, mean_name
 from weightops.workflows.result import EditResult

@@ -53,6 +53,10 @@ class Analogy(Workflow):
         super().__init__({self.target: "target", **given}, **common)
 
     @property
+    def trains(self) -> bool:
+        return super().trains or self.supervised
+
+    @property
     def learned(self) -> list[Task]:
         return [self.a, self.b, self.c]
 

@@ -22,7 +22,7 @@ from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import NothingSatisfiesError, OptionError
 from weightops.evaluation.batchnorm import BASE, BatchNorm, as_batchnorm
 from weightops.evaluation.language_model import text_blocks
-from weightops.evaluation.units import unit_for
+from weightops.evaluation.units import SCORE, unit_for
 from weightops.search.cma_es import evolve
 from weightops.search.goal import Choice, Coefficients, Goal, Point, shown
 from weightops.search.racing import race
@@ -95,6 +95,15 @@ class Workflow(ABC):
     keeps_vectors: ClassVar[bool] = True
     """Whether the vectors are written, too."""
 
+    arguments: Mapping[str, Any]
+    """The arguments of the call that the workflow is, by name, for ``run.yaml``."""
+
+    def __new__(cls, *positional: Any, **named: Any) -> Self:
+        workflow = super().__new__(cls)
+        parameters = list(inspect.signature(cls.__init__).parameters)[1:]
+        workflow.arguments = {**dict(zip(parameters, positional, strict=False)), **named}
+        return workflow
+
     def __init__(
         self,
         roles: Mapping[Task, str],
@@ -123,6 +132,11 @@ class Workflow(ABC):
             self.options = {**self.options, "batchnorm": told}
             of = "the base" if told == BASE else f"the training images of {told}"
             self.method += f", with batch statistics of {of}"
+        if self.unit is SCORE and self.learned and not self.finetuned:
+            raise OptionError(
+                f"{self.tasks[0].name} is scored by a program, and can't be learned from",
+                hint="fine-tune by other means, and give finetuned=",
+            )
         if self.finetuned and len(self.finetuned) != len(self.learned):
             names = ", ".join(task.name for task in self.learned)
             raise OptionError(
@@ -145,6 +159,11 @@ class Workflow(ABC):
         return cls(**bound.arguments)
 
     # ------------------------------------------- what is particular to an edit
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is fine-tuned."""
+        return bool(self.learned) and not self.finetuned
 
     @property
     @abstractmethod

@@ -11,6 +11,7 @@ from PIL import Image
 
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
+from weightops.checkpoints.origin import Origin
 from weightops.errors import OptionError, WeightopsError
 from weightops.evaluation.image_model import check_finite
 from weightops.evaluation.scoring import IMAGES
@@ -19,6 +20,7 @@ from weightops.search.glimpses import Glimpses, Guesses
 from weightops.search.goal import Coefficients
 from weightops.search.session import EditSession
 from weightops.support.lazy import torch, without_gradients
+from weightops.task_vector import TaskVector
 from weightops.tasks.table import TaskList, as_tasks
 from weightops.tasks.task import Task
 from weightops.workflows.soup import short_names
@@ -67,7 +69,7 @@ class Explorer:
         if session.scoring is not IMAGES:
             raise OptionError(f"{self.tasks[0].name} is a text, and images are explored")
         self.names = short_names([str(path) for path in vectors])
-        opened = [session.vector(path) for path in vectors]
+        opened = [_of_base(session.vector(path), session) for path in vectors]
         self._paths = [str(path) for path in vectors]
         self._glimpses = Glimpses(session, dict(zip(self.names, opened, strict=True)), images)
         self._base: Coefficients = (0.0,) * len(opened)
@@ -231,3 +233,9 @@ class Explorer:
             for entry, best in zip(told, scores.argmax(1).tolist(), strict=True):
                 entry["guesses"].append({"task": task.name, "guess": task.classes[best]})  # type: ignore[attr-defined]
         return told
+
+
+def _of_base(vector: TaskVector, session: EditSession) -> TaskVector:
+    """Return a vector as one of the session's base; of another, it warns now and at no move."""
+    vector.apply(session.base)
+    return TaskVector.of_form(vector.form, Origin.of(session.base))

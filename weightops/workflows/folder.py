@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from weightops.checkpoints.opening import open_checkpoint
-from weightops.checkpoints.output_layout import CARD, RECIPE
+from weightops.checkpoints.output_layout import CARD, RECIPE, folders_of
 from weightops.errors import MissingExtraError
 from weightops.merging.recipe import Recipe
 from weightops.reports.card import card
 from weightops.reports.edit_page import write_edit_page
+from weightops.reports.eval_results import write_eval_results
 from weightops.reports.frontier import draw_bars, draw_frontier
 from weightops.search.session import EditSession, Measured, file_name
 from weightops.support.json_files import jsonable, write_json
@@ -22,6 +23,7 @@ from weightops.support.text import portable
 from weightops.support.yaml_files import yaml_text
 from weightops.workflows.base import Workflow
 from weightops.workflows.result import EditResult
+from weightops.workflows.run_file import run_file
 from weightops.workflows.summary import title
 
 log = logging.getLogger("weightops")
@@ -49,12 +51,14 @@ def write_folder(
     edited = session.edited(result.edit)
     edited.recipe = {"verb": workflow.verb, "alpha": result.named_alpha, **workflow.options}
     edited.save_into(folder)
-    text = card(summary, workflow.word, edited.architecture)
+    text = card(summary, workflow.word, edited.architecture, folders_of(edited.form))
     (folder / CARD).write_text(text, encoding="utf-8")
+    write_eval_results(folder, summary, workflow.word)
     lines = [
         json.dumps(jsonable(portable(row))) + "\n" for row in _rows(workflow, session, result, test)
     ]
     (folder / "results.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "run.yaml").write_text(run_file(workflow), encoding="utf-8")
     if workflow.keeps_vectors:
         _write_vectors(folder, result)
     stated = summary.get("recipe")

@@ -10,6 +10,7 @@ from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NonfiniteError, NothingSatisfiesError, OptionError
 from weightops.evaluation.batchnorm import BatchNorm
+from weightops.evaluation.units import SCORE
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession
 from weightops.search.strategies import SearchOptions
@@ -69,6 +70,10 @@ class Negation(Workflow):
         return [self.target]
 
     @property
+    def trains(self) -> bool:
+        return super().trains or self.baselines
+
+    @property
     def goal(self) -> Goal:
         """The goal: the worst target score that keeps the control score."""
         ratio, drop = self.unit.kept_share(self.threshold)
@@ -119,6 +124,8 @@ class Negation(Workflow):
 
     def _add_gradient_ascent(self, session: EditSession, result: EditResult) -> dict[str, Any]:
         """Add fine-tuning that raises the loss as a rival; return why not, if it diverged."""
+        if self.unit is SCORE:
+            return {"ascent": {"why": "the score of a program has no gradient"}}
         raised = replace(self.config, ascend=True)
         try:
             ascent = session.learn(self.target, name="ascent", config=raised)

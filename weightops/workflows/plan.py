@@ -25,7 +25,7 @@ class Plan:
         search: the strategy of the search.
         config: the recipe of fine-tuning.
         training_samples: images or blocks of text that fine-tuning sees.
-        evaluated_samples: about how many are scored.
+        evaluated_samples: about how many are scored; None if only a program knows.
         output: the folder.
         output_bytes: bytes that the run needs on the disk while it is made.
         free_bytes: bytes that are free there.
@@ -39,7 +39,7 @@ class Plan:
     search: str
     config: TrainingConfig
     training_samples: int
-    evaluated_samples: int
+    evaluated_samples: int | None
     output: str
     output_bytes: int
     free_bytes: int
@@ -73,7 +73,7 @@ def plan_run(workflow: Workflow, out: Path) -> Plan:
         search=workflow.search.strategy,
         config=config,
         training_samples=trainings * config.steps * config.batch_size,
-        evaluated_samples=workflow.candidates * validation + 3 * test,
+        evaluated_samples=workflow.candidates * validation + 3 * test if test else None,
         output=str(out),
         output_bytes=copies * model_bytes,
         free_bytes=shutil.disk_usage(parent).free,

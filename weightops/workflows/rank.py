@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import numpy as np
 
 from weightops.algebra.precision import Precision
+from weightops.checkpoints.kinds import several
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError
-from weightops.evaluation.scoring import IMAGES
+from weightops.evaluation.scoring import IMAGES, PROGRAMS
 from weightops.evaluation.zero_shot import predict
 from weightops.reports.frontier import COLORS, INK
 from weightops.reports.outcome import Outcome
@@ -58,7 +59,8 @@ def rank(
     """Rank task vectors (or fine-tuned weights) by how much they can be expected to help a task.
 
     A vector is ranked by what a small step along it (alpha 0.3) gains on validation data; where no
-    labels may be used, by its cosine with the vector of a few steps of fine-tuning on the target.
+    labels may be used, by its cosine with the vector of a few steps of fine-tuning on the target. A
+    task that a program scores has gains only.
 
     Args:
         vectors: name -> vector, fine-tuned weights, or the path of either; or only paths.
@@ -80,6 +82,8 @@ def rank(
         OptionError: if there are no vectors.
     """
     check_arguments(rank, steps=steps, seed=seed)
+    if isinstance(vectors, (str, Path)):
+        several(vectors, "rank")
     if not vectors:
         raise OptionError("there are no vectors to rank")
     if not isinstance(vectors, Mapping):
@@ -89,8 +93,10 @@ def rank(
     with reserved(out, overwrite=overwrite) if out is not None else nullcontext():
         config = config_for(open_checkpoint(model), steps=steps, seed=seed)
         session = EditSession(model, [task], config=config, device=device, precision=precision)
-        if session.scoring is not IMAGES:
+        if session.scoring not in (IMAGES, PROGRAMS):
             raise OptionError(f"{task.name} is a text, and vectors are ranked for images")
+        if session.scoring is PROGRAMS and labels is not None:
+            raise OptionError(f"{task.name} is scored by a program, which has no labels to count")
         looks = 2 + (_LOOKS_FOR_TRUTH if truth else 0)
         work = steps * step_work(config) + looks * len(vectors) * task.sizes["validation"]
         with job("ranking", work):
@@ -108,7 +114,7 @@ class _Criteria:
 
     Attributes:
         vectors: name -> vector.
-        cosines: name -> cosine with a few steps on the target.
+        cosines: name -> cosine with a few steps on the target; empty for a program's task.
         gains: name -> gain on validation data; empty without labels.
     """
 
@@ -120,7 +126,8 @@ class _Criteria:
     def order(self) -> list[str]:
         """The names, the most promising first."""
         return sorted(
-            self.vectors, key=lambda name: (-self.gains.get(name, 0.0), -self.cosines[name])
+            self.vectors,
+            key=lambda name: (-self.gains.get(name, 0.0), -self.cosines.get(name, 0.0)),
         )
 
 
@@ -132,9 +139,11 @@ def _measure(
 ) -> _Criteria:
     """Measure both criteria of all vectors."""
     vectors = {name: session.vector(vector) for name, vector in given.items()}
-    direction = session.learn(_with_few_labels(session, task, labels))
     share = 1.0 if labels is None else min(1.0, labels / task.sizes["validation"])
-    cosines = {name: vector.cosine(direction) for name, vector in vectors.items()}
+    cosines = {}
+    if session.scoring is IMAGES:
+        direction = session.learn(_with_few_labels(session, task, labels))
+        cosines = {name: vector.cosine(direction) for name, vector in vectors.items()}
     gains = {}
     for name, vector in vectors.items() if share else ():
         measurements = session.trial({name: vector}, Goal(even_weights([task]))).measurements
@@ -174,24 +183,26 @@ def _outcome(
 ) -> Outcome:
     """Build the table, the picture and the title."""
     order, cosines, gains = criteria.order, criteria.cosines, criteria.gains
-    header = ["vector", "cosine %", *(["gain"] if gains else [])]
-    rows: list[list[object]] = [
-        [name, cosines[name], *([gains[name]] if gains else [])] for name in order
-    ]
+    scores = {"cosine %": cosines, "gain": gains}
+    scores = {title: values for title, values in scores.items() if values}
+    header = ["vector", *scores]
+    rows: list[list[object]] = [[name, *(v[name] for v in scores.values())] for name in order]
     more: dict[str, Any] = {"target": task.name, "order": order, "labels": labels, "steps": steps}
     agreed = ""
     if truth:
         real = [_real_gain(session, task, criteria.vectors[name]) for name in order]
         header += ["real gain", "alpha"]
         rows = [[*row, *measured] for row, measured in zip(rows, real, strict=True)]
-        scores = {"cosine": cosines, **({"gain": gains} if gains else {})}
         more["agreement"] = {
-            criterion: spearman([values[name] for name in order], [gain for gain, _ in real])
-            for criterion, values in scores.items()
+            title.removesuffix(" %"): spearman(
+                [values[name] for name in order], [gain for gain, _ in real]
+            )
+            for title, values in scores.items()
         }
         correlations = ", ".join(f"{name} {value:.2f}" for name, value in more["agreement"].items())
         agreed = f"; rank correlation with the real gain: {correlations}"
-    title = f"What should help {task.name} most: {order[0]}{agreed}"
+    shown = ", gains times 100" if session.scoring is PROGRAMS else ""
+    title = f"What should help {task.name} most{shown}: {order[0]}{agreed}"
     return Outcome(title, header, rows, lambda axes: _draw(axes, header, rows), more)
 
 
@@ -201,7 +212,8 @@ def _real_gain(session: EditSession, task: Task, vector: TaskVector) -> tuple[fl
     choice = race(trial.measurements, [(0.05 * i,) for i in range(len(ALPHAS))])
     alpha = choice.alpha if isinstance(choice.alpha, float) else choice.alpha[0]
     before, after = (
-        session.measure(vector * a, "test").scores[task.name]["acc1"] for a in (0.0, alpha)
+        session.scoring.unit.of(session.measure(vector * a, "test").scores[task.name])
+        for a in (0.0, alpha)
     )
     return after - before, f"{alpha:g}"
 

@@ -127,7 +127,8 @@ def _check(workflow: Workflow, out: Path, *, overwrite: bool) -> float:
             f"{plan.free_bytes / 1e6:.0f} MB are free"
         )
     trainings = 0 if workflow.finetuned else len(workflow.learned)
-    return trainings * workflow.config.steps * step_work(workflow.config) + plan.evaluated_samples
+    training = trainings * workflow.config.steps * step_work(workflow.config)
+    return training + (plan.evaluated_samples or 0)
 
 
 def _size(workflow: Workflow, split: str) -> int:

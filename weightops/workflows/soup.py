@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.kinds import several
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError
 from weightops.evaluation.batchnorm import BatchNorm
@@ -44,6 +45,7 @@ class Soup(Workflow):
         precision: Precision,
     ) -> None:
         check_arguments(soup, recipe=recipe)
+        models = several(models, "soup")
         if len(models) < 2:
             raise OptionError("a soup needs two models at least")
         self.models = [open_checkpoint(model) for model in models]

@@ -45,7 +45,8 @@ def of_open_clip(vision: CLIPVisionCfg) -> nn.Module:
 def similarities(model: Any) -> torch.Tensor:
     size = model.visual.image_size
     size = size if isinstance(size, int) else size[0]
-    image = model.encode_image(PICTURE[..., :size, :size], normalize=True)
+    picture = nn.functional.interpolate(PICTURE, (size, size))
+    image = model.encode_image(picture, normalize=True)
     words = torch.nn.functional.pad(TOKENS, (0, 77 - TOKENS.shape[1]))
     return image @ model.encode_text(words, normalize=True).T  # type: ignore[no-any-return]
 
@@ -117,6 +118,32 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], torch.Tensor]]]
     "gpt2": (
         lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4)),
         of_words,
+    ),
+    "distilbert": (
+        lambda: t.DistilBertForSequenceClassification(
+            t.DistilBertConfig(vocab_size=60, dim=32, hidden_dim=48, n_layers=2, n_heads=4)
+        ),
+        of_words,
+    ),
+    "opt": (
+        lambda: t.OPTForCausalLM(
+            t.OPTConfig(**WORDS, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=64)
+        ),
+        of_words,
+    ),
+    "siglip": (
+        lambda: t.SiglipModel(
+            t.SiglipConfig(vision_config=dict(IMAGES), text_config={**WORDS, "projection_size": 32})
+        ),
+        of_both,
+    ),
+    "open_clip with timm": (
+        lambda: of_open_clip(
+            CLIPVisionCfg(
+                image_size=224, timm_model_name="vit_tiny_patch16_224", timm_proj="linear"
+            )
+        ),
+        similarities,
     ),
     "llama": (lambda: t.LlamaForCausalLM(t.LlamaConfig(**GROUPED)), of_words),
     "qwen3": (lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**GROUPED, head_dim=12)), of_words),

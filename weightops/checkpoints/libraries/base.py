@@ -151,6 +151,16 @@ class Architecture(ABC):
         other.folder = folder
         return other
 
+    def __copy__(self) -> Self:
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        cached = ("skeleton", "names_in_memory")
+        state = {name: value for name, value in vars(self).items() if name not in cached}
+        return {**state, "folder": self.folder.absolute()}
+
     def shards(self, prefix: str) -> bool:
         """Return whether the library reads several files of the tensors with such names."""
         return self.reads_shards and not prefix

@@ -191,7 +191,7 @@ def _head_count(module: nn.Module | None, name: str, ref: str) -> int:
         except AttributeError:
             continue
         for holder in (part, getattr(part, "config", None)):
-            for attribute in ("num_heads", "num_attention_heads"):
+            for attribute in ("num_heads", "num_attention_heads", "n_heads"):
                 count = getattr(holder, attribute, None)
                 if isinstance(count, int):
                     return count

@@ -59,17 +59,23 @@ _OPEN_CLIP_VISION = """
 """ + _OPEN_CLIP_BLOCKS.format(tower="visual.", stream="vision")
 
 _TIMM_VIT = """
-    (cls_token|dist_token|reg_token|pos_embed) = . . stream
-    patch_embed.proj.* = stream
-    (norm_pre|norm|fc_norm).* = stream
-    blocks.#.(norm1|norm2).* = stream
-    blocks.#.(ls1|ls2).gamma = stream
-    blocks.#.attn.qkv.* = heads#:qkv stream
-    blocks.#.attn.proj.* = stream heads#:o
-    blocks.#.mlp.fc1.* = hidden# stream
-    blocks.#.mlp.fc2.* = stream hidden#
-    (head|head_dist).* = . stream
+    {trunk}(cls_token|dist_token|reg_token|pos_embed) = . . {stream}
+    {trunk}patch_embed.proj.* = {stream}
+    {trunk}(norm_pre|norm|fc_norm).* = {stream}
+    {trunk}blocks.#.(norm1|norm2).* = {stream}
+    {trunk}blocks.#.(ls1|ls2).gamma = {stream}
+    {trunk}blocks.#.attn.qkv.* = heads#:qkv {stream}
+    {trunk}blocks.#.attn.proj.* = {stream} heads#:o
+    {trunk}blocks.#.mlp.fc1.* = hidden# {stream}
+    {trunk}blocks.#.mlp.fc2.* = {stream} hidden#
+    {trunk}(head|head_dist).* = . {stream}
 """
+
+_TIMM_CLIP = (
+    _TIMM_VIT.format(trunk="visual.trunk.", stream="vision")
+    + "visual.head.proj.* = joint vision"
+    + _OPEN_CLIP_TEXT
+)
 
 _VIT = """
     ~embeddings.(cls_token|distillation_token|position_embeddings) = . . stream
@@ -107,6 +113,20 @@ _CLIP = (
 """
 )
 
+_SIGLIP = (
+    _CLIP
+    + """
+    text_model.head.* = joint text
+    vision_model.head.probe = . . vision
+    vision_model.head.attention.in_proj_* = vision_model.head.heads:qkv vision
+    vision_model.head.attention.out_proj.* = joint vision_model.head.heads:o
+    vision_model.head.layernorm.* = joint
+    vision_model.head.mlp.fc1.* = vision_model.head.hidden joint
+    vision_model.head.mlp.fc2.* = joint vision_model.head.hidden
+    logit_bias =
+"""
+)
+
 _BERT = """
     ~embeddings.(word|position|token_type)_embeddings.weight = . stream
     ~embeddings.position_ids =
@@ -124,6 +144,15 @@ _BERT = """
     (cls.predictions|lm_head).decoder.* = . stream
     (cls.predictions|lm_head).bias =
     cls.seq_relationship.* = . pooled
+    ~transformer.layer.#.attention.(q|k|v)_lin.* = heads#:\\1 stream
+    ~transformer.layer.#.attention.out_lin.* = stream heads#:o
+    ~transformer.layer.#.(sa|output)_layer_norm.* = stream
+    ~transformer.layer.#.ffn.lin1.* = hidden# stream
+    ~transformer.layer.#.ffn.lin2.* = stream hidden#
+    vocab_transform.* = stream stream
+    vocab_layer_norm.* = stream
+    vocab_projector.* = . stream
+    pre_classifier.* = pooled stream
     classifier.dense.* = transformed stream
     classifier.out_proj.* = . transformed
     classifier.(weight|bias) = . {summary}
@@ -136,7 +165,8 @@ _BERT = """
 
 def _bert(names: Set[str]) -> str:
     """Return the table of BERT, whose classifier reads the pooler's units if there is one."""
-    pooled = any(name.endswith("pooler.dense.weight") for name in names)
+    poolers = ("pooler.dense.weight", "pre_classifier.weight")
+    pooled = any(name.endswith(poolers) for name in names)
     return _BERT.format(summary="pooled" if pooled else "stream")
 
 
@@ -153,6 +183,17 @@ _GPT2 = """
     ~h.#.mlp.c_fc.bias = hidden#
     ~h.#.mlp.c_proj.weight = hidden# stream
     ~h.#.mlp.c_proj.bias = stream
+    (lm_head|score).weight = . stream
+"""
+
+_OPT = """
+    ~decoder.(embed_tokens|embed_positions).weight = . stream
+    ~decoder.final_layer_norm.* = stream
+    ~decoder.layers.#.(self_attn|final)_layer_norm.* = stream
+    ~decoder.layers.#.self_attn.(q|k|v)_proj.* = heads#:\\1 stream
+    ~decoder.layers.#.self_attn.out_proj.* = stream heads#:o
+    ~decoder.layers.#.fc1.* = hidden# stream
+    ~decoder.layers.#.fc2.* = stream hidden#
     (lm_head|score).weight = . stream
 """
 
@@ -243,15 +284,21 @@ _HF_RESNET = _ResNet(
     "classifier.1.* = . vision",
 )
 
-_VISION_HEAD = "visual(_projection.weight|.proj|.attnpool.c_proj.weight)"
-_TEXT_HEAD = "~text_projection(|.weight)"
+_VISION_HEAD = (
+    "(visual(_projection.weight|.proj|.head.proj.weight|.attnpool.c_proj.weight)"
+    "|vision_model.head.probe)"
+)
+_TEXT_HEAD = "(~text_projection(|.weight)|text_model.head.weight)"
 _TOWERS = {"vision": (_VISION_HEAD,), "text": (_TEXT_HEAD,), "joint": (_VISION_HEAD, _TEXT_HEAD)}
 
 FAMILIES: Mapping[str, Family] = {
     "CLIP of open_clip": Family(_OPEN_CLIP_VISION + _OPEN_CLIP_TEXT, "text", _TOWERS),
     "CLIP with a ResNet, of open_clip": Family(_CLIP_RESNET.lines, "text", _TOWERS),
-    "CLIP of transformers": Family(_CLIP, "", _TOWERS),
-    "ViT of timm": Family(_TIMM_VIT, "", {"stream": ("head.weight",)}),
+    "CLIP with a ViT of timm, of open_clip": Family(_TIMM_CLIP, "text", _TOWERS),
+    "CLIP or SigLIP of transformers": Family(_SIGLIP, "", _TOWERS),
+    "ViT of timm": Family(
+        _TIMM_VIT.format(trunk="", stream="stream"), "", {"stream": ("head.weight",)}
+    ),
     "ViT or DeiT of transformers": Family(
         _VIT, "(vit|deit)", {"stream": ("(classifier|cls_classifier).weight",)}
     ),
@@ -259,15 +306,16 @@ FAMILIES: Mapping[str, Family] = {
     "ResNet of transformers": Family(
         _HF_RESNET.lines, "resnet", {"vision": ("classifier.1.weight",)}
     ),
-    "BERT or RoBERTa": Family(
+    "BERT, RoBERTa or DistilBERT": Family(
         _bert,
-        "(bert|roberta)",
+        "(bert|roberta|distilbert)",
         {
-            "stream": ("(cls|classifier|lm_head|qa_outputs).*",),
+            "stream": ("(cls|classifier|lm_head|qa_outputs|vocab_projector).*",),
             "pooled": ("(cls.seq_relationship|classifier).weight",),
         },
     ),
     "GPT-2": Family(_GPT2, "transformer", {"stream": ("(lm_head|score).weight",)}),
+    "OPT": Family(_OPT, "model", {"stream": ("(lm_head|score).weight",)}),
     "Llama, Mistral, Qwen or Gemma": Family(
         _LLAMA, "model", {"stream": ("(lm_head|score).weight",)}, rotary=True
     ),

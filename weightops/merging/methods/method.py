@@ -198,6 +198,11 @@ class Method:
                     f"keyword-only, as in {self.name}(deltas, *, {name}=...)",
                 )
 
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={o.default!r}" for name, o in self.options.items())
+        kind = "task vectors" if self.space == "delta" else "weights"
+        return f"Method({self.name!r} on {kind}{options})"
+
     @cached_property
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(self.function).parameters

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, lru_cache, reduce
+from functools import cache, lru_cache, partial, reduce
 from typing import Any
 
 from weightops.algebra.dtypes import accumulator, is_editable
@@ -24,7 +24,7 @@ from weightops.errors import MethodError, MismatchError, OptionError, SpaceError
 from weightops.merging.methods.inputs import ModelInputs, TensorInputs
 from weightops.merging.methods.low_rank import elements_of, rank_of
 from weightops.merging.methods.model_statistics import Given, ModelStatistics
-from weightops.merging.methods.table import MethodLike, as_method
+from weightops.merging.methods.table import METHODS, MethodLike, as_method
 from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
@@ -69,6 +69,7 @@ class MethodSource(ExpressionSource):
     ) -> None:
         self.method, self.inputs, self.seed = as_method(method), list(inputs), seed
         self.options = self.method.check(options or {})
+        self._given_statistics = statistics
         self.weights = [1.0] * len(self.inputs) if weights is None else list(weights)
         self._check()
         first = self.inputs[0]
@@ -90,6 +91,13 @@ class MethodSource(ExpressionSource):
         sizes = {name: spec.numel for name, spec in self.specs.items() if name not in self.ties}
         merged = {name: numel for name, numel in sizes.items() if self._is_merged(name)}
         self._model_inputs = ModelInputs(self._inputs_at, merged, len(self.inputs))
+
+    def __reduce__(self) -> Any:
+        name = self.method.name
+        method = name if name in METHODS and METHODS[name] is self.method else self.method
+        how: dict[str, Any] = {"weights": self.weights, "seed": self.seed, "options": self.options}
+        again = partial(MethodSource, statistics=self._given_statistics, **how)
+        return again, (method, self.inputs)
 
     def _check(self) -> None:
         """Refuse inputs and weights that the method doesn't take."""
