@@ -11,10 +11,13 @@ import pytest
 import timm
 import torch
 import transformers
+from helpers.clip_models import of_hf
+from helpers.clip_models import of_open_clip as clip_of_open_clip
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
+from weightops.checkpoints.matching import convert_to
 from weightops.checkpoints.opening import open_checkpoint
 from weightops.cli.main import run
 from weightops.errors import MismatchError, NonfiniteError, OptionError, RecipeError
@@ -225,6 +228,22 @@ def test_another_models_function_stays_the_same(name: str) -> None:
         ]
         aligned.load_into(other)
         torch.testing.assert_close(outputs(other), before, rtol=1e-5, atol=1e-5)
+    assert apart[1] < apart[0]
+
+
+def test_models_of_two_libraries_are_aligned(tmp_path: Path) -> None:
+    model, other = of_hf(0), clip_of_open_clip(1)
+    model.save_pretrained(tmp_path)  # type: ignore[operator]
+    same = convert_to(open_checkpoint(tmp_path), "open_clip").model()
+    shuffle(same)
+    for start, moved in ((model, same), (same, model)):
+        merged, want = merge([start, moved], align=True), open_checkpoint(start)
+        assert all(torch.equal(merged[name], tensor) for name, tensor in want.items())
+    apart = [
+        sum(float((merged[name] - tensor).square().sum()) for name, tensor in want.items())
+        for merged in (merge([model, other], align=align) for align in (False, True))
+        for want in [open_checkpoint(model)]
+    ]
     assert apart[1] < apart[0]
 
 
