@@ -197,6 +197,30 @@ dtype: bfloat16
     assert not verify("by_mergekit").holds
 
 
+def test_experts_that_were_packed_for_a_recipe_of_mergekits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recorded recipe says so, and repeats the merge to the bit."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("pre", "a", "b")):
+        MODELS["mixtral"].build(seed).save_pretrained(name)
+    models = [
+        {"model": name, "parameters": {"weight": 1.0, "density": density}}
+        for name, density in (("a", 0.3), ("b", 0.6))
+    ]
+    content = {"merge_method": "ties", "base_model": "pre", "dtype": "float32", "models": models}
+    text = json.dumps(content)
+    Path("mergekit.yaml").write_text(text)
+    assert run(["merge", "mergekit.yaml", "-o", "merged"]) == 0
+    assert Recipe.read("merged/recipe.yaml").packed_experts
+    found = verify("merged")
+    assert found.exact
+    assert found.holds
+    assert run(["merge", "merged/recipe.yaml", "-o", "again"]) == 0
+    pairs = [load_file(f"{name}/model.safetensors") for name in ("merged", "again")]
+    assert all(torch.equal(tensor, pairs[1][name]) for name, tensor in pairs[0].items())
+
+
 def test_what_says_nothing_of_its_making(work: Path) -> None:
     save_file({"w": torch.ones(2)}, "bare.safetensors")
     with pytest.raises(UnverifiedError, match="doesn't say how it was made"):

@@ -17,9 +17,11 @@ from weightops import (
     add,
     analogy,
     config_for,
+    evaluate,
     negate,
     open_checkpoint,
     patch,
+    rank,
     soup,
 )
 from weightops.cli.main import run
@@ -215,6 +217,12 @@ def test_refusals(root: Path, options: dict[str, Any], tmp_path: Path) -> None:
     linear = {**options, "training": config_for(root / "lm", linearized=True)}
     with pytest.raises(OptionError, match="isn't linearised"):
         negate(code, out, control=prose, **linear)
+    with pytest.raises(TaskError, match="neutral: changes how images are read"):
+        find_task(f"neutral:{code}")
+    with pytest.raises(TaskError, match="evaluators score images"):
+        evaluate(root / "lm", code)
+    with pytest.raises(OptionError, match="vectors are ranked for images"):
+        rank([root / "code.safetensors"], code, model=root / "lm", device="cpu")
     assert not out.exists()
 
 

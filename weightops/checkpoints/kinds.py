@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.errors import CheckpointError, OptionError
@@ -36,6 +37,11 @@ def kind_of(value: object) -> str:
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
+def is_module(value: object) -> TypeGuard[nn.Module]:
+    """Return whether a value is a module, of which there is none before torch is imported."""
+    return "torch" in sys.modules and isinstance(value, nn.Module)
+
+
 def not_weights(value: object) -> CheckpointError:
     """Return the error for an argument that is no kind of weights."""
     hint = f"give {WEIGHTS}"
@@ -56,7 +62,7 @@ def several(models: Iterable[T], function: str) -> list[T]:
     Raises:
         OptionError: if ``models`` is one model, and not several.
     """
-    is_one = isinstance(models, (str, Path, Mapping, nn.Module))
+    is_one = isinstance(models, (str, Path, Mapping)) or is_module(models)
     if is_one or not isinstance(models, Iterable):
         raise OptionError(
             f"{function} takes a list of models, and {kind_of(models)} was given",

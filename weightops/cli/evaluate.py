@@ -82,6 +82,7 @@ def evaluate(
     from weightops.evaluation.table import EVALUATORS
     from weightops.support.atomic import reserved
     from weightops.tasks.table import EVALUATED, as_tasks
+    from weightops.tasks.texts import refuse_texts
 
     if "text" in given:
         _check_text(given, tasks, base, out)
@@ -94,6 +95,7 @@ def evaluate(
     with reserved(out, overwrite=overwrite) if out is not None else nullcontext():
         opened = _open_models((*reference, *models), base, strict=strict)
         listed = as_tasks(tasks or EVALUATED)
+        refuse_texts(listed, "evaluators score images", "--text scores language models")
         scoring = taken(given, _SCORING)
         split = given.get("split", "test")
         how = taken(given, _RUNNING)

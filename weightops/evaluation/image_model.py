@@ -106,7 +106,8 @@ class ImageModel:
                 f"{checkpoint.ref} is a {type(module).__name__}, whose image and text encoders "
                 "aren't known: no zero-shot head can be built",
                 hint="CLIP models of open_clip have one, and those of transformers with a "
-                f"model_type of clip, {', '.join(sorted(DUAL_ENCODERS))}",
+                f"model_type of clip, {', '.join(sorted(DUAL_ENCODERS))}; a language model takes "
+                "the paths of texts as tasks",
             )
         preprocess, tokenizer = checkpoint.preprocess(), checkpoint.tokenizer()
         return cls(module, preprocess, tokenizer, torch_device, checkpoint, used)

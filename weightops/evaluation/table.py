@@ -24,6 +24,7 @@ from weightops.tasks.check import without_unreadable
 from weightops.tasks.class_names import in_order
 from weightops.tasks.table import TaskList, as_tasks
 from weightops.tasks.task import Split, Task
+from weightops.tasks.texts import refuse_texts
 
 F = TypeVar("F", bound=Callable[..., dict[str, Any]])
 
@@ -217,8 +218,9 @@ def evaluate(
     """
     check_arguments(evaluate, split=split, batch_size=batch_size)
     chosen = as_evaluator(evaluator)
-    image_model = ImageModel.open(model, device, precision=precision)
     listed = as_tasks(tasks)
+    refuse_texts(listed, "evaluators score images", "perplexity() scores language models")
+    image_model = ImageModel.open(model, device, precision=precision)
     if skip_unreadable:
         listed = [without_unreadable(task) for task in listed]
     if class_order is not None:

@@ -12,7 +12,7 @@ from weightops.algebra.source import Source
 from weightops.checkpoints.adapters.adapter import Adapter
 from weightops.checkpoints.adapters.joining import JoinedAdapter, check_joinable
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.kinds import several
+from weightops.checkpoints.kinds import is_module, several
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.module_copy import filled_copy
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
@@ -22,7 +22,7 @@ from weightops.merging.methods.method import Method
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import MethodLike, as_method
 from weightops.statistics.statistic import refuse_statistic
-from weightops.support.lazy import nn, torch
+from weightops.support.lazy import torch
 
 _Lazy: TypeAlias = "str | Path | Checkpoint | Mapping[str, torch.Tensor]"
 """The kinds of models that are merged lazily."""
@@ -133,7 +133,7 @@ def merge(
     merged = source.as_form()
     result = merged if base is None else start.form.plus(merged.times(alpha))
     like = models[0] if base is None else base
-    if isinstance(like, nn.Module):
+    if is_module(like):
         return filled_copy(like, result)
     return Checkpoint(result, architecture_of_ends(result, start))
 

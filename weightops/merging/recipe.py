@@ -67,6 +67,8 @@ class Recipe:
         fill_missing: the ref of the whole model that what is merged is a part of, or None.
         name: what the merge is called, by which recipes beside it may refer to it.
         named: name -> a recipe that this one may name as a model.
+        packed_experts: merge all experts of a layer as one tensor, where transformers has them so
+            in memory; thresholds and angles are then of all of them, as in mergekit.
         forgiving: True for a recipe of mergekit's, which may have patterns that match no tensor.
         lines: model, token or key -> its line in the file, for messages.
         statistics: for each model, kind -> the ref of its statistic, or the arguments of `collect`
@@ -103,6 +105,7 @@ class Recipe:
     fill_missing: str | None = None
     name: str | None = None
     named: Mapping[str, Recipe] = field(default_factory=dict)
+    packed_experts: bool = False
     forgiving: bool = field(default=False, compare=False)
     lines: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     statistics: tuple[Mapping[str, Any], ...] | None = None
@@ -234,6 +237,7 @@ class Recipe:
             "tokenizer": self.tokenizer and self.tokenizer.to_dict(),
             "chat_template": self.chat_template,
             "fill_missing": self.fill_missing,
+            "packed_experts": self.packed_experts,
             "name": self.name,
             "named": {name: recipe.to_dict() for name, recipe in self.named.items()},
         }

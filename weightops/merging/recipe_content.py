@@ -25,9 +25,18 @@ from weightops.support.registry import unknown
 KEYS = (
     *("method", "base", "models", "slices", "modules", "alpha", "options", "seed", "rank", "dtype"),
     *("batchnorm", "tokenizer", "chat_template", "fill_missing", "name", "named", "base_layers"),
-    *("mixture", "align"),
+    *("mixture", "align", "packed_experts"),
 )
-WHOLE = ("dtype", "batchnorm", "tokenizer", "chat_template", "fill_missing", "named", "name")
+WHOLE = (
+    "dtype",
+    "batchnorm",
+    "tokenizer",
+    "chat_template",
+    "fill_missing",
+    "named",
+    "name",
+    "packed_experts",
+)
 """The keys that belong to a whole recipe, not to a slice or a module of it."""
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 _MODEL_KEYS = ("model", "weight", "layers", "statistics")
@@ -44,6 +53,11 @@ def whole_fields(content: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in fields.items():
         if not isinstance(value, (str, type(None))):
             raise RecipeError(f"{key} is {value!r:.80}, and must be a name")
+    fields["packed_experts"] = content.get("packed_experts", False)
+    if not isinstance(fields["packed_experts"], bool):
+        raise RecipeError(
+            f"packed_experts is {fields['packed_experts']!r:.80}, and must be true or false"
+        )
     if fields["fill_missing"] is not None and content.get("tokenizer") is not None:
         raise RecipeError("fill_missing keeps the vocabulary of the whole model: no tokenizer")
     with located(line_of(content, "dtype")):
@@ -137,7 +151,7 @@ def mixture_fields(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         "base",
         "mixture",
         "seed",
-        *(key for key in WHOLE if key not in ("tokenizer", "batchnorm")),
+        *(key for key in WHOLE if key not in ("tokenizer", "batchnorm", "packed_experts")),
     )
     others = [key for key in content if key not in known]
     if others:

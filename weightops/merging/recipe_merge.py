@@ -60,9 +60,9 @@ class RecipeMerge:
         self._running = running or ((recipe.name,) if recipe.name else ())
         self._opened: dict[str, Checkpoint] = {}
         self._tokens: TokenMap | None = None
-        self._packs = recipe.forgiving and not all(
-            is_elementwise(leaf.method) for leaf in _leaves(recipe)
-        )
+        self._has_packed = False
+        packs = recipe.forgiving or recipe.packed_experts
+        self._packs = packs and not all(is_elementwise(leaf.method) for leaf in _leaves(recipe))
 
     def run(self) -> Checkpoint:
         """Merge the models; the result is lazy, unless it needs images."""
@@ -72,7 +72,9 @@ class RecipeMerge:
         except WeightopsError as error:
             file = recipe.lines.get("file")
             raise (error.prefixed(file) if file else error) from error
-        recipe = self.recipe  # without the patterns that match nothing
+        recipe = replace(  # without the patterns that match nothing
+            self.recipe, packed_experts=recipe.packed_experts or self._has_packed
+        )
         if recipe.batchnorm == "base":
             from weightops.evaluation.batchnorm import with_batchnorm
 
@@ -245,7 +247,9 @@ class RecipeMerge:
         """Open a model once: a ref, the name of a recipe, or one of them with ``+`` an adapter."""
         if ref not in self._opened:
             opened = self._opened_now(ref)
-            self._opened[ref] = with_packed_experts(opened) if self._packs else opened
+            packed = with_packed_experts(opened) if self._packs else opened
+            self._has_packed |= packed is not opened
+            self._opened[ref] = packed
         return self._opened[ref]
 
     def _opened_now(self, ref: str) -> Checkpoint:

@@ -10,7 +10,6 @@ import yaml
 
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
-from weightops.checkpoints.libraries.transformers import LANGUAGE_MODEL
 from weightops.evaluation.units import ACCURACY, PERPLEXITY, SCORE, unit_of
 from weightops.hub.cards import base_model, license_of, with_revisions
 from weightops.reports.table import alpha_text, models_of
@@ -33,8 +32,7 @@ def card(
     """
     tasks, base = summary["tasks"], summary["model"]
     unit = unit_of(next(iter(tasks.values()))[word])
-    of_library = (architecture or OpenClipArchitecture).card_facts
-    facts = LANGUAGE_MODEL if unit is PERPLEXITY else of_library
+    facts = architecture.card_facts if architecture else OpenClipArchitecture.card_facts
     front = {
         **facts.metadata,
         **license_of([architecture.folder] if architecture else []),

@@ -178,7 +178,7 @@ def _curve(
     return Curve(
         what="alpha",
         hint="The slider stops at measured points; a click in the picture moves it, too. The line "
-        f"on each bar marks {'the base' if not full[0].distance else spots[0].name}.",
+        f"on each bar marks {next(('the base' for spot in spots if spot.base), spots[0].name)}.",
         x=view.kept if view.keep else order if several else "alpha",
         y=view.what,
         points=spots,

@@ -64,7 +64,8 @@ def _lock(file: Path, target: Path, *, wait: bool) -> int:
                 since = datetime.now().astimezone().isoformat(" ", "seconds")
                 holder = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
                 os.ftruncate(handle, 0)
-                os.pwrite(handle, json.dumps(holder).encode(), 0)
+                with suppress(OSError):  # a full disk: the lock holds, and its holder has no name
+                    os.pwrite(handle, json.dumps(holder).encode(), 0)
                 return handle
         except BaseException:
             os.close(handle)

@@ -17,7 +17,7 @@ from weightops.tasks.folder import folder_task
 from weightops.tasks.hub import NAME, hub_task, local_parquet, local_parquet_task
 from weightops.tasks.scored import SCORE, scored_task
 from weightops.tasks.task import Task
-from weightops.tasks.texts import text_task
+from weightops.tasks.texts import refuse_texts, text_task
 
 TaskLike = str | Task
 """A task, or the name of one: see `as_task`."""
@@ -168,6 +168,8 @@ def find_task(name: str) -> Task:
 def _open_task(name: str) -> Task:
     """Return the task of a name that isn't in `TASKS`."""
     kind, colon, rest = name.partition(":")
+    if colon and (kind in DERIVED or kind.startswith(_ORDER)):
+        refuse_texts([find_task(rest)], f"{kind}: changes how images are read")
     if colon and kind in DERIVED:
         return DERIVED[kind](find_task(rest))
     if name.startswith(SCORE):

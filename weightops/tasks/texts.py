@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -56,6 +56,22 @@ def text_task(path: Path) -> TextTask:
         license="unknown",
         text=parts.__getitem__,
     )
+
+
+def refuse_texts(tasks: Iterable[Task], why: str, hint: str = "") -> None:
+    """Refuse texts where images are needed.
+
+    Args:
+        tasks: the tasks.
+        why: why images are needed.
+        hint: what to do instead.
+
+    Raises:
+        TaskError: naming the first text.
+    """
+    for task in tasks:
+        if isinstance(task, TextTask):
+            raise TaskError(f"{task.name} is a text, and {why}", hint=hint)
 
 
 def joined_texts(tasks: Sequence[TextTask]) -> TextTask:

@@ -11,14 +11,13 @@ from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NonfiniteError, OptionError
-from weightops.evaluation.image_model import ImageModel
 from weightops.support.atomic import check_free
 from weightops.support.progress import job
 from weightops.support.ranges import Range
 from weightops.tasks.table import TaskLike, as_task
 from weightops.training.config import TrainingConfig, config_for
-from weightops.training.finetune import fit
-from weightops.training.learners import ImageLearner, Learner
+from weightops.training.finetune import fit, learner_for
+from weightops.training.learners import Learner
 from weightops.training.lofi_average import (
     DIVERGED,
     GONE,
@@ -88,7 +87,11 @@ def run(
     out, strategy, like = Path(out), strategy or OneProcess(), like or Node()
     count = _count_of_nodes(strategy, nodes)
     check_free(out / "merged", overwrite=overwrite or resume)
-    learner = task if isinstance(task, Learner) else _image_learner(model, task, device, precision)
+    learner = (
+        task
+        if isinstance(task, Learner)
+        else learner_for(model, as_task(task), training, device, precision)
+    )
     config = training or config_for(learner.base)
     indices = [strategy.index] if isinstance(strategy, LofiNode) else range(count)
     own = {index: replace(like, index=index, count=count) for index in indices}
@@ -124,13 +127,6 @@ def run(
     merged = average_folders(out, count, diverged, like.only)
     merged.save(out / "merged", overwrite=True)
     return merged
-
-
-def _image_learner(
-    model: CheckpointLike, task: TaskLike, device: str, precision: Precision
-) -> ImageLearner:
-    task = as_task(task)
-    return ImageLearner(ImageModel.open(model, device, learning=task, precision=precision), task)
 
 
 def _count_of_nodes(strategy: OneProcess, nodes: int | None) -> int:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from weightops import TaskVector, merge
+from weightops import TaskVector, merge, open_checkpoint
 from weightops.cli.main import run
 from weightops.errors import MismatchError, NonfiniteError, OptionError, OutputError, SpaceError
 
@@ -150,7 +150,7 @@ def test_methods_that_give_no_sum_need_a_rank(base: nn.Module, tmp_path: Path) -
         merge(both, "ties").save(tmp_path / "none")
     assert not (tmp_path / "none").exists()
     out = merge(both, "ties", rank=16).save(tmp_path / "out")
-    wanted = merge(both, "ties", base=base)
+    wanted = merge(both, "ties", base=open_checkpoint(base))
     got = by_peft(base, out)
     assert all(torch.allclose(got[name], wanted[name], atol=1e-5) for name in wanted)
 
@@ -224,7 +224,7 @@ def test_knots_of_factors_is_knots_of_whole_matrices(
     if then == "ties":
         options.pop("weights")
     whole = merge(models, "knots", base=base.state_dict(), alpha=0.7, **options)
-    in_base = merge(both, "knots", base=base, alpha=0.7, **options)
+    in_base = merge(both, "knots", base=open_checkpoint(base), alpha=0.7, **options)
     assert all(torch.allclose(in_base[n], whole[n], atol=3e-6) for n in whole)
     out = merge(both, "knots", alpha=0.7, **options).save(tmp_path / "out")
     got = by_peft(base, out)
@@ -264,7 +264,7 @@ def test_knots_of_an_adapter_that_is_not_finite(base: nn.Module, tmp_path: Path)
     name = next(name for name in tensors if "lora_B" in name)
     tensors[name][0, 0] = math.nan
     save_file(tensors, both[0] / "adapter_model.safetensors")
-    assert merge(both, "knots", base=base)["first.weight"].isnan().all()
+    assert merge(both, "knots", base=open_checkpoint(base))["first.weight"].isnan().all()
 
 
 def test_options_of_weights_and_values_that_are_none(two: list[Path], tmp_path: Path) -> None:

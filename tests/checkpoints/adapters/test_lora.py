@@ -125,7 +125,7 @@ def test_arithmetic_and_merging_with_full_checkpoints(base: nn.Module, tmp_path:
     both = (TaskVector(base, full) - vector).apply(open_checkpoint(base))
     assert torch.allclose(both["first.weight"], base.first.weight + 0.1 - 5 / 3 * b @ a, atol=1e-6)
     assert torch.allclose(both["head.weight"], base.head.weight + 0.1)
-    assert set(merge([folder, full], "ties", base=base)) == set(full)
+    assert set(merge([folder, full], "ties", base=open_checkpoint(base))) == set(full)
 
 
 def test_on_the_command_line(

@@ -37,7 +37,7 @@ def test_a_component_keeps_its_file_name_and_config(
         save = torch.save if given.endswith(".bin") else save_file
         save({"conv_in.weight": torch.full((4, 4), float(i))}, tmp_path / name / given)
     merged = merge([tmp_path / "a", tmp_path / "b"]).save(tmp_path / "out")
-    assert {path.name for path in merged.iterdir()} == {"config.json", written}
+    assert {path.name for path in merged.iterdir()} == {"config.json", "recipe.yaml", written}
     assert json.loads((merged / "config.json").read_text()) == config
     assert torch.equal(load_file(merged / written)["conv_in.weight"], torch.full((4, 4), 0.5))
     with pytest.raises(CheckpointError, match="of a library that weightops doesn't know"):
@@ -110,7 +110,7 @@ def test_pipelines_are_edited_component_by_component(
     variant = given.get("variant", "")
     assert {n for n in names if not n.endswith((".safetensors", ".index.json"))} == {
         *("model_index.json", "unet/config.json", "text_encoder/config.json"),
-        *("scheduler/scheduler_config.json", "tokenizer/vocab.json"),
+        *("scheduler/scheduler_config.json", "tokenizer/vocab.json", "recipe.yaml"),
     }
     for component, stem in {"unet": "diffusion_pytorch_model", "text_encoder": "model"}.items():
         index = merged / component / f"{stem}{variant}.safetensors.index.json"

@@ -25,18 +25,6 @@ log = logging.getLogger("weightops")
 _LISTED_LAYERS = ("mlp_only_layers", "cross_attention_layers", "full_attn_idxs")
 """The names that configurations give lists of layers' numbers."""
 
-LANGUAGE_MODEL = CardFacts(
-    "transformers",
-    "text-generation",
-    """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-```""",
-)
-"""The facts about causal language models."""
-
 
 class TransformersArchitecture(Architecture):
     """The model that a folder of transformers describes. Code that a folder brings is never run."""

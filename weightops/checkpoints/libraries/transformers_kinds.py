@@ -9,6 +9,7 @@ from weightops.hub.cards import CardFacts
 
 _KINDS = {
     "ForCausalLM": ("text-generation", "AutoModelForCausalLM", "AutoTokenizer"),
+    "LMHeadModel": ("text-generation", "AutoModelForCausalLM", "AutoTokenizer"),
     "ForSequenceClassification": (
         "text-classification",
         "AutoModelForSequenceClassification",
@@ -43,7 +44,11 @@ _SEQUENCES = ("other", "AutoModelForSeq2SeqLM", "AutoTokenizer")
 _DUAL_ENCODER = ("zero-shot-image-classification", "AutoModel", "AutoProcessor")
 _OTHER = ("other", "AutoModel", "AutoTokenizer")
 
-_TASK_TYPES = {"ForCausalLM": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
+_TASK_TYPES = {
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+}
 """End of a class's name -> the task type of peft that adds no module of its own."""
 
 _USAGE = """```python
