@@ -71,7 +71,7 @@ class WrittenImages(AlteredImages):
         return self.write(self.images[index], word, rng, self.split)
 
 
-def typographic(task: Task) -> Task:
+def typographic(task: Task, *, beside: bool = False) -> Task:
     """Return a task under typographic attack (arXiv 2208.05592).
 
     The name of a wrong class is written over each image.
@@ -88,46 +88,38 @@ def typographic(task: Task) -> Task:
         return [name for i, name in enumerate(task.classes) if i != label]
 
     source = f"{task.source}, with the names of wrong classes written over it"
-    return _with_words(task, "typographic", wrong, source)
+    return _with_words(task, "typographic", wrong, source, beside)
 
 
 def typographic_beside(task: Task) -> Task:
     """Return a task with the name of a wrong class beside each image, which hides nothing of it."""
-    attacked = typographic(task)
-    return _beside(attacked, task)
+    return typographic(task, beside=True)
 
 
 def neutral_beside(task: Task) -> Task:
     """Return a task with words beside its images that name none of its classes."""
-    return _beside(neutral(task), task)
+    return neutral(task, beside=True)
 
 
-def _beside(written: Task, task: Task) -> Task:
-    """Return a task with its words beside the images instead of over them."""
-    kind = f"{written.name.partition(':')[0]}-beside"
-
-    def load(split: str) -> WrittenImages:
-        over = written.load(split)
-        assert isinstance(over, WrittenImages)
-        return replace(over, kind=kind, write=write_beside)
-
-    source = written.source.replace("over it", "beside it")
-    return replace(written, name=f"{kind}:{task.name}", load=load, source=source)
-
-
-def neutral(task: Task) -> Task:
+def neutral(task: Task, *, beside: bool = False) -> Task:
     """Return a task with words over its images that name none of its classes.
 
     They hide as much of an image as `typographic` does, but don't mislead.
     """
     words = [word for word in NEUTRAL if word not in task.classes]
     source = f"{task.source}, with words written over it that name no class"
-    return _with_words(task, "neutral", lambda _: words, source)
+    return _with_words(task, "neutral", lambda _: words, source, beside)
 
 
-def _with_words(task: Task, kind: str, words: Callable[[int], Sequence[str]], source: str) -> Task:
+def _with_words(
+    task: Task, kind: str, words: Callable[[int], Sequence[str]], source: str, beside: bool
+) -> Task:
+    if beside:
+        kind, source = f"{kind}-beside", source.replace("over it", "beside it")
+
     def load(split: str) -> WrittenImages:
-        return WrittenImages(task.load(split), task, split, words, kind)
+        written = WrittenImages(task.load(split), task, split, words, kind)
+        return replace(written, write=write_beside) if beside else written
 
     return replace(task, name=f"{kind}:{task.name}", load=load, source=source)
 
