@@ -27,7 +27,7 @@ class TaskNames(click.ParamType):  # type: ignore[type-arg]
         names = tuple(map(str, value) if isinstance(value, (list, tuple)) else _names(str(value)))
         if not names:
             self.fail("name at least one task", param, ctx)
-        if ctx and ctx.params.get("score"):  # the program knows its own
+        if ctx and isinstance(ctx.params.get("score"), str):  # the program knows its own
             return names
         try:
             for name in names:
