@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from weightops.cli.from_signature import command
-from weightops.cli.printing import echo_json
+from weightops.cli.printing import echo, echo_json
 
 
 @command(metavar="[remove NAME...]")
@@ -38,7 +38,7 @@ def cache(remove: tuple[str, ...] = (), *, json_: bool = False) -> None:
         for name in chosen:
             found[name].remove()
         freed = sum(found[name].size for name in chosen)
-        echo_json({"removed": chosen, "bytes": freed}) if json_ else click.echo(
+        echo_json({"removed": chosen, "bytes": freed}) if json_ else echo(
             f"{len(chosen)} removed, {freed / 1e6:,.1f} MB"
         )
         return
@@ -48,11 +48,11 @@ def cache(remove: tuple[str, ...] = (), *, json_: bool = False) -> None:
         ]
         echo_json({"folder": str(cache_dir()), "limit": cache_limit(), "entries": rows})
         return
-    click.echo(
+    echo(
         table(
             ["name", "MB", "last used", "holds"],
             [[e.name, f"{e.size / 1e6:,.1f}", e.used_at, e.holds] for e in found.values()],
         )
     )
     total = sum(entry.size for entry in found.values())
-    click.echo(f"{cache_dir()}: {total / 1e6:,.1f} MB; pictures up to {cache_limit() / 1e9:g} GB")
+    echo(f"{cache_dir()}: {total / 1e6:,.1f} MB; pictures up to {cache_limit() / 1e9:g} GB")

@@ -11,7 +11,7 @@ import click
 
 from weightops.cli.borrowing import taken
 from weightops.cli.from_signature import Borrowed, command
-from weightops.cli.printing import echo_json
+from weightops.cli.printing import echo, echo_json
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,7 @@ def compare(
         _print(comparison, per_tensor)
         if apart is not None:
             alphas = f"alphas from {apart.alphas[0]:g} to {apart.alphas[-1]:g}"
-            click.echo(f"\ndisentanglement error, mean over {alphas}: {apart.mean:.3f}")
+            echo(f"\ndisentanglement error, mean over {alphas}: {apart.mean:.3f}")
 
 
 def _disentanglement(
@@ -174,9 +174,9 @@ def _print(comparison: Comparison, per_tensor: bool) -> None:
     pairs = [f"{a}/{b}" for i, a in enumerate(names) for b in names[i + 1 :]]
     norms = [f"{norm:.4g}" for norm in comparison.norms]
     rows.append(["all", *norms, *_upper(comparison.cosines.tolist())])
-    click.echo(table(["norm, then cosine", *names, *pairs], rows))
+    echo(table(["norm, then cosine", *names, *pairs], rows))
     if unchanged := _unchanged(comparison):
-        click.echo(f"unchanged by all: {first_few(unchanged)}")
+        echo(f"unchanged by all: {first_few(unchanged)}")
     _print_matrix("cosine", names, comparison.cosines)
     _print_matrix("signs in conflict", names, comparison.conflicts)
     if comparison.overlaps is not None:
@@ -190,7 +190,7 @@ def _print_matrix(title: str, names: tuple[str, ...], values: torch.Tensor) -> N
         [name, *(f"{value:.3f}" for value in row)]
         for name, row in zip(names, values.tolist(), strict=True)
     ]
-    click.echo("\n" + table([title, *names], rows))
+    echo("\n" + table([title, *names], rows))
 
 
 def _upper(values: list[list[float]]) -> list[str]:

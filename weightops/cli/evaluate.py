@@ -11,7 +11,7 @@ import click
 
 from weightops.cli.borrowing import taken
 from weightops.cli.from_signature import Borrowed, command
-from weightops.cli.printing import echo_json
+from weightops.cli.printing import echo, echo_json
 from weightops.cli.signatures import names_in
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _print(records: Sequence[dict[str, Any]], columns: Sequence[str], *, show_mo
         for record in scored
     ]
     header = ["task", *(["model"] if show_models else []), *columns, "images", "source"]
-    click.echo(table(header, rows))
+    echo(table(header, rows))
 
 
 def _print_changes(records: Sequence[dict[str, Any]]) -> None:
@@ -225,8 +225,8 @@ def _print_changes(records: Sequence[dict[str, Any]]) -> None:
             for change in [record["change"]]
         ]
         first = next(record["change"]["from"] for record in changed if record["model"] == model)
-        click.echo(f"\n{model} against {first}, in points of accuracy on the same images")
-        click.echo(table(header, rows))
+        echo(f"\n{model} against {first}, in points of accuracy on the same images")
+        echo(table(header, rows))
         for record in changed:
             if record["model"] == model:
                 _print_images(record["dataset"], record["change"]["images"])
@@ -239,7 +239,7 @@ def _print_images(task: str, images: Sequence[Mapping[str, Any]]) -> None:
     for what, end in (("fixed", "after"), ("broken", "before")):
         names = [str(image["image"]) for image in images if image[end] == image["label"]]
         if names:
-            click.echo(f"{what} of {task}: {first_few(names, 8)}")
+            echo(f"{what} of {task}: {first_few(names, 8)}")
 
 
 def _print_perplexity(
@@ -266,4 +266,4 @@ def _print_perplexity(
         echo_json(results)
         return
     rows = [[r["model"], f"{r['perplexity']:.4g}", r["tokens"]] for r in results]
-    click.echo(table(["model", "perplexity", "tokens"], rows))
+    echo(table(["model", "perplexity", "tokens"], rows))

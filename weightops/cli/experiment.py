@@ -10,7 +10,7 @@ import click
 from weightops.cli.borrowing import TRAINING, training_config
 from weightops.cli.config_files import write_run_file
 from weightops.cli.from_signature import Borrowed, command
-from weightops.cli.printing import echo_json, echo_plan
+from weightops.cli.printing import echo, echo_json, echo_plan
 from weightops.cli.types import TaskNames
 
 _TASK = click.Option(
@@ -43,7 +43,7 @@ def experiment(name: str = "", *, dry_run: bool = False, json_: bool = False, **
     if not name:
         listed = {key: about_experiment(function) for key, function in EXPERIMENTS.items()}
         lines = [f"{key:16} {text}" for key, text in listed.items()]
-        echo_json(listed) if json_ else click.echo("\n".join(lines))
+        echo_json(listed) if json_ else echo("\n".join(lines))
         return
     if "task" in given:
         given["task"] = ",".join(given["task"])
@@ -58,4 +58,4 @@ def experiment(name: str = "", *, dry_run: bool = False, json_: bool = False, **
     if json_:
         echo_json(outcome.record)
         return
-    click.echo(f"{outcome.text}\n\n{out}/ holds table.txt, results.json and figure.png")
+    echo(f"{outcome.text}\n\n{out}/ holds table.txt, results.json and figure.png")

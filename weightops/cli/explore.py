@@ -11,7 +11,7 @@ import click
 
 from weightops.cli import from_signature
 from weightops.cli.from_signature import Borrowed
-from weightops.cli.printing import echo_json
+from weightops.cli.printing import echo, echo_json
 
 if TYPE_CHECKING:
     from weightops.tasks.table import TaskList
@@ -49,11 +49,11 @@ def explore(
         if json_:
             echo_json({"address": server.address})
         else:
-            click.echo(f"{server.address}\nOpen it in a browser; Ctrl-C ends it.")
+            echo(f"{server.address}\nOpen it in a browser; Ctrl-C ends it.")
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
-            click.echo("ended", err=True)
+            echo("ended", err=True)
 
 
 class _Explore(click.Command):

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from weightops.cli.from_signature import command
-from weightops.cli.printing import echo_json
+from weightops.cli.printing import echo, echo_json
 from weightops.errors import printable
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ def inspect(checkpoint: str, *, tensors: bool = True, json_: bool = False) -> No
         try:
             _print_origin(source.made_from)
         except (LookupError, TypeError, AttributeError, ValueError):  # anyone may have written it
-            click.echo("made from    a record that isn't sound")
+            echo("made from    a record that isn't sound")
         return
     record: dict[str, object] = {
         "checkpoint": checkpoint,
@@ -75,20 +73,20 @@ def _print_tensors(source: Source) -> None:
     for name, spec in source.specs.items():
         tied = f"  = {shown[source.ties[name]]}" if name in source.ties else ""
         shape = "x".join(map(str, spec.shape)) or "scalar"
-        click.echo(f"{shown[name]:{width}}  {spec.dtype_name:9} {shape}{tied}")
+        echo(f"{shown[name]:{width}}  {spec.dtype_name:9} {shape}{tied}")
 
 
 def _print_totals(source: Source, stored: Mapping[str, Spec], dtypes: dict[str, int]) -> None:
     numbers = sum(dtypes.values())
     size = _size(math.fsum(spec.nbytes for spec in stored.values()))
-    click.echo(f"{len(source.specs)} tensors, {numbers:,} numbers, {size}")
-    click.echo("dtypes       " + ", ".join(f"{name} {count:,}" for name, count in dtypes.items()))
-    click.echo(f"fingerprint  {source.fingerprint}")
+    echo(f"{len(source.specs)} tensors, {numbers:,} numbers, {size}")
+    echo("dtypes       " + ", ".join(f"{name} {count:,}" for name, count in dtypes.items()))
+    echo(f"fingerprint  {source.fingerprint}")
     if source.keys:
         opened, *others = map(printable, source.keys)
-        click.echo(f"opened       {opened}" + "".join(f"; also {key}" for key in others))
+        echo(f"opened       {opened}" + "".join(f"; also {key}" for key in others))
     if source.skipped:
-        click.echo("skipped      " + ", ".join(map(printable, source.skipped)))
+        echo("skipped      " + ", ".join(map(printable, source.skipped)))
 
 
 def _print_origin(made_from: Mapping[str, Any]) -> None:
@@ -96,24 +94,24 @@ def _print_origin(made_from: Mapping[str, Any]) -> None:
     compressed = made_from.get("compressed")
     if isinstance(compressed, dict):
         error = compressed.get("relative_error")
-        click.echo(printable(f"compressed   {compressed.get('how')}, relative error {error}"))
+        echo(printable(f"compressed   {compressed.get('how')}, relative error {error}"))
     adapter = made_from.get("adapter")
     if isinstance(adapter, dict):
         ranks = ", ".join(map(str, adapter["ranks"]))
         whole = f", and {len(adapter['whole'])} whole tensors" if adapter["whole"] else ""
         base = adapter["base"] or "a base it does not name"
         modules = f"{adapter['modules']} modules of {base}"
-        click.echo(printable(f"adapter      {adapter['kind']} of rank {ranks} on {modules}{whole}"))
+        echo(printable(f"adapter      {adapter['kind']} of rank {ranks} on {modules}{whole}"))
     recipe, terms = made_from.get("recipe"), made_from.get("terms")
     if isinstance(recipe, dict):
         import yaml
 
-        click.echo("recipe\n" + indent(yaml.safe_dump(recipe, sort_keys=False).strip(), "  "))
+        echo("recipe\n" + indent(yaml.safe_dump(recipe, sort_keys=False).strip(), "  "))
         return
     for term in terms if isinstance(terms, list) else []:
         what = term.get("method") or f"{term.get('ref')} ({term.get('fingerprint')})"
         rules = f" at {term['rules']}" if term.get("rules") else ""
-        click.echo(printable(f"made from    {term.get('coefficient', 1):+g} x {what}{rules}"))
+        echo(printable(f"made from    {term.get('coefficient', 1):+g} x {what}{rules}"))
 
 
 def _size(count: float) -> str:

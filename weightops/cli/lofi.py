@@ -15,7 +15,7 @@ from weightops.cli.borrowing import TRAINING, taken, training_config
 from weightops.cli.config_files import write_run_file
 from weightops.cli.from_signature import Borrowed
 from weightops.cli.learning import NODE, TASK, TEXT, check_one
-from weightops.cli.printing import echo_json, echo_plan, quieten
+from weightops.cli.printing import echo, echo_json, echo_plan, quieten
 
 if TYPE_CHECKING:
     from weightops.checkpoints.checkpoint import Checkpoint
@@ -174,11 +174,11 @@ def _print_average(out: Path, record: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         echo_json({"output": str(out), **record})
         return
-    click.echo(f"{out}: the average of {len(record['nodes'])} nodes ({record['means']})")
+    echo(f"{out}: the average of {len(record['nodes'])} nodes ({record['means']})")
     for name, node in record["nodes"].items():
-        click.echo(f"  {name}: {node['coefficient']:.4g}")
+        echo(f"  {name}: {node['coefficient']:.4g}")
     for name, reason in record["left_out"].items():
-        click.echo(f"  {name}: left out, {reason}")
+        echo(f"  {name}: left out, {reason}")
 
 
 def _write_page(comparison: Mapping[str, Any], checkpoint: Checkpoint, out: Path) -> None:
@@ -203,10 +203,10 @@ def _print_comparison(comparison: Mapping[str, Any], as_json: bool) -> None:
     known = [c for c in columns if all(c in row for row in models.values())]
     show: Any = PERPLEXITY.cell if unit == PERPLEXITY.name else cell
     rows = [[name, *(show(float(row[c])) for c in known)] for name, row in models.items()]
-    click.echo(table([f"{comparison['task']}, {unit}", *known], rows))
+    echo(table([f"{comparison['task']}, {unit}", *known], rows))
     for name, cost in comparison["cost"].items():
         seconds, communication = cost["seconds"], cost["communication_seconds"]
-        click.echo(f"{name}: {communication:.1f} of {seconds:.1f} seconds in communication")
+        echo(f"{name}: {communication:.1f} of {seconds:.1f} seconds in communication")
 
 
 def _unless_subcommand(callback: Any) -> Any:

@@ -11,7 +11,7 @@ import click
 from weightops.cli.borrowing import taken
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.method_options import read_method_options
-from weightops.cli.printing import echo_json
+from weightops.cli.printing import echo, echo_json
 from weightops.cli.saving import OUTPUT, SAVE, may_exist, output_options, save
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def merge(
     }
     recipe = _read_recipe(given.pop("arguments", ()), stated)
     if given.pop("print_recipe", False):
-        echo_json(recipe.to_dict()) if json_ else click.echo(recipe.to_yaml(), nl=False)
+        echo_json(recipe.to_dict()) if json_ else echo(recipe.to_yaml(), nl=False)
         return
     how, output = taken(given, ("strict",)), output_options(given)
     if output.get("dry_run"):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from weightops.cli.from_signature import command
-from weightops.cli.printing import echo_json
+from weightops.cli.printing import echo, echo_json
 from weightops.support import docstrings
 
 if TYPE_CHECKING:
@@ -29,12 +27,12 @@ def methods(method: str = "", *, markdown: bool = False, json_: bool = False) ->
     if json_:
         echo_json([_record(m) for m in chosen])
     elif markdown:
-        click.echo("\n".join(_section(m) for m in chosen), nl=False)
+        echo("\n".join(_section(m) for m in chosen), nl=False)
     elif method:
-        click.echo(_page(chosen[0]))
+        echo(_page(chosen[0]))
     else:
         rows = [[m.name, _space(m), ", ".join(m.options) or "-"] for m in chosen]
-        click.echo(table(["method", "works on", "options"], rows))
+        echo(table(["method", "works on", "options"], rows))
 
 
 def _record(method: Method) -> dict[str, Any]:

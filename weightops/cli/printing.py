@@ -13,6 +13,11 @@ import click
 from weightops.errors import printable
 
 
+def echo(text: str, *, nl: bool = True, err: bool = False) -> None:
+    """Print lines, with the control characters that names in them bring along escaped."""
+    click.echo("\n".join(map(printable, text.split("\n"))), nl=nl, err=err)
+
+
 def echo_json(value: Any) -> None:
     """Print JSON to stdout."""
     from weightops.support.json_files import json_text
@@ -28,7 +33,7 @@ def echo_plan(plan: Mapping[str, Any], as_json: bool) -> None:
     for name, value in plan.items():
         is_size = any(word in name for word in ("bytes", "memory", "disk"))
         shown = f"{value / 1e6:,.1f} MB" if is_size else show(value)
-        click.echo(f"{name.replace('_', ' '):17} {shown}")
+        echo(f"{name.replace('_', ' '):17} {shown}")
 
 
 def show(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightops.cli.from_signature import Borrowed, command
-from weightops.cli.printing import echo_json
+from weightops.cli.printing import echo, echo_json
 from weightops.cli.pushing import check_push
 
 if TYPE_CHECKING:
@@ -46,5 +46,5 @@ def push(
         echo_json({"repo": repo, "files": sizes, "private": private, "address": address})
         return
     for name, size in sizes.items():
-        click.echo(f"{size:14,}  {name}")
-    click.echo(f"pushed to {address}" if address else f"would be pushed to {repo}")
+        echo(f"{size:14,}  {name}")
+    echo(f"pushed to {address}" if address else f"would be pushed to {repo}")

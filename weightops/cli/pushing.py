@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from weightops.cli.printing import echo
+
 PUSH = click.Option(
     ["--push"], metavar="ORG/NAME", help="Then upload the folder to the Hugging Face Hub."
 )
@@ -25,5 +27,5 @@ def push_folder(folder: Path, repo: str | None) -> dict[str, str]:
     if repo is None:
         return {}
     address = push(folder, repo)
-    click.echo(f"pushed to {address}", err=True)
+    echo(f"pushed to {address}", err=True)
     return {"pushed": address}

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from weightops.cli.borrowing import SCORED
 from weightops.cli.config_files import write_run_file
 from weightops.cli.from_signature import Borrowed, command
-from weightops.cli.printing import echo_json
+from weightops.cli.printing import echo, echo_json
 from weightops.cli.signatures import read
 
 _RANK = "weightops.workflows.rank:rank"
@@ -29,4 +27,4 @@ def rank(vectors: tuple[str, ...], json_: bool = False, **given: Any) -> None:
     outcome = module.rank(vectors, **given)
     if "out" in given:
         write_run_file(given["out"])
-    echo_json(outcome.record) if json_ else click.echo(outcome.text)
+    echo_json(outcome.record) if json_ else echo(outcome.text)

@@ -11,7 +11,7 @@ import click
 
 from weightops.cli.borrowing import taken
 from weightops.cli.from_signature import Borrowed
-from weightops.cli.printing import echo_json, echo_plan
+from weightops.cli.printing import echo, echo_json, echo_plan
 from weightops.cli.pushing import PUSH, check_push, push_folder
 from weightops.cli.signatures import names_in
 from weightops.cli.types import Size
@@ -116,7 +116,7 @@ def _report(
     from weightops.algebra.provenance import provenance
 
     if not as_json:
-        click.echo(f"{out}: {what}, {len(checkpoint)} tensors")
+        echo(f"{out}: {what}, {len(checkpoint)} tensors")
         return
     recipe = {"recipe": checkpoint.recipe} if checkpoint.recipe else {}
     echo_json({"output": str(out), **recipe, **provenance(checkpoint.form), **address})

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from weightops.cli.from_signature import Borrowed, command
-from weightops.cli.printing import echo_json
-from weightops.errors import TaskError
+from weightops.cli.printing import echo, echo_json, show
+from weightops.errors import TaskError, printable
 
 
 @command(
@@ -48,10 +48,10 @@ def tasks(
         [t.name, len(t.classes), *(f"{t.sizes[s]:,}" for s in splits), t.license, t.source]
         for t in TASKS.values()
     ]
-    click.echo(table(["task", "classes", *splits, "licence", "source"], rows))
+    echo(table(["task", "classes", *splits, "licence", "source"], rows))
     for task in TASKS.values() if classes else ():
-        click.echo(f"\n{task.name}\n  classes    {', '.join(task.classes)}")
-        click.echo(f"  templates  {' | '.join(task.templates)}")
+        echo(f"\n{task.name}\n  classes    {show(task.classes)}")
+        echo(f"  templates  {' | '.join(task.templates)}")
 
 
 def _check(name: str, as_json: bool, *, skip_unreadable: bool) -> None:
@@ -72,13 +72,13 @@ def _check(name: str, as_json: bool, *, skip_unreadable: bool) -> None:
         echo_json({"task": task.name, "classes": classes, "class_order": task.class_order, **facts})
     else:
         rows = [[task.classes[i], *(counts[i] for counts in found.counts.values())] for i in order]
-        click.echo(table(["class", *found.counts], rows))
+        echo(table(["class", *found.counts], rows))
         for (split, index), (first, other) in found.copies:
-            click.echo(f"{split} {index} is {first} {other}")
+            echo(f"{split} {index} is {first} {other}")
         for split, faults in found.faults.items():
             for index, text in faults.items():
-                click.echo(f"{split} {index}: {text}")
-        click.echo(f"{len(found.copies)} pictures are in two splits")
+                echo(f"{split} {index}: {printable(text)}")
+        echo(f"{len(found.copies)} pictures are in two splits")
     unreadable = sum(map(len, found.faults.values()))
     if unreadable and not skip_unreadable:
         raise TaskError(f"{unreadable} pictures of {task.name} can't be read")

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import click
 
 from weightops.cli.from_signature import Borrowed, command
-from weightops.cli.printing import echo_json
+from weightops.cli.printing import echo, echo_json
+from weightops.errors import printable
 from weightops.support.ranges import Range
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -63,11 +64,12 @@ def vector(
         }
         echo_json({**result, **({"norms": norms} if per_tensor else {})})
         return
-    click.echo(f"{len(norms)} tensors, {unchanged} of them unchanged; norm {total:.6g}")
+    echo(f"{len(norms)} tensors, {unchanged} of them unchanged; norm {total:.6g}")
     if error is not None:
-        click.echo(f"stored with a relative error of {error:.3g}")
+        echo(f"stored with a relative error of {error:.3g}")
     if per_tensor:
-        click.echo("\n".join(f"{norm:12.6g}  {name}" for name, norm in norms.items()))
+        for name, norm in norms.items():
+            echo(f"{norm:12.6g}  {printable(name)}")
 
 
 def _check(out: Path | None, lora: int | None, given: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightops.cli.from_signature import Borrowed, command
-from weightops.cli.printing import echo_json
+from weightops.cli.printing import echo, echo_json
+from weightops.errors import printable
 
 if TYPE_CHECKING:
     from weightops.engine.compare import Difference
@@ -58,7 +59,7 @@ def verify(
 
         flags = {"recipe": "--recipe", "base": "--base", "adapters": "--adapter"}
         text = translate(str(error), {**flags, "inputs": "--inputs"})
-        click.echo(f"weightops: {text}", err=True)
+        echo(f"weightops: {text}", err=True)
         click.get_current_context().exit(_UNCHECKED)
     echo_json(_record(found)) if json_ else _print(found)
     click.get_current_context().exit(0 if found.holds else 1)
@@ -98,10 +99,10 @@ def _print(found: Verification) -> None:
         _print_differing(differing)
     for what, names in (("it lacks", found.missing), ("it has besides", found.extra)):
         for name in names[:_SHOWN]:
-            click.echo(f"{what} {name}")
+            echo(f"{what} {printable(name)}")
     for name, shapes in found.reshaped.items():
-        click.echo(f"{name} is {shapes}")
-    click.echo(f"{found.output}: {_verdict(found)}")
+        echo(f"{printable(name)} is {shapes}")
+    echo(f"{found.output}: {_verdict(found)}")
 
 
 def _print_differing(differing: Mapping[str, Difference]) -> None:
@@ -120,9 +121,9 @@ def _print_differing(differing: Mapping[str, Difference]) -> None:
         for one in [differing[name]]
     ]
     header = ["tensor", "other elements", "most", "relative", "scale of its change"]
-    click.echo(table(header, rows))
+    echo(table(header, rows))
     if len(worst) > _SHOWN:
-        click.echo(f"and {len(worst) - _SHOWN} more (--json lists all)")
+        echo(f"and {len(worst) - _SHOWN} more (--json lists all)")
 
 
 def _verdict(found: Verification) -> str:

@@ -12,7 +12,7 @@ import click
 
 from weightops.cli.borrowing import SCORED, SEARCH, TRAINING, search_options, taken, training_config
 from weightops.cli.from_signature import Borrowed, build
-from weightops.cli.printing import echo_json, echo_plan, show
+from weightops.cli.printing import echo, echo_json, echo_plan, show
 from weightops.cli.pushing import PUSH, check_push, push_folder
 from weightops.cli.signatures import read
 
@@ -115,7 +115,7 @@ def _run(
     summary = run(workflow, out, on_measured=table.print_measured, **how)
     table.print_summary(summary)
     seconds = summary["seconds"]
-    click.echo(
+    echo(
         f"\n{out}/ holds the model, report.html and the results ({seconds['total']:.0f} s, of "
         f"which fine-tuning {seconds['finetune']:.0f})"
     )
@@ -143,14 +143,14 @@ class _Table:
 
         set_aside()
         if not self._has_heading:
-            click.echo(f"validation {self._unit.title}")
+            echo(f"validation {self._unit.title}")
             self._print_heading("alpha")
             self._has_heading = True
         self._print_row(shown(measured.coefficients), measured.scores)
 
     def print_summary(self, summary: Mapping[str, Any]) -> None:
         """Print the choice, the test scores of all models, the edit last, and remarks."""
-        click.echo(f"\nalpha {show(summary['alpha'])}: {summary['why']}\n\ntest {self._unit.title}")
+        echo(f"\nalpha {show(summary['alpha'])}: {summary['why']}\n\ntest {self._unit.title}")
         self._print_heading("")
         tasks, word = summary["tasks"], self._workflow.word
         entries = [entry for task in tasks.values() for entry in task.items()]
@@ -159,12 +159,12 @@ class _Table:
             scores = {name: task[model] for name, task in tasks.items() if model in task}
             self._print_row(model, scores)
         for text in self._workflow.remarks(summary):
-            click.echo(f"\n{text}")
+            echo(f"\n{text}")
 
     def _print_heading(self, first: str) -> None:
         from weightops.reports.table import line
 
-        click.echo(line([first, *self._names, *self._mean], self._widths))
+        echo(line([first, *self._names, *self._mean], self._widths))
 
     def _print_row(self, first: str, scores: Mapping[str, Mapping[str, Any]]) -> None:
         from weightops.reports.table import line
@@ -176,4 +176,4 @@ class _Table:
             kept = [readings[name] for name in self._kept if name in readings]
             complete = len(kept) == len(self._kept)
             cells.append(unit.cell(unit.mean(kept)) if complete else "-")
-        click.echo(line([first, *cells], self._widths))
+        echo(line([first, *cells], self._widths))
