@@ -197,6 +197,12 @@ def test_a_folder_loads_in_transformers_as_what_it_is(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(content))
     out = tmp_path / "out"
     assert run(["merge", f"dequantized:{folder}", str(tmp_path / "base"), "-o", str(out)]) == 0
+    assert run(["merge", str(folder), str(tmp_path / "base"), "-o", str(tmp_path / "refused")]) == 1
+    line = ["merge", str(folder), str(tmp_path / "base"), "--dequantize", "-o"]
+    assert run([*line, str(tmp_path / "same")]) == 0
+    wanted = (out / "model.safetensors").read_bytes()
+    assert (tmp_path / "same" / "model.safetensors").read_bytes() == wanted
+    assert run(["vector", str(folder), str(tmp_path / "base"), "--dequantize"]) == 0
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
     merged, info = LlamaForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not any(info.values())

@@ -37,7 +37,7 @@ from weightops.checkpoints.kinds import not_weights
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.other_folder import OtherFolder, PipelineFolder, written_name
 from weightops.checkpoints.libraries.table import architecture_of
-from weightops.checkpoints.quantised import DEQUANTIZED, dequantise
+from weightops.checkpoints.quantised import DEQUANTIZED, dequantise, is_quantised
 from weightops.checkpoints.renamed import with_prefix
 from weightops.errors import CheckpointError, SpaceError
 from weightops.support.collector import uncollected
@@ -152,6 +152,16 @@ def open_checkpoint(source: CheckpointLike) -> Checkpoint:
             "name the base there",
         )
     return opened
+
+
+def as_dequantised(ref: str) -> str:
+    """Return a ref with ``dequantized:`` before it if it holds quantised weights; else as it is.
+
+    Raises:
+        CheckpointError: as `open_checkpoint`.
+    """
+    is_one = not ref.startswith(DEQUANTIZED) and is_quantised(open_any(ref))
+    return f"{DEQUANTIZED}{ref}" if is_one else ref
 
 
 def _kind_of_delta(opened: Checkpoint) -> str:

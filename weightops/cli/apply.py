@@ -28,6 +28,7 @@ def apply(
     base: str,
     strict: bool = False,
     batchnorm: BatchNorm | None = None,
+    dequantize: bool = False,
     json_: bool = False,
     **given: Any,
 ) -> None:
@@ -38,8 +39,9 @@ def apply(
         base: the weights to edit.
         strict: refuse a vector that was made from another base, instead of warning.
         batchnorm: recompute running statistics on the images of a task; base: keep the base's.
+        dequantize: read a quantised base in bfloat16, as `dequantized:` before it does.
     """
-    from weightops.checkpoints.opening import open_checkpoint
+    from weightops.checkpoints.opening import as_dequantised, open_checkpoint
     from weightops.checkpoints.vector_files import is_adapter
     from weightops.hub.cards import edit_card, edit_title
     from weightops.merging.recipe import Recipe
@@ -57,6 +59,7 @@ def apply(
     output = output_options(given)
     check_free(output["out"], overwrite=may_exist(output))
     alphas = alphas * len(vectors) if len(alphas) == 1 else alphas
+    base = as_dequantised(base) if dequantize else base
     start = open_checkpoint(base)
     opened = [
         TaskVector(start, path) if is_adapter(path) else TaskVector.load(path) for path in vectors

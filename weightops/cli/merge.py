@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from weightops.merging.methods.method import Method
     from weightops.merging.recipe import Recipe
 
-_STATED = ("method", "base", "weights", "alpha", "seed", "rank", "statistics", "batchnorm", "align")
+_STATED = (
+    "method",
+    "base",
+    "weights",
+    "alpha",
+    "seed",
+    "rank",
+    "statistics",
+    "batchnorm",
+    "dequantize",
+    "align",
+)
 _UNKNOWN_OPTIONS = {"ignore_unknown_options": True, "allow_interspersed_args": True}
 _ARGUMENTS = click.Argument(
     ["arguments"],
@@ -48,6 +59,7 @@ def merge(
     alpha: Sequence[float] | None = None,
     statistics: tuple[str, ...] = (),
     batchnorm: BatchNorm | None = None,
+    dequantize: bool = False,
     json_: bool = False,
     **given: Any,
 ) -> None:
@@ -68,6 +80,7 @@ def merge(
         statistics: for fisher and regmean, the file of each model's statistic, in the order of the
             models; see `weightops statistics`.
         batchnorm: recompute running statistics on the images of a task; base: keep the base's.
+        dequantize: read quantised models in bfloat16, as `dequantized:` before one does.
     """
     from weightops.support.atomic import check_free
 
@@ -77,6 +90,7 @@ def merge(
         "alpha": alpha or (1.0,),
         "statistics": statistics,
         "batchnorm": batchnorm,
+        "dequantize": dequantize,
         **taken(given, ("base", "seed", "rank", "align")),
     }
     recipe = _read_recipe(given.pop("arguments", ()), stated)
@@ -109,6 +123,11 @@ def _read_recipe(arguments: Sequence[str], stated: dict[str, Any]) -> Recipe:
             raise click.UsageError(f"the recipe says all of that: leave out {named}")
         return Recipe.read(models[0])
     alpha, files = stated.pop("alpha"), stated.pop("statistics")
+    if stated.pop("dequantize"):
+        from weightops.checkpoints.opening import as_dequantised
+
+        models = list(map(as_dequantised, models))
+        stated["base"] = stated.get("base") and as_dequantised(stated["base"])
     method = METHODS[stated["method"]]
     _check_spelling([name for name in texts if name not in method.options])
     options = read_method_options(method, texts)

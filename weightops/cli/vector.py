@@ -27,6 +27,7 @@ def vector(
     allow_missing: bool = False,
     strict: bool = False,
     per_tensor: bool = False,
+    dequantize: bool = False,
     json_: bool = False,
     **given: Any,
 ) -> None:
@@ -42,10 +43,14 @@ def vector(
         allow_missing: leave out tensors that only one of the checkpoints has.
         strict: refuse checkpoints that are configured differently, instead of warning.
         per_tensor: print the norm of each tensor, too.
+        dequantize: read quantised weights in bfloat16, as `dequantized:` before a path does.
     """
+    from weightops.checkpoints.opening import as_dequantised
     from weightops.task_vector import TaskVector
 
     _check(out, lora, given)
+    if dequantize:
+        base, finetuned = as_dequantised(base), as_dequantised(finetuned)
     tau = TaskVector(base, finetuned, strict=not allow_missing, same_config=strict)
     tau = tau.select(select) if select else tau
     norms = tau.norm(per_tensor=True)
