@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.nets import Net, perturbed
 from torch import nn
+from tqdm import tqdm
 
 os.environ["WEIGHTOPS_PRECISION"] = "float32"  # alike on all processors, in all processes
 
@@ -16,7 +17,10 @@ os.environ["WEIGHTOPS_PRECISION"] = "float32"  # alike on all processors, in all
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEIGHTOPS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    logging.getLogger("weightops").setLevel(logging.NOTSET)  # which --quiet raises for its process
+    # what --quiet does to its process
+    logging.getLogger("weightops").setLevel(logging.NOTSET)
+    monkeypatch.setattr(tqdm, "__init__", tqdm.__init__)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -115,6 +115,9 @@ def test_ranks_write_the_same_bytes(model_files: tuple[str, list[str]], tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("8 tensors") == 1
+    one, three = (tmp_path / folder / "README.md" for folder in ("one", "three"))
+    assert three.read_text().replace("-o three", "-o one") == one.read_text()
+    three.write_text(one.read_text())
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "three" / path.name).read_bytes()
     assert same_files(tmp_path / "one", tmp_path / "three")
