@@ -29,7 +29,7 @@ def test_torchrun_two_nodes_of_two(tmp_path: Path) -> None:
     assert result["means"] == "all-reduce"
     assert result["left_out"] == {}
     assert printed[1][0] == ""
-    assert sorted(path.name for path in out.iterdir()) == ["merged", "node0", "node1"]
+    assert sorted(path.name for path in out.iterdir()) == ["merged", "node0", "node1", "run.yaml"]
     merged, *nodes = opened(out, "merged", "node0", "node1")
     assert equal(merged, lofi.average([out / "node0", out / "node1"]))
     for name, tensor in merged.state_dict().items():

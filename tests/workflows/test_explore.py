@@ -98,12 +98,12 @@ def test_the_first_look_is_short_and_a_move_ends_it(own: Path) -> None:
     glimpses.orders["swapped"] = order.repeat(40)  # as if there were many images
     seen = [len(g["swapped"]) for g in glimpses.look((0.5, 0.0), lambda: True)]
     assert seen == [16, 64, 256, 320]
-    before = glimpses.session.images_measured
+    before = glimpses.session.samples_measured
     assert before == 320
     turns = iter([True, True, False])
     seen = [len(g["swapped"]) for g in glimpses.look((0.3, 0.0), lambda: next(turns))]
     assert seen == [16, 64]
-    assert glimpses.session.images_measured == before + 64
+    assert glimpses.session.samples_measured == before + 64
     seen = [len(g["swapped"]) for g in glimpses.look((0.3, 0.0), lambda: True)]
     assert seen == [64, 256, 320]  # it goes on where it ended
 
@@ -118,7 +118,7 @@ def test_many_moves_measure_the_last_and_one_at_a_time(server: Server) -> None:
     assert {t.name for t in threading.enumerate()} == names
     session = explorer._glimpses.session
     every = sum(len(order) for order in explorer._glimpses.orders.values())
-    assert session.images_measured <= 201 * every
+    assert session.samples_measured <= 201 * every
 
 
 def test_a_vector_of_another_base_is_told_once(
