@@ -80,9 +80,12 @@ def combine(
         out.copy_(_move_towards_mean(origin, terms, total, scratch))
         return
     for i, (coefficient, tensor, relative) in enumerate(terms):
-        term = widen(tensor, working, scratch, Slot.TERM)
+        is_total = relative and origin is not None and i == 0 and coefficient == 1
+        if is_total and tensor.dtype != working:
+            term = total.copy_(tensor)
+        else:
+            term = widen(tensor, working, scratch, Slot.TERM)
         if relative and origin is not None:
-            is_total = i == 0 and coefficient == 1
             difference = total if is_total else scratch.get(Slot.TERM, size, working, out.device)
             term = torch.sub(term, origin, out=difference)
         if i:
