@@ -20,7 +20,11 @@ from weightops.cli.signatures import REQUIRED, Expression, Parameter, plugin_nam
 from weightops.errors import WeightopsError
 from weightops.support.docstrings import plain
 
-_FLAGS = {"out": ("-o", "--out"), "finetuned": ("--finetuned", "--vector")}
+_FLAGS = {
+    "out": ("-o", "--out"),
+    "finetuned": ("--finetuned", "--vector"),
+    "adapters": ("--adapter",),
+}
 """Options that aren't spelt as their parameter."""
 
 _PLUGINS = {"method": "methods"}

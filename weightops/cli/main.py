@@ -17,7 +17,7 @@ from types import FrameType
 
 import click
 
-from weightops.errors import OptionError, WeightopsError, printable
+from weightops.errors import OptionError, UnverifiedError, WeightopsError, printable
 from weightops.support.invocation import invoked_with
 from weightops.support.registry import unknown
 
@@ -30,6 +30,9 @@ VERBS = (
 
 _FORMER = {"select": "rank"}
 """Former names of verbs, which still answer."""
+
+_EXIT_CODES: dict[type[WeightopsError], int] = {OptionError: 2, UnverifiedError: 3}
+"""The exit codes of errors that have one of their own; that of the others is 1."""
 
 _GC_THRESHOLD = 100_000
 """Allocations between garbage collections. What torch's import allocates lives as long as the
@@ -185,7 +188,7 @@ def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:
             click.echo(f"weightops: {text}", err=True)
             return 1
         click.echo(f"weightops: {_message(error)}", err=True)
-        return 2 if isinstance(error, OptionError) else 1
+        return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), 1)
 
 
 def _message(error: BaseException) -> str:

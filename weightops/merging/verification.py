@@ -98,8 +98,8 @@ def verify(
         recipe: the recipe, weightops' own or mergekit's. Default: the one that the output records,
             or that lies in its folder.
         base: with ``adapters``, the base that they should be merged into, by whatever tool.
-        adapters: the adapters, or saved task vectors, that should be in the output.
-        inputs: folders in which to look for inputs that have moved.
+        adapters: an adapter, or saved task vector, that should be in the output; several can be.
+        inputs: a folder in which to look for inputs that have moved; several can be given.
         device: where models are run, if the recipe needs images.
 
     Raises:

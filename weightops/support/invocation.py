@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timezone
-from importlib.metadata import version
 
 from weightops.support.text import portable
 
@@ -39,6 +38,8 @@ def command_line() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results may depend on."""
+    from importlib.metadata import version  # what starts without results does without it
+
     packages = ("weightops", "torch", "open_clip_torch", "torchvision", "pillow", "safetensors")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
