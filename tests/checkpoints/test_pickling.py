@@ -15,6 +15,7 @@ from helpers.closeness import bits_equal
 from helpers.nets import perturbed
 from helpers.transformers_folders import saved as saved_model
 from helpers.transformers_folders import small_gpt2
+from safetensors.torch import save_file
 from torch import nn
 
 from weightops import TaskVector, merge, open_checkpoint
@@ -106,6 +107,18 @@ def test_adapters_renamed_weights_and_merges_travel(tmp_path: Path) -> None:
     for one in (tau, lora, merged):
         again = pickle.loads(pickle.dumps(one))
         assert bits_equal(dict(again), dict(one))
+
+
+def test_dequantised_and_embedded_weights_travel(tmp_path: Path) -> None:
+    tensors = {"w": torch.randn(4, 6).to(torch.float8_e4m3fn), "w_scale": torch.tensor(0.5)}
+    stored = {f"layer.{name.replace('w', 'weight', 1)}": t for name, t in tensors.items()}
+    save_file(stored, tmp_path / "quantised.safetensors")
+    for ref in (f"dequantized:{tmp_path / 'quantised.safetensors'}", "embedded"):
+        opened = open_checkpoint(ref)
+        again = pickle.loads(pickle.dumps(opened))
+        assert again.source.ref == opened.source.ref
+        assert again.fingerprint == opened.fingerprint
+        assert bits_equal(dict(again), dict(opened))
 
 
 def test_weights_in_memory_travel_with_their_values(net: nn.Module, tuned: nn.Module) -> None:

@@ -62,6 +62,20 @@ def test_joined_tensors_are_each_what_they_are_alone(tmp_path: Path, with_base: 
         torch.testing.assert_close(joint[name], right[name], msg=name)
 
 
+def test_tensors_in_shards_are_joined_alike(tmp_path: Path) -> None:
+    paths = models(tmp_path)
+    whole = merge(paths, "linear").save(tmp_path / "whole")
+    shards = [
+        open_checkpoint(path).save(tmp_path / path.stem, max_shard_size=4000) for path in paths
+    ]
+    assert len(list(shards[0].glob("*.safetensors"))) > 3
+    merged = merge(shards, "linear").save(tmp_path / "of_shards")
+    expected, got = (load_file(folder / "model.safetensors") for folder in (whole, merged))
+    assert got.keys() == expected.keys()
+    for name, tensor in got.items():
+        assert tensor.view(torch.uint8).equal(expected[name].view(torch.uint8)), name
+
+
 def test_neighbours_that_are_computed_alike_are_one_step(tmp_path: Path) -> None:
     form = merge(models(tmp_path), "linear").form
     steps = list(joined(plan(form), form.specs))

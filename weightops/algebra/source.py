@@ -193,7 +193,7 @@ class Source(ABC):
         return [self]
 
     def working_bytes(self, name: str) -> int:
-        """Return the most bytes of memory that opening a tensor takes: 0 if it is mapped."""
+        """Return the most bytes of memory that opening a tensor takes: 0 if read in pieces."""
         return 0
 
     @cached_property

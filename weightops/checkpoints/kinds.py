@@ -29,7 +29,7 @@ def kind_of(value: object) -> str:
         return f"one path, {str(value)!r},"
     if isinstance(getattr(value, "form", None), LinearForm):
         return f"one {type(value).__name__}"
-    if isinstance(value, nn.Module):
+    if is_module(value):
         return f"one module, {type(value).__name__},"
     if isinstance(value, Mapping):
         return "a state dict"
@@ -45,7 +45,7 @@ def is_module(value: object) -> TypeGuard[nn.Module]:
 def not_weights(value: object) -> CheckpointError:
     """Return the error for an argument that is no kind of weights."""
     hint = f"give {WEIGHTS}"
-    if isinstance(value, torch.Tensor):
+    if "torch" in sys.modules and isinstance(value, torch.Tensor):
         hint = 'a state dict names its tensors: {"weight": tensor}'
     elif isinstance(value, (list, tuple)):
         hint = f"give {WEIGHTS}; average([...]) and merge([...]) take several"

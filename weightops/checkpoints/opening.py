@@ -203,13 +203,7 @@ def open_ref(ref: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: as `open_checkpoint`.
     """
-    if str(ref).startswith(DEQUANTIZED):
-        return dequantise(open_ref(str(ref).removeprefix(DEQUANTIZED)))
-    if ref == EMBEDDED:
-        opened, place = _open_place(Path(__file__).parent.parent / "clip")[0], EMBEDDED
-        opened.source.ref = EMBEDDED
-    else:
-        opened, place = _open_place(ref)
+    opened, place = _open_place(ref)
     opened.form.sources[0].opener = partial(_source_of, place)
     return opened
 
@@ -220,6 +214,13 @@ def _source_of(place: str) -> Source:
 
 def _open_place(ref: str | Path) -> tuple[Checkpoint, str]:
     """Open what a path or ref names; return with it what names it from any working folder."""
+    if str(ref).startswith(DEQUANTIZED):
+        stored, place = _open_place(str(ref).removeprefix(DEQUANTIZED))
+        return dequantise(stored), DEQUANTIZED + place
+    if ref == EMBEDDED:
+        opened, _ = _open_place(Path(__file__).parent.parent / "clip")
+        opened.source.ref = EMBEDDED
+        return opened, EMBEDDED
     path, fetched = Path(ref), None
     place, _, key = str(ref).rpartition(":")
     if not path.exists() and place and Path(place).is_file():

@@ -7,6 +7,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
+from weightops.algebra.dtypes import ITEM_SIZES
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ComputedSource, Source, cut
@@ -60,7 +61,7 @@ class Dequantised(ComputedSource):
     def working_bytes(self, name: str) -> int:
         if name not in self._decoders:
             return self._stored.working_bytes(name)
-        return 3 * self._decoders[name].spec.numel * torch.float32.itemsize
+        return 3 * self._decoders[name].spec.numel * ITEM_SIZES["float32"]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -104,7 +105,7 @@ def dequantise(checkpoint: Checkpoint) -> Checkpoint:
     if architecture:
         removed = {key: None for key in CONFIG_KEYS if key in architecture.config}
         architecture = architecture.changed(removed) if removed else architecture
-    return checkpoint.with_form(form, architecture).to(torch.bfloat16)
+    return checkpoint.with_form(form, architecture).to("bfloat16")
 
 
 def is_quantised(checkpoint: Checkpoint) -> bool:

@@ -12,11 +12,10 @@ from weightops.algebra.dtypes import accumulator_name
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.provenance import provenance
 from weightops.algebra.source import Source, Spec
-from weightops.checkpoints.adapters.adapter import Adapter
+from weightops.checkpoints.adapters.adapter import CONFIG, Adapter
 from weightops.checkpoints.adapters.writing import facts_of_adapter, write_adapter
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.compressed import coding, write_compressed
-from weightops.checkpoints.libraries.transformers_kinds import task_type_of
 from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.opening import open_ref
 from weightops.checkpoints.output_layout import CARD, folders_of
@@ -31,6 +30,7 @@ from weightops.support.atomic import (
     check_free,
     resumable_output,
 )
+from weightops.support.json_files import read_json
 from weightops.support.lazy import torch
 
 
@@ -85,8 +85,7 @@ def write_lora(
         stage.mkdir()
         lost = write_adapter(form, stage, rank, base=base, ref=ref)
         card = adapter_card(ref, rank, lost["relative_error"])
-        of_base = base.architecture.config if base and base.architecture else {}
-        facts = facts_of_adapter(task_type_of(of_base))
+        facts = facts_of_adapter(read_json(stage / CONFIG)["task_type"])
         inputs = {} if base is None else folders_of(base.form)
         text = card.text(facts, "cpu", name=folder.name, inputs=inputs)
         (stage / CARD).write_text(text, encoding="utf-8")

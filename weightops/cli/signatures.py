@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -248,4 +247,6 @@ def names_in(reference: str) -> list[str]:
 
 def plugin_names(group: str) -> list[str]:
     """Return the names that other packages add to a registry, without loading any."""
+    from importlib.metadata import entry_points
+
     return [point.name for point in entry_points(group=f"weightops.{group}")]

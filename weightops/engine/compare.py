@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from weightops.algebra.dtypes import is_editable
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.engine.evaluate import Reader, reader
-from weightops.engine.plan import Segment, Step, plan, units
+from weightops.engine.plan import Segment, joint, plan, units
 from weightops.engine.threads import parallel
 from weightops.support.lazy import torch
 
@@ -55,16 +55,15 @@ class Difference:
 
     def add(self, part: Difference) -> None:
         """Add the difference of other elements of the tensor."""
-        self.most = max(self.most, part.most)
-        for name in ("count", "other", "outside", "error", "size", "change"):
-            setattr(self, name, getattr(self, name) + getattr(part, name))
-        self.along_size += part.along_size
-        self.along_change += part.along_change
+        most = max(self.most, part.most)
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(part, field.name))
+        self.most = most
 
     @property
     def relative(self) -> float:
         """The norm of the difference over that of what the tensor should be."""
-        return math.sqrt(self.error / self.size) if self.size else math.copysign(math.inf, 1)
+        return math.sqrt(self.error / self.size) if self.size else math.inf
 
     @property
     def scale(self) -> float | None:
@@ -132,16 +131,10 @@ def compare(
         return [form.specs[name].dtype for form in forms[: len(steps[name])]]
 
     totals = {name: Difference() for name in names}
-    for results in parallel(units(_joint(listed) for listed in steps.values()), do):
+    for results in parallel(units(map(joint, steps.values())), do):
         for name, difference in results:
             totals[name].add(difference)
     return totals
-
-
-def _joint(steps: Sequence[Step]) -> Step:
-    """Return one step that uses all sources of several, for the division into units."""
-    sources = {source: 1.0 for step in steps for source in step.coefficients}
-    return steps[0]._replace(coefficients=sources)
 
 
 def _compare_segment(
@@ -166,24 +159,29 @@ def _numbers(parts: Sequence[torch.Tensor], are_floats: bool, is_delta: bool) ->
     expected, actual, *base = parts
     width = expected.element_size()
     bits = [part.view(torch.uint8).view(-1, width) for part in (expected, actual)]
-    other = int((bits[0] != bits[1]).any(1).sum())
+    differs = (bits[0] != bits[1]).any(1)
+    other = int(differs.sum())
     if not are_floats:
         return Difference(other=other, outside=other, error=math.inf if other else 0.0)
-    should, have = expected.double(), actual.double()
+    should = expected.double()
     change = should if is_delta else torch.zeros_like(should)
     change = should - base[0].double() if base else change
-    error = torch.where((bits[0] != bits[1]).any(1), have - should, 0.0)
+    finite = [torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for x in (should, change)]
+    size, changed = (float(x.square().sum()) for x in finite)
+    if not other:
+        return Difference(size=size, change=changed)
+    error = torch.where(differs, actual.double() - should, 0.0)
     error[~error.isfinite()] = math.inf
     spacing = torch.finfo(expected.dtype).eps * _ROUNDINGS
     allowed = spacing * (should.abs() + change.abs() + change.square().mean().sqrt())
-    finite = [torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for x in (should, change)]
+    lengths = error.abs()
     return Difference(
         other=other,
-        most=float(error.abs().max()) if len(error) else 0.0,
-        outside=int((error.abs() > allowed).sum()),
+        most=float(lengths.max()),
+        outside=int((lengths > allowed).sum()),
         error=float(error.square().sum()),
-        size=float(finite[0].square().sum()),
-        change=float(finite[1].square().sum()),
-        along_size=float(error @ finite[0]) if other else 0.0,
-        along_change=float(error @ finite[1]) if other else 0.0,
+        size=size,
+        change=changed,
+        along_size=float(error @ finite[0]),
+        along_change=float(error @ finite[1]),
     )

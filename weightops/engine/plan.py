@@ -114,6 +114,12 @@ def _join(steps: Sequence[Step]) -> Step:
     return first._replace(numel=sum(run.values()), run=run)
 
 
+def joint(steps: Sequence[Step]) -> Step:
+    """Return a step with all sources of the steps of one tensor, for the division into units."""
+    sources = {source: 1.0 for step in steps for source in step.coefficients}
+    return steps[0]._replace(coefficients=sources)
+
+
 def combined_coefficients(
     steps: Sequence[Step], coefficients: Sequence[float]
 ) -> dict[Source, float]:

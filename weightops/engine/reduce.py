@@ -9,7 +9,7 @@ from weightops.algebra.kernels import row_length
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.engine.evaluate import Reader, reader
-from weightops.engine.plan import Segment, plan, units
+from weightops.engine.plan import Segment, joint, plan, units
 from weightops.engine.threads import parallel
 from weightops.errors import MismatchError
 from weightops.support.lazy import torch
@@ -49,12 +49,7 @@ def gram(
         ]
 
     totals = {name: torch.zeros(len(forms), len(forms), dtype=torch.float64) for name in names}
-    # For the division into units, the steps of one tensor are one step that uses all sources.
-    joint_steps = [
-        steps[0]._replace(coefficients={s: 1.0 for step in steps for s in step.coefficients})
-        for steps in steps_at.values()
-    ]
-    for results in parallel(units(joint_steps), do):
+    for results in parallel(units(map(joint, steps_at.values())), do):
         for name, matrix in results:
             totals[name] += matrix
     return totals

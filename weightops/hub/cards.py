@@ -26,7 +26,8 @@ class CardFacts(NamedTuple):
     Attributes:
         library_name: its name on the Hugging Face Hub; "other" for none.
         pipeline_tag: the kind of task that the model is for, as the Hub names it; "other" for none.
-        usage: Markdown that shows how to load the model; "" for none.
+        usage: Markdown that shows how to load the model, with ``{folder}`` for its folder; "" for
+            none.
     """
 
     library_name: str = "other"

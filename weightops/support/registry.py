@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from weightops.errors import OptionError, UnknownNameError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 log = logging.getLogger("weightops")
 
@@ -63,6 +65,8 @@ class Registry(Mapping[str, T], Generic[T]):
     def _plugins(self) -> dict[str, EntryPoint]:
         """Return the plug-ins that haven't been loaded yet, by name."""
         if self._points is None:
+            from importlib.metadata import entry_points  # what asks for no plug-in starts without
+
             points = {point.name: point for point in entry_points(group=self.group)}
             self._points = {n: point for n, point in points.items() if n not in self._table}
         return self._points

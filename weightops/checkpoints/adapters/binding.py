@@ -25,6 +25,7 @@ from weightops.checkpoints.ties import (
     with_tied_names,
 )
 from weightops.errors import CheckpointError, MismatchError, MissingExtraError
+from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
 _IN_LAYER = re.compile(r"\.\d+\.")
@@ -135,7 +136,7 @@ def _change(whole: Source, base: Checkpoint, ref: str) -> LinearForm:
     if extra:
         raise MismatchError(f"{ref} brings {first_few(extra)}, which {base.ref} doesn't have")
     # Where dtypes differ, the base's is written.
-    specs = {n: Spec(spec.shape, base.specs[n].dtype) for n, spec in whole.specs.items()}
+    specs = {n: Spec(spec.shape, base.specs[n].dtype_name) for n, spec in whole.specs.items()}
     form = replace(LinearForm.of(whole), specs=specs)
     return LinearForm.difference(form, base.form, strict=False)[0]
 
@@ -144,11 +145,12 @@ def _settle_ends(delta: LinearForm, base: Checkpoint) -> tuple[LinearForm, bool]
     """Tie the ends that a delta changes equally; return it, and whether others come apart."""
     ties = tied_names(base.form)
     ends = delta.specs.keys() & {*ties, *ties.values()}
-    unchanged = {end for end in ends if not float_tensor(delta, end).any()}
+    deltas = {end: float_tensor(delta, end) for end in ends}
+    unchanged = {end for end, tensor in deltas.items() if not tensor.any()}
     copies, apart = {}, False
     for alias, name in ties.items():
         changed = [end for end in (alias, name) if end in ends - unchanged]
-        if len(changed) == 2 and _equal(delta, alias, name):
+        if len(changed) == 2 and _equal(deltas[alias], deltas[name]):
             copies[alias] = name
         elif changed:
             _check_is_read(changed, (alias, name))
@@ -170,9 +172,8 @@ def _check_is_read(changed: Sequence[str], ends: Sequence[str]) -> None:
         )
 
 
-def _equal(delta: LinearForm, first: str, second: str) -> bool:
-    """Return whether a delta changes two tensors equally, up to the order of its sums."""
-    a, b = (float_tensor(delta, name) for name in (first, second))
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two deltas are equal, up to the order of their sums."""
     return bool((a - b).abs().max() <= 1e-5 * a.abs().max())
 
 

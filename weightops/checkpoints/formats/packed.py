@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from weightops.algebra.dtypes import accumulator, is_editable
+from weightops.algebra.dtypes import accumulator
 from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ComputedSource, Source, Spec
 from weightops.errors import CheckpointError
@@ -111,7 +111,7 @@ def _checked(
             if (
                 base is None
                 or base.shape != spec.shape
-                or not is_editable(base.dtype)
+                or not base.is_editable
                 or masks != Spec((len(tasks), width), "uint8")
             ):
                 raise CheckpointError(f"{stored.ref} is damaged at {inner}")

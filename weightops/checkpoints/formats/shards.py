@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -70,21 +70,28 @@ class ShardedSource(Source):
                 shard.ref,
             )
 
+    def _stored(self, name: str) -> str:
+        return name if name in self._owner else self.ties[name]
+
     def read(self, name: str) -> torch.Tensor:
-        name = name if name in self._owner else self.ties[name]
+        name = self._stored(name)
         return self._owner[name].read(name)
 
     def working_bytes(self, name: str) -> int:
-        name = name if name in self._owner else self.ties[name]
+        name = self._stored(name)
         return self._owner[name].working_bytes(name)
 
     def open(self, name: str, scratch: Scratch) -> Callable[[int, int], torch.Tensor]:
-        name = name if name in self._owner else self.ties[name]
+        name = self._stored(name)
         return self._owner[name].open(name, scratch)
 
+    def read_run(self, names: Sequence[str], scratch: Scratch) -> torch.Tensor:
+        names = list(map(self._stored, names))
+        owner, *others = {self._owner[name] for name in names}
+        return super().read_run(names, scratch) if others else owner.read_run(names, scratch)
+
     def samples(self, names: Iterable[str]) -> Iterator[bytes]:
-        owned = (name if name in self._owner else self.ties[name] for name in names)
-        for owner, group in groupby(owned, self._owner.__getitem__):
+        for owner, group in groupby(map(self._stored, names), self._owner.__getitem__):
             yield from owner.samples(group)
 
 

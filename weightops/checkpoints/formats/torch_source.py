@@ -1,7 +1,7 @@
 """The tensors of a file that ``torch.save`` or ``torch.jit.save`` wrote, in any of its containers.
 
 The pickle in the file is read by `Unpickler`, which executes nothing. State dicts and whole modules
-give the same names. Data are mapped from disk where they are aligned, as in zip archives.
+give the same names. Data are read when they are asked for.
 """
 
 from __future__ import annotations
