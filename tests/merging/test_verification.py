@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.merges import statistic
 from helpers.tiny_transformers import MODELS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -119,10 +120,42 @@ def test_a_moved_input_is_found_and_another_is_none(
     assert run(["verify", str(work / "merged")]) == 3
     assert verify(work / "merged", inputs=[store]).holds
     assert run(["verify", str(work / "merged"), "--inputs", str(store)]) == 0
+    with pytest.raises(OptionError, match="there is no folder gone"):
+        verify(work / "merged", inputs=[store, "gone"])
     shutil.copy(work / "m3.safetensors", absolute[0])
     with pytest.raises(UnverifiedError, match=r"m1\.safetensors is another one"):
         verify(work / "merged")
     assert verify(work / "merged", inputs=[store]).holds  # the right one among two
+
+
+def test_statistics_of_an_inner_recipe_that_have_moved(
+    work: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store = tmp_path_factory.mktemp("store")
+    names = ("m1.safetensors", "m2.safetensors")
+    for i, name in enumerate(names):
+        fisher = statistic("fisher", load_file(work / name), i)
+        save_file(fisher, work / f"{i}.fisher.safetensors")
+    given = tuple({"fisher": f"{i}.fisher.safetensors"} for i in range(2))
+    inner = Recipe(names, "fisher", name="inner", statistics=given)
+    outer = Recipe(("inner", "m3.safetensors"), named={"inner": inner})
+    outer.merge().save(work / "merged")
+    assert verify("merged").holds
+    for i in range(2):
+        shutil.move(work / f"{i}.fisher.safetensors", store)
+    with pytest.raises(UnverifiedError, match=r"its input 0.fisher.safetensors isn't here"):
+        verify("merged")
+    assert verify("merged", inputs=[store]).holds
+
+
+def test_a_command_is_told_of_its_own_options(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Recipe((str(work / "m1.safetensors"), str(work / "m2.safetensors"))).merge().save(work / "out")
+    assert run(["verify", str(work / "out"), "--base", "pre"]) == 2
+    assert "hint: --base, --adapter; or --recipe; or neither" in capsys.readouterr().err
+    assert run(["verify", str(work / "m1.safetensors")]) == 3
+    assert "hint: --inputs names a folder in which it lies" in capsys.readouterr().err
 
 
 def test_inputs_of_one_name_are_told_apart(

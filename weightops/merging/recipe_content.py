@@ -11,6 +11,7 @@ from weightops.merging.mixture_choice import Mixture
 from weightops.merging.recipe_values import (
     align_of,
     check_keys,
+    flag_of,
     layers_of,
     numbers_of,
     options_of,
@@ -53,11 +54,8 @@ def whole_fields(content: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in fields.items():
         if not isinstance(value, (str, type(None))):
             raise RecipeError(f"{key} is {value!r:.80}, and must be a name")
-    fields["packed_experts"] = content.get("packed_experts", False)
-    if not isinstance(fields["packed_experts"], bool):
-        raise RecipeError(
-            f"packed_experts is {fields['packed_experts']!r:.80}, and must be true or false"
-        )
+    with located(line_of(content, "packed_experts")):
+        fields["packed_experts"] = flag_of("packed_experts", content.get("packed_experts", False))
     if fields["fill_missing"] is not None and content.get("tokenizer") is not None:
         raise RecipeError("fill_missing keeps the vocabulary of the whole model: no tokenizer")
     with located(line_of(content, "dtype")):

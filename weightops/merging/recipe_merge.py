@@ -42,7 +42,7 @@ class RecipeMerge:
         running: the names of the recipes that wait for this one.
         strict: refuse models that don't belong together, instead of warning; see `merge`.
         device: where models are run.
-        find: returns where a ref lies now, if not where the recipe says.
+        open_ref: opens what a ref names.
     """
 
     def __init__(
@@ -53,9 +53,10 @@ class RecipeMerge:
         *,
         strict: bool = False,
         device: str = "cpu",
-        find: Callable[[str], str] = str,
+        open_ref: Callable[[str], Checkpoint] = open_any,
     ) -> None:
-        self.recipe, self._strict, self._device, self._find = recipe, strict, device, find
+        self.recipe, self._strict, self._device, self._open_ref = recipe, strict, device, open_ref
+        self._merge_models = partial(merge_models, strict=strict, open_model=open_ref)
         self._named = recipe.named if named is None else {**named, **recipe.named}
         self._running = running or ((recipe.name,) if recipe.name else ())
         self._opened: dict[str, Checkpoint] = {}
@@ -136,7 +137,7 @@ class RecipeMerge:
         models = [opened[ref] for ref in recipe.models]
         base = opened[recipe.base] if recipe.base else None
         with located(recipe.lines.get("method", "")):
-            return merge_models(recipe, models, base, strict=self._strict)
+            return self._merge_models(recipe, models, base)
 
     def _mixture(self, recipe: Recipe, mixture: Mixture) -> Checkpoint:
         """Make models the experts of one model."""
@@ -219,7 +220,7 @@ class RecipeMerge:
                 span = piece.base_layers or piece.layers[0]
                 base = take(opened[piece.base], span) if piece.base else None
                 whole = replace(piece, dtype=recipe.dtype)
-                part, pruned = merge_models(whole, models, base, strict=self._strict)
+                part, pruned = self._merge_models(whole, models, base)
             parts.append(part)
             pieces.append(replace(pruned, dtype=None))
             starts.append(opened[piece.models[0]])
@@ -263,13 +264,13 @@ class RecipeMerge:
                 (*self._running, ref),
                 strict=self._strict,
                 device=self._device,
-                find=self._find,
+                open_ref=self._open_ref,
             )
             return inner.run()
         start, plus, adapter = ref.rpartition("+")
         if not plus or Path(ref).exists():
-            return open_any(self._find(ref))
-        base, delta = self.open(start), open_any(self._find(adapter))
+            return self._open_ref(ref)
+        base, delta = self.open(start), self._open_ref(adapter)
         if delta.form.space != "delta":
             raise SpaceError(
                 f"{adapter} behind + holds weights, not an adapter",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,22 @@ _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 def merge_models(
-    recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None, *, strict: bool
+    recipe: Recipe,
+    models: Sequence[Checkpoint],
+    base: Checkpoint | None,
+    *,
+    strict: bool,
+    open_model: Callable[[str], Checkpoint],
 ) -> tuple[Checkpoint, Recipe]:
-    """Merge models, and return the recipe without the patterns that match nothing."""
+    """Merge models, and return the recipe without the patterns that match nothing.
+
+    Args:
+        recipe: the recipe.
+        models: its models, opened.
+        base: its base, opened.
+        strict: refuse models that are configured differently, instead of warning.
+        open_model: opens what else the recipe names by a ref.
+    """
     if recipe.dtype:
         models, base = _widened(models, base)
     if recipe.forgiving:
@@ -40,7 +53,7 @@ def merge_models(
         seed=recipe.seed,
         rank=recipe.rank,
         statistics=made_statistics(
-            recipe.models, recipe.statistics, recipe.weights, recipe.options
+            recipe.models, recipe.statistics, recipe.weights, recipe.options, open_model
         ),
         strict=strict,
         align=recipe.align,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from weightops.algebra.names import PerTensor
-from weightops.checkpoints.opening import CheckpointLike
+from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.errors import RecipeError
 
 Given = Sequence[Mapping[str, Any]]
@@ -17,7 +17,8 @@ def made_statistics(
     given: Given | None,
     weights: Sequence[PerTensor] | None,
     options: Mapping[str, Any],
-) -> list[dict[str, CheckpointLike]] | None:
+    open_model: Callable[[str], Checkpoint],
+) -> list[dict[str, Checkpoint]] | None:
     """Return each model's statistics: the recipe's files, and those that are made now.
 
     Args:
@@ -26,6 +27,7 @@ def made_statistics(
             Gram matrices are of the inputs that the layers merged so far give.
         weights: the weights of the merge.
         options: the options of the method.
+        open_model: opens what a ref names.
 
     Raises:
         RecipeError: if only some Gram matrices are made after the merged layers.
@@ -43,11 +45,14 @@ def made_statistics(
             raise RecipeError(
                 "after: merged is for all models of a recipe, each with a task and the same images"
             )
-        made = collect_layer_by_layer(models, tasks, weights=weights, **grams[0], **options)
+        opened = list(map(open_model, models))
+        made = collect_layer_by_layer(opened, tasks, weights=weights, **grams[0], **options)
         return [{"gram": gram} for gram in made]
     return [
         {
-            kind: collect(model, kind=kind, **source) if isinstance(source, Mapping) else source  # type: ignore[arg-type]
+            kind: collect(open_model(model), kind=kind, **source)  # type: ignore[arg-type]
+            if isinstance(source, Mapping)
+            else open_model(source)
             for kind, source in statistics.items()
         }
         for model, statistics in zip(models, given, strict=True)

@@ -78,13 +78,22 @@ def seed_of(value: Any) -> int:
     return int(value)
 
 
+def flag_of(name: str, value: object) -> bool:
+    """Return the value of a key that is true or false.
+
+    Raises:
+        RecipeError: if it is neither.
+    """
+    if not isinstance(value, bool):
+        raise RecipeError(f"{name} is {value!r:.80}, and must be true or false")
+    return value
+
+
 def align_of(value: object, in_slice: bool) -> bool:
     """Return whether a recipe aligns its models, which those of a slice can't be."""
-    if not isinstance(value, bool):
-        raise RecipeError(f"align is {value!r:.80}, and must be true or false")
-    if value and in_slice:
+    if flag_of("align", value) and in_slice:
         raise RecipeError("align is of whole models, not of the layers of a slice")
-    return value
+    return bool(value)
 
 
 def rank_of(value: Any) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weightops.algebra.linear_form import Factor, LinearForm
 from weightops.algebra.names import NameRules
@@ -13,13 +12,10 @@ from weightops.checkpoints.adapters.adapter import Adapter
 from weightops.checkpoints.adapters.binding import bind
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import match_names
-from weightops.checkpoints.opening import EMBEDDED, open_any, open_ref
+from weightops.checkpoints.opening import EMBEDDED, open_any
 from weightops.checkpoints.quantised import DEQUANTIZED
-from weightops.errors import UnverifiedError
+from weightops.errors import OptionError, UnverifiedError
 from weightops.support.text import first_few
-
-if TYPE_CHECKING:
-    from weightops.merging.recipe import Recipe
 
 
 class RecordedInputs:
@@ -42,9 +38,12 @@ class RecordedInputs:
         self._output, self._recorded = output, recorded
         self._own = {path.absolute() for path in (output, *files)}
         self._inputs = [Path(place) for place in inputs]
+        for place in self._inputs:
+            if not place.is_dir():
+                raise OptionError(f"there is no folder {place} to look for inputs in")
 
-    def find(self, ref: str) -> str:
-        """Return where an input lies now.
+    def open(self, ref: str) -> Checkpoint:
+        """Open an input where it lies now.
 
         Raises:
             UnverifiedError: if it is nowhere, or another one is in its place.
@@ -56,17 +55,20 @@ class RecordedInputs:
         places = list(dict.fromkeys(self._places(path)))
         if not places:
             if path == EMBEDDED or pinned or not _is_path(path):
-                return pinned or ref
+                return open_any(pinned or ref)
             raise UnverifiedError(
                 f"{self._output} can't be checked: its input {ref} isn't here",
                 hint="inputs=... names a folder in which it lies",
             )
+        others = []
         for place in places:
-            if not wanted or open_ref(kind + place).fingerprint in wanted:
-                return kind + place
+            opened = open_any(kind + place)
+            if not wanted or opened.fingerprint in wanted:
+                return opened
+            others.append(opened)
         raise UnverifiedError(
             f"{self._output} can't be checked: it was made of {ref} ({first_few(wanted)}), and "
-            f"{first_few(places)} is another one ({open_ref(kind + places[0]).fingerprint})",
+            f"{first_few(places)} is another one ({others[0].fingerprint})",
             hint="inputs=... names a folder in which the right one lies",
         )
 
@@ -91,16 +93,6 @@ class RecordedInputs:
             is_there = candidate.exists() or (":" in name and file.is_file())
             if is_there and candidate.absolute() not in self._own:
                 yield str(candidate)
-
-    def with_statistics(self, recipe: Recipe) -> Recipe:
-        """Return a recipe whose files of statistics are named where they lie now."""
-        if not recipe.statistics:
-            return recipe
-        found = tuple(
-            {kind: self.find(x) if isinstance(x, str) else x for kind, x in given.items()}
-            for given in recipe.statistics
-        )
-        return replace(recipe, statistics=found)
 
     def check(self, now: Set[tuple[str, str]]) -> None:
         """Check that the fingerprints of what was opened are those that are recorded.
@@ -156,7 +148,7 @@ def _opened(term: Any, inputs: RecordedInputs) -> Checkpoint:
     """Open the input that an entry of a record names."""
     if not isinstance(term, Mapping) or not isinstance(term.get("ref"), str):
         raise UnverifiedError("its record doesn't name the inputs")
-    return open_any(inputs.find(term["ref"]))
+    return inputs.open(term["ref"])
 
 
 def _factors(own: Checkpoint, base: Checkpoint) -> list[Factor]:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from weightops.algebra.dtypes import is_editable, name_of
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.provenance import provenance
 from weightops.algebra.source import Spec
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import convert_to, match_names
-from weightops.checkpoints.opening import open_ref
+from weightops.checkpoints.opening import open_any, open_ref
 from weightops.checkpoints.output_layout import RECIPE
 from weightops.checkpoints.recorded_recipe import is_sum, recipe_of
 from weightops.engine.compare import Difference, compare
@@ -174,8 +173,7 @@ class _Made:
                 f"{output} can't be checked: adapters were merged and cut to rank {found.rank}, "
                 "which more than one pair of matrices may be the best of"
             )
-        find = str if base else where.find
-        merge = RecipeMerge(where.with_statistics(found), device=device, find=find)
+        merge = RecipeMerge(found, device=device, open_ref=open_any if base else where.open)
         merged = merge.run()
         exact = "terms" in record and "verb" not in (record.get("recipe") or {}) and not given
         if exact:
@@ -229,7 +227,8 @@ def _compared(output: str, actual: Checkpoint, made: _Made) -> Verification:
     specs, reshaped = {}, {}
     for name, spec in expected.specs.items():
         has = actual.specs.get(name, spec)
-        if has.shape == spec.shape and (has.dtype == spec.dtype or _both_editable(has, spec)):
+        alike = has.dtype_name == spec.dtype_name or (has.is_editable and spec.is_editable)
+        if has.shape == spec.shape and alike:
             specs[name] = has
         else:
             reshaped[name] = f"{_described(has)}, and should be {_described(spec)}"
@@ -249,9 +248,5 @@ def _compared(output: str, actual: Checkpoint, made: _Made) -> Verification:
     )
 
 
-def _both_editable(one: Spec, other: Spec) -> bool:
-    return is_editable(one.dtype) and is_editable(other.dtype)
-
-
 def _described(spec: Spec) -> str:
-    return f"{name_of(spec.dtype)} {tuple(spec.shape)}"
+    return f"{spec.dtype_name} {spec.shape}"
