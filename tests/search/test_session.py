@@ -11,8 +11,9 @@ from PIL import Image
 
 from weightops import TaskVector, evaluate
 from weightops.search.goal import Goal
-from weightops.search.session import EditSession, Measured, file_name, weighted_sum
+from weightops.search.session import EditSession, Measured, weighted_sum
 from weightops.search.strategies import grid
+from weightops.support.text import file_name
 from weightops.tasks.table import find_task
 
 

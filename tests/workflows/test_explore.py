@@ -280,3 +280,15 @@ DROP = """(async () => {
   document.getElementById('drop').dispatchEvent(new DragEvent('drop', dropped));
 })()"""
 """Drops a picture on the page, as a hand does."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "fact"),
+    [("text", "words.txt is a text, and"), ("program", "sums is scored by a program, and")],
+)
+def test_only_images_are_explored(own: Path, tmp_path: Path, kind: str, fact: str) -> None:
+    (tmp_path / "words.txt").write_text("a line\n" * 200)
+    task = str(tmp_path / "words.txt") if kind == "text" else "score=true:sums"
+    model, vectors, _ = arguments(own)
+    with pytest.raises(OptionError, match=f"{fact} images are explored"):
+        Explorer(model, vectors, [task], images=8, device="cpu", precision="float32")

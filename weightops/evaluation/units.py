@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from weightops.errors import OptionError
@@ -18,7 +18,7 @@ from weightops.tasks.scored import ScoredTask
 from weightops.tasks.task import Task
 from weightops.tasks.texts import TextTask
 
-_Z = 1.96
+Z_95 = 1.96
 """Standard errors to either side that make a 95 % confidence interval."""
 
 
@@ -35,8 +35,13 @@ class Unit(ABC):
         least: its name where it is to be as bad as possible.
         gain, gained: the verb for a score that gets better, and its past.
         samples: what is measured.
+        start: the name of the unedited model in pictures.
+        mark: what stands behind a number of it in pictures and titles.
+        told: what a heading says of the numbers that changes are told in.
+        numbers: what a model card says of the numbers.
         factor: what scores are multiplied by in pictures.
         range: the lowest and the highest mean of values.
+        change_range: the lowest and the highest change.
     """
 
     metric: ClassVar[str]
@@ -49,8 +54,13 @@ class Unit(ABC):
     gain: ClassVar[str]
     gained: ClassVar[str]
     samples: ClassVar[str]
+    start: ClassVar[str]
+    mark: ClassVar[str]
+    told: ClassVar[str]
+    numbers: ClassVar[str]
     factor: ClassVar[float]
     range: ClassVar[tuple[float, float]]
+    change_range: ClassVar[tuple[float, float]]
 
     @abstractmethod
     def reading(self, value: float) -> float:
@@ -108,6 +118,10 @@ class Unit(ABC):
         """Return the score among a task's metrics."""
         return float(scores[self.metric])
 
+    def labelled(self, value: float) -> str:
+        """Return a mean of values as the label of a point in a picture."""
+        return self.cell(self.reading(value)) + self.mark
+
     def in_cell(self, scores: Mapping[str, Any]) -> str:
         """Return the score among a task's metrics, for a table."""
         return self.cell(self.of(scores))
@@ -117,7 +131,9 @@ class _Accuracy(Unit):
     metric, name, title, samples = "acc1", "accuracy", "accuracy (%)", "images"
     plural, sign = "accuracies in %", "%"
     best, least, gain, gained = "best", "lowest", "rise", "rose"
-    factor, range = 100.0, (0.0, 1.0)
+    start, mark, told = "zero-shot", " %", ", points"
+    numbers = "top-1 accuracies in percent"
+    factor, range, change_range = 100.0, (0.0, 1.0), (-1.0, 1.0)
 
     def reading(self, value: float) -> float:
         return value
@@ -143,9 +159,9 @@ class _Accuracy(Unit):
     def interval(self, values: torch.Tensor) -> tuple[float, float]:
         """Return Wilson's interval."""
         n, p = len(values), values.double().mean().item()
-        centre = p + _Z * _Z / (2 * n)
-        half = _Z * math.sqrt(p * (1 - p) / n + _Z * _Z / (4 * n * n))
-        return (centre - half) / (1 + _Z * _Z / n), (centre + half) / (1 + _Z * _Z / n)
+        centre = p + Z_95 * Z_95 / (2 * n)
+        half = Z_95 * math.sqrt(p * (1 - p) / n + Z_95 * Z_95 / (4 * n * n))
+        return (centre - half) / (1 + Z_95 * Z_95 / n), (centre + half) / (1 + Z_95 * Z_95 / n)
 
     def normalizing(self, experts: Mapping[str, float]) -> dict[str, Any]:
         return {"score": {task: 1 / max(value, 1e-9) for task, value in experts.items()}}
@@ -171,7 +187,8 @@ class _Perplexity(Unit):
     metric, name, title, samples = "perplexity", "perplexity", "perplexity", "blocks"
     plural, sign = "perplexities", "perplexity"
     best, least, gain, gained = "lowest", "highest", "fall", "fell"
-    factor, range = 1.0, (-math.inf, 0.0)
+    start, mark, told, numbers = "base", "", ", %", "perplexities"
+    factor, range, change_range = 1.0, (-math.inf, 0.0), (-1.0, math.inf)
 
     def reading(self, value: float) -> float:
         return _exp(-value)
@@ -198,7 +215,7 @@ class _Perplexity(Unit):
 
     def interval(self, values: torch.Tensor) -> tuple[float, float]:
         losses = -values.double()
-        half = _Z * losses.std(unbiased=False).item() / math.sqrt(len(losses))
+        half = Z_95 * losses.std(unbiased=False).item() / math.sqrt(len(losses))
         mean = losses.mean().item()
         return _exp(max(mean - half, 0.0)), _exp(mean + half)
 
@@ -220,7 +237,8 @@ class _Score(_Accuracy):
 
     metric, name, title, samples = "score", "score", "score", "items"
     plural, sign = "scores", "score"
-    factor, range = 1.0, (-math.inf, math.inf)
+    start, mark, told, numbers = "base", "", "", "a program's"
+    factor, range, change_range = 1.0, (-math.inf, math.inf), (-math.inf, math.inf)
 
     def shown(self, value: float) -> str:
         return f"{value:.4g}"
@@ -230,7 +248,7 @@ class _Score(_Accuracy):
 
     def interval(self, values: torch.Tensor) -> tuple[float, float]:
         values = values.double()
-        half = _Z * values.std(unbiased=False).item() / math.sqrt(len(values))
+        half = Z_95 * values.std(unbiased=False).item() / math.sqrt(len(values))
         return values.mean().item() - half, values.mean().item() + half
 
     def normalizing(self, experts: Mapping[str, float]) -> dict[str, Any]:
@@ -280,6 +298,18 @@ def unit_for(tasks: Sequence[Task]) -> Unit:
             hint="name tasks of one kind, also for those to keep",
         )
     return next(iter(by_unit), ACCURACY)
+
+
+def require_images(tasks: Iterable[Task], why: str, hint: str = "") -> None:
+    """Refuse tasks that aren't of images.
+
+    Raises:
+        OptionError: naming the first such task, and why images are needed.
+    """
+    for task in tasks:
+        unit, is_what = _kind(task)
+        if unit is not ACCURACY:
+            raise OptionError(f"{task.name} {is_what}, and {why}", hint=hint)
 
 
 def _kind(task: Task) -> tuple[Unit, str]:

@@ -10,7 +10,7 @@ import yaml
 
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
-from weightops.evaluation.units import ACCURACY, PERPLEXITY, SCORE, unit_of
+from weightops.evaluation.units import unit_of
 from weightops.hub.cards import base_model, license_of, with_revisions
 from weightops.reports.table import alpha_text, models_of
 from weightops.support.invocation import how_it_was_made
@@ -60,7 +60,7 @@ The test splits were used once, after that choice:
 
 {_score_table(tasks, word)}
 
-The numbers are {_NUMBERS[unit]}. The {unit.samples} come from:
+The numbers are {unit.numbers}. The {unit.samples} come from:
 
 {sources}
 
@@ -77,13 +77,6 @@ The numbers are {_NUMBERS[unit]}. The {unit.samples} come from:
 Only the tasks in the table were measured. Other abilities of the base may have changed more than
 the supported tasks show.
 """
-
-
-_NUMBERS = {
-    ACCURACY: "top-1 accuracies in percent",
-    PERPLEXITY: "perplexities",
-    SCORE: "a program's",
-}
 
 
 def _options(options: Mapping[str, Any]) -> str:

@@ -6,14 +6,18 @@ import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightops.errors import printable
-from weightops.search.session import Measured, file_name
 from weightops.support.lazy import torch
-from weightops.tasks.task import Task
+from weightops.support.text import file_name
+from weightops.tasks.task import Images, Task
+
+if TYPE_CHECKING:
+    from weightops.search.session import Measured
 
 ALL_PICTURES = "changed.html"
 """The name of the page with all of the pictures."""
@@ -117,8 +121,12 @@ class Changes:
                 yield figure(self._picture(i)) + "\n"
             yield "</div></section>\n"
 
+    @cached_property
+    def _images(self) -> Images:
+        return self.task.load("test")
+
     def _picture(self, index: int) -> Picture:
-        images, classes = self.task.load("test"), self.task.classes
+        images, classes = self._images, self.task.classes
         before, after = (classes[int(guesses[index])] for guesses in self._guesses)
         truth = classes[int(images.labels[index])]
         return Picture(truth, before, after, data_url(images[index]))

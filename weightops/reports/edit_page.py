@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightops.evaluation.units import ACCURACY, PERPLEXITY, SCORE, Unit
+from weightops.evaluation.units import SCORE, Unit
 from weightops.reports.changed_images import ALL_PICTURES, Changes, write_all_pictures
 from weightops.reports.edit_tables import model_name, tables_of
 from weightops.reports.frontier import LARGEST, drawable
 from weightops.reports.page import Curve, Page, Section, Spot, Table, facts, part
-from weightops.reports.table import alpha_text, change
+from weightops.reports.table import alpha_text, change, models_of
 from weightops.search.goal import Goal, Point
 from weightops.search.session import EditSession, Measured
 
@@ -75,10 +74,6 @@ def write_edit_page(
     write_all_pictures(folder / ALL_PICTURES, heading, part("page.css"), list(changes.values()))
 
 
-_CHANGES = {ACCURACY: ", points", PERPLEXITY: ", %", SCORE: ""}
-"""Unit -> what changes of it are told in."""
-
-
 def _changed(unit: Unit, value: float) -> str:
     return f"{value:+.4g}" if unit is SCORE else change(value)
 
@@ -97,8 +92,7 @@ def _scores_by_role(
         rows = []
         for name in names:
             before, after = (unit.of(summary["tasks"][name][model]) for model in (other, word))
-            most = 1.0 if unit is ACCURACY else math.inf
-            least = -math.inf if unit is SCORE else -1.0
+            least, most = unit.change_range
             low, high = (min(max(end, least), most) for end in summary["intervals"][name]["change"])
             interval = f"{_changed(unit, low)} to {_changed(unit, high)}"
             n = summary["tasks"][name][word]["n"]
@@ -107,8 +101,8 @@ def _scores_by_role(
             rows.append([name, gain, interval, f"{n:,}", *counts])
         words = changes[names[0]].words if changes else ()
         header = ["task", "change", "95 % interval", unit.samples, *words]
-        of, told = model_name(other, summary), _CHANGES[unit]
-        title = f"{role.capitalize()} tasks: change from {of}{told}"
+        of = model_name(other, summary)
+        title = f"{role.capitalize()} tasks: change from {of}{unit.told}"
         tables.append(Table(title, header, rows))
     return tables
 
@@ -118,8 +112,7 @@ def _scores(
 ) -> Table:
     """Return the scores of the tasks of a role, the edit's last, and their means."""
     tasks = {name: summary["tasks"][name] for name in names}
-    scored = (model for t in tasks.values() for model in t if isinstance(t[model], Mapping))
-    models = [*(model for model in dict.fromkeys(scored) if model != word), word]
+    models = [*(model for model in models_of(tasks) if model != word), word]
     rows: list[list[object]] = []
     for name, task in tasks.items():
         scores = [unit.in_cell(task[m]) if m in task else "-" for m in models]
@@ -203,9 +196,7 @@ def _labels(
     points: Sequence[Point], chosen: int, word: str, unit: Unit
 ) -> list[tuple[int, str, str]]:
     """Return the labels of the chosen point, the base and the full edit, as the picture has."""
-    sign = " %" if unit is ACCURACY else ""
-    shown = [unit.cell(unit.reading(point.score)) + sign for point in points]
-    start = "zero-shot" if unit is ACCURACY else "base"
+    shown = [unit.labelled(float(point.score)) for point in points]
     several = len(points[chosen].coefficients) > 1
     alpha = "" if several else f" (alpha {points[chosen].coefficients[0]:g})"
     labels = [(chosen, f"{word}{alpha} {shown[chosen]}", "chosen")]
@@ -213,7 +204,7 @@ def _labels(
         if i == chosen:
             continue
         if not point.distance:
-            labels.append((i, f"{start}{'' if several else ' (alpha 0)'} {shown[i]}", "base"))
+            labels.append((i, f"{unit.start}{'' if several else ' (alpha 0)'} {shown[i]}", "base"))
         elif point.coefficients in ((1.0,), (-1.0,)):
             name = "fine-tuned" if point.coefficients == (1.0,) else "all of it"
             labels.append((i, f"{name} (alpha {point.coefficients[0]:g}) {shown[i]}", "full"))

@@ -178,22 +178,18 @@ def _draw_labels(
     """Label the base, the full edit and the chosen point."""
     base = points[0]
     place: dict[str, Any] = {"xytext": (-11, 0), "ha": "right", "va": "center"}
-    start = "zero-shot" if unit is ACCURACY else "base"
-    labels = [(base, f"{start} (alpha 0)\n{_score(base, unit)}", _LABEL | place)]
+    text = f"{unit.start} (alpha 0)\n{unit.labelled(base.score)}"
+    labels = [(base, text, _LABEL | place)]
     if chosen.alpha != full.alpha:
         name = "fine-tuned" if full.alpha == 1 else "all of it"
-        text = f"{name} (alpha {full.alpha:g})  {_score(full, unit)}"
+        text = f"{name} (alpha {full.alpha:g})  {unit.labelled(full.score)}"
         at_top = unit is ACCURACY and full.score >= 0.95  # the title is above
         above = -18 if at_top else 10
         labels.append((full, text, _LABEL | {"xytext": (0, above), "ha": "left"}))
-    text = f"{word} (alpha {chosen.alpha:g})\n{_score(chosen, unit)}"
+    text = f"{word} (alpha {chosen.alpha:g})\n{unit.labelled(chosen.score)}"
     labels.append((chosen, text, _CHOSEN_LABEL | _chosen_place(points, chosen)))
     for point, text, style in labels:
         axes.annotate(text, _place(point, unit), **style)
-
-
-def _score(point: Point, unit: Unit) -> str:
-    return unit.cell(unit.reading(point.score)) + " %" * (unit is ACCURACY)
 
 
 def _chosen_place(points: Sequence[Point], chosen: Point) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class Curve:
                 {"index": index, "text": text, "kind": kind} for index, text, kind in self.labels
             ],
         }
-        return json.dumps(value).replace("<", "\\u003c")
+        return json_in_page(value)
 
 
 @dataclass(frozen=True)
@@ -190,10 +190,17 @@ class Page:
         path.write_text(self.html, encoding="utf-8")
 
 
-def facts(rows: Mapping[str, Any], title: str = "Provenance") -> Section:
+def json_in_page(value: Any) -> str:
+    """Return JSON that no mark in it ends the script element of."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def facts(rows: Mapping[str, Any]) -> Section:
     """Return a section with names and values, those that are empty left out."""
     listed = [(name, text_of(value)) for name, value in rows.items() if value not in (None, "", {})]
-    return Section(title, tables=[Table("Where the numbers come from", (), listed, text=True)])
+    return Section(
+        "Provenance", tables=[Table("Where the numbers come from", (), listed, text=True)]
+    )
 
 
 def text_of(value: Any) -> str:

@@ -30,6 +30,7 @@ from weightops.evaluation.scoring import Order, scoring_for
 from weightops.search.goal import Coefficients, Goal, Hits
 from weightops.search.measurements import Measurements, image_count
 from weightops.support.lazy import torch
+from weightops.support.text import file_name
 from weightops.task_vector import TaskVector
 from weightops.tasks.task import Task
 from weightops.training.config import TrainingConfig, config_for
@@ -339,8 +340,3 @@ def weighted_sum(vectors: Vectors, coefficients: Coefficients) -> TaskVector:
     """Return ``sum_i alpha_i tau_i``."""
     scaled = [vector * a for vector, a in zip(vectors.values(), coefficients, strict=True)]
     return sum(scaled[1:], scaled[0])
-
-
-def file_name(name: str) -> str:
-    """Return a task's name in the form that is used in file names."""
-    return name.replace(":", "-")

@@ -23,6 +23,15 @@ def first_few(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(listed[:most]) + more
 
 
+def file_name(name: str) -> str:
+    """Return a task's name in the form that is used in file names.
+
+    >>> file_name("typographic:mnist")
+    'typographic-mnist'
+    """
+    return name.replace(":", "-")
+
+
 def counted(count: float, noun: str) -> str:
     """Return a number with its noun, which is in the plural for all numbers but 1.
 

@@ -93,7 +93,9 @@ def read_text(path: str | Path) -> str:
     """
     try:
         return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise TaskError(f"{path} can't be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
         raise TaskError(f"{path} can't be read as a text of UTF-8: {error}") from error
 
 

@@ -119,6 +119,7 @@ class Workflow(ABC):
         self.roles = dict(roles)
         self.tasks = as_tasks(self.roles)
         self.unit = unit_for(self.tasks)
+        self._blocks: dict[tuple[TextTask, str], int] = {}
         self.checkpoint = open_checkpoint(model)
         self.finetuned = _as_list(finetuned)
         self.search = search
@@ -163,7 +164,12 @@ class Workflow(ABC):
     @property
     def trains(self) -> bool:
         """Whether anything is fine-tuned."""
-        return bool(self.learned) and not self.finetuned
+        return bool(self.to_train)
+
+    @property
+    def to_train(self) -> list[Task]:
+        """The learned tasks to fine-tune on; none where their weights were given."""
+        return [] if self.finetuned else self.learned
 
     @property
     @abstractmethod
@@ -196,9 +202,15 @@ class Workflow(ABC):
 
     def count(self, task: Task, split: str) -> int:
         """Return the number of samples of a split, without building the model."""
-        if isinstance(task, TextTask):
-            return len(text_blocks(self.checkpoint, task, split))
-        return task.sizes[split]
+        if not isinstance(task, TextTask):
+            return task.sizes[split]
+        if (task, split) not in self._blocks:  # to count them is to read the text
+            self._blocks[task, split] = len(text_blocks(self.checkpoint, task, split))
+        return self._blocks[task, split]
+
+    def size(self, split: str) -> int:
+        """Return the number of samples of all tasks in a split."""
+        return sum(self.count(task, split) for task in self.tasks)
 
     def vectors(self, session: EditSession) -> list[TaskVector]:
         """Return a vector for each learned task: the given one, or one that is fine-tuned now."""

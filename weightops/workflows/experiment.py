@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.evaluation.units import ACCURACY
 from weightops.search.session import EditSession, Measured
 from weightops.tasks.task import Task
 from weightops.training.config import TrainingConfig
@@ -61,4 +62,4 @@ class ExperimentSettings:
 
 def accuracy(measured: Measured, task: Task) -> float:
     """Return the accuracy on a task."""
-    return float(measured.scores[task.name]["acc1"])
+    return ACCURACY.of(measured.scores[task.name])

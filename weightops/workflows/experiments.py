@@ -12,8 +12,7 @@ from weightops.algebra.devices import pick_device
 from weightops.algebra.precision import Precision, pick_precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
-from weightops.errors import OptionError
-from weightops.evaluation.units import ACCURACY
+from weightops.evaluation.units import ACCURACY, require_images
 from weightops.reports.frontier import COLORS, INK
 from weightops.reports.outcome import Outcome
 from weightops.search.goal import Goal
@@ -25,7 +24,6 @@ from weightops.support.registry import Registry
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import TaskList, as_tasks, find_task
 from weightops.tasks.task import Task
-from weightops.tasks.texts import TextTask
 from weightops.training.config import TrainingConfig, config_for
 from weightops.workflows.base import even_weights
 from weightops.workflows.experiment import SUPPORTED, ExperimentSettings, accuracy
@@ -163,12 +161,11 @@ def _settings(
     **where: Any,
 ) -> ExperimentSettings:
     checkpoint = open_checkpoint(model)
-    texts = [n for n in (task or "").split(",") if n and isinstance(find_task(n), TextTask)]
-    if texts:
-        raise OptionError(
-            f"{texts[0]} is a text, and experiments take tasks of images",
-            hint="patch, negate, add, analogy and soup take texts",
-        )
+    require_images(
+        (find_task(name) for name in (task or "").split(",") if name),
+        "experiments take tasks of images",
+        "patch, negate, add, analogy and soup take texts",
+    )
     kept = as_tasks(SUPPORTED if supported is None else supported)
     return ExperimentSettings(checkpoint, task, training or config_for(checkpoint), where, kept)
 

@@ -14,7 +14,7 @@ from weightops.checkpoints.opening import CheckpointLike
 from weightops.checkpoints.origin import Origin
 from weightops.errors import OptionError, WeightopsError
 from weightops.evaluation.image_model import check_finite
-from weightops.evaluation.scoring import IMAGES
+from weightops.evaluation.units import require_images
 from weightops.merging.recipe import Recipe
 from weightops.search.glimpses import Glimpses, Guesses
 from weightops.search.goal import Coefficients
@@ -65,9 +65,8 @@ class Explorer:
         self.tasks: list[Task] = as_tasks(tasks)
         if not vectors or not self.tasks:
             raise OptionError("an exploration needs a vector and a task at least")
+        require_images(self.tasks, "images are explored")
         session = EditSession(model, self.tasks, device=device, precision=precision)
-        if session.scoring is not IMAGES:
-            raise OptionError(f"{self.tasks[0].name} is a text, and images are explored")
         self.names = short_names([str(path) for path in vectors])
         opened = [_of_base(session.vector(path), session) for path in vectors]
         self._paths = [str(path) for path in vectors]

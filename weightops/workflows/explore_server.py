@@ -23,7 +23,7 @@ from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import WeightopsError
 from weightops.reports.changed_images import thumbnail
-from weightops.reports.page import part, template
+from weightops.reports.page import json_in_page, part, template
 from weightops.support.arguments import check_arguments
 from weightops.support.atomic import atomic_output, check_free
 from weightops.support.ranges import Range
@@ -67,13 +67,12 @@ class Server(ThreadingHTTPServer):
         self.explorer, self.recipe, self.overwrite = explorer, recipe, overwrite
         self.token = secrets.token_urlsafe(16)
         self.origin = f"http://127.0.0.1:{self.server_address[1]}"
-        about = {"names": explorer.names, "tasks": [task.name for task in explorer.tasks]}
         self.page = template("explore.html").render(
-            **about,
+            names=explorer.names,
             recipe=recipe.name,
             style=part("page.css"),
             script=part("explore.js"),
-            data=json.dumps(about).replace("<", "\\u003c"),
+            data=json_in_page({"names": explorer.names}),
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from weightops.reports.card import card
 from weightops.reports.edit_page import write_edit_page
 from weightops.reports.eval_results import write_eval_results
 from weightops.reports.frontier import draw_bars, draw_frontier
-from weightops.search.session import EditSession, Measured, file_name
+from weightops.search.goal import Point
+from weightops.search.session import EditSession, Measured
 from weightops.support.json_files import jsonable, write_json
-from weightops.support.text import portable
+from weightops.support.text import file_name, portable
 from weightops.support.yaml_files import yaml_text
 from weightops.workflows.base import Workflow
 from weightops.workflows.result import EditResult
@@ -65,18 +66,20 @@ def write_folder(
     recipe = Recipe.of(stated) if isinstance(stated, Mapping) else _recipe(workflow, result)
     (folder / RECIPE).write_text(yaml_text(portable(recipe.to_dict())), encoding="utf-8")
     _copy_logs(folder, session)
-    _draw(folder, workflow, result, summary)
+    heading = title(workflow, summary)
+    points = workflow.points(result.sweep), workflow.estimates(result.sweep)
+    _draw(folder, workflow, result, summary, points, heading)
     write_edit_page(
         folder,
         summary=summary,
         names=list(result.vectors),
         sweep=result.sweep,
-        points=(workflow.points(result.sweep), workflow.estimates(result.sweep)),
+        points=points,
         view=workflow.view,
         session=session,
         test=test,
         word=workflow.word,
-        title=title(workflow, summary),
+        title=heading,
         forget=[task.name for task in workflow.learned] if workflow.sign < 0 else [],
     )
     write_json(folder / "summary.json", summary)
@@ -118,7 +121,7 @@ def _vector_files(result: EditResult) -> list[str]:
 
 
 def _recipe(workflow: Workflow, result: EditResult) -> Recipe:
-    """Return the recipe of the chosen edit, with the folder's own vectors."""
+    """Return the recipe of the chosen edit: of the folder's own vectors, or the given models."""
     base = workflow.checkpoint.ref
     refs = _vector_files(result)
     if not workflow.keeps_vectors:
@@ -140,18 +143,24 @@ def _copy_logs(folder: Path, session: EditSession) -> None:
         shutil.copyfile(path, folder / f"finetuning{middle}.jsonl")
 
 
-def _draw(folder: Path, workflow: Workflow, result: EditResult, summary: Mapping[str, Any]) -> None:
+def _draw(
+    folder: Path,
+    workflow: Workflow,
+    result: EditResult,
+    summary: Mapping[str, Any],
+    points: tuple[Sequence[Point], Sequence[Point]],
+    heading: str,
+) -> None:
     """Draw the frontier of one coefficient under a constraint, else bars by task."""
-    view, heading = workflow.view, title(workflow, summary)
+    view, (measured, estimates) = workflow.view, points
     try:
         if view.keep and len(result.alpha) == 1:
-            points = workflow.points(result.sweep)
-            chosen = next(point for point in points if point.alpha == result.alpha[0])
+            chosen = next(point for point in measured if point.alpha == result.alpha[0])
             draw_frontier(
                 folder / "frontier",
-                points,
+                measured,
                 chosen,
-                estimates=workflow.estimates(result.sweep),
+                estimates=estimates,
                 title=heading,
                 score=view.what,
                 kept=view.kept,

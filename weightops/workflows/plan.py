@@ -55,11 +55,8 @@ def plan_run(workflow: Workflow, out: Path) -> Plan:
         if isinstance(given, (str, Path)):
             open_any(given)
     config = workflow.config
-    validation, test = (
-        sum(workflow.count(task, split) for task in workflow.tasks)
-        for split in ("validation", "test")
-    )
-    trainings = 0 if workflow.finetuned else len(workflow.learned)
+    validation, test = workflow.size("validation"), workflow.size("test")
+    trainings = len(workflow.to_train)
     # The model and the vectors; for each fine-tuning its weights, and its state of twice the size.
     copies = 2 + len(workflow.learned) + 3 * trainings
     model_bytes = sum(spec.numel * 4 for spec in workflow.checkpoint.specs.values())

@@ -57,7 +57,7 @@ def confirm(
         with_base: whether what the session edits is a base, not just the first of several models.
 
     Returns:
-        Name of a model -> its measured scores; "base" is the first, ``word`` the last.
+        Name of a model -> its measured scores, those of ``word`` last.
     """
     measured = {}
     if with_base:

@@ -98,7 +98,7 @@ def _run(
         result = workflow.find(session)
         searched = time.monotonic() - started - session.finetuning_seconds
         has_base = workflow.compared_with == "base"
-        whole.left((1 + has_base + len(result.rivals)) * _size(workflow, "test"))
+        whole.left((1 + has_base + len(result.rivals)) * workflow.size("test"))
         test = confirm(session, result, workflow.word, with_base=has_base)
         seconds = {
             "finetune": session.finetuning_seconds,
@@ -126,21 +126,14 @@ def _check(workflow: Workflow, out: Path, *, overwrite: bool) -> float:
             f"{out} needs about {plan.output_bytes / 1e6:.0f} MB while it is made, and "
             f"{plan.free_bytes / 1e6:.0f} MB are free"
         )
-    trainings = 0 if workflow.finetuned else len(workflow.learned)
-    training = trainings * workflow.config.steps * step_work(workflow.config)
+    training = len(workflow.to_train) * workflow.config.steps * step_work(workflow.config)
     return training + (plan.evaluated_samples or 0)
-
-
-def _size(workflow: Workflow, split: str) -> int:
-    """Return the number of samples of all tasks in a split."""
-    return sum(workflow.count(task, split) for task in workflow.tasks)
 
 
 def _prepare(workflow: Workflow, session: EditSession) -> None:
     """Read all samples, which refuses before the fine-tuning what can't be read."""
-    learned = [] if workflow.finetuned else workflow.learned
     splits = [(task, split) for task in workflow.tasks for split in SPLITS[1:]]
-    splits += [(task, "train") for task in learned]
+    splits += [(task, "train") for task in workflow.to_train]
     session.scoring.prepare(session.model, splits)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weightops.checkpoints.opening import open_checkpoint
-from weightops.evaluation.units import ACCURACY
+from weightops.evaluation.units import ACCURACY, Z_95
 from weightops.search.goal import difference
 from weightops.search.session import EditSession, Measured
 from weightops.support.invocation import command_line, today, versions
@@ -17,9 +17,6 @@ from weightops.tasks.derived import parts_of
 from weightops.tasks.task import SPLITS, Task
 from weightops.workflows.base import Workflow
 from weightops.workflows.result import EditResult
-
-_CONFIDENCE_95 = 1.96
-"""Standard errors to either side that make a 95 % confidence interval."""
 
 
 def summarize(
@@ -110,7 +107,7 @@ def _intervals(
     intervals = {model: unit.interval(own) for model, own in hits.items()}
     for name, other in changes.items():
         change, error = difference({task: hits[workflow.word]}, {task: hits[other]}, {task: 1.0})
-        half_width = _CONFIDENCE_95 * error
+        half_width = Z_95 * error
         low, high = sorted(unit.change(change + side) for side in (-half_width, half_width))
         intervals[name] = (low, high)
     return intervals
@@ -127,7 +124,7 @@ def title(workflow: Workflow, summary: Mapping[str, Any]) -> str:
                 unit.cell(unit.mean([unit.of(row[model]) for row in rows]))
                 for model in (workflow.compared_with, workflow.word)
             )
-            texts.append(f"{label} {before} → {after}{' %' * (unit is ACCURACY)}")
+            texts.append(f"{label} {before} → {after}{unit.mark}")
     alphas = summary["alpha"] if isinstance(summary["alpha"], Mapping) else {}
     unused = [name for name, alpha in alphas.items() if alpha == 0]
     without = f", without {', '.join(unused)} (alpha 0)" if unused else ""
