@@ -177,10 +177,18 @@ def test_linearised_models_are_as_good_as_measured() -> None:
 
 
 def test_lofi_is_as_good_as_measured() -> None:
+    labels = {
+        "base": "zero-shot",
+        "baseline": "communicating in every step",
+        "single node": "one node alone (mean of four)",
+        "average": "lo-fi: the four averaged",
+        "EMA": "moving average of one node",
+        "ensemble": "the four nodes' logits averaged",
+    }
     for task in result("lofi")["tasks"].values():
         for method, row in task["spread"].items():
             cells = f"| {spread(row['in_distribution'])} | {spread(row['under_shift'])} |"
-            assert cells in PAGES["docs/results.md"], method
+            assert f"| {labels[method]} {cells}" in PAGES["docs/results.md"], method
 
 
 def test_language_models_are_as_measured() -> None:
@@ -188,21 +196,33 @@ def test_language_models_are_as_measured() -> None:
     for claim, verdict in measured["claims"].items():
         assert f"| {claim} | in {verdict['held']} of {verdict['of']} seeds |" in page, claim
     rows = measured["spread"]
-    for name in (
-        "analogy, before",
-        "rival",
-        "analogy",
-        "analogy, one alpha",
-        "analogy, supervised",
-    ):
-        assert f"| {spread(rows[name])} |" in page, name
-    for name in ("before", "one node", "communicating", "lo-fi", "EMA", "ensemble"):
+    for name, label in {
+        "analogy, before": "base",
+        "rival": "the best of B, C and C + B, with their own alphas",
+        "analogy": "C + B - A, one alpha each",
+        "analogy, one alpha": "C + B - A, one alpha",
+        "analogy, supervised": "trained on loud code",
+    }.items():
+        assert f"| {label} | {spread(rows[name])} |" in page, name
+    for name, label in {
+        "before": "base",
+        "one node": "one node alone",
+        "communicating": "communicating in every step",
+        "lo-fi": "lo-fi: the four averaged",
+        "EMA": "moving average of one node",
+        "ensemble": "the four nodes' logits averaged",
+    }.items():
         cells = f"| {spread(rows[name])} | {spread(rows[f'{name}, shifted'])} |"
-        assert cells in page, name
-    for name, digits in (("negated", 3), ("random", 3), ("ascent", 0)):
+        assert f"| {label} {cells}" in page, name
+    for name, label, digits in (
+        ("negated", "negated vector, alpha chosen", 3),
+        ("random", "random vector of the same norms", 3),
+        ("ascent", "gradient ascent", 0),
+    ):
         both = (rows[f"{name} {of}"] for of in ("target", "control"))
         cells = " | ".join(spread(row, digits) for row in both)
-        assert f"| {cells} |" in page, name
+        assert f"| {label} | {cells} |" in page, name
+    assert f"{round(measured['seconds'] / 60)} minutes" in page
 
 
 def test_a_race_takes_what_was_measured() -> None:

@@ -11,7 +11,7 @@ import click
 from weightops.cli.types import NodeOf, Numbers, TaskNames
 from weightops.errors import RecipeError, WeightopsError
 from weightops.support.registry import unknown
-from weightops.support.yaml_files import read_documents
+from weightops.support.yaml_files import read_documents, run_yaml
 
 _VERB = "verb"
 _OF_ONE_RUN = ("config", "resume", "overwrite", "dry_run", "push", "json_", "quiet", "print_recipe")
@@ -70,8 +70,6 @@ def _value(parameter: click.Parameter, key: str, value: Any) -> Any:
 
 def write_run_file(folder: Path) -> None:
     """Write the options of the running command to ``run.yaml`` in a folder, for ``--config``."""
-    import yaml
-
     from weightops.support.text import portable
 
     context = click.get_current_context()
@@ -82,8 +80,7 @@ def write_run_file(folder: Path) -> None:
         if p.name in context.params and p.name not in (*_OF_ONE_RUN, "out", "device")
         if context.get_parameter_source(str(p.name)) is not default
     }
-    options = {_VERB: context.command.name, **portable(given)}
-    text = yaml.safe_dump(options, sort_keys=False)
+    text = run_yaml(str(context.command.name), portable(given))
     (folder / "run.yaml").write_text(text, encoding="utf-8")
 
 

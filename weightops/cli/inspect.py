@@ -104,9 +104,9 @@ def _print_origin(made_from: Mapping[str, Any]) -> None:
         echo(printable(f"adapter      {adapter['kind']} of rank {ranks} on {modules}{whole}"))
     recipe, terms = made_from.get("recipe"), made_from.get("terms")
     if isinstance(recipe, dict):
-        import yaml
+        from weightops.support.yaml_files import yaml_text
 
-        echo("recipe\n" + indent(yaml.safe_dump(recipe, sort_keys=False).strip(), "  "))
+        echo("recipe\n" + indent(yaml_text(recipe).strip(), "  "))
         return
     for term in terms if isinstance(terms, list) else []:
         what = term.get("method") or f"{term.get('ref')} ({term.get('fingerprint')})"

@@ -14,7 +14,7 @@ import yaml
 from weightops.errors import printable
 from weightops.hub.push import front_matter
 from weightops.support.invocation import how_it_was_made
-from weightops.support.text import portable
+from weightops.support.text import counted, portable
 
 Relation = Literal["merge", "finetune", "adapter"]
 """The relation of a model to its base, in the Hub's words."""
@@ -112,7 +112,7 @@ def merge_card(
         f"bytes:\n\n```yaml\n{recipe.strip()}\n```"
     )
     refs = [*([base] if base else []), *models]
-    return Card(f"{method} of {_count(models)}", refs, origin, "merge")
+    return Card(f"{method} of {counted(len(models), 'checkpoint')}", refs, origin, "merge")
 
 
 def edit_title(base: str, vectors: Sequence[tuple[str, float]]) -> str:
@@ -163,7 +163,7 @@ def average_card(coefficients: Mapping[str, float], left_out: Mapping[str, str])
         f"these shares:\n\n{shares}{without}"
     )
     nodes = list(coefficients)
-    return Card(f"The average of {_count(nodes)}", nodes, origin, "merge")
+    return Card(f"The average of {counted(len(nodes), 'checkpoint')}", nodes, origin, "merge")
 
 
 def adapter_card(base: str | None, rank: int, relative_error: float) -> Card:
@@ -217,7 +217,3 @@ def _inline(text: str) -> str:
 
 def _yaml(content: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(dict(content), sort_keys=False)).strip()
-
-
-def _count(models: Sequence[str]) -> str:
-    return f"{len(models)} checkpoint{'s' * (len(models) > 1)}"

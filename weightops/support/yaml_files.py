@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,30 @@ def yaml_text(value: Any) -> str:
     """Return a value as YAML, keys in their order."""
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
     return text
+
+
+def run_yaml(verb: str, options: Mapping[str, Any], remarks: Iterable[str] = ()) -> str:
+    """Return what a run was asked to do, as YAML that ``--config`` of its command reads.
+
+    Args:
+        verb: the command.
+        options: its options.
+        remarks: lines to add as comments.
+
+    >>> print(run_yaml("patch", {"task": ["mnist"]}), end="")
+    # weightops patch --config run.yaml
+    verb: patch
+    task: [mnist]
+    """
+    lines = [f"# weightops {verb} --config run.yaml", *(f"# {remark}" for remark in remarks)]
+    body: str = yaml.safe_dump(
+        {"verb": verb, **options},
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=100,
+    )
+    return "\n".join([*lines, body])
 
 
 def _count(root: yaml.Node, path: Path, limit: int) -> None:

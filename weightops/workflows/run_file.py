@@ -7,9 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from weightops.support.text import portable
+from weightops.support.yaml_files import run_yaml
 from weightops.tasks.table import TASKS
 from weightops.tasks.task import Task
 
@@ -25,17 +24,15 @@ def run_file(workflow: Workflow) -> str:
 
     What only Python can say, such as a `Task` of one's own, is a comment.
     """
-    options: dict[str, Any] = {"verb": workflow.verb}
+    options: dict[str, Any] = {}
     remarks = []
     for name, value in _options(workflow).items():
         named = _named(value)
         if named is None:
-            remarks.append(f"# {name} was given in Python: {value!r}\n")
+            remarks.append(f"{name} was given in Python: {value!r}")
         else:
             options[name] = portable(named)
-    heading = f"# weightops {workflow.verb} --config run.yaml\n"
-    body: str = yaml.safe_dump(options, sort_keys=False, default_flow_style=None, width=100)
-    return heading + "".join(remarks) + body
+    return run_yaml(workflow.verb, options, remarks)
 
 
 def _options(workflow: Workflow) -> dict[str, Any]:
