@@ -5,7 +5,7 @@
 The model has a byte-level BPE tokenizer of 1,024 tokens, made on the spot, and learns three kinds
 of text: prose (the reference behind Python's ``help()``), code (the standard library) and tables
 (the code pages of ``encodings``). Edits learn, are chosen and are tested on parts that it hasn't
-seen, with three seeds. It takes three minutes of one core. Results go to results/language.json.
+seen, with three seeds. It takes minutes of one core. Results go to results/language.json.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ import pytest
 import torch
 from helpers.clip_models import of_hf
 from helpers.nets import Net, perturbed
+from helpers.transformers_folders import save_letters
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from weightops import Task, config_for, finetune, open_checkpoint
 from weightops.cli.main import run
@@ -104,7 +104,7 @@ def _node(path: Path) -> None:
 
 
 def _language_model(path: Path, seed: int) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -117,10 +117,7 @@ def _language_model(path: Path, seed: int) -> None:
     )
     model = LlamaForCausalLM(config)
     perturbed(model, seed, 0.02 if seed else 0.0).save_pretrained(path)
-    vocabulary = {letter: i for i, letter in enumerate(LETTERS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))  # type: ignore[arg-type]
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(path)
+    save_letters(path, LETTERS)
 
 
 def _failures(path: Path) -> None:

@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 
 import torch
+from helpers.transformers_folders import save_letters
 
 LETTERS = [chr(i) for i in range(32, 127)] + ["\n", "?!"]
 
@@ -32,8 +33,7 @@ def write_texts(folder: Path) -> dict[str, Path]:
 
 def letter_model(folder: Path, texts: list[Path], steps: int = 150) -> Path:
     """Write a GPT-2 of one token a letter, trained on texts for some steps."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 48, "n_positions": 64}
@@ -52,7 +52,5 @@ def letter_model(folder: Path, texts: list[Path], steps: int = 150) -> Path:
         loss.backward()
         optimizer.step()
     model.eval().save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="?!"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    save_letters(folder, ids, "?!")
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def small_gpt2(layers: int = 1) -> Any:
         eos_token_id=0,
     )
     return GPT2LMHeadModel(config).eval()
+
+
+def save_letters(folder: Path, letters: Iterable[str], unknown: str = "?") -> None:
+    """Save a tokenizer whose tokens are letters, each with its place as its number."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    numbers = {letter: number for number, letter in enumerate(letters)}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=unknown))  # type: ignore[arg-type]
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
 def saved(model: Any, folder: Path, **options: Any) -> Path:

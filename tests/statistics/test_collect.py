@@ -146,16 +146,11 @@ def test_a_classifier_of_timm(vit: tuple[Path, Any]) -> None:
 @pytest.fixture
 def gpt2(tmp_path: Path) -> Path:
     """A GPT-2, whose linear maps are Conv1D, with a tokenizer of letters."""
-    import transformers
-    from helpers.transformers_folders import saved, small_gpt2
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from helpers.transformers_folders import save_letters, saved, small_gpt2
 
     torch.manual_seed(0)
     folder = saved(small_gpt2(), tmp_path / "gpt2")
-    letters = {letter: i for i, letter in enumerate("?abcdefghijklmno")}
-    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="?"))  # type: ignore[arg-type]
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    save_letters(folder, "?abcdefghijklmno")
     (tmp_path / "text.txt").write_text("abcdefgh" * 3 + "ahbgcfde" * 4)
     return folder
 

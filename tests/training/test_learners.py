@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.transformers_folders import save_letters
 from torch import nn
 
 from weightops import TASKS, Checkpoint, TaskVector, TrainingConfig, open_checkpoint
@@ -158,13 +159,8 @@ def test_a_language_model_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    letters = {chr(i): i for i in range(128)}
-    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="?"))  # type: ignore[arg-type]
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     start, out = str(tmp_path / "gpt2"), str(tmp_path / "lofi")
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(start)
+    save_letters(Path(start), map(chr, range(128)))
     tiny_language_model(transformers).save_pretrained(start)
     training = split("--steps 60 --lr 1e-2 --batch-size 16")
     training += ["--text", __file__, "--model", start]

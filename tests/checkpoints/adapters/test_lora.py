@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.transformers_folders import small_gpt2
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -94,13 +95,8 @@ def test_as_peft_computes(base: nn.Module, tmp_path: Path, kind: str) -> None:
 
 
 def test_fan_in_fan_out(tmp_path: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=8, bos_token_id=0, eos_token_id=0
-    )
-    gpt = GPT2LMHeadModel(config).eval()
+    gpt = small_gpt2()
     gpt.save_pretrained(tmp_path / "base")
     model, folder = adapted(
         tmp_path / "adapter", gpt, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True
