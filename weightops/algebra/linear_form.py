@@ -307,7 +307,8 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
     elif dtypes:
         hint = "they mean different things: both must come from one program"
         if floats:
-            hint = "convert one, by merge --out-dtype or open_checkpoint(...).to(torch.float32)"
+            hint = "convert each first, by `weightops merge ONE --out-dtype float32 -o OUT` or "
+            hint += "open_checkpoint(ONE).to(torch.float32)"
     elif common:
         hint = f"a task vector can be of the {common} common tensors only (TaskVector's strict)"
     else:
