@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from weightops.algebra.source import Source
+from weightops.checkpoints.adapters import mlx
 from weightops.checkpoints.adapters.adapter import CONFIG, PREFIX, Adapter
 from weightops.checkpoints.adapters.factors import BESIDE, ENDS, KINDS, Kind
 from weightops.checkpoints.adapters.lora import LoraSource, Selection, is_plain
@@ -280,4 +281,5 @@ def _unknown(halves: tuple[str, str, str], ref: str) -> CheckpointError:
 def folder_of(file: Path) -> Path | None:
     """Return the configuration of the adapter that a file is the weights of; None for others."""
     config = file.parent / CONFIG
-    return config if file.stem == "adapter_model" and config.is_file() else None
+    named = file.stem == "adapter_model" or file.name == mlx.WEIGHTS
+    return config if named and config.is_file() else None
