@@ -16,9 +16,8 @@ from weightops.engine.layout import FileLayout, layout
 from weightops.errors import OptionError
 from weightops.hub.cards import CardFacts
 from weightops.support.json_files import write_json
+from weightops.support.result_files import CARD, RECIPE
 from weightops.support.yaml_files import yaml_text
-
-CARD, RECIPE = "README.md", "recipe.yaml"
 
 _OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightops.algebra.dtypes import EDITABLE
 from weightops.cli.borrowing import taken
 from weightops.cli.from_signature import Borrowed
 from weightops.cli.printing import echo, echo_json, echo_plan
@@ -25,7 +26,6 @@ SAVE = Borrowed(
     only=("overwrite", "on_nonfinite", "resume", "device"),
 )
 
-_DTYPES = ("float64", "float32", "bfloat16", "float16")
 _LIBRARIES = names_in("weightops.checkpoints.libraries.table:LIBRARIES")
 
 
@@ -50,7 +50,7 @@ OUTPUT: Sequence[click.Parameter] = (
     ),
     click.Option(
         ["--out-dtype"],
-        type=click.Choice(_DTYPES),
+        type=click.Choice(EDITABLE),
         help="The dtype of the output. Default: that of the first model or base.",
     ),
     click.Option(

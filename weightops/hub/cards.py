@@ -14,6 +14,7 @@ import yaml
 from weightops.errors import printable
 from weightops.hub.push import front_matter
 from weightops.support.invocation import how_it_was_made
+from weightops.support.result_files import CARD
 from weightops.support.text import counted, portable
 
 Relation = Literal["merge", "finetune", "adapter"]
@@ -202,7 +203,7 @@ def license_of(places: Sequence[str | Path]) -> dict[str, str]:
     """
     found = []
     for place in map(Path, places):
-        card = place.with_name("README.md") if place.is_file() else place / "README.md"
+        card = place.with_name(CARD) if place.is_file() else place / CARD
         stated = front_matter(card.read_text(encoding="utf-8")) if card.is_file() else {}
         found.append(stated.get("license"))
     license = found[0] if found else None

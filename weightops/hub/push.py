@@ -10,10 +10,10 @@ import yaml
 
 from weightops.errors import CheckpointError, OptionError
 from weightops.hub.fetch import REPO, reason
+from weightops.support.result_files import CARD
 
 THIS_FOLDER = "in-the-folder-of-this-file"
 """What a configuration says in place of the name of the repository, until it is pushed to one."""
-_CARD = "README.md"
 _ONLY_FOR_THE_RUN = re.compile(r"\.(?!eval_results$).*|__pycache__|training\.\d+.*|.*\.run")
 """Names of files and folders that only the run needed: hidden ones but for the Hub's own folder of
 results, and states to resume from."""
@@ -57,17 +57,17 @@ def files_to_push(
     Card and configuration name the repository where they named the folder.
     """
     check_repo(repo)
-    if not (folder / _CARD).is_file():
+    if not (folder / CARD).is_file():
         raise CheckpointError(
             f"{folder} has no model card",
-            hint=f"write what these weights are, and what was measured, to {folder / _CARD}",
+            hint=f"write what these weights are, and what was measured, to {folder / CARD}",
         )
     files: dict[str, Path | bytes] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if path.is_file() and not any(_ONLY_FOR_THE_RUN.fullmatch(part) for part in inside.parts):
             files[inside.as_posix()] = path
-    files[_CARD] = _card_for(folder / _CARD, repo, license).encode()
+    files[CARD] = _card_for(folder / CARD, repo, license).encode()
     for name, file in files.items():
         if name.endswith("config.json") and isinstance(file, Path):
             text = file.read_text(encoding="utf-8")

@@ -53,8 +53,16 @@ class Analogy(Workflow):
         super().__init__({self.target: "target", **given}, **common)
 
     @property
-    def trains(self) -> bool:
-        return super().trains or self.supervised
+    def to_train(self) -> list[Task]:
+        return [*super().to_train, *([self.target] if self.supervised else [])]
+
+    @property
+    def candidates(self) -> int:
+        return 5 * super().candidates  # the analogy, and four rivals with the same search
+
+    @property
+    def searched(self) -> list[Task]:
+        return [self.target]
 
     @property
     def learned(self) -> list[Task]:

@@ -70,8 +70,13 @@ class Negation(Workflow):
         return [self.target]
 
     @property
-    def trains(self) -> bool:
-        return super().trains or self.baselines
+    def to_train(self) -> list[Task]:
+        ascends = self.baselines and self.unit is not SCORE
+        return [*super().to_train, *([self.target] if ascends else [])]
+
+    @property
+    def candidates(self) -> int:
+        return super().candidates * (1 + self.baselines)  # a random vector has an alpha, too
 
     @property
     def goal(self) -> Goal:

@@ -67,6 +67,10 @@ class Patch(Workflow):
     def learned(self) -> list[Task]:
         return [self._joint] if self.strategy == "joint" else self.patching
 
+    @property
+    def candidates(self) -> int:
+        return super().candidates * (len(self.patching) if self.strategy == "sequential" else 1)
+
     def goal(self, patching: list[Task], drop: float) -> Goal:
         """Return what alpha is chosen for.
 

@@ -98,8 +98,10 @@ def rank(
         if session.scoring is PROGRAMS and labels is not None:
             raise OptionError(f"{task.name} is scored by a program, which has no labels to count")
         looks = 2 + (_LOOKS_FOR_TRUTH if truth else 0)
-        work = steps * step_work(config) + looks * len(vectors) * task.sizes["validation"]
-        with job("ranking", work):
+        by_program = session.scoring is PROGRAMS
+        training = 0 if by_program else steps * step_work(config)
+        samples = 1 if by_program else task.sizes["validation"]
+        with job("ranking", training + looks * len(vectors) * samples):
             criteria = _measure(session, task, vectors, labels)
             outcome = _outcome(session, task, criteria, labels=labels, steps=steps, truth=truth)
         if out is not None:
