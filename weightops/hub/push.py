@@ -96,10 +96,8 @@ def _card_for(path: Path, repo: str, license: str | None) -> str:
             hint=f"`weightops push {path.parent} {repo} --license mit` states one, or another; or "
             "license: in the card's metadata",
         )
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise OptionError(
-            f"{license!r} is no license as the Hub names them", hint="such as mit or apache-2.0"
-        )
+    if license is not None:
+        check_license(license)
     if license is not None and license != known:
         line = f"license: {license}\n"
         if known is not None:
@@ -130,15 +128,26 @@ def check_repo(repo: str) -> None:
         raise OptionError(f"{fact}: {error}", hint="give ORG/NAME") from error
 
 
-def check_push(repo: str) -> None:
-    """Check the name of a repository and the login, before any work is done for an upload.
+def check_license(license: str) -> None:
+    """Check the name of a license.
 
     Raises:
-        OptionError: if ``repo`` isn't ``org/name``, or nobody is logged in.
+        OptionError: if the Hub names none so.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise OptionError(
+            f"{license!r} is no license as the Hub names them", hint="such as mit or apache-2.0"
+        )
+
+
+def check_login() -> None:
+    """Check that somebody is logged in, before any work is done for an upload.
+
+    Raises:
+        OptionError: if nobody is.
     """
     from huggingface_hub import get_token
 
-    check_repo(repo)
     if get_token() is None:
         raise OptionError(
             "nobody is logged in to the Hugging Face Hub",

@@ -13,6 +13,7 @@ from weightops.evaluation.batchnorm import BatchNorm
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession, Vectors, weighted_sum
 from weightops.search.strategies import SearchOptions
+from weightops.support.calls import repeatable
 from weightops.support.docstrings import describe_arguments_as
 from weightops.tasks.table import TaskLike, as_task
 from weightops.tasks.task import Task
@@ -117,6 +118,7 @@ class Analogy(Workflow):
         return [f"searched on the same {self.unit.samples}: {'; '.join(rivals)}"]
 
 
+@repeatable("analogy")
 @describe_arguments_as(Workflow)
 def analogy(
     a: TaskLike,

@@ -19,6 +19,7 @@ from weightops.search.goal import Goal
 from weightops.search.racing import race
 from weightops.search.session import EditSession
 from weightops.support.atomic import reserved
+from weightops.support.calls import repeatable
 from weightops.support.progress import job, left
 from weightops.support.registry import Registry
 from weightops.task_vector import TaskVector
@@ -179,6 +180,7 @@ def _settings(
     return ExperimentSettings(checkpoint, task, training or config_for(checkpoint), where, kept)
 
 
+@repeatable("run_experiment")
 def run_experiment(
     name: str,
     out: str | Path,

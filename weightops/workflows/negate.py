@@ -15,6 +15,7 @@ from weightops.search.goal import Goal
 from weightops.search.session import EditSession
 from weightops.search.strategies import SearchOptions
 from weightops.support.arguments import check_arguments
+from weightops.support.calls import repeatable
 from weightops.support.docstrings import describe_arguments_as
 from weightops.support.lazy import torch
 from weightops.support.ranges import Range
@@ -156,6 +157,7 @@ def random_like(session: EditSession, vector: TaskVector, seed: int = 0) -> Task
     return session.in_memory(tensors, f"a random vector (seed {seed})")
 
 
+@repeatable("negate")
 @describe_arguments_as(Workflow)
 def negate(
     target: TaskLike,

@@ -24,6 +24,7 @@ from weightops.search.session import EditSession
 from weightops.search.strategies import ALPHAS
 from weightops.support.arguments import check_arguments
 from weightops.support.atomic import reserved
+from weightops.support.calls import repeatable
 from weightops.support.lazy import torch
 from weightops.support.progress import job
 from weightops.support.ranges import Range
@@ -42,6 +43,7 @@ PROBE_ALPHA = 0.3
 """The alpha at which a vector's gain on validation data is measured."""
 
 
+@repeatable("rank")
 def rank(
     vectors: Mapping[str, CheckpointLike | TaskVector] | Sequence[str | Path],
     target: TaskLike,
