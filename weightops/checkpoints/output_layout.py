@@ -110,7 +110,7 @@ def write_records(
     if recipe and "verb" not in recipe:
         text = yaml_text(dict(recipe))
         (folder / RECIPE).write_text(text, encoding="utf-8")
-        if card is None:
+        if card is None and (facts or model.architecture):
             models = [entry["model"] for entry in recipe["models"]]
             options = recipe.get("options")
             card = merge_card(recipe["method"], models, recipe.get("base"), text, options)
