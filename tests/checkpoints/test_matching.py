@@ -307,3 +307,20 @@ def test_a_buffer_that_one_of_two_versions_saves(buffer: tuple[str, torch.Tensor
         assert torch.equal(merged["proj.weight"], torch.full((4, 4), 2.0))
         assert torch.equal(TaskVector(base, other).apply(base)["proj.weight"], newer["proj.weight"])
         assert all(torch.equal(merged[n], t) for n, t in base.items() if n == name)
+
+
+def test_a_model_within_a_module_of_ones_own(tmp_path: Path) -> None:
+    """Lightning's module has a criterion beside the model; trl's has a head of values."""
+    pre = {"a.weight": torch.ones(2, 3), "b.weight": torch.ones(3)}
+    own = {**{f"net.{name}": 3 * tensor for name, tensor in pre.items()}, "loss.w": torch.ones(1)}
+    torch.save({"state_dict": own, "epoch": 1}, tmp_path / "last.ckpt")
+    with pytest.raises(MismatchError, match=r"tensors below 'net'.*FILE:KEY\.net if"):
+        TaskVector(pre, tmp_path / "last.ckpt")
+    edited = TaskVector(pre, f"{tmp_path / 'last.ckpt'}:state_dict.net").apply(pre, 0.5)
+    assert torch.equal(edited["a.weight"], torch.full((2, 3), 2.0))
+
+
+def test_what_lightnings_strategies_put_before_names() -> None:
+    pre = {"a.weight": torch.ones(2, 3), "b.weight": torch.ones(3)}
+    wrapped = {f"_forward_module.model.{name}": tensor + 1 for name, tensor in pre.items()}
+    assert TaskVector(pre, wrapped).norm() == 3

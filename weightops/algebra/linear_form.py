@@ -15,6 +15,7 @@ from weightops.algebra.names import (
     depths,
     escape,
     finite,
+    hint_of_part,
     mismatch,
     value_at,
 )
@@ -318,6 +319,7 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
         hint = f"a task vector can be of the {common} common tensors only (TaskVector's strict)"
     else:
         hint = "they have no tensor name in common, and must come from one architecture"
+        hint = hint_of_part(a.specs, b.specs) or hint_of_part(b.specs, a.specs) or hint
     differences = {
         "only in the first": only_a,
         "only in the second": only_b,

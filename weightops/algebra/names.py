@@ -221,3 +221,16 @@ def mismatch(subjects: str, differences: Mapping[str, list[str]], hint: str) -> 
         f"  {len(items)} {kind}: {first_few(items)}" for kind, items in differences.items() if items
     ]
     return MismatchError("\n".join([f"{subjects} don't match", *lines]), hint=hint)
+
+
+def hint_of_part(names: Iterable[str], others: Iterable[str]) -> str:
+    """Return how to open the part of other names below which all of some names are, or ""."""
+    listed, held = list(names), set(others)
+    parts = dict.fromkeys(name.partition(".")[0] for name in others)
+    part = next((p for p in parts if all(f"{p}.{name}" in held for name in listed)), None)
+    if not part or not listed:
+        return ""
+    return (
+        f"one has the other's tensors below {part!r}: FILE:{part} opens them, or FILE:KEY.{part} "
+        "if they are under a key of a torch file"
+    )

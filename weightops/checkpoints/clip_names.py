@@ -37,7 +37,9 @@ _BLOCK = {
 }
 _LAYER = re.compile(r"(.*transformer\.resblocks)\.(\d+)\.(.+)")
 
-WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "image_encoder.", "ema_model.")
+WRAPPER_PREFIXES = (
+    *("module.", "_orig_mod.", "_forward_module.", "model.", "image_encoder.", "ema_model."),
+)
 """Prefixes that wrappers of modules put before every name."""
 
 WRAPPER_INFIXES = re.compile(

@@ -286,9 +286,11 @@ def _check_result(name: str, value: Any, seen: set[int], *, in_module: bool = Fa
         CheckpointError: naming the call.
     """
     if isinstance(value, StandIn) and _depends_on_tensors(value if in_module else value.args, seen):
+        hint = "save it as a plain tensor, which dequantize() makes of a quantised one"
+        if "distributed" in value.name:
+            hint = "it is one process's part: save what full_tensor() gathers from all of them"
         raise CheckpointError(
-            f"{name[:200]} is what {value.name[:200]} makes of stored numbers",
-            hint="save it as a plain tensor, which dequantize() makes of a quantised one",
+            f"{name[:200]} is what {value.name[:200]} makes of stored numbers", hint=hint
         )
 
 
