@@ -63,6 +63,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (MEAN + "---\n" + MEAN, "line 13: of several recipes"),
         (TIES.replace("0.5", "2", 1) + "base_model: DIR/b\n", "line 3: density is a fraction"),
         (TIES + "base_model: DIR/a\nparameters: {lambda: big}\n", "line 8: alpha is a number"),
+        (
+            "models: [{model: DIR/a}]\nmerge_method: model_stock\nbase_model: DIR/b\n",
+            "line 3: model_stock takes base_model and at least 2 models beside it",
+        ),
         (SLERP.replace("parameters:\n  t: 0.5\n", ""), "slerp needs t"),
         (SLERP.replace("0.5", "[{filter: mlp, value: 0.5}]"), "line 7: slerp needs t"),
         (

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightops.errors import RecipeError
-from weightops.merging.mergekit_checks import check_kinds
+from weightops.merging.mergekit_checks import check_kinds, layer_range
 from weightops.merging.mergekit_methods import TRANSLATIONS, Translation
 from weightops.merging.mergekit_parameters import Models, Reader, methods_options, methods_weights
 from weightops.merging.yaml_lines import LinedDict, LinedList, line_of, lines_of, located
@@ -69,12 +69,14 @@ class _Document:
         tokenizer = self._tokenizer(recipe)
         dtype = str(content.get("out_dtype") or content.get("dtype") or "")
         settings = {
+            "like": None if self.base in (None, _start_of(recipe)) else self.base,
             "dtype": dtype.removeprefix("torch."),
             "tokenizer": tokenizer,
             "chat_template": content.get("chat_template"),
             "name": content.get("name"),
         }
-        written, lines = lines_of(content), {}
+        written = lines_of(content)
+        lines = {"like": written["base_model"]} if "base_model" in written else {}
         for key in settings:
             for old in (key, f"out_{key}", f"{key}_source"):
                 if old in written:
@@ -115,7 +117,7 @@ class _Document:
         self.reader.check_shared([piece.get("parameters")], self.translation)
         entries = self._entries(piece, "sources")
         base = self._reference(piece, "base_model") or self.base
-        spans = [entry.get("layer_range") for entry in entries]
+        spans = [layer_range(entry) for entry in entries]
         given = [piece.get("parameters"), *scopes]
         recipe = self._merge(entries, base, given, first=first)
         if any(spans):
@@ -192,6 +194,9 @@ class _Document:
                 count = {1: "one model", 2: "two models"}[wanted or 1]
                 beside = "" if rule == "optional" else "base_model and "
                 raise RecipeError(f"{name} takes {beside}{count}; here are {len(others)} beside it")
+            if len(others) < self.translation.fewest:
+                count = self.translation.fewest
+                raise RecipeError(f"{name} takes base_model and at least {count} models beside it")
             if rule == "first":
                 own = [entry for entry in entries if entry["model"] == base]
                 return [*(own or [LinedDict({"model": base})]), *others], None
@@ -251,14 +256,22 @@ class _Document:
             return self.reader.reference(value)
 
 
+def _start_of(recipe: Mapping[str, Any]) -> str | None:
+    """Return the model whose files a recipe's result has, if no key says it."""
+    if "modules" in recipe:
+        return None
+    part = recipe["slices"][0] if "slices" in recipe else recipe
+    start: str = part.get("base") or part["models"][0]["model"]
+    return start
+
+
 def _start(entry: Mapping[str, Any]) -> int:
     """Return the first layer that is taken from a model."""
-    span = entry.get("layer_range")
-    return span[0] if isinstance(span, list) and span and type(span[0]) is int else 0
+    span = layer_range(entry)
+    return span[0] if span else 0
 
 
 def _length(piece: Mapping[str, Any]) -> int:
-    """Return the number of layers of a slice; 0 if it is not well-formed, which is said later."""
-    spans = [entry.get("layer_range") for entry in piece.get("sources") or ()]
-    whole = spans and isinstance(spans[0], list) and all(type(v) is int for v in spans[0])
-    return spans[0][1] - spans[0][0] if whole and len(spans[0]) == 2 else 0
+    """Return the number of layers of a slice; 0 if it has none, which is said later."""
+    span = layer_range(piece["sources"][0])
+    return span[1] - span[0] if span else 0

@@ -56,12 +56,27 @@ def _check_merge(content: Mapping[str, Any]) -> None:
 def _check_model(entry: Mapping[str, Any]) -> None:
     _check(entry, "model", str, dict)
     _check_parameters(entry)
+    layer_range(entry)
+
+
+def layer_range(entry: Mapping[str, Any]) -> list[int] | None:
+    """Return the layers of a source, of which mergekit takes 3.0 and "3" for 3, too.
+
+    Raises:
+        RecipeError: naming the line, if they aren't two whole numbers.
+    """
     span = entry.get("layer_range")
-    if span is not None and not (
-        isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)
-    ):
-        with located(line_of(entry, "layer_range")):
-            raise RecipeError(f"layer_range is {span!r:.80}, and must be two whole numbers")
+    if span is None:
+        return None
+    try:
+        ends = [float(end) for end in span if not isinstance(end, bool)]
+        whole = isinstance(span, list) and all(end.is_integer() for end in ends)
+        if whole and len(span) == len(ends) == 2:
+            return [int(end) for end in ends]
+    except (TypeError, ValueError, OverflowError):
+        pass
+    with located(line_of(entry, "layer_range")):
+        raise RecipeError(f"layer_range is {span!r:.80}, and must be two whole numbers")
 
 
 def _check_parameters(content: Mapping[str, Any]) -> None:

@@ -19,6 +19,8 @@ _EVERY_PARAMETER = {
     name for method in TRANSLATIONS.values() for name in method.for_all | method.for_one
 } - {"int8_mask"}
 _FRACTIONS = ("density", "gamma", "select_topk")
+_YES = ("true", "1", "yes", "on", "y", "t")
+_NO = ("false", "0", "no", "off", "n", "f")
 _SILENT = ("int8_mask",)
 """Parameters that change how mergekit computes, never what."""
 
@@ -139,6 +141,8 @@ def methods_options(models: Models) -> tuple[str, dict[str, Any]]:
             if key in translation.required and _is_partial(value):
                 raise RecipeError(f"{models.name} needs {key}", hint=f"parameters: {{{key}: 0.5}}")
             _check_fraction(key, value)
+            if isinstance(METHODS[translation.method].options[option].default, bool):
+                value = None if value is None else _chosen(value, (False, True), key)
         if value is not None:
             options[option] = value
     for key, option in translation.each.items():
@@ -152,10 +156,12 @@ def methods_options(models: Models) -> tuple[str, dict[str, Any]]:
             options[option] = values[0]
     if translation.normalize is not None:
         value = models.shared("normalize", translation.normalize)
-        options["normalize"] = _chosen(value, translation.divisor)
+        with located(models.line("normalize")):
+            options["normalize"] = _chosen(value, translation.divisor, "normalize")
     if translation.rescale is not None:
         value = models.shared("rescale", translation.rescale)
-        options["rescale"] = _chosen(value, ("none", "l1"))
+        with located(models.line("rescale")):
+            options["rescale"] = _chosen(value, ("none", "l1"), "rescale")
     for flag, variant in translation.variants.items():
         with located(models.line(flag)):
             if _flag(models.shared(flag, variant.default), flag) != variant.default:
@@ -196,14 +202,16 @@ def _check_fraction(key: str, value: Any) -> None:
         raise RecipeError(f"{key} is a fraction, from 0 to 1, not {value!r:.80}")
 
 
-def _chosen(value: PerTensor, choices: tuple[Any, Any]) -> PerTensor:
+def _chosen(value: PerTensor, choices: tuple[Any, Any], name: str) -> PerTensor:
     """Return the choice for a flag, by tensor where the flag is."""
     if isinstance(value, Mapping):
-        return {pattern: _chosen(inner, choices) for pattern, inner in value.items()}
-    return choices[bool(value)]
+        return {pattern: _chosen(inner, choices, name) for pattern, inner in value.items()}
+    return choices[_flag(value, name)]
 
 
 def _flag(value: Any, name: str) -> bool:
-    if isinstance(value, (bool, int, float)):
-        return bool(value)
-    raise RecipeError(f"{name} is true or false for all tensors, not {value!r}")
+    """Return a truth value, which mergekit reads from 0, 1 and words such as "no", too."""
+    word = str(int(value) if isinstance(value, float) and value in (0, 1) else value).lower()
+    if word in _YES or word in _NO:
+        return word in _YES
+    raise RecipeError(f"{name} is true or false for all tensors, not {value!r:.80}")
