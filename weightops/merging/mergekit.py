@@ -20,13 +20,14 @@ _TOP = (
     *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype"),
     *("out_dtype", "tokenizer_source", "tokenizer", "chat_template", "name"),
 )
+_ITS_OWN = ("merge_method", "parameters", "out_dtype", "tokenizer_source")
 _SLICE = ("sources", "parameters", "base_model")
 _MODULE = ("slices", "models", "parameters")
 
 
 def looks_like_mergekit(content: Mapping[str, Any]) -> bool:
-    """Return True for a mapping with mergekit's keys."""
-    return "merge_method" in content
+    """Return True for a mapping with keys that only mergekit has."""
+    return any(key in content for key in _ITS_OWN)
 
 
 def translate(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,6 +50,10 @@ class _Document:
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         self.content, self.reader = content, Reader()
+        if content.get("merge_method") is None:
+            first = next(key for key in _ITS_OWN if key in content)
+            with located(line_of(content, first)):
+                raise RecipeError(f"a recipe with {first} is one of mergekit's: no merge_method")
         with located(line_of(content, "merge_method")):
             name = content["merge_method"]
             if name not in TRANSLATIONS:
@@ -61,8 +66,9 @@ class _Document:
         """Return the recipe."""
         content = self.content
         self.reader.check_keys(content, _TOP, "the top level")
-        given = [key for key in ("models", "slices", "modules") if content.get(key)]
-        with located(line_of(content, given[-1]) if given else ""):
+        parts = [key for key in ("models", "slices", "modules") if key in content]
+        given = [key for key in parts if content[key]]
+        with located(line_of(content, (given or parts or ["merge_method"])[-1])):
             if len(given) != 1:
                 raise RecipeError("exactly one of models, slices and modules must be there")
         recipe = self._modules() if given == ["modules"] else self._body(content, [])
@@ -76,11 +82,12 @@ class _Document:
             "name": content.get("name"),
         }
         written = lines_of(content)
-        lines = {"like": written["base_model"]} if "base_model" in written else {}
+        lines: dict[str, int] = {}
         for key in settings:
             for old in (key, f"out_{key}", f"{key}_source"):
                 if old in written:
                     lines[key] = written[old]
+        lines["like"] = written.get("base_model", 0)
         present = {key: value for key, value in settings.items() if value}
         return LinedDict({**recipe, **present}, {**lines_of(recipe), **lines})
 
@@ -194,9 +201,9 @@ class _Document:
                 count = {1: "one model", 2: "two models"}[wanted or 1]
                 beside = "" if rule == "optional" else "base_model and "
                 raise RecipeError(f"{name} takes {beside}{count}; here are {len(others)} beside it")
-            if len(others) < self.translation.fewest:
-                count = self.translation.fewest
-                raise RecipeError(f"{name} takes base_model and at least {count} models beside it")
+            fewest = self.translation.fewest
+            if len(others) < fewest:
+                raise RecipeError(f"{name} takes base_model and at least {fewest} models beside it")
             if rule == "first":
                 own = [entry for entry in entries if entry["model"] == base]
                 return [*(own or [LinedDict({"model": base})]), *others], None

@@ -11,6 +11,7 @@ from weightops.errors import RecipeError
 from weightops.merging.mergekit_methods import TRANSLATIONS, Translation
 from weightops.merging.mergekit_values import renumbered, scoped
 from weightops.merging.methods.table import METHODS
+from weightops.merging.recipe_values import options_of
 from weightops.merging.yaml_lines import line_of, located
 
 log = logging.getLogger("weightops")
@@ -140,16 +141,14 @@ def methods_options(models: Models) -> tuple[str, dict[str, Any]]:
         with located(models.line(key)):
             if key in translation.required and _is_partial(value):
                 raise RecipeError(f"{models.name} needs {key}", hint=f"parameters: {{{key}: 0.5}}")
-            _check_fraction(key, value)
-            if isinstance(METHODS[translation.method].options[option].default, bool):
-                value = None if value is None else _chosen(value, (False, True), key)
+            value = _checked(translation.method, option, key, value)
         if value is not None:
             options[option] = value
     for key, option in translation.each.items():
         values = models.each(key)
-        for entry, value in zip(models.entries, values, strict=True):
+        for i, entry in enumerate(models.entries):
             with located(line_of(entry.get("parameters"), key) or models.line(key)):
-                _check_fraction(key, value)
+                values[i] = _checked(translation.method, option, key, values[i])
         if any(value != values[0] for value in values):
             options[option] = {"each": [1.0 if value is None else value for value in values]}
         elif values[0] is not None:
@@ -189,6 +188,17 @@ def methods_weights(models: Models) -> list[PerTensor]:
 def _is_partial(value: PerTensor) -> bool:
     """Return whether a value isn't given, or not for all tensors."""
     return value is None or (isinstance(value, Mapping) and "*" not in value)
+
+
+def _checked(method: str, option: str, key: str, value: PerTensor) -> PerTensor:
+    """Return the value of a parameter, which the option of a method can have."""
+    if value is None:
+        return None
+    _check_fraction(key, value)
+    if isinstance(METHODS[method].options[option].default, bool):
+        value = _chosen(value, (False, True), key)
+    METHODS[method].check(options_of({option: value}))
+    return value
 
 
 def _check_fraction(key: str, value: Any) -> None:

@@ -334,6 +334,7 @@ def _joined(recipes: list[Recipe]) -> Recipe:
     for recipe in recipes:
         if recipe is not last:
             if recipe.name in named:
-                raise RecipeError(f"two recipes have the name {recipe.name}")
+                with located(recipe.lines.get("name", "")):
+                    raise RecipeError(f"two recipes have the name {recipe.name}")
             named[str(recipe.name)] = recipe
     return replace(last, named={**last.named, **named})

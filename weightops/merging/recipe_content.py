@@ -78,7 +78,7 @@ def whole_lines(content: Mapping[str, Any]) -> dict[str, str]:
     tokenizer = content.get("tokenizer")
     tokens = tokenizer.get("tokens") if isinstance(tokenizer, Mapping) else None
     lines = {str(token): line_of(tokens, token) for token in tokens or ()}
-    keys = ("tokenizer", "chat_template", "fill_missing", "like")
+    keys = ("tokenizer", "chat_template", "fill_missing", "like", "name")
     return lines | {key: line_of(content, key) for key in keys}
 
 
