@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from weightops.tasks.class_names import in_words
 from weightops.tasks.pictures import read_image
 from weightops.tasks.split import split_loader
 from weightops.tasks.task import PROMPTS, Images, LazySizes, Task, digest_of_files
+
+log = logging.getLogger("weightops")
 
 _STRINGS = ("string", "large_string")
 
@@ -105,11 +108,12 @@ def parquet_task(
         found = paths(files[split], source)
         return _read_split(found, known, f"{split} of {source}", source)
 
-    available = [
-        split
-        for split in files
-        if split != "test" or not _labels_hidden(paths(files[split][:1], source), label)
-    ]
+    available = list(files)
+    if "test" in files and all(
+        _labels_hidden(paths([file], source)[0], label) for file in files["test"]
+    ):
+        log.warning("the test split of %s has no labels: its pictures aren't used", source)
+        available.remove("test")
     load = split_loader(read, available, source)
     spoken = tuple(map(in_words, known.classes))
     license = "see the data set's page"
@@ -220,7 +224,7 @@ def _labels_of(path: str, known: _Columns, split: str, source: str) -> list[int]
     return [-1 if value is None else index[value] for value in values]
 
 
-def _labels_hidden(paths: Sequence[str], label: str) -> bool:
-    """Return whether a split's labels are withheld, as those of a challenge's test are."""
-    values = _values(paths[0], label)
+def _labels_hidden(path: str, label: str) -> bool:
+    """Return whether a file's labels are withheld, as those of a challenge's test are."""
+    values = _values(path, label)
     return all(value is None or (isinstance(value, int) and value < 0) for value in values)
