@@ -39,7 +39,7 @@ _TEXTS_AT_A_TIME = 256
 class ImageModel:
     """A model with an image and a text encoder, and all that is needed to run it.
 
-    It keeps the preprocessed images of tasks between passes.
+    It keeps the preprocessed images of tasks, and the tokens of their prompts, between passes.
 
     Attributes:
         module: has ``encode_image`` and ``encode_text``, and ``visual``, the image encoder.
@@ -57,6 +57,7 @@ class ImageModel:
     base: Checkpoint
     precision: str = "float32"
     _pixels: dict[tuple[Task, str], Pixels] = field(default_factory=dict)
+    _tokens: dict[Task, list[torch.Tensor]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base.ref!r}, {self.device}, {self.precision})"
@@ -136,7 +137,8 @@ class ImageModel:
         return self._pixels[task, split]
 
     def forget(self, task: Task) -> None:
-        """Free the preprocessed images of a task."""
+        """Free the preprocessed images and the tokens of a task."""
+        self._tokens.pop(task, None)
         self._pixels = {key: pixels for key, pixels in self._pixels.items() if key[0] is not task}
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
@@ -176,8 +178,10 @@ class ImageModel:
             raise TaskError(
                 f"{task.name} has no classes, only captions", hint='evaluator="retrieval" scores it'
             )
-        tokens = [self.tokenizer(list(texts)) for texts in task.prompts]
-        _warn_of_equal_texts(tokens, task)
+        if task not in self._tokens:
+            self._tokens[task] = [self.tokenizer(list(texts)) for texts in task.prompts]
+            _warn_of_equal_texts(self._tokens[task], task)
+        tokens = self._tokens[task]
         path = cache_dir() / "heads" / f"{self._text_hash(tokens)}.safetensors"
         with suppress(OSError, SafetensorError, KeyError):
             cached: torch.Tensor = load_file(path)["classes"]
