@@ -6,6 +6,8 @@ import csv
 import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from helpers.data_sets import paint
 
@@ -60,7 +62,7 @@ def test_two_folders_of_splits_with_bare_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["", "train"])
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
 def test_a_table_with_other_classes_is_refused(tmp_path: Path, place: str, kind: str) -> None:
     fill(tmp_path, "train/00", "train/01", "test/00", "test/01")
     files = sorted((tmp_path / place).rglob("*.png"))
@@ -69,10 +71,12 @@ def test_a_table_with_other_classes_is_refused(tmp_path: Path, place: str, kind:
         for i, path in enumerate(files)
     ]
     table = tmp_path / place / f"metadata.{kind}"
-    with open(table, "w", newline="") as stream:
-        if kind == "jsonl":
-            stream.writelines(json.dumps(row) + "\n" for row in rows)
-        else:
+    if kind == "jsonl":
+        table.write_text("\n".join(map(json.dumps, rows)))
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    else:
+        with open(table, "w", newline="") as stream:
             delimiter = "," if kind == "csv" else "\t"
             writer = csv.DictWriter(stream, ["file_name", "label"], delimiter=delimiter)
             writer.writeheader()

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from weightops.errors import TaskError
 from weightops.support.text import first_few
-from weightops.tasks.pictures import image_files, is_left_behind, places
+from weightops.tasks.pictures import is_left_behind, picture_suffixes, places
 from weightops.tasks.split_names import NO_PICTURES, PICTURES, looks_like_split, split_of
 
 log = logging.getLogger("weightops")
 
 _TABLES = (".csv", ".tsv", ".jsonl")
+_METADATA = "metadata.parquet"
 _MOST_ROWS = 20_000
 """The rows of a table that are compared with the pictures."""
 
@@ -35,7 +36,7 @@ def check_inner_folders(class_folders: Iterable[Path]) -> None:
     for class_folder in class_folders:
         for place in islice(places(class_folder), 1, None):
             name = place.name.lower()
-            if name in PICTURES - NO_PICTURES or not image_files(place):
+            if name in PICTURES - NO_PICTURES or not any(map(_is_named_picture, place.iterdir())):
                 continue
             if name in NO_PICTURES or split_of(name) or looks_like_split(name):
                 raise TaskError(
@@ -53,6 +54,10 @@ def check_inner_folders(class_folders: Iterable[Path]) -> None:
         )
 
 
+def _is_named_picture(path: Path) -> bool:
+    return path.suffix.lower() in picture_suffixes() and not is_left_behind(path.name)
+
+
 def check_tables(folder: Path, labelled: Sequence[LabelledFile]) -> None:
     """Refuse a table beside folders of classes that lists the pictures with other classes.
 
@@ -66,8 +71,7 @@ def check_tables(folder: Path, labelled: Sequence[LabelledFile]) -> None:
     Raises:
         TaskError: naming the table and its columns.
     """
-    tables = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in _TABLES]
-    tables = [path for path in tables if path.is_file() and not is_left_behind(path.name)]
+    tables = [path for path in sorted(folder.iterdir()) if _is_table(path)]
     if not tables:
         return
     known = _by_name(folder, labelled)
@@ -81,6 +85,11 @@ def check_tables(folder: Path, labelled: Sequence[LabelledFile]) -> None:
                 hint="sort the pictures into folders by class; or move the file elsewhere, and the "
                 "folders are the classes",
             )
+
+
+def _is_table(path: Path) -> bool:
+    named = path.suffix.lower() in _TABLES or path.name == _METADATA
+    return named and path.is_file() and not is_left_behind(path.name)
 
 
 def _by_name(folder: Path, labelled: Sequence[LabelledFile]) -> dict[str, LabelledFile | None]:
@@ -101,6 +110,9 @@ def _ends(path: str) -> Iterator[str]:
 
 def _rows(table: Path) -> Iterator[Mapping[str, str]]:
     """Yield the rows of a table; nothing of what isn't one."""
+    if table.name == _METADATA:
+        yield from _parquet_rows(table)
+        return
     with (
         suppress(OSError, ValueError, csv.Error),
         open(table, encoding="utf-8-sig", errors="replace", newline="") as lines,
@@ -116,6 +128,21 @@ def _rows(table: Path) -> Iterator[Mapping[str, str]]:
         delimiter = max(",;\t|", key=header.count)
         for row in csv.DictReader(lines, delimiter=delimiter, restkey="", restval=""):
             yield {str(key): str(value) for key, value in row.items()}
+
+
+def _parquet_rows(table: Path) -> Iterator[Mapping[str, str]]:
+    from pyarrow import ArrowException, types
+    from pyarrow.parquet import ParquetFile
+
+    with suppress(OSError, ArrowException):
+        file = ParquetFile(table)
+        names = [
+            field.name
+            for field in file.schema_arrow
+            if types.is_string(field.type) or types.is_integer(field.type)
+        ]
+        for row in file.read(names).to_pylist():
+            yield {key: str(value) for key, value in row.items()}
 
 
 def _other_columns(

@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +191,8 @@ def _read_split(paths: Sequence[str], known: _Columns, split: str, source: str) 
             f"row {unlabelled[0]} the first"
         )
     try:
-        parts = load_dataset(
-            "parquet", data_files=list(paths), columns=[known.image], split="train"
-        )
+        files = list(map(escape, paths))  # the library takes them for patterns
+        parts = load_dataset("parquet", data_files=files, columns=[known.image], split="train")
         rows = parts.cast_column(known.image, Image(decode=False))
     except Exception as error:  # the library raises whatever its many back ends raise
         raise TaskError(f"{source} can't be read: {reason(error)}") from error
@@ -215,6 +215,7 @@ def _labels_of(path: str, known: _Columns, split: str, source: str) -> list[int]
             names[value] if value is not None and 0 <= value < len(names) else None
             for value in values
         ]
+    values = [None if value == "" else value for value in values]
     unknown = sorted({value for value in values if value is not None and value not in index})
     if unknown:
         raise TaskError(
