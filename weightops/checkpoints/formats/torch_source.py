@@ -10,7 +10,6 @@ import io
 import math
 import mmap
 import struct
-import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,7 +34,6 @@ from weightops.support.lazy import torch
 
 DAMAGE = (
     zipfile.BadZipFile,
-    tarfile.TarError,
     ValueError,
     RecursionError,
     struct.error,
@@ -207,8 +205,9 @@ def storage_of(pid: Any) -> Storage:
 
 
 def is_key(value: Any) -> bool:
-    """Return whether a value can be the key of a storage: text, or a number of 64 bits."""
-    return isinstance(value, str) or (isinstance(value, int) and value.bit_length() <= 64)
+    """Return whether a value can be the key of a storage: a short text, or a number of 64 bits."""
+    is_text = isinstance(value, str) and len(value) <= 200
+    return is_text or (isinstance(value, int) and value.bit_length() <= 64)
 
 
 def view_of(storage: Storage, start: Any, numel: Any) -> Storage:

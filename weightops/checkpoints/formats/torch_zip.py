@@ -83,7 +83,7 @@ def read_archive(data: mmap.mmap | bytearray) -> TorchContent:
         if name.startswith(prefix)
     }
     pickle = bytes(data[_extent(data, members[f"{root}data.pkl"]).slice])
-    budget = Budget(len(pickle))
+    budget = Budget(min(len(data), 4 * len(pickle)))
     unpickler = Unpickler(io.BytesIO(pickle), storage_of, budget)
     return TorchContent(unpickler.load(), extents, unpickler.refused_names, budget)
 
