@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from weightops.algebra.source import Source, Spec
-from weightops.checkpoints.formats.budget import OBJECT, Budget
 from weightops.checkpoints.formats.pickle_objects import NAMED_DTYPES, Global, StandIn, short_name
 from weightops.checkpoints.formats.state_dicts import WRAPPERS
 from weightops.checkpoints.formats.torch_source import EXPANSION
 from weightops.checkpoints.formats.torch_zip import read_tensor
 from weightops.checkpoints.formats.unpickler import Unpickler
 from weightops.errors import CheckpointError
+from weightops.support.budget import OBJECT, Budget
 from weightops.support.input_files import InputFile
 from weightops.support.lazy import torch
 from weightops.support.sibling_files import sibling

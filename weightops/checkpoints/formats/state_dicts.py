@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from weightops.checkpoints.formats.budget import OBJECT, Budget
 from weightops.checkpoints.formats.pickle_objects import (
     Global,
     StandIn,
@@ -16,6 +15,7 @@ from weightops.checkpoints.formats.pickle_objects import (
     short_name,
 )
 from weightops.errors import CheckpointError
+from weightops.support.budget import OBJECT, Budget
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from weightops.checkpoints.formats.budget import OBJECT
 from weightops.checkpoints.formats.file_source import Extent
 from weightops.checkpoints.formats.pickle_objects import StoredTensor, name_in_errors
 from weightops.checkpoints.formats.torch_source import DAMAGE, EXPANSION, check_storage, dense
 from weightops.checkpoints.formats.torch_zip import read_archive
 from weightops.errors import CheckpointError
+from weightops.support.budget import OBJECT
 from weightops.support.lazy import torch
 
 _PLAIN = (str, int, float, bool, bytes, type(None))

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 from weightops.algebra.dtypes import dtype_of
 from weightops.algebra.source import Source, Spec, read_flat
-from weightops.checkpoints.formats.budget import Budget
 from weightops.checkpoints.formats.file_source import Extent, FileSource
 from weightops.checkpoints.formats.pickle_objects import (
     STORAGES,
@@ -29,6 +28,7 @@ from weightops.checkpoints.formats.pickle_objects import (
 from weightops.checkpoints.formats.state_dicts import at_key, named_tensors, weight_keys
 from weightops.checkpoints.formats.unpickler import with_refused_names
 from weightops.errors import CheckpointError
+from weightops.support.budget import Budget
 from weightops.support.input_files import InputFile
 from weightops.support.lazy import torch
 

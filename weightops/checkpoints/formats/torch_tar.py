@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from weightops.algebra.source import Source
-from weightops.checkpoints.formats.budget import Budget
 from weightops.checkpoints.formats.file_source import Extent
 from weightops.checkpoints.formats.pickle_calls import stored_tensor
 from weightops.checkpoints.formats.pickle_objects import Storage, StoredTensor, short_name
@@ -24,6 +23,7 @@ from weightops.checkpoints.formats.torch_source import (
 )
 from weightops.checkpoints.formats.unpickler import Unpickler
 from weightops.errors import CheckpointError
+from weightops.support.budget import Budget
 
 _MEMBERS = {"storages", "tensors", "pickle"}
 _BLOCK = 512

@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 
 from weightops.algebra.source import Source
-from weightops.checkpoints.formats.budget import Budget
 from weightops.checkpoints.formats.file_source import Extent
 from weightops.checkpoints.formats.pickle_objects import StoredTensor
 from weightops.checkpoints.formats.torch_source import (
@@ -24,6 +23,7 @@ from weightops.checkpoints.formats.torch_source import (
 )
 from weightops.checkpoints.formats.unpickler import Unpickler
 from weightops.errors import CheckpointError
+from weightops.support.budget import Budget
 from weightops.support.lazy import torch
 
 

@@ -9,10 +9,10 @@ import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
-from weightops.checkpoints.formats.budget import OBJECT, Budget
 from weightops.checkpoints.formats.pickle_calls import HARMLESS, answer, hashable_key
 from weightops.checkpoints.formats.pickle_objects import Global, StandIn, name_in_errors
 from weightops.errors import CheckpointError
+from weightops.support.budget import OBJECT, Budget
 from weightops.support.text import first_few
 
 _PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
