@@ -251,8 +251,8 @@ def _local(base: str | None) -> str | None:
     told: str | None = portable(place)
     if place and told and Path(place).exists() and not Path(told).exists():
         log.warning(
-            "the adapter names its base %s, without its folder: peft's AutoPeftModel finds it where "
-            "that is in the working folder; PeftModel.from_pretrained(base, adapter) does anywhere",
+            "the adapter names its base %s, without its folder: peft's AutoPeftModel finds it "
+            "only from there, PeftModel.from_pretrained(base, adapter) from anywhere",
             told,
         )
     return told
