@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from weightops.algebra.dtypes import EDITABLE
 from weightops.algebra.names import Each, PerTensor
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.errors import RecipeError, WeightopsError
@@ -15,7 +16,6 @@ from weightops.merging.mergekit_mixture import looks_like_mixture, translate_mix
 from weightops.merging.methods.table import METHODS
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.recipe_content import (
-    DTYPES,
     KEYS,
     WHOLE,
     check_pieces,
@@ -117,8 +117,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         METHODS[self.method].check(self.options)
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise unknown("dtype to write", self.dtype, DTYPES)
+        if self.dtype is not None and self.dtype not in EDITABLE:
+            raise unknown("dtype to write", self.dtype, EDITABLE)
 
     def __repr__(self) -> str:
         entries = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from weightops.algebra.dtypes import EDITABLE
 from weightops.errors import RecipeError
 from weightops.merging.chat_templates import check_chat_template
 from weightops.merging.mixture_choice import Mixture
@@ -40,7 +41,6 @@ WHOLE = (
     "packed_experts",
 )
 """The keys that belong to a whole recipe, not to a slice or a module of it."""
-DTYPES = ("float64", "float32", "bfloat16", "float16")
 _NAMES = ("dtype", "batchnorm", "fill_missing", "like", "name")
 _MODEL_KEYS = ("model", "weight", "layers", "statistics")
 
@@ -61,8 +61,8 @@ def whole_fields(content: Mapping[str, Any]) -> dict[str, Any]:
     if fields["fill_missing"] is not None and content.get("tokenizer") is not None:
         raise RecipeError("fill_missing keeps the vocabulary of the whole model: no tokenizer")
     with located(line_of(content, "dtype")):
-        if fields["dtype"] is not None and fields["dtype"] not in DTYPES:
-            raise unknown("dtype to write", fields["dtype"], DTYPES)
+        if fields["dtype"] is not None and fields["dtype"] not in EDITABLE:
+            raise unknown("dtype to write", fields["dtype"], EDITABLE)
     if content.get("tokenizer") is not None:
         with located(line_of(content, "tokenizer")):
             fields["tokenizer"] = TokenizerChoice.of(content["tokenizer"])

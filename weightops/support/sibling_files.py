@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import CheckpointError
+from weightops.support.result_files import RESULTS
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -70,13 +71,11 @@ _WEIGHTS = re.compile(
 """Names of files of weights and of their indexes."""
 
 _UNRELATED = re.compile(
-    r"""
+    rf"""
     \..* | README\.md                                                   # hidden files, the card
     | (optimizer|scaler|rng_state|trainer_state|training_args|global_step|checkpoint-).*
     | scheduler.*\.(bin|pt|pth|pkl)
-    | (summary|training|lofi|comparison)\.json | .*\.jsonl | report\.html   # results of weightops
-    | (recipe|run)\.yaml | mergekit_config\.ya?ml
-    | (frontier|accuracy|perplexity|score|figure|geometry)\.(png|svg)
+    | {RESULTS} | mergekit_config\.ya?ml
     | runs | logs | wandb | onnx | openvino | coreml | original | __pycache__ | (ema|node\d+|merged)
     """,
     re.VERBOSE,
