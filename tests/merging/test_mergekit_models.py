@@ -151,3 +151,12 @@ def test_words_and_numbers_that_mergekit_reads(models: Path) -> None:
         SLICES.replace("FIRST", "half").replace("LAST", "half").replace("[1, 3]", '[1.0, "3"]')
     )
     assert "model.layers.3.mlp.up_proj.weight" in merged(models, stacked)
+
+
+def test_a_filter_may_end_in_the_number_of_a_layer_of_the_source(models: Path) -> None:
+    scale = "parameters: {scale: [{filter: layers.1, value: 0.5}, {value: 1}]}"
+    text = SLICES.replace("FIRST", "apart").replace("LAST, layer_range: [1, 3]", "apart, RANGE")
+    result = merged(models, text.replace("RANGE", f"layer_range: [0, 2], {scale}"))
+    apart, name = open_checkpoint(models / "apart"), "model.layers.{}.mlp.up_proj.weight"
+    assert torch.equal(result[name.format(2)], apart[name.format(0)])
+    assert torch.equal(result[name.format(3)], 0.5 * apart[name.format(1)])
