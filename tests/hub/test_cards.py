@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from helpers.hub_cache import python, repository
 from helpers.tiny_transformers import MODELS
@@ -16,8 +19,20 @@ from huggingface_hub.repocard_data import ModelCardData
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from weightops import Recipe, TaskVector, open_checkpoint
+from weightops import (
+    Recipe,
+    SearchOptions,
+    TaskVector,
+    TrainingConfig,
+    average,
+    config_for,
+    finetune,
+    lofi,
+    open_checkpoint,
+    patch,
+)
 from weightops.cli.main import run
+from weightops.tasks.table import find_task
 
 
 def card_of(folder: Path) -> tuple[ModelCardData, str]:
@@ -137,3 +152,55 @@ def torch_of(i: int) -> Any:
     import torch
 
     return torch.full((4,), float(i))
+
+
+def lines_of(folder: Path) -> str:
+    """Return the lines of Python in a card that repeat its run."""
+    (lines,) = re.findall(r"```python\n(from weightops .*?)\n```", card_of(folder)[1], re.DOTALL)
+    return str(lines)
+
+
+def test_runs_of_python_can_be_repeated_by_copying_their_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = config_for("embedded", steps=2, batch_size=8)
+    finetune("embedded", "shapes", short, out="tuned")
+    search = SearchOptions((0.5, 1.0), strategy="grid")
+    shared = {"supported": ["digits"], "max_supported_drop": 1.0, "search": search}
+    patch("mnist", tmp_path / "one", training=short, device="cpu", **shared)
+    lofi.run("mnist", "nodes", nodes=2, training=short)
+    TaskVector("embedded", "tuned").apply("embedded", 0.4).save("edited")
+    average(["tuned", "edited"]).save("mean")
+    for place, name in (
+        *(("tuned", "tuned"), ("one", "one"), ("nodes/merged", "nodes")),
+        *(("edited", "again"), ("mean", "again")),
+    ):
+        lines = lines_of(tmp_path / place)
+        assert "/" not in lines.replace("/recipe.yaml", "")  # of this machine
+        again = lines.replace(f'"{name}"', '"repeated"')
+        assert again != lines
+        exec(again, {})
+        first, second = (
+            open_checkpoint(tmp_path / folder).state_dict()
+            for folder in (place, place.replace(name, "repeated") if name in place else "repeated")
+        )
+        assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+        shutil.rmtree("repeated")
+
+
+def test_what_is_in_memory_is_named_and_told(tmp_path: Path) -> None:
+    task = find_task("shapes")
+    finetune(
+        open_checkpoint("embedded"),
+        replace(task, name='a "task"'),
+        TrainingConfig(steps=1, batch_size=4),
+        out=tmp_path / "out",
+        on_step=print,
+    )
+    lines = lines_of(tmp_path / "out")
+    assert "# model = Checkpoint(" in lines
+    assert "# task = Task('a \"task\"', 10 classes" in lines
+    assert "finetune(model, task, TrainingConfig(steps=1, batch_size=4), out=" in lines
+    assert "on_step=on_step" in lines
+    compile(lines, "lines", "exec")

@@ -13,13 +13,13 @@ from weightops.algebra.source import Spec
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import convert_to, match_names
 from weightops.checkpoints.opening import open_any, open_ref
-from weightops.checkpoints.output_layout import RECIPE
 from weightops.checkpoints.recorded_recipe import is_sum, recipe_of
 from weightops.engine.compare import Difference, compare
 from weightops.errors import OptionError, UnverifiedError, WeightopsError
 from weightops.merging.recipe import Recipe
 from weightops.merging.recipe_merge import RecipeMerge
 from weightops.merging.recorded_inputs import RecordedInputs, fingerprints_in, form_of_terms
+from weightops.support.result_files import RECIPE
 from weightops.support.text import first_few
 
 RECIPES = (RECIPE, "mergekit_config.yml", "mergekit_config.yaml")

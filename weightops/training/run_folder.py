@@ -16,13 +16,13 @@ from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.formats.torch_objects import read_object, read_texts
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.opening import open_checkpoint
-from weightops.checkpoints.output_layout import CARD
 from weightops.checkpoints.training_record import training_record
 from weightops.errors import CheckpointError, NonfiniteError, OutputError
 from weightops.hub.cards import CardFacts, training_card
 from weightops.support.atomic import atomic_output, check_free, clear_killed
 from weightops.support.json_files import read_json
 from weightops.support.lazy import torch
+from weightops.support.result_files import CARD
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
