@@ -113,6 +113,11 @@ def _count(root: yaml.Node, path: Path, limit: int) -> None:
     measure(root)
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_LONGEST_NUMBER = 100
+"""The most characters of a number; to read very long ones of some forms takes very long."""
+
+
 def _children(node: yaml.Node, path: Path) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         seen = set()
@@ -123,4 +128,7 @@ def _children(node: yaml.Node, path: Path) -> list[yaml.Node]:
                     raise RecipeError(f"{path} repeats the key {key.value[:80]!r} in line {line}")
                 seen.add((key.tag, key.value))
         return [part for pair in node.value for part in pair]
+    if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
+        line = node.start_mark.line + 1
+        raise RecipeError(f"{path} has a number of {len(node.value)} characters in line {line}")
     return node.value if isinstance(node, yaml.SequenceNode) else []
