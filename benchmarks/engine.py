@@ -1,15 +1,16 @@
 """Time merges of sharded checkpoints against mergekit's and against the disk's own speed.
 
     python benchmarks/engine.py [--mergekit VENV/bin] [--size 0.5] [--methods ties,slerp]
-                                [--scale] [--repeats 3] [--union]
+                                [--slope] [--scale] [--repeats 5] [--union]
     python benchmarks/engine.py --tensors 10000 [--elements 1000]
 
 A base and four fine-tuned checkpoints of a Llama-like model are made in a temporary folder: random
 weights, bf16, three shards each. For each method the two programs run in turn as processes of their
 own on a warm cache; the table has medians of seconds (mergekit runs once where it takes more than
-40) and the peak of anonymous memory, which a thread reads from /proc every 5 ms. The floor reads
-every input byte and writes (and syncs) an output of the right size; the loop is what
-`Checkpoint.save` takes, imports and headers aside.
+40) and the peak of anonymous memory, which a thread reads from /proc every 5 ms. The slope is what
+a billion parameters more take, from half of the size to the size. The floor reads every input byte
+and writes (and syncs) an output of the right size; the loop is what `Checkpoint.save` takes,
+imports and headers aside.
 
 With --tensors, models of many small tensors are merged instead, and the table has what one tensor
 costs beyond the start of the process (which is that of models of ten tensors), beside a plain loop
@@ -31,6 +32,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +46,7 @@ METHODS: dict[str, tuple[int, dict[str, object], dict[str, object]]] = {
     "task_arithmetic": (4, {"weights": "0.3,0.3,0.3,0.3"}, {"weight": 0.3}),
     "slerp": (2, {"t": 0.4}, {"t": 0.4}),
     "model_stock": (4, {}, {}),
+    "karcher": (4, {}, {}),
     "dare_linear": (
         4,
         {"density": 0.5, "weights": "0.3,0.3,0.3,0.3"},
@@ -72,23 +76,25 @@ METHODS: dict[str, tuple[int, dict[str, object], dict[str, object]]] = {
 }
 SHORT = 40
 """Seconds of mergekit under which it is run as often as weightops."""
-ON_WEIGHTS = ("linear", "slerp", "arcee_fusion", "multislerp")
+ON_WEIGHTS = ("linear", "slerp", "karcher", "arcee_fusion", "multislerp")
 ASKED = {
-    "linear": 3,
-    "task_arithmetic": 3,
-    "slerp": 4,
-    "model_stock": 4,
-    "dare_linear": 6,
-    "dare_ties": 6,
-    "sce": 8,
-    "breadcrumbs": 10,
-    "ties": 10,
-    "della": 6,
+    "linear": 6,
+    "task_arithmetic": 6,
+    "slerp": 9,
+    "model_stock": 6,
+    "karcher": 8,
+    "dare_linear": 10,
+    "dare_ties": 10,
+    "sce": 14,
+    "breadcrumbs": 15,
+    "ties": 30,
+    "della": 12,
     "arcee_fusion": 4,
     "nearswap": 4,
     "ram": 4,
     "multislerp": 4,
 }
+"""How many times as fast as mergekit a method is meant to be, as a process and by its slope."""
 
 
 def shapes(
@@ -156,6 +162,12 @@ def make(folder: Path, billions: float, models: int = 5, **sizes: int) -> list[P
         text = json.dumps({"metadata": {"total_size": 2 * total}, "weight_map": weight_map})
         (place / "model.safetensors.index.json").write_text(text)
     return places
+
+
+def made(folder: Path, billions: float) -> list[Path]:
+    """The models in a folder, which are made if they aren't there."""
+    names = ("base", "ft1", "ft2", "ft3", "ft4")
+    return [folder / n for n in names] if folder.exists() else make(folder, billions)
 
 
 def add_tokenizers(places: list[Path], rows: int) -> None:
@@ -289,7 +301,7 @@ def theirs(method: str, places: list[Path], out: Path, scripts: Path) -> list[st
         ],
         "parameters": {key: value for key, value in parameters.items() if key not in own},
     }
-    if method not in ("linear", "multislerp"):
+    if method not in ("linear", "multislerp", "karcher"):
         first = method in ("slerp", "arcee_fusion")
         config["base_model"] = str(places[1] if first else places[0])
     recipe = out.with_suffix(".yaml")
@@ -403,13 +415,48 @@ def per_tensor(args: argparse.Namespace, folder: Path) -> None:
 
 
 def measured(command: list[str], out: Path, repeats: int, places: list[Path]) -> dict[str, float]:
-    results = []
-    for _ in range(repeats):
-        warm(places)
-        results.append(run(command))
-        clean(out)
-    columns = zip(Cost._fields, zip(*results, strict=True), strict=True)
+    return side_by_side({"": lambda _: command}, places, out, repeats)[""]
+
+
+def medians(costs: list[Cost]) -> dict[str, float]:
+    columns = zip(Cost._fields, zip(*costs, strict=True), strict=True)
     return {name: round(statistics.median(column), 2) for name, column in columns}
+
+
+Programs = dict[str, Callable[[list[Path]], list[str]]]
+
+
+def side_by_side(programs: Programs, places: list[Path], out: Path, repeats: int) -> dict:
+    """Cost of each program on the same models, run in turn; one that takes long runs once."""
+    runs: dict[str, list[Cost]] = {name: [] for name in programs}
+    for _ in range(repeats):
+        for name, command in programs.items():
+            if not runs[name] or runs[name][0].seconds < SHORT:
+                warm(places)
+                runs[name].append(run(command(places)))
+                clean(out)
+    return {name: medians(costs) for name, costs in runs.items()}
+
+
+def compared(row: dict, key: str, asked: float) -> dict:
+    """A row with the ratios of the two programs, by the clock and by the processor."""
+    ours, theirs = row["weightops"], row["mergekit"]
+    ratios = {
+        f"{key} of {column}": round(theirs[column] / ours[column], 1)
+        for column in ("seconds", "processor")
+    }
+    return {**row, **ratios, "asked": asked}
+
+
+def slope(large: dict, small: dict, billions: float) -> dict:
+    """Cost of a billion parameters more, from models of half the size and of the size."""
+    return {
+        name: {
+            column: round((cost[column] - small[name][column]) / (billions / 2), 2)
+            for column in ("seconds", "processor")
+        }
+        for name, cost in large.items()
+    }
 
 
 def main() -> None:
@@ -421,7 +468,8 @@ def main() -> None:
     )
     parser.add_argument("--size", type=float, default=0.5, help="billions of parameters")
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--slope", action="store_true", help="also models of half the size")
     parser.add_argument(
         "--scale",
         action="store_true",
@@ -451,13 +499,16 @@ def main() -> None:
             shutil.rmtree(folder)
 
 
+def processor() -> str:
+    """The processor's name, as Linux tells it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} cores of {names[0]}"
+
+
 def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
-    models = folder / str(args.size)
-    places = (
-        [models / n for n in ("base", "ft1", "ft2", "ft3", "ft4")]
-        if models.exists()
-        else make(models, args.size)
-    )
+    places = made(folder / str(args.size), args.size)
+    halves = made(folder / str(args.size / 2), args.size / 2) if args.slope else []
     out = folder / "merged"
     clean(out)
     imports = measured([sys.executable, "-c", "import torch"], out, args.repeats, [])
@@ -465,6 +516,8 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     floors = statistics.median(floor(places, folder) for _ in range(args.repeats))
     report: dict[str, object] = {
         "billions": args.size,
+        "date": date.today().isoformat(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -481,17 +534,17 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     if args.union:
         report["union"] = union(args, folder)
     for method in filter(None, args.methods.split(",")):
-        row: dict[str, object] = {
-            "weightops": measured(ours(method, places, out), out, args.repeats, places)
-        }
+        programs: Programs = {"weightops": partial(ours, method, out=out)}
         if args.mergekit:
-            command = theirs(method, places, out, args.mergekit)
-            row["mergekit"] = measured(command, out, 1, places)
-            if row["mergekit"]["seconds"] < SHORT:  # type: ignore[index]
-                row["mergekit"] = measured(command, out, args.repeats, places)
-            for ratio, column in (("ratio", "seconds"), ("ratio_of_processor", "processor")):
-                row[ratio] = round(row["mergekit"][column] / row["weightops"][column], 1)  # type: ignore[index]
-            row["asked"] = ASKED[method]
+            programs["mergekit"] = partial(theirs, method, out=out, scripts=args.mergekit)
+        row = side_by_side(programs, places, out, args.repeats)
+        if args.slope:
+            small = side_by_side(programs, halves, out, args.repeats)
+            row["slope"] = slope(row, small, args.size)
+        if args.mergekit:
+            row = compared(row, "ratio", ASKED[method])
+            if args.slope:
+                row["slope"] = compared(row["slope"], "ratio", ASKED[method])
         report["methods"][method] = row  # type: ignore[index]
         print(f"  {method:16} {json.dumps(row)}", flush=True)
     for method in ("linear", "task_arithmetic"):
@@ -504,11 +557,11 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     if args.scale:
         for size in (0.25, 0.5, 1.0, 2.0):
             place = folder / str(size)
-            made = sorted(place.iterdir()) if place.exists() else make(place, size)
+            models = made(place, size)
             for method in ("linear", "ties"):
                 for ranks in (1, 2, 4) if size == 0.5 else (1,):
                     row = {"billions": size, "method": method, "ranks": ranks}
-                    row |= measured(ours(method, made, out, ranks), out, 1, made)
+                    row |= measured(ours(method, models, out, ranks), out, 1, models)
                     report["scale"].append(row)  # type: ignore[attr-defined]
                     print(f"  {json.dumps(row)}", flush=True)
             if size != args.size:

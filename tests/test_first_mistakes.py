@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,33 @@ def test_a_list_of_alphas_is_told_to_be_over_the_depth(caplog: pytest.LogCapture
         assert tau.apply(layers, {"*": [0.0, 0.5]}).keys() == edited.keys()
         assert not caplog.text
     assert [tensor.item() for tensor in edited.values()] == [0.0, 0.25, 0.5]
+
+
+def test_a_list_of_alphas_for_vectors(
+    tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    open_checkpoint(PRE).save("pre.safetensors")
+    for name, step in (("a", 1.0), ("b", 10.0)):
+        moved = {key: tensor + step for key, tensor in PRE.items()}
+        TaskVector(PRE, moved).save(f"{name}.safetensors")
+    start = ["apply", "a.safetensors", "b.safetensors", "--base", "pre.safetensors"]
+    for i, alphas in enumerate((["0.5,-0.2"], ["0.5", "-0.2"])):
+        options = [text for alpha in alphas for text in ("--alpha", alpha)]
+        assert run([*start, *options, "-o", f"out{i}.safetensors"]) == 0
+        edited = open_checkpoint(f"out{i}.safetensors").state_dict()
+        assert all(torch.allclose(edited[key], PRE[key] - 1.5) for key in PRE)
+    capsys.readouterr()
+    for arguments, sentence in {
+        "a.safetensors --alpha 0.3,0.4": "1 vector and 2 alphas: a model for each alpha is a run",
+        "a.safetensors b.safetensors --alpha 1,2,3": "2 vectors and 3 alphas: give one alpha, or",
+        "a.safetensors --alpha 0.3 0.4": "0.4 is a number, and no vector; .* --alpha 0.3,0.4",
+        "a.safetensors,b.safetensors": "separated by spaces: a.safetensors b.safetensors",
+        "a.safetensors --alpha 0.3;0.4": "'0.3;0.4' is neither numbers such as 0,0.1,0.4 nor",
+        "a.safetensors --alpha nan": "'nan' is neither numbers",
+    }.items():
+        assert run(["apply", *arguments.split(), "--base", "pre.safetensors", "-o", "out"]) == 2
+        assert re.search(sentence, capsys.readouterr().err), arguments
 
 
 def test_a_misspelt_name_of_the_package() -> None:

@@ -53,6 +53,13 @@ def test_against_float64(states: list[dict[str, torch.Tensor]]) -> None:
     conflict = [[np.mean(x * y < 0) for y in changed] for x in changed]
     np.testing.assert_allclose(comparison.conflicts, conflict, atol=1e-3)
     assert list(comparison.layers()) == ["embed.weight", "layers.0", "layers.1", "frozen"]
+    for layer, (_, _, conflicts) in comparison.by_layer.parts.items():
+        parts = [n for n in SHAPES if n.startswith(layer)]
+        x, y = (
+            np.concatenate([(s[n] - base[n]).numpy().ravel() for n in parts]) for s in tuned[:2]
+        )
+        assert conflicts[0, 1].item() == pytest.approx(np.mean(x * y < 0), abs=1e-3)
+    assert "frozen" not in comparison.by_layer.parts
     assert comparison.overlaps is not None
     names = [n for n, s in SHAPES.items() if len(s) == 2]
     deltas = [[(s[n].double() - base[n].double()).numpy() for n in names] for s in tuned]

@@ -270,7 +270,7 @@ class TaskVector(Tensors):
         return module
 
     def _edited(self, base: Checkpoint, alpha: Alpha, strict: bool) -> LinearForm:
-        if isinstance(alpha, list):
+        if isinstance(alpha, (list, tuple)) and len(alpha) > 1:
             log.warning(
                 "alpha's %d numbers are spread over the depth of the layers, as {'*': [...]} says "
                 "without this warning; a model for each is [tau.apply(base, a) for a in alphas]",

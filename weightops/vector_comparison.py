@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from weightops.algebra.linear_form import LinearForm
@@ -28,8 +29,9 @@ class Comparison:
     Attributes:
         names: the names of the vectors.
         grams: inner products at each tensor, shape ``(k, k)``.
-        conflicts: of the elements that both of two vectors change, the share that they move in
-            opposite directions, shape ``(k, k)``.
+        shared: numbers of the elements at each tensor that both of two vectors change, shape
+            ``(k, k)``.
+        opposed: numbers of those that they move in opposite directions, shape ``(k, k)``.
         spectra: vector -> shares of the first 64 singular values in the sum of squares, the mean
             over the matrices that have as many; empty if not asked for.
         overlaps: mean squared cosine of the principal angles between the spaces of the first 8 left
@@ -39,14 +41,15 @@ class Comparison:
 
     names: tuple[str, ...]
     grams: dict[str, torch.Tensor]
-    conflicts: torch.Tensor
+    shared: dict[str, torch.Tensor]
+    opposed: dict[str, torch.Tensor]
     spectra: dict[str, list[float]]
     overlaps: torch.Tensor | None
 
     @property
     def total(self) -> torch.Tensor:
         """Inner products of the vectors over all tensors, shape ``(k, k)``."""
-        return sum(self.grams.values(), torch.zeros_like(self.conflicts))
+        return self._total(self.grams)
 
     @property
     def cosines(self) -> torch.Tensor:
@@ -58,17 +61,50 @@ class Comparison:
         """The norm of each vector."""
         return self.total.diagonal().sqrt().tolist()
 
+    @property
+    def conflicts(self) -> torch.Tensor:
+        """Of the elements that both of two vectors change, the share that they move in opposite
+        directions, shape ``(k, k)``; NaN if they change none.
+        """
+        return self._total(self.opposed) / self._total(self.shared)
+
+    def _total(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
+        k = len(self.names)
+        return sum(values.values(), torch.zeros(k, k, dtype=torch.float64))
+
     def layers(self) -> dict[str, torch.Tensor]:
         """Return inner products by layer, shape ``(k, k)``.
 
         A layer is the part of a name up to its first number, or else its first two parts.
         """
-        totals: dict[str, torch.Tensor] = {}
-        for name, products in self.grams.items():
-            layer = layer_of(name)
-            key = f"{layer.before}{layer.number}" if layer else ".".join(name.split(".")[:2])
-            totals[key] = totals[key] + products if key in totals else products
-        return totals
+        return self.by_layer.grams
+
+    @cached_property
+    def by_layer(self) -> Comparison:
+        """The comparison with layers in place of tensors, see `layers`."""
+        grams, shared, opposed = map(_joined, (self.grams, self.shared, self.opposed))
+        return replace(self, grams=grams, shared=shared, opposed=opposed)
+
+    @property
+    def parts(self) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Of each tensor that a vector changes: inner products, cosines and shares of signs in
+        conflict, shape ``(k, k)``.
+        """
+        return {
+            name: (gram, cosines(gram), self.opposed[name] / self.shared[name])
+            for name, gram in self.grams.items()
+            if bool(gram.any())
+        }
+
+
+def _joined(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the sums by layer."""
+    totals: dict[str, torch.Tensor] = {}
+    for name, value in values.items():
+        layer = layer_of(name)
+        key = f"{layer.before}{layer.number}" if layer else ".".join(name.split(".")[:2])
+        totals[key] = totals[key] + value if key in totals else value
+    return totals
 
 
 def cosines(products: torch.Tensor) -> torch.Tensor:
@@ -110,15 +146,15 @@ def compare(
             hint="or the model that one is fine-tuned from: base=...",
         )
     forms = in_common_names([vector.form for vector in vectors])
-    zeros = torch.zeros(len(forms), len(forms), dtype=torch.float64)
-    signed = sum(gram(forms, torch.sign).values(), zeros)
-    both = sum(gram(forms, lambda values: values.sign().abs()).values(), zeros)
+    signed = gram(forms, torch.sign)
+    shared = gram(forms, lambda values: values.sign().abs())
     names = _distinct([_name(model, i) for i, model in enumerate(models)])
     shares, overlaps = _decompose(forms) if spectra else ([], None)
     return Comparison(
         names,
         gram(forms),
-        (both - signed) / 2 / both.clamp(min=1),
+        shared,
+        {name: (shared[name] - agreeing) / 2 for name, agreeing in signed.items()},
         dict(zip(names, shares, strict=True)) if spectra else {},
         overlaps,
     )

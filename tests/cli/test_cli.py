@@ -158,7 +158,7 @@ def test_tasks(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["apply", "x", "--base", "y", "--alpha", "1", "--alpha", "2", "-o", "{new}"],
             2,
-            "1 vectors and 2 alphas",
+            "1 vector and 2 alphas",
         ),
         (["inspect", "{here}/nowhere"], 1, "there is no file or folder"),
         (["inspect", "{cut}"], 1, "is cut short: its header says"),

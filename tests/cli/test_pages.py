@@ -42,13 +42,14 @@ def test_pictures_by_suffix_are_the_same_each_time(
 ) -> None:
     contents = []
     for i in range(2):
-        out = tmp_path / f"{i}.{kind}"
+        out = tmp_path / str(i) / f"picture.{kind}"
         assert run(["compare", *vectors, "--spectra", "-o", str(out)]) == 0
         contents.append(out.read_bytes())
     assert contents[0].startswith(HEADS[kind])
     assert contents[0] == contents[1]
     if kind in ("svg", "html"):  # letters are outlines, and each is named
         titles = [b"cosine by layer", b"share of signs in conflict", b"norm by layer"]
+        titles.append(b"share of signs in conflict by layer")
         assert all(b"<!-- " + title + b" -->" in contents[0] for title in titles)
 
 
@@ -63,14 +64,23 @@ def test_another_suffix_is_refused(
 def test_the_page_of_a_comparison_has_the_numbers(vectors: list[str], tmp_path: Path) -> None:
     assert run(["compare", *vectors, "-o", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
-    pages_rows = dict(re.findall(r'<th scope="row">([^<]*)</th>\s*((?:<td>[^<]*</td>\s*)+)', page))
-    by_layer = {
-        name: re.findall(r"<td>([^<]*)", cells)
-        for name, cells in pages_rows.items()
-        if name.startswith("layers.")
+    tables = {
+        title: body
+        for title, body in re.findall(r"<caption>(.*?)</caption>(.*?)</table>", page, re.DOTALL)
     }
-    # norms of three vectors, then cosines of 0 and 1, 0 and 2, 1 and 2
-    assert [cells[4] for cells in by_layer.values()] == ["1.000", "-1.000"]
+
+    def column(title: str, index: int) -> list[str]:
+        rows = re.findall(
+            r'<th scope="row">layers[^<]*</th>\s*((?:<td>[^<]*</td>\s*)+)', tables[title]
+        )
+        return [re.findall(r"<td>([^<]*)", row)[index] for row in rows]
+
+    # of vectors 0 and 1, 0 and 2, 1 and 2
+    assert column("Cosines by layer", 1) == ["1.000", "-1.000"]
+    assert column("Shares of signs in conflict by layer", 1) == ["0.000", "1.000"]
+    command = re.search(r"<th[^>]*>command</th>\s*<td>([^<]*)", page)[1]  # type: ignore[index]
+    names = " ".join(Path(path).name for path in vectors)
+    assert command == f"weightops compare {names} -o page.html"
     assert "v0 and v2: cosine" in page
     assert "-0.000" not in page
     assert "Traceback" not in page

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from helpers.hub_cache import python, repository
 from helpers.tiny_transformers import MODELS
@@ -16,8 +19,20 @@ from huggingface_hub.repocard_data import ModelCardData
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from weightops import Recipe, TaskVector, open_checkpoint
+from weightops import (
+    Recipe,
+    SearchOptions,
+    TaskVector,
+    TrainingConfig,
+    average,
+    config_for,
+    finetune,
+    lofi,
+    open_checkpoint,
+    patch,
+)
 from weightops.cli.main import run
+from weightops.tasks.table import find_task
 
 
 def card_of(folder: Path) -> tuple[ModelCardData, str]:
@@ -84,6 +99,45 @@ def test_adapters(llamas: Path) -> None:
     assert data.library_name == "peft"
 
 
+def test_a_base_elsewhere_is_named_without_its_folder(
+    llamas: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TaskVector("pre", "a").save_lora("lora", 2)
+    assert "without its folder" not in caplog.text
+    (llamas / "elsewhere").mkdir()
+    monkeypatch.chdir(llamas / "elsewhere")
+    TaskVector("../pre", "../a").save_lora("lora", 2)
+    config = yaml.safe_load(Path("lora/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "pre"
+    assert "the adapter names its base pre, without its folder" in caplog.text
+
+
+AN_ADAPTER = """
+import json, os
+from weightops import Recipe
+from weightops.cli.main import run
+os.chdir(os.environ["WORK"])
+assert run("vector org/pre org/a --lora 2 -o lora".split()) == 0
+Recipe(("lora", "lora"), weights=(0.5, 0.5)).merge().save("both")
+from peft import AutoPeftModelForCausalLM
+for folder in ("lora", "both"):
+    config = json.load(open(f"{folder}/adapter_config.json"))
+    assert config["base_model_name_or_path"] == "org/pre", config
+    assert len(config["revision"]) == 40, config
+    AutoPeftModelForCausalLM.from_pretrained(folder)
+"""
+
+
+def test_an_adapter_finds_its_base_on_the_hub(tmp_path: Path) -> None:
+    for seed, name in enumerate(("pre", "a")):
+        MODELS["llama"].build(seed).save_pretrained(tmp_path / name)
+        files = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        repository(tmp_path / "home" / "hub", f"org/{name}", files)
+    python(AN_ADAPTER, WORK=str(tmp_path), HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="1")
+    data, _ = card_of(tmp_path / "lora")
+    assert data.base_model == ["org/pre"]
+
+
 FROM_THE_HUB = """
 import os
 from weightops.cli.main import run
@@ -137,3 +191,55 @@ def torch_of(i: int) -> Any:
     import torch
 
     return torch.full((4,), float(i))
+
+
+def lines_of(folder: Path) -> str:
+    """Return the lines of Python in a card that repeat its run."""
+    (lines,) = re.findall(r"```python\n(from weightops .*?)\n```", card_of(folder)[1], re.DOTALL)
+    return str(lines)
+
+
+def test_runs_of_python_can_be_repeated_by_copying_their_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = config_for("embedded", steps=2, batch_size=8)
+    finetune("embedded", "shapes", short, out="tuned")
+    search = SearchOptions((0.5, 1.0), strategy="grid")
+    shared = {"supported": ["digits"], "max_supported_drop": 1.0, "search": search}
+    patch("mnist", tmp_path / "one", training=short, device="cpu", **shared)
+    lofi.run("mnist", "nodes", nodes=2, training=short)
+    TaskVector("embedded", "tuned").apply("embedded", 0.4).save("edited")
+    average(["tuned", "edited"]).save("mean")
+    for place, name in (
+        *(("tuned", "tuned"), ("one", "one"), ("nodes/merged", "nodes")),
+        *(("edited", "again"), ("mean", "again")),
+    ):
+        lines = lines_of(tmp_path / place)
+        assert "/" not in lines.replace("/recipe.yaml", "")  # of this machine
+        again = lines.replace(f'"{name}"', '"repeated"')
+        assert again != lines
+        exec(again, {})
+        first, second = (
+            open_checkpoint(tmp_path / folder).state_dict()
+            for folder in (place, place.replace(name, "repeated") if name in place else "repeated")
+        )
+        assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+        shutil.rmtree("repeated")
+
+
+def test_what_is_in_memory_is_named_and_told(tmp_path: Path) -> None:
+    task = find_task("shapes")
+    finetune(
+        open_checkpoint("embedded"),
+        replace(task, name='a "task"'),
+        TrainingConfig(steps=1, batch_size=4),
+        out=tmp_path / "out",
+        on_step=print,
+    )
+    lines = lines_of(tmp_path / "out")
+    assert "# model = Checkpoint(" in lines
+    assert "# task = Task('a \"task\"', 10 classes" in lines
+    assert "finetune(model, task, TrainingConfig(steps=1, batch_size=4), out=" in lines
+    assert "on_step=on_step" in lines
+    compile(lines, "lines", "exec")

@@ -29,7 +29,19 @@ print("---")
 assert run(["push", "edited", "org/mine", "--license", "mit"]) == 0
 assert run(["push", "edited", "other/mine", "--license", "mit"]) == 1
 pathlib.Path("edited/README.md").write_text("---\\ntags: [merge]\\nlicense: mit\\n---\\n")
-assert run(["merge", "edited", "edited", "-o", "merged", "--push", "org/mine"]) == 0
+merge = ["merge", "edited", "edited", "-o", "merged", "--push"]
+assert run([*merge, "mine", "--dry-run"]) == 2  # not ORG/NAME, in a dry run, too
+assert run([*merge, "org/mine", "--license", "MIT!"]) == 2
+assert run([*merge[:-1], "--license", "mit"]) == 2  # for --push
+pathlib.Path("edited/README.md").write_text("---\\ntags: [merge]\\n---\\n")
+assert run([*merge, "org/mine"]) == 2  # before it is merged
+assert not pathlib.Path("merged").exists()
+assert run([*merge, "org/mine", "--license", "mit"]) == 0
+assert "license: mit" not in pathlib.Path("merged/README.md").read_text()
+pathlib.Path("edited/README.md").write_text("---\\ntags: [merge]\\nlicense: mit\\n---\\n")
+assert run([*merge, "org/mine", "--overwrite"]) == 0
+patch = ["patch", "--task", "shapes", "--model", "embedded", "--push", "org/mine"]
+assert run([*patch, "--dry-run", "--license", "None of that"]) == 2
 assert run(["merge", "edited", "edited", "-o", "merged.safetensors", "--push", "org/mine"]) == 2
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from weightops.support import progress as module
-from weightops.support.progress import job, progress, set_aside, tracked
+from weightops.support.progress import job, left, progress, set_aside, tracked
 
 
 class Terminal(io.StringIO):
@@ -137,6 +137,23 @@ def test_a_job_of_unknown_length(often: None) -> None:
     lines = shown(do)
     assert lines
     assert all(re.fullmatch(r"weightops: experiment, part \d: \d\d:\d\d", line) for line in lines)
+
+
+def test_a_job_whose_length_is_told_on_the_way(often: None) -> None:
+    def do() -> None:
+        with job("experiment", None) as whole, progress(20, "a part", work=1) as bar:
+            bar.update(5)
+            left(15)
+            for _ in range(15):
+                time.sleep(0.03)
+                bar.update()
+            assert (whole._bar.n, whole._bar.total) == (20, 20)
+
+    left(3)  # of no job
+    form = r"weightops: experiment, a part: +\d+%, \d\d:\d\d, (\d\d:\d\d|\?) left"
+    lines = shown(do)
+    assert lines
+    assert all(re.fullmatch(form, line) for line in lines)
 
 
 CELL = """

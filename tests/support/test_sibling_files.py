@@ -21,7 +21,8 @@ NEEDED = (
 LEFT = (
     *("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "README.md"),
     *("optimizer.pt", "trainer_state.json", "rng_state_0.pth", ".gitattributes", ".cache/x"),
-    *("summary.json", "results.jsonl", "report.html", "frontier.png", "runs/events"),
+    *("summary.json", "results.jsonl", "report.html", "changed.html", "frontier.png"),
+    *("run.yaml", "recipe.yaml", "runs/events"),
     *("onnx/model.onnx", "checkpoint-5/model.safetensors"),
 )
 

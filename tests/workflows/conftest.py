@@ -9,6 +9,7 @@ from helpers.drawn_folders import SHORT, draw
 
 from weightops import SearchOptions, config_for, open_checkpoint
 from weightops.search.session import EditSession
+from weightops.support.progress import Job
 from weightops.tasks.table import find_task
 
 
@@ -34,3 +35,25 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(own: Path) -> dict[str, object]:
     """Arguments of a workflow on the own model, with two alphas."""
     return {"model": own / "model", "device": "cpu", "search": SearchOptions((0.5, 1.0))}
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """What the bars of whole jobs have counted: the work done, and the work planned at first."""
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    ended: list[tuple[float, float]] = []
+    plans: list[float] = []
+    plan, close = Job._plan, Job.close
+
+    def planned(job: Job, total: float) -> None:
+        plans.append(total)
+        plan(job, total)
+
+    def closed(job: Job) -> None:
+        ended.append((job._bar.n, plans.pop(0)))
+        plans.clear()
+        close(job)
+
+    monkeypatch.setattr(Job, "_plan", planned)
+    monkeypatch.setattr(Job, "close", closed)
+    return ended

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,6 +56,23 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_a_run_wrote_can_be_overwritten(patched: Path) -> None:
     check_free(patched, overwrite=True)
+
+
+def test_the_tokenizer_that_is_written_is_no_other(
+    patched: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "merges.txt.gz")
+    assert set(names) <= {path.name for path in patched.iterdir()}
+    base = open_checkpoint("embedded")
+    TaskVector(base, patched).apply(base, 0.5).save(tmp_path / "from the base")
+    TaskVector(base, patched).apply(patched, 0.5).save(tmp_path / "from the edit")
+    assert "others have another" not in caplog.text
+    other = tmp_path / "other"
+    shutil.copytree(patched, other)
+    (other / "merges.txt.gz").write_bytes(gzip.compress(b"other merges"))
+    TaskVector(base, other).apply(base, 0.5).save(tmp_path / "of two")
+    assert "others have another" in caplog.text
+    assert "tokenizer.json" in caplog.text
 
 
 def test_files_and_summary(patched: Path) -> None:

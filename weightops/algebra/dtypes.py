@@ -55,7 +55,8 @@ ITEM_SIZES = {
 }
 """Name of a dtype of torch -> the bytes of one element."""
 
-_EDITABLE = {"float64", "float32", "bfloat16", "float16"}
+EDITABLE = ("float64", "float32", "bfloat16", "float16")
+"""The dtypes that are edited and written."""
 
 
 @cache
@@ -81,7 +82,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 def is_editable(dtype: torch.dtype | str) -> bool:
     """Return True for the dtypes of weights; tensors of other dtypes are copied from the base."""
-    return name_of(dtype) in _EDITABLE
+    return name_of(dtype) in EDITABLE
 
 
 def accumulator_name(name: str) -> str:

@@ -79,6 +79,7 @@ def combine(
     ):
         out.copy_(_move_towards_mean(origin, terms, total, scratch))
         return
+    added = origin if keep_anchor else None
     for i, (coefficient, tensor, relative) in enumerate(terms):
         is_total = relative and origin is not None and i == 0 and coefficient == 1
         if is_total and tensor.dtype != working:
@@ -90,12 +91,15 @@ def combine(
             term = torch.sub(term, origin, out=difference)
         if i:
             total.add_(term, alpha=coefficient)
+        elif term is not total and coefficient == 1 and len(terms) == 1 and added is not None:
+            torch.add(term, added, out=total)
+            added = None
         elif term is not total:
             torch.mul(term, coefficient, out=total)
     if not terms:
         total.zero_()
-    if keep_anchor and origin is not None:
-        total.add_(origin)
+    if added is not None:
+        total.add_(added)
     if total is not out:
         out.copy_(total)
 
@@ -171,3 +175,17 @@ def add_rows(rows: torch.Tensor) -> torch.Tensor:
     for row in rows[1:]:
         result += row
     return result
+
+
+_COLUMNS = 256
+"""Columns of a Gram matrix that are computed at a time."""
+
+
+def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add the sum of ``x x'`` over rows x to the lower triangle of a matrix, in place.
+
+    What is above the diagonal isn't complete, which saves half of the time.
+    """
+    for start in range(0, rows.shape[1], _COLUMNS):
+        stop = start + _COLUMNS
+        total[start:, start:stop].addmm_(rows[:, start:].mT, rows[:, start:stop])

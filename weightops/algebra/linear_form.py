@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from weightops.errors import MismatchError, OptionError, SpaceError
 from weightops.support.input_files import InputFile
 from weightops.support.lazy import torch
 from weightops.support.text import first_few
+
+log = logging.getLogger("weightops")
 
 Alpha = float | Mapping[str, Any] | Sequence[float]
 """A coefficient: one number, or numbers by name pattern or by depth (see `PerTensor`)."""
@@ -281,23 +284,28 @@ def tied_names(form: LinearForm) -> dict[str, str]:
 def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[str]:
     """Check that two forms have the same tensors; return the names that only one of them has.
 
+    Floating-point tensors may be wider in one than in the other, which is warned of.
+
     Raises:
-        MismatchError: if shapes or dtypes differ, or names do and ``strict`` is True, or they have
-            no name in common, or tensors differ that arithmetic can't combine.
+        MismatchError: if shapes or kinds of dtypes differ, or names do and ``strict`` is True, or
+            they have no name in common, or tensors differ that arithmetic can't combine.
     """
     only_a = [n for n in a.specs if n not in b.specs]
     only_b = [n for n in b.specs if n not in a.specs]
-    shapes, dtypes, floats = [], [], True
+    shapes, dtypes, rounded = list[str](), list[str](), list[str]()
     for name in a.specs:
         x, y = a.specs[name], b.specs.get(name)
         if y is not None and x.shape != y.shape:
             shapes.append(f"{name} {tuple(x.shape)} / {tuple(y.shape)}")
         elif y is not None and x.dtype_name != y.dtype_name:
-            dtypes.append(f"{name} {x.dtype_name} / {y.dtype_name}")
-            floats = floats and x.is_editable and y.is_editable
+            places = rounded if x.is_editable and y.is_editable else dtypes
+            places.append(f"{name} {x.dtype_name} / {y.dtype_name}")
     common = len(a.specs) - len(only_a)
     if not (shapes or dtypes or (only_a and not common) or (strict and (only_a or only_b))):
         _check_fixed(a, b)
+        if rounded:
+            what = f"{describe(a)} and {describe(b)} have other dtypes: {first_few(rounded)}"
+            log.warning("%s. What one rounded counts as changed; the first's dtype is kept", what)
         return only_a + only_b
     unlike = {*only_a, *only_b, *(text.split(" ")[0] for text in (*shapes, *dtypes))}
     if any(is_packed(f.specs[n]) for f in (a, b) for n in unlike if n in f.specs):
@@ -306,8 +314,6 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
         hint = "both must come from one architecture"
     elif dtypes:
         hint = "they mean different things: both must come from one program"
-        if floats:
-            hint = "convert one, by merge --out-dtype or open_checkpoint(...).to(torch.float32)"
     elif common:
         hint = f"a task vector can be of the {common} common tensors only (TaskVector's strict)"
     else:
@@ -328,10 +334,12 @@ def _check_fixed(a: LinearForm, b: LinearForm) -> None:
     differing = differing_codes(a.specs, a.base, b.base)
     if differing:
         kinds = ", ".join(dict.fromkeys(a.specs[name].dtype_name for name in differing))
+        is_complex = kinds.startswith("complex")
+        remedy = "torch.view_as_real makes real tensors of complex ones" if is_complex else REMEDY
         raise MismatchError(
             f"{describe(a)} and {describe(b)} differ in {len(differing)} {kinds} tensors, which "
             f"can't be averaged or subtracted: {first_few(differing)}",
-            hint=f"{REMEDY}; codes and indices must be the same in both",
+            hint=f"{remedy}; codes and indices must be the same in both",
         )
 
 

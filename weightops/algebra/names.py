@@ -29,7 +29,7 @@ def finite(value: Any) -> float:
     """
     try:
         number = float("nan") if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, RuntimeError):  # of None; of an array or tensor of several
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # None; several; 10**400
         number = math.nan
     if not math.isfinite(number):
         raise OptionError(

@@ -48,7 +48,7 @@ class _Writing(NamedTuple):
     max_shard_size: int | None
     on_nonfinite: OnNonfinite
     ranks: Ranks
-    device: str
+    device: torch.device
     name: str
 
 
@@ -282,7 +282,7 @@ class Checkpoint(Tensors):
         path = Path(path)
         single = is_single_file(path, max_shard_size)
         checkpoint = self.to(dtype) if dtype else self
-        options = _Writing(max_shard_size, on_nonfinite, ranks, device, path.name)
+        options = _Writing(max_shard_size, on_nonfinite, ranks, pick_device(device), path.name)
         if resume and not overwrite and checkpoint._is_in(path, single, max_shard_size):
             return path
         check_free(path, overwrite=overwrite, inputs=[file.path for file in self.form.files])
@@ -304,7 +304,7 @@ class Checkpoint(Tensors):
         self, folder: Path, *, name: str = "", on_nonfinite: OnNonfinite = "warn"
     ) -> None:
         """Write into an existing folder, which the card calls ``name``; see `save`."""
-        options = _Writing(None, on_nonfinite, ONE_RANK, "cpu", name or folder.name)
+        options = _Writing(None, on_nonfinite, ONE_RANK, pick_device("cpu"), name or folder.name)
         self._write_folder(folder, options)
 
     def estimate(
@@ -331,8 +331,7 @@ class Checkpoint(Tensors):
             if self.architecture:
                 self.architecture.warn_of_others(file.path for file in self.form.files)
                 self.architecture.write(folder)
-            device = str(pick_device(options.device))
-            write_records(folder, self, device=device, name=options.name)
+            write_records(folder, self, device=str(options.device), name=options.name)
         if options.max_shard_size and self.architecture and not self.architecture.reads_shards:
             log.warning("%s reads one file only: no shards are written", self.architecture.library)
         self._write_weights(folder, options)
@@ -344,5 +343,5 @@ class Checkpoint(Tensors):
             self._layout(options.max_shard_size, single),
             on_nonfinite=options.on_nonfinite,
             ranks=options.ranks,
-            device=pick_device(options.device),
+            device=options.device,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from weightops.algebra.source import Source
-from weightops.checkpoints.formats import parts, shards
+from weightops.checkpoints.formats import numbered, parts, shards
 from weightops.errors import CheckpointError
 from weightops.support.json_files import parse_json
 from weightops.support.sibling_files import ADAPTER_CONFIG, is_unrelated
@@ -82,6 +82,11 @@ def find_weights(folder: Path, formats: Formats) -> Found | None:
     if held is not None:
         return Found(folder, None, held)
     chosen = [path for path in files if shards.recognises(path)] or files
+    if numbered.check_all_there(folder, chosen):
+        opened = [formats.open(path) for path in chosen]
+        return Found(folder, None, shards.ShardedSource(opened, str(folder), {}))
+    if chosen:
+        numbered.check_no_slice(chosen[0])
     if len(chosen) > 1:
         raise CheckpointError(
             f"{folder} holds {len(chosen)} files of weights and no one index: "
@@ -89,6 +94,11 @@ def find_weights(folder: Path, formats: Formats) -> Found | None:
             hint="name one of them",
         )
     return Found(folder, chosen[0], formats.open(chosen[0])) if chosen else None
+
+
+def has_usual_name(folder: Path) -> bool:
+    """Return whether a folder holds a file of weights with a usual name."""
+    return any((folder / name).is_file() for name in USUAL_NAMES)
 
 
 def inner_weights(folder: Path, formats: Formats) -> dict[str, Found]:

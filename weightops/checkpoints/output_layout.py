@@ -14,11 +14,10 @@ from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.recorded_recipe import recipe_of
 from weightops.engine.layout import FileLayout, layout
 from weightops.errors import OptionError
-from weightops.hub.cards import CardFacts
+from weightops.hub.cards import CardFacts, merge_card
 from weightops.support.json_files import write_json
+from weightops.support.result_files import CARD, RECIPE
 from weightops.support.yaml_files import yaml_text
-
-CARD, RECIPE = "README.md", "recipe.yaml"
 
 _OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -105,15 +104,20 @@ def write_records(
         name: the name that the folder will have.
         facts: the library that the folder loads in; by default that of the model's architecture.
     """
-    if model.card:
-        own = model.architecture.card_facts if model.architecture else CardFacts()
-        facts, inputs = facts or own, folders_of(model.form)
-        text = model.card.text(facts, device, name=name, inputs=inputs)
-        (folder / CARD).write_text(text, encoding="utf-8")
-    recipe = model.recipe
+    recipe, card = model.recipe, model.card
     if recipe is None and all(leaf.files for leaf in model.form.leaves):
         recipe = recipe_of(provenance(model.form))
     if recipe and "verb" not in recipe:
-        (folder / RECIPE).write_text(yaml_text(dict(recipe)), encoding="utf-8")
+        text = yaml_text(dict(recipe))
+        (folder / RECIPE).write_text(text, encoding="utf-8")
+        if card is None and (facts or model.architecture):
+            models = [entry["model"] for entry in recipe["models"]]
+            options = recipe.get("options")
+            card = merge_card(recipe["method"], models, recipe.get("base"), text, options)
+    if card:
+        own = model.architecture.card_facts if model.architecture else CardFacts()
+        facts, inputs = facts or own, folders_of(model.form)
+        text = card.text(facts, device, name=name, inputs=inputs)
+        (folder / CARD).write_text(text, encoding="utf-8")
     for file, content in model.records.items():
         write_json(folder / file, content)

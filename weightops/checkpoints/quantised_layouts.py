@@ -196,8 +196,15 @@ def _grouped(stored: Source, stem: str, settings: Mapping[str, Any]) -> Decoder 
     if zeros not in stored.specs or scales not in stored.specs:
         return None
     groups, outputs = stored.specs[scales].shape
+    columns = stored.specs[weight].shape[1]
+    if columns not in (outputs, outputs // 8) or stored.specs[zeros].shape[0] != groups:
+        raise CheckpointError(
+            f"{stored.ref} has {weight} of shape {tuple(stored.specs[weight].shape)} beside scales "
+            f"of shape {(groups, outputs)}, neither as GPTQ has them nor as AWQ's layout 'gemm'",
+            hint="save them in one of these layouts, with the library that quantised them",
+        )
     bits = stored.specs[zeros].shape[1] * 32 // outputs
-    is_gptq = stored.specs[weight].shape[1] == outputs
+    is_gptq = columns == outputs
     if bits not in (2, 4, 8) or (not is_gptq and bits != 4):
         raise CheckpointError(f"{stored.ref} has {bits}-bit weights, which can't be read: {weight}")
     inputs = stored.specs[weight].shape[0] * (32 // bits if is_gptq else 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from threading import Lock
 from typing import Any
@@ -94,6 +94,12 @@ class Renamed(Source):
         if mapping.kind == "copy":
             return self.source.open(mapping.names[0], scratch)
         return super().open(name, scratch)
+
+    def read_run(self, names: Sequence[str], scratch: Scratch) -> torch.Tensor:
+        mapped = [self.mapped[name] for name in names]
+        if any(mapping.kind != "copy" for mapping in mapped):
+            return super().read_run(names, scratch)
+        return self.source.read_run([mapping.names[0] for mapping in mapped], scratch)
 
     def rank(self, name: str) -> int | None:
         mapping = self.mapped[name]

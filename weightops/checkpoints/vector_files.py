@@ -18,7 +18,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.compressed import coding, write_compressed
 from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.opening import open_ref
-from weightops.checkpoints.output_layout import CARD, folders_of
+from weightops.checkpoints.output_layout import folders_of
 from weightops.engine.layout import layout
 from weightops.engine.write import write
 from weightops.errors import OptionError, SpaceError
@@ -32,6 +32,7 @@ from weightops.support.atomic import (
 )
 from weightops.support.json_files import read_json
 from weightops.support.lazy import torch
+from weightops.support.result_files import CARD
 
 
 def write_vector(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from weightops.cli.from_signature import command
 from weightops.cli.saving import OUTPUT, SAVE, may_exist, output_options, save
+from weightops.cli.types import Numbers
 
 if TYPE_CHECKING:
     from weightops.evaluation.batchnorm import BatchNorm
@@ -15,9 +18,9 @@ if TYPE_CHECKING:
 _ALPHA = click.Option(
     ["--alpha"],
     multiple=True,
-    type=float,
+    type=Numbers(),
     show_default="1.0",
-    help="One coefficient for all vectors, or one for each; negative to forget.",
+    help="One coefficient for all vectors, or one for each, such as 0.3,0.5; negative to forget.",
 )
 
 
@@ -50,12 +53,8 @@ def apply(
     from weightops.task_vector import TaskVector
     from weightops.tasks.task import Task
 
-    alphas = given.pop("alpha", (1.0,))
-    if len(alphas) not in (1, len(vectors)):
-        raise click.UsageError(
-            f"there are {len(vectors)} vectors and {len(alphas)} alphas: give one alpha, or one "
-            "for each vector"
-        )
+    alphas = tuple(alpha for several in given.pop("alpha", ((1.0,),)) for alpha in several)
+    _check(vectors, alphas, base)
     output = output_options(given)
     check_free(output["out"], overwrite=may_exist(output))
     alphas = alphas * len(vectors) if len(alphas) == 1 else alphas
@@ -76,3 +75,34 @@ def apply(
     recipe = Recipe(vectors, "task_arithmetic", base=base, weights=alphas, batchnorm=told)
     edited.recipe = portable(renamed(recipe.to_dict(), distinct_names((base, *vectors))))
     save(edited, edit_title(base, terms), json_, **output)
+
+
+def _check(vectors: tuple[str, ...], alphas: tuple[float, ...], base: str) -> None:
+    """Refuse numbers of vectors and alphas that don't go together, and one in place of another."""
+    from weightops.support.text import counted
+
+    numbers = [text for text in vectors if re.fullmatch(r"-?[\d.,]*\d", text)]
+    numbers = [text for text in numbers if not Path(text).exists()]
+    if numbers:
+        told = ",".join([*(f"{alpha:g}" for alpha in alphas), *numbers])
+        raise click.UsageError(
+            f"{numbers[0]} is a number, and no vector; several alphas are one option: "
+            f"--alpha {told}"
+        )
+    joined = next((text for text in vectors if "," in text and not Path(text).exists()), None)
+    if joined:
+        raise click.UsageError(
+            f"there is no vector {joined}; several are separated by spaces: "
+            + joined.replace(",", " ")
+        )
+    if len(alphas) not in (1, len(vectors)):
+        remedy = "give one alpha, or one for each vector"
+        if len(vectors) == 1:
+            listed = ",".join(f"{alpha:g}" for alpha in alphas)
+            remedy = (
+                "a model for each alpha is a run for each; over the depth of the layers, "
+                f"`weightops merge FINETUNED --base {base} --method task_arithmetic --alpha "
+                f"{listed}` spreads them"
+            )
+        counts = f"{counted(len(vectors), 'vector')} and {counted(len(alphas), 'alpha')}"
+        raise click.UsageError(f"{counts}: {remedy}")

@@ -49,6 +49,7 @@ def compare(
     from weightops import vector_comparison
     from weightops.checkpoints.opening import open_ref
     from weightops.support.atomic import reserved
+    from weightops.support.invocation import command_line
 
     if out is not None:
         _kind_of(out)
@@ -64,7 +65,7 @@ def compare(
         if tasks:
             apart = _disentanglement(given.get("base"), others, tasks, **measured)
         if out is not None:
-            told = {"command": "weightops compare", "base": given.get("base"), "compared": others}
+            told = {"command": command_line(), "base": given.get("base"), "compared": others}
             _draw(comparison, apart, told, out, overwrite=overwrite)
     if json_:
         echo_json(_record(comparison, apart, given.get("base"), per_tensor))
@@ -84,11 +85,6 @@ def _disentanglement(
     if base is None:
         raise click.UsageError("--tasks needs the model that the vectors are of: --base")
     return disentanglement(base, vectors, tasks, **measured)
-
-
-def _changed(grams: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return those inner products that aren't all 0."""
-    return {name: gram for name, gram in grams.items() if bool(gram.any())}
 
 
 def _norms(gram: torch.Tensor) -> list[float]:
@@ -133,9 +129,7 @@ def _kind_of(out: Path) -> str:
 def _record(
     comparison: Comparison, apart: Disentanglement | None, base: str | None, per_tensor: bool
 ) -> dict[str, Any]:
-    from weightops.vector_comparison import cosines
-
-    grams = _changed(comparison.grams if per_tensor else comparison.layers())
+    parts = (comparison if per_tensor else comparison.by_layer).parts
     overlaps = comparison.overlaps
     return {
         "names": comparison.names,
@@ -149,8 +143,12 @@ def _record(
         "disentanglement": apart
         and {"tasks": apart.tasks, "alphas": apart.alphas, "errors": apart.errors.tolist()},
         "tensors" if per_tensor else "layers": {
-            name: {"norms": _norms(gram), "cosines": cosines(gram).tolist()}
-            for name, gram in grams.items()
+            name: {
+                "norms": _norms(gram),
+                "cosines": angles.tolist(),
+                "conflicts": conflicts.tolist(),
+            }
+            for name, (gram, angles, conflicts) in parts.items()
         },
     }
 
@@ -163,13 +161,12 @@ def _print(comparison: Comparison, per_tensor: bool) -> None:
     """Print norms and cosines by layer or tensor, then a matrix for each measure."""
     from weightops.reports.table import table
     from weightops.support.text import first_few
-    from weightops.vector_comparison import cosines
 
     names = comparison.names
-    grams = _changed(comparison.grams if per_tensor else comparison.layers())
+    parts = (comparison if per_tensor else comparison.by_layer).parts
     rows = [
-        [part, *(f"{norm:.4g}" for norm in _norms(gram)), *_upper(cosines(gram).tolist())]
-        for part, gram in grams.items()
+        [part, *(f"{norm:.4g}" for norm in _norms(gram)), *_upper(angles.tolist())]
+        for part, (gram, angles, _) in parts.items()
     ]
     pairs = [f"{a}/{b}" for i, a in enumerate(names) for b in names[i + 1 :]]
     norms = [f"{norm:.4g}" for norm in comparison.norms]

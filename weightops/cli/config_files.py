@@ -14,7 +14,17 @@ from weightops.support.registry import unknown
 from weightops.support.yaml_files import read_documents, run_yaml
 
 _VERB = "verb"
-_OF_ONE_RUN = ("config", "resume", "overwrite", "dry_run", "push", "json_", "quiet", "print_recipe")
+_OF_ONE_RUN = (
+    "config",
+    "resume",
+    "overwrite",
+    "dry_run",
+    "push",
+    "license",
+    "json_",
+    "quiet",
+    "print_recipe",
+)
 """Options that say how a run is run, and not what."""
 
 

@@ -92,6 +92,8 @@ def evaluate(
     evaluator = EVALUATORS[name]
     if reference and name != "shift":
         raise click.UsageError("--reference is for --evaluator shift")
+    if len(reference) == 1:
+        raise click.UsageError("a line needs two models or more after --reference")
     with reserved(out, overwrite=overwrite) if out is not None else nullcontext():
         opened = _open_models((*reference, *models), base, strict=strict)
         listed = as_tasks(tasks or EVALUATED)
@@ -155,22 +157,25 @@ def _score(
     """Score each model on each task: one record for both, with its change from the first model."""
     from weightops.evaluation.image_model import ImageModel
     from weightops.evaluation.paired import Comparison
+    from weightops.evaluation.table import evaluating
     from weightops.evaluation.zero_shot import record, zero_shot
 
     paired = len(models) > 1 and evaluator.function is zero_shot
     comparison = Comparison(tasks, split) if paired else None
     records: list[dict[str, Any]] = []
-    for checkpoint in models:
-        model = ImageModel.open(checkpoint, **how)
-        rows = []
-        for task in tasks:
-            if comparison:
-                scores = comparison.score(model, task, **scoring)
-            else:
-                scores = evaluator.score(model, task, split, **scoring)
-            rows.append(record(model, task, split, scores, kind=evaluator.kind))
-            model.forget(task)
-        records += comparison.add_changes(model, rows) if comparison else rows
+    with evaluating(evaluator, tasks, split, len(models)) as done:
+        for checkpoint in models:
+            model = ImageModel.open(checkpoint, **how)
+            rows = []
+            for task in tasks:
+                if comparison:
+                    scores = comparison.score(model, task, **scoring)
+                else:
+                    scores = evaluator.score(model, task, split, **scoring)
+                rows.append(record(model, task, split, scores, kind=evaluator.kind))
+                model.forget(task)
+                done(task)
+            records += comparison.add_changes(model, rows) if comparison else rows
     return records
 
 
@@ -245,23 +250,21 @@ def _print_images(task: str, images: Sequence[Mapping[str, Any]]) -> None:
 def _print_perplexity(
     models: Sequence[str], text: Path, as_json: bool, device: str = "auto", precision: Any = "auto"
 ) -> None:
-    from weightops.algebra.devices import pick_device
-    from weightops.algebra.precision import pick_precision
     from weightops.checkpoints.opening import open_checkpoint
-    from weightops.evaluation.perplexity import check_causal, perplexity, token_blocks
+    from weightops.evaluation.language_model import LanguageModel
+    from weightops.evaluation.perplexity import perplexity, token_blocks
     from weightops.reports.table import table
+    from weightops.support.progress import job
 
-    where = pick_device(device)
-    used: Any = pick_precision(precision, where)
-    results = []
-    for name in models:
-        checkpoint = open_checkpoint(name)
-        blocks = token_blocks(checkpoint, text)
-        module = checkpoint.model().to(where)
-        check_causal(module, checkpoint.ref)
-        value, tokens = perplexity(module, blocks, precision=used), blocks.numel()
-        result = {"model": name, "text": str(text), "perplexity": value, "tokens": tokens}
-        results.append({**result, "precision": used})
+    opened = [open_checkpoint(name) for name in models]
+    read = [token_blocks(checkpoint, text) for checkpoint in opened]
+    results: list[dict[str, Any]] = []
+    with job("evaluating", sum(map(len, read))):
+        for name, checkpoint, blocks in zip(models, opened, read, strict=True):
+            model = LanguageModel.open(checkpoint, device, precision=precision)
+            value = perplexity(model.module, blocks, precision=precision)
+            told = {"perplexity": value, "tokens": blocks.numel(), "precision": model.precision}
+            results.append({"model": name, "text": str(text), **told})
     if as_json:
         echo_json(results)
         return

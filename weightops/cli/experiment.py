@@ -58,4 +58,4 @@ def experiment(name: str = "", *, dry_run: bool = False, json_: bool = False, **
     if json_:
         echo_json(outcome.record)
         return
-    echo(f"{outcome.text}\n\n{out}/ holds table.txt, results.json and figure.png")
+    echo(f"{outcome.text}\n\n{out}/ holds report.html, table.txt, results.json and the picture")

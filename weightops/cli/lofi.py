@@ -185,8 +185,9 @@ def _write_page(comparison: Mapping[str, Any], checkpoint: Checkpoint, out: Path
     """Write the page of a comparison beside its record."""
     from weightops.reports.lofi_page import lofi_page
     from weightops.support.atomic import atomic_output
+    from weightops.support.invocation import command_line
 
-    about = {"command": "weightops lofi --compare", "model": checkpoint.ref}
+    about = {"command": command_line(), "model": checkpoint.ref}
     with atomic_output(out / "report.html", overwrite=True) as file:
         lofi_page(comparison, about).write(file)
 

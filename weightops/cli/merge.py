@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +129,7 @@ def _read_recipe(arguments: Sequence[str], stated: dict[str, Any]) -> Recipe:
         models = list(map(as_dequantised, models))
         stated["base"] = stated.get("base") and as_dequantised(stated["base"])
     method = METHODS[stated["method"]]
-    _check_spelling([name for name in texts if name not in method.options])
+    _check_spelling(texts, method.options)
     options = read_method_options(method, texts)
     single = alpha[0] if len(alpha) == 1 else list(alpha)
     return Recipe(
@@ -141,13 +141,14 @@ def _read_recipe(arguments: Sequence[str], stated: dict[str, Any]) -> Recipe:
     )
 
 
-def _check_spelling(unknown: Sequence[str]) -> None:
-    """Refuse options that are those of every merge, misspelt."""
+def _check_spelling(given: Iterable[str], options: Iterable[str]) -> None:
+    """Refuse options that are those of every merge, misspelt, unless they may be the method's."""
     own = [flag for p in click.get_current_context().command.params for flag in p.opts]
-    for name in unknown:
+    of_method = [f"--{name.replace('_', '-')}" for name in options]
+    for name in given:
         flag = f"--{name.replace('_', '-')}"
         near = get_close_matches(flag, own, n=1, cutoff=0.7)
-        if near:
+        if near and not get_close_matches(flag, of_method, cutoff=0.7):
             raise click.NoSuchOption(flag, possibilities=near)
 
 

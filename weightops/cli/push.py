@@ -8,7 +8,6 @@ import click
 
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.printing import echo, echo_json
-from weightops.cli.pushing import check_push
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,8 +31,9 @@ def push(
 
     if not folder.is_dir():
         raise click.UsageError(f"there is no folder {folder}")
+    hub.check_repo(repo)
     if not dry_run:
-        check_push(repo)
+        hub.check_login()
     open_ref(folder)
     files = hub.files_to_push(folder, repo, license=given.get("license"))
     sizes = {

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from weightops.algebra.dtypes import EDITABLE
 from weightops.cli.borrowing import taken
 from weightops.cli.from_signature import Borrowed
 from weightops.cli.printing import echo, echo_json, echo_plan
-from weightops.cli.pushing import PUSH, check_push, push_folder
+from weightops.cli.pushing import PUSHING, check_known_license, check_push, push_folder
 from weightops.cli.signatures import names_in
 from weightops.cli.types import Size
 from weightops.cli.workflows import DRY_RUN
@@ -25,7 +26,6 @@ SAVE = Borrowed(
     only=("overwrite", "on_nonfinite", "resume", "device"),
 )
 
-_DTYPES = ("float64", "float32", "bfloat16", "float16")
 _LIBRARIES = names_in("weightops.checkpoints.libraries.table:LIBRARIES")
 
 
@@ -50,7 +50,7 @@ OUTPUT: Sequence[click.Parameter] = (
     ),
     click.Option(
         ["--out-dtype"],
-        type=click.Choice(_DTYPES),
+        type=click.Choice(EDITABLE),
         help="The dtype of the output. Default: that of the first model or base.",
     ),
     click.Option(
@@ -59,18 +59,23 @@ OUTPUT: Sequence[click.Parameter] = (
         help="Split the weights into files of at most this size, such as 5GB.",
     ),
     DRY_RUN,
-    PUSH,
+    *PUSHING,
 )
 
 _NAMES = (
-    *("out", "library", "out_dtype", "max_shard_size", "dry_run", "push"),
+    *("out", "library", "out_dtype", "max_shard_size", "dry_run", "push", "license"),
     *("overwrite", "on_nonfinite", "resume", "device"),
 )
 
 
 def output_options(given: dict[str, Any]) -> dict[str, Any]:
-    """Remove the options of the output from the given values, and return them."""
-    return taken(given, _NAMES)
+    """Remove the options of the output from the given values, check and return them."""
+    output = taken(given, _NAMES)
+    repo, out = output.get("push"), output["out"]
+    check_push(repo, output.get("license"), dry_run=output.get("dry_run", False))
+    if repo and out.suffix == ".safetensors":
+        raise click.UsageError(f"{out} is one file; --push takes a folder, with its model card")
+    return output
 
 
 def may_exist(output: dict[str, Any]) -> Any:
@@ -89,16 +94,15 @@ def save(
     library: str | None = None,
     dry_run: bool = False,
     push: str | None = None,
+    license: str | None = None,
     **how: Any,
 ) -> None:
     """Write a checkpoint, in all processes that torchrun started, and print what was written."""
     from weightops.checkpoints.matching import convert_to
+    from weightops.checkpoints.output_layout import folders_of
     from weightops.engine.ranks import torchrun
 
-    if push and not dry_run:
-        check_push(push)
-    if push and out.suffix == ".safetensors":
-        raise click.UsageError(f"{out} is one file; --push takes a folder, with its model card")
+    check_known_license(push, license, folders_of(checkpoint.form).values())
     checkpoint = convert_to(checkpoint, library) if library else checkpoint
     if dry_run:
         estimate = checkpoint.estimate(out, dtype=out_dtype, max_shard_size=max_shard_size)
@@ -107,7 +111,7 @@ def save(
     with torchrun() as ranks:
         checkpoint.save(out, dtype=out_dtype, max_shard_size=max_shard_size, ranks=ranks, **how)
         if ranks.first:
-            _report(checkpoint, what, as_json, out, push_folder(out, push))
+            _report(checkpoint, what, as_json, out, push_folder(out, push, license))
 
 
 def _report(

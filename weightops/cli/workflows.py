@@ -13,7 +13,7 @@ import click
 from weightops.cli.borrowing import SCORED, SEARCH, TRAINING, search_options, taken, training_config
 from weightops.cli.from_signature import Borrowed, build
 from weightops.cli.printing import echo, echo_json, echo_plan, show
-from weightops.cli.pushing import PUSH, check_push, push_folder
+from weightops.cli.pushing import PUSHING, check_known_license, check_push, push_folder
 from weightops.cli.signatures import read
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def workflow_command(
     def run(json_: bool = False, **given: Any) -> None:
         prepare(given)
         _check_training(given)
-        how = taken(given, ("out", "resume", "overwrite", "dry_run", "push"))
+        how = taken(given, ("out", "resume", "overwrite", "dry_run", "push", "license"))
         if "search" in names:
             given["search"] = search_options(given)
         if "training" in names:
@@ -62,7 +62,7 @@ def workflow_command(
         _run(workflow, out, as_json=json_, **how)
 
     verb = reference.partition(":")[2]
-    return build(verb, run, [*options, *arguments, DRY_RUN, PUSH], signature.docstring.text)
+    return build(verb, run, [*options, *arguments, DRY_RUN, *PUSHING], signature.docstring.text)
 
 
 def _workflow_of(reference: str) -> type[Workflow]:
@@ -96,20 +96,22 @@ def _run(
     as_json: bool,
     dry_run: bool = False,
     push: str | None = None,
+    license: str | None = None,
     **how: Any,
 ) -> None:
     """Run a workflow, printing what it measures, or print its plan."""
     from weightops.workflows.plan import plan_run
     from weightops.workflows.run import run
 
+    known = workflow.checkpoint.architecture
+    check_push(push, license, dry_run=dry_run)
+    check_known_license(push, license, [known.folder] if known else [])
     if dry_run:
         echo_plan(asdict(plan_run(workflow, out)), as_json)
         return
-    if push:
-        check_push(push)
     if as_json:
         summary = run(workflow, out, **how)
-        echo_json({**summary, **push_folder(out, push)})
+        echo_json({**summary, **push_folder(out, push, license)})
         return
     table = _Table(workflow)
     summary = run(workflow, out, on_measured=table.print_measured, **how)
@@ -119,7 +121,7 @@ def _run(
         f"\n{out}/ holds the model, report.html and the results ({seconds['total']:.0f} s, of "
         f"which fine-tuning {seconds['finetune']:.0f})"
     )
-    push_folder(out, push)
+    push_folder(out, push, license)
 
 
 class _Table:

@@ -15,7 +15,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import TaskError
 from weightops.evaluation.image_model import check_finite
-from weightops.evaluation.perplexity import check_causal, language_architecture
+from weightops.evaluation.perplexity import check_causal, in_blocks, language_architecture
 from weightops.evaluation.units import PERPLEXITY
 from weightops.support.lazy import F, nn, torch, without_gradients
 from weightops.support.progress import progress
@@ -163,7 +163,7 @@ def text_blocks(model: Checkpoint, task: TextTask, split: str) -> torch.Tensor:
             f"{task.name} has {len(tokens)} tokens for {split}, and {FEWEST * SHORTEST} are needed",
             hint="a longer text",
         )
-    return tokens[: len(tokens) // length * length].view(-1, length)
+    return in_blocks(tokens, length)
 
 
 def token_log_likelihoods(logits: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from weightops.checkpoints.libraries.config_checks import library_errors
 from weightops.errors import CheckpointError, NonfiniteError, TaskError
 from weightops.evaluation.image_model import check_finite
 from weightops.support.lazy import F, nn, torch, without_gradients
-from weightops.support.progress import tracked
+from weightops.support.progress import progress
 from weightops.tasks.texts import read_text
 
 
@@ -35,6 +35,11 @@ def token_blocks(model: Checkpoint, text: str | Path, length: int | None = None)
     length = length or min(architecture.context, 1024, len(tokens))
     if length < 2 or len(tokens) < length:
         raise TaskError(f"{text} has {len(tokens)} tokens; a block takes {max(length, 2)}")
+    return in_blocks(tokens, length)
+
+
+def in_blocks(tokens: torch.Tensor, length: int) -> torch.Tensor:
+    """Return tokens in full blocks, shape ``(n, length)``, without those after the last one."""
     return tokens[: len(tokens) // length * length].view(-1, length)
 
 
@@ -113,12 +118,14 @@ def perplexity(
     module.eval()
     device = next(module.parameters()).device
     used, total, bad = pick_precision(precision, device), 0.0, []
-    for batch in tracked(tokens.split(batch_size), "perplexity"):  # type: ignore[no-untyped-call]
-        batch = batch.to(device)
-        with computed_in(used, device):
-            logits = module(input_ids=batch).logits.float()
-        total += _loss(logits, batch).item() * len(batch)
-        bad.append(~logits.isfinite().flatten(1).all(1).cpu())
+    with progress(len(tokens), "perplexity", "blocks", work=1) as bar:
+        for batch in tokens.split(batch_size):  # type: ignore[no-untyped-call]
+            batch = batch.to(device)
+            with computed_in(used, device):
+                logits = module(input_ids=batch).logits.float()
+            total += _loss(logits, batch).item() * len(batch)
+            bad.append(~logits.isfinite().flatten(1).all(1).cpu())
+            bar.update(len(batch))
     module.train(was_training)
     check_finite(torch.cat(bad), "the logits of the text")
     mean = total / len(tokens)

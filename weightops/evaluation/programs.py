@@ -21,6 +21,7 @@ from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import NonfiniteError, OptionError, TaskError
 from weightops.support.json_files import read_json, write_json
 from weightops.support.lazy import torch
+from weightops.support.progress import progress
 from weightops.support.registry import unknown
 from weightops.support.text import first_few
 from weightops.tasks.scored import ScoredTask
@@ -166,7 +167,9 @@ class Candidate:
         place = tempfile.mkdtemp(prefix="candidate-", dir=self._place())
         try:
             self.edited.save_into(Path(place), on_nonfinite="ignore")
-            scores = _read(_output(program, Path(place)), program)
+            with progress(1, program, "runs", work=1) as bar:
+                scores = _read(_output(program, Path(place)), program)
+                bar.update()
         finally:
             shutil.rmtree(place, ignore_errors=True)
             if self.folder is not None:

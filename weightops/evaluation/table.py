@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Annotated, Any, TypeVar, overload
@@ -22,6 +23,7 @@ from weightops.support.ranges import Range
 from weightops.support.registry import Registry
 from weightops.tasks.check import without_unreadable
 from weightops.tasks.class_names import in_order
+from weightops.tasks.corrupted import CORRUPTIONS, SEVERITIES
 from weightops.tasks.table import TaskList, as_tasks
 from weightops.tasks.task import Split, Task
 from weightops.tasks.texts import refuse_texts
@@ -39,11 +41,14 @@ class Evaluator:
             such as ``{"acc1": 0.5, "n": 1000}``, where ``n`` is the number of images.
         kind: CLIP_benchmark's name of such a task, in files of results.
         columns: the metrics that a table shows; by default all that are numbers.
+        work: returns how many images of a task it looks at, for a split, which the time left is
+            told by.
     """
 
     function: Callable[..., dict[str, Any]]
     kind: str
     columns: tuple[str, ...] = ()
+    work: Callable[[Task, str], int] = lambda task, split: task.sizes[split]
 
     def __repr__(self) -> str:
         name = getattr(self.function, "__name__", type(self.function).__name__)
@@ -120,9 +125,17 @@ EVALUATORS: Registry[Evaluator] = Registry(
         "zero_shot": Evaluator(
             zero_shot, "zeroshot_classification", ("acc1", "acc5", "mean_per_class_recall")
         ),
-        "shift": Evaluator(under_shift, "zeroshot_classification", ("acc1", "acc1_under_shift")),
+        "shift": Evaluator(
+            under_shift,
+            "zeroshot_classification",
+            ("acc1", "acc1_under_shift"),
+            lambda task, split: (2 + len(CORRUPTIONS) * len(SEVERITIES)) * task.sizes[split],
+        ),
         "linear_probe": Evaluator(
-            linear_probe, "linear_probe", ("lp_acc1", "lp_acc5", "lp_mean_per_class_recall")
+            linear_probe,
+            "linear_probe",
+            ("lp_acc1", "lp_acc5", "lp_mean_per_class_recall"),
+            lambda task, split: task.sizes["train"] + task.sizes[split],
         ),
         "retrieval": Evaluator(
             retrieval,
@@ -226,10 +239,27 @@ def evaluate(
     if class_order is not None:
         listed = [in_order(task, class_order) for task in listed]
     scores = {}
-    with job("evaluating", len(listed), by_parts=False) as whole:
+    with evaluating(chosen, listed, split) as done:
         for task in listed:
             scores[task.name] = chosen.score(
                 image_model, task, split, details=details, batch_size=batch_size
             )
-            whole.left(len(listed) - len(scores))
+            done(task)
     return scores
+
+
+@contextmanager
+def evaluating(
+    evaluator: Evaluator, tasks: Sequence[Task], split: str, models: int = 1
+) -> Iterator[Callable[[Task], None]]:
+    """Show one bar while models are scored; yields what to call after each task of a model."""
+    work = {task.name: evaluator.work(task, split) for task in tasks}
+    left = models * sum(work.values())
+
+    def done(task: Task) -> None:
+        nonlocal left
+        left -= work[task.name]
+        whole.left(left)
+
+    with job("evaluating", left) as whole:
+        yield done

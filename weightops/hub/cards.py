@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,10 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from weightops.errors import printable
+from weightops.hub.fetch import repository_of
 from weightops.hub.push import front_matter
 from weightops.support.invocation import how_it_was_made
+from weightops.support.result_files import CARD
 from weightops.support.text import counted, portable
 
 Relation = Literal["merge", "finetune", "adapter"]
@@ -51,6 +53,8 @@ class Card:
         origin: Markdown that says how.
         relation: the relation to the base.
         results: what was measured on it.
+        python: the lines of Python that make it, with ``{folder}`` for the folder, where neither a
+            command nor a call of one function does.
     """
 
     title: str
@@ -58,6 +62,7 @@ class Card:
     origin: str
     relation: Relation
     results: str = "Nothing was measured on it."
+    python: str = ""
 
     def text(
         self, facts: CardFacts, device: str, *, name: str = "", inputs: Mapping[str, Path] = {}
@@ -70,6 +75,7 @@ class Card:
             name: the name of the folder.
             inputs: the refs of what was read, with the revision of each -> its folder.
         """
+        folder = printable(json.dumps(name, ensure_ascii=False)[1:-1])
         tags = ["merge", "weightops"] if self.relation == "merge" else ["weightops"]
         refs = with_revisions(self.refs, inputs)
         metadata = {
@@ -84,7 +90,7 @@ class Card:
             f"# {_inline(self.title)}",
             sources,
             self.origin,
-            how_it_was_made(device),
+            how_it_was_made(device, self.python.replace("{folder}", folder)),
             self.results,
             f"## Use\n\n{facts.usage.format(folder=name)}" if facts.usage else "",
         ]
@@ -95,6 +101,11 @@ def with_revisions(refs: Sequence[str], inputs: Iterable[str]) -> list[str]:
     """Return refs with the revisions of the Hub's repositories that were read."""
     read = {ref.partition("@")[0]: ref for ref in inputs if "@" in ref}
     return [read.get(ref, ref) for ref in refs]
+
+
+_PYTHON = """from weightops import Recipe
+
+Recipe.read("{folder}/recipe.yaml").merge().save("again")"""
 
 
 def merge_card(
@@ -112,7 +123,8 @@ def merge_card(
         f"bytes:\n\n```yaml\n{recipe.strip()}\n```"
     )
     refs = [*([base] if base else []), *models]
-    return Card(f"{method} of {counted(len(models), 'checkpoint')}", refs, origin, "merge")
+    title = f"{method} of {counted(len(models), 'checkpoint')}"
+    return Card(title, refs, origin, "merge", python=_PYTHON)
 
 
 def edit_title(base: str, vectors: Sequence[tuple[str, float]]) -> str:
@@ -182,12 +194,7 @@ def base_model(refs: Sequence[str], relation: Relation) -> dict[str, Any]:
     >>> base_model(["org/base@1a2b", "org/other"], "merge")["base_model_revision"]
     {'org/base': '1a2b'}
     """
-    matches = (
-        re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([^:]+))?(:.+)?", ref)
-        for ref in refs
-        if not Path(ref).exists()
-    )
-    repos = {match[1]: match[2] for match in matches if match}
+    repos = dict(filter(None, map(repository_of, refs)))
     if not repos:
         return {}
     pinned = {repo: revision for repo, revision in repos.items() if revision}
@@ -202,7 +209,7 @@ def license_of(places: Sequence[str | Path]) -> dict[str, str]:
     """
     found = []
     for place in map(Path, places):
-        card = place.with_name("README.md") if place.is_file() else place / "README.md"
+        card = place.with_name(CARD) if place.is_file() else place / CARD
         stated = front_matter(card.read_text(encoding="utf-8")) if card.is_file() else {}
         found.append(stated.get("license"))
     license = found[0] if found else None

@@ -10,10 +10,10 @@ import yaml
 
 from weightops.errors import CheckpointError, OptionError
 from weightops.hub.fetch import REPO, reason
+from weightops.support.result_files import CARD
 
 THIS_FOLDER = "in-the-folder-of-this-file"
 """What a configuration says in place of the name of the repository, until it is pushed to one."""
-_CARD = "README.md"
 _ONLY_FOR_THE_RUN = re.compile(r"\.(?!eval_results$).*|__pycache__|training\.\d+.*|.*\.run")
 """Names of files and folders that only the run needed: hidden ones but for the Hub's own folder of
 results, and states to resume from."""
@@ -57,17 +57,17 @@ def files_to_push(
     Card and configuration name the repository where they named the folder.
     """
     check_repo(repo)
-    if not (folder / _CARD).is_file():
+    if not (folder / CARD).is_file():
         raise CheckpointError(
             f"{folder} has no model card",
-            hint=f"write what these weights are, and what was measured, to {folder / _CARD}",
+            hint=f"write what these weights are, and what was measured, to {folder / CARD}",
         )
     files: dict[str, Path | bytes] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if path.is_file() and not any(_ONLY_FOR_THE_RUN.fullmatch(part) for part in inside.parts):
             files[inside.as_posix()] = path
-    files[_CARD] = _card_for(folder / _CARD, repo, license).encode()
+    files[CARD] = _card_for(folder / CARD, repo, license).encode()
     for name, file in files.items():
         if name.endswith("config.json") and isinstance(file, Path):
             text = file.read_text(encoding="utf-8")
@@ -96,10 +96,8 @@ def _card_for(path: Path, repo: str, license: str | None) -> str:
             hint=f"`weightops push {path.parent} {repo} --license mit` states one, or another; or "
             "license: in the card's metadata",
         )
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise OptionError(
-            f"{license!r} is no license as the Hub names them", hint="such as mit or apache-2.0"
-        )
+    if license is not None:
+        check_license(license)
     if license is not None and license != known:
         line = f"license: {license}\n"
         if known is not None:
@@ -130,15 +128,26 @@ def check_repo(repo: str) -> None:
         raise OptionError(f"{fact}: {error}", hint="give ORG/NAME") from error
 
 
-def check_push(repo: str) -> None:
-    """Check the name of a repository and the login, before any work is done for an upload.
+def check_license(license: str) -> None:
+    """Check the name of a license.
 
     Raises:
-        OptionError: if ``repo`` isn't ``org/name``, or nobody is logged in.
+        OptionError: if the Hub names none so.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise OptionError(
+            f"{license!r} is no license as the Hub names them", hint="such as mit or apache-2.0"
+        )
+
+
+def check_login() -> None:
+    """Check that somebody is logged in, before any work is done for an upload.
+
+    Raises:
+        OptionError: if nobody is.
     """
     from huggingface_hub import get_token
 
-    check_repo(repo)
     if get_token() is None:
         raise OptionError(
             "nobody is logged in to the Hugging Face Hub",

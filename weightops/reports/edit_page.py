@@ -218,7 +218,7 @@ def _provenance(summary: Mapping[str, Any], unit: Unit) -> dict[str, Any]:
         tasks_of.setdefault(task["source"], []).append(name)
     model, training = summary["model"], summary["training"]
     return {
-        "command": summary["command"] or f"weightops {summary['verb']}",
+        "command": summary["command"],
         "model": f"{model['ref']} ({model['fingerprint']})",
         "method": summary["method"],
         "options": summary["options"],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weightops.evaluation.units import unit_of
-from weightops.support.atomic import EVAL_RESULTS
+from weightops.support.result_files import EVAL_RESULTS
 from weightops.support.yaml_files import yaml_text
 
 _ON_THE_HUB = re.compile(r"([\w.-]+/[\w.-]+)@(\w+) on the Hugging Face Hub")

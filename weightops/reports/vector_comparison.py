@@ -11,7 +11,7 @@ from weightops.errors import MissingExtraError
 from weightops.reports.frontier import INK, blank_figure, svg_of
 from weightops.reports.page import Page, Section, Table, facts
 from weightops.support.lazy import torch
-from weightops.vector_comparison import Comparison, cosines
+from weightops.vector_comparison import Comparison
 
 log = logging.getLogger("weightops")
 
@@ -37,7 +37,7 @@ class ErrorMap(NamedTuple):
 def draw_comparison(comparison: Comparison, errors: ErrorMap | None = None) -> Any:
     """Return a figure of matplotlib with what a comparison of task vectors has measured.
 
-    Its panels are the cosines and the shares of signs in conflict, whole; norms and cosines by
+    Its panels are the cosines and the shares of signs in conflict, whole and by layer; norms by
     layer; and spectra and disentanglement errors, where they were asked for.
 
     Args:
@@ -47,16 +47,18 @@ def draw_comparison(comparison: Comparison, errors: ErrorMap | None = None) -> A
     Raises:
         MissingExtraError: without matplotlib.
     """
-    names, layers = comparison.names, comparison.layers()
-    layers = {name: gram for name, gram in layers.items() if bool(gram.any())}
+    names, layers = comparison.names, comparison.by_layer.parts
     panels: list[Callable[[Any], None]] = [
         lambda axes: _draw_matrix(axes, names, comparison.cosines, "cosine between task vectors"),
         lambda axes: _draw_norms(axes, names, layers),
     ]
     if len(names) > 1:
+        angles, conflicts = ({name: part[i] for name, part in layers.items()} for i in (1, 2))
         title = "share of signs in conflict"
         panels.insert(1, lambda axes: _draw_matrix(axes, names, comparison.conflicts, title, 0))
-        panels.append(lambda axes: _draw_cosines_by_layer(axes, names, layers))
+        panels.append(lambda axes: _draw_pairs(axes, names, angles, "cosine by layer", 0))
+        title_by_layer = "share of signs in conflict by layer"  # half, by chance
+        panels.append(lambda axes: _draw_pairs(axes, names, conflicts, title_by_layer, 0.5))
     if comparison.spectra:
         panels.append(lambda axes: _draw_spectra(axes, comparison.spectra))
     if errors is not None:
@@ -78,27 +80,17 @@ def comparison_page(
         about: what was compared, for the last table.
         errors: the disentanglement error of two vectors.
     """
-    names, pairs = comparison.names, list(combinations(range(len(comparison.names)), 2))
-    rows = [
-        [name, *_norms_and_cosines(gram, pairs)]
-        for name, gram in [*comparison.layers().items(), ("all", comparison.total)]
-        if bool(gram.any())
+    names = comparison.names
+    lead = [
+        f"{names[i]} and {names[j]}: cosine {_plain(comparison.cosines[i, j])}, share of signs in "
+        f"conflict {_plain(comparison.conflicts[i, j])}."
+        for i, j in _pairs(comparison)[:3]
     ]
-    titles = [f"cosine {names[i]}, {names[j]}" for i, j in pairs]
-    tables = [
-        Table("By layer", ["layer", *(f"norm {name}" for name in names), *titles], rows),
-        _matrix("Cosines", names, comparison.cosines),
-        _matrix("Of the elements that both change, the share with opposite signs", names,
-                comparison.conflicts),
-    ]  # fmt: skip
-    if comparison.overlaps is not None:
-        tables.append(_matrix("Overlap of subspaces", names, comparison.overlaps))
-    lead = []
-    for i, j in pairs[:3]:
-        cosine, conflict = comparison.cosines[i, j], comparison.conflicts[i, j]
+    if lead:
         lead.append(
-            f"{names[i]} and {names[j]}: cosine {_plain(cosine)}, {100 * conflict:.1f} % of the "
-            "signs in conflict."
+            "A sign is in conflict where two vectors move an element that both change in opposite "
+            "directions. Vectors that have nothing to do with each other have a cosine near 0, and "
+            "half of their signs in conflict."
         )
     if errors is not None:
         mean = sum(map(sum, errors.values)) / sum(map(len, errors.values))
@@ -109,13 +101,34 @@ def comparison_page(
         log.warning("the picture is left out: %s", error)
         pictures = []
     title = f"Task vectors compared: {', '.join(names)}"
-    return Page(title, lead, [*pictures, Section("Numbers", tables=tables), facts(about)])
+    numbers = Section("Numbers", tables=_tables(comparison))
+    return Page(title, lead, [*pictures, numbers, facts(about)])
 
 
-def _norms_and_cosines(gram: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> list[str]:
-    angles = cosines(gram)
-    norms: list[float] = gram.diagonal().sqrt().tolist()
-    return [*(f"{norm:.4g}" for norm in norms), *(_plain(angles[i, j]) for i, j in pairs)]
+def _pairs(comparison: Comparison) -> list[tuple[int, int]]:
+    return list(combinations(range(len(comparison.names)), 2))
+
+
+def _tables(comparison: Comparison) -> list[Table]:
+    """Return the tables of norms, cosines and conflicts, by layer and whole, and of overlaps."""
+    names, pairs = comparison.names, _pairs(comparison)
+    whole = (comparison.total, comparison.cosines, comparison.conflicts)
+    parts = {**comparison.by_layer.parts, "all": whole}
+    norms = [
+        [name, *(f"{norm:.4g}" for norm in gram.diagonal().sqrt().tolist())]
+        for name, (gram, _, _) in parts.items()
+    ]
+    tables = [Table("Norms by layer", ["layer", *names], norms)]
+    header = ["layer", *(f"{names[i]}, {names[j]}" for i, j in pairs)]
+    for index, title in ((1, "Cosines"), (2, "Shares of signs in conflict")):
+        rows = [
+            [name, *(_plain(part[index][i, j]) for i, j in pairs)] for name, part in parts.items()
+        ]
+        tables += [Table(f"{title} by layer", header, rows)] if pairs else []
+        tables.append(_matrix(title, names, whole[index]))
+    if comparison.overlaps is not None:
+        tables.append(_matrix("Overlap of subspaces", names, comparison.overlaps))
+    return tables
 
 
 def _matrix(title: str, names: Sequence[str], values: torch.Tensor) -> Table:
@@ -163,23 +176,27 @@ def _draw_errors(figure: Any, axes: Any, errors: ErrorMap) -> None:
     figure.colorbar(image, ax=axes, shrink=0.8)
 
 
-def _draw_norms(axes: Any, names: Sequence[str], layers: Mapping[str, torch.Tensor]) -> None:
-    norms = [gram.diagonal().sqrt().tolist() for gram in layers.values()]
+def _draw_norms(axes: Any, names: Sequence[str], layers: Mapping[str, Sequence[Any]]) -> None:
+    norms = [gram.diagonal().sqrt().tolist() for gram, *_ in layers.values()]
     for i, name in enumerate(names):
         axes.plot([values[i] for values in norms], marker="o", markersize=3.5, **_line(i, name))
     axes.set_ylim(bottom=0)
     _name_layers(axes, list(layers), "norm by layer")
 
 
-def _draw_cosines_by_layer(
-    axes: Any, names: Sequence[str], layers: Mapping[str, torch.Tensor]
+def _draw_pairs(
+    axes: Any,
+    names: Sequence[str],
+    layers: Mapping[str, torch.Tensor],
+    title: str,
+    unrelated: float,
 ) -> None:
-    values = [cosines(gram) for gram in layers.values()]
+    """Draw a value of each pair of vectors along the layers, with that of unrelated ones."""
     for k, (i, j) in enumerate(combinations(range(len(names)), 2)):
-        of_pair = [float(value[i, j]) for value in values]
+        of_pair = [float(value[i, j]) for value in layers.values()]
         axes.plot(of_pair, marker="o", markersize=3.5, **_line(k, f"{names[i]}, {names[j]}"))
-    axes.axhline(0, color=INK, linewidth=0.8)
-    _name_layers(axes, list(layers), "cosine by layer")
+    axes.axhline(unrelated, color=INK, linewidth=0.8, linestyle=":", label="unrelated vectors")
+    _name_layers(axes, list(layers), title)
 
 
 def _name_layers(axes: Any, layers: Sequence[str], title: str) -> None:

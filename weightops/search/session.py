@@ -78,7 +78,7 @@ class EditSession:
             `recompute_batchnorm`. With "base", they keep the base's.
         work_folder: where fine-tuning writes its files; without it, vectors stay in memory.
         resume: continue from the files in ``work_folder``.
-        on_measured: called with each edit that a search has measured on all validation images.
+        on_measured: called with each edit that a search has measured on all validation samples.
 
     Attributes:
         scoring: how it is measured on the tasks.
@@ -191,7 +191,7 @@ class EditSession:
         tasks: Iterable[Task] | None = None,
         coefficients: Coefficients = (),
     ) -> Measured:
-        """Measure the base edited by a vector, on all images of a split; of "test", in float32.
+        """Measure the base edited by a vector, on all samples of a split; of "test", in float32.
 
         The tasks are the session's unless others are given; ``coefficients`` go into the result.
         """
@@ -231,7 +231,7 @@ class EditSession:
         return without_statistics(vector), None
 
     def model_for(self, split: str) -> Any:
-        """Return the model as it is run on a split: on test images in float32."""
+        """Return the model as it is run on a split: on test samples in float32."""
         return self.model.in_precision("float32") if split == "test" else self.model
 
     def _outcomes(self, task: Task, split: str, only: Order | None = None) -> torch.Tensor:
@@ -264,7 +264,7 @@ class EditSession:
         )
 
     def _order(self, task: Task) -> Order:
-        """Return a fixed random order of a task's validation images."""
+        """Return a fixed random order of a task's validation samples."""
         size = self.scoring.count(self.model, task, "validation")
         key = (task.name, size)
         if key not in self._orders:
@@ -273,7 +273,7 @@ class EditSession:
 
 
 class Trial:
-    """Vectors whose coefficients a search measures on validation images, as far as needed.
+    """Vectors whose coefficients a search measures on validation samples, as far as needed.
 
     Attributes:
         session: the session with the model.
@@ -309,7 +309,7 @@ class Trial:
         return [self.measured(alpha) for alpha in by_distance]
 
     def _measure(self, alpha: Coefficients, start: float, stop: float) -> Hits:
-        """Measure an edit on the images between two fractions of every task's validation split."""
+        """Measure an edit on the samples between two fractions of every task's validation split."""
         try:
             return self._measured_hits(alpha, start, stop)
         except NonfiniteError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Literal
 
 from weightops.support.lazy import nn, torch
@@ -38,24 +40,40 @@ def diagonal_fisher(
 
     Returns:
         name -> float32 (float64 for float64) tensor of the parameter's shape, for the parameters
-        that the logits depend on.
+        that the logits depend on and that aren't frozen.
     """
-    parameters = dict(module.named_parameters())
+    parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
     totals: dict[str, torch.Tensor] = {}
     generator, count = torch.Generator().manual_seed(seed), 0
     for logits_of, truth in examples:
         logs = logits_of().log_softmax(-1)
         for classes, weight in _classes(logs.detach(), truth, labels, generator):
             likelihood = logs.gather(-1, classes[:, None]).sum()
-            gradients = torch.autograd.grad(
-                likelihood, list(parameters.values()), retain_graph=True, allow_unused=True
-            )
-            for name, gradient in zip(parameters, gradients, strict=True):
-                if gradient is not None:
-                    total = totals.setdefault(name, torch.zeros_like(gradient))
-                    total.addcmul_(gradient, gradient, value=weight)
+            with _adding_squares(parameters, totals, weight):
+                likelihood.backward(retain_graph=True)  # type: ignore[no-untyped-call]
         count += 1
-    return {name: total.div_(count).cpu() for name, total in totals.items()}
+    return {name: totals[name].div_(count).cpu() for name in parameters if name in totals}
+
+
+@contextmanager
+def _adding_squares(
+    parameters: Mapping[str, torch.Tensor], totals: dict[str, torch.Tensor], weight: float
+) -> Iterator[None]:
+    """Add the squares of gradients as backward finds them, so that few are held at a time."""
+
+    def add(name: str, parameter: torch.Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        total = totals.setdefault(name, torch.zeros_like(gradient))
+        total.addcmul_(gradient, gradient, value=weight)
+
+    with ExitStack() as hooks:
+        for name, parameter in parameters.items():
+            added = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                partial(add, name)
+            )
+            hooks.callback(added.remove)
+        yield
 
 
 def _classes(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from weightops.algebra.kernels import add_gram
 from weightops.errors import CheckpointError
 from weightops.support.lazy import F, nn, torch
 
@@ -38,10 +39,6 @@ class Gram(NamedTuple):
     rows: int | list[int]
 
 
-_BLOCK = 256
-"""Columns of a Gram matrix that are computed at a time."""
-
-
 class _Use(NamedTuple):
     """The use of a weight by a product: of which equal parts, and with which dimension first."""
 
@@ -68,9 +65,7 @@ class _Sum:
 
     def add(self, part: int, inputs: torch.Tensor) -> None:
         rows = inputs.to(self.total.dtype)
-        for start in range(0, rows.shape[1], _BLOCK):  # below the diagonal, for half of the time
-            stop = start + _BLOCK
-            self.total[part, start:, start:stop].addmm_(rows[:, start:].mT, rows[:, start:stop])
+        add_gram(self.total[part], rows)
         self.rows[part] += len(rows)
 
     def gram(self) -> Gram:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
+from weightops.checkpoints.training_record import training_record
 from weightops.errors import MismatchError, SpaceError
 from weightops.support.lazy import torch
 from weightops.support.text import portable
@@ -91,7 +93,7 @@ class Statistic:
         return frozenset(self.record.get("input_first", ()))
 
     def check_model(self, model: Checkpoint) -> None:
-        """Refuse a model that the statistic isn't of, as far as it says.
+        """Refuse a model that the statistic isn't of, or on whose task it isn't, as far as known.
 
         Raises:
             MismatchError: naming both.
@@ -103,6 +105,13 @@ class Statistic:
                 f"{model.ref} ({model.fingerprint})",
                 hint="name each model's own statistic, in the order of the models",
             )
+        learnt, task = (training_record(model) or {}).get("task"), self.record.get("task")
+        if learnt and task and _words(learnt).isdisjoint(_words(task)):
+            raise MismatchError(
+                f"{self.ref} is a statistic of {model.ref} on {task}, and the model has learnt "
+                f"{learnt}",
+                hint=f"collect it on {learnt}",
+            )
 
     def describe(self) -> dict[str, object]:
         """Return what identifies the statistic in the provenance of a merge."""
@@ -111,6 +120,11 @@ class Statistic:
             "ref": portable(self.ref),
             "fingerprint": self.checkpoint.fingerprint,
         }
+
+
+def _words(task: str) -> set[str]:
+    """Return the names of the tasks that a task is made of, and what was made of them."""
+    return set(re.split("[+:/]", task))
 
 
 _WIDE = ("float32", "float64")

@@ -13,14 +13,11 @@ from typing import Literal
 
 from weightops.errors import OutputError
 from weightops.support.locks import exclusive
-
-EVAL_RESULTS = ".eval_results"
-"""The folder of test scores that the Hugging Face Hub reads."""
+from weightops.support.result_files import EVAL_RESULTS, RESULTS
 
 _RESULT_FILE = re.compile(
-    r".+\.(safetensors|json|jsonl|html|md|txt|gz|model|jinja)"
-    r"|(frontier|accuracy|perplexity|score|figure|geometry)\.(png|svg)|(recipe|run)\.yaml"
-    r"|LICENSE.*|(vocab|merges)[^.]*"
+    r".+\.(safetensors|json|jsonl|html|md|txt|gz|model|jinja)|LICENSE.*|(vocab|merges)[^.]*"
+    rf"|{RESULTS}"
 )
 """Names of files in outputs. A folder that holds any other file is never replaced."""
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timezone
 
+from weightops.support.calls import python_lines
 from weightops.support.text import portable
 
 _ARGUMENTS: ContextVar[Sequence[str]] = ContextVar("arguments of the command line", default=())
@@ -49,9 +50,19 @@ def today() -> str:
     return datetime.now(timezone.utc).date().isoformat()
 
 
-def how_it_was_made(device: str) -> str:
-    """Return command, day, versions and device as Markdown."""
-    command = command_line()
+def invocation() -> str:
+    """Return the command that runs, or else the lines of Python; "" if neither is known."""
+    return command_line() or python_lines()
+
+
+def how_it_was_made(device: str, lines: str = "") -> str:
+    """Return command, day, versions and device as Markdown.
+
+    Args:
+        device: where it was computed.
+        lines: the lines of Python that make it, if no command and no known call does.
+    """
+    lines = invocation() or lines
     listed = ", ".join(f"{name} {number}" for name, number in versions().items())
-    block = f"```sh\n{command}\n```\n\n" if command else ""
+    block = f"```{'sh' if command_line() else 'python'}\n{lines}\n```\n\n" if lines else ""
     return f"{block}Made on {today()}, on {device}, with {listed}."

@@ -64,20 +64,26 @@ class Bar:
             self._bar.close()
 
 
+_PLANNED = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {left} left"
+
+
 class Job:
     """The bar of a whole job.
 
     Args:
         name: the name of the job.
-        total: the amount of its work, in any unit; None if it isn't known.
-        by_parts: whether the bars inside say how much is done; else only `left` does.
+        total: the amount of its work, in any unit; None until `left` tells it.
     """
 
-    def __init__(self, name: str, total: float | None, by_parts: bool = True) -> None:
-        self._name, self._by_parts = name, by_parts
-        how = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {left} left"
-        how = "{desc}: {elapsed}" if total is None else how
-        self._bar = _new_bar(total=total and max(total, 1e-9), desc=name, bar_format=how)
+    def __init__(self, name: str, total: float | None) -> None:
+        self._name = name
+        self._bar = _new_bar(desc=name, bar_format="{desc}: {elapsed}")
+        if total is not None:
+            self._plan(total)
+
+    def _plan(self, total: float) -> None:
+        self._bar.total = max(total, 1e-9)
+        self._bar.bar_format = self._bar.form(_PLANNED)
 
     def at(self, what: str) -> None:
         """Say what the job is at."""
@@ -85,17 +91,17 @@ class Job:
 
     def done(self, work: float) -> None:
         """Count work of a part; when more is done than was planned, the plan grows."""
-        self._count(work if self._by_parts else 0)
-
-    def _count(self, work: float) -> None:
         if self._bar.total and not self._bar.disable:
             self._bar.total = max(self._bar.total, self._bar.n + work)
         self._bar.update(work)
 
     def left(self, work: float) -> None:
         """Say how much of the work is left, also when a part took less than was planned."""
-        if self._bar.total and not self._bar.disable:
-            self._count(max(self._bar.total - work - self._bar.n, 0))
+        if self._bar.disable:
+            return
+        if self._bar.total is None:
+            self._plan(self._bar.n + work)
+        self.done(max(self._bar.total - work - self._bar.n, 0))
 
     def close(self) -> None:
         """Take the bar away."""
@@ -123,7 +129,7 @@ class Part(Job):
 
 
 @contextmanager
-def job(name: str, work: float | None, *, by_parts: bool = True) -> Iterator[Job]:
+def job(name: str, work: float | None) -> Iterator[Job]:
     """Show one bar for all that is done inside; a job inside a job is part of it.
 
     >>> with job("a job", 10) as whole, progress(5, "its first part", work=2) as bar:
@@ -133,13 +139,20 @@ def job(name: str, work: float | None, *, by_parts: bool = True) -> Iterator[Job
     if outer is not None:
         yield Part(outer)
         return
-    whole = Job(name, work, by_parts)
+    whole = Job(name, work)
     before = _JOB.set(whole)
     try:
         yield whole
     finally:
         _JOB.reset(before)
         whole.close()
+
+
+def left(work: float) -> None:
+    """Say how much is left of the job that runs, if one does: see `Job.left`."""
+    whole = _JOB.get()
+    if whole is not None:
+        whole.left(work)
 
 
 @contextmanager
@@ -189,7 +202,6 @@ def _new_bar(**how: Any) -> Any:
         return _Notebook(leave=False, delay=DELAY, mininterval=0.5, **how)
     if "bar_format" not in how:
         how["bar_format"] = "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed}, {left} left{postfix}"
-    how["bar_format"] = how["bar_format"].replace("|{bar}| ", ", ")
     return _Lines(leave=False, delay=EVERY, mininterval=EVERY, miniters=0, **how)
 
 
@@ -197,6 +209,11 @@ class _Timed(tqdm):  # type: ignore[misc]
     """A bar whose time left counts from the first work on: what comes before tells nothing."""
 
     _began: float | None = None
+
+    @staticmethod
+    def form(bar_format: str) -> str:
+        """Return the form of a bar for this place."""
+        return bar_format
 
     def update(self, n: float | None = 1) -> bool | None:
         if self._began is None and n:
@@ -223,6 +240,10 @@ class _Terminal(_Timed):
 
 class _Lines(_Timed):
     """A bar that is a new line each time, for files and pipes."""
+
+    @staticmethod
+    def form(bar_format: str) -> str:
+        return bar_format.replace("|{bar}| ", ", ")
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if msg is None and (not self.total or self.n < self.total):

@@ -44,8 +44,7 @@ def read_documents(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) 
     except OSError as error:
         raise RecipeError(f"{path} can't be read: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise RecipeError(f"{path} is not valid YAML: {reason}") from error
+        raise RecipeError(f"{path} is not valid YAML{_reason(error)}") from error
     return [document for document in documents if document is not None]
 
 
@@ -77,6 +76,17 @@ def run_yaml(verb: str, options: Mapping[str, Any], remarks: Iterable[str] = ())
         width=100,
     )
     return "\n".join([*lines, body])
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error of YAML is about, with its line where that is known."""
+    mark = getattr(error, "problem_mark", None)
+    if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
+        return f": {' '.join(str(error).split())[:300]}"
+    start = error.context_mark
+    apart = error.context and start is not None and start.line != mark.line
+    context = f", {error.context} that begins in line {start.line + 1}" if apart else ""
+    return f", in line {mark.line + 1}: {error.problem}{context}"[:300]
 
 
 def _count(root: yaml.Node, path: Path, limit: int) -> None:

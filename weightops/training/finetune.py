@@ -20,6 +20,7 @@ from weightops.evaluation.language_model import LanguageModel
 from weightops.evaluation.linearized import LinearizedModel
 from weightops.support.arguments import check_arguments
 from weightops.support.atomic import held
+from weightops.support.calls import repeatable
 from weightops.support.ranges import Range
 from weightops.support.text import portable
 from weightops.tasks.table import TaskLike, as_task
@@ -34,6 +35,7 @@ from weightops.training.run_folder import CHECKPOINT_EVERY, RunFolder
 from weightops.training.training_loop import train
 
 
+@repeatable("finetune")
 def finetune(
     model: CheckpointLike | ImageModel | LanguageModel,
     task: TaskLike,
@@ -123,6 +125,7 @@ def learner_for(
     return ImageLearner(image_model, task)
 
 
+@repeatable("fit")
 def fit(
     learner: Learner,
     config: TrainingConfig,

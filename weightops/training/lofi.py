@@ -12,6 +12,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import NonfiniteError, OptionError
 from weightops.support.atomic import check_free
+from weightops.support.calls import repeatable
 from weightops.support.progress import job
 from weightops.support.ranges import Range
 from weightops.tasks.table import TaskLike, as_task
@@ -36,6 +37,7 @@ from weightops.training.training_loop import step_work
 __all__ = ["DIVERGED", "GONE", "RECORD", "Average", "average", "run", "survey"]
 
 
+@repeatable("lofi.run")
 def run(
     task: TaskLike | Learner,
     out: str | Path,

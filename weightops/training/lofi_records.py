@@ -8,9 +8,9 @@ from typing import Any
 
 from weightops.algebra.linear_form import check_match
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.training_record import training_record
 from weightops.errors import MismatchError
 from weightops.support.text import first_few
-from weightops.training.run_folder import training_record
 
 log = logging.getLogger("weightops")
 

@@ -16,12 +16,13 @@ from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.formats.torch_objects import read_object, read_texts
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.opening import open_checkpoint
-from weightops.checkpoints.output_layout import CARD
+from weightops.checkpoints.training_record import training_record
 from weightops.errors import CheckpointError, NonfiniteError, OutputError
 from weightops.hub.cards import CardFacts, training_card
 from weightops.support.atomic import atomic_output, check_free, clear_killed
 from weightops.support.json_files import read_json
 from weightops.support.lazy import torch
+from weightops.support.result_files import CARD
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -288,28 +289,3 @@ def states_in(path: Path) -> dict[int, Path]:
     """Return step -> file of the states that an unfinished run in a folder can resume from."""
     files = ((file.name[len(STATE) : -len(".pt")], file) for file in path.glob(f"{STATE}*.pt"))
     return {int(step): file for step, file in files if step.isdecimal()}
-
-
-def training_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return the record that a run left in its weights' metadata; None for other weights.
-
-    A record holds config, base, task, node and samples.
-    """
-    sources = list(checkpoint.form.sources)
-    base = sources[0].made_from.get("base") if len(sources) == 1 else None
-    record = base.get("training") if isinstance(base, dict) else None
-    return record if isinstance(record, dict) and _is_complete(record) else None
-
-
-def _is_complete(record: Mapping[str, Any]) -> bool:
-    """Return True if a record has the entries that are read from it: anyone may have written it."""
-    kinds = {"config": dict, "node": dict, "base": str, "task": str, "source": str, "samples": int}
-    if not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
-        return False
-    config, node = record["config"], record["node"]
-    numbers = [config.get("seed"), node.get("index"), node.get("count")]
-    return (
-        all(isinstance(number, int) for number in numbers)
-        and "data" in node
-        and record["samples"] > 0
-    )

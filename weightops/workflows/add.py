@@ -21,6 +21,7 @@ from weightops.search.goal import Goal, accuracy
 from weightops.search.session import EditSession, Vectors
 from weightops.search.strategies import GRADIENT, SearchOptions
 from weightops.support.arguments import check_arguments
+from weightops.support.calls import repeatable
 from weightops.support.docstrings import describe_arguments_as
 from weightops.support.ranges import Range
 from weightops.task_vector import TaskVector
@@ -262,6 +263,7 @@ class Addition(Workflow):
         return [mean, "\n".join(groups)] if groups else [mean]
 
 
+@repeatable("add")
 @describe_arguments_as(Workflow)
 def add(
     tasks: TaskList,

@@ -13,6 +13,7 @@ from weightops.evaluation.batchnorm import BatchNorm
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession, Vectors, weighted_sum
 from weightops.search.strategies import SearchOptions
+from weightops.support.calls import repeatable
 from weightops.support.docstrings import describe_arguments_as
 from weightops.tasks.table import TaskLike, as_task
 from weightops.tasks.task import Task
@@ -53,8 +54,16 @@ class Analogy(Workflow):
         super().__init__({self.target: "target", **given}, **common)
 
     @property
-    def trains(self) -> bool:
-        return super().trains or self.supervised
+    def to_train(self) -> list[Task]:
+        return [*super().to_train, *([self.target] if self.supervised else [])]
+
+    @property
+    def candidates(self) -> int:
+        return 5 * super().candidates  # the analogy, and four rivals with the same search
+
+    @property
+    def searched(self) -> list[Task]:
+        return [self.target]
 
     @property
     def learned(self) -> list[Task]:
@@ -109,6 +118,7 @@ class Analogy(Workflow):
         return [f"searched on the same {self.unit.samples}: {'; '.join(rivals)}"]
 
 
+@repeatable("analogy")
 @describe_arguments_as(Workflow)
 def analogy(
     a: TaskLike,

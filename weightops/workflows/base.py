@@ -168,7 +168,9 @@ class Workflow(ABC):
 
     @property
     def to_train(self) -> list[Task]:
-        """The learned tasks to fine-tune on; none where their weights were given."""
+        """The tasks to fine-tune on, one for each training: those that are learned, where no
+        weights were given, and those of baselines.
+        """
         return [] if self.finetuned else self.learned
 
     @property
@@ -189,6 +191,11 @@ class Workflow(ABC):
     def candidates(self) -> int:
         """About how many edits are measured on validation data."""
         return len(self.search.alphas)
+
+    @property
+    def searched(self) -> list[Task]:
+        """The tasks that they are measured on."""
+        return self.tasks
 
     def remarks(self, summary: Mapping[str, Any]) -> list[str]:
         """Return further results to print in a terminal."""

@@ -9,9 +9,11 @@ from typing import Any
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.evaluation.units import ACCURACY
 from weightops.search.session import EditSession, Measured
+from weightops.support.progress import left
 from weightops.tasks.task import Task
 from weightops.training.config import TrainingConfig
 from weightops.workflows.patch import Patch
+from weightops.workflows.plan import work_of
 from weightops.workflows.result import EditResult, confirm
 
 SUPPORTED = ("shapes", "textures", "letters", "words")
@@ -55,8 +57,10 @@ class ExperimentSettings:
         workflow = Patch.from_call(task, supported=self.supported, model=self.model, **self.where)
         workflow.may_be_base = True  # an experiment shows that nothing improved, too
         session = self.session(workflow.tasks)
+        left(work_of(workflow))
         result = workflow.find(session)
         session.tasks += also
+        left((2 + len(result.rivals)) * sum(task.sizes["test"] for task in session.tasks))
         return result, confirm(session, result, workflow.word)
 
 

@@ -19,24 +19,31 @@ from weightops.search.goal import Goal
 from weightops.search.racing import race
 from weightops.search.session import EditSession
 from weightops.support.atomic import reserved
-from weightops.support.progress import job
+from weightops.support.calls import repeatable
+from weightops.support.progress import job, left
 from weightops.support.registry import Registry
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import TaskList, as_tasks, find_task
 from weightops.tasks.task import Task
 from weightops.training.config import TrainingConfig, config_for
+from weightops.training.training_loop import step_work
 from weightops.workflows.base import even_weights
 from weightops.workflows.experiment import SUPPORTED, ExperimentSettings, accuracy
 from weightops.workflows.patching_experiments import attack, broad_transfer, counting
 
 _LINE = tuple((0.05 * i,) for i in range(21))
 """The coefficients that a sum of vectors is tried with."""
+_SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+"""The shares of the steps after which `intermediate` looks at the vector."""
+_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""The factors of the learning rate that `learning_rate` compares."""
 
 
 def intermediate(settings: ExperimentSettings) -> Outcome:
     """Intermediate task vectors: how early direction and accuracy settle (arXiv 2212.04089)."""
     task = find_task(settings.task or "mnist")
     session, steps = settings.session([task]), settings.config.steps
+    left(steps * step_work(settings.config) + (len(_SHARES) + 1) * task.sizes["test"])
     vectors = _vectors_on_the_way(session, task, steps)
     last = vectors[steps]
     base = accuracy(session.measure(last * 0.0, "test"), task)
@@ -73,8 +80,7 @@ def intermediate(settings: ExperimentSettings) -> Outcome:
 
 def _vectors_on_the_way(session: EditSession, task: Task, steps: int) -> dict[int, TaskVector]:
     """Fine-tune once; return step -> the vector up to there, at some steps and the last."""
-    shares = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
-    marks = sorted({max(1, round(steps * share)) for share in shares})
+    marks = sorted({max(1, round(steps * share)) for share in _SHARES})
     states: dict[int, dict[str, Any]] = {}
 
     def keep(step: int) -> None:
@@ -94,10 +100,14 @@ def learning_rate(settings: ExperimentSettings) -> Outcome:
     names = settings.task.split(",") if settings.task else ("mnist", "letters")
     tasks = [find_task(name) for name in names]
     session = settings.session(tasks)
-    rows = [
-        _sum_at(session, tasks, replace(settings.config, lr=factor * settings.config.lr))
-        for factor in (0.25, 0.5, 1.0, 2.0, 4.0)
-    ]
+    sizes = {split: sum(task.sizes[split] for task in tasks) for split in ("validation", "test")}
+    training = len(tasks) * settings.config.steps * step_work(settings.config)
+    work = training + len(_LINE) * sizes["validation"] + 2 * sizes["test"]
+    rows = []
+    for i, factor in enumerate(_FACTORS):
+        left((len(_FACTORS) - i) * work)
+        config = replace(settings.config, lr=factor * settings.config.lr)
+        rows.append(_sum_at(session, tasks, config))
 
     def draw(axes: Any) -> None:
         rates = [float(str(row[0])) for row in rows]
@@ -170,6 +180,7 @@ def _settings(
     return ExperimentSettings(checkpoint, task, training or config_for(checkpoint), where, kept)
 
 
+@repeatable("run_experiment")
 def run_experiment(
     name: str,
     out: str | Path,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightops.checkpoints.opening import open_checkpoint
-from weightops.checkpoints.output_layout import CARD, RECIPE, folders_of
+from weightops.checkpoints.output_layout import folders_of
 from weightops.errors import MissingExtraError
 from weightops.merging.recipe import Recipe
 from weightops.reports.card import card
@@ -20,6 +20,7 @@ from weightops.reports.frontier import draw_bars, draw_frontier
 from weightops.search.goal import Point
 from weightops.search.session import EditSession, Measured
 from weightops.support.json_files import jsonable, write_json
+from weightops.support.result_files import CARD, RECIPE
 from weightops.support.text import file_name, portable
 from weightops.support.yaml_files import yaml_text
 from weightops.workflows.base import Workflow

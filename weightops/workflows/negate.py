@@ -15,6 +15,7 @@ from weightops.search.goal import Goal
 from weightops.search.session import EditSession
 from weightops.search.strategies import SearchOptions
 from weightops.support.arguments import check_arguments
+from weightops.support.calls import repeatable
 from weightops.support.docstrings import describe_arguments_as
 from weightops.support.lazy import torch
 from weightops.support.ranges import Range
@@ -70,8 +71,13 @@ class Negation(Workflow):
         return [self.target]
 
     @property
-    def trains(self) -> bool:
-        return super().trains or self.baselines
+    def to_train(self) -> list[Task]:
+        ascends = self.baselines and self.unit is not SCORE
+        return [*super().to_train, *([self.target] if ascends else [])]
+
+    @property
+    def candidates(self) -> int:
+        return super().candidates * (1 + self.baselines)  # a random vector has an alpha, too
 
     @property
     def goal(self) -> Goal:
@@ -151,6 +157,7 @@ def random_like(session: EditSession, vector: TaskVector, seed: int = 0) -> Task
     return session.in_memory(tensors, f"a random vector (seed {seed})")
 
 
+@repeatable("negate")
 @describe_arguments_as(Workflow)
 def negate(
     target: TaskLike,

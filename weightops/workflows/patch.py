@@ -13,6 +13,7 @@ from weightops.search.goal import Coefficients, Goal, Rule
 from weightops.search.session import EditSession, weighted_sum
 from weightops.search.strategies import SearchOptions
 from weightops.support.arguments import check_arguments
+from weightops.support.calls import repeatable
 from weightops.support.docstrings import describe_arguments_as
 from weightops.support.ranges import Range
 from weightops.task_vector import TaskVector
@@ -66,6 +67,10 @@ class Patch(Workflow):
     @property
     def learned(self) -> list[Task]:
         return [self._joint] if self.strategy == "joint" else self.patching
+
+    @property
+    def candidates(self) -> int:
+        return super().candidates * (len(self.patching) if self.strategy == "sequential" else 1)
 
     def goal(self, patching: list[Task], drop: float) -> Goal:
         """Return what alpha is chosen for.
@@ -147,6 +152,7 @@ class Patch(Workflow):
         return EditResult(vectors, alpha, why, sweep, rivals, more)
 
 
+@repeatable("patch")
 @describe_arguments_as(Workflow)
 def patch(
     task: TaskList,

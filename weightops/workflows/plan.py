@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightops.checkpoints.opening import open_any
+from weightops.evaluation.units import SCORE
 from weightops.training.config import TrainingConfig
+from weightops.training.training_loop import step_work
 from weightops.workflows.base import Workflow
 
 
@@ -55,7 +57,6 @@ def plan_run(workflow: Workflow, out: Path) -> Plan:
         if isinstance(given, (str, Path)):
             open_any(given)
     config = workflow.config
-    validation, test = workflow.size("validation"), workflow.size("test")
     trainings = len(workflow.to_train)
     # The model and the vectors; for each fine-tuning its weights, and its state of twice the size.
     copies = 2 + len(workflow.learned) + 3 * trainings
@@ -70,8 +71,25 @@ def plan_run(workflow: Workflow, out: Path) -> Plan:
         search=workflow.search.strategy,
         config=config,
         training_samples=trainings * config.steps * config.batch_size,
-        evaluated_samples=workflow.candidates * validation + 3 * test if test else None,
+        evaluated_samples=None if workflow.unit is SCORE else evaluated_samples(workflow),
         output=str(out),
         output_bytes=copies * model_bytes,
         free_bytes=shutil.disk_usage(parent).free,
     )
+
+
+def evaluated_samples(workflow: Workflow) -> int:
+    """Return about how many samples are scored; of programs, how many runs there are."""
+    validation, test = (
+        len({task.source for task in tasks})
+        if workflow.unit is SCORE
+        else sum(workflow.count(task, split) for task in tasks)
+        for split, tasks in (("validation", workflow.searched), ("test", workflow.tasks))
+    )
+    return workflow.candidates * validation + 3 * test
+
+
+def work_of(workflow: Workflow) -> float:
+    """Return about how much work a run is, in samples that are scored, or in runs of a program."""
+    training = len(workflow.to_train) * workflow.config.steps * step_work(workflow.config)
+    return training + evaluated_samples(workflow)

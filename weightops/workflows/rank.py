@@ -24,6 +24,7 @@ from weightops.search.session import EditSession
 from weightops.search.strategies import ALPHAS
 from weightops.support.arguments import check_arguments
 from weightops.support.atomic import reserved
+from weightops.support.calls import repeatable
 from weightops.support.lazy import torch
 from weightops.support.progress import job
 from weightops.support.ranges import Range
@@ -42,6 +43,7 @@ PROBE_ALPHA = 0.3
 """The alpha at which a vector's gain on validation data is measured."""
 
 
+@repeatable("rank")
 def rank(
     vectors: Mapping[str, CheckpointLike | TaskVector] | Sequence[str | Path],
     target: TaskLike,
@@ -98,8 +100,10 @@ def rank(
         if session.scoring is PROGRAMS and labels is not None:
             raise OptionError(f"{task.name} is scored by a program, which has no labels to count")
         looks = 2 + (_LOOKS_FOR_TRUTH if truth else 0)
-        work = steps * step_work(config) + looks * len(vectors) * task.sizes["validation"]
-        with job("ranking", work):
+        by_program = session.scoring is PROGRAMS
+        training = 0 if by_program else steps * step_work(config)
+        samples = 1 if by_program else task.sizes["validation"]
+        with job("ranking", training + looks * len(vectors) * samples):
             criteria = _measure(session, task, vectors, labels)
             outcome = _outcome(session, task, criteria, labels=labels, steps=steps, truth=truth)
         if out is not None:

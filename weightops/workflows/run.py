@@ -15,10 +15,9 @@ from weightops.support.json_files import jsonable, read_json
 from weightops.support.progress import Job, job
 from weightops.support.text import portable
 from weightops.tasks.task import SPLITS
-from weightops.training.training_loop import step_work
 from weightops.workflows.base import OnMeasured, Workflow
 from weightops.workflows.folder import write_folder
-from weightops.workflows.plan import plan_run
+from weightops.workflows.plan import plan_run, work_of
 from weightops.workflows.result import confirm
 from weightops.workflows.summary import settings, summarize
 
@@ -54,8 +53,8 @@ def run(
     if finished is not None:
         log.info("%s is finished", out)
         return finished
-    work = _check(workflow, out, overwrite=overwrite)
-    with reserved(out, overwrite=overwrite), job(workflow.verb, work) as whole:
+    _check(workflow, out, overwrite=overwrite)
+    with reserved(out, overwrite=overwrite), job(workflow.verb, work_of(workflow)) as whole:
         return _run(workflow, out, resume, overwrite, on_measured, whole)
 
 
@@ -117,8 +116,8 @@ def _run(
     return summary
 
 
-def _check(workflow: Workflow, out: Path, *, overwrite: bool) -> float:
-    """Refuse what would fail after the fine-tuning: an output or a disk; return the work to do."""
+def _check(workflow: Workflow, out: Path, *, overwrite: bool) -> None:
+    """Refuse what would fail after the fine-tuning: an output or a disk."""
     check_free(out, overwrite=overwrite)
     plan = plan_run(workflow, out)
     if plan.free_bytes < plan.output_bytes:
@@ -126,14 +125,12 @@ def _check(workflow: Workflow, out: Path, *, overwrite: bool) -> float:
             f"{out} needs about {plan.output_bytes / 1e6:.0f} MB while it is made, and "
             f"{plan.free_bytes / 1e6:.0f} MB are free"
         )
-    training = len(workflow.to_train) * workflow.config.steps * step_work(workflow.config)
-    return training + (plan.evaluated_samples or 0)
 
 
 def _prepare(workflow: Workflow, session: EditSession) -> None:
     """Read all samples, which refuses before the fine-tuning what can't be read."""
     splits = [(task, split) for task in workflow.tasks for split in SPLITS[1:]]
-    splits += [(task, "train") for task in workflow.to_train]
+    splits += [(task, "train") for task in dict.fromkeys(workflow.to_train)]
     session.scoring.prepare(session.model, splits)
 
 

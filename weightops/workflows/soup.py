@@ -16,6 +16,7 @@ from weightops.search.goal import Coefficients, Goal, weighted
 from weightops.search.session import EditSession, Trial, weighted_sum
 from weightops.search.strategies import SearchOptions
 from weightops.support.arguments import check_arguments
+from weightops.support.calls import repeatable
 from weightops.support.docstrings import describe_arguments_as
 from weightops.tasks.table import SUPPORTED, TaskList, as_tasks
 from weightops.tasks.task import Task
@@ -180,6 +181,7 @@ def short_names(refs: Sequence[str]) -> list[str]:
     return [name if short.count(name) == 1 else f"{name} {i + 1}" for i, name in enumerate(short)]
 
 
+@repeatable("soup")
 @describe_arguments_as(Workflow)
 def soup(
     models: Sequence[CheckpointLike],

@@ -11,7 +11,7 @@ from weightops.checkpoints.opening import open_checkpoint
 from weightops.evaluation.units import ACCURACY, Z_95
 from weightops.search.goal import difference
 from weightops.search.session import EditSession, Measured
-from weightops.support.invocation import command_line, today, versions
+from weightops.support.invocation import invocation, today, versions
 from weightops.task_vector import TaskVector
 from weightops.tasks.derived import parts_of
 from weightops.tasks.task import SPLITS, Task
@@ -65,7 +65,7 @@ def summarize(
         "output": str(out.absolute()),
         "versions": versions(),
         "date": today(),
-        "command": command_line(),
+        "command": invocation(),
         **result.more,
     }
     return {**summary, **workflow.conclude(tasks)}

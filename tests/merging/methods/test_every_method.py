@@ -66,6 +66,32 @@ def test_shape_dtype_and_finiteness_are_kept(method: str, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_inputs_of_several_dtypes_are_widened(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Base and models of other dtypes give what they give in float32, as the first's dtype."""
+    base, models = family(2)
+    base = _cast(base, torch.float16)
+    models = [_cast(models[0], torch.float32), _cast(models[1], torch.bfloat16)]
+    merged = apply(method, base, models)
+    assert "other dtypes" in caplog.text
+    wide = apply(method, *_widened(base, models))
+    first = base if method in ON_DELTAS else models[0]
+    for name in SHAPES:
+        assert merged[name].dtype == first[name].dtype
+        expected = wide[name].to(first[name].dtype)
+        assert torch.allclose(merged[name], expected, rtol=1e-3, atol=1e-6), name
+
+
+def _widened(base: State, models: list[State]) -> tuple[State, list[State]]:
+    return _cast(base, torch.float32), [_cast(model, torch.float32) for model in models]
+
+
+def _cast(state: State, dtype: torch.dtype) -> State:
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_nonfinite_values_are_kept(
     method: str, value: float, caplog: pytest.LogCaptureFixture, tmp_path: Path

@@ -258,6 +258,27 @@ def test_statistics_that_do_not_fit(two_models: Path) -> None:
         Recipe.of({"models": [{"model": "a", "statistics": {"gram": 3}}]})
 
 
+def test_statistics_on_another_task_than_a_model_learnt(
+    two_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learnt, other = str(tmp_path / "learnt"), str(two_models / "m1")
+    given = ["--task", "mnist", "--steps", "1", "--batch-size", "2"]
+    assert run(["finetune", "--model", str(two_models / "m0"), *given, "-o", learnt]) == 0
+    of_other = str(two_models / "m1.gram.safetensors")
+    for task, code in (("digits", 1), ("mnist", 0), ("first-half:mnist", 0)):
+        own = str(tmp_path / f"{code}{task[:5]}.safetensors")
+        assert run(["statistics", learnt, "--task", task, "--images", "8", "-o", own]) == 0
+        capsys.readouterr()
+        named = ["--statistics", own, "--statistics", of_other, "-o", str(tmp_path / task)]
+        assert run(["merge", learnt, other, "--method", "regmean", *named]) == code
+    recipe = {"method": "regmean", "models": []}
+    for model, task in ((learnt, "digits"), (other, "digits")):
+        entry = {"model": model, "statistics": {"gram": {"task": task, "images": 8}}}
+        recipe["models"].append(entry)
+    with pytest.raises(MismatchError, match=r"on digits, and the model has learnt mnist"):
+        Recipe.of(recipe).merge()
+
+
 @pytest.mark.parametrize("kind", ["gram", "fisher"])
 def test_statistics_without_a_layer(
     two_models: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]

@@ -107,7 +107,10 @@ class DcpSource(Source):
 
 
 def _names(entries: dict[Any, Any], paths: dict[Any, Any], budget: Budget) -> dict[Any, str]:
-    """Return key -> name of the tensors under a usual wrapper, without it; else of all tensors.
+    """Return key -> name of the tensors under a usual wrapper, without it; else of all weights.
+
+    Scripts save one state of several parts under a key of its own, such as ``app``, and states of
+    optimizers beside weights that have none.
 
     Raises:
         CheckpointError: if two tensors have one name.
@@ -116,6 +119,9 @@ def _names(entries: dict[Any, Any], paths: dict[Any, Any], budget: Budget) -> di
     for key in entries:
         path = paths.get(key)
         full_paths[key] = path if isinstance(path, tuple) and 0 < len(path) <= 64 else (key,)
+    within = any(len(path) > 2 and path[1] in WRAPPERS for path in full_paths.values())
+    if within and len({short_name(path[0]) for path in full_paths.values()}) == 1:
+        full_paths = {key: path[1:] for key, path in full_paths.items()}
     for wrapper in WRAPPERS:
         inner = {
             key: path[1:]
@@ -125,6 +131,9 @@ def _names(entries: dict[Any, Any], paths: dict[Any, Any], budget: Budget) -> di
         if inner:
             full_paths = inner
             break
+    else:
+        weights = {key: path for key, path in full_paths.items() if not _is_of_optimizer(path)}
+        full_paths = weights or full_paths
     names: dict[str, Any] = {}
     for key, path in full_paths.items():
         name = ".".join(map(short_name, path))
@@ -132,6 +141,10 @@ def _names(entries: dict[Any, Any], paths: dict[Any, Any], budget: Budget) -> di
         if names.setdefault(name, key) is not key:
             raise CheckpointError(f"two of its tensors are named {name[:200]}")
     return {key: name for name, key in names.items()}
+
+
+def _is_of_optimizer(path: tuple[Any, ...]) -> bool:
+    return len(path) > 1 and str(path[0]).startswith(("optim", "opt_"))
 
 
 def _spec(name: str, entry: dict[str, Any]) -> Spec:

@@ -23,6 +23,7 @@ log = logging.getLogger("weightops")
 WRAPPERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net"),
     *("network", "generator", "params_ema", "params", "state_dict_ema", "model_ema"),
+    "ema",
 )
 """Keys under which training scripts keep the weights, the preferred first."""
 
@@ -61,9 +62,12 @@ def named_tensors(
             return _averaged(tensors), [_name(key) for key in others]
     elif _is_module(content):
         return _tensors_of_module(content, budget)
+    keys = weight_keys(content, budget)
     raise CheckpointError(
         f"it holds {_described(content)}, not a state dict or a module",
-        hint=f"tensors are looked for at the top or under {', '.join(WRAPPERS)}",
+        hint=f"FILE:KEY opens the weights under a key: {first_few(key[:80] for key in keys)}"
+        if keys
+        else f"tensors are looked for at the top or under {', '.join(WRAPPERS)}",
     )
 
 

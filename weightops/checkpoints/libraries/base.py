@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
@@ -25,6 +25,9 @@ from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
 
+_CACHED = ("skeleton", "names_in_memory")
+"""Attributes that are computed once for a configuration."""
+
 
 class Architecture(ABC):
     """The model that a folder describes: how to build it, prepare its inputs and save it.
@@ -41,6 +44,7 @@ class Architecture(ABC):
         library: the name of the library.
         config_file: the name of the configuration file.
         weights_file: the name of the weights file that the library looks for.
+        left_behind: the places of companions that what is written has no use for.
         chosen: the files that were chosen for this model, whatever other folders have.
         parts: the beginning of names -> the weights file, in a folder within this one, that has
             these tensors; empty for a model in one folder.
@@ -58,11 +62,12 @@ class Architecture(ABC):
         self.folder = folder
         self.parts: Mapping[str, str] = {}
         self.chosen: frozenset[str] = frozenset()
+        self.left_behind: frozenset[str] = frozenset()
         self._change(changes or {})
 
     def _change(self, changes: Mapping[str, Any]) -> None:
         self.changes = dict(changes)
-        for cached in ("skeleton", "names_in_memory"):
+        for cached in _CACHED:
             self.__dict__.pop(cached, None)
         merged = {**self.read_config(self.config_path), **self.changes}
         self.config: dict[str, Any] = {
@@ -157,8 +162,7 @@ class Architecture(ABC):
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        cached = ("skeleton", "names_in_memory")
-        state = {name: value for name, value in vars(self).items() if name not in cached}
+        state = {name: value for name, value in vars(self).items() if name not in _CACHED}
         return {**state, "folder": self.folder.absolute()}
 
     def shards(self, prefix: str) -> bool:
@@ -266,7 +270,8 @@ class Architecture(ABC):
         for place in dict.fromkeys(map(self._model_folder, files)):
             described = any((place / f).is_file() for f in (self.config_file, ADAPTER_CONFIG))
             if described and place != self.folder.absolute():
-                found = other_companions(self.config_path, place, self._inner, self.chosen)
+                same = self.chosen | self.made_like_in(place)
+                found = other_companions(self.config_path, place, self._inner, same)
                 others |= {f"{place}/{name}": None for name in found}
         if others:
             log.warning(
@@ -274,6 +279,10 @@ class Architecture(ABC):
                 self.folder,
                 first_few(others, 6),
             )
+
+    def made_like_in(self, folder: Path) -> Set[str]:
+        """Return the files in another folder that `write` would make just so for this one."""
+        return set()
 
     def _model_folder(self, file: Path) -> Path:
         """Return the folder of a model of whose files of weights one is given."""
@@ -288,6 +297,6 @@ class Architecture(ABC):
         Args:
             folder: where to write.
         """
-        copy_companions(self.config_path, folder, self._inner)
+        copy_companions(self.config_path, folder, self._inner, self.left_behind)
         if self.changes:
             write_json(folder / self.config_file, self.config)

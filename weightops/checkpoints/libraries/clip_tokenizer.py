@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+"""The names of the files."""
+
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """The words that merges stay within."""
 
@@ -24,20 +27,17 @@ def tokenizer_files(tokenizer: Any, max_length: int) -> Mapping[str, Any]:
         max_length: the number of tokens that the model takes.
     """
     start, end = (tokenizer.decoder[i] for i in (tokenizer.sot_token_id, tokenizer.eot_token_id))
-    return {
-        "config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast"
-        },  # AutoTokenizer looks for one
-        "tokenizer.json": _tokenizer(tokenizer, start, end),
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": start,
-            "eos_token": end,
-            "pad_token": end,
-            "model_max_length": max_length,
-            "clean_up_tokenization_spaces": False,
-        },
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = {
+        **kind,
+        "bos_token": start,
+        "eos_token": end,
+        "pad_token": end,
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": False,
     }
+    contents = (kind, _tokenizer(tokenizer, start, end), settings)  # AutoTokenizer needs the first
+    return dict(zip(TOKENIZER_FILES, contents, strict=True))
 
 
 def _tokenizer(tokenizer: Any, start: str, end: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import gzip
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from typing_extensions import Self
 
 from weightops.checkpoints.libraries.base import Architecture
-from weightops.checkpoints.libraries.clip_tokenizer import tokenizer_files
+from weightops.checkpoints.libraries.clip_tokenizer import TOKENIZER_FILES, tokenizer_files
 from weightops.checkpoints.libraries.config_checks import check_config, library_errors
 from weightops.errors import CheckpointError, missing_extra
 from weightops.hub.cards import CardFacts
@@ -179,6 +179,11 @@ tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
         super().write(folder)
         if merges := self._merges():
             self._write_tokenizer(folder, merges)
+
+    def made_like_in(self, folder: Path) -> Set[str]:
+        merges, other = self._merges(), folder / MERGES
+        same = merges and other.is_file() and merges.read_bytes() == other.read_bytes()
+        return set(TOKENIZER_FILES) if same else set()
 
     def _write_tokenizer(self, folder: Path, merges: Path) -> None:
         """Write the folder's merges also as a tokenizer that open_clip finds wherever it lies."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from weightops.algebra.kernels import add_gram
 from weightops.merging.methods.option_values import fraction
 from weightops.support.lazy import torch
 
@@ -52,7 +53,7 @@ def decompose(
     Singular vectors of zero singular values are zero.
     """
     wide, tall = _as_wide(matrix)
-    squares, vectors = torch.linalg.eigh(wide @ wide.mT)
+    squares, vectors = _eigenvectors(wide)
     left, s = vectors.flip(-1)[:, :rank], squares.flip(-1)[:rank].clamp(min=0).sqrt()
     if s[-1] > _CONDITION * s[0]:
         right = (left.mT @ wide) / s[:, None]
@@ -65,6 +66,14 @@ def _as_wide(matrix: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """Return a matrix, or its transpose if it is tall, in float64; and whether it is tall."""
     tall = matrix.shape[0] > matrix.shape[1]
     return (matrix.mT if tall else matrix).double(), tall
+
+
+def _eigenvectors(wide: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the eigenvalues and eigenvectors of the smaller Gram matrix of a wide matrix."""
+    gram = wide.new_zeros(len(wide), len(wide))
+    add_gram(gram, wide.mT)
+    squares, vectors = torch.linalg.eigh(gram)  # reads the lower triangle
+    return squares, vectors
 
 
 def _decompose_exactly(
@@ -83,11 +92,13 @@ def _flattened(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     It is the polar factor: the nearest matrix with orthonormal columns, or rows.
     """
     wide, tall = _as_wide(matrix)
-    squares, vectors = torch.linalg.eigh(wide @ wide.mT)
-    s = squares.clamp(min=0).sqrt()
-    if s[0] > _CONDITION * s[-1]:
-        flat = ((vectors / s) @ vectors.mT) @ wide
-    else:
+    flat = None
+    if wide.shape[0] < wide.shape[1]:  # a square matrix has too small singular values, mostly
+        squares, vectors = _eigenvectors(wide)
+        s = squares.clamp(min=0).sqrt()
+        if s[0] > _CONDITION * s[-1]:
+            flat = ((vectors / s) @ vectors.mT) @ wide
+    if flat is None:
         left, s, right = _decompose_exactly(wide, None)
         flat = left @ right
     return (flat.mT if tall else flat), s
