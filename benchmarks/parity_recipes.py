@@ -218,7 +218,8 @@ def main() -> None:
             (folder / "recipe.yml").write_text(text)
             ours, theirs = folder / f"ours {name}", folder / f"theirs {name}"
             single = ["mergekit-yaml", "recipe.yml", str(theirs), "--lora-merge-cache", "loras"]
-            several = ["mergekit-multi", "recipe.yml", "-I", f"{name} parts", "--out-path"]
+            parts = folder / f"{name}_parts".replace(" ", "_")  # mergekit-multi takes no spaces
+            several = ["mergekit-multi", "recipe.yml", "-I", str(parts), "--out-path"]
             kit = [*several, str(theirs)] if "---" in text else single
             kit = ["mergekit-moe", "recipe.yml", str(theirs)] if "experts:" in text else kit
             run([str(args.mergekit / kit[0]), *kit[1:]], folder)

@@ -287,3 +287,23 @@ def test_a_vector_of_heads_stored_twice_edits_a_tied_module(tied: dict[str, Path
     assert head is embedding
     ends = (model.transformer.wte.weight for model in (module, tuned))
     assert torch.allclose(head, sum(ends) / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        ("rotary_emb.cos_cached", torch.arange(16.0).reshape(4, 4)),
+        ("attn.relative_position_index", torch.arange(16).reshape(4, 4)),
+        ("norm.num_batches_tracked", torch.tensor(3)),
+    ],
+)
+def test_a_buffer_that_one_of_two_versions_saves(buffer: tuple[str, torch.Tensor]) -> None:
+    name, tensor = buffer
+    weight = {"proj.weight": torch.ones(4, 4)}
+    newer = {"proj.weight": torch.full((4, 4), 3.0)}
+    for base, other in (({**weight, name: tensor}, newer), (weight, {**newer, name: tensor})):
+        merged = merge([base, other])
+        assert merged.keys() == base.keys()
+        assert torch.equal(merged["proj.weight"], torch.full((4, 4), 2.0))
+        assert torch.equal(TaskVector(base, other).apply(base)["proj.weight"], newer["proj.weight"])
+        assert all(torch.equal(merged[n], t) for n, t in base.items() if n == name)

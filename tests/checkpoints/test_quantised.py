@@ -247,6 +247,54 @@ def test_scales_that_do_not_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "other",
+    [
+        {"m.weight": torch.ones(8, 4, dtype=torch.uint8), "m.weight_scale_2": torch.ones(())},
+        {"m.weight_packed": torch.ones(8, 4, dtype=torch.uint8)},
+        {"m.weight": torch.ones(8, 8, dtype=torch.int8), "m.weight_scale": torch.ones(8, 1)},
+    ],
+    ids=["NVFP4", "nvfp4-pack-quantized", "int-quantized"],
+)
+def test_a_layout_that_is_not_read_beside_one_that_is(other: State, tmp_path: Path) -> None:
+    """Layers in several layouts: none is written as codes without what says that they are."""
+    mixed = {"l.weight": torch.ones(8, 8).to(torch.float8_e4m3fn), "l.weight_scale": torch.ones(1)}
+    save_file({**mixed, **other}, tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 u?int8 tensors in no layout .*: m\.weight"):
+        open_checkpoint(f"dequantized:{tmp_path / 'm.safetensors'}")
+
+
+def test_awqs_other_layouts_are_refused(tmp_path: Path) -> None:
+    """The layout 'gemv' has a row for each output, where 'gemm' has one for each input."""
+    shapes = {"l.qweight": (16, 128), "l.qzeros": (16, 1)}
+    state = {name: torch.ones(shape, dtype=torch.int32) for name, shape in shapes.items()}
+    save_file({**state, "l.scales": torch.ones(16, 8).half()}, tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match=r"l\.qweight of shape \(16, 128\).*'gemm'"):
+        open_checkpoint(f"dequantized:{tmp_path / 'm.safetensors'}")
+
+
+def test_nothing_that_is_written_says_quantised(tmp_path: Path) -> None:
+    """Settings lie in the text model's configuration, and in files of their own."""
+    codes = torch.randn(256, 192).to(torch.float8_e4m3fn)
+    scales = torch.rand(3, 2) + 0.1  # blocks of 96, which only the configuration says
+    state = {"l.weight": codes, "l.weight_scale_inv": scales, "l.k_scale": torch.ones(())}
+    save_file(state, tmp_path / "model.safetensors")
+    blocks = {"quant_method": "fp8", "weight_block_size": [96, 96]}
+    config = {"model_type": "other", "text_config": {"depth": 1, "quantization_config": blocks}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for name in ("hf_quant_config.json", "quantize_config.json", "processor.json"):
+        (tmp_path / name).write_text("{}")
+    out = tmp_path / "out"
+    open_checkpoint(f"dequantized:{tmp_path}").save(out)
+    assert json.loads((out / "config.json").read_text())["text_config"] == {"depth": 1}
+    assert not list(out.glob("*quant*"))
+    assert (out / "processor.json").is_file()
+    written = open_checkpoint(out)
+    assert [*written] == ["l.weight"]
+    expected = codes[200, 100].float() * scales[2, 1]
+    assert written["l.weight"][200, 100] == expected.bfloat16()
+
+
+@pytest.mark.parametrize(
     "stored",
     [
         {"l.weight": torch.ones(8, 8, dtype=torch.int8), "l.SCB": torch.ones(8)},
@@ -283,3 +331,27 @@ def test_tensors_that_wrap_others_are_refused() -> None:
     wrapped = TwoTensor(torch.ones(2), torch.ones(2))
     with pytest.raises(CheckpointError, match=r"a TwoTensor tensor at w\nhint: .*dequantize\(\)"):
         open_checkpoint({"w": wrapped})
+
+
+STATE = {"blocksize": 64, "dtype": "bfloat16", "shape": [10, 32]}
+UNSOUND = {
+    "no JSON": b"[" * 3000,
+    "no shape": b'{"blocksize": 64, "dtype": "bfloat16"}',
+    "a shape of texts": json.dumps(STATE | {"shape": ["x"]}).encode(),
+    "gigabytes": json.dumps(STATE | {"shape": [2**20, 2**20]}).encode(),
+    "blocks of a terabyte": json.dumps(STATE | {"blocksize": 2**40}).encode(),
+    "blocks of nothing": json.dumps(STATE | {"blocksize": 0}).encode(),
+    "another shape": json.dumps(STATE | {"shape": [10, 30]}).encode(),
+}
+
+
+@pytest.mark.parametrize("kind", UNSOUND)
+def test_what_is_said_of_quantised_weights_is_unsound(kind: str, tmp_path: Path) -> None:
+    stored = {
+        "l.weight": torch.zeros(160, 1, dtype=torch.uint8),
+        "l.weight.quant_map": torch.linspace(-1, 1, 16),
+        "l.weight.absmax": torch.ones(5),
+        "l.weight.quant_state.bitsandbytes__nf4": torch.tensor(list(UNSOUND[kind])).byte(),
+    }
+    with pytest.raises(CheckpointError, match=r"l\.weight of .* isn't soundly quantised"):
+        read(stored, tmp_path / "m.safetensors")

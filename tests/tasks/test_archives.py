@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,12 @@ def test_archives_of_captions(tmp_path: Path) -> None:
         task.load("validation")
 
 
+_NAME = tarfile.TarInfo("././@LongLink")
+_NAME.type, _NAME.size = tarfile.GNUTYPE_LONGNAME, 2**33 - 1
+LONG_NAME = _NAME.tobuf(tarfile.USTAR_FORMAT)
+"""The header of a name that is longer than its archive."""
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -112,6 +119,7 @@ def test_archives_of_captions(tmp_path: Path) -> None:
         ({"test/nshards.txt": b"1\n1"}, "should hold the number of archives"),
         ({"test/nshards.txt": b"9" * 5000}, "should hold the number of archives"),
         ({"test/0.tar": labelled_archive(100, 6)[:1024]}, "0.tar is cut short"),
+        ({"test/0.tar": LONG_NAME + labelled_archive(100, 6)}, "a header that claims 8,589,934,5"),
         (
             {"test/0.tar": archive({"a.png": encoded_image(1), "a.txt": b" "})},
             "a.txt in .*0.tar is empty",

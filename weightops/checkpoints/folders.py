@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from weightops.algebra.source import Source
-from weightops.checkpoints.formats import parts, shards
+from weightops.checkpoints.formats import numbered, parts, shards
 from weightops.errors import CheckpointError
+from weightops.support.json_files import parse_json
 from weightops.support.sibling_files import ADAPTER_CONFIG, is_unrelated
 from weightops.support.text import first_few
 
@@ -82,6 +82,11 @@ def find_weights(folder: Path, formats: Formats) -> Found | None:
     if held is not None:
         return Found(folder, None, held)
     chosen = [path for path in files if shards.recognises(path)] or files
+    if numbered.check_all_there(folder, chosen):
+        opened = [formats.open(path) for path in chosen]
+        return Found(folder, None, shards.ShardedSource(opened, str(folder), {}))
+    if chosen:
+        numbered.check_no_slice(chosen[0])
     if len(chosen) > 1:
         raise CheckpointError(
             f"{folder} holds {len(chosen)} files of weights and no one index: "
@@ -89,6 +94,11 @@ def find_weights(folder: Path, formats: Formats) -> Found | None:
             hint="name one of them",
         )
     return Found(folder, chosen[0], formats.open(chosen[0])) if chosen else None
+
+
+def has_usual_name(folder: Path) -> bool:
+    """Return whether a folder holds a file of weights with a usual name."""
+    return any((folder / name).is_file() for name in USUAL_NAMES)
 
 
 def inner_weights(folder: Path, formats: Formats) -> dict[str, Found]:
@@ -125,8 +135,8 @@ def _described(folder: Path) -> list[str]:
 def _listed(file: Path) -> Iterator[str]:
     """Yield the folders that a file of diffusers or of sentence-transformers lists."""
     try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        content = parse_json(file.read_text(encoding="utf-8"))
+    except ValueError:
         return  # another program's file
     if file.name == PIPELINE and isinstance(content, dict):
         yield from (k for k, v in content.items() if isinstance(v, list) and not k.startswith("_"))

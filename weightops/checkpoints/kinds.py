@@ -69,3 +69,38 @@ def several(models: Iterable[T], function: str) -> list[T]:
             hint=f"{function}([a, b])",
         )
     return list(models)
+
+
+def unrecognised(file: Path, formats: Iterable[str]) -> CheckpointError:
+    """Return the error for a file of none of some formats: what its first bytes say that it is."""
+    with open(file, "rb") as stream:
+        head = (start := stream.read(1 << 16))[:32]
+    if head.startswith(b"version https://git-lfs"):
+        return CheckpointError(
+            f"{file} is a pointer of Git LFS, not the weights", hint="`git lfs pull` fetches them"
+        )
+    if head[:4] == b"GGUF":
+        return CheckpointError(
+            f"{file} is a GGUF file of llama.cpp, whose weights are mostly quantised",
+            hint="use the model's safetensors files, or convert it with transformers' gguf_file=",
+        )
+    size, length = file.stat().st_size, int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and length < 1 << 30:
+        return CheckpointError(
+            f"{file} is cut short: its header says that it has {length:,} bytes, "
+            f"and the file has {size:,}"
+        )
+    is_program = b"archive_format" in start or b"serialized_exported_program" in start
+    if head[:4] == b"PK\3\4" and is_program:
+        return CheckpointError(
+            f"{file} is a program of torch.export (.pt2), not a checkpoint",
+            hint="save torch.export.load(file).state_dict",
+        )
+    if head[:4] == b"PK\3\4":
+        return CheckpointError(
+            f"{file} is a zip archive that is cut short, or without weights: it has {size:,} bytes"
+        )
+    return CheckpointError(
+        f"{file} is not a checkpoint: it is none of {', '.join(formats)}, "
+        f"and begins with {head[:16]!r}"
+    )

@@ -21,10 +21,12 @@ from weightops.checkpoints.folders import (
     USUAL_NAMES,
     Formats,
     find_weights,
+    has_usual_name,
     inner_weights,
 )
 from weightops.checkpoints.formats import (
     distributed,
+    numbered,
     parts,
     safetensors,
     shards,
@@ -33,7 +35,7 @@ from weightops.checkpoints.formats import (
     torch_zip,
 )
 from weightops.checkpoints.formats.memory import MemorySource
-from weightops.checkpoints.kinds import not_weights
+from weightops.checkpoints.kinds import not_weights, unrecognised
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.checkpoints.libraries.other_folder import OtherFolder, PipelineFolder, written_name
 from weightops.checkpoints.libraries.table import architecture_of
@@ -240,6 +242,10 @@ def _open_place(ref: str | Path) -> tuple[Checkpoint, str]:
             source, architecture = _open_folder(path)
         else:
             source, architecture = _open_file(bare.folder_of(path) or path), None
+            if shard := numbered.shard_of(path):
+                log.warning(
+                    "%s is %d of %d shards of a model", path, shard.number, len(shard.names)
+                )
         source = bare.opened(source, str(path))
         architecture = fetched.architecture if fetched and fetched.architecture else architecture
     except OSError as error:
@@ -258,7 +264,11 @@ def _open_folder(folder: Path) -> tuple[Source, Architecture | None]:
     is_pipeline = (folder / PIPELINE).is_file() and bool(inner)
     own = None if is_pipeline else find_weights(folder, formats)
     if own is None and not inner:
-        raise CheckpointError(f"{folder} holds no file of weights ({', '.join(FORMATS)})")
+        below = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and has_usual_name(p)]
+        raise CheckpointError(
+            f"{folder} holds no file of weights ({', '.join(FORMATS)})",
+            hint=f"its folders hold some: {first_few(below)}" if below else "",
+        )
     if is_pipeline and (beside := [path.name for path in folder.glob("*.safetensors")]):
         log.warning("%s: the pipeline is opened, not %s", folder, first_few(beside))
     architecture = PipelineFolder(folder) if is_pipeline else architecture_of(folder)
@@ -277,10 +287,7 @@ def _open_folder(folder: Path) -> tuple[Source, Architecture | None]:
 
 
 def _open_file(file: Path) -> Source:
-    format_ = _format_of(file)
-    if format_ is None:
-        raise _unrecognised(file)
-    return format_.open(file)
+    return _known_format(file).open(file)
 
 
 def _check_gathered(source: Source) -> None:
@@ -298,9 +305,7 @@ def _check_gathered(source: Source) -> None:
 
 def _open_at_key(file: Path, key: str) -> Source:
     """Open the dictionary of weights at a key of a torch file."""
-    format_ = _format_of(file)
-    if format_ is None:
-        raise _unrecognised(file)
+    format_ = _known_format(file)
     if "key" not in inspect.signature(format_.open).parameters:
         raise CheckpointError(
             f"{file} holds one set of tensors, and so no key {key!r}", hint=f"name {file} alone"
@@ -310,38 +315,13 @@ def _open_at_key(file: Path, key: str) -> Source:
     return source
 
 
-def _unrecognised(file: Path) -> CheckpointError:
-    with open(file, "rb") as stream:
-        head = (start := stream.read(1 << 16))[:32]
-    if head.startswith(b"version https://git-lfs"):
-        return CheckpointError(
-            f"{file} is a pointer of Git LFS, not the weights", hint="`git lfs pull` fetches them"
-        )
-    if head[:4] == b"GGUF":
-        return CheckpointError(
-            f"{file} is a GGUF file of llama.cpp, whose weights are mostly quantised",
-            hint="use the model's safetensors files, or convert it with transformers' gguf_file=",
-        )
-    size, length = file.stat().st_size, int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and length < 1 << 30:
-        return CheckpointError(
-            f"{file} is cut short: its header says that it has {length:,} bytes, "
-            f"and the file has {size:,}"
-        )
-    is_program = b"archive_format" in start or b"serialized_exported_program" in start
-    if head[:4] == b"PK\3\4" and is_program:
-        return CheckpointError(
-            f"{file} is a program of torch.export (.pt2), not a checkpoint",
-            hint="save torch.export.load(file).state_dict",
-        )
-    if head[:4] == b"PK\3\4":
-        return CheckpointError(
-            f"{file} is a zip archive that is cut short, or without weights: it has {size:,} bytes"
-        )
-    return CheckpointError(
-        f"{file} is not a checkpoint: it is none of {', '.join(FORMATS)}, "
-        f"and begins with {head[:16]!r}"
-    )
+def _known_format(file: Path) -> Format:
+    """Return the format of a file that holds whole tensors."""
+    format_ = _format_of(file)
+    if format_ is None:
+        raise unrecognised(file, FORMATS)
+    numbered.check_no_slice(file)
+    return format_
 
 
 def _format_of(file: Path) -> Format | None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
+from weightops.algebra.codes import is_packed
 from weightops.algebra.dtypes import ITEM_SIZES
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ComputedSource, Source, cut
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.libraries.base import Architecture
-from weightops.checkpoints.quantised_layouts import FLOAT8, Decoder, decoders
+from weightops.checkpoints.quantised_layouts import FLOAT8, Decoder, decoders, sound
 from weightops.errors import CheckpointError
 from weightops.support.lazy import torch
 from weightops.support.text import first_few
@@ -22,6 +23,10 @@ DEQUANTIZED = "dequantized:"
 """The beginning of a ref whose quantised weights are to be read as floating-point numbers."""
 CONFIG_KEYS = ("quantization_config", "compression_config")
 """The keys of a model's configuration under which it says how its weights are quantised."""
+_CONFIG_FILES = frozenset(("hf_quant_config.json", "quantize_config.json", "quant_config.json"))
+"""Files in which ModelOpt, and older versions of GPTQ and AWQ, say the same."""
+_ACTIVATIONS = tuple(f".{of}_scale" for of in ("input", "input_global", "output", *"qkv"))
+"""The ends of the names of scales of activations, and of the keys and values of attention."""
 _UNREAD = {
     **{"_weight_qdata": "torchao", "_data": "quanto", "W_q": "HQQ", "codebooks": "AQLM"},
     **{"q_weight": "EXL2", "biases": "MLX", "centroids": "VPTQ", "weight_scales": "EETQ"},
@@ -55,7 +60,9 @@ class Dequantised(ComputedSource):
         if name not in self._decoders:
             return self._stored.open(name, scratch)
         parts, spec, decode = self._decoders[name]
-        flat = decode(*(self._stored.read(part) for part in parts)).to(spec.dtype).reshape(-1)
+        with sound(self._stored, name):
+            computed = decode(*(self._stored.read(part) for part in parts))
+            flat = computed.reshape(spec.shape).to(spec.dtype).reshape(-1)
         return lambda start, stop: cut(flat, start, stop)
 
     def working_bytes(self, name: str) -> int:
@@ -88,24 +95,42 @@ def dequantise(checkpoint: Checkpoint) -> Checkpoint:
             hint="known: MXFP4, float8 with scales, bitsandbytes, GPTQ, AWQ, pack-quantized; save "
             "others dequantised, with their library",
         )
+    used = {part for decoder in found.values() for part in decoder.parts}
+    _check_all_read(stored, used)
     own = architecture.own_names(found) if architecture else list(found)
     if len(own) < len(found):
         raise CheckpointError(
             f"{checkpoint.ref} is made of several folders, of which some are quantised",
             hint="name the folder of the quantised one",
         )
-    used = {part for decoder in found.values() for part in decoder.parts}
-    bare = [n for n, s in stored.specs.items() if s.dtype_name in FLOAT8 and n not in used]
-    if bare:
-        raise CheckpointError(
-            f"{checkpoint.ref} has no scales for {len(bare)} float8 tensors: {first_few(bare)}",
-            hint="save the scales beside them, as weight_scale or weight_scale_inv",
-        )
     form = LinearForm.of(Dequantised(stored, found))
     if architecture:
-        removed = {key: None for key in CONFIG_KEYS if key in architecture.config}
-        architecture = architecture.changed(removed) if removed else architecture
+        architecture = architecture.changed(_without_settings(architecture.config))
+        architecture.left_behind = _CONFIG_FILES
     return checkpoint.with_form(form, architecture).to("bfloat16")
+
+
+def _check_all_read(stored: Source, used: Set[str]) -> None:
+    """Refuse quantised tensors of a layout that isn't read beside those that are."""
+    codes = [
+        name
+        for name, spec in stored.specs.items()
+        if name not in used and is_packed(spec) and spec.shape[:2] != (1, 1)  # no mask of attention
+    ]
+    bare = [name for name in codes if stored.specs[name].dtype_name in FLOAT8]
+    others = [name for name in codes if name not in bare]
+    if others:
+        kinds = ", ".join(dict.fromkeys(stored.specs[name].dtype_name for name in others))
+        raise CheckpointError(
+            f"{stored.ref} has {len(others)} {kinds} tensors in no layout that is known, beside "
+            f"others that are: {first_few(others)}",
+            hint="save the model dequantised, with the library that quantised it",
+        )
+    if bare:
+        raise CheckpointError(
+            f"{stored.ref} has no scales for {len(bare)} float8 tensors: {first_few(bare)}",
+            hint="save the scales beside them, as weight_scale or weight_scale_inv",
+        )
 
 
 def is_quantised(checkpoint: Checkpoint) -> bool:
@@ -117,7 +142,18 @@ def is_quantised(checkpoint: Checkpoint) -> bool:
 def _settings(architecture: Architecture | None) -> Mapping[str, Any]:
     """Return what the configuration of a model says of its quantisation."""
     config = architecture.config if architecture else {}
-    return next((config[key] for key in CONFIG_KEYS if config.get(key)), {})
+    places = (config, *(value for value in config.values() if isinstance(value, Mapping)))
+    found = (place[key] for place in places for key in CONFIG_KEYS if place.get(key))
+    return next((settings for settings in found if isinstance(settings, Mapping)), {})
+
+
+def _without_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes of a configuration, and of those in it, that take these settings away."""
+    removed: dict[str, Any] = {key: None for key in CONFIG_KEYS if key in config}
+    for key, value in config.items():
+        if key not in removed and isinstance(value, Mapping) and {*CONFIG_KEYS} & {*value}:
+            removed[key] = {k: v for k, v in value.items() if k not in CONFIG_KEYS}
+    return removed
 
 
 def _looks_like(names: Iterable[str]) -> str | None:
@@ -127,5 +163,5 @@ def _looks_like(names: Iterable[str]) -> str | None:
 
 
 def _is_activation(name: str) -> bool:
-    """Return whether a tensor only scales what a quantised layer computes with."""
-    return name.endswith((".input_scale", ".input_global_scale", ".weight_format"))
+    """Return whether a tensor only scales what a quantised layer computes with, or caches."""
+    return name.endswith((".weight_format", *_ACTIVATIONS))

@@ -25,8 +25,11 @@ _SIZE_BUFFERS = (
     "vocab_size",
     "masked_bias",
     "inv_freq",
+    *("cos_cached", "sin_cached", "freqs_cis"),
+    *("relative_position_index", "relative_coords_table"),
+    "num_batches_tracked",
 )
-"""Buffers that only state a size of the model; some libraries, and some versions, lack them."""
+"""Buffers that only state a size of the model, or a count, and that some libraries lack."""
 
 
 def rename_to_match(

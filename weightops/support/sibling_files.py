@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import CheckpointError
+from weightops.support.json_files import parse_json
 from weightops.support.result_files import RESULTS
 from weightops.support.text import first_few
 
@@ -153,8 +153,8 @@ def _alike(a: Path, b: Path) -> bool:
     if a.suffix != ".json":
         return False
     try:
-        first, second = (json.loads(path.read_text(encoding="utf-8")) for path in (a, b))
-    except (ValueError, RecursionError):
+        first, second = (parse_json(path.read_text(encoding="utf-8")) for path in (a, b))
+    except ValueError:
         return False
     return bool(_without_versions(first) == _without_versions(second))
 
@@ -165,17 +165,26 @@ def _without_versions(content: Any) -> Any:
     return {key: value for key, value in content.items() if not _VERSION.fullmatch(key)}
 
 
-def copy_companions(config: Path, folder: Path, parts: Iterable[str] = ()) -> None:
+def copy_companions(
+    config: Path, folder: Path, parts: Iterable[str] = (), leave_out: Set[str] = frozenset()
+) -> None:
     """Copy the `companions` of a model into a folder. Code is copied, and never run.
 
     A file that is larger than 64 MB is left behind, with a warning; weights in inner folders that
     aren't in ``parts`` are copied as they are, with a warning.
 
+    Args:
+        config: the configuration of the model.
+        folder: where to copy them.
+        parts: the folders within the model's that hold its weights.
+        leave_out: the places of companions that aren't copied.
+
     Raises:
         CheckpointError: if a file is a link to somewhere else.
     """
     carried: list[str] = []
-    for place, file in companions(config, parts).items():
+    found = companions(config, parts)
+    for place, file in ((p, f) for p, f in found.items() if p not in leave_out):
         size = file.stat().st_size
         if size > LARGEST_COMPANION_BYTES:
             log.warning("%s is left behind: it has %.0f MB", file, size / 1e6)

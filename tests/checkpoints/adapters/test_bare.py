@@ -338,6 +338,7 @@ REFUSED = {
     "OFT": ("oft_blocks", "alpha", "oft_blocks, which weightops can't apply"),
     "IA3": ("weight", "on_input", "which weightops can't apply"),
     "GLoRA": ("a1.weight", "a2.weight", "which weightops can't apply"),
+    "XLabs": ("qkv_lora1.down.weight", "qkv_lora1.up.weight", "qkv_lora1.down.weight, which"),
     "unknown": ("lora_down.weight", "lora_side.weight", "lora_side.weight, which"),
 }
 

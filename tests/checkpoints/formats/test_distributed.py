@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from weightops import TaskVector, merge, open_checkpoint
 from weightops.cli.main import run
@@ -38,6 +39,21 @@ def test_edits_and_merges(net: nn.Module, tuned: nn.Module, tmp_path: Path) -> N
     assert len(merge([pre, ft])) == len(net.state_dict())
     assert run(["inspect", str(pre)]) == 0
     assert run(["vector", str(pre), str(ft), "-o", str(tmp_path / "v.safetensors")]) == 0
+
+
+@pytest.mark.parametrize("form", ["app", "optimizer beside"])
+def test_states_of_optimizers_are_no_weights(net: nn.Module, form: str, tmp_path: Path) -> None:
+    """Weights are under a key of the script's own, or beside the optimizer without a key."""
+    optimizer = torch.optim.AdamW(net.parameters())
+    torch.stack([parameter.sum() for parameter in net.parameters()]).sum().backward()
+    optimizer.step()
+    model, states = get_state_dict(net, optimizer)
+    state = {"app": {"model": model, "optim": states}}
+    saved = save(state if form == "app" else {**model, "optimizer": states}, tmp_path / "dcp")
+    opened = open_checkpoint(saved)
+    assert opened.keys() == net.state_dict().keys()
+    assert all(torch.equal(opened[name], tensor) for name, tensor in model.items())
+    assert any("exp_avg" in name for name in opened.source.skipped)
 
 
 SHARDED = """

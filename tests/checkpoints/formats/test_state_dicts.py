@@ -147,3 +147,14 @@ def test_both_ends_of_ema_pytorch(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert holds(open_checkpoint(f"{path}:online_model"), trained)
     with pytest.raises(CheckpointError, match="no key 'none'"):
         open_checkpoint(f"{path}:none")
+
+
+def test_keys_of_ones_own(net: nn.Module, tmp_path: Path) -> None:
+    """DINO keeps a student and a teacher; YOLO's last.pt has its weights under ``ema`` alone."""
+    torch.save({"model": None, "ema": net.half(), "epoch": 1}, tmp_path / "last.pt")
+    assert open_checkpoint(tmp_path / "last.pt").keys() == net.state_dict().keys()
+    pair = {"student": net.state_dict(), "teacher": net.state_dict(), "optimizer": {"state": {}}}
+    torch.save(pair, tmp_path / "dino.pth")
+    with pytest.raises(CheckpointError, match=r"hint: FILE:KEY opens .*: student, teacher$"):
+        open_checkpoint(tmp_path / "dino.pth")
+    assert open_checkpoint(f"{tmp_path / 'dino.pth'}:teacher").keys() == net.state_dict().keys()

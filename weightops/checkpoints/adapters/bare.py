@@ -7,7 +7,6 @@ or diffusers notes it in the file's metadata. To average factors apart averages 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -15,10 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from weightops.algebra.source import Source
+from weightops.checkpoints.adapters import mlx
 from weightops.checkpoints.adapters.adapter import CONFIG, PREFIX, Adapter
 from weightops.checkpoints.adapters.factors import BESIDE, ENDS, KINDS, Kind
 from weightops.checkpoints.adapters.lora import LoraSource, Selection, is_plain
 from weightops.errors import CheckpointError
+from weightops.support.json_files import parse_json
 from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
@@ -29,14 +30,20 @@ _HALVES = (
     (r"[._]lora_down\b", r"[._]lora_up\b", "kohya"),
     (r"[._]lora\.down\b", r"[._]lora\.up\b", "diffusers"),
     (r"[._]lora_linear_layer\.down\b", r"[._]lora_linear_layer\.up\b", "diffusers"),
-    (r"\w_lora\.down\b", r"\w_lora\.up\b", "diffusers"),
+    (r"\w_lora\d*\.down\b", r"\w_lora\d*\.up\b", "diffusers or XLabs"),
     (r"\.hada_w1_a\b", r"\.hada_w1_b\b", "LoHa"),
     (r"\.lokr_w1(_a)?\b", r"\.lokr_w2(_[ab])?\b", "LoKr"),
     (r"\.oft_(blocks|diag|R)\b", r"", "OFT"),
+    (r"\.base_layer\.(weight|bias)\b|\.modules_to_save\.", r"", "peft"),
+    (r"\.(ia3_l|vera_lambda_[bd]|boft_[Rs]|hra_u|miss_block|fourierft_spectrum)\b", r"", "peft"),
+    (r"\.(randlora_lambda|shira_weight|c3a_kernel|trainable_tokens_delta)\b", r"", "peft"),
     (r"^(lora_(unet|te\d?|transformer)|lycoris)_", r"", "kohya or LyCORIS"),
 )
 """Parts of the names of two factors that stand for one edit, and who writes them."""
-_MARKS = ("lora", "hada_w1", "lokr_w", "oft_", "lycoris_")
+_MARKS = (
+    *("lora", "hada_w1", "lokr_w", "oft_", "lycoris_", "base_layer", "modules_to_save", "ia3_l"),
+    *("vera_lambda", "boft_", "hra_u", "miss_block", "fourierft", "shira", "c3a_", "tokens_delta"),
+)
 """What all of these names have in them: models have many tensors, and few such names."""
 _PARTS = {
     "lora_unet_": "unet",
@@ -139,9 +146,9 @@ class BareAdapter(Adapter):
         """Return module -> scale where the file's metadata state the settings of peft."""
         begin = f"{part}." if part else ""
         try:
-            noted = json.loads(self.stored.metadata.get(_METADATA, "{}"))
+            noted = parse_json(self.stored.metadata.get(_METADATA, "{}"))
             settings = {n.removeprefix(begin): v for n, v in noted.items() if n.startswith(begin)}
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (ValueError, AttributeError) as error:
             raise CheckpointError(f"the {_METADATA} of {self.ref} aren't sound") from error
         if not settings:
             return {}
@@ -253,16 +260,20 @@ def _halves(names: Iterable[str]) -> tuple[str, str, str] | None:
     """Return two factors of one edit and the library that has such names, or None."""
     listed = [name for name in names if any(mark in name for mark in _MARKS)]
     for first, second, library in _HALVES:
-        a, b = (next((n for n in listed if re.search(p, n)), None) for p in (first, second))
+        a = next((name for name in listed if re.search(first, name)), None)
+        b = next((name for name in listed if re.search(second or first, name)), None)
         if a and b:
             return a, b, library
     return None
 
 
 def _unknown(halves: tuple[str, str, str], ref: str) -> CheckpointError:
+    first, second, library = halves
+    what = f"{first} and {second} are factors of one edit, and weights of none"
+    if first == second:
+        what = f"{first} is a part of an edit, or of what it edits"
     return CheckpointError(
-        f"{ref} holds an adapter without its configuration, in names of {halves[2]}: {halves[0]} "
-        f"and {halves[1]} are factors of one edit, and weights of none",
+        f"{ref} holds an adapter without its configuration, in names of {library}: {what}",
         hint=f"name a folder with {CONFIG}, as save_pretrained of peft writes it; or {_HINT}",
     )
 
@@ -270,4 +281,5 @@ def _unknown(halves: tuple[str, str, str], ref: str) -> CheckpointError:
 def folder_of(file: Path) -> Path | None:
     """Return the configuration of the adapter that a file is the weights of; None for others."""
     config = file.parent / CONFIG
-    return config if file.stem == "adapter_model" and config.is_file() else None
+    named = file.stem == "adapter_model" or file.name == mlx.WEIGHTS
+    return config if named and config.is_file() else None

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from weightops.algebra.source import Source
+from weightops.checkpoints.adapters import mlx
 from weightops.checkpoints.adapters.adapter import CONFIG, WEIGHTS, Adapter
 from weightops.checkpoints.adapters.lora import LoraSource, Selection, is_plain
 from weightops.checkpoints.adapters.peft_adapter import PeftAdapter
 from weightops.errors import CheckpointError
 from weightops.support.json_files import read_json
+from weightops.support.sibling_files import sibling
 
 _REFUSED = {
     "megatron_config": "needs Megatron's own layers",
@@ -22,13 +24,14 @@ _REFUSED = {
 
 
 def recognises(path: Path) -> bool:
-    """Return whether a file is a JSON object with a ``peft_type``."""
+    """Return whether a file is a JSON object with a ``peft_type``, or is mlx-lm's."""
     if path.suffix != ".json":
         return False
     try:
-        return "peft_type" in read_json(path)
+        config = read_json(path)
     except CheckpointError:
         return False
+    return "peft_type" in config or mlx.is_of_mlx(config)
 
 
 def open_adapter(path: Path, open_stored: Callable[[Path], Source]) -> Adapter:
@@ -42,6 +45,8 @@ def open_adapter(path: Path, open_stored: Callable[[Path], Source]) -> Adapter:
         CheckpointError: naming the setting, if such an adapter is no change of weights.
     """
     config = read_json(path)
+    if mlx.is_of_mlx(config):
+        return mlx.open_mlx(path, config, open_stored(sibling(path, mlx.WEIGHTS)))
     for setting, why in _REFUSED.items():
         if config.get(setting):
             raise CheckpointError(

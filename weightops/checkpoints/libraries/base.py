@@ -44,6 +44,7 @@ class Architecture(ABC):
         library: the name of the library.
         config_file: the name of the configuration file.
         weights_file: the name of the weights file that the library looks for.
+        left_behind: the places of companions that what is written has no use for.
         chosen: the files that were chosen for this model, whatever other folders have.
         parts: the beginning of names -> the weights file, in a folder within this one, that has
             these tensors; empty for a model in one folder.
@@ -61,6 +62,7 @@ class Architecture(ABC):
         self.folder = folder
         self.parts: Mapping[str, str] = {}
         self.chosen: frozenset[str] = frozenset()
+        self.left_behind: frozenset[str] = frozenset()
         self._change(changes or {})
 
     def _change(self, changes: Mapping[str, Any]) -> None:
@@ -299,6 +301,6 @@ class Architecture(ABC):
         Args:
             folder: where to write.
         """
-        copy_companions(self.config_path, folder, self._inner)
+        copy_companions(self.config_path, folder, self._inner, self.left_behind)
         if self.changes:
             write_json(folder / self.config_file, self.config)
