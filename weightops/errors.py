@@ -27,9 +27,20 @@ _UNPRINTABLE = re.compile(
 )
 """Control characters, marks of direction and line breaks; a list in an error is indented."""
 
+_LONGEST = 10_000
+"""The most characters of a message."""
+
 
 def _escaped(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode()
+
+
+def _cut(text: str) -> str:
+    """Return a text, or its beginning and end if it is longer than any message of ours."""
+    left_out = len(text) - _LONGEST
+    if left_out <= 0:
+        return text
+    return f"{text[: _LONGEST // 2]} ({left_out:,} characters more) {text[-_LONGEST // 2 :]}"
 
 
 def printable(text: str) -> str:
@@ -55,8 +66,8 @@ class WeightopsError(Exception):
     """
 
     def __init__(self, fact: str, *, hint: str = "") -> None:
-        # A name from a file must not end the line, or change what the terminal shows.
-        fact, hint = _UNPRINTABLE.sub(_escaped, fact), _UNPRINTABLE.sub(_escaped, hint)
+        # A name from a file must not end the line, fill the terminal, or change what it shows.
+        fact, hint = (_UNPRINTABLE.sub(_escaped, _cut(text)) for text in (fact, hint))
         super().__init__(f"{fact}\nhint: {hint}" if hint else fact)
         self.fact, self.hint = fact, hint
 

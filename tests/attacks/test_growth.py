@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.bytewise import archive, mapping, module, name, number, stream, tar, tensor, text
+from helpers.bytewise import (
+    archive,
+    mapping,
+    module,
+    name,
+    number,
+    several,
+    storage,
+    stream,
+    tar,
+    tensor,
+    text,
+)
 from safetensors.torch import save_file
 
 from weightops import open_checkpoint
@@ -34,6 +46,11 @@ def deep_module() -> bytes:
     for _ in range(150):
         inner = b"ca\nB\n)\x81" + MODULE + text("_modules") + b"}h\x01" + inner + b"sub"
     return inner
+
+
+def _congruent(number: int) -> tuple[int, ...]:
+    """Return another stride for each number; all have one hash, as 2^61 has that of 1."""
+    return tuple(1 + (number >> bit & 1) * (2**61 - 1) for bit in range(14))
 
 
 GROWING = {
@@ -86,6 +103,59 @@ GROWING = {
         + b"u"
     ),
     "empty containers": b"](" + b"}" * 2_000_000 + b"e",
+    "marks": b"](" + b"(" * 500_000 + b"1" * 500_000 + b"e",
+    "one object that is remembered again and again": b"}" + b"\x94" * 500_000,
+    "buffers that are elsewhere": b"](" + b"\x97" * 300_000 + b"e",
+    "calls with very many arguments": (
+        several(b"N" * 100_000) + b"q\x010](" + (name("torch.Size") + b"h\x01R") * 20_000 + b"e"
+    ),
+    "arguments that have very many arguments": (
+        several(b"N" * 100_000)
+        + b"q\x010"
+        + name("torch.Size")
+        + several(b"h\x01" * 100_000)
+        + b"R"
+    ),
+    "a call of calls": name("copyreg.__newobj__") + b"q\x01" + several(b"h\x01" * 100_000) + b"R",
+    "numbers whose places in a dict collide": (
+        b"}("
+        + b"".join(number((i % 2**16) << (40 - i // 2**14)) + b"N" for i in range(60_000))
+        + b"u"
+    ),
+    "keys joined from long ones": (
+        b"}(" + b"".join(text(f"{i}") + mapping(w=tensor()) for i in range(2000)) + b"uq\x010}"
+        b"(" + text("n" * 1_000_000) + b"h\x01" + text("model") + mapping(w=tensor()) + b"u"
+    ),
+    "buffers among a long list of buffers": (
+        b"ca\nB\n)\x81}("
+        + text("_modules")
+        + b"}"
+        + text("_parameters")
+        + mapping(w=tensor())
+        + text("_non_persistent_buffers_set")
+        + b"]("
+        + b"".join(text(f"a{i}") for i in range(20_000))
+        + b"e"
+        + text("_buffers")
+        + b"}("
+        + b"".join(text(f"b{i}") + b"N" for i in range(20_000))
+        + b"uub"
+    ),
+    "tensors of a storage with a long name": (
+        storage("k" * 500_000)
+        + b"q\x010}("
+        + b"".join(text(str(i)) + tensor(b"h\x01") for i in range(5000))
+        + b"u"
+    ),
+    "shapes of one hash": (
+        storage()
+        + b"q\x010}("
+        + b"".join(
+            text(str(i)) + tensor(b"h\x01", shape=(1,) * 14, stride=_congruent(i))
+            for i in range(5_000)
+        )
+        + b"u"
+    ),
 }
 
 
@@ -119,10 +189,17 @@ def test_metadata_of_a_distributed_checkpoint_that_grow(tmp_path: Path) -> None:
             state_dict_metadata=mapping(w=entry), planner_data=mapping(w=PAIRS + b"\x85")
         ),
     }
+    long_path = several(b"N" * 100_000) + b"q\x010"
+    many = [f"{i}" for i in range(3000)]
+    contents["long paths of many tensors"] = long_path + mapping(
+        state_dict_metadata=mapping(**dict.fromkeys(many, entry)),
+        planner_data=mapping(**dict.fromkeys(many, b"h\x01")),
+    )
     for label, fields in contents.items():
         folder = tmp_path / label
         folder.mkdir()
-        metadata = b"c__main__\nMetadata\n)\x81" + fields + b"b"
+        before, _, fields = fields.rpartition(long_path)
+        metadata = before + _ + b"c__main__\nMetadata\n)\x81" + fields + b"b"
         (folder / ".metadata").write_bytes(b"\x80\x02" + mark + metadata + b".")
         begun = time.process_time()
         with pytest.raises(CheckpointError, match="distributed checkpoint"):

@@ -331,3 +331,27 @@ def test_tensors_that_wrap_others_are_refused() -> None:
     wrapped = TwoTensor(torch.ones(2), torch.ones(2))
     with pytest.raises(CheckpointError, match=r"a TwoTensor tensor at w\nhint: .*dequantize\(\)"):
         open_checkpoint({"w": wrapped})
+
+
+STATE = {"blocksize": 64, "dtype": "bfloat16", "shape": [10, 32]}
+UNSOUND = {
+    "no JSON": b"[" * 3000,
+    "no shape": b'{"blocksize": 64, "dtype": "bfloat16"}',
+    "a shape of texts": json.dumps(STATE | {"shape": ["x"]}).encode(),
+    "gigabytes": json.dumps(STATE | {"shape": [2**20, 2**20]}).encode(),
+    "blocks of a terabyte": json.dumps(STATE | {"blocksize": 2**40}).encode(),
+    "blocks of nothing": json.dumps(STATE | {"blocksize": 0}).encode(),
+    "another shape": json.dumps(STATE | {"shape": [10, 30]}).encode(),
+}
+
+
+@pytest.mark.parametrize("kind", UNSOUND)
+def test_what_is_said_of_quantised_weights_is_unsound(kind: str, tmp_path: Path) -> None:
+    stored = {
+        "l.weight": torch.zeros(160, 1, dtype=torch.uint8),
+        "l.weight.quant_map": torch.linspace(-1, 1, 16),
+        "l.weight.absmax": torch.ones(5),
+        "l.weight.quant_state.bitsandbytes__nf4": torch.tensor(list(UNSOUND[kind])).byte(),
+    }
+    with pytest.raises(CheckpointError, match=r"l\.weight of .* isn't soundly quantised"):
+        read(stored, tmp_path / "m.safetensors")

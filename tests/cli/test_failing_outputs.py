@@ -17,8 +17,8 @@ LIMITED = """
 import resource, sys
 from weightops.cli.main import run
 import torch
-most, *arguments = sys.argv[1:]
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(most), int(most)))
+limit, most, *arguments = sys.argv[1:]
+resource.setrlimit(getattr(resource, limit), (int(most), int(most)))
 sys.exit(run(arguments))
 """
 
@@ -53,7 +53,7 @@ def test_a_full_disk_leaves_nothing(
 ) -> None:
     command = VERBS[verb].format(**files, out=tmp_path / "out")
     process = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(most), *command.split()],
+        [sys.executable, "-c", LIMITED, "RLIMIT_FSIZE", str(most), *command.split()],
         capture_output=True,
         text=True,
         check=False,
@@ -61,6 +61,23 @@ def test_a_full_disk_leaves_nothing(
     assert process.returncode == 1, process.stderr
     last = process.stderr.splitlines()[-1]
     assert re.fullmatch(r"weightops: no space left for \S*out\S*; nothing was written", last)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of processes are Linux's here")
+@pytest.mark.parametrize("most", [4, 5])
+def test_where_few_files_can_be_open_nothing_is_left(
+    most: int, files: dict[str, str], tmp_path: Path
+) -> None:
+    command = VERBS["pack"].format(**files, out=tmp_path / "out")
+    process = subprocess.run(
+        [sys.executable, "-c", LIMITED, "RLIMIT_NOFILE", str(most), *command.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 1, process.stderr
+    assert "Too many open files" in process.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 

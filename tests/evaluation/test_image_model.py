@@ -49,6 +49,15 @@ def test_tasks_of_one_name_keep_their_own_pixels(model: ImageModel) -> None:
     assert zero_shot(model, digits, "test")["n"] == 500
 
 
+def test_prompts_are_tokenised_once() -> None:
+    model, texts = ImageModel.open("embedded", "cpu"), []
+    encode = model.tokenizer
+    model.tokenizer = lambda given: encode(texts.append(given) or given)
+    for _ in range(2):
+        model.class_features(TASKS["digits"])
+    assert len(texts) == len(TASKS["digits"].classes)
+
+
 def test_a_cached_head_is_not_used_for_another_model(model: ImageModel) -> None:
     task = TASKS["digits"]
     other = ImageModel.open("embedded", "cpu")

@@ -89,3 +89,9 @@ def test_evaluate_shift(
     assert run(shifted) == 0
     assert "effective_robustness" in capsys.readouterr().out
     assert run(["evaluate", "--tasks", "few", "--reference", "embedded"]) == 2
+
+
+def test_a_line_needs_two_references(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "evaluate --tasks digits --evaluator shift --reference embedded"
+    assert run(command.split()) == 2
+    assert "a line needs two models or more after --reference" in capsys.readouterr().err

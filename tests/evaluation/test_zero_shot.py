@@ -12,7 +12,9 @@ import torch.nn.functional as F
 
 from weightops import TASKS, ImageModel, evaluate
 from weightops.errors import NonfiniteError, TaskError
+from weightops.evaluation.scoring import IMAGES
 from weightops.evaluation.zero_shot import metrics
+from weightops.tasks.task import ImageSubset
 
 
 def test_head_and_scores_against_a_plain_loop() -> None:
@@ -92,3 +94,35 @@ def test_many_classes_take_no_table_of_pairs() -> None:
     half = 10_000 / 90_000 * 0.5  # the classes below 10,000 are there twice, once wrong
     right = (90_000 - 25_000) / 90_000
     assert found["mean_per_class_recall"] == pytest.approx(half + right)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([1, 2, 10]), "1 labels such as 10, which are the index of none of its 10"),
+        (np.array([0, -1, -1]), "2 labels such as -1"),
+        (np.array([0.0, 1.0, 2.0]), "labels of dtype float64"),
+        (np.array([0, 1]), r"shape \(2,\) for 3 images"),
+    ],
+)
+def test_labels_that_are_no_classes(labels: np.ndarray, message: str) -> None:
+    digits = TASKS["digits"]
+    images = ImageSubset(digits.load("test"), np.arange(3), labels)
+    task = replace(digits, load=lambda split: images)
+    with pytest.raises(TaskError, match=message):
+        evaluate("embedded", task)
+
+
+def test_classes_of_one_text_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    classes = ("Cat", *TASKS["digits"].classes[1:9], "cat")
+    evaluate("embedded", replace(TASKS["digits"], name="cats", classes=classes))
+    assert "the prompts of cats are equal for the classes 'Cat' and 'cat'" in caplog.text
+
+
+def test_a_split_without_images_is_refused_before_anything_is_trained() -> None:
+    digits = TASKS["digits"]
+    none = ImageSubset(digits.load("test"), np.arange(0), np.arange(0))
+    task = replace(digits, load=lambda split: none if split == "validation" else digits.load(split))
+    model = ImageModel.open("embedded", "cpu")
+    with pytest.raises(TaskError, match="digits has no images for validation"):
+        IMAGES.prepare(model, [(task, "test"), (task, "validation")])

@@ -99,6 +99,45 @@ def test_adapters(llamas: Path) -> None:
     assert data.library_name == "peft"
 
 
+def test_a_base_elsewhere_is_named_without_its_folder(
+    llamas: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TaskVector("pre", "a").save_lora("lora", 2)
+    assert "without its folder" not in caplog.text
+    (llamas / "elsewhere").mkdir()
+    monkeypatch.chdir(llamas / "elsewhere")
+    TaskVector("../pre", "../a").save_lora("lora", 2)
+    config = yaml.safe_load(Path("lora/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "pre"
+    assert "the adapter names its base pre, without its folder" in caplog.text
+
+
+AN_ADAPTER = """
+import json, os
+from weightops import Recipe
+from weightops.cli.main import run
+os.chdir(os.environ["WORK"])
+assert run("vector org/pre org/a --lora 2 -o lora".split()) == 0
+Recipe(("lora", "lora"), weights=(0.5, 0.5)).merge().save("both")
+from peft import AutoPeftModelForCausalLM
+for folder in ("lora", "both"):
+    config = json.load(open(f"{folder}/adapter_config.json"))
+    assert config["base_model_name_or_path"] == "org/pre", config
+    assert len(config["revision"]) == 40, config
+    AutoPeftModelForCausalLM.from_pretrained(folder)
+"""
+
+
+def test_an_adapter_finds_its_base_on_the_hub(tmp_path: Path) -> None:
+    for seed, name in enumerate(("pre", "a")):
+        MODELS["llama"].build(seed).save_pretrained(tmp_path / name)
+        files = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        repository(tmp_path / "home" / "hub", f"org/{name}", files)
+    python(AN_ADAPTER, WORK=str(tmp_path), HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="1")
+    data, _ = card_of(tmp_path / "lora")
+    assert data.base_model == ["org/pre"]
+
+
 FROM_THE_HUB = """
 import os
 from weightops.cli.main import run

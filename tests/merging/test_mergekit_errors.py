@@ -32,6 +32,18 @@ parameters:
 """
 
 
+SLICE = """\
+slices:
+- sources:
+  - {model: DIR/a, layer_range: [0, 2]}
+  - model: DIR/b
+    layer_range: [0, 2]
+merge_method: slerp
+base_model: DIR/a
+parameters: {t: 0.5}
+"""
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a and b, which are Llamas; other, which is none; and lora, of a Llama."""
@@ -63,6 +75,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (MEAN + "---\n" + MEAN, "line 13: of several recipes"),
         (TIES.replace("0.5", "2", 1) + "base_model: DIR/b\n", "line 3: density is a fraction"),
         (TIES + "base_model: DIR/a\nparameters: {lambda: big}\n", "line 8: alpha is a number"),
+        (SLERP.replace("0.5", "half"), "line 7: t of slerp is a finite number, not 'half'"),
+        (SLERP.replace("merge_method: slerp\n", ""), "line 5: a recipe with parameters is one"),
+        (SLERP.replace("  t: 0.5", "\tt: 0.5"), "in line 7: found character"),
+        (MEAN.replace("merge_method: linear", "merge_method"), "not valid YAML, in line"),
+        ("models:\nmerge_method: linear\n", "line 1: exactly one of models"),
+        (f"name: x\n{MEAN}---\nname: x\n{MEAN}---\n{MEAN}", "line 9: two recipes have the name x"),
+        (SLICE.replace("[0, 2]", "[2, 0]"), r"line 3: layer_range is \[2, 0\]"),
+        (SLICE.replace("    layer_range: [0, 2]\n", ""), "line 4: a source has no layer_range"),
+        ("slices:\n- model: DIR/a\nmerge_method: passthrough\n", "line 2: an entry of slices has"),
+        (
+            "models: [{model: DIR/a}]\nmerge_method: model_stock\nbase_model: DIR/b\n",
+            "line 3: model_stock takes base_model and at least 2 models beside it",
+        ),
         (SLERP.replace("parameters:\n  t: 0.5\n", ""), "slerp needs t"),
         (SLERP.replace("0.5", "[{filter: mlp, value: 0.5}]"), "line 7: slerp needs t"),
         (

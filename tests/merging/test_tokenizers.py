@@ -280,6 +280,21 @@ def test_tokens_beyond_the_rows_have_none(tmp_path: Path) -> None:
     assert model.config.vocab_size == len(fast) - 1
 
 
+@pytest.mark.parametrize("odd", [None, "7", -1, 0.5, float("nan"), 2**63, {"a": 1}, True])
+@pytest.mark.parametrize("file", ["tokenizer.json", "added_tokens.json"])
+def test_ids_that_are_no_numbers(tmp_path: Path, file: str, odd: Any) -> None:
+    one, two = (
+        model_folder(tmp_path / name, 1, tokenizer("wordlevel", [f"{TEXT} {name}{name}"], []))
+        for name in ("one", "two")
+    )
+    content = json.loads((one / "tokenizer.json").read_text())
+    content["model"]["vocab"]["odd"] = odd
+    (one / file).write_text(json.dumps(content if file == "tokenizer.json" else {"odd": odd}))
+    made = {"models": [str(one), str(two)], "tokenizer": "union"}
+    with pytest.raises(WeightopsError, match=rf"{file} is not .*the id of 'odd' is"):
+        merged(tmp_path, made)
+
+
 def test_a_broken_tokenizer_stops_only_merges_by_token(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -355,9 +355,35 @@ def test_adapters_that_were_merged_into_one(lora: tuple[Path, Path], tmp_path: P
     )
     assert len(verify(tmp_path / "both").differing) == 1
     assert run(["verify", str(tmp_path / "both")]) == 1
-    Recipe(recipe.models, rank=1).merge().save(tmp_path / "cut")
-    with pytest.raises(UnverifiedError, match="cut to rank 1"):
-        verify(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_adapters_that_were_cut_to_a_rank(
+    lora: tuple[Path, Path], tmp_path: Path, method: str
+) -> None:
+    _, adapter = lora
+    other = shutil.copytree(adapter, tmp_path / "other")
+    generator = torch.Generator().manual_seed(0)
+    tamper(
+        other / "adapter_model.safetensors",
+        lambda t: [x.copy_(torch.randn(x.shape, generator=generator)) for x in t.values()],
+    )
+    Recipe((str(adapter), str(other)), method, rank=1).merge().save(tmp_path / "cut")
+    assert verify(tmp_path / "cut").holds
+    file = tmp_path / "cut/adapter_model.safetensors"
+    written = file.read_bytes()
+
+    def pair(tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        name = next(name for name, x in tensors.items() if "lora_B" in name and x.any())
+        return tensors[name], tensors[name.replace("lora_B", "lora_A")]
+
+    tamper(file, lambda t: [x.neg_() for x in pair(t)])  # the same product
+    assert verify(tmp_path / "cut").holds
+    for factor in (1.001, 0.0):
+        file.write_bytes(written)
+        tamper(file, lambda t, factor=factor: pair(t)[0].mul_(factor))
+        assert len(verify(tmp_path / "cut").differing) == 1
+        assert run(["verify", str(tmp_path / "cut")]) == 1
 
 
 def test_rounding_is_no_excuse_for_a_factor(tmp_path: Path) -> None:

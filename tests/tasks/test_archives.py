@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,17 @@ def test_archives_beyond_the_count(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "gives one name to several classes: red" in caplog.text
 
 
+def test_pictures_in_two_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    copied = {"test/0.tar": labelled_archive(28, 6)}
+    folder = write_files(tmp_path / "wds_things", {**archive_data_set(), **copied})
+    task = find_task(str(folder))
+    task.load("test")
+    assert "in two splits" not in caplog.text
+    for split in ("train", "validation", "train"):
+        task.load(split)
+    assert caplog.text.count("has 2 pictures in two splits") == 1
+
+
 def test_archives_of_captions(tmp_path: Path) -> None:
     members = {}
     for i in range(4):
@@ -87,6 +99,12 @@ def test_archives_of_captions(tmp_path: Path) -> None:
     assert captions_of(task.load("test")) == [(f"picture {i}", f"number {i}") for i in range(4)]
     with pytest.raises(TaskError, match="has no images for validation, only for test"):
         task.load("validation")
+
+
+_NAME = tarfile.TarInfo("././@LongLink")
+_NAME.type, _NAME.size = tarfile.GNUTYPE_LONGNAME, 2**33 - 1
+LONG_NAME = _NAME.tobuf(tarfile.USTAR_FORMAT)
+"""The header of a name that is longer than its archive."""
 
 
 @pytest.mark.parametrize(
@@ -112,6 +130,7 @@ def test_archives_of_captions(tmp_path: Path) -> None:
         ({"test/nshards.txt": b"1\n1"}, "should hold the number of archives"),
         ({"test/nshards.txt": b"9" * 5000}, "should hold the number of archives"),
         ({"test/0.tar": labelled_archive(100, 6)[:1024]}, "0.tar is cut short"),
+        ({"test/0.tar": LONG_NAME + labelled_archive(100, 6)}, "a header that claims 8,589,934,5"),
         (
             {"test/0.tar": archive({"a.png": encoded_image(1), "a.txt": b" "})},
             "a.txt in .*0.tar is empty",

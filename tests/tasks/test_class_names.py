@@ -99,13 +99,17 @@ def test_outputs_are_matched_by_their_recorded_names(root: Path, tmp_path: Path)
         accuracy(model, root)
 
 
-def test_an_order_that_is_given(root: Path, tmp_path: Path) -> None:
+def test_an_order_that_is_given(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     natural = ["leaf_2", "leaf_10", "leaf__X", "Root"]
     model = classifier(tmp_path / "natural", root, natural, recorded=False)
     assert accuracy(model, root, "natural") == 1.0
     (tmp_path / "names.txt").write_text("\n".join(natural))
     assert accuracy(model, root, str(tmp_path / "names.txt")) == 1.0
+    assert "records no names" not in caplog.text
     assert accuracy(model, root) < 1.0
+    assert "its outputs are taken to be in the order of plants; class_order= says" in caplog.text
     with pytest.raises(OptionError, match="no class order 'sideways'"):
         ordered(folder_task(root), "sideways")
     (tmp_path / "names.txt").write_text("a\nb\n")

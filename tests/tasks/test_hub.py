@@ -275,6 +275,16 @@ def test_a_folder_of_parquet_files_here(tmp_path: Path) -> None:
         find_task(f"{tmp_path}/sets:finer")
 
 
+def test_names_of_folders_are_no_patterns(tmp_path: Path) -> None:
+    for name, start in (("a*", 0), ("ab", 100), ("[a]", 200)):
+        (tmp_path / name).mkdir()
+        for split in ("train", "test"):
+            (tmp_path / name / f"{split}-0.parquet").write_bytes(parquet(tmp_path, start, 6))
+    for name, start in (("a*", 0), ("[a]", 200)):
+        images = find_task(f"{tmp_path}/{name}:fine").load("test")
+        assert [images[i].getpixel((0, 0))[0] for i in range(6)] == list(range(start, start + 6))
+
+
 def test_metadata_beside_pictures_is_no_data_set(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         for i, name in enumerate(("cat", "dog")):

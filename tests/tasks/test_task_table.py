@@ -57,6 +57,12 @@ def test_unknown_names() -> None:
         find_task("./no/such/folder")
 
 
+@pytest.mark.parametrize("name", ["", "typographic:", "order=natural:", "readable:"])
+def test_an_empty_name_is_not_the_working_folder(name: str) -> None:
+    with pytest.raises(TaskError, match="a task's name is empty"):
+        find_task(name)
+
+
 def test_two_tasks_of_one_name(tmp_path: Path) -> None:
     for parent in ("a", "b"):
         write_files(tmp_path / parent / "wds_things", archive_data_set())

@@ -79,6 +79,7 @@ def combine(
     ):
         out.copy_(_move_towards_mean(origin, terms, total, scratch))
         return
+    added = origin if keep_anchor else None
     for i, (coefficient, tensor, relative) in enumerate(terms):
         is_total = relative and origin is not None and i == 0 and coefficient == 1
         if is_total and tensor.dtype != working:
@@ -90,12 +91,15 @@ def combine(
             term = torch.sub(term, origin, out=difference)
         if i:
             total.add_(term, alpha=coefficient)
+        elif term is not total and coefficient == 1 and len(terms) == 1 and added is not None:
+            torch.add(term, added, out=total)
+            added = None
         elif term is not total:
             torch.mul(term, coefficient, out=total)
     if not terms:
         total.zero_()
-    if keep_anchor and origin is not None:
-        total.add_(origin)
+    if added is not None:
+        total.add_(added)
     if total is not out:
         out.copy_(total)
 

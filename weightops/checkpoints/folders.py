@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from weightops.algebra.source import Source
 from weightops.checkpoints.formats import numbered, parts, shards
 from weightops.errors import CheckpointError
+from weightops.support.json_files import parse_json
 from weightops.support.sibling_files import ADAPTER_CONFIG, is_unrelated
 from weightops.support.text import first_few
 
@@ -135,8 +135,8 @@ def _described(folder: Path) -> list[str]:
 def _listed(file: Path) -> Iterator[str]:
     """Yield the folders that a file of diffusers or of sentence-transformers lists."""
     try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        content = parse_json(file.read_text(encoding="utf-8"))
+    except ValueError:
         return  # another program's file
     if file.name == PIPELINE and isinstance(content, dict):
         yield from (k for k, v in content.items() if isinstance(v, list) and not k.startswith("_"))

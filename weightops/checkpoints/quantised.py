@@ -14,7 +14,7 @@ from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ComputedSource, Source, cut
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.libraries.base import Architecture
-from weightops.checkpoints.quantised_layouts import FLOAT8, Decoder, decoders
+from weightops.checkpoints.quantised_layouts import FLOAT8, Decoder, decoders, sound
 from weightops.errors import CheckpointError
 from weightops.support.lazy import torch
 from weightops.support.text import first_few
@@ -60,7 +60,9 @@ class Dequantised(ComputedSource):
         if name not in self._decoders:
             return self._stored.open(name, scratch)
         parts, spec, decode = self._decoders[name]
-        flat = decode(*(self._stored.read(part) for part in parts)).to(spec.dtype).reshape(-1)
+        with sound(self._stored, name):
+            computed = decode(*(self._stored.read(part) for part in parts))
+            flat = computed.reshape(spec.shape).to(spec.dtype).reshape(-1)
         return lambda start, stop: cut(flat, start, stop)
 
     def working_bytes(self, name: str) -> int:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from weightops.algebra.dtypes import dtype_of
 from weightops.algebra.source import Source, Spec
 from weightops.errors import CheckpointError
+from weightops.support.json_files import parse_json
 from weightops.support.lazy import torch
+from weightops.support.text import first_few
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The values of 4-bit floating-point codes of the OCP Microscaling specification."""
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """The place within 32 bits of each of eight neighbouring columns."""
+_MOST_NUMBERS = 4
+"""The most numbers in a byte, of 2 bits each."""
 FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 
 
@@ -38,11 +42,28 @@ def decoders(stored: Source, settings: Mapping[str, Any]) -> Iterator[tuple[str,
         for suffix, layout in _LAYOUTS.items():
             if name.endswith(suffix):
                 stem = name.removesuffix(suffix)
-                found = layout(stored, stem, settings)
+                with sound(stored, name):
+                    found = layout(stored, stem, settings)
+                    if found and found.spec.numel > _MOST_NUMBERS * _bytes(stored, found.parts):
+                        raise ValueError("it claims more numbers than it stores")
                 if found:
                     new = stem if suffix == "_blocks" else f"{stem}.weight"
                     yield new, found
                     break
+
+
+@contextmanager
+def sound(stored: Source, name: str) -> Iterator[None]:
+    """Refuse quantised tensors that don't fit each other, or what is said of them."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as e:
+        reason = first_few(str(e).splitlines() or [type(e).__name__], 1)
+        raise CheckpointError(f"{name} of {stored.ref} isn't soundly quantised: {reason}") from e
+
+
+def _bytes(stored: Source, names: Iterable[str]) -> int:
+    return sum(stored.specs[name].nbytes for name in names)
 
 
 def _existing(stored: Source, *names: str) -> tuple[str, ...]:
@@ -136,9 +157,11 @@ def _four_bit(stored: Source, stem: str, settings: Mapping[str, Any]) -> Decoder
     )
     if not states:
         return None
-    state = json.loads(stored.read(states[0]).numpy().tobytes())
+    state = parse_json(stored.read(states[0]).numpy().tobytes())
     nested = _existing(stored, f"{weight}.nested_absmax", f"{weight}.nested_quant_map")
     count = torch.Size(state["shape"]).numel()
+    if -(-count // 2) != stored.specs[weight].numel:
+        raise ValueError(f"a shape of {count} numbers, of which others are stored")
 
     def decode(
         codes: torch.Tensor, largest: torch.Tensor, table: torch.Tensor, *more: torch.Tensor
@@ -159,7 +182,9 @@ def _four_bit(stored: Source, stem: str, settings: Mapping[str, Any]) -> Decoder
 
 def _by_block(values: torch.Tensor, factors: torch.Tensor, size: int) -> torch.Tensor:
     """Return flat values, each block of ``size`` of them multiplied by its factor."""
-    return values * factors.repeat_interleave(size)[: len(values)]
+    if len(factors) != -(-len(values) // size):
+        raise ValueError(f"{len(factors)} blocks of {size} don't make {len(values)} numbers")
+    return values * factors.repeat_interleave(min(size, len(values)))[: len(values)]
 
 
 # ------------------------------------------------------- GPTQ, AWQ, compressed-tensors

@@ -92,6 +92,8 @@ def evaluate(
     evaluator = EVALUATORS[name]
     if reference and name != "shift":
         raise click.UsageError("--reference is for --evaluator shift")
+    if len(reference) == 1:
+        raise click.UsageError("a line needs two models or more after --reference")
     with reserved(out, overwrite=overwrite) if out is not None else nullcontext():
         opened = _open_models((*reference, *models), base, strict=strict)
         listed = as_tasks(tasks or EVALUATED)

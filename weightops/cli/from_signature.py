@@ -310,14 +310,16 @@ def translate(text: str, flags: Mapping[str, str]) -> str:
     '--overwrite replaces it; give base='
     >>> translate("overwrite='all' replaces it", {"overwrite": "--overwrite"})
     '--overwrite=all replaces it'
+    >>> translate('split="test" is scored', {"split": "--split"})
+    '--split=test is scored'
     """
 
     def replaced(match: re.Match[str]) -> str:
         name, value = match[1], match[2]
         if name not in flags:
             return match[0]
-        if value.startswith("'"):
+        if value.startswith(("'", '"')):
             return f"{flags[name]}={value[1:-1]}"
         return flags[name] if value in ("", "...", "True") else f"{flags[name]} {value}"
 
-    return re.sub(r"(?<![\w-])([a-z_]+)=(True|\.\.\.|'\w+'|[\w.]*)", replaced, text)
+    return re.sub(r"(?<![\w-])([a-z_]+)=(True|\.\.\.|'\w+'|\"\w+\"|[\w.]*)", replaced, text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from weightops.algebra.linear_form import LinearForm
@@ -14,6 +16,8 @@ from weightops.evaluation.image_model import ImageModel
 from weightops.support.lazy import nn, torch
 from weightops.tasks.class_names import ordered, positions
 from weightops.tasks.task import Task
+
+log = logging.getLogger("weightops")
 
 
 class Classifier(ImageModel):
@@ -57,7 +61,7 @@ class Classifier(ImageModel):
         `encode_image` returns the logits of the classifier's own head. Outputs are matched with
         classes by the names that the configuration records, unless the task says their order;
         without names, they are in the task's order, which for a folder is that of torchvision's
-        ``ImageFolder``.
+        ``ImageFolder``, with a warning.
 
         Raises:
             TaskError: if the head is for another number of classes, or for classes of other names.
@@ -69,6 +73,8 @@ class Classifier(ImageModel):
                 hint="fine-tune the model on the task first, which gives it a new head",
             )
         outputs = _outputs(self.base, task)
+        if self.class_order(task) == "task" and task.class_order is None:
+            _say_order_is_taken(self.base.ref, task.name)
         return torch.eye(len(task.classes), device=self.device)[outputs]
 
     def zero_shot_head(self, task: Task) -> torch.Tensor:
@@ -93,6 +99,16 @@ def _outputs(checkpoint: Checkpoint, task: Task) -> list[int]:
     except TaskError as error:
         hint = "class_order= says in which order the outputs are: task, or a file of names"
         raise TaskError(error.fact, hint=hint) from None
+
+
+@cache
+def _say_order_is_taken(model: str, task: str) -> None:
+    log.warning(
+        "%s records no names of classes: its outputs are taken to be in the order of %s; "
+        "class_order= says another order",
+        model,
+        task,
+    )
 
 
 def _for_learning(checkpoint: Checkpoint, task: Task) -> Checkpoint:

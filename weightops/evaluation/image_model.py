@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 
 from weightops.algebra.devices import pick_device
@@ -27,7 +28,7 @@ from weightops.support.cache import cache_dir
 from weightops.support.lazy import F, nn, torch, without_gradients
 from weightops.support.progress import tracked
 from weightops.support.registry import unknown
-from weightops.tasks.task import SPLITS, Task
+from weightops.tasks.task import SPLITS, Images, Task
 
 log = logging.getLogger("weightops")
 
@@ -38,7 +39,7 @@ _TEXTS_AT_A_TIME = 256
 class ImageModel:
     """A model with an image and a text encoder, and all that is needed to run it.
 
-    It keeps the preprocessed images of tasks between passes.
+    It keeps the preprocessed images of tasks, and the tokens of their prompts, between passes.
 
     Attributes:
         module: has ``encode_image`` and ``encode_text``, and ``visual``, the image encoder.
@@ -56,6 +57,7 @@ class ImageModel:
     base: Checkpoint
     precision: str = "float32"
     _pixels: dict[tuple[Task, str], Pixels] = field(default_factory=dict)
+    _tokens: dict[Task, list[torch.Tensor]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base.ref!r}, {self.device}, {self.precision})"
@@ -127,13 +129,16 @@ class ImageModel:
             raise unknown("split", split, SPLITS)
         if (task, split) not in self._pixels:
             kept_bytes = sum(pixels.kept_bytes for pixels in self._pixels.values())
+            images = task.load(split)
+            _check_labels(images, task, split)
             self._pixels[task, split] = Pixels(
-                task.load(split), self.preprocess, PIXEL_BUDGET - kept_bytes, f"{task.name} {split}"
+                images, self.preprocess, PIXEL_BUDGET - kept_bytes, f"{task.name} {split}"
             )
         return self._pixels[task, split]
 
     def forget(self, task: Task) -> None:
-        """Free the preprocessed images of a task."""
+        """Free the preprocessed images and the tokens of a task."""
+        self._tokens.pop(task, None)
         self._pixels = {key: pixels for key, pixels in self._pixels.items() if key[0] is not task}
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
@@ -173,7 +178,10 @@ class ImageModel:
             raise TaskError(
                 f"{task.name} has no classes, only captions", hint='evaluator="retrieval" scores it'
             )
-        tokens = [self.tokenizer(list(texts)) for texts in task.prompts]
+        if task not in self._tokens:
+            self._tokens[task] = [self.tokenizer(list(texts)) for texts in task.prompts]
+            _warn_of_equal_texts(self._tokens[task], task)
+        tokens = self._tokens[task]
         path = cache_dir() / "heads" / f"{self._text_hash(tokens)}.safetensors"
         with suppress(OSError, SafetensorError, KeyError):
             cached: torch.Tensor = load_file(path)["classes"]
@@ -230,6 +238,47 @@ class ImageModel:
                 digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
                 digest.update(content.data)
         return digest.hexdigest()
+
+
+def _check_labels(images: Images, task: Task, split: str) -> None:
+    """Refuse labels that aren't one index of a class for each image.
+
+    Raises:
+        TaskError: naming the first such label.
+    """
+    labels, classes = np.asarray(images.labels), max(len(task.classes), 1)  # captions have label 0
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise TaskError(
+            f"{task.name} {split} has labels of dtype {labels.dtype} and shape {labels.shape} for "
+            f"{len(images)} images",
+            hint="give an array with the index of a class for each image",
+        )
+    bad = labels[(labels < 0) | (labels >= classes)]
+    if len(bad):
+        raise TaskError(
+            f"{task.name} {split} has {len(bad)} labels such as {bad[0]}, which are the index of "
+            f"none of its {len(task.classes)} classes",
+            hint="the first class has the index 0",
+        )
+
+
+def _warn_of_equal_texts(tokens: Sequence[torch.Tensor], task: Task) -> None:
+    """Warn of classes that the tokenizer can't tell apart, of which one is never guessed."""
+    first: dict[bytes, str] = {}
+    for texts, name in zip(tokens, task.classes, strict=True):
+        other = first.setdefault(texts.cpu().numpy().tobytes(), name)
+        if other != name:
+            _say_texts_are_equal(task.name, other, name)
+
+
+@cache
+def _say_texts_are_equal(task: str, first: str, second: str) -> None:
+    log.warning(
+        "the prompts of %s are equal for the classes %r and %r: a model can't tell them apart",
+        task,
+        first,
+        second,
+    )
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from weightops.errors import printable
+from weightops.hub.fetch import repository_of
 from weightops.hub.push import front_matter
 from weightops.support.invocation import how_it_was_made
 from weightops.support.result_files import CARD
@@ -194,12 +194,7 @@ def base_model(refs: Sequence[str], relation: Relation) -> dict[str, Any]:
     >>> base_model(["org/base@1a2b", "org/other"], "merge")["base_model_revision"]
     {'org/base': '1a2b'}
     """
-    matches = (
-        re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([^:]+))?(:.+)?", ref)
-        for ref in refs
-        if not Path(ref).exists()
-    )
-    repos = {match[1]: match[2] for match in matches if match}
+    repos = dict(filter(None, map(repository_of, refs)))
     if not repos:
         return {}
     pinned = {repo: revision for repo, revision in repos.items() if revision}

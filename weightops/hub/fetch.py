@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
 REPO = r"\w[\w.-]*/\w[\w.-]*"
 """The pattern of names of repositories."""
+
+
+_REF = re.compile(rf"(?:dequantized:)?({REPO})(?:@([^:@]+))?(?::.+)?")
+
+
+def repository_of(ref: str) -> tuple[str, str | None] | None:
+    """Return the repository that a ref names, and its revision; None if it names a place here.
+
+    >>> repository_of("org/base@1a2b:model.safetensors"), repository_of("base")
+    (('org/base', '1a2b'), None)
+    """
+    match = _REF.fullmatch(ref)
+    return (match[1], match[2]) if match and not Path(ref).exists() else None
 
 
 def fetch(

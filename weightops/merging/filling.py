@@ -1,4 +1,4 @@
-"""Put a part of a model, such as its language model, into the model that has all else."""
+"""Take what isn't merged from another model: other tensors, or the files beside the weights."""
 
 from __future__ import annotations
 
@@ -39,6 +39,37 @@ def fill_missing(part: Checkpoint, whole: Checkpoint) -> Checkpoint:
     _check_head(part, whole, form, rest)
     stack = Stack([whole.form.part(rest), form])
     return Checkpoint(LinearForm.of(stack), whole.architecture)
+
+
+def like(merged: Checkpoint, model: Checkpoint, *, by_token: bool) -> Checkpoint:
+    """Return merged weights with the configuration, tokenizer and other files of a model.
+
+    The depth, and what else merging has changed in the configuration, stays.
+
+    Args:
+        merged: the weights.
+        model: the model.
+        by_token: leave out of account the number of rows, since the vocabulary is another.
+
+    Raises:
+        RecipeError: if the model's tensors outside of the layers have other shapes.
+    """
+    first = 1 if by_token else 0
+    other = [
+        f"{name} {tuple(spec.shape)} / {tuple(model.specs[name].shape)}"
+        for name, spec in merged.specs.items()
+        if layer_of(name) is None
+        and name in model.specs
+        and spec.shape[first:] != model.specs[name].shape[first:]
+    ]
+    if other:
+        raise RecipeError(
+            f"the result can't have the configuration of {model.ref}, whose tensors have other "
+            f"shapes: {first_few(other)}"
+        )
+    if merged.architecture is None or model.architecture is None:
+        return merged
+    return Checkpoint(merged.form, model.architecture.changed(merged.architecture.changes))
 
 
 def _in_names_of(part: Checkpoint, whole: Checkpoint) -> LinearForm:

@@ -13,6 +13,7 @@ from weightops.algebra.provenance import provenance
 from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ComputedSource, Source
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.ties import architecture_of_ends, names_apart
 from weightops.engine.evaluate import buffered, reader
 from weightops.engine.plan import plan
 from weightops.errors import CheckpointError, RecipeError
@@ -191,8 +192,11 @@ def stack_layers(
     Raises:
         RecipeError: if weightops can't change the number of layers of the architecture.
     """
+    form = LinearForm.of(Stack([part.form for part in parts]))
     architecture = parts[0].architecture
     if architecture is not None:
+        if names_apart(form, models[0].form):
+            architecture = architecture_of_ends(form, models[0]) or architecture
         try:
             for tower, count in stacked_towers(models[0].specs, module).items():
                 section, keys = depth_keys(tower, architecture.config)
@@ -205,4 +209,4 @@ def stack_layers(
                 )
         except CheckpointError as error:
             raise RecipeError(error.fact, hint=error.hint) from error
-    return Checkpoint(LinearForm.of(Stack([part.form for part in parts])), architecture)
+    return Checkpoint(form, architecture)

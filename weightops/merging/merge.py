@@ -121,7 +121,7 @@ def merge(
         refuse_statistic(model)
     start = open_checkpoint(opened[0] if base is None else base)
     if base is None:
-        forms = _weights(opened, start, strict, align)
+        forms, start = _weights(opened, start, strict, align)
     else:
         forms, start = _deltas(opened, start, strict, align)
     source = MethodSource(
@@ -140,24 +140,36 @@ def merge(
 
 def _weights(
     models: Sequence[Checkpoint], first: Checkpoint, strict: bool, align: bool
-) -> list[LinearForm]:
-    opened = [open_matched(model, first, strict=strict) for model in models[1:]]
-    opened = [first, *(_aligned(opened, first) if align else opened)]
+) -> tuple[list[LinearForm], Checkpoint]:
+    """Return the forms of models, and the first of them with all the names that they have."""
+    opened, whole = _with_ends(models[1:], first, strict)
+    opened = [whole, *(_aligned(opened, whole) if align else opened)]
     for other in opened[1:]:
-        check_match(first.form, other.form)
-    return [checkpoint.form for checkpoint in opened]
+        check_match(whole.form, other.form)
+    return [checkpoint.form for checkpoint in opened], whole
 
 
 def _deltas(
     models: Sequence[CheckpointLike], base: Checkpoint, strict: bool, align: bool
 ) -> tuple[list[LinearForm], Checkpoint]:
     """Return the task vectors of models, and the base with all the names that they have."""
-    opened = [open_matched(model, base, strict=strict) for model in models]
-    whole = with_tied_names(base, [name for model in opened for name in model.specs])
-    if whole is not base:
-        opened = [open_matched(model, whole) for model in models]
+    opened, whole = _with_ends(models, base, strict)
     opened = _aligned(opened, whole) if align else opened
     return [LinearForm.difference(model.form, whole.form)[0] for model in opened], whole
+
+
+def _with_ends(
+    models: Sequence[CheckpointLike], first: Checkpoint, strict: bool
+) -> tuple[list[Checkpoint], Checkpoint]:
+    """Return models in the names of a first, all with the ends that one of them has untied."""
+    opened = [open_matched(model, first, strict=strict) for model in models]
+    whole = with_tied_names(first, [name for model in opened for name in model.specs])
+    if whole is not first:
+        opened = [open_matched(model, whole) for model in models]
+    return [
+        model if whole.specs.keys() <= model.specs.keys() else with_tied_names(model, whole.specs)
+        for model in opened
+    ], whole
 
 
 def _aligned(models: Sequence[Checkpoint], reference: Checkpoint) -> list[Checkpoint]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightops.errors import RecipeError
-from weightops.merging.mergekit_checks import check_kinds
+from weightops.merging.mergekit_checks import check_kinds, layer_range
 from weightops.merging.mergekit_methods import TRANSLATIONS, Translation
 from weightops.merging.mergekit_parameters import Models, Reader, methods_options, methods_weights
 from weightops.merging.yaml_lines import LinedDict, LinedList, line_of, lines_of, located
@@ -20,13 +20,14 @@ _TOP = (
     *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype"),
     *("out_dtype", "tokenizer_source", "tokenizer", "chat_template", "name"),
 )
+_ITS_OWN = ("merge_method", "parameters", "out_dtype", "tokenizer_source")
 _SLICE = ("sources", "parameters", "base_model")
 _MODULE = ("slices", "models", "parameters")
 
 
 def looks_like_mergekit(content: Mapping[str, Any]) -> bool:
-    """Return True for a mapping with mergekit's keys."""
-    return "merge_method" in content
+    """Return True for a mapping with keys that only mergekit has."""
+    return any(key in content for key in _ITS_OWN)
 
 
 def translate(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,6 +50,10 @@ class _Document:
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         self.content, self.reader = content, Reader()
+        if content.get("merge_method") is None:
+            first = next(key for key in _ITS_OWN if key in content)
+            with located(line_of(content, first)):
+                raise RecipeError(f"a recipe with {first} is one of mergekit's: no merge_method")
         with located(line_of(content, "merge_method")):
             name = content["merge_method"]
             if name not in TRANSLATIONS:
@@ -61,24 +66,28 @@ class _Document:
         """Return the recipe."""
         content = self.content
         self.reader.check_keys(content, _TOP, "the top level")
-        given = [key for key in ("models", "slices", "modules") if content.get(key)]
-        with located(line_of(content, given[-1]) if given else ""):
+        parts = [key for key in ("models", "slices", "modules") if key in content]
+        given = [key for key in parts if content[key]]
+        with located(line_of(content, (given or parts or ["merge_method"])[-1])):
             if len(given) != 1:
                 raise RecipeError("exactly one of models, slices and modules must be there")
         recipe = self._modules() if given == ["modules"] else self._body(content, [])
         tokenizer = self._tokenizer(recipe)
         dtype = str(content.get("out_dtype") or content.get("dtype") or "")
         settings = {
+            "like": None if self.base in (None, _start_of(recipe)) else self.base,
             "dtype": dtype.removeprefix("torch."),
             "tokenizer": tokenizer,
             "chat_template": content.get("chat_template"),
             "name": content.get("name"),
         }
-        written, lines = lines_of(content), {}
+        written = lines_of(content)
+        lines: dict[str, int] = {}
         for key in settings:
             for old in (key, f"out_{key}", f"{key}_source"):
                 if old in written:
                     lines[key] = written[old]
+        lines["like"] = written.get("base_model", 0)
         present = {key: value for key, value in settings.items() if value}
         return LinedDict({**recipe, **present}, {**lines_of(recipe), **lines})
 
@@ -115,7 +124,7 @@ class _Document:
         self.reader.check_shared([piece.get("parameters")], self.translation)
         entries = self._entries(piece, "sources")
         base = self._reference(piece, "base_model") or self.base
-        spans = [entry.get("layer_range") for entry in entries]
+        spans = [layer_range(entry) for entry in entries]
         given = [piece.get("parameters"), *scopes]
         recipe = self._merge(entries, base, given, first=first)
         if any(spans):
@@ -192,6 +201,9 @@ class _Document:
                 count = {1: "one model", 2: "two models"}[wanted or 1]
                 beside = "" if rule == "optional" else "base_model and "
                 raise RecipeError(f"{name} takes {beside}{count}; here are {len(others)} beside it")
+            fewest = self.translation.fewest
+            if len(others) < fewest:
+                raise RecipeError(f"{name} takes base_model and at least {fewest} models beside it")
             if rule == "first":
                 own = [entry for entry in entries if entry["model"] == base]
                 return [*(own or [LinedDict({"model": base})]), *others], None
@@ -251,14 +263,22 @@ class _Document:
             return self.reader.reference(value)
 
 
+def _start_of(recipe: Mapping[str, Any]) -> str | None:
+    """Return the model whose files a recipe's result has, if no key says it."""
+    if "modules" in recipe:
+        return None
+    part = recipe["slices"][0] if "slices" in recipe else recipe
+    start: str = part.get("base") or part["models"][0]["model"]
+    return start
+
+
 def _start(entry: Mapping[str, Any]) -> int:
     """Return the first layer that is taken from a model."""
-    span = entry.get("layer_range")
-    return span[0] if isinstance(span, list) and span and type(span[0]) is int else 0
+    span = layer_range(entry)
+    return span[0] if span else 0
 
 
 def _length(piece: Mapping[str, Any]) -> int:
-    """Return the number of layers of a slice; 0 if it is not well-formed, which is said later."""
-    spans = [entry.get("layer_range") for entry in piece.get("sources") or ()]
-    whole = spans and isinstance(spans[0], list) and all(type(v) is int for v in spans[0])
-    return spans[0][1] - spans[0][0] if whole and len(spans[0]) == 2 else 0
+    """Return the number of layers of a slice; 0 if it has none, which is said later."""
+    span = layer_range(piece["sources"][0])
+    return span[1] - span[0] if span else 0

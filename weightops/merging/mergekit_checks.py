@@ -44,24 +44,53 @@ def _check_merge(content: Mapping[str, Any]) -> None:
         _check_model(_entry(content["models"], i, "an entry of models"))
     for i in range(len(content.get("slices") or ())):
         piece = _entry(content["slices"], i, "an entry of slices")
-        _check(piece, "sources", list)
-        _check(piece, "base_model", str, dict)
-        _check_parameters(piece)
-        if not piece.get("sources"):
-            raise RecipeError("an entry of slices has no sources")
-        for j in range(len(piece["sources"])):
-            _check_model(_entry(piece["sources"], j, "an entry of sources"))
+        with located(line_of(content["slices"], i)):
+            _check_sources(piece)
+
+
+def _check_sources(piece: Mapping[str, Any]) -> None:
+    """Check the sources of a slice, which all have layers, or none."""
+    _check(piece, "sources", list)
+    _check(piece, "base_model", str, dict)
+    _check_parameters(piece)
+    if not piece.get("sources"):
+        raise RecipeError("an entry of slices has no sources")
+    sources = piece["sources"]
+    for i in range(len(sources)):
+        _check_model(_entry(sources, i, "an entry of sources"))
+    lacking = [i for i, source in enumerate(sources) if source.get("layer_range") is None]
+    if 0 < len(lacking) < len(sources):
+        with located(line_of(sources, lacking[0])):
+            raise RecipeError("a source has no layer_range, and others of its slice have")
 
 
 def _check_model(entry: Mapping[str, Any]) -> None:
     _check(entry, "model", str, dict)
     _check_parameters(entry)
+    layer_range(entry)
+
+
+def layer_range(entry: Mapping[str, Any]) -> list[int] | None:
+    """Return the layers of a source, of which mergekit takes 3.0 and "3" for 3, too.
+
+    Raises:
+        RecipeError: naming the line, if they aren't two whole numbers.
+    """
     span = entry.get("layer_range")
-    if span is not None and not (
-        isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)
-    ):
-        with located(line_of(entry, "layer_range")):
-            raise RecipeError(f"layer_range is {span!r:.80}, and must be two whole numbers")
+    if span is None:
+        return None
+    try:
+        ends = [float(end) for end in span if not isinstance(end, bool)]
+        whole = isinstance(span, list) and all(end.is_integer() for end in ends)
+        if whole and len(span) == len(ends) == 2 and 0 <= ends[0] < ends[1]:
+            return [int(end) for end in ends]
+    except (TypeError, ValueError, OverflowError):
+        pass
+    with located(line_of(entry, "layer_range")):
+        raise RecipeError(
+            f"layer_range is {span!r:.80}, and must be two whole numbers: the first layer, counted "
+            "from 0, and the one after the last"
+        )
 
 
 def _check_parameters(content: Mapping[str, Any]) -> None:

@@ -32,6 +32,7 @@ class Translation:
         divisor: the values of the method's option ``normalize`` for False and True.
         rescale: mergekit's default of ``rescale``, or None if the method hasn't the parameter.
         others: the number of models beside the base, where it is fixed.
+        fewest: the least number of models beside the base.
         base: the part of base_model: the base of the task vectors, "needed" or "optional"; the
             "first" of the models; or an "ordinary" model.
         variants: flag -> the method that it chooses, with its options, where it isn't the default.
@@ -48,6 +49,7 @@ class Translation:
     divisor: tuple[Any, Any] = ("none", "weights")
     rescale: bool | None = None
     others: int | None = None
+    fewest: int = 0
     base: Scope = "needed"
     variants: Mapping[str, Variant] = field(default_factory=dict)
     required: tuple[str, ...] = ()
@@ -109,6 +111,7 @@ TRANSLATIONS = {
     "model_stock": Translation(
         "model_stock",
         fixed={"cosine_floor": 1e-6},
+        fewest=2,
         variants={"filter_wise": Variant(False, "model_stock_rows", {})},
     ),
     "task_arithmetic": Translation("task_arithmetic", weight=True, normalize=False),

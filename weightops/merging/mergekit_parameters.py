@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 from weightops.algebra.names import PerTensor
 from weightops.errors import RecipeError
+from weightops.merging.mergekit_checks import layer_range
 from weightops.merging.mergekit_methods import TRANSLATIONS, Translation
 from weightops.merging.mergekit_values import renumbered, scoped
 from weightops.merging.methods.table import METHODS
+from weightops.merging.recipe_values import options_of
 from weightops.merging.yaml_lines import line_of, located
 
 log = logging.getLogger("weightops")
@@ -19,6 +21,8 @@ _EVERY_PARAMETER = {
     name for method in TRANSLATIONS.values() for name in method.for_all | method.for_one
 } - {"int8_mask"}
 _FRACTIONS = ("density", "gamma", "select_topk")
+_YES = ("true", "1", "yes", "on", "y", "t")
+_NO = ("false", "0", "no", "off", "n", "f")
 _SILENT = ("int8_mask",)
 """Parameters that change how mergekit computes, never what."""
 
@@ -120,7 +124,8 @@ class Models(NamedTuple):
         for i, entry in enumerate(self.entries):
             scopes = [(entry.get("parameters") or {}).get(key), *settings]
             if self.shifts and self.shifts[i]:
-                scopes = [renumbered(scope, self.shifts[i]) for scope in scopes]
+                layers = range(*(layer_range(entry) or (0, 1000)))
+                scopes = [renumbered(scope, self.shifts[i], layers) for scope in scopes]
             values.append(scoped(*scopes, default))
         return values
 
@@ -138,24 +143,26 @@ def methods_options(models: Models) -> tuple[str, dict[str, Any]]:
         with located(models.line(key)):
             if key in translation.required and _is_partial(value):
                 raise RecipeError(f"{models.name} needs {key}", hint=f"parameters: {{{key}: 0.5}}")
-            _check_fraction(key, value)
+            value = _checked(translation.method, option, key, value)
         if value is not None:
             options[option] = value
     for key, option in translation.each.items():
         values = models.each(key)
-        for entry, value in zip(models.entries, values, strict=True):
+        for i, entry in enumerate(models.entries):
             with located(line_of(entry.get("parameters"), key) or models.line(key)):
-                _check_fraction(key, value)
+                values[i] = _checked(translation.method, option, key, values[i])
         if any(value != values[0] for value in values):
             options[option] = {"each": [1.0 if value is None else value for value in values]}
         elif values[0] is not None:
             options[option] = values[0]
     if translation.normalize is not None:
         value = models.shared("normalize", translation.normalize)
-        options["normalize"] = _chosen(value, translation.divisor)
+        with located(models.line("normalize")):
+            options["normalize"] = _chosen(value, translation.divisor, "normalize")
     if translation.rescale is not None:
         value = models.shared("rescale", translation.rescale)
-        options["rescale"] = _chosen(value, ("none", "l1"))
+        with located(models.line("rescale")):
+            options["rescale"] = _chosen(value, ("none", "l1"), "rescale")
     for flag, variant in translation.variants.items():
         with located(models.line(flag)):
             if _flag(models.shared(flag, variant.default), flag) != variant.default:
@@ -185,6 +192,17 @@ def _is_partial(value: PerTensor) -> bool:
     return value is None or (isinstance(value, Mapping) and "*" not in value)
 
 
+def _checked(method: str, option: str, key: str, value: PerTensor) -> PerTensor:
+    """Return the value of a parameter, which the option of a method can have."""
+    if value is None:
+        return None
+    _check_fraction(key, value)
+    if isinstance(METHODS[method].options[option].default, bool):
+        value = _chosen(value, (False, True), key)
+    METHODS[method].check(options_of({option: value}))
+    return value
+
+
 def _check_fraction(key: str, value: Any) -> None:
     """Refuse a fraction that isn't from 0 to 1, at any tensor."""
     if isinstance(value, (Mapping, list)):
@@ -196,14 +214,16 @@ def _check_fraction(key: str, value: Any) -> None:
         raise RecipeError(f"{key} is a fraction, from 0 to 1, not {value!r:.80}")
 
 
-def _chosen(value: PerTensor, choices: tuple[Any, Any]) -> PerTensor:
+def _chosen(value: PerTensor, choices: tuple[Any, Any], name: str) -> PerTensor:
     """Return the choice for a flag, by tensor where the flag is."""
     if isinstance(value, Mapping):
-        return {pattern: _chosen(inner, choices) for pattern, inner in value.items()}
-    return choices[bool(value)]
+        return {pattern: _chosen(inner, choices, name) for pattern, inner in value.items()}
+    return choices[_flag(value, name)]
 
 
 def _flag(value: Any, name: str) -> bool:
-    if isinstance(value, (bool, int, float)):
-        return bool(value)
-    raise RecipeError(f"{name} is true or false for all tensors, not {value!r}")
+    """Return a truth value, which mergekit reads from 0, 1 and words such as "no", too."""
+    word = str(int(value) if isinstance(value, float) and value in (0, 1) else value).lower()
+    if word in _YES or word in _NO:
+        return word in _YES
+    raise RecipeError(f"{name} is true or false for all tensors, not {value!r:.80}")

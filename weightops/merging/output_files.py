@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -11,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from weightops.checkpoints.libraries.base import Architecture
+from weightops.errors import CheckpointError
 from weightops.merging.chat_templates import chat_template
 from weightops.merging.vocabulary import FILES, SETTINGS, TEMPLATE, Vocabulary
 from weightops.support.atomic import atomic_output
 from weightops.support.cache import cache_dir
 from weightops.support.json_files import read_json
+from weightops.support.text import first_few
+
+log = logging.getLogger("weightops")
 
 _GENERATION = "generation_config.json"
 _TOKEN_ID = re.compile(r".*_token_ids?|.*_token_index")
@@ -154,7 +159,30 @@ def with_chat_template(
     return with_files(architecture, files)
 
 
-def differing_tokens(folders: Mapping[str, Path]) -> tuple[str, list[str]] | None:
+def warn_of_differing_tokens(folders: Mapping[str, Path]) -> None:
+    """Warn of models whose rows are merged by number though their tokens have other numbers.
+
+    Args:
+        folders: ref -> the folder of each model.
+    """
+    try:
+        found = _differing_tokens(folders)
+    except CheckpointError as error:
+        log.warning("the tokenizers aren't compared: %s", error.fact)
+        return
+    if found is not None:
+        ref, tokens = found
+        log.warning(
+            "the tokenizers of %s and %s differ in %d tokens, such as %s, and rows are merged by "
+            "number; tokenizer: {source: union} merges them by token",
+            next(iter(folders)),
+            ref,
+            len(tokens),
+            first_few([repr(token) for token in tokens]),
+        )
+
+
+def _differing_tokens(folders: Mapping[str, Path]) -> tuple[str, list[str]] | None:
     """Return the first model whose tokens have other ids than the first one's, and these tokens."""
     first: Vocabulary | None = None
     start = b""

@@ -65,6 +65,8 @@ class Recipe:
         tokenizer: the vocabulary to merge by token; None merges rows by their numbers.
         chat_template: "auto", the name of a chat template, or its text; None for the base's.
         fill_missing: the ref of the whole model that what is merged is a part of, or None.
+        like: the ref of the model whose configuration, tokenizer and other files the result has; by
+            default the base's, or the first model's.
         name: what the merge is called, by which recipes beside it may refer to it.
         named: name -> a recipe that this one may name as a model.
         packed_experts: merge all experts of a layer as one tensor, where transformers has them so
@@ -103,6 +105,7 @@ class Recipe:
     tokenizer: TokenizerChoice | None = None
     chat_template: str | None = None
     fill_missing: str | None = None
+    like: str | None = None
     name: str | None = None
     named: Mapping[str, Recipe] = field(default_factory=dict)
     packed_experts: bool = False
@@ -237,6 +240,7 @@ class Recipe:
             "tokenizer": self.tokenizer and self.tokenizer.to_dict(),
             "chat_template": self.chat_template,
             "fill_missing": self.fill_missing,
+            "like": self.like,
             "packed_experts": self.packed_experts,
             "name": self.name,
             "named": {name: recipe.to_dict() for name, recipe in self.named.items()},
@@ -330,6 +334,7 @@ def _joined(recipes: list[Recipe]) -> Recipe:
     for recipe in recipes:
         if recipe is not last:
             if recipe.name in named:
-                raise RecipeError(f"two recipes have the name {recipe.name}")
+                with located(recipe.lines.get("name", "")):
+                    raise RecipeError(f"two recipes have the name {recipe.name}")
             named[str(recipe.name)] = recipe
     return replace(last, named={**last.named, **named})

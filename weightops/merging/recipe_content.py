@@ -27,7 +27,7 @@ from weightops.support.registry import unknown
 KEYS = (
     *("method", "base", "models", "slices", "modules", "alpha", "options", "seed", "rank", "dtype"),
     *("batchnorm", "tokenizer", "chat_template", "fill_missing", "name", "named", "base_layers"),
-    *("mixture", "align", "packed_experts"),
+    *("mixture", "align", "packed_experts", "like"),
 )
 WHOLE = (
     "dtype",
@@ -35,11 +35,13 @@ WHOLE = (
     "tokenizer",
     "chat_template",
     "fill_missing",
+    "like",
     "named",
     "name",
     "packed_experts",
 )
 """The keys that belong to a whole recipe, not to a slice or a module of it."""
+_NAMES = ("dtype", "batchnorm", "fill_missing", "like", "name")
 _MODEL_KEYS = ("model", "weight", "layers", "statistics")
 
 
@@ -50,7 +52,7 @@ def whole_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         RecipeError: for a value that its key can't have.
         UnknownNameError: for an unknown key.
     """
-    fields = {key: content.get(key) for key in ("dtype", "batchnorm", "fill_missing", "name")}
+    fields = {key: content.get(key) for key in _NAMES}
     for key, value in fields.items():
         if not isinstance(value, (str, type(None))):
             raise RecipeError(f"{key} is {value!r:.80}, and must be a name")
@@ -76,7 +78,7 @@ def whole_lines(content: Mapping[str, Any]) -> dict[str, str]:
     tokenizer = content.get("tokenizer")
     tokens = tokenizer.get("tokens") if isinstance(tokenizer, Mapping) else None
     lines = {str(token): line_of(tokens, token) for token in tokens or ()}
-    keys = ("tokenizer", "chat_template", "fill_missing")
+    keys = ("tokenizer", "chat_template", "fill_missing", "like", "name")
     return lines | {key: line_of(content, key) for key in keys}
 
 

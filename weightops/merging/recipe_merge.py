@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightops.algebra.linear_form import LinearForm, check_match
+from weightops.algebra.names import layer_of
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import open_any
+from weightops.checkpoints.ties import with_tied_names
 from weightops.errors import CheckpointError, RecipeError, SpaceError, WeightopsError
 from weightops.hub.cards import merge_card
-from weightops.merging.filling import fill_missing
+from weightops.merging.filling import fill_missing, like
 from weightops.merging.layers import Stack, stack_layers, take_layers
 from weightops.merging.mixture import family_of, make_mixture
 from weightops.merging.mixture_choice import Mixture
-from weightops.merging.output_files import differing_tokens, with_chat_template
+from weightops.merging.output_files import warn_of_differing_tokens, with_chat_template
 from weightops.merging.recipe_models import is_elementwise, merge_models, with_packed_experts
+from weightops.merging.recipe_parts import leaves_of, only_stacks, refs_of
 from weightops.merging.tokenizers import TokenMap
 from weightops.merging.towers import belongs
 from weightops.merging.yaml_lines import located
@@ -63,7 +66,7 @@ class RecipeMerge:
         self._tokens: TokenMap | None = None
         self._has_packed = False
         packs = recipe.forgiving or recipe.packed_experts
-        self._packs = packs and not all(is_elementwise(leaf.method) for leaf in _leaves(recipe))
+        self._packs = packs and not all(is_elementwise(leaf.method) for leaf in leaves_of(recipe))
 
     def run(self) -> Checkpoint:
         """Merge the models; the result is lazy, unless it needs images."""
@@ -81,7 +84,7 @@ class RecipeMerge:
 
             base = self.open(recipe.base) if recipe.base else None
             merged = with_batchnorm(merged, recipe.batchnorm, base)
-        names = distinct_names(_refs(recipe))
+        names = distinct_names(refs_of(recipe))
         merged.recipe = portable(renamed(recipe.to_dict(), names))
         merged.card = merge_card(
             recipe.method,
@@ -100,16 +103,18 @@ class RecipeMerge:
     def _whole(self) -> Checkpoint:
         """Merge by the whole recipe; the result has no dtype, recipe or card yet."""
         recipe = self.recipe
-        refs = _refs(recipe)
+        refs = refs_of(recipe)
         if recipe.tokenizer is not None:
             with located(recipe.lines.get("tokenizer", "")):
                 self._tokens = self._token_map(refs)
-        elif len(refs) > 1 and not recipe.mixture and not _only_stacks(recipe):
+        elif len(refs) > 1 and not recipe.mixture and not only_stacks(recipe):
             self._warn_of_vocabularies(refs)
         merged, self.recipe = self._part(recipe, None)
         if recipe.fill_missing is not None:
             with located(recipe.lines.get("fill_missing", "")):
                 merged = fill_missing(merged, self.open(recipe.fill_missing))
+        if recipe.like is not None:
+            merged = self._like(merged, recipe.like)
         architecture = merged.architecture
         if architecture is not None and self._tokens is not None:
             architecture = self._tokens.architecture(architecture)
@@ -124,6 +129,17 @@ class RecipeMerge:
         if architecture is merged.architecture:
             return merged
         return Checkpoint(merged.form, architecture)
+
+    def _like(self, merged: Checkpoint, ref: str) -> Checkpoint:
+        """Return what is merged with the files of a model beside it."""
+        with located(self.recipe.lines.get("like", "")):
+            try:
+                return like(merged, self.open(ref), by_token=self._tokens is not None)
+            except RecipeError as error:
+                if not self.recipe.forgiving:
+                    raise
+                log.warning("%s", error.fact)
+        return merged
 
     def _part(self, recipe: Recipe, module: str | None) -> tuple[Checkpoint, Recipe]:
         """Merge by a recipe, and return the recipe without the patterns that match nothing."""
@@ -234,7 +250,7 @@ class RecipeMerge:
         opened = {}
         for ref in refs:
             with located(recipe.lines.get(ref, "")):
-                opened[ref] = self.open(ref)
+                opened[ref] = self._with_ends(self.open(ref))
         if self._tokens is None:
             return opened
         first = opened[refs[0]]
@@ -243,6 +259,20 @@ class RecipeMerge:
         }
         base = self._tokens.base if self._tokens.base in matched else None
         return self._tokens.mapped(matched, base)
+
+    @cached_property
+    def _ends(self) -> set[str]:
+        """The names outside of the layers that models of a stack have, or those merged by token."""
+        if not self.recipe.slices and self._tokens is None:
+            return set()  # `merge` compares the models
+        names = (name for ref in refs_of(self.recipe) for name in self.open(ref).specs)
+        return {name for name in names if layer_of(name) is None}
+
+    def _with_ends(self, model: Checkpoint) -> Checkpoint:
+        """Return a model with the head that others have, if its own is tied to its embeddings."""
+        if model.form.space != "weights" or self._ends <= model.specs.keys():
+            return model
+        return with_tied_names(model, self._ends)
 
     def open(self, ref: str) -> Checkpoint:
         """Open a model once: a ref, the name of a recipe, or one of them with ``+`` an adapter."""
@@ -282,7 +312,7 @@ class RecipeMerge:
         """Return the vocabulary of the merge."""
         choice = self.recipe.tokenizer
         assert choice is not None
-        base = choice.base or next(filter(None, [r.base for r in _leaves(self.recipe)]), None)
+        base = choice.base or next(filter(None, [r.base for r in leaves_of(self.recipe)]), None)
         models = {}
         for ref in dict.fromkeys([*([base] if base else []), *refs]):
             with located(self._line_of(ref)):
@@ -304,7 +334,7 @@ class RecipeMerge:
 
     def _line_of(self, ref: str) -> str:
         """Return the line of a model, where it is known."""
-        recipes = [self.recipe, *_leaves(self.recipe)]
+        recipes = [self.recipe, *leaves_of(self.recipe)]
         return next(filter(None, (recipe.lines.get(ref) for recipe in recipes)), "")
 
     def _warn_of_vocabularies(self, refs: Sequence[str]) -> None:
@@ -314,36 +344,4 @@ class RecipeMerge:
                 architecture = self.open(ref).architecture
             if architecture is not None and architecture.library == "transformers":
                 folders[ref] = architecture.folder
-        try:
-            found = differing_tokens(folders)
-        except CheckpointError as error:
-            log.warning("the tokenizers aren't compared: %s", error.fact)
-            return
-        if found is not None:
-            ref, tokens = found
-            log.warning(
-                "the tokenizers of %s and %s differ in %d tokens, such as %s, and rows are merged "
-                "by number; tokenizer: {source: union} merges them by token",
-                next(iter(folders)),
-                ref,
-                len(tokens),
-                first_few([repr(token) for token in tokens]),
-            )
-
-
-def _leaves(recipe: Recipe) -> list[Recipe]:
-    """Return the recipes within a recipe that have models of their own."""
-    inner = [*recipe.slices, *recipe.modules.values()]
-    return [leaf for part in inner for leaf in _leaves(part)] if inner else [recipe]
-
-
-def _refs(recipe: Recipe) -> list[str]:
-    """Return the refs of all models of a recipe, the base first."""
-    refs: dict[str, None] = {}
-    for leaf in _leaves(recipe):
-        refs |= dict.fromkeys([*([leaf.base] if leaf.base else []), *leaf.models])
-    return list(refs)
-
-
-def _only_stacks(recipe: Recipe) -> bool:
-    return all(len({*leaf.models, leaf.base} - {None}) == 1 for leaf in _leaves(recipe))
+        warn_of_differing_tokens(folders)

@@ -40,7 +40,7 @@ def merge_models(
         strict: refuse models that are configured differently, instead of warning.
         open_model: opens what else the recipe names by a ref.
     """
-    if recipe.dtype:
+    if recipe.dtype or recipe.forgiving:
         models, base = _widened(models, base)
     if recipe.forgiving:
         recipe = _without_unmatched(recipe, (base or models[0]).specs)

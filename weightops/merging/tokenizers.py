@@ -33,7 +33,7 @@ from weightops.support.text import first_few
 log = logging.getLogger("weightops")
 
 _BY_TOKEN = re.compile(
-    r"(.*\.)?(embed_tokens\w*|wte|word_embeddings|tok_embeddings|embed_in|shared|lm_head|embed_out"
+    r"(.*\.)?(embed_tokens\w*|wte|(word_|tok_)?embeddings|embed_in|shared|lm_head|embed_out"
     r"|lm_head\.decoder|predictions|predictions\.decoder|vocab_projector|final_logits_bias)"
     r"(\.weight|\.bias)?|(model\.)?output\.weight"
 )

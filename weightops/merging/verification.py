@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from weightops.algebra.linear_form import LinearForm, tied_names
@@ -25,6 +27,9 @@ from weightops.support.text import first_few
 RECIPES = (RECIPE, "mergekit_config.yml", "mergekit_config.yaml")
 """Files of a merged folder that say how it was made."""
 
+_DECOMPOSED = 1e-4
+"""How far singular value decompositions may be apart, relative to what they are of."""
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -39,6 +44,7 @@ class Verification:
         missing: the tensors that the output lacks.
         extra: the tensors that only the output has.
         reshaped: the tensors that have another shape or dtype, each with both.
+        error: the relative difference of a tensor that is none, either, as that of decompositions.
     """
 
     output: str
@@ -48,6 +54,7 @@ class Verification:
     missing: Sequence[str] = ()
     extra: Sequence[str] = ()
     reshaped: Mapping[str, str] = field(default_factory=dict)
+    error: float = 0.0
 
     @property
     def differing(self) -> dict[str, Difference]:
@@ -55,7 +62,8 @@ class Verification:
         return {
             name: found
             for name, found in self.differences.items()
-            if found.other and (self.exact or not found.is_rounding)
+            if found.other
+            and (self.exact or not (found.is_rounding or found.relative <= self.error))
         }
 
     @property
@@ -122,8 +130,9 @@ def verify(
         )
     try:
         actual = open_ref(output)
-        made = _Made.of(output, actual, recipe, base, adapters, inputs, device)
-        return _compared(str(output), actual, made)
+        with ExitStack() as stack:
+            made = _Made.of(output, actual, recipe, base, adapters, inputs, device, stack)
+            return _compared(str(output), actual, made)
     except (UnverifiedError, OptionError):
         raise
     except (WeightopsError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -140,6 +149,7 @@ class _Made:
     base: Checkpoint | None
     by: str
     exact: bool
+    error: float = 0.0
 
     @classmethod
     def of(
@@ -151,8 +161,9 @@ class _Made:
         adapters: Sequence[str],
         inputs: Sequence[str | Path],
         device: str,
+        stack: ExitStack,
     ) -> _Made:
-        """Compute an output again, lazily."""
+        """Compute an output again, lazily; what it needs on the disk is there for the stack."""
         record = dict(actual.form.sources[0].made_from)
         given = recipe or base
         recorded = set() if given else fingerprints_in(record)
@@ -168,16 +179,14 @@ class _Made:
                 where.check(fingerprints_in(provenance(form)))
                 return cls(Checkpoint(form, start.architecture), start, _summed(record), True)
             found, name = stated, _named(stated)
-        if found.rank is not None:
-            raise UnverifiedError(
-                f"{output} can't be checked: adapters were merged and cut to rank {found.rank}, "
-                "which more than one pair of matrices may be the best of"
-            )
         merge = RecipeMerge(found, device=device, open_ref=open_any if base else where.open)
         merged = merge.run()
         exact = "terms" in record and "verb" not in (record.get("recipe") or {}) and not given
         if exact:
             where.check(fingerprints_in(provenance(merged.form)))
+        if found.rank is not None:
+            place = Path(stack.enter_context(TemporaryDirectory())) / "adapter"
+            return cls(open_ref(merged.save(place)), None, name, False, _DECOMPOSED)
         return cls(merged, merge.open(found.base) if found.base else None, name, exact)
 
 
@@ -245,6 +254,7 @@ def _compared(output: str, actual: Checkpoint, made: _Made) -> Verification:
         missing=[n for n in expected.specs if n not in actual.specs and n not in aliases[0]],
         extra=[n for n in actual.specs if n not in expected.specs and n not in aliases[1]],
         reshaped=reshaped,
+        error=made.error,
     )
 
 

@@ -62,6 +62,7 @@ class Vocabulary:
             vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
         added = {entry["content"]: entry for entry in content.get("added_tokens") or ()}
         ids = {**vocabulary, **{token: entry["id"] for token, entry in added.items()}}
+        _check_ids(ids)
         taken = set(ids.values())
         for number, entry in _settings(folder).get("added_tokens_decoder", {}).items():
             if entry["content"] not in ids and int(number) not in taken:
@@ -72,6 +73,17 @@ class Vocabulary:
     def by_id(self, limit: int) -> Iterable[str]:
         """Return the tokens whose ids are below a limit, in the order of the ids."""
         return sorted((t for t, i in self.ids.items() if i < limit), key=self.ids.__getitem__)
+
+
+def _check_ids(ids: Mapping[str, Any]) -> None:
+    """Check that each token has a number.
+
+    Raises:
+        ValueError: naming the first one that has none.
+    """
+    for token, number in ids.items():
+        if type(number) is not int or not 0 <= number < 2**31:
+            raise ValueError(f"the id of {token[:80]!r} is {str(number)[:80]}")
 
 
 def tokenizer_json(folder: Path) -> dict[str, Any] | None:
@@ -150,7 +162,12 @@ def tokenizer_files(
         settings = {**settings, "added_tokens_decoder": {**kept, **decoder}}
         files[SETTINGS] = json.dumps(settings, ensure_ascii=False, indent=2)
     if (folder / ADDED).is_file():
-        old = {token: i for token, i in read_json(folder / ADDED).items() if i < limit}
+        old = read_json(folder / ADDED)
+        try:
+            _check_ids(old)
+        except ValueError as error:
+            raise CheckpointError(f"{folder / ADDED} is not a list of tokens: {error}") from error
+        old = {token: i for token, i in old.items() if i < limit}
         old |= {token: entry["id"] for token, entry in new.items()}
         files[ADDED] = json.dumps(old, ensure_ascii=False, indent=2)
     return files

@@ -302,5 +302,10 @@ def _flush(path: Path) -> None:
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # where few files can be open: this opens one folder at a time
+            for folder, _, files in os.walk(path, topdown=False):
+                for name in files:
+                    Path(folder, name).unlink()
+                Path(folder).rmdir()
     else:
         path.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import CheckpointError
+from weightops.support.budget import OBJECT, Budget
 
 _UNPRINTABLE = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 """What JSON leaves as it is, and terminals and browsers act on."""
@@ -33,16 +34,37 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if the file doesn't hold one.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return content
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the JSON object of some pairs, for ``json.loads(..., object_pairs_hook=...)``.
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a text that comes from a file.
+
+    Raises:
+        ValueError: if it isn't JSON, repeats a key, is nested very deep, or is made of empty lists
+            and objects, which take many times its size.
+    """
+    begins = (
+        (text.count("["), text.count("{"))
+        if isinstance(text, str)
+        else (text.count(b"["), text.count(b"{"))
+    )
+    try:
+        Budget(len(text)).spend(OBJECT * sum(begins))
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except CheckpointError as error:
+        raise ValueError(error.fact) from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the JSON object of some pairs.
 
     Raises:
         ValueError: for a repeated key, from which two programs may read different values.

@@ -98,6 +98,6 @@ def _holder(file: Path) -> str:
         holder = json.loads(file.read_text(encoding="utf-8"))
         process, host, since = int(holder["process"]), str(holder["host"]), str(holder["since"])
         datetime.fromisoformat(since)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return "another process"
     return f"process {process} on {host[:64]!r} since {since}".replace("'", "")

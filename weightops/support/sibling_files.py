@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightops.errors import CheckpointError
+from weightops.support.json_files import parse_json
 from weightops.support.result_files import RESULTS
 from weightops.support.text import first_few
 
@@ -153,8 +153,8 @@ def _alike(a: Path, b: Path) -> bool:
     if a.suffix != ".json":
         return False
     try:
-        first, second = (json.loads(path.read_text(encoding="utf-8")) for path in (a, b))
-    except (ValueError, RecursionError):
+        first, second = (parse_json(path.read_text(encoding="utf-8")) for path in (a, b))
+    except ValueError:
         return False
     return bool(_without_versions(first) == _without_versions(second))
 

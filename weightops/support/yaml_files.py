@@ -44,8 +44,7 @@ def read_documents(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) 
     except OSError as error:
         raise RecipeError(f"{path} can't be read: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise RecipeError(f"{path} is not valid YAML: {reason}") from error
+        raise RecipeError(f"{path} is not valid YAML{_reason(error)}") from error
     return [document for document in documents if document is not None]
 
 
@@ -79,6 +78,17 @@ def run_yaml(verb: str, options: Mapping[str, Any], remarks: Iterable[str] = ())
     return "\n".join([*lines, body])
 
 
+def _reason(error: Exception) -> str:
+    """Return what an error of YAML is about, with its line where that is known."""
+    mark = getattr(error, "problem_mark", None)
+    if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
+        return f": {' '.join(str(error).split())[:300]}"
+    start = error.context_mark
+    apart = error.context and start is not None and start.line != mark.line
+    context = f", {error.context} that begins in line {start.line + 1}" if apart else ""
+    return f", in line {mark.line + 1}: {error.problem}{context}"[:300]
+
+
 def _count(root: yaml.Node, path: Path, limit: int) -> None:
     """Check keys, depth and number of values of a document, an alias counted like what it names."""
     measured: dict[yaml.Node, tuple[int, int]] = {}
@@ -103,6 +113,11 @@ def _count(root: yaml.Node, path: Path, limit: int) -> None:
     measure(root)
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_LONGEST_NUMBER = 100
+"""The most characters of a number; to read very long ones of some forms takes very long."""
+
+
 def _children(node: yaml.Node, path: Path) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         seen = set()
@@ -113,4 +128,7 @@ def _children(node: yaml.Node, path: Path) -> list[yaml.Node]:
                     raise RecipeError(f"{path} repeats the key {key.value[:80]!r} in line {line}")
                 seen.add((key.tag, key.value))
         return [part for pair in node.value for part in pair]
+    if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
+        line = node.start_mark.line + 1
+        raise RecipeError(f"{path} has a number of {len(node.value)} characters in line {line}")
     return node.value if isinstance(node, yaml.SequenceNode) else []

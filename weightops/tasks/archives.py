@@ -14,10 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from typing_extensions import Self
 
 from weightops.errors import TaskError
 from weightops.support.progress import tracked
 from weightops.support.text import first_few
+from weightops.tasks.copies import compared
 from weightops.tasks.pictures import is_left_behind, read_image
 from weightops.tasks.split import split_loader
 from weightops.tasks.split_names import HINT, SPLIT_NAMES, one_name_each, split_of
@@ -40,6 +42,9 @@ KIND = "dataset_type.txt"
 COUNT = "nshards.txt"
 TEXTS = (CLASSES, TEMPLATES, KIND, *(f"{name}/{COUNT}" for name in SPLIT_NAMES))
 """The small files that describe a data set."""
+
+_LARGEST_NOTE = 1_000_000
+"""The most bytes of what isn't a file in an archive, such as a long name."""
 
 _IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 
@@ -143,7 +148,7 @@ def archive_task(name: str, locate: Callable[[Iterable[str]], Path], source: str
             )
         return read_archives([present / name for name in names], len(classes))
 
-    load = split_loader(read, counts, source)
+    load = split_loader(compared(read, source), counts, source)
     license = "see the data set's page"
     return Task(name, classes, templates, load, LazySizes(load), source, license, upright=False)
 
@@ -198,8 +203,10 @@ def _samples(archive: Path) -> Iterator[tuple[str, dict[str, Member]]]:
     files: dict[str, Member] = {}
     key = None
     try:
-        with tarfile.open(archive, "r:") as tar:
+        with tarfile.open(archive, "r:", tarinfo=_Header) as tar:
             for info in tar:
+                if info.size < 0 or tar.offset <= info.offset:
+                    raise ValueError(f"{info.name[:80]} has a size that can't be")
                 name = info.name.rpartition("/")[2]
                 if not info.isreg() or info.issparse() or _is_left_behind(info.name):
                     continue
@@ -218,6 +225,17 @@ def _samples(archive: Path) -> Iterator[tuple[str, dict[str, Member]]]:
         raise TaskError(f"{archive} is not an archive that can be read: {error}") from error
     if files:
         yield str(key), files
+
+
+class _Header(tarfile.TarInfo):
+    """A header whose names and notes aren't larger than any sound ones."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (not header.isfile() and header.size > _LARGEST_NOTE):
+            raise ValueError(f"it has a header that claims {header.size:,} bytes")
+        return header
 
 
 def _is_left_behind(path: str) -> bool:

@@ -16,12 +16,13 @@ from PIL import Image
 from weightops.errors import TaskError
 from weightops.support.text import first_few, portable
 from weightops.tasks.annotations import annotated_files, annotations_of, spoken_names
+from weightops.tasks.class_folders import LabelledFile, check_inner_folders, check_tables
 from weightops.tasks.class_names import in_words
 from weightops.tasks.copies import warn_of_copies
 from weightops.tasks.pictures import image_files, places, read_image, subfolders
 from weightops.tasks.split import split_images, split_loader
 from weightops.tasks.split_folders import is_captioned, split_folders
-from weightops.tasks.split_names import PICTURES
+from weightops.tasks.split_names import PICTURES, is_part
 from weightops.tasks.task import (
     PROMPTS,
     SPLITS,
@@ -41,8 +42,6 @@ PROMPTS_FILE = "prompts.txt"
 _UNSPLIT = "all"
 _LABELLED = re.compile(r"label=(?P<label>.+?)(?:_text=(?P<text>.+?)(?:_\d+)?)?$")
 
-LabelledFile = tuple[Path, str]
-"""The path of an image and the name of its class."""
 _CAPTIONED = ""
 """The class of pictures that have captions in place of classes."""
 
@@ -112,7 +111,8 @@ def folder_task(folder: Path) -> Task:
 
     Classes are in the order of their folders' names, as in torchvision's ``ImageFolder``. In
     prompts, underscores become blanks. Folders inside the folder of a class belong to that class,
-    but for hidden ones and thumbnails.
+    but for hidden ones and thumbnails; splits and masks in there are refused. So is a table, such
+    as ``metadata.csv``, that lists the pictures with other classes than their folders.
 
     Args:
         folder: the folder. If it holds ``prompts.txt``, its lines are the prompts, with ``{}`` for
@@ -131,6 +131,11 @@ def folder_task(folder: Path) -> Task:
     files = {split: _labelled_files(path) for split, path in folders.items()}
     _leave_out_unlabelled(files, folders)
     _check_every_class(files, folders)
+    for place, labelled in {
+        **{folders[split]: own for split, own in files.items()},
+        folder: [file for own in files.values() for file in own],
+    }.items():
+        check_tables(place, labelled)
     classes = _class_names(files)
     _check_classes(classes, folder)
     if len(classes) < 2 and classes != (_CAPTIONED,):
@@ -167,7 +172,9 @@ def _labelled_files(folder: Path) -> list[LabelledFile]:
         pictures = [path for place in places(folder) for path in image_files(place)]
         return annotated_files(annotations, pictures)
     by_folder: list[LabelledFile] = []
-    for class_folder in subfolders(folder):
+    class_folders = subfolders(folder)
+    check_inner_folders(class_folders)
+    for class_folder in class_folders:
         files = [path for place in places(class_folder) for path in image_files(place)]
         by_folder += [(path, class_folder.name) for path in files]
     matches = {path: _LABELLED.match(path.stem) for path in image_files(folder)}
@@ -202,10 +209,11 @@ def _class_names(files: Mapping[str, Sequence[LabelledFile]]) -> tuple[str, ...]
     matches = [_LABELLED.match(path.stem) for path, _ in labelled]
     words = {in_words(match["text"]) for match in matches if match and match["text"]}
     names = sorted(labels | words)
-    spoken = [in_words(name) for name in names]
-    twice = [name for name in names if spoken.count(in_words(name)) > 1]
+    spoken = [" ".join(in_words(name).split()) for name in names]
+    twice = [name for name, said in zip(names, spoken, strict=True) if spoken.count(said) > 1]
     if twice:
-        raise TaskError(f"two classes have one name but for underscores: {first_few(twice)}")
+        shown = first_few(map(repr, twice))
+        raise TaskError(f"two classes have one name but for underscores and blanks: {shown}")
     return tuple(names)
 
 
@@ -224,7 +232,8 @@ def _check_classes(classes: Sequence[str], folder: Path) -> None:
     """Refuse folders of pictures, masks and the like in place of folders of classes."""
     if _CAPTIONED in classes[:-1]:
         raise TaskError(f"{folder} has splits with captions in place of classes, and others with")
-    if len(classes) > 1 and {name.lower() for name in classes} <= PICTURES:
+    spelt = {name.lower() for name in classes}
+    if len(classes) > 1 and (spelt <= PICTURES or all(map(is_part, spelt))):
         raise TaskError(
             f"{folder} has {first_few(classes)}, which seem to be no classes",
             hint="name the folder that holds the folders of the classes",

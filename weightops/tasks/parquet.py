@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from weightops.tasks.class_names import in_words
 from weightops.tasks.pictures import read_image
 from weightops.tasks.split import split_loader
 from weightops.tasks.task import PROMPTS, Images, LazySizes, Task, digest_of_files
+
+log = logging.getLogger("weightops")
 
 _STRINGS = ("string", "large_string")
 
@@ -105,11 +109,12 @@ def parquet_task(
         found = paths(files[split], source)
         return _read_split(found, known, f"{split} of {source}", source)
 
-    available = [
-        split
-        for split in files
-        if split != "test" or not _labels_hidden(paths(files[split][:1], source), label)
-    ]
+    available = list(files)
+    if "test" in files and all(
+        _labels_hidden(paths([file], source)[0], label) for file in files["test"]
+    ):
+        log.warning("the test split of %s has no labels: its pictures aren't used", source)
+        available.remove("test")
     load = split_loader(read, available, source)
     spoken = tuple(map(in_words, known.classes))
     license = "see the data set's page"
@@ -186,9 +191,8 @@ def _read_split(paths: Sequence[str], known: _Columns, split: str, source: str) 
             f"row {unlabelled[0]} the first"
         )
     try:
-        parts = load_dataset(
-            "parquet", data_files=list(paths), columns=[known.image], split="train"
-        )
+        files = list(map(escape, paths))  # the library takes them for patterns
+        parts = load_dataset("parquet", data_files=files, columns=[known.image], split="train")
         rows = parts.cast_column(known.image, Image(decode=False))
     except Exception as error:  # the library raises whatever its many back ends raise
         raise TaskError(f"{source} can't be read: {reason(error)}") from error
@@ -211,6 +215,7 @@ def _labels_of(path: str, known: _Columns, split: str, source: str) -> list[int]
             names[value] if value is not None and 0 <= value < len(names) else None
             for value in values
         ]
+    values = [None if value == "" else value for value in values]
     unknown = sorted({value for value in values if value is not None and value not in index})
     if unknown:
         raise TaskError(
@@ -220,7 +225,7 @@ def _labels_of(path: str, known: _Columns, split: str, source: str) -> list[int]
     return [-1 if value is None else index[value] for value in values]
 
 
-def _labels_hidden(paths: Sequence[str], label: str) -> bool:
-    """Return whether a split's labels are withheld, as those of a challenge's test are."""
-    values = _values(paths[0], label)
+def _labels_hidden(path: str, label: str) -> bool:
+    """Return whether a file's labels are withheld, as those of a challenge's test are."""
+    values = _values(path, label)
     return all(value is None or (isinstance(value, int) and value < 0) for value in values)

@@ -24,6 +24,9 @@ _FORMATS = (
 )
 """Pillow's names of formats that are pixels. Others, such as EPS, start another program."""
 
+_SURE_FORMATS = ("GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""Formats whose files begin in a way that others don't."""
+
 _NO_PICTURES = re.compile(r"\..*|__MACOSX|@eaDir", re.IGNORECASE)
 """Names of files and folders that systems and tools leave behind; a class has no such name."""
 
@@ -84,12 +87,16 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def places(folder: Path) -> Iterator[Path]:
-    """Yield a class's folder and the folders in it, without those of copies."""
+    """Yield a class's folder and the folders in it, without those of copies; links are followed."""
     yield folder
     inner: list[Path] = []
-    for place, names, _ in os.walk(folder, onerror=_raise):
-        names[:] = [name for name in names if not is_copies_folder(name)]
-        inner += [Path(place, name) for name in names]
+    known = {folder.resolve()}  # a link may lead back
+    for place, names, _ in os.walk(folder, onerror=_raise, followlinks=True):
+        found = [Path(place, name) for name in names if not is_copies_folder(name)]
+        new = [path for path in found if path.resolve() not in known]
+        known |= {path.resolve() for path in new}
+        names[:] = [path.name for path in new]
+        inner += new
     yield from sorted(inner)
 
 
@@ -115,7 +122,23 @@ def image_files(folder: Path) -> list[Path]:
             folder,
             first_few(path.name for path in unread),
         )
+    others = {p.suffix: p for p in files if p.suffix.lower() not in picture_suffixes()}
+    unnamed = [path.name for path in others.values() if path not in unread and _opens(path)]
+    if unnamed:
+        log.warning(
+            "%s has pictures that are left out, as their names don't end like a picture's: %s",
+            folder,
+            first_few(unnamed),
+        )
     return [p for p in files if p.suffix.lower() in picture_suffixes()]
+
+
+def _opens(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=_SURE_FORMATS):
+            return True
+    except Exception:  # decoders raise whatever a file leads to
+        return False
 
 
 def read_image(file: Path | IO[bytes], name: str, *, upright: bool = True) -> Image.Image:
@@ -149,6 +172,7 @@ def read_image(file: Path | IO[bytes], name: str, *, upright: bool = True) -> Im
 
 
 def _turned(image: Image.Image) -> Image.Image:
+    image.load()  # Pillow turns a TIFF as it loads it, and removes its orientation
     turn = _TURNS.get(_orientation(image))
     eight = _eight_bits(image)
     return eight if turn is None else eight.transpose(turn)

@@ -28,7 +28,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
     # A class may be called like a split; it holds pictures, no folders.
     captioned = bool(inner) and all(split_of(p.name) and is_captioned(p) for p in inner)
     divided = captioned or any(split_of(path.name) and _is_split(path) for path in inner)
-    if inner and not divided and all(split_of(path.name) for path in inner):
+    if inner and not divided and all(map(_names_split, inner)):
         raise TaskError(
             f"{folder} has only {first_few([p.name for p in inner])}, with pictures of no class",
             hint="put the pictures of each split into folders by class, or a text file of captions "
@@ -64,6 +64,12 @@ def split_folders(folder: Path) -> dict[str, Path]:
             "and the pictures are divided anew",
         )
     return folders
+
+
+def _names_split(path: Path) -> bool:
+    """Return whether a folder's name means a split, or seems to and has no folders of classes."""
+    means = split_of(path.name) is not None
+    return means or (looks_like_split(path.name) and not subfolders(path))
 
 
 def _is_split(path: Path) -> bool:

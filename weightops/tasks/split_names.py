@@ -25,12 +25,18 @@ PICTURES = frozenset(
 )
 """Names of folders, in lower case, that sort files by their kind and not by class."""
 
+NO_PICTURES = frozenset(
+    {"annotation", "annotations", "labels", "mask", "masks", "segmentation", "trimaps"}
+)
+"""Names of folders, in lower case, whose files belong to pictures and are none."""
+
 HINT = "name splits train, val (or valid, validation, dev, eval) and test"
 
 _SPLIT = (
     r"(?:(?:train|val|valid|dev|eval|test)(?:ing|idation|elopment|uation)?(?:set)?"
     r"|hold-?out|held-?out|(?:fold|split)[-_ ]?\d+)"
 )
+_PART = re.compile(r"(?:^|[^a-z])(?:images?|imgs?|parts?|batch|chunk|shard)[-_ ]?\d+$")
 _LIKE_A_SPLIT = re.compile(rf"(?:^|[^a-z]){_SPLIT}(?:$|[^a-z])")
 _LISTS_SPLIT = re.compile(
     rf"(?:list[-_])?{_SPLIT}(?:[-_]?(?:list|files|split|images|labels|set|data))?[-_]?\d*"
@@ -72,6 +78,15 @@ def looks_like_split(name: str) -> bool:
     (True, False)
     """
     return bool(_LIKE_A_SPLIT.search(name.lower()))
+
+
+def is_part(name: str) -> bool:
+    """Return whether a folder's name seems to mean one of several parts of the pictures.
+
+    >>> is_part("HAM10000_images_part_1"), is_part("party 2")
+    (True, False)
+    """
+    return bool(_PART.search(name.lower()))
 
 
 def lists_split(name: str) -> bool:

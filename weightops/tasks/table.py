@@ -167,6 +167,8 @@ def find_task(name: str) -> Task:
 @lru_cache(maxsize=256)
 def _open_task(name: str) -> Task:
     """Return the task of a name that isn't in `TASKS`."""
+    if not name:
+        raise TaskError("a task's name is empty", hint="the working folder is called .")
     kind, colon, rest = name.partition(":")
     if colon and (kind in DERIVED or kind.startswith(_ORDER)):
         refuse_texts([find_task(rest)], f"{kind}: changes how images are read")

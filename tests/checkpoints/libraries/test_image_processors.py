@@ -34,6 +34,9 @@ def with_settings(folder: Path, out: Path, changes: dict[str, Any]) -> Path:
     [
         {},
         {"do_normalize": False},
+        {"do_normalize": None},
+        {"do_rescale": None, "image_mean": [127.5] * 3, "image_std": [60.0] * 3},
+        {"image_mean": 0.5, "image_std": [0.25]},
         {"rescale_factor": 1 / 127.5},
         {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [60.0] * 3},
         {"resample": 2},
@@ -71,6 +74,12 @@ def test_features_are_those_of_transformers(
         ({"resample": 1}, "image processor's resample"),
         ({"resample": 0}, "image processor's resample"),
         ({"do_pad": True}, "image processor's do_pad"),
+        ({"image_mean": [0.5] * 4}, "image processor's image_mean or image_std"),
+        ({"image_std": [0.0] * 3}, "image processor's image_mean or image_std"),
+        (
+            {"image_processor_type": "ViTImageProcessor", "image_mean": None},
+            "a ViTImageProcessor, whose own image_mean aren't known",
+        ),
     ],
 )
 def test_settings_that_open_clip_lacks_are_refused(

@@ -7,7 +7,6 @@ or diffusers notes it in the file's metadata. To average factors apart averages 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from weightops.checkpoints.adapters.adapter import CONFIG, PREFIX, Adapter
 from weightops.checkpoints.adapters.factors import BESIDE, ENDS, KINDS, Kind
 from weightops.checkpoints.adapters.lora import LoraSource, Selection, is_plain
 from weightops.errors import CheckpointError
+from weightops.support.json_files import parse_json
 from weightops.support.lazy import torch
 from weightops.support.text import first_few
 
@@ -146,9 +146,9 @@ class BareAdapter(Adapter):
         """Return module -> scale where the file's metadata state the settings of peft."""
         begin = f"{part}." if part else ""
         try:
-            noted = json.loads(self.stored.metadata.get(_METADATA, "{}"))
+            noted = parse_json(self.stored.metadata.get(_METADATA, "{}"))
             settings = {n.removeprefix(begin): v for n, v in noted.items() if n.startswith(begin)}
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (ValueError, AttributeError) as error:
             raise CheckpointError(f"the {_METADATA} of {self.ref} aren't sound") from error
         if not settings:
             return {}

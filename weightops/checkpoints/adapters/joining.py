@@ -226,6 +226,8 @@ class JoinedAdapter(Checkpoint):
         other = {f"^{re.escape(module)}": r for module, r in found.items() if r != rank}
         saved = {name for config in configs for name in config.get("modules_to_save") or ()}
         first = {key: configs[0].get(key) for key in ("task_type", "auto_mapping")}
+        if configs[0].get("revision"):
+            first["revision"] = configs[0]["revision"]  # of the base
         return {
             **adapter_config(list(found), rank, configs[0].get("base_model_name_or_path")),
             **first,

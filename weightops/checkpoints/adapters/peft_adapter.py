@@ -227,7 +227,7 @@ def _peft_layers(
             config: Any = _peft_config(adapter)
             model = peft.PeftModel(skeleton, config)
             result: Any = set_peft_model_state_dict(model, tensors)
-    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, re.error) as error:
+    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, re.error) as error:
         raise CheckpointError(
             f"peft can't put {adapter.ref} on {type(skeleton).__name__}: {_reason(error)}"
         ) from error

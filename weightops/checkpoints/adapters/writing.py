@@ -24,6 +24,7 @@ from weightops.checkpoints.libraries.transformers_kinds import task_type_of
 from weightops.checkpoints.ties import ends_in_memory
 from weightops.errors import OptionError
 from weightops.hub.cards import CardFacts
+from weightops.hub.fetch import repository_of
 from weightops.support.json_files import write_json
 from weightops.support.lazy import nn, torch
 from weightops.support.text import first_few, portable
@@ -227,10 +228,12 @@ def best_pair(delta: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
 
 def adapter_config(modules: list[str], rank: int, base: str | None) -> dict[str, Any]:
     """Return the content of ``adapter_config.json`` for pairs that aren't scaled."""
+    repository, revision = (base and repository_of(base)) or (_local(base), None)
     return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": portable(base),
+        "base_model_name_or_path": repository,
+        **({"revision": revision} if revision else {}),
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
@@ -240,6 +243,19 @@ def adapter_config(modules: list[str], rank: int, base: str | None) -> dict[str,
         "inference_mode": True,
         "modules_to_save": None,
     }
+
+
+def _local(base: str | None) -> str | None:
+    """Return the path of a base for peft: without the folders of this machine, see `portable`."""
+    place = base and base.removeprefix("dequantized:")
+    told: str | None = portable(place)
+    if place and told and Path(place).exists() and not Path(told).exists():
+        log.warning(
+            "the adapter names its base %s, without its folder: peft's AutoPeftModel finds it "
+            "only from there, PeftModel.from_pretrained(base, adapter) from anywhere",
+            told,
+        )
+    return told
 
 
 def _no_change(

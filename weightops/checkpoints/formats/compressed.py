@@ -276,6 +276,8 @@ class CompressedSource(Source):
 
 def _shape(value: Any) -> tuple[int, ...]:
     shape = tuple(value)
-    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) > _MAX_NUMEL:
+    if len(shape) > 64 or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
+        raise ValueError("that isn't a shape")
+    if math.prod(shape) > _MAX_NUMEL:
         raise ValueError(f"{shape} is not the shape of a stored tensor")
     return shape

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from weightops.algebra.source import Source, Spec
-from weightops.checkpoints.formats.budget import OBJECT, Budget
 from weightops.checkpoints.formats.pickle_objects import NAMED_DTYPES, Global, StandIn, short_name
 from weightops.checkpoints.formats.state_dicts import WRAPPERS
 from weightops.checkpoints.formats.torch_source import EXPANSION
 from weightops.checkpoints.formats.torch_zip import read_tensor
 from weightops.checkpoints.formats.unpickler import Unpickler
 from weightops.errors import CheckpointError
+from weightops.support.budget import OBJECT, Budget
 from weightops.support.input_files import InputFile
 from weightops.support.lazy import torch
 from weightops.support.sibling_files import sibling
@@ -61,14 +61,14 @@ class DcpSource(Source):
         described = _dict(metadata.get("state_dict_metadata"))
         entries = {key: _fields(value) for key, value in described.items()}
         entries = {key: fields for key, fields in entries.items() if "chunks" in fields}
-        names = _names(entries, _dict(metadata.get("planner_data")))
+        names = _names(entries, _dict(metadata.get("planner_data")), budget)
         self.skipped = tuple(short_name(key) for key in described if key not in names)
-        places: dict[tuple[Any, Any], StandIn] = {}
+        places: dict[tuple[str, str], StandIn] = {}
         for index, place in _dict(metadata.get("storage_data")).items():
             fields = _fields(index)
             name, offset = fields.get("fqn"), fields.get("offset")
             if isinstance(name, str) and _are_numbers(offset):
-                places[name, offset] = place
+                places[name, str(offset)] = place
         self.specs: dict[str, Spec] = {}
         self.ties: dict[str, str] = {}
         self._chunks: dict[str, list[Chunk]] = {}
@@ -81,6 +81,7 @@ class DcpSource(Source):
         files = {chunk.file for chunks in self._chunks.values() for chunk in chunks}
         self.files = [InputFile.of(file) for file in (path, *sorted(files))]
         claimed = sum(math.prod(spec.shape) * spec.itemsize for spec in self.specs.values())
+        claimed += sum(chunk.length for chunks in self._chunks.values() for chunk in chunks)
         stored = sum(file.size for file in self.files)
         if claimed > EXPANSION * stored + 65536:
             raise CheckpointError(
@@ -105,18 +106,21 @@ class DcpSource(Source):
         return tensor
 
 
-def _names(entries: dict[Any, Any], paths: dict[Any, Any]) -> dict[Any, str]:
+def _names(entries: dict[Any, Any], paths: dict[Any, Any], budget: Budget) -> dict[Any, str]:
     """Return key -> name of the tensors under a usual wrapper, without it; else of all weights.
 
     Scripts save one state of several parts under a key of its own, such as ``app``, and states of
     optimizers beside weights that have none.
+
+    Raises:
+        CheckpointError: if two tensors have one name.
     """
     full_paths: dict[Any, tuple[Any, ...]] = {}
     for key in entries:
         path = paths.get(key)
-        full_paths[key] = path if isinstance(path, tuple) and path else (key,)
+        full_paths[key] = path if isinstance(path, tuple) and 0 < len(path) <= 64 else (key,)
     within = any(len(path) > 2 and path[1] in WRAPPERS for path in full_paths.values())
-    if within and len({path[0] for path in full_paths.values()}) == 1:
+    if within and len({short_name(path[0]) for path in full_paths.values()}) == 1:
         full_paths = {key: path[1:] for key, path in full_paths.items()}
     for wrapper in WRAPPERS:
         inner = {
@@ -130,7 +134,13 @@ def _names(entries: dict[Any, Any], paths: dict[Any, Any]) -> dict[Any, str]:
     else:
         weights = {key: path for key, path in full_paths.items() if not _is_of_optimizer(path)}
         full_paths = weights or full_paths
-    return {key: ".".join(map(short_name, path)) for key, path in full_paths.items()}
+    names: dict[str, Any] = {}
+    for key, path in full_paths.items():
+        name = ".".join(map(short_name, path))
+        budget.spend(len(name))
+        if names.setdefault(name, key) is not key:
+            raise CheckpointError(f"two of its tensors are named {name[:200]}")
+    return {key: name for name, key in names.items()}
 
 
 def _is_of_optimizer(path: tuple[Any, ...]) -> bool:
@@ -147,12 +157,12 @@ def _spec(name: str, entry: dict[str, Any]) -> Spec:
     return Spec(_numbers(entry.get("size"), name), dtype)
 
 
-def _chunk(path: Path, key: Any, box: Any, places: dict[tuple[Any, Any], StandIn]) -> Chunk:
+def _chunk(path: Path, key: Any, box: Any, places: dict[tuple[str, str], StandIn]) -> Chunk:
     """Return a box of the tensor ``key`` with the place of its bytes."""
     short_key = short_name(key)
     fields = _fields(box)
     offsets, sizes = _numbers(fields.get("offsets"), key), _numbers(fields.get("sizes"), key)
-    place = _fields(places.get((key, offsets)))
+    place = _fields(places.get((key, str(offsets))))
     name, start, length = (place.get(part) for part in ("relative_path", "offset", "length"))
     if place.get("transform_descriptors"):
         raise CheckpointError(
@@ -182,7 +192,7 @@ def check_boxes(name: str, spec: Spec, chunks: list[Chunk]) -> None:
         and math.prod(chunk.sizes) * spec.itemsize <= chunk.length
         for chunk in chunks
     )
-    apart = len({chunk.offsets for chunk in chunks}) == len(chunks)
+    apart = len({str(chunk.offsets) for chunk in chunks}) == len(chunks)
     numel = sum(math.prod(chunk.sizes) for chunk in chunks)
     if not sound or not apart or numel != math.prod(spec.shape):
         raise CheckpointError(

@@ -90,7 +90,8 @@ def _first_argument(value: Any = None, *rest: Any) -> Any:
 
 
 def _new_object(kind: Any, *args: Any) -> Any:
-    return answer(name_in_errors(kind), args, kind)
+    is_class = isinstance(kind, Global) and kind.name in _CONTAINERS
+    return answer(kind.name, args, kind) if is_class else StandIn(name_in_errors(kind), args)
 
 
 def _reconstructed(kind: Any, base: Any = None, state: Any = None) -> StandIn:
@@ -180,8 +181,9 @@ def hashable_key(value: Any) -> Any:
     """Return a plain value or stand-in as it is, and a stand-in for any other key of a dict.
 
     Other keys are never hashed, as that may take very long: of nested tuples, and of numbers that
-    are chosen so that all have one hash.
+    are chosen so that their places in a dict collide.
     """
-    plain = isinstance(value, (str, int, float, bool, type(None), bytes, Global, StandIn))
-    is_large = isinstance(value, int) and value.bit_length() > 61
-    return value if plain and not is_large else StandIn("a key", (value,))
+    if isinstance(value, int):
+        return value if value.bit_length() <= 16 else StandIn("a key", value)
+    plain = isinstance(value, (str, type(None), bytes, Global, StandIn))
+    return value if plain else StandIn("a key", value)

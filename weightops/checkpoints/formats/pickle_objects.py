@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from weightops.algebra.dtypes import ITEM_SIZES
@@ -44,15 +45,25 @@ class StandIn:
         name: the name of the function or class that was to be called.
         args: the arguments of the call.
         state: the state that was to be set.
-        items: the items that were to be appended.
-        mapping: the items that were to be set by key.
+        items: the items that were to be appended, if any.
+        mapping: the items that were to be set by key, if any.
     """
 
     name: str
     args: Any = ()
     state: Any = None
-    items: list[Any] = field(default_factory=list)
-    mapping: dict[Any, Any] = field(default_factory=dict)
+    items: list[Any] | None = None
+    mapping: dict[Any, Any] | None = None
+
+    def extend(self, items: Iterable[Any]) -> None:
+        """Append items."""
+        self.items = self.items or []
+        self.items.extend(items)
+
+    def update(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+        """Set items by key."""
+        self.mapping = self.mapping or {}
+        self.mapping.update(pairs)
 
     def __repr__(self) -> str:
         """Return the name alone: what is shared again and again would be printed as often."""
@@ -81,6 +92,10 @@ class StoredTensor(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+
+    def __hash__(self) -> int:
+        """Return a hash that a file's author can't foresee, unlike that of numbers."""
+        return hash(repr(self))
 
     @property
     def itemsize(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from weightops.checkpoints.formats.packed import PackedSource, packed_record
 from weightops.checkpoints.formats.safetensors_header import read_header
 from weightops.errors import CheckpointError
 from weightops.support.input_files import InputFile
+from weightops.support.json_files import parse_json
 from weightops.support.lazy import torch
 
 RECORD = "weightops"
@@ -63,9 +63,9 @@ def _offsets(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]] | None:
     if "DCP_SHARDING_INFO" not in metadata:
         return None
     try:
-        noted = json.loads(metadata["DCP_SHARDING_INFO"])
+        noted = parse_json(metadata["DCP_SHARDING_INFO"])
         return {name: tuple(map(int, entry["saved_offsets"])) for name, entry in noted.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return {}
 
 
@@ -77,8 +77,8 @@ def _may_be_alias(key: str, name: str) -> bool:
 def _record(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the provenance record of a file; an empty one if it isn't sound."""
     try:
-        record = json.loads(metadata.get(RECORD, "{}"))
-    except (ValueError, RecursionError):
+        record = parse_json(metadata.get(RECORD, "{}"))
+    except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
 

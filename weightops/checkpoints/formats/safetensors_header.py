@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ from weightops.algebra.dtypes import NUMBERS_IN_AN_ELEMENT, SAFETENSORS
 from weightops.algebra.source import Spec
 from weightops.checkpoints.formats.file_source import Extent
 from weightops.errors import CheckpointError
-from weightops.support.json_files import unique_keys
+from weightops.support.json_files import parse_json
 
 _MOST_BYTES = 100_000_000
 """The most bytes of a header, as in the library."""
@@ -46,8 +45,8 @@ def read_header(path: Path) -> Header:
             if length > min(_MOST_BYTES, path.stat().st_size - 8):
                 raise ValueError(f"its header claims {length:,} bytes")
             text = stream.read(length)
-        return _checked(path, json.loads(text, object_pairs_hook=unique_keys), 8 + length)
-    except (ValueError, OSError, RecursionError) as error:
+        return _checked(path, parse_json(text), 8 + length)
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} is not a sound safetensors file: {error}") from error
 
 

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from weightops.checkpoints.formats.budget import Budget
 from weightops.checkpoints.formats.pickle_objects import (
     Global,
     StandIn,
@@ -16,6 +15,7 @@ from weightops.checkpoints.formats.pickle_objects import (
     short_name,
 )
 from weightops.errors import CheckpointError
+from weightops.support.budget import OBJECT, Budget
 from weightops.support.text import first_few
 
 log = logging.getLogger("weightops")
@@ -51,9 +51,7 @@ def named_tensors(
             _say_which(wrapper, mapping, budget)
             tensors, skipped = named_tensors(mapping[wrapper], budget, depth + 1)
             return tensors, [*skipped, *(_name(key) for key in mapping if key != wrapper)]
-        tensors = {
-            _name(k): value for k, value in mapping.items() if isinstance(value, StoredTensor)
-        }
+        tensors = _tensors(mapping)
         for key, value in mapping.items():
             _check_result(_name(key), value, seen)
         inner = [_name(key) for key, value in mapping.items() if _holds_weights(value, budget)]
@@ -86,7 +84,7 @@ def weight_keys(content: Any, budget: Budget) -> list[str]:
     top = _mapping(content)
     if top is None:
         return []
-    tensors = {_name(k): value for k, value in top.items() if isinstance(value, StoredTensor)}
+    tensors = _tensors(top)
     if tensors:
         return [end for end in _ENDS if _averaged(tensors, quiet=True) is not tensors]
     chosen = _wrapper(top, budget)
@@ -97,9 +95,10 @@ def weight_keys(content: Any, budget: Budget) -> list[str]:
         if _holds_weights(value, budget):
             keys.append(_name(key))
         elif (inner := _mapping(value)) is not None:
-            budget.spend(len(inner))
-            found = (k for k, item in inner.items() if _holds_weights(item, budget))
-            keys += [f"{_name(key)}.{_name(k)}" for k in found]
+            budget.spend(16 * len(inner))
+            for k, item in inner.items():
+                if _holds_weights(item, budget):
+                    keys.append(_joined(_name(key), ".", _name(k), budget))
     return keys
 
 
@@ -120,10 +119,9 @@ def at_key(content: Any, key: str, budget: Budget) -> Any:
             inner = _below(mapping, remaining)
             if inner:
                 return inner
-            known = [_name(name) for name, item in mapping.items() if _holds_weights(item, budget)]
-            raise CheckpointError(
-                f"it has no key {key!r}", hint=f"weights are under {', '.join(known) or 'no key'}"
-            )
+            known = (_name(n)[:80] for n, item in mapping.items() if _holds_weights(item, budget))
+            under = first_few(known, 20) or "no key"
+            raise CheckpointError(f"it has no key {key!r}", hint=f"weights are under {under}")
         value, remaining = mapping[names[found]], remaining[len(found) + 1 :]
     return value
 
@@ -170,7 +168,7 @@ def _say_which(taken: str, mapping: Mapping[Any, Any], budget: Budget) -> None:
     """Say which of several dictionaries of weights is opened."""
     weights = [k for k, item in mapping.items() if k != taken and _holds_weights(item, budget)]
     if weights:
-        others = first_few(map(_name, weights))
+        others = first_few(_name(key)[:80] for key in weights)
         log.warning("the weights under %s are opened; FILE:KEY opens others: %s", taken, others)
 
 
@@ -184,14 +182,40 @@ def _mapping(value: Any) -> Mapping[Any, Any] | None:
 def _name(key: Any) -> str:
     if isinstance(key, str):
         return key
+    if isinstance(key, StandIn) and isinstance(key.args, int):
+        key = key.args  # a large number
     return short_name(key) if isinstance(key, int) else f"a key that is a {type(key).__name__}"
+
+
+def _joined(prefix: str, dot: str, name: str, budget: Budget) -> str:
+    """Return a name of two parts, each of which may be long and in other names, too."""
+    budget.spend(OBJECT + len(prefix) + len(name))
+    return f"{prefix}{dot}{name}"
+
+
+def _tensors(mapping: Mapping[Any, Any]) -> dict[str, StoredTensor]:
+    """Return the tensors among the values of a dictionary.
+
+    Raises:
+        CheckpointError: if two have one name, as under the keys 1 and "1".
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for key, value in mapping.items():
+        if isinstance(value, StoredTensor):
+            if _name(key) in tensors:
+                raise CheckpointError(
+                    f"it holds two tensors under {_name(key)[:200]}",
+                    hint="save them under keys that are different texts",
+                )
+            tensors[_name(key)] = value
+    return tensors
 
 
 def _holds_weights(value: Any, budget: Budget) -> bool:
     mapping = _mapping(value)
     if mapping is None:
         return _is_module(value)
-    budget.spend(len(mapping))
+    budget.spend(OBJECT + 16 * len(mapping))
     return any(isinstance(item, StoredTensor) for item in mapping.values()) or any(
         _is_module(mapping.get(key)) or _mapping(mapping.get(key)) for key in WRAPPERS
     )
@@ -242,15 +266,20 @@ def _tensors_of_module(root: StandIn, budget: Budget) -> tuple[dict[str, StoredT
         if depth > _MAX_DEPTH:
             raise CheckpointError(f"its modules are nested more than {_MAX_DEPTH} deep")
         children = []
-        for name, value, persistent in _members(module):
-            budget.spend(len(prefix) + len(name))  # names are long where modules are deep
+        for key, value, persistent in _members(module, budget):
+            budget.spend(16)
+            if value is None:
+                continue
+            name = _joined(prefix, "", key, budget)
             if isinstance(value, StandIn) and _is_module(value):
-                children.append((f"{prefix}{name}.", value, depth + 1))
+                children.append((f"{name}.", value, depth + 1))
             elif isinstance(value, StoredTensor) and persistent:
-                tensors[prefix + name] = value
-            elif value is not None:
-                _check_result(prefix + name, value, seen, in_module=True)
-                skipped.append(prefix + name)
+                if name in tensors:
+                    raise CheckpointError(f"it holds two tensors under {name[:200]}")
+                tensors[name] = value
+            else:
+                _check_result(name, value, seen, in_module=True)
+                skipped.append(name)
         pending += reversed(children)
     if pending or len(tensors) > _MAX_MODULES:
         raise CheckpointError(f"its modules name more than {_MAX_MODULES:,} tensors")
@@ -259,15 +288,16 @@ def _tensors_of_module(root: StandIn, budget: Budget) -> tuple[dict[str, StoredT
     return tensors, skipped
 
 
-def _members(module: StandIn) -> Iterator[_Member]:
+def _members(module: StandIn, budget: Budget) -> Iterator[_Member]:
     if module.name.startswith("__torch__"):  # TorchScript keeps all attributes together
         for name, value in module.state.items():
             if isinstance(value, (StoredTensor, StandIn)):
                 yield _Member(_name(name), value, True)
         return
-    temporary = module.state.get("_non_persistent_buffers_set")
-    if not isinstance(temporary, list):
-        temporary = []
+    listed = module.state.get("_non_persistent_buffers_set")
+    listed = listed if isinstance(listed, list) else []
+    budget.spend(16 * len(listed))
+    temporary = {name for name in listed if isinstance(name, str)}
     for kind in ("_parameters", "_buffers", "_modules"):
         for name, value in (_mapping(module.state.get(kind)) or {}).items():
             yield _Member(_name(name), value, kind != "_buffers" or name not in temporary)

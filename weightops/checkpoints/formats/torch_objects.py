@@ -12,6 +12,7 @@ from weightops.checkpoints.formats.pickle_objects import StoredTensor, name_in_e
 from weightops.checkpoints.formats.torch_source import DAMAGE, EXPANSION, check_storage, dense
 from weightops.checkpoints.formats.torch_zip import read_archive
 from weightops.errors import CheckpointError
+from weightops.support.budget import OBJECT
 from weightops.support.lazy import torch
 
 _PLAIN = (str, int, float, bool, bytes, type(None))
@@ -76,10 +77,10 @@ class _Builder:
         if isinstance(value, StoredTensor):
             return self._tensor(value)
         if isinstance(value, dict):
-            self._spend(len(value))
+            self._spend(OBJECT * (1 + len(value)))
             return {key: self.build(item, depth + 1) for key, item in value.items()}
         if type(value) in (list, tuple):
-            self._spend(len(value))
+            self._spend(OBJECT + 16 * len(value))
             return type(value)([self.build(item, depth + 1) for item in value])
         if not isinstance(value, _PLAIN):
             raise CheckpointError(f"it holds {name_in_errors(value)}, which isn't a plain value")

@@ -10,7 +10,6 @@ import io
 import math
 import mmap
 import struct
-import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 
 from weightops.algebra.dtypes import dtype_of
 from weightops.algebra.source import Source, Spec, read_flat
-from weightops.checkpoints.formats.budget import Budget
 from weightops.checkpoints.formats.file_source import Extent, FileSource
 from weightops.checkpoints.formats.pickle_objects import (
     STORAGES,
@@ -30,12 +28,12 @@ from weightops.checkpoints.formats.pickle_objects import (
 from weightops.checkpoints.formats.state_dicts import at_key, named_tensors, weight_keys
 from weightops.checkpoints.formats.unpickler import with_refused_names
 from weightops.errors import CheckpointError
+from weightops.support.budget import Budget
 from weightops.support.input_files import InputFile
 from weightops.support.lazy import torch
 
 DAMAGE = (
     zipfile.BadZipFile,
-    tarfile.TarError,
     ValueError,
     RecursionError,
     struct.error,
@@ -207,8 +205,9 @@ def storage_of(pid: Any) -> Storage:
 
 
 def is_key(value: Any) -> bool:
-    """Return whether a value can be the key of a storage: text, or a number of 64 bits."""
-    return isinstance(value, str) or (isinstance(value, int) and value.bit_length() <= 64)
+    """Return whether a value can be the key of a storage: a short text, or a number of 64 bits."""
+    is_text = isinstance(value, str) and len(value) <= 200
+    return is_text or (isinstance(value, int) and value.bit_length() <= 64)
 
 
 def view_of(storage: Storage, start: Any, numel: Any) -> Storage:

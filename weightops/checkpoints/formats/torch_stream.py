@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from weightops.algebra.source import Source
-from weightops.checkpoints.formats.budget import Budget
 from weightops.checkpoints.formats.file_source import Extent
 from weightops.checkpoints.formats.pickle_objects import Storage, short_name
 from weightops.checkpoints.formats.torch_source import (
@@ -21,6 +20,7 @@ from weightops.checkpoints.formats.torch_source import (
 )
 from weightops.checkpoints.formats.unpickler import Unpickler
 from weightops.errors import CheckpointError
+from weightops.support.budget import Budget
 
 _MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import mmap
 import struct
-import tarfile
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from weightops.algebra.source import Source
-from weightops.checkpoints.formats.budget import Budget
 from weightops.checkpoints.formats.file_source import Extent
 from weightops.checkpoints.formats.pickle_calls import stored_tensor
 from weightops.checkpoints.formats.pickle_objects import Storage, StoredTensor, short_name
 from weightops.checkpoints.formats.torch_source import (
-    FileView,
     TorchContent,
     counted_extent,
     is_key,
@@ -27,17 +23,44 @@ from weightops.checkpoints.formats.torch_source import (
 )
 from weightops.checkpoints.formats.unpickler import Unpickler
 from weightops.errors import CheckpointError
+from weightops.support.budget import Budget
 
 _MEMBERS = {"storages", "tensors", "pickle"}
+_BLOCK = 512
 
 
 def recognises(path: Path) -> bool:
     """Return whether a file is a tar archive with the members that torch wrote."""
-    try:
-        with tarfile.open(path, "r:") as archive:
-            return {member.name for member in archive.getmembers()[:16]} >= _MEMBERS
-    except (tarfile.TarError, ValueError, EOFError, OSError, RecursionError):
+    with open(path, "rb") as stream:
+        head = stream.read(_BLOCK)
+        if len(head) < _BLOCK or not _is_header(head):
+            return False
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return members(data).keys() >= _MEMBERS
+
+
+def members(data: mmap.mmap) -> dict[str, int]:
+    """Return the name of each file in a tar archive, and where its bytes begin.
+
+    Of headers, the fields that every kind of tar has are read: what follows a header that isn't
+    sound doesn't count, and sizes lead on, never back.
+    """
+    offsets: dict[str, int] = {}
+    at = 0
+    while at + _BLOCK <= len(data) and _is_header(header := data[at : at + _BLOCK]):
+        at += _BLOCK
+        if header[156:157] in (b"0", b"\0"):
+            offsets[header[:100].partition(b"\0")[0].decode("utf-8", "replace")] = at
+        at += -(-int(header[124:136].strip(b" \0"), 8) // _BLOCK) * _BLOCK
+    return offsets
+
+
+def _is_header(block: bytes) -> bool:
+    """Return whether a block has the checksum and the size of a file's header."""
+    size, checksum = (field.strip(b" \0") for field in (block[124:136], block[148:156]))
+    if not (size + checksum).isdigit() or set(size + checksum) & set(b"89") or not checksum:
         return False
+    return bool(size) and int(checksum, 8) == sum(block) - sum(block[148:156]) + 8 * ord(" ")
 
 
 def open_file(path: Path, key: str | None = None) -> Source:
@@ -57,9 +80,7 @@ class _TarReader:
 
     def read(self) -> TorchContent:
         """Return the structure of the archive."""
-        with tarfile.open(fileobj=io.BufferedReader(FileView(self._data)), mode="r:") as archive:
-            members = archive.getmembers()
-        offsets = {member.name: member.offset_data for member in members if member.isreg()}
+        offsets = members(self._data)
         if not offsets.keys() >= _MEMBERS:
             raise CheckpointError(f"it lacks one of {', '.join(sorted(_MEMBERS))}")
         self._data.seek(offsets["storages"])
@@ -80,7 +101,10 @@ class _TarReader:
             self._storages[str(key)] = storage._replace(numel=numel)
             self._data.seek(extent.slice.stop)
         views, _ = self._unpickle(storage_of)
-        for key, root, start, numel in views if isinstance(views, list) else ():
+        for view in views if isinstance(views, list) else ():
+            if not isinstance(view, tuple) or len(view) != 4:
+                raise CheckpointError("a view of a storage isn't sound")
+            key, root, start, numel = view
             if not is_key(key) or not is_key(root) or str(root) not in self._storages:
                 raise CheckpointError(f"a view of storage {short_name(root)[:40]!r} isn't sound")
             self._storages[str(key)] = view_of(self._storages[str(root)], start, numel)

@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 
 from weightops.algebra.source import Source
-from weightops.checkpoints.formats.budget import Budget
 from weightops.checkpoints.formats.file_source import Extent
 from weightops.checkpoints.formats.pickle_objects import StoredTensor
 from weightops.checkpoints.formats.torch_source import (
@@ -24,6 +23,7 @@ from weightops.checkpoints.formats.torch_source import (
 )
 from weightops.checkpoints.formats.unpickler import Unpickler
 from weightops.errors import CheckpointError
+from weightops.support.budget import Budget
 from weightops.support.lazy import torch
 
 
@@ -83,7 +83,7 @@ def read_archive(data: mmap.mmap | bytearray) -> TorchContent:
         if name.startswith(prefix)
     }
     pickle = bytes(data[_extent(data, members[f"{root}data.pkl"]).slice])
-    budget = Budget(len(pickle))
+    budget = Budget(min(len(data), 4 * len(pickle)))
     unpickler = Unpickler(io.BytesIO(pickle), storage_of, budget)
     return TorchContent(unpickler.load(), extents, unpickler.refused_names, budget)
 

@@ -9,10 +9,10 @@ import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
-from weightops.checkpoints.formats.budget import OBJECT, Budget
 from weightops.checkpoints.formats.pickle_calls import HARMLESS, answer, hashable_key
 from weightops.checkpoints.formats.pickle_objects import Global, StandIn, name_in_errors
 from weightops.errors import CheckpointError
+from weightops.support.budget import OBJECT, Budget
 from weightops.support.text import first_few
 
 _PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
@@ -35,7 +35,7 @@ class Unpickler:
         self._stream, self._persistent, self._budget = stream, persistent, budget
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
-        self._memo: dict[int, Any] = {}
+        self._memo: list[Any] = []
 
     def load(self) -> Any:
         """Return the object: plain values, containers, `StoredTensor`, `StandIn` and `Global`.
@@ -67,7 +67,7 @@ class Unpickler:
         elif opcode in _FROM_MARK:
             items = self._to_mark()
             self._budget.spend(OBJECT)
-            self._stack.append(_FROM_MARK[opcode](items))
+            self._stack.append(_FROM_MARK[opcode](self, items))
         elif opcode in _TUPLES:
             self._budget.spend(OBJECT)
             count = _TUPLES[opcode]
@@ -75,23 +75,41 @@ class Unpickler:
                 raise IndexError("the stack is too short")
             self._stack[-count:] = [tuple(self._stack[-count:])]
         elif opcode in ("PUT", "BINPUT", "LONG_BINPUT"):
-            self._memo[argument] = self._stack[-1]
+            self._remember(argument)
         elif opcode == "MEMOIZE":
-            self._memo[len(self._memo)] = self._stack[-1]
+            self._remember(len(self._memo))
         elif opcode in ("GET", "BINGET", "LONG_BINGET"):
-            self._stack.append(self._memo[argument])
+            self._stack.append(self._remembered(argument))
         elif opcode not in ("PROTO", "FRAME", "READONLY_BUFFER"):
             _OPERATIONS[opcode](self, argument)
+
+    # memo
+
+    def _remember(self, index: int) -> None:
+        gap = index - len(self._memo)
+        if index < 0:
+            raise LookupError("it remembers something at a negative place")
+        if gap > 0:
+            self._budget.spend(8 * gap)
+            self._memo += [_NOTHING] * gap
+        self._memo[index : index + 1] = [self._stack[-1]]
+
+    def _remembered(self, index: int) -> Any:
+        if index < 0 or self._memo[index] is _NOTHING:
+            raise LookupError("it asks for what it never remembered")
+        return self._memo[index]
 
     # stack
 
     def _mark(self, _: None) -> None:
+        self._budget.spend(OBJECT)
         self._marks.append(self._stack)
         self._stack = []
 
     def _to_mark(self) -> list[Any]:
         """Take everything above the last mark from the stack."""
         items, self._stack = self._stack, self._marks.pop()
+        self._budget.spend(-OBJECT)
         return items
 
     def _dup(self, _: None) -> None:
@@ -107,12 +125,13 @@ class Unpickler:
         self._to_mark()
 
     def _next_buffer(self, _: None) -> None:
+        self._budget.spend(OBJECT)
         self._stack.append(StandIn("a buffer outside the pickle"))
 
     # names
 
     def _named(self, module: str, name: str) -> Global:
-        self._budget.spend(len(module) + len(name))  # both may be remembered, and long
+        self._budget.spend(2 * OBJECT + len(module) + len(name))  # both may be remembered, and long
         path = f"{_PYTHON_2_MODULES.get(module, module)}.{name}"
         if path not in HARMLESS:
             self.refused_names[path] = None
@@ -131,18 +150,24 @@ class Unpickler:
         self._stack.append(self._named("copyreg", f"extension {code}"))
 
     def _persid(self, pid: Any) -> None:
+        self._budget.spend(2 * OBJECT)
         self._stack.append(self._persistent(pid))
 
     def _binpersid(self, _: None) -> None:
-        self._stack.append(self._persistent(self._stack.pop()))
+        self._persid(self._stack.pop())
 
     # calls
 
     def _call(self, function: Any, args: Any) -> None:
         self._budget.spend(OBJECT)
         if isinstance(function, Global) and function.name in HARMLESS and isinstance(args, tuple):
-            self._budget.spend(sum(_items_of(arg) for arg in args))
-        self._stack.append(answer(name_in_errors(function), args, function))
+            self._budget.spend(8 * len(args))
+            for arg in args:
+                self._budget.spend(_items_of(arg))
+        result = answer(name_in_errors(function), args, function)
+        if isinstance(result, dict):
+            self._budget.spend(OBJECT * len(result))
+        self._stack.append(result)
 
     def _reduce(self, _: None) -> None:
         args, function = self._stack.pop(), self._stack.pop()
@@ -182,7 +207,7 @@ class Unpickler:
         target = self._stack[-1]
         if not isinstance(target, (list, StandIn)):
             raise TypeError(f"{name_in_errors(target)} can't be appended to")
-        (target.items if isinstance(target, StandIn) else target).extend(items)
+        target.extend(items)
 
     def _setitem(self, _: None) -> None:
         value, key = self._stack.pop(), self._stack.pop()
@@ -195,7 +220,20 @@ class Unpickler:
         target = self._stack[-1]
         if not isinstance(target, (dict, StandIn)):
             raise TypeError(f"{name_in_errors(target)} can't be given items")
-        (target.mapping if isinstance(target, StandIn) else target).update(_pairs(items))
+        target.update(self._pairs(items))
+
+    def _dict(self, items: list[Any]) -> dict[Any, Any]:
+        return dict(self._pairs(items))
+
+    def _pairs(self, items: list[Any]) -> Iterator[tuple[Any, Any]]:
+        if len(items) % 2:
+            raise ValueError("a key without a value")
+        self._budget.spend(OBJECT // 4 * len(items))
+        for place in range(0, len(items), 2):
+            key = hashable_key(items[place])
+            if key is not items[place]:
+                self._budget.spend(OBJECT)
+            yield key, items[place + 1]
 
 
 def with_refused_names(error: CheckpointError, names: Mapping[str, None]) -> CheckpointError:
@@ -212,12 +250,8 @@ def _items_of(argument: Any) -> int:
     return 16 * len(argument) if isinstance(argument, (list, dict)) else 0
 
 
-def _pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:
-    if len(items) % 2:
-        raise ValueError("a key without a value")
-    pairs = zip(items[::2], items[1::2], strict=True)
-    return ((hashable_key(key), value) for key, value in pairs)
-
+_NOTHING = object()
+"""Holds the place of what was never remembered."""
 
 _PLAIN = set(
     [
@@ -253,11 +287,11 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_SET": list,
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_FROM_MARK: dict[str, Callable[[list[Any]], Any]] = {
-    "LIST": list,
-    "TUPLE": tuple,
-    "FROZENSET": list,
-    "DICT": lambda items: dict(_pairs(items)),
+_FROM_MARK: dict[str, Callable[[Unpickler, list[Any]], Any]] = {
+    "LIST": lambda _, items: items,
+    "TUPLE": lambda _, items: tuple(items),
+    "FROZENSET": lambda _, items: items,
+    "DICT": Unpickler._dict,
 }
 _OPERATIONS: dict[str, Callable[[Unpickler, Any], None]] = {
     "MARK": Unpickler._mark,

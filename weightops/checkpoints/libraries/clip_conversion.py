@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from weightops.checkpoints.libraries.base import Architecture
+from weightops.checkpoints.libraries.image_processors import (
+    INTERPOLATIONS,
+    OPENAI_MEAN,
+    OPENAI_STD,
+    preprocess_cfg,
+)
 from weightops.checkpoints.libraries.open_clip import MERGES, OpenClipArchitecture
 from weightops.checkpoints.libraries.transformers import TransformersArchitecture
 from weightops.errors import CheckpointError
-from weightops.support.json_files import read_json
 from weightops.support.text import first_few
 
-log = logging.getLogger("weightops")
-
-_OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
-_OPENAI_STD = [0.26862954, 0.26130258, 0.27577711]
-_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 _DEFAULTS: dict[str, Any] = {
@@ -135,81 +134,6 @@ def _check_open_clip_can(
         )
 
 
-def preprocess_cfg(
-    architecture: Architecture, image_size: int, defaults: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Return the preparation of images as open_clip describes it.
-
-    open_clip divides pixels by 255. Another factor f, and no normalisation, are in its mean and
-    standard deviation: ``(f x - m) / s = (x / 255 - m / 255 f) / (s / 255 f)``.
-
-    Args:
-        architecture: the folder of transformers.
-        image_size: the size of the model's images.
-        defaults: settings of the image processor where the folder has none; CLIP's by default.
-
-    Raises:
-        CheckpointError: naming the settings that open_clip doesn't have.
-    """
-    processor = {**(defaults or {}), **_image_processor(architecture)}
-    mean = processor.get("image_mean") or _OPENAI_MEAN
-    std = processor.get("image_std") or _OPENAI_STD
-    if processor.get("do_normalize") is False:
-        mean, std = [0.0] * 3, [1.0] * 3
-    factor = 255 * (processor.get("rescale_factor") or 1 / 255)
-    factor = 255.0 if processor.get("do_rescale") is False else factor
-    if abs(factor - 1) > 1e-6:
-        mean, std = [m / factor for m in mean], [s / factor for s in std]
-    resample = processor.get("resample")
-    mode = _resize_mode(processor, image_size)
-    refused = {
-        "resample": resample not in (None, *_INTERPOLATIONS),
-        "size, crop_size, do_resize or do_center_crop": mode is None,
-        "do_pad": bool(processor.get("do_pad")),
-    }
-    if any(refused.values()):
-        names = ", ".join(name for name, is_refused in refused.items() if is_refused)
-        raise CheckpointError(
-            f"{architecture.folder} prepares images in a way that open_clip doesn't have: its "
-            f"image processor's {names}",
-            hint=f"known are a resize to {image_size} with a crop, or to "
-            f"{image_size} x {image_size}, both bilinear (2) or bicubic (3)",
-        )
-    interpolation = _INTERPOLATIONS[3 if resample is None else resample]
-    return {"mean": mean, "std": std, "interpolation": interpolation, "resize_mode": mode}
-
-
-def _resize_mode(processor: Mapping[str, Any], image_size: int) -> str | None:
-    """Return open_clip's name of how images get their size; None if it has none."""
-    square = {"height": image_size, "width": image_size}
-    size = processor.get("size") or {"shortest_edge": image_size}
-    crop = processor.get("crop_size") or square
-    size = {"shortest_edge": size} if isinstance(size, int) else size
-    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
-    crops = processor.get("do_center_crop") is not False
-    if processor.get("do_resize") is False or (crops and crop != square):
-        return None
-    if size == square:
-        return "squash"
-    return "shortest" if crops and size == {"shortest_edge": image_size} else None
-
-
-def _image_processor(architecture: Architecture) -> dict[str, Any]:
-    """Read the image settings of a folder, which transformers has kept in different files."""
-    folder = architecture.folder
-    for name, key in (
-        ("processor_config.json", "image_processor"),
-        ("preprocessor_config.json", None),
-    ):
-        if (folder / name).is_file():
-            content = read_json(folder / name)
-            settings = content if key is None else content.get(key)
-            if isinstance(settings, dict):
-                return settings
-    log.warning("%s doesn't say how images are prepared: they are as its kind has them", folder)
-    return {}
-
-
 # ------------------------------------------------------------- open_clip -> transformers
 
 
@@ -304,7 +228,7 @@ def _processor_config(preprocess: Mapping[str, Any], image_size: int) -> dict[st
     """Return the content of ``preprocessor_config.json`` for a ``preprocess_cfg`` of open_clip."""
     shortest = preprocess.get("resize_mode", "shortest") == "shortest"
     square = {"height": image_size, "width": image_size}
-    numbers = {name: number for number, name in _INTERPOLATIONS.items()}
+    numbers = {name: number for number, name in INTERPOLATIONS.items()}
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
@@ -315,8 +239,8 @@ def _processor_config(preprocess: Mapping[str, Any], image_size: int) -> dict[st
         "rescale_factor": 1 / 255,
         "crop_size": square,
         "size": {"shortest_edge": image_size} if shortest else square,
-        "image_mean": preprocess.get("mean", _OPENAI_MEAN),
-        "image_std": preprocess.get("std", _OPENAI_STD),
+        "image_mean": preprocess.get("mean", OPENAI_MEAN),
+        "image_std": preprocess.get("std", OPENAI_STD),
         "resample": numbers.get(preprocess.get("interpolation", "bicubic"), 3),
     }
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from weightops.checkpoints.libraries.base import Architecture
-from weightops.checkpoints.libraries.clip_conversion import preprocess_cfg
 from weightops.checkpoints.libraries.config_checks import library_errors
+from weightops.checkpoints.libraries.image_processors import preprocess_cfg
 from weightops.checkpoints.libraries.transformers import TransformersArchitecture
 from weightops.support.lazy import torch
 

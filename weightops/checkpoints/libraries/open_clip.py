@@ -20,7 +20,7 @@ from weightops.errors import CheckpointError, missing_extra
 from weightops.hub.cards import CardFacts
 from weightops.hub.push import THIS_FOLDER
 from weightops.support.cache import cached_folder
-from weightops.support.json_files import write_json
+from weightops.support.json_files import parse_json, write_json
 from weightops.support.lazy import nn, torch
 from weightops.support.text import first_few
 
@@ -63,11 +63,11 @@ tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
     @classmethod
     def read_config(cls, path: Path) -> dict[str, Any]:
         try:
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            config: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
             sound = all(
                 isinstance(config["model_cfg"][part], dict) for part in ("vision_cfg", "text_cfg")
             )
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             sound = False
         if not sound:
             raise CheckpointError(

@@ -48,9 +48,11 @@ def row_divergences(inputs: TensorInputs) -> Divergences:
         rows[first : first + count] = p.mul_(torch.log_(torch.div(p, q, out=q))).sum(-1)
         taken = -(-chunk.start // step)
         start, stop = taken * step, chunk.start + count * length
-        picked = torch.arange(start, stop, step, device=inputs.device)
-        base, other = models.reshape(2, -1)[:, picked - chunk.start]
-        sample[taken : taken + len(picked)] = (other - base).abs_() * rows[picked // length]
+        base, other = models.reshape(2, -1)[:, start - chunk.start :: step]
+        places = torch.arange(start, stop, step, device=inputs.device).div_(
+            length, rounding_mode="floor"
+        )
+        sample[taken : taken + len(places)] = (other - base).abs_() * rows[places]
     return Divergences(rows, sample)
 
 

@@ -244,9 +244,12 @@ class MethodSource(ExpressionSource):
             with self._located(name):
                 merged: torch.Tensor = call(self.method.function, given)
                 _check_result(merged, values.shape[1:])
-            return (merged if nonfinite is None else merged + nonfinite).reshape(-1)
+            return (merged if nonfinite is None else merged + nonfinite).reshape(-1).to(working)
 
         def elements(start: int, stop: int) -> torch.Tensor:
+            offset = start - start % inputs.length
+            if stop - offset <= inputs.length:
+                return merged_chunk(offset // inputs.length)[start - offset : stop - offset]
             out = scratch.get(Slot.RESULT, stop - start, working)
             for index in range(start // inputs.length, -(-stop // inputs.length)):
                 offset = index * inputs.length
