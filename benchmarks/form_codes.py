@@ -36,6 +36,17 @@ def dequantised(make: Callable[[], tuple[State, torch.Tensor]]) -> Writer:
     return write
 
 
+def of_two_layouts(seed: int, path: Path) -> tuple[str, State]:
+    """Write a layer in float8 and one in NVFP4, as ModelOpt has them."""
+    torch.manual_seed(seed)
+    state, _ = float8()
+    codes = torch.randint(0, 256, (8, 16)).byte()
+    fine = {"m.weight_scale": torch.ones(8, 2).to(torch.float8_e4m3fn)}
+    state |= {"m.weight": codes, "m.weight_scale_2": torch.ones(()), **fine}
+    save_file(state, path)
+    return f"dequantized:{path}", state
+
+
 def int8() -> tuple[State, torch.Tensor]:
     """Return a layer as bitsandbytes has it in 8 bits, and its numbers."""
     codes, largest = torch.randint(-127, 128, (8, 8)).char(), 127 * _powers(8)

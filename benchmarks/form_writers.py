@@ -108,6 +108,47 @@ def distributed(seed: int, path: Path, **options: Any) -> tuple[str, State]:
     return str(path), net(seed).state_dict()
 
 
+def lone_shards(missing: int) -> Writer:
+    """Return a writer of two shards without their index, of which some are missing."""
+
+    def write(seed: int, path: Path) -> tuple[str, State]:
+        path.mkdir()
+        state = untied(net(seed))
+        for i in range(2 - missing):
+            half = {name: state[name] for name in list(state)[i::2]}
+            save_file(half, path / f"model-{i + 1:05}-of-00002.safetensors")
+        return str(path), net(seed).state_dict()
+
+    return write
+
+
+def slices(name: str) -> Writer:
+    """Return a writer of a model that two processes have a part of every matrix of."""
+
+    def write(seed: int, path: Path) -> tuple[str, State]:
+        state = net(seed).state_dict()
+        for i in range(2):
+            (path / name.format(i)).parent.mkdir(parents=True, exist_ok=True)
+            torch.save(
+                {n: t.chunk(2)[i] if t.dim() > 1 else t for n, t in state.items()},
+                path / name.format(i),
+            )
+        return str(path / name.format(0)), state
+
+    return write
+
+
+def under_key_of_script(seed: int, path: Path) -> tuple[str, State]:
+    """Write a distributed checkpoint of a script's state, the optimizer's among it."""
+    import torch.distributed.checkpoint as dcp
+
+    module = net(seed)
+    moments = {name: {"exp_avg": torch.ones(3)} for name, _ in module.named_parameters()}
+    state = {"app": {"model": untied(module), "optim": {"state": moments}}}
+    dcp.save(state, checkpoint_id=str(path), no_dist=True)
+    return str(path), module.state_dict()
+
+
 def averaged(module: Net) -> State:
     """Return the state of torch's AveragedModel."""
     average = torch.optim.swa_utils.AveragedModel(module, use_buffers=True)

@@ -67,7 +67,7 @@ def files() -> Iterator[Form]:
     yield Form("torch file", torch_file(lambda m: m.state_dict()), load)
     old = torch_file(lambda m: m.state_dict(), _use_new_zipfile_serialization=False)
     yield Form("torch file before 1.6", old, load)
-    for key in ("state_dict", "model", "model_state_dict", "module", "params_ema", "net"):
+    for key in ("state_dict", "model", "model_state_dict", "module", "params_ema", "net", "ema"):
         wrapped = torch_file(lambda m, key=key: {key: m.state_dict(), "step": 3})
         yield Form(f"torch file, under `{key}`", wrapped, load)
     chosen = torch_file(lambda m: {"model": net(9).state_dict(), "ema": m.state_dict()}, ":ema")
@@ -84,6 +84,12 @@ def files() -> Iterator[Form]:
     for name, parts in {"whole": False, "parts": True}.items():
         write = partial(forms_of.distributed, save_distributed=parts)
         yield Form(f"DCP's safetensors, {name}", write, load)
+    yield Form("distributed checkpoint, `app.model`", forms_of.under_key_of_script, load)
+    yield Form("two shards without an index", forms_of.lone_shards(0), load)
+    yield Form("one shard of two", forms_of.lone_shards(1))
+    yield Form("Meta's slices (`consolidated.00.pth`)", forms_of.slices("consolidated.0{}.pth"))
+    slices = forms_of.slices("mp_rank_0{}/model_optim_rng.pt")
+    yield Form("Megatron's slices (`mp_rank_00`)", slices)
     yield Form("GGUF", forms_of.gguf)
     yield Form("program of torch.export (`.pt2`)", forms_of.exported)
 
@@ -127,6 +133,7 @@ def codes() -> Iterator[Form]:
         "HQQ": ("l.W_q", torch.uint8, "l.scale"),
     }.items():
         yield Form(f"quantised: {name}", form_codes.quantised(*stored))
+    yield Form("`dequantized:` NVFP4 beside fp8", form_codes.of_two_layouts)
     for name, make in {
         "bitsandbytes in 8 bits": form_codes.int8,
         "fp8": form_codes.float8,

@@ -10,6 +10,7 @@ gives, and for files without a configuration the formula of their kind.
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -150,6 +151,33 @@ def bare(
     return write
 
 
+def mlx(base: Any, seed: int, path: Path) -> State:
+    """Write an adapter of mlx-lm; return what its layers compute with."""
+    torch.manual_seed(seed)
+    state, factors = {n: t.clone() for n, t in base.state_dict().items()}, {}
+    for name in [n for n in state if n.endswith("q_proj.weight")]:
+        a, b = torch.randn(state[name].shape[1], 2), torch.randn(2, state[name].shape[0])
+        module = name.removesuffix(".weight")
+        factors |= {f"{module}.lora_a": a, f"{module}.lora_b": b}
+        state[name] += 0.5 * (a @ b).T
+    path.mkdir()
+    save_file(factors, path / "adapters.safetensors")
+    config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 0.5}}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    return state
+
+
+def under_peft(base: Any, seed: int, path: Path) -> State:
+    """Write the whole state of a model that peft wraps."""
+    import peft
+
+    torch.manual_seed(seed)
+    settings = peft.IA3Config(target_modules=TWO, feedforward_modules=["down_proj"])
+    model: Any = peft.get_peft_model(copy.deepcopy(base), settings)
+    torch.save(model.state_dict(), path)
+    return dict(base.state_dict())
+
+
 def kohya(module: str) -> str:
     """Return kohya's name of a module of a text encoder."""
     return "lora_te_text_model_" + module.removeprefix("text_model.").replace(".", "_")
@@ -200,6 +228,8 @@ def rows() -> Iterator[Row]:
     packed = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     experts = by_peft("LoraConfig", r=2, target_modules=["q_proj"], target_parameters=packed)
     yield Row("adapter of peft: target_parameters", mixtral, experts)
+    yield Row("adapter of mlx-lm", llama, mlx)
+    yield Row("state of a model under peft", llama, under_peft)
     files = {
         "kohya": bare(kohya, lambda shape: scaled(lora(shape))),
         "kohya with DoRA": bare(kohya, lora, dora=True),

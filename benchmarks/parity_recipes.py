@@ -30,7 +30,7 @@ RANDOM = ("dare linear one", "dare ties normalized gradient", "della")
 RECIPES: dict[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 MODELS = re.compile(
     r"\b(model|(?:base|source)_model|source|tokenizer_source): "
-    r"(base\+lora|(?:\w+/)?(?:base|[abc])|chat)\b(?!/)"
+    r"(base\+lora|(?:\w+/)?(?:base|[abc])|chat|half|qwen2/apart)\b(?!/)"
 )
 SIZES = {
     "vocab_size": 48,
@@ -51,6 +51,12 @@ OTHERS: dict[str, dict[str, Any]] = {
     "phi3": {"pad_token_id": 0},
     "gpt2": {},
     "mixtral": {"num_local_experts": 3},
+    "mamba": {"state_size": 4},
+    "olmo2": {},
+    "granite": {},
+    "stablelm": {},
+    "starcoder2": {},
+    "glm4": {"head_dim": 8, "pad_token_id": 0},
 }
 """Other architectures than Llama, each with base, a, b and c, and what is theirs alone."""
 ADAPTERS = "extract-lora"
@@ -58,7 +64,8 @@ PARTS = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
 
 
 def make(folder: Path) -> None:
-    """Save base; a, b and c, which are near to it; chat, which has two more tokens; and lora."""
+    """Save base; a, b and c, which are near to it; half, which is c in bf16; chat, which has two
+    more tokens; and lora."""
     from peft import LoraConfig, get_peft_model
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -91,6 +98,9 @@ def make(folder: Path) -> None:
                 value[: len(old)] = old + 0.01 * torch.randn_like(old)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+        if name == "c":
+            model.to(torch.bfloat16).save_pretrained(folder / "half")
+            tokenizer.save_pretrained(folder / "half")
     adapter = get_peft_model(
         LlamaForCausalLM.from_pretrained(folder / "base"),
         LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
@@ -116,6 +126,11 @@ def make_others(folder: Path, names: set[str]) -> None:
                 value.data.copy_(old + 0.02 * noise if i else old)
             model.save_pretrained(folder / name / kin)
             tokenizer.save_pretrained(folder / name / kin)
+        if name == "qwen2":  # tied: one more, whose head is apart
+            model.config.tie_word_embeddings = False
+            model.lm_head.weight = torch.nn.Parameter(1.1 * model.lm_head.weight.data)
+            model.save_pretrained(folder / name / "apart")
+            tokenizer.save_pretrained(folder / name / "apart")
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -143,7 +158,7 @@ def compare(name: str, folder: Path, ours: Path, theirs: Path) -> dict[str, Any]
         same = [n for n in a if n in base and base[n].shape == a[n].shape]
         x, y = (sum((t[n] - base[n]).square().sum().item() for n in same) for t in (a, b))
         return {"norm ratio": round((x / y) ** 0.5, 3)}
-    dtype = re.findall(r"dtype: (\w+)", RECIPES[name])[-1]
+    dtype = ["float32", *re.findall(r"dtype: (\w+)", RECIPES[name])][-1]
     scale = max(tensor.abs().max().item() for tensor in b.values())
     limit = 8 * torch.finfo(getattr(torch, dtype)).eps * scale
     differences = torch.cat([(a[n] - b[n]).abs().flatten() for n in a])

@@ -132,6 +132,8 @@ ON_THE_COMMAND_LINE = {
     "merge a b --metod ties -o out": "Did you mean '--method'?",
     "merge a b --method ties --bse a -o out": "Did you mean '--base'?",
     "merge a b --method ties --base a --densty 1 -o out": "did you mean density?",
+    "merge a b -m ties -o out": "Did you mean '--method'?",
+    "merge a,b -o out": "several are separated by spaces: a b",
     "patch mnist": "Did you mean --task mnist?",
     "negate mnist": "Did you mean --target mnist?",
     "evaluate --split val --tasks shapes": "'val' is not one of 'train', 'validation', 'test'",

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from weightops import TASKS, ImageModel, evaluate
 from weightops.errors import NonfiniteError, TaskError
+from weightops.evaluation.scoring import IMAGES
 from weightops.evaluation.zero_shot import metrics
 from weightops.tasks.task import ImageSubset
 
@@ -116,3 +117,12 @@ def test_classes_of_one_text_are_told(caplog: pytest.LogCaptureFixture) -> None:
     classes = ("Cat", *TASKS["digits"].classes[1:9], "cat")
     evaluate("embedded", replace(TASKS["digits"], name="cats", classes=classes))
     assert "the prompts of cats are equal for the classes 'Cat' and 'cat'" in caplog.text
+
+
+def test_a_split_without_images_is_refused_before_anything_is_trained() -> None:
+    digits = TASKS["digits"]
+    none = ImageSubset(digits.load("test"), np.arange(0), np.arange(0))
+    task = replace(digits, load=lambda split: none if split == "validation" else digits.load(split))
+    model = ImageModel.open("embedded", "cpu")
+    with pytest.raises(TaskError, match="digits has no images for validation"):
+        IMAGES.prepare(model, [(task, "test"), (task, "validation")])

@@ -11,7 +11,7 @@ import torch
 
 from weightops import open_checkpoint, verify
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.errors import MismatchError, RecipeError
+from weightops.errors import RecipeError
 from weightops.merging.merge import merge
 from weightops.merging.recipe import Recipe
 
@@ -100,8 +100,8 @@ def test_models_of_several_dtypes(models: Path) -> None:
     result = merged(models, text + "parameters: {weight: 1}\n")
     assert result[HEAD].dtype == torch.float32
     assert torch.allclose(result[HEAD], (half[HEAD].float() + apart[HEAD]) / 2)
-    with pytest.raises(MismatchError, match="of other dtype"):
-        Recipe.of({"models": [str(models / "half"), str(models / "apart")]}).merge()
+    own = Recipe.of({"models": [str(models / "half"), str(models / "apart")]}).merge()
+    assert own[HEAD].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -151,3 +151,12 @@ def test_words_and_numbers_that_mergekit_reads(models: Path) -> None:
         SLICES.replace("FIRST", "half").replace("LAST", "half").replace("[1, 3]", '[1.0, "3"]')
     )
     assert "model.layers.3.mlp.up_proj.weight" in merged(models, stacked)
+
+
+def test_a_filter_may_end_in_the_number_of_a_layer_of_the_source(models: Path) -> None:
+    scale = "parameters: {scale: [{filter: layers.1, value: 0.5}, {value: 1}]}"
+    text = SLICES.replace("FIRST", "apart").replace("LAST, layer_range: [1, 3]", "apart, RANGE")
+    result = merged(models, text.replace("RANGE", f"layer_range: [0, 2], {scale}"))
+    apart, name = open_checkpoint(models / "apart"), "model.layers.{}.mlp.up_proj.weight"
+    assert torch.equal(result[name.format(2)], apart[name.format(0)])
+    assert torch.equal(result[name.format(3)], 0.5 * apart[name.format(1)])

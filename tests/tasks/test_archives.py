@@ -74,6 +74,17 @@ def test_archives_beyond_the_count(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "gives one name to several classes: red" in caplog.text
 
 
+def test_pictures_in_two_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    copied = {"test/0.tar": labelled_archive(28, 6)}
+    folder = write_files(tmp_path / "wds_things", {**archive_data_set(), **copied})
+    task = find_task(str(folder))
+    task.load("test")
+    assert "in two splits" not in caplog.text
+    for split in ("train", "validation", "train"):
+        task.load(split)
+    assert caplog.text.count("has 2 pictures in two splits") == 1
+
+
 def test_archives_of_captions(tmp_path: Path) -> None:
     members = {}
     for i in range(4):

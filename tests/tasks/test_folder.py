@@ -205,19 +205,22 @@ def test_files_that_are_no_pixels(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_stand_upright(tmp_path: Path, orientation: int) -> None:
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_photographs_stand_upright(tmp_path: Path, orientation: int, kind: str) -> None:
     from PIL import ImageOps
 
+    path = tmp_path / f"photo.{kind}"
     pixels = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
-    with Image.open(tmp_path / "photo.png") as opened:
+    Image.fromarray(pixels).save(path, exif=exif)
+    with Image.open(path) as opened:
         expected = np.asarray(ImageOps.exif_transpose(opened))
-    turned = np.asarray(read_image(tmp_path / "photo.png", "photo"))
+    turned = np.asarray(read_image(path, "photo"))
     assert np.array_equal(turned[..., 0], expected)
-    stored = np.asarray(read_image(tmp_path / "photo.png", "photo", upright=False))
-    assert np.array_equal(stored[..., 0], pixels)
+    if kind == "png":  # Pillow turns TIFF on its own, also for CLIP_benchmark
+        stored = np.asarray(read_image(path, "photo", upright=False))
+        assert np.array_equal(stored[..., 0], pixels)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])

@@ -28,6 +28,7 @@ from weightops import (
     patch,
     verify,
 )
+from weightops.checkpoints.matching import convert_to
 from weightops.errors import (
     CheckpointError,
     NothingSatisfiesError,
@@ -66,6 +67,7 @@ def test_the_tokenizer_that_is_written_is_no_other(
     base = open_checkpoint("embedded")
     TaskVector(base, patched).apply(base, 0.5).save(tmp_path / "from the base")
     TaskVector(base, patched).apply(patched, 0.5).save(tmp_path / "from the edit")
+    convert_to(open_checkpoint(patched), "transformers").save(tmp_path / "of transformers")
     assert "others have another" not in caplog.text
     other = tmp_path / "other"
     shutil.copytree(patched, other)

@@ -105,19 +105,19 @@ def write_records(
         facts: the library that the folder loads in; by default that of the model's architecture.
     """
     recipe, card = model.recipe, model.card
+    own = model.architecture.card_facts if model.architecture else CardFacts()
+    facts = facts or own
     if recipe is None and all(leaf.files for leaf in model.form.leaves):
         recipe = recipe_of(provenance(model.form))
     if recipe and "verb" not in recipe:
         text = yaml_text(dict(recipe))
         (folder / RECIPE).write_text(text, encoding="utf-8")
-        if card is None and (facts or model.architecture):
+        if card is None and facts.pipeline_tag != "other":
             models = [entry["model"] for entry in recipe["models"]]
             options = recipe.get("options")
             card = merge_card(recipe["method"], models, recipe.get("base"), text, options)
     if card:
-        own = model.architecture.card_facts if model.architecture else CardFacts()
-        facts, inputs = facts or own, folders_of(model.form)
-        text = card.text(facts, device, name=name, inputs=inputs)
+        text = card.text(facts, device, name=name, inputs=folders_of(model.form))
         (folder / CARD).write_text(text, encoding="utf-8")
     for file, content in model.records.items():
         write_json(folder / file, content)

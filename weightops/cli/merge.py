@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -166,12 +167,27 @@ def _statistics(
     return tuple({method.statistics[0]: file} for file in files)
 
 
+def _check_model(name: str) -> None:
+    """Refuse an option with one dash, and names that commas join, in place of a model."""
+    if Path(name).exists():
+        return
+    if name.startswith("-"):
+        meant = " Did you mean '--method'?" if name == "-m" else ""
+        raise click.UsageError(f"No such option '{name}'.{meant}")
+    if "," in name:
+        apart = name.replace(",", " ")
+        raise click.UsageError(
+            f"there is no model {name}; several are separated by spaces: {apart}"
+        )
+
+
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Return the models, and the method's options by name."""
     models, texts = [], {}
     remaining = iter(arguments)
     for argument in remaining:
         if not argument.startswith("--"):
+            _check_model(argument)
             models.append(argument)
             continue
         name, _, value = argument[2:].partition("=")

@@ -19,6 +19,7 @@ from weightops.algebra.devices import pick_device
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike
+from weightops.errors import TaskError
 from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.language_model import LanguageModel, text_metrics
 from weightops.evaluation.pixels import prepare_all
@@ -132,6 +133,9 @@ class _Images(Scoring):
         return len(model.pixels(task, split))
 
     def prepare(self, model: ImageModel, splits: Iterable[tuple[Task, str]]) -> None:
+        for task, split in splits:
+            if not self.count(model, task, split):
+                raise TaskError(f"{task.name} has no images for {split}")
         prepare_all([model.pixels(task, split) for task, split in splits])
 
     def outcomes(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from weightops.algebra.names import PerTensor
 from weightops.errors import RecipeError
+from weightops.merging.mergekit_checks import layer_range
 from weightops.merging.mergekit_methods import TRANSLATIONS, Translation
 from weightops.merging.mergekit_values import renumbered, scoped
 from weightops.merging.methods.table import METHODS
@@ -123,7 +124,8 @@ class Models(NamedTuple):
         for i, entry in enumerate(self.entries):
             scopes = [(entry.get("parameters") or {}).get(key), *settings]
             if self.shifts and self.shifts[i]:
-                scopes = [renumbered(scope, self.shifts[i]) for scope in scopes]
+                layers = range(*(layer_range(entry) or (0, 1000)))
+                scopes = [renumbered(scope, self.shifts[i], layers) for scope in scopes]
             values.append(scoped(*scopes, default))
         return values
 

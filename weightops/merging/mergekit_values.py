@@ -10,12 +10,15 @@ from typing import Any
 from weightops.algebra.names import PerTensor, escape
 from weightops.errors import RecipeError
 
+_NUMBER = re.compile(r"(?<![^.])(?:layers?|h|blocks?)\.(\d+)(\.|$)")
+"""The number of a layer in a filter, and the dot behind it."""
+
 
 def scoped(*scopes: Any) -> PerTensor:
     """Return the value of the innermost scope; where its filters don't match, of the next one."""
     values: dict[str, PerTensor] = {}
     for scope in scopes:
-        value = None if scope is None else _per_tensor(scope)
+        value = None if scope in (None, []) else _per_tensor(scope)
         if value is None:
             continue
         if not isinstance(value, Mapping):
@@ -61,18 +64,34 @@ def _filtered(conditions: Sequence[Mapping[str, Any]]) -> dict[str, PerTensor]:
     return values
 
 
-def renumbered(setting: Any, shift: int) -> Any:
+def renumbered(setting: Any, shift: int, layers: range) -> Any:
     """Return a setting whose filters have other numbers of layers, where they have any.
 
-    >>> renumbered([{"filter": "layers.3.mlp", "value": 0.5}], 2)
+    A number at the end of a filter is the beginning of others, too: 1 of 10.
+
+    Args:
+        setting: a value, a gradient or conditional values.
+        shift: what is added to a number.
+        layers: the numbers that there are.
+
+    >>> renumbered([{"filter": "layers.3.mlp", "value": 0.5}], 2, range(4))
     [{'filter': 'layers.5.mlp', 'value': 0.5}]
+    >>> renumbered({"filter": "layers.1", "value": 0.5}, 2, range(8, 12))
+    [{'filter': 'layers.12.', 'value': 0.5}, {'filter': 'layers.13.', 'value': 0.5}]
     """
     if isinstance(setting, dict):
-        text = re.sub(
-            r"(?<=layers\.)\d+(?=\.)", lambda n: str(int(n[0]) + shift), str(setting.get("filter"))
+        text = str(setting.get("filter") or "")
+        found = _NUMBER.search(text)
+        if found is None:
+            return [setting]
+        numbers = (
+            [int(found[1])] if found[2] else [n for n in layers if f"{n}".startswith(found[1])]
         )
-        return {**setting, "filter": text} if setting.get("filter") else setting
-    return [renumbered(item, shift) for item in setting] if isinstance(setting, list) else setting
+        before, after = text[: found.start(1)], text[found.end() :]
+        return [{**setting, "filter": f"{before}{n + shift}.{after}"} for n in numbers]
+    if isinstance(setting, list) and any(isinstance(item, dict) for item in setting):
+        return [new for item in setting for new in renumbered(item, shift, layers)] or None
+    return setting
 
 
 def _intersection(outer: str, inner: str) -> str:

@@ -19,6 +19,7 @@ from typing_extensions import Self
 from weightops.errors import TaskError
 from weightops.support.progress import tracked
 from weightops.support.text import first_few
+from weightops.tasks.copies import compared
 from weightops.tasks.pictures import is_left_behind, read_image
 from weightops.tasks.split import split_loader
 from weightops.tasks.split_names import HINT, SPLIT_NAMES, one_name_each, split_of
@@ -147,7 +148,7 @@ def archive_task(name: str, locate: Callable[[Iterable[str]], Path], source: str
             )
         return read_archives([present / name for name in names], len(classes))
 
-    load = split_loader(read, counts, source)
+    load = split_loader(compared(read, source), counts, source)
     license = "see the data set's page"
     return Task(name, classes, templates, load, LazySizes(load), source, license, upright=False)
 

@@ -66,3 +66,17 @@ def warn_of_copies(parts: Mapping[str, Images], source: str) -> int:
             shown,
         )
     return len(pairs)
+
+
+def compared(read: Callable[[str], Images], source: str) -> Callable[[str], Images]:
+    """Return a function that reads a split, and warns of pictures that one read before has, too."""
+    known: dict[str, Images] = {}
+
+    def read_and_compare(split: str) -> Images:
+        images = read(split)
+        for other, earlier in known.items():
+            warn_of_copies({other: earlier, split: images}, source)
+        known[split] = images
+        return images
+
+    return read_and_compare

@@ -172,6 +172,7 @@ def read_image(file: Path | IO[bytes], name: str, *, upright: bool = True) -> Im
 
 
 def _turned(image: Image.Image) -> Image.Image:
+    image.load()  # Pillow turns a TIFF as it loads it, and removes its orientation
     turn = _TURNS.get(_orientation(image))
     eight = _eight_bits(image)
     return eight if turn is None else eight.transpose(turn)

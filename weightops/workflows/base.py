@@ -92,6 +92,8 @@ class Workflow(ABC):
     """A factor of all coefficients that are tried."""
     may_be_base: bool = False
     """Whether zeros, the base itself, are an answer, as nothing is written."""
+    remedy: ClassVar[str] = "other alphas=, or another fine-tuning (steps=, lr=)"
+    """What may help where no coefficient is an answer."""
     keeps_vectors: ClassVar[bool] = True
     """Whether the vectors are written, too."""
 
@@ -251,7 +253,8 @@ class Workflow(ABC):
         names = ", ".join(task.name for task in self.learned)
         raise NothingSatisfiesError(
             f"no alpha improves {names} within the rule, so there is nothing to write; the one "
-            f"that costs least is alpha {shown(nearest.alpha)}: {shown_as(nearest.score)}{kept}"
+            f"that costs least is alpha {shown(nearest.alpha)}: {shown_as(nearest.score)}{kept}",
+            hint=self.remedy,
         )
 
     def _search(self, trial: Trial) -> Choice:

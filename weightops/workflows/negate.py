@@ -36,6 +36,7 @@ THRESHOLD, TEXT_THRESHOLD = 0.95, 0.98
 class Negation(Workflow):
     """The workflow of `negate`."""
 
+    remedy = "a lower control_threshold=, or finer alphas= near 0"
     verb, sign = "negate", -1.0
     method = (
         "The weights are `base + alpha * (finetuned - base)` with a negative alpha "

@@ -32,6 +32,7 @@ Strategy = Literal["joint", "sequential", "parallel"]
 class Patch(Workflow):
     """The workflow of `patch`."""
 
+    remedy = "a larger max_supported_drop=, or finer alphas= near 0"
     verb, word = "patch", "patched"
     method = "The weights are `(1 - alpha) * base + alpha * finetuned` (PAINT, arXiv 2208.05592)"
 

@@ -268,7 +268,7 @@ class Architecture(ABC):
         """Warn if the folders of input files have companions other than those that are written."""
         others: dict[str, None] = {}
         for place in dict.fromkeys(map(self._model_folder, files)):
-            described = any((place / f).is_file() for f in (self.config_file, ADAPTER_CONFIG))
+            described = self.describes(place) or (place / ADAPTER_CONFIG).is_file()
             if described and place != self.folder.absolute():
                 same = self.chosen | self.made_like_in(place)
                 found = other_companions(self.config_path, place, self._inner, same)
@@ -279,6 +279,10 @@ class Architecture(ABC):
                 self.folder,
                 first_few(others, 6),
             )
+
+    def describes(self, folder: Path) -> bool:
+        """Return whether a folder has the configuration of a model of this library."""
+        return (folder / self.config_file).is_file()
 
     def made_like_in(self, folder: Path) -> Set[str]:
         """Return the files in another folder that `write` would make just so for this one."""

@@ -41,6 +41,9 @@ class TransformersArchitecture(Architecture):
         path = folder / cls.config_file
         return cls(folder) if path.is_file() and "model_type" in cls.read_config(path) else None
 
+    def describes(self, folder: Path) -> bool:
+        return self.recognise(folder) is not None  # a tokenizer alone has such a file, too
+
     @classmethod
     def of_files(cls, files: Mapping[str, Any]) -> Self:
         """Write files to a folder of the cache, and return its architecture.
