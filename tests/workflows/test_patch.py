@@ -177,8 +177,9 @@ def test_refusals(patched: Path, tmp_path: Path) -> None:
         patch(["mnist", "digits"], tmp_path / "x", strategy="both")
     with pytest.raises(TypeError, match="suported"):
         patch("mnist", tmp_path / "x", suported=["digits"])
-    with pytest.raises(NothingSatisfiesError, match="no alpha improves mnist"):
+    with pytest.raises(NothingSatisfiesError, match="no alpha improves mnist") as unimproved:
         patch("mnist", tmp_path / "x", finetuned="embedded", **QUICK)
+    assert "another fine-tuning" in str(unimproved.value.hint)
     with pytest.raises(OptionError, match="finite"):
         SearchOptions((float("nan"),))
     with pytest.raises(UnknownNameError, match="'fast'"):

@@ -92,7 +92,7 @@ class Workflow(ABC):
     """A factor of all coefficients that are tried."""
     may_be_base: bool = False
     """Whether zeros, the base itself, are an answer, as nothing is written."""
-    remedy: ClassVar[str] = "other alphas=, or another fine-tuning (steps=, lr=)"
+    remedy: ClassVar[str] = "another fine-tuning (steps=, lr=), or other alphas="
     """What may help where no coefficient is an answer."""
     keeps_vectors: ClassVar[bool] = True
     """Whether the vectors are written, too."""
@@ -251,10 +251,13 @@ class Workflow(ABC):
         shown_as = self.unit.shown
         kept = f" at {shown_as(nearest.kept)} {self.view.kept}" if self.view.keep else ""
         names = ", ".join(task.name for task in self.learned)
+        measured = trial.measurements
+        (base,) = measured.points([measured.base])
+        gains = any(point.score > base.score for point in measured.points())
         raise NothingSatisfiesError(
             f"no alpha improves {names} within the rule, so there is nothing to write; the one "
             f"that costs least is alpha {shown(nearest.alpha)}: {shown_as(nearest.score)}{kept}",
-            hint=self.remedy,
+            hint=self.remedy if gains else Workflow.remedy,
         )
 
     def _search(self, trial: Trial) -> Choice:
