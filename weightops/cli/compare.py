@@ -12,6 +12,7 @@ import click
 from weightops.cli.borrowing import taken
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.printing import echo, echo_json
+from weightops.support.text import decimal
 
 if TYPE_CHECKING:
     import torch
@@ -184,7 +185,7 @@ def _print_matrix(title: str, names: tuple[str, ...], values: torch.Tensor) -> N
     from weightops.reports.table import table
 
     rows = [
-        [name, *(f"{value:.3f}" for value in row)]
+        [name, *(decimal(value, 3) for value in row)]
         for name, row in zip(names, values.tolist(), strict=True)
     ]
     echo("\n" + table([title, *names], rows))
@@ -192,4 +193,4 @@ def _print_matrix(title: str, names: tuple[str, ...], values: torch.Tensor) -> N
 
 def _upper(values: list[list[float]]) -> list[str]:
     """Return the entries above the diagonal."""
-    return [f"{value:.3f}" for i, row in enumerate(values) for value in row[i + 1 :]]
+    return [decimal(value, 3) for i, row in enumerate(values) for value in row[i + 1 :]]

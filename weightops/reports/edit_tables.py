@@ -8,6 +8,7 @@ from typing import Any
 from weightops.evaluation.units import UNITS
 from weightops.reports.page import Table
 from weightops.reports.table import alpha_text
+from weightops.support.text import decimal
 
 _NAMES = {"finetuned": "fine-tuned", "random": "random vector", "ascent": "gradient ascent"}
 """Names of models in a summary that a page gives in other words."""
@@ -64,7 +65,7 @@ def _subsets(groups: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _cosines(cosines: Mapping[str, float]) -> Table:
-    rows = [[pair, f"{round(value, 3) + 0.0:.3f}"] for pair, value in cosines.items()]
+    rows = [[pair, decimal(value, 3)] for pair, value in cosines.items()]
     return Table("Cosines of the task vectors", ["vectors", "cosine"], rows)
 
 

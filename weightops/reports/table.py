@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightops.errors import printable
+from weightops.support.text import decimal
 
 
 def cell(value: object) -> str:
@@ -16,7 +16,7 @@ def cell(value: object) -> str:
     ('50.0', '-', '3', '0.0')
     """
     if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{round(100 * value, 1) + 0.0:.1f}"  # no -0.0
+        return decimal(100 * value, 1)
     return printable(str(value))
 
 

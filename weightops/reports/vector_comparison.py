@@ -11,6 +11,7 @@ from weightops.errors import MissingExtraError
 from weightops.reports.frontier import INK, blank_figure, svg_of
 from weightops.reports.page import Page, Section, Table, facts
 from weightops.support.lazy import torch
+from weightops.support.text import decimal
 from weightops.vector_comparison import Comparison
 
 log = logging.getLogger("weightops")
@@ -137,9 +138,8 @@ def _matrix(title: str, names: Sequence[str], values: torch.Tensor) -> Table:
 
 
 def _plain(value: torch.Tensor) -> str:
-    """Return a number with three decimals, - for none, and no -0.000."""
-    number = round(float(value), 3)
-    return f"{number + 0.0:.3f}" if number == number else "-"
+    """Return a number with three decimals."""
+    return decimal(float(value), 3)
 
 
 def _draw_matrix(
@@ -150,7 +150,7 @@ def _draw_matrix(
     for i, row in enumerate(values.tolist()):
         for j, value in enumerate(row):
             color = "white" if abs(value) > 0.6 else INK
-            text = f"{round(value, 2) + 0.0:.2f}"  # + 0.0 writes -0.00 as 0.00
+            text = decimal(value, 2)
             axes.text(j, i, text, ha="center", va="center", fontsize=9, color=color)
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
     axes.set_yticks(range(len(names)), names)

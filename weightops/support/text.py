@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -40,6 +41,18 @@ def counted(count: float, noun: str) -> str:
     """
     number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
     return f"{number} {noun}{'' if count == 1 else 's'}"
+
+
+def decimal(value: float, digits: int) -> str:
+    """Return a number with so many decimals; - for none.
+
+    >>> decimal(-0.0004, 3), decimal(float("nan"), 1)
+    ('0.000', '-')
+    """
+    rounded = round(float(value), digits)
+    return (
+        "-" if math.isnan(rounded) else f"{rounded + 0.0:.{digits}f}"
+    )  # + 0.0 takes the sign of 0
 
 
 def portable(value: Any) -> Any:
