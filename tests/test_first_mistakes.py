@@ -126,6 +126,11 @@ def test_a_misspelt_name_of_the_package() -> None:
         _ = weightops.Taskvector  # type: ignore[attr-defined]
 
 
+def test_a_name_that_changed_still_works() -> None:
+    with pytest.warns(DeprecationWarning, match="is called ImageModel"):
+        assert weightops.Clip is weightops.ImageModel
+
+
 ON_THE_COMMAND_LINE = {
     "": "name a verb: `weightops patch --task mnist`",
     "mrege": "did you mean merge",

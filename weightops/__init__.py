@@ -25,12 +25,19 @@ _EXPORTS = {
 
 __all__ = sorted(_EXPORTS)
 
+_RENAMED = {"Clip": "ImageModel"}
+
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
         from importlib.metadata import version
 
         return version("weightops")
+    if name in _RENAMED:
+        from warnings import warn
+
+        warn(f"weightops.{name} is called {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        return __getattr__(_RENAMED[name])
     if name not in _EXPORTS:
         from difflib import get_close_matches
 
