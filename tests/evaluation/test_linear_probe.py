@@ -51,5 +51,5 @@ def test_linear_probe() -> None:
         assert linear_probe(model, task, "test") == scores
     with pytest.raises(OptionError, match="fitted on the training images"):
         linear_probe(model, task, "train")
-    with pytest.raises(TaskError, match="has 0 classes"):
+    with pytest.raises(TaskError, match="none of its 0 classes"):
         linear_probe(model, replace(task, classes=()), "test")
