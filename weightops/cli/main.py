@@ -34,7 +34,7 @@ _FORMER = {"select": "rank"}
 _EXIT_CODES: dict[type[WeightopsError], int] = {OptionError: 2, UnverifiedError: 3}
 """The exit codes of errors that have one of their own; that of the others is 1."""
 
-_GC_THRESHOLD = 100_000
+_GC_THRESHOLD = 1_000_000
 """Allocations between garbage collections. What torch's import allocates lives as long as the
 process, and looking through it again and again takes a fifth of the import's time."""
 
