@@ -15,6 +15,8 @@ import pytest
 from helpers.pages import EXAMPLES, PAGES, ROOT, Provider, blocks, small_tasks
 from helpers.threads import one_torch_thread
 
+from weightops import evaluate
+
 OTHERS = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/examples/README.md")
 FILES_OF_EXTENDING = ("own_method", "own_task", "own_format", "own_evaluator")
 
@@ -150,6 +152,18 @@ def test_the_papers_claims_are_as_measured() -> None:
     rest = spreads["unseen counts before"]["mean"]
     right = f"right on {before[0]:.1f}, {before[1]:.1f} and {rest:.1f} %"
     assert right in words("docs/results.md")
+
+
+def test_the_card_of_the_embedded_model_is_as_measured() -> None:
+    card = (ROOT / "weightops/clip/README.md").read_text()
+    names, _, cells = re.findall(r"^\|(.+)\|$", card, re.MULTILINE)
+    shown = dict(zip(map(str.strip, names.split("|")), map(float, cells.split("|")), strict=True))
+    measured = evaluate("embedded", ["mnist", "digits", "fonts"], precision="float32")
+    for task, scores in measured.items():
+        assert 100 * scores["acc1"] == pytest.approx(shown[task], abs=0.25), task
+    before = result("papers")["spread"]
+    for name in ("attack", "seen half", "unseen half", "seen counts", "unseen counts"):
+        assert f"{before[f'{name} before']['mean']:.1f}" in card, name
 
 
 def test_merging_is_as_good_as_measured() -> None:
