@@ -21,7 +21,7 @@ class _Place(NamedTuple):
 
 
 class MemorySource(Source):
-    """The tensors of a mapping, referred to and not copied.
+    """The tensors of a mapping, referred to and not copied, but for lazy conjugates and negatives.
 
     Args:
         tensors: name -> tensor.
@@ -58,6 +58,8 @@ class MemorySource(Source):
                     f"{ref} holds a {unreadable} tensor at {name}",
                     hint="make it dense and put it in memory: dequantize(), full_tensor()",
                 )
+            # A view that conjugates or negates lazily is in the place of what it is a view of.
+            tensor = self._tensors[name] = tensor.resolve_conj().resolve_neg()
             shape, dtype = tensor.shape, tensor.dtype
             self.specs[name] = Spec(tuple(shape), dtype)
             places[name] = _Place(tensor.data_ptr(), tensor.device, shape, tensor.stride(), dtype)
