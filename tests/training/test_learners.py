@@ -183,6 +183,25 @@ def test_no_data() -> None:
         ModuleLearner(nn.Linear(1, 1), torch.ones(3), torch.ones(2), classification, name="it")
 
 
+def test_the_moving_average_of_a_bfloat16_module_moves(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(64, 3).bfloat16(), torch.randint(2, (64,))
+    config = TrainingConfig(steps=60, batch_size=16, lr=0.1, warmup=0, ema=0.99)
+    module = nn.Linear(3, 2).bfloat16()
+    means = {name: tensor.detach().float().clone() for name, tensor in module.named_parameters()}
+
+    def follow(step: int) -> None:
+        for name, tensor in module.named_parameters():
+            means[name].lerp_(tensor.detach().float(), 0.01)
+
+    learner = ModuleLearner(module, inputs, labels, classification, name="them")
+    fit(learner, config, out=tmp_path / "run", on_step=follow)
+    kept = open_checkpoint(tmp_path / "run" / "ema")
+    for name, mean in means.items():
+        assert kept[name].dtype == torch.bfloat16
+        assert torch.equal(kept[name], mean.bfloat16()), name
+
+
 def test_a_batch_of_one_with_batch_normalisation() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     inputs, labels = torch.randn(8, 3), torch.zeros(8, dtype=torch.long)

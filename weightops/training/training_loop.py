@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from weightops.algebra.dtypes import accumulator
 from weightops.algebra.names import NameRules
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.errors import OptionError
@@ -146,11 +147,15 @@ class _Trainer:
 
 
 class _Ema:
-    """The moving average of the tensors that a learner trains; empty for a decay of 0."""
+    """The moving average of the tensors that a learner trains; empty for a decay of 0.
+
+    It is kept in float32: a step of a thousandth of the way is less than bfloat16 can tell.
+    """
 
     def __init__(self, learner: Learner, decay: float) -> None:
         self._learner, self._decay = learner, decay
-        self._mean = {n: t.detach().clone() for n, t in learner.state().items()} if decay else {}
+        state = learner.state() if decay else {}
+        self._mean = {name: _widened(t.detach()).clone() for name, t in state.items()}
 
     @without_gradients
     def update(self) -> None:
@@ -158,7 +163,7 @@ class _Ema:
         now = self._learner.state() if self._decay else {}
         for name, mean in self._mean.items():
             if mean.is_floating_point():
-                mean.lerp_(now[name], 1 - self._decay)
+                mean.lerp_(_widened(now[name]), 1 - self._decay)
             else:
                 mean.copy_(now[name])
 
@@ -166,7 +171,8 @@ class _Ema:
         """Return weights with the average in place of what was trained; empty for a decay of 0."""
         ties = MemorySource(weights, "").ties
         means = self.state_dict()
-        return {n: means.get(ties.get(n, n), weights[n]) for n in weights} if means else {}
+        both = {n: (means.get(ties.get(n, n), weight), weight) for n, weight in weights.items()}
+        return {n: mean.to(weight.dtype) for n, (mean, weight) in both.items()} if means else {}
 
     def state_dict(self) -> dict[str, Any]:
         return {name: gather(mean) for name, mean in self._mean.items()}
@@ -174,6 +180,10 @@ class _Ema:
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         for name, mean in self._mean.items():
             mean.copy_(local_part(state_dict[name], mean))
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(accumulator(tensor.dtype)) if tensor.is_floating_point() else tensor
 
 
 @contextmanager
