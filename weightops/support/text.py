@@ -49,10 +49,8 @@ def decimal(value: float, digits: int) -> str:
     >>> decimal(-0.0004, 3), decimal(float("nan"), 1)
     ('0.000', '-')
     """
-    rounded = round(float(value), digits)
-    return (
-        "-" if math.isnan(rounded) else f"{rounded + 0.0:.{digits}f}"
-    )  # + 0.0 takes the sign of 0
+    rounded = round(float(value), digits) + 0.0  # -0.0 becomes 0.0
+    return "-" if math.isnan(rounded) else f"{rounded:.{digits}f}"
 
 
 def portable(value: Any) -> Any:
