@@ -545,11 +545,8 @@ def main() -> None:
         if args.tensors:
             per_tensor(args, folder)
             return
-        if args.cold:
-            report = json.loads(args.out.read_text()) if args.out.exists() else {}
-            report["cold"] = cold(args, folder)
-        else:
-            report = benchmark(args, folder)
+        report = json.loads(args.out.read_text()) if args.out.exists() else {}
+        report |= {"cold": cold(args, folder)} if args.cold else benchmark(args, folder)
         args.out.write_text(json.dumps(report, indent=2) + "\n")
     finally:
         if not args.folder:
