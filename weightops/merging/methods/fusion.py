@@ -102,7 +102,7 @@ def least_importance(inputs: TensorInputs, divergences: Divergences) -> float:
         ordered = chunk.values[0].sort(descending=True).values
         first, median, third = (float(ordered[count - 1]) for count in counts)
     else:
-        [found] = cutoffs(elements, lambda _, __: counts, torch.Tensor.clone)
+        [found] = cutoffs(elements, lambda _, __: counts, lambda importances: importances)
         first, median, third = (cutoff.magnitude for cutoff in found)
     return median + 1.5 * (third - first)
 

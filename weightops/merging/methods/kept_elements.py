@@ -188,17 +188,28 @@ class _Bracket:
                 self.low = float(self.sample[int(place - margin)])
             if place + margin < size:
                 self.high = float(self.sample[int(place + margin)])
+        self._counts_low, self._counts_high = map(self._is_common, (self.low, self.high))
+
+    def _is_common(self, end: float) -> bool:
+        """Return whether a tensor has many of an end of the interval, as its sample has several.
+
+        These are counted, and not collected.
+        """
+        return int(np.count_nonzero(self.sample == end)) > 1
 
     def scan(self, magnitudes: Array, start: int) -> None:
         """Count the elements of a part above and at the ends, and collect those inside."""
-        over_low, from_high = magnitudes > self.low, magnitudes >= self.high
-        above = int(np.count_nonzero(magnitudes > self.high))
-        self.above += above
-        self.nonzero += int(np.count_nonzero(magnitudes > 0)) if self.of_nonzero else 0
-        self.at_high.append(_Equals(start, int(np.count_nonzero(from_high)) - above))
-        self.at_low.append(_Equals(start, int(np.count_nonzero(magnitudes == self.low))))
+        above = beyond = magnitudes > self.high
+        self.above += (count := int(np.count_nonzero(above)))
+        if self._counts_high:
+            beyond = magnitudes >= self.high
+            self.at_high.append(_Equals(start, int(np.count_nonzero(beyond)) - count))
+        if self._counts_low:
+            self.at_low.append(_Equals(start, int(np.count_nonzero(magnitudes == self.low))))
+        if self.of_nonzero:
+            self.nonzero += int(np.count_nonzero(magnitudes > 0))
         if self.high > self.low:
-            positions = np.flatnonzero(over_low ^ from_high)
+            positions = np.flatnonzero((magnitudes > self.low) ^ beyond)
             self.inside.append((magnitudes[positions], positions.astype(np.int32), start))
 
     def resolve(self) -> None:
