@@ -15,7 +15,7 @@ from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.linearized import linearized_at
-from weightops.checkpoints.matching import open_matched
+from weightops.checkpoints.matching import match_names, open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint, open_ref
 from weightops.checkpoints.origin import Origin
 from weightops.errors import NonfiniteError
@@ -157,12 +157,14 @@ class EditSession:
     def vector(self, given: CheckpointLike | TaskVector) -> TaskVector:
         """Return a given task vector, or the task vector from the base to given weights.
 
-        ``given`` may also be the path of either.
+        ``given`` may also be the path of either. The vector has the base's names.
         """
+        if isinstance(given, (str, Path)) and open_ref(given).form.space == "delta":
+            given = TaskVector.load(given)
         if isinstance(given, TaskVector):
-            vector = given
-        elif isinstance(given, (str, Path)) and open_ref(given).form.space == "delta":
-            vector = TaskVector.load(given)
+            named = match_names(Origin.checkpoint_of(given.base, given.form), self.base)
+            same = named is given.form
+            vector = given if same else TaskVector.of_form(named, given.base)
         else:
             vector = TaskVector(self.base, self._as_run(open_matched(given, self.base)))
         if linearized_at(vector.form) is not None:

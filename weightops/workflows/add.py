@@ -200,7 +200,9 @@ class Addition(Workflow):
             "transductive": descent.on == "test",
             "coefficients": coefficients,
         }
-        if all(isinstance(given, (str, Path)) for given in self.finetuned) and self.finetuned:
+        in_files = all(isinstance(given, (str, Path)) for given in self.finetuned)
+        same_names = session.base.specs.keys() <= self.checkpoint.specs.keys()
+        if self.finetuned and in_files and same_names:  # else, it is of the vectors as written
             entries = zip(self.added, self.finetuned, strict=True)
             more["recipe"] = {
                 "method": "task_arithmetic",
