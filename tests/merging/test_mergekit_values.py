@@ -131,3 +131,20 @@ def test_what_has_no_effect(
         "line 4: density 53 counts as 1: it is a fraction",
         "line 3: nuslerp_row_wise has no effect without nuslerp_flatten: false",
     ]
+
+
+def test_keys_in_the_wrong_place(
+    model_files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = (
+        "merge_method: ties\nbase_model: BASE\nmodels:\n- model: ONE\n  revision: v1\n"
+        "  density: 0.5\nparameters: {weight: 1, dtype: float16}\n"
+    )
+    merged(tmp_path, model_files, text)
+    one = model_files[1][0]
+    assert sorted(caplog.messages) == [
+        f"line 5: revision at {one} has no effect; in the reference to the model it would, as in "
+        "model: path@revision+lora",
+        f"line 6: density at {one} has no effect; under parameters: it would",
+        "line 7: dtype has no effect in ties; at the top level it would",
+    ]

@@ -255,7 +255,8 @@ class RecipeMerge:
             return opened
         first = opened[refs[0]]
         matched = {
-            ref: open_matched(model, first, strict=self._strict) for ref, model in opened.items()
+            ref: open_matched(model, first, strict=self._strict)
+            for ref, model in self._tokens.with_equal_rows(opened).items()
         }
         base = self._tokens.base if self._tokens.base in matched else None
         return self._tokens.mapped(matched, base)
