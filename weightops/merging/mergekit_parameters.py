@@ -57,7 +57,7 @@ class Reader:
         for key in content:
             if key not in known:
                 parameter = "; under parameters: it would" if key in _EVERY_PARAMETER else ""
-                remedy = parameter or _remedy(key)
+                remedy = parameter or ("" if where == "the top level" else _remedy(key))
                 self.say(content, key, f"{key} at {where} has no effect{remedy}")
 
     def check_shared(self, scopes: Sequence[Any], translation: Translation) -> None:
