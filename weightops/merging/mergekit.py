@@ -80,7 +80,7 @@ class _Document:
             "dtype": dtype.removeprefix("torch."),
             "tokenizer": tokenizer,
             "chat_template": content.get("chat_template"),
-            "name": content.get("name"),
+            "name": None if content.get("name") is None else str(content["name"]),
         }
         written = lines_of(content)
         lines: dict[str, int] = {}
