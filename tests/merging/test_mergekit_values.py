@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from weightops import open_checkpoint
+from weightops.errors import OptionError, UnknownNameError
 from weightops.merging.merge import merge
 from weightops.merging.recipe import Recipe
 
@@ -88,6 +89,23 @@ def test_a_flag_at_each_tensor(
         of_all = any(name.startswith(part) for part in divided.split())
         expected = (one[name] + two[name]) * (0.5 if of_all else 1.5)
         assert torch.allclose(tensor, expected, atol=1e-6), name
+
+
+def test_a_flag_that_becomes_a_word(model_files: Files, tmp_path: Path) -> None:
+    base, models = model_files
+    text = (
+        "merge_method: ties\nbase_model: BASE\nmodels: [{model: ONE}, {model: TWO}]\n"
+        "parameters: {weight: 1, density: 0.5, rescale: [true, false]}\n"
+    )
+    result = merged(tmp_path, model_files, text)
+    for rescale, of_last in (("l1", False), ("none", True)):
+        expected = merge(models[:2], "ties", base=base, density=0.5, rescale=rescale)
+        names = [name for name in result if ("layers.2" in name) == of_last]
+        assert all(torch.equal(result[name], expected[name]) for name in names)
+    with pytest.raises(OptionError, match="a list of numbers, not"):
+        merge(models[:2], "ties", base=base, density=0.5, rescale=[])
+    with pytest.raises(UnknownNameError, match="rescale of ties is"):
+        merge(models[:2], "ties", base=base, density=0.5, rescale=["l1", "l2"])
 
 
 def test_flags_that_choose_rows(model_files: Files, tmp_path: Path) -> None:
