@@ -44,7 +44,7 @@ class _Mask(Changes):
             for name, deltas in self._deltas.items()
         }
         self.searched = list(self.scores.values())
-        self.changed, self._slope = len(sizes), penalty / len(sizes)
+        self.changed, self._penalty = len(sizes), penalty
 
     def change(self, name: str) -> torch.Tensor:
         return self.scores[name].sigmoid().mul_(self._deltas[name][0])
@@ -53,7 +53,9 @@ class _Mask(Changes):
         scores = self.scores[name]
         share = scores.sigmoid()
         assert scores.grad is not None
-        scores.grad += gradient.mul_(self._deltas[name][0]).add_(self._slope) * share * (1 - share)
+        # Times the number of elements: a share of one is too small beside Adam's epsilon.
+        slope = gradient.mul_(self._deltas[name][0]).mul_(self.changed).add_(self._penalty)
+        scores.grad += slope * share * (1 - share)
 
 
 def localize(
