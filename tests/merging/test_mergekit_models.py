@@ -145,7 +145,7 @@ def test_words_and_numbers_that_mergekit_reads(models: Path) -> None:
     for value in ('"false"', '"No"', "0.0", "false", '[{filter: lm, value: "off"}]'):
         result = merged(models, text + weights.replace("VALUE", value))
         assert torch.allclose(result[HEAD], 0.75 * (half + apart))
-    with pytest.raises(RecipeError, match="line 3: normalize is true or false for all tensors"):
+    with pytest.raises(RecipeError, match="line 3: normalize is 'maybe', and must be true or f"):
         merged(models, text + weights.replace("VALUE", '"maybe"'))
     stacked = (
         SLICES.replace("FIRST", "half").replace("LAST", "half").replace("[1, 3]", '[1.0, "3"]')

@@ -103,8 +103,9 @@ class NameRules:
 PerTensor = Any
 """A value for all tensors; or a mapping of name patterns to values, the first that matches counts;
 or a list of numbers that are spread evenly over the depth of the layers (see `depths`), with linear
-interpolation between them; or ``{"lines": [...]}``, a list whose first number is that of all
-tensors outside of the layers, too, as in LiNeS (arXiv 2410.17146)."""
+interpolation between them, or a list of truth values or words, each up to the next; or
+``{"lines": [...]}``, a list whose first value is that of all tensors outside of the layers, too, as
+in LiNeS (arXiv 2410.17146)."""
 
 _LINES = "lines"
 
@@ -166,23 +167,27 @@ def value_at(value: PerTensor, name: str, depth: float, default: Any) -> Any:
     0.30000000000000004
     >>> value_at({"lines": [0.1, 0.5]}, "head.weight", 1.0, None)
     0.1
+    >>> value_at([True, False], "layers.1.mlp.w", 0.5, None)
+    True
     """
     if isinstance(value, Each):
         return Each(value_at(item, name, depth, default) for item in value)
-    if _is_lines(value):
+    if is_lines(value):
         return value_at(value[_LINES], name, depth if layer_of(name) else 0.0, default)
     if isinstance(value, Mapping):
         matching = (item for pattern, item in value.items() if matches(pattern, name))
         return value_at(next(matching, default), name, depth, default)
     if isinstance(value, (list, tuple)):
         place = depth * (len(value) - 1)
+        if isinstance(value[0], (bool, str)):
+            return value[int(place)]
         low = min(int(place), len(value) - 2) if len(value) > 1 else 0
         high = min(low + 1, len(value) - 1)
         return (1 - (place - low)) * value[low] + (place - low) * value[high]
     return value
 
 
-def _is_lines(value: PerTensor) -> bool:
+def is_lines(value: PerTensor) -> bool:
     """Return True for ``{"lines": [...]}``."""
     return (
         isinstance(value, Mapping)
@@ -191,26 +196,29 @@ def _is_lines(value: PerTensor) -> bool:
     )
 
 
-def check_per_tensor(value: PerTensor, names: Iterable[str], label: str) -> None:
-    """Check that each pattern of a value matches a name, and that lists hold numbers.
+def check_per_tensor(
+    value: PerTensor, names: Iterable[str], label: str, *, words: bool = False
+) -> None:
+    """Check that each pattern of a value matches a name, and that lists hold numbers, or words.
 
     Raises:
         UnknownNameError: naming the first pattern that matches no name.
-        OptionError: for a list with anything but finite numbers, named by its ``label``.
+        OptionError: for a list with anything else, or an infinite number, named by its ``label``.
     """
     if isinstance(value, Each):
         for item in value:
-            check_per_tensor(item, names, label)
-    elif _is_lines(value):
-        check_per_tensor(value[_LINES], names, label)
+            check_per_tensor(item, names, label, words=words)
+    elif is_lines(value):
+        check_per_tensor(value[_LINES], names, label, words=words)
     elif isinstance(value, Mapping):
         names = dict.fromkeys(names)
         for pattern, item in value.items():
             if pattern != "*" and pattern not in names:
                 _check_pattern(pattern, names)
-            check_per_tensor(item, names, label)
+            check_per_tensor(item, names, label, words=words)
     elif isinstance(value, (list, tuple)) and not (
-        value and all(isinstance(item, (int, float)) and math.isfinite(item) for item in value)
+        (words and value and all(isinstance(item, str) for item in value))
+        or (value and all(isinstance(item, (int, float)) and math.isfinite(item) for item in value))
     ):
         raise OptionError(f"{label} over the depth of the layers is a list of numbers, not {value}")
 

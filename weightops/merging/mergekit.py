@@ -173,9 +173,10 @@ class _Document:
             return {"method": "passthrough", "models": [LinedDict({"model": entries[0]["model"]})]}
         scopes = [*scopes, self.content.get("parameters")]
         shifts = [(first or 0) - _start(entry) for entry in models]
-        given = Models(self.name, self.translation, models, scopes, shifts)
-        method, options = methods_options(given)
-        weights = methods_weights(given)
+        given = Models(self.name, self.translation, models, scopes, shifts, self.reader)
+        with located(line_of(self.content, "merge_method")):
+            method, options = methods_options(given)
+            weights = methods_weights(given)
         listed = []
         for entry, weight in zip(models, weights, strict=True):
             item = {"model": entry["model"], "weight": weight}
@@ -187,7 +188,9 @@ class _Document:
         lines["alpha"] = max(lines_of(scope).get("lambda", 0) for scope in scopes)
         if base is None:
             return LinedDict(recipe, lines)
-        return LinedDict(recipe | {"base": base, "alpha": given.shared("lambda", 1.0)}, lines)
+        return LinedDict(
+            recipe | {"base": base, "alpha": given.shared("lambda", default=1.0)}, lines
+        )
 
     def _split_base(
         self, entries: list[Mapping[str, Any]], base: str | None, *, in_slice: bool

@@ -100,33 +100,24 @@ def _check_parameters(content: Mapping[str, Any]) -> None:
             _check_value(content["parameters"][key], str(key))
 
 
-def _check_value(value: Any, name: str) -> None:
-    """Check a number, truth value or text; a gradient of numbers; or conditional values."""
-    for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, dict):
+def _check_value(value: Any, name: str, *, inner: bool = False) -> None:
+    """Check a number, truth value or text; a gradient of these; or conditional values."""
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        if isinstance(item, dict) and not inner:
             text = item.get("filter")
             if "value" not in item or not isinstance(text, (str, type(None))):
                 raise RecipeError(f"{name} has the conditional value {item!r:.80}", hint=_CONDITION)
-            _check_value(item["value"], name)
-        elif isinstance(value, list) and not _is_number(item):
-            raise RecipeError(f"{name} has {item!r:.80} in a list of numbers")
+            _check_value(item["value"], name, inner=True)
+        elif not isinstance(item, (bool, int, float, str)):
+            raise RecipeError(f"{name} has {item!r:.80} for a value", hint=_CONDITION)
         elif isinstance(item, int) and abs(item) >= 2**63:
             raise RecipeError(f"{name} is a number of {item.bit_length()} bits, which can't be")
-        elif isinstance(item, list):
-            raise RecipeError(f"{name} has the list {item!r:.80} within a list")
-    if isinstance(value, list) and (not value or len({isinstance(v, dict) for v in value}) > 1):
+    if len({isinstance(item, dict) for item in items}) > 1 or (inner and not items):
         raise RecipeError(f"{name} is {value!r:.80}, and must be numbers or conditional values")
 
 
-_CONDITION = "a conditional value is {filter: text, value: number}"
-
-
-def _is_number(value: Any) -> bool:
-    """Return whether a value is a number, or text that YAML leaves of one, such as 1e-5."""
-    try:
-        return not isinstance(value, bool) and abs(float(value)) < float("inf")
-    except (TypeError, ValueError, OverflowError):
-        return False
+_CONDITION = "a value is a number, a list of numbers, or conditional: {filter: text, value: number}"
 
 
 def _entry(container: Any, key: Any, what: str) -> Mapping[str, Any]:

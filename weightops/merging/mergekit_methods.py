@@ -9,12 +9,18 @@ from typing import Any, Literal, NamedTuple
 Scope = Literal["needed", "first", "ordinary", "optional"]
 
 
-class Variant(NamedTuple):
-    """Another method, which a flag chooses where it differs from its default."""
+class Flag(NamedTuple):
+    """A parameter that is true or false.
+
+    Attributes:
+        default: mergekit's default.
+        option: the option of the method that it becomes, or "" if it changes no result.
+        choices: the values of the option for False and True.
+    """
 
     default: bool
-    method: str
-    options: Mapping[str, Any]
+    option: str = ""
+    choices: tuple[Any, Any] = (False, True)
 
 
 @dataclass(frozen=True)
@@ -28,14 +34,13 @@ class Translation:
         fixed: options that are always set.
         defaults: parameter -> mergekit's default, where it isn't the option's.
         weight: True if each model needs a weight.
-        normalize: mergekit's default of ``normalize``, or None if the method hasn't the parameter.
-        divisor: the values of the method's option ``normalize`` for False and True.
-        rescale: mergekit's default of ``rescale``, or None if the method hasn't the parameter.
+        flags: parameters for all models that are true or false.
         others: the number of models beside the base, where it is fixed.
         fewest: the least number of models beside the base.
         base: the part of base_model: the base of the task vectors, "needed" or "optional"; the
             "first" of the models; or an "ordinary" model.
-        variants: flag -> the method that it chooses, with its options, where it isn't the default.
+        by_rows: the method that is taken in place of `method` where a flag sets ``whole`` to False
+            for any tensor.
         required: the parameters that must be given, beside weights.
     """
 
@@ -45,22 +50,17 @@ class Translation:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     weight: bool = False
-    normalize: bool | None = None
-    divisor: tuple[Any, Any] = ("none", "weights")
-    rescale: bool | None = None
+    flags: Mapping[str, Flag] = field(default_factory=dict)
     others: int | None = None
     fewest: int = 0
     base: Scope = "needed"
-    variants: Mapping[str, Variant] = field(default_factory=dict)
+    by_rows: str = ""
     required: tuple[str, ...] = ()
 
     @property
     def for_all(self) -> set[str]:
         """The parameters that all models share."""
-        flags = {"normalize"} if self.normalize is not None else set()
-        flags |= {"rescale"} if self.rescale is not None else set()
-        flags |= {"lambda"} if self.takes_lambda else set()
-        return {*self.shared, *flags, *self.variants, "int8_mask"}
+        return {*self.shared, *self.flags, *({"lambda"} if self.takes_lambda else ()), "int8_mask"}
 
     @property
     def for_one(self) -> set[str]:
@@ -70,23 +70,30 @@ class Translation:
     @property
     def takes_lambda(self) -> bool:
         """True for task arithmetic and its kin."""
-        return self.normalize is not None and self.base == "needed"
+        return "normalize" in self.flags and self.base == "needed"
+
+
+_DIVISORS = ("none", "weights")
+_INT8_MASK = {"int8_mask": Flag(False)}
 
 
 def _sparse(method: str, *each: str, normalize: bool = False, rescale: bool = False) -> Translation:
     return Translation(
         method,
         each={name: name for name in each},
+        flags=_INT8_MASK
+        | {
+            "normalize": Flag(normalize, "normalize", _DIVISORS),
+            "rescale": Flag(rescale, "rescale", ("none", "l1")),
+        },
         defaults={"density": 1.0, "gamma": 0.01, "epsilon": 0.15},
         weight=True,
-        normalize=normalize,
-        rescale=rescale,
     )
 
 
 TRANSLATIONS = {
     "linear": Translation(
-        "linear", weight=True, normalize=True, divisor=(False, True), base="ordinary"
+        "linear", weight=True, flags={"normalize": Flag(True, "normalize")}, base="ordinary"
     ),
     "slerp": Translation(
         "slerp", {"t": "t"}, fixed={"parallel": 0.9995}, others=1, base="first", required=("t",)
@@ -96,10 +103,11 @@ TRANSLATIONS = {
         weight=True,
         others=2,
         base="optional",
-        variants={
-            "nuslerp_flatten": Variant(True, "nuslerp_rows", {"along": "last"}),
-            "nuslerp_row_wise": Variant(False, "nuslerp_rows", {"along": "first"}),
+        flags={
+            "nuslerp_flatten": Flag(True, "whole"),
+            "nuslerp_row_wise": Flag(False, "along", ("last", "first")),
         },
+        by_rows="nuslerp_rows",
     ),
     "karcher": Translation(
         "karcher",
@@ -107,14 +115,21 @@ TRANSLATIONS = {
         defaults={"max_iter": 10, "tol": 1e-5},
         base="ordinary",
     ),
-    "passthrough": Translation("passthrough", each={"scale": "scale"}, base="ordinary"),
+    "passthrough": Translation(
+        "passthrough", each={"scale": "scale"}, defaults={"scale": 1.0}, base="ordinary"
+    ),
     "model_stock": Translation(
         "model_stock",
         fixed={"cosine_floor": 1e-6},
         fewest=2,
-        variants={"filter_wise": Variant(False, "model_stock_rows", {})},
+        flags={"filter_wise": Flag(False, "whole", (True, False))},
+        by_rows="model_stock_rows",
     ),
-    "task_arithmetic": Translation("task_arithmetic", weight=True, normalize=False),
+    "task_arithmetic": Translation(
+        "task_arithmetic",
+        weight=True,
+        flags=_INT8_MASK | {"normalize": Flag(False, "normalize", _DIVISORS)},
+    ),
     "ties": _sparse("ties", "density", normalize=True),
     "dare_linear": _sparse("dare_linear", "density", rescale=True),
     "dare_ties": _sparse("dare_ties", "density", rescale=True),
@@ -122,13 +137,16 @@ TRANSLATIONS = {
     "breadcrumbs_ties": _sparse("breadcrumbs_ties", "density", "gamma"),
     "della_linear": _sparse("della_linear", "density", "epsilon", rescale=True),
     "della": _sparse("della", "density", "epsilon", normalize=True, rescale=True),
-    "sce": Translation("sce", {"select_topk": "select_topk"}, fixed={"equal_below": 1e-6}),
+    "sce": Translation(
+        "sce", {"select_topk": "select_topk"}, fixed={"equal_below": 1e-6}, flags=_INT8_MASK
+    ),
     "arcee_fusion": Translation("arcee_fusion", others=1, base="first"),
     "multislerp": Translation(
         "multislerp",
-        {"normalize_weights": "normalize", "eps": "epsilon"},
+        {"eps": "epsilon"},
         weight=True,
         base="optional",
+        flags={"normalize_weights": Flag(True, "normalize")},
     ),
     "nearswap": Translation("nearswap", {"t": "t"}, others=1, required=("t",)),
     "ram": Translation("ram", {"epsilon": "epsilon"}),

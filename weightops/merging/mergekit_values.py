@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,56 +13,77 @@ from weightops.errors import RecipeError
 
 _NUMBER = re.compile(r"(?<![^.])(?:layers?|h|blocks?)\.(\d+)(\.|$)")
 """The number of a layer in a filter, and the dot behind it."""
+_YES = ("true", "1", "yes", "on", "y", "t")
+_NO = ("false", "0", "no", "off", "n", "f")
 
 
-def scoped(*scopes: Any) -> PerTensor:
-    """Return the value of the innermost scope; where its filters don't match, of the next one."""
+def number(value: Any, name: str) -> float:
+    """Return a number, which mergekit reads from text, such as 1e-5, and truth values, too.
+
+    Raises:
+        RecipeError: if it is none, or isn't finite.
+    """
+    with suppress(TypeError, ValueError, OverflowError):
+        found = float(value)
+        if math.isfinite(found):
+            return found
+    raise RecipeError(f"{name} is {value!r:.80}, and must be a finite number")
+
+
+def flag(value: Any, name: str) -> bool:
+    """Return a truth value, which mergekit reads from 0, 1 and words such as "no", too.
+
+    Raises:
+        RecipeError: if it is none.
+    """
+    word = str(int(value) if isinstance(value, float) and value in (0, 1) else value).lower()
+    if word in _YES or word in _NO:
+        return word in _YES
+    raise RecipeError(f"{name} is {value!r:.80}, and must be true or false")
+
+
+def scoped(*scopes: Any, read: Callable[[Any], Any]) -> PerTensor:
+    """Return the value of the innermost scope; where its filters don't match, of the next one.
+
+    A value is the same for all tensors; a gradient over the layers, whose first value is that of
+    the tensors outside of them; or conditional, ``{filter: text, value: ...}``.
+
+    Args:
+        scopes: the settings in mergekit's YAML, the innermost first, some of them None or empty.
+        read: function of one value that returns it in the parameter's type.
+    """
     values: dict[str, PerTensor] = {}
     for scope in scopes:
-        value = None if scope in (None, []) else _per_tensor(scope)
-        if value is None:
+        if scope in (None, []):
             continue
-        if not isinstance(value, Mapping):
-            return {**values, "*": value} if values else value
-        values |= {pattern: inner for pattern, inner in value.items() if pattern not in values}
+        listed = [scope] if isinstance(scope, dict) else scope
+        if not (isinstance(listed, list) and isinstance(listed[0], dict)):
+            listed = [{"value": scope}]
+        for condition in listed:
+            text = condition.get("filter")
+            pattern = "*" if text in (None, "*", "") else f"*{escape(text)}*"
+            values.setdefault(pattern, _over_layers(condition["value"], read))
         if "*" in values:
             break
-    return values or None
+    return values["*"] if list(values) == ["*"] else values or None
 
 
-def _per_tensor(value: Any) -> PerTensor:
-    """Translate a scalar, a gradient over the layers, or filters.
+def _over_layers(value: Any, read: Callable[[Any], Any]) -> PerTensor:
+    """Translate a value, or a gradient over the layers."""
+    if not isinstance(value, list):
+        return read(value)
+    read_values = [read(item) for item in value]
+    same = all(item == read_values[0] for item in read_values)
+    return read_values[0] if same else {"lines": read_values}
 
-    mergekit gives tensors outside of the layers a gradient's first value.
-    """
-    if isinstance(value, dict):
-        value = [value]
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        return _filtered(value)
+
+def mapped(value: PerTensor, change: Callable[[Any], Any]) -> PerTensor:
+    """Return what a function makes of each value in a `PerTensor`."""
+    if isinstance(value, Mapping):
+        return {key: mapped(inner, change) for key, inner in value.items()}
     if isinstance(value, list):
-        return {"*.[0-9]*.*": [float(item) for item in value], "*": float(value[0])}
-    if isinstance(value, str):
-        with suppress(ValueError):
-            value = float(value)  # YAML reads 1e-5 as text
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if number else value
-
-
-def _filtered(conditions: Sequence[Mapping[str, Any]]) -> dict[str, PerTensor]:
-    """Translate conditional values, ``{filter: text, value: ...}``."""
-    values: dict[str, PerTensor] = {}
-    for condition in conditions:
-        if "value" not in condition:
-            raise RecipeError(f"a conditional value {dict(condition)!r:.80} has no value")
-        text = condition.get("filter")
-        pattern = "*" if text in (None, "*", "") else f"*{escape(str(text))}*"
-        value = _per_tensor(condition["value"])
-        inner = value if isinstance(value, Mapping) else {"*": value}
-        for key, each in inner.items():
-            values.setdefault(_intersection(pattern, key), each)
-        if pattern == "*":
-            break
-    return values
+        return [mapped(inner, change) for inner in value]
+    return change(value)
 
 
 def renumbered(setting: Any, shift: int, layers: range) -> Any:
@@ -92,13 +114,3 @@ def renumbered(setting: Any, shift: int, layers: range) -> Any:
     if isinstance(setting, list) and any(isinstance(item, dict) for item in setting):
         return [new for item in setting for new in renumbered(item, shift, layers)] or None
     return setting
-
-
-def _intersection(outer: str, inner: str) -> str:
-    """Return a pattern for the names that two patterns match.
-
-    One of them is ``*``, or the layer's number comes first, as in transformers' names.
-    """
-    if "*" in (outer, inner):
-        return inner if outer == "*" else outer
-    return inner.removesuffix("*") + outer

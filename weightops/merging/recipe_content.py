@@ -97,7 +97,7 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
             hint="models: is a list of refs, each alone or as {model: ref, weight: number}",
         )
     entries = [entry if isinstance(entry, dict) else {"model": entry} for entry in listed]
-    lines, weights = {}, []
+    weights = []
     for i, entry in enumerate(entries):
         with located(line_of(listed, i)):
             check_keys(entry, _MODEL_KEYS, "key of a model")
@@ -105,7 +105,6 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
                 raise RecipeError(f"{dict(entry)!r:.200} names no model")
             with located(line_of(entry, "weight")):
                 weights.append(numbers_of(entry.get("weight", 1.0), "weight"))
-        lines[entry["model"]] = line_of(entry, "model") or line_of(listed, i)
     statistics = tuple(statistics_of(entry.get("statistics") or {}) for entry in entries)
     layers = tuple(layers_of(entry["layers"]) for entry in entries if "layers" in entry)
     if len(layers) not in (0, len(entries)):
@@ -118,26 +117,35 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         alpha = numbers_of(content.get("alpha", 1.0), "alpha")
     with located(line_of(content, "align")):
         align = align_of(content.get("align", False), bool(layers))
-    base_layers = content.get("base_layers")
+    base_layers, options = content.get("base_layers"), options_of(content.get("options") or {})
     return {
         "models": tuple(entry["model"] for entry in entries),
         "method": str(content.get("method", "linear"))[:200],
         "base": content.get("base"),
         "weights": tuple(weights) if any(weight != 1.0 for weight in weights) else None,
         "alpha": alpha,
-        "options": options_of(content.get("options") or {}),
+        "options": options,
         "seed": seed_of(content.get("seed", 0)),
         "rank": None if content.get("rank") is None else rank_of(content["rank"]),
         "layers": layers or None,
         "statistics": statistics if any(statistics) else None,
         "align": align,
         "base_layers": None if base_layers is None else layers_of(base_layers),
-        "lines": {
-            str(content.get("base")): line_of(content, "base"),
-            "method": line_of(content, "method"),
-            **lines,
-        },
+        "lines": _lines_of_merge(content, entries),
     }
+
+
+def _lines_of_merge(content: Mapping[str, Any], entries: Sequence[Any]) -> dict[str, str]:
+    """Return the lines of what only a merge can check: models, and values by patterns of names."""
+    lines = {str(content.get("base")): line_of(content, "base")}
+    lines |= {key: line_of(content, key) for key in ("method", "alpha")}
+    options = content.get("options")
+    lines |= {f"option {name}": line_of(options, name) for name in options or ()}
+    for i, entry in enumerate(entries):
+        ref = entry["model"]
+        lines[ref] = line_of(entry, "model") or line_of(content["models"], i)
+        lines[f"the weight of {ref}"] = line_of(entry, "weight")
+    return lines
 
 
 def mixture_fields(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from weightops.algebra.names import Each, PerTensor, matches
+from weightops.algebra.names import Each, PerTensor, is_lines, matches
 from weightops.algebra.source import Spec
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.errors import RecipeError
 from weightops.merging.merge import merge
 from weightops.merging.methods.table import METHODS
 from weightops.merging.recipe_statistics import made_statistics
+from weightops.merging.yaml_lines import located
+from weightops.support.text import first_few
 
 if TYPE_CHECKING:
     from weightops.merging.recipe import Recipe
@@ -96,30 +99,50 @@ def _widened(
 
 
 def _without_unmatched(recipe: Recipe, specs: Mapping[str, Spec]) -> Recipe:
-    """Return a recipe without the patterns that match no tensor, and warn of these."""
+    """Return a recipe without the patterns that match no tensor, and warn of these.
+
+    Raises:
+        RecipeError: for a value by patterns that leaves out a tensor.
+    """
     unmatched: dict[str, None] = {}
 
-    def pruned(value: PerTensor) -> Any:
+    def pruned(value: PerTensor, name: str, line: str) -> Any:
         if isinstance(value, Each):
-            return Each(pruned(item) for item in value)
-        if not isinstance(value, Mapping):
+            return Each(pruned(item, name, line) for item in value)
+        if not isinstance(value, Mapping) or is_lines(value):
             return value
         kept = {}
         for pattern, inner in value.items():
             if pattern == "*" or any(matches(pattern, name) for name in specs):
-                kept[pattern] = pruned(inner)
+                kept[pattern] = inner
             else:
                 unmatched[pattern] = None
+        left = [
+            name
+            for name, spec in specs.items()
+            if spec.is_editable and not any(matches(pattern, name) for pattern in kept)
+        ]
+        with located(recipe.lines.get(line, "")):
+            if left:
+                raise RecipeError(
+                    f"no filter of {name} gives a value for {first_few(left)}",
+                    hint="a last value without filter is that of all other tensors",
+                )
         return kept["*"] if list(kept) == ["*"] else kept
 
+    weights = recipe.weights
+    if weights:
+        names = [f"the weight of {ref}" for ref in recipe.models]
+        weights = tuple(map(pruned, weights, names, names))
     result = replace(
         recipe,
-        weights=recipe.weights and tuple(map(pruned, recipe.weights)),
-        alpha=pruned(recipe.alpha),
-        options={name: pruned(value) for name, value in recipe.options.items()},
+        weights=weights,
+        alpha=pruned(recipe.alpha, "lambda", "alpha"),
+        options={
+            name: pruned(value, name, f"option {name}") for name, value in recipe.options.items()
+        },
     )
-    texts = dict.fromkeys(p.removeprefix("*.[0-9]*.").strip("*") for p in unmatched)
-    for text in texts:
-        if text and not any(matches(f"*{text}*", name) for name in specs):
-            log.warning("no tensor matches the filter %s: it has no effect", text)
+    for pattern in unmatched:
+        text = re.sub(r"\[([*?[])\]", r"\1", pattern[1:-1])
+        log.warning("no tensor matches the filter %s: it has no effect", text)
     return result

@@ -43,6 +43,19 @@ def test_rows_of_model_stock() -> None:
             assert torch.allclose(row, whole[str(i)], atol=1e-5), (name, i)
 
 
+def test_tensors_as_a_whole() -> None:
+    base, models = family(2, shapes=SHAPES)
+    for rows, method, given in (
+        ("nuslerp_rows", "nuslerp", {"weights": [1, 3]}),
+        ("model_stock_rows", "model_stock", {"base": base}),
+    ):
+        some = {"matrix": True, "*": False}
+        merged = merge(models, rows, whole=some, **given)
+        whole, apart = merge(models, method, **given), merge(models, rows, **given)
+        assert torch.allclose(merged["matrix"], whole["matrix"], atol=1e-6)
+        assert torch.equal(merged["packed"], apart["packed"])
+
+
 def test_numbers_of_models() -> None:
     base, models = family(3)
     with pytest.raises(OptionError, match="goes between two models, and here are 3"):

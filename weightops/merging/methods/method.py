@@ -275,16 +275,17 @@ class Method:
 
     def _checked(self, name: str, value: PerTensor) -> PerTensor:
         """Return an option's `PerTensor` with each value in the option's type."""
+        option = self.options[name]
         if isinstance(value, Mapping):
             return {pattern: self._checked(name, inner) for pattern, inner in value.items()}
         if isinstance(value, Each):
-            if not self.options[name].each:
+            if not option.each:
                 able = [other for other, option in self.options.items() if option.each]
                 raise OptionError(
                     f"{name} of {self.name} has one value for all models, not {list(value)}",
                     hint=f"{' and '.join(able)} may have one for each" if able else "",
                 )
             return Each(self._checked(name, inner) for inner in value)
-        if isinstance(value, (list, tuple)) and self.options[name].type is float:
+        if isinstance(value, (list, tuple)) and (option.type in (float, bool) or option.choices):
             return [self._checked(name, inner) for inner in value]
-        return self.options[name].parse(value, f"{name} of {self.name}")
+        return option.parse(value, f"{name} of {self.name}")

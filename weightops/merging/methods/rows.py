@@ -26,20 +26,30 @@ def _rows(values: torch.Tensor, length: int) -> torch.Tensor:
     return values.reshape(len(values), -1, length)
 
 
-def column_products(inputs: TensorInputs, along: Along) -> torch.Tensor | None:
-    """Return the inner products of the columns of two inputs: float64, ``(width, 2, 2)``.
-
-    A tensor of one dimension is one column. None where rows are what counts.
-    """
-    if along == "last":
-        return None
-    is_matrix = len(inputs.shape) > 1
-    totals = torch.zeros(inputs.width if is_matrix else 1, inputs.k, inputs.k, dtype=torch.float64)
+def _products(inputs: TensorInputs, *, of_columns: bool) -> torch.Tensor:
+    """Return the inner products of the inputs, or of their columns: float64, ``(n, k, k)``."""
+    totals = torch.zeros(inputs.width if of_columns else 1, inputs.k, inputs.k, dtype=torch.float64)
     for chunk in inputs:
         values = chunk.values.double()
-        pattern = "irw,jrw->wij" if is_matrix else "irw,jrw->ij"
+        pattern = "irw,jrw->wij" if of_columns else "irw,jrw->ij"
         totals += torch.einsum(pattern, values, values).cpu()
     return totals
+
+
+def column_products(inputs: TensorInputs, along: Along, whole: bool) -> torch.Tensor | None:
+    """Return the inner products of the columns of the inputs, shape ``(width, k, k)``.
+
+    A tensor of one dimension, or one that is taken as a whole, is one column. None where rows are
+    what counts.
+    """
+    if along == "last" and not whole:
+        return None
+    return _products(inputs, of_columns=len(inputs.shape) > 1 and not whole)
+
+
+def whole_products(inputs: TensorInputs, whole: bool) -> torch.Tensor | None:
+    """Return the inner products of the inputs, ``(1, k, k)``; None where rows are what counts."""
+    return _products(inputs, of_columns=False) if whole else None
 
 
 def _arcs(gram: torch.Tensor, t: float) -> torch.Tensor:
@@ -62,6 +72,7 @@ def nuslerp_rows(
     columns: torch.Tensor | None,
     *,
     along: Along = "last",
+    whole: bool = False,
 ) -> torch.Tensor:
     """Interpolate two models along great circles, each row or column by itself (NuSLERP).
 
@@ -78,6 +89,7 @@ def nuslerp_rows(
         columns: the inner products of the columns.
         along: the dimension of the vectors: "last" takes rows, "first" columns, as mergekit's
             ``nuslerp_row_wise`` does.
+        whole: take the tensor as one vector, as nuslerp does.
 
     Raises:
         OptionError: for other than two models.
@@ -96,9 +108,14 @@ def nuslerp_rows(
     return (vectors * coefficients[..., None]).sum(0).reshape(models.shape[1:])
 
 
-@chunks(by_rows=True, length=vector_length)
+@chunks(by_rows=True, length=vector_length, products=whole_products)
 def model_stock_rows(
-    deltas: torch.Tensor, length: int, *, cosine_floor: float = 0.0
+    deltas: torch.Tensor,
+    length: int,
+    products: torch.Tensor | None,
+    *,
+    cosine_floor: float = 0.0,
+    whole: bool = False,
 ) -> torch.Tensor:
     """Shrink the mean of the deltas by the angle between them, each row by itself (Model Stock).
 
@@ -112,7 +129,9 @@ def model_stock_rows(
     Args:
         deltas: shape ``(k, rows, width)``.
         length: the length of the last dimension.
+        products: the inner products of whole deltas.
         cosine_floor: the least product of two norms that a cosine is divided by; mergekit has 1e-6.
+        whole: take the tensor as one row, as model_stock does.
 
     Raises:
         OptionError: for fewer than two models.
@@ -120,7 +139,8 @@ def model_stock_rows(
     if len(deltas) < 2:
         raise OptionError("model_stock_rows needs at least two models beside the base")
     vectors = _rows(deltas, length)
-    wide = vectors.double()
-    gram = torch.einsum("irw,jrw->rij", wide, wide)
-    ratio = stock_ratio(gram, cosine_floor).to(deltas.dtype)
+    if products is None:
+        wide = vectors.double()
+        products = torch.einsum("irw,jrw->rij", wide, wide)
+    ratio = stock_ratio(products, cosine_floor).to(deltas.device, deltas.dtype)
     return (vectors.mean(0) * ratio[:, None]).reshape(deltas.shape[1:])

@@ -84,7 +84,7 @@ class MethodSource(ExpressionSource):
         for weight in self.weights:
             check_per_tensor(weight, self.specs, "weight")
         for option, value in self.options.items():
-            check_per_tensor(value, self.specs, option)
+            check_per_tensor(value, self.specs, option, words=True)
         self.statistics = ModelStatistics(self.method, statistics, len(self.inputs), self.specs)
         self._depths = depths(self.specs)
         self.ties = self._common_ties()
