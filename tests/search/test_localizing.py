@@ -71,7 +71,7 @@ def masks_by_autograd(
         loss = torch.nn.functional.cross_entropy(logits(changed), labels)
         kept = torch.cat([shares[name][tau != 0] for name, tau in taus.items()])
         optimizer.zero_grad()
-        (loss + penalty * kept.mean()).backward()
+        ((loss + penalty * kept.mean()) * len(kept)).backward()
         optimizer.step()
     return {name: torch.sigmoid(score).round() == 1 for name, score in scores.items()}
 

@@ -18,6 +18,7 @@ from weightops.checkpoints.libraries.clip_conversion import convert
 from weightops.checkpoints.libraries.table import LIBRARIES
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
 from weightops.checkpoints.renaming import match_ties, rename_to_match, states_a_size
+from weightops.checkpoints.statistic_record import refuse_statistic
 from weightops.checkpoints.ties import warn_of_ends_that_differ
 from weightops.errors import CheckpointError, MismatchError
 from weightops.support.registry import unknown
@@ -133,8 +134,11 @@ def open_matched(source: CheckpointLike, base: Checkpoint, *, strict: bool = Fal
         MismatchError: with ``strict=True``, naming the settings or the other base.
         MismatchError: if ``source`` is a delta with tensors that the base lacks, or an adapter that
             wasn't made on such a base.
+        SpaceError: if either is a statistic.
     """
     opened = open_any(source)
+    for given in (opened, base):
+        refuse_statistic(given)
     warn_of_ends_that_differ(base, opened)
     if opened.form.space == "weights":
         check_config(opened, base, strict=strict)

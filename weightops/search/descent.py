@@ -22,8 +22,9 @@ from weightops.tasks.task import Split, Task
 
 Loss = Literal["entropy", "loss"]
 """What is made small: the entropy of the predictions, or the cross-entropy with the labels."""
-Per = Literal["tensor", "task"]
-"""What has a coefficient of its own: each task at each tensor, or each task."""
+Per = Literal["tensor", "task", "direction"]
+"""What is searched: a coefficient of each task at each tensor, or of each task; or which singular
+directions of each task are taken, beside a coefficient of each task at each tensor."""
 
 START, BATCH = 0.3, 16
 """The coefficients to start from, and the images of each task in a step, as AdaMerging has them."""
@@ -38,7 +39,7 @@ class Descent:
 
     Attributes:
         loss: entropy or loss.
-        per: tensor or task.
+        per: tensor, task or direction.
         on: the split whose images are used.
         steps: steps of Adam; each takes a batch of each task.
         lr: the learning rate of Adam.
@@ -69,7 +70,7 @@ class Changes(ABC):
         searched: the tensors that the gradient moves.
     """
 
-    searched: Sequence[torch.Tensor]
+    searched: list[torch.Tensor]
 
     def __init__(self, module: nn.Module, vectors: Vectors) -> None:
         self._module = module
@@ -89,6 +90,11 @@ class Changes(ABC):
                 self._starts[name] = parameter.detach().clone()
         if not self._deltas:
             raise OptionError("the task vectors change nothing that the model has as a parameter")
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that are changed."""
+        return list(self._deltas)
 
     @abstractmethod
     def change(self, name: str) -> torch.Tensor:
@@ -135,7 +141,7 @@ class Changes(ABC):
                 parameter.requires_grad_(before[name])
 
 
-class _Sum(Changes):
+class WeightedSum(Changes):
     """The sum ``sum_i lambda_i tau_i``, with a lambda for each task, or for each at each tensor.
 
     The gradient of lambda_i at a tensor is the inner product of tau_i with the parameter's.
@@ -145,26 +151,34 @@ class _Sum(Changes):
         super().__init__(module, vectors)
         width = len(self._deltas) if per == "tensor" else 1
         self._lambdas = nn.Parameter(torch.full((len(vectors), width), START))
-        self.searched = [self._lambdas]
+        self.searched: list[torch.Tensor] = [self._lambdas]
         self._column = {name: i if per == "tensor" else 0 for i, name in enumerate(self._deltas)}
 
+    def weights(self, name: str) -> torch.Tensor:
+        """Return the tasks' coefficients at a parameter, shape ``(k,)``."""
+        return self._lambdas[:, self._column[name]].detach().to(self._deltas[name].device)
+
     def change(self, name: str) -> torch.Tensor:
-        deltas = self._deltas[name]
-        weights = self._lambdas[:, self._column[name]].to(deltas.device)
-        change: torch.Tensor = torch.tensordot(weights, deltas, dims=1)
+        change: torch.Tensor = torch.tensordot(self.weights(name), self._deltas[name], dims=1)
         return change
 
     def take_gradient(self, name: str, gradient: torch.Tensor) -> None:
-        products = (self._deltas[name] * gradient).flatten(1).sum(1).cpu()
+        self.add_products(name, (self._deltas[name] * gradient).flatten(1).sum(1))
+
+    def mean(self, place: int) -> float:
+        """Return the mean coefficient of a task, which tensors without one have."""
+        return float(self._lambdas[place].detach().mean())
+
+    def add_products(self, name: str, products: torch.Tensor) -> None:
+        """Add inner products with a parameter's gradient to those of its coefficients."""
         assert self._lambdas.grad is not None
-        self._lambdas.grad[:, self._column[name]] += products
+        self._lambdas.grad[:, self._column[name]] += products.cpu()
 
     def coefficients(self, vectors: Vectors) -> Coefficients:
         """Return the coefficients by task and tensor; tensors without one have the mean."""
         found = {}
-        for vector, row in zip(vectors, self._lambdas.detach(), strict=True):
-            values = {name: float(row[i]) for name, i in self._column.items()}
-            mean = float(row.mean())
+        for place, (vector, row) in enumerate(zip(vectors, self._lambdas.detach(), strict=True)):
+            values, mean = {n: float(row[i]) for n, i in self._column.items()}, self.mean(place)
             found[vector] = {name: values.get(name, mean) for name in vectors[vector].specs}
         return found
 
@@ -189,13 +203,22 @@ def descend(
         OptionError: if the vectors change no parameter.
         NonfiniteError: if the loss becomes NaN or infinite.
     """
-    if session.scoring is not IMAGES:
-        raise OptionError(
-            f"search {options.loss} takes tasks of images", hint="race, grid or cma takes texts"
-        )
-    total = _Sum(at_base(session), vectors, options.per)
+    check_images(session, options.loss)
+    total = WeightedSum(at_base(session), vectors, options.per)
     follow(session, total, tasks, options)
     return total.coefficients(vectors)
+
+
+def check_images(session: EditSession, what: str) -> None:
+    """Refuse other tasks than those of images.
+
+    Raises:
+        OptionError: naming the search.
+    """
+    if session.scoring is not IMAGES:
+        raise OptionError(
+            f"search {what} takes tasks of images", hint="race, grid or cma takes texts"
+        )
 
 
 def at_base(session: EditSession) -> nn.Module:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.formats.memory import MemorySource
-from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.matching import match_names
 from weightops.errors import CheckpointError, OptionError
 from weightops.search.descent import Changes, Descent, at_base, follow
@@ -47,7 +44,7 @@ class _Mask(Changes):
             for name, deltas in self._deltas.items()
         }
         self.searched = list(self.scores.values())
-        self.changed, self._slope = len(sizes), penalty / len(sizes)
+        self.changed, self._penalty = len(sizes), penalty
 
     def change(self, name: str) -> torch.Tensor:
         return self.scores[name].sigmoid().mul_(self._deltas[name][0])
@@ -56,7 +53,9 @@ class _Mask(Changes):
         scores = self.scores[name]
         share = scores.sigmoid()
         assert scores.grad is not None
-        scores.grad += gradient.mul_(self._deltas[name][0]).add_(self._slope) * share * (1 - share)
+        # Times the number of elements: a share of one is too small beside Adam's epsilon.
+        slope = gradient.mul_(self._deltas[name][0]).mul_(self.changed).add_(self._penalty)
+        scores.grad += slope * share * (1 - share)
 
 
 def localize(
@@ -147,20 +146,7 @@ def localize(
         "seed": seed,
         "kept": left / mask.changed,
     }
-    return _with_record(kept, vector, record)
-
-
-def _with_record(
-    tensors: dict[str, torch.Tensor], vector: TaskVector, record: dict[str, object]
-) -> TaskVector:
-    """Return deltas in memory in the names of a vector, with what they were made of and how."""
-    delta = MemorySource(tensors, "localized")
-    delta.space = "delta"
-    named = match_names(Checkpoint(LinearForm.of(delta)), Checkpoint(vector.form))
+    named = match_names(Checkpoint(session.in_memory(kept, "kept").form), Checkpoint(vector.form))
     found = dict(TaskVector.of_form(named, vector.base))
-    source = MemorySource(found, f"{record['task']} localized", record={RECORD: record})
-    source.space = "delta"
-    at = linearized_at(vector.form)
-    if at is not None:
-        source.linearized_at = {"ref": at.ref, "fingerprint": at.fingerprint}
-    return TaskVector.of_form(LinearForm.of(source), vector.base)
+    sparse = session.in_memory(found, f"{learned.name} localized", {RECORD: record})
+    return TaskVector.of_form(sparse.form, vector.base)

@@ -180,10 +180,14 @@ class EditSession:
         """Measure the model that is linear in its weights from now on."""
         self.model = LinearizedModel.of(self.model)
 
-    def in_memory(self, tensors: Mapping[str, torch.Tensor], ref: str) -> TaskVector:
-        """Return a task vector whose deltas are given; messages and reports call it ``ref``."""
-        source = MemorySource(dict(tensors), ref)
+    def in_memory(
+        self, tensors: Mapping[str, torch.Tensor], ref: str, record: Mapping[str, Any] | None = None
+    ) -> TaskVector:
+        """Return a task vector of given deltas, which messages call ``ref``, with a record."""
+        source = MemorySource(dict(tensors), ref, record=record)
         source.space = "delta"
+        if isinstance(self.model, LinearizedModel):
+            source.linearized_at = self.model.at.record
         return TaskVector.of_form(LinearForm.of(source), Origin.of(self.base))
 
     def measure(
