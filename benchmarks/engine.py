@@ -1,7 +1,7 @@
 """Time merges of sharded checkpoints against mergekit's and against the disk's own speed.
 
     python benchmarks/engine.py [--mergekit VENV/bin] [--size 0.5] [--methods ties,slerp]
-                                [--slope] [--scale] [--repeats 5] [--union]
+                                [--slope] [--repeats 5] [--union]
     python benchmarks/engine.py --tensors 10000 [--elements 1000]
     python benchmarks/engine.py --cold 2
 
@@ -265,11 +265,8 @@ def run(command: list[str], env: dict[str, str] | None = None) -> Cost:
     return Cost(seconds, processor, peak[0] * 1024 / 1e9)
 
 
-def ours(method: str, places: list[Path], out: Path, ranks: int = 1) -> list[str]:
+def ours(method: str, places: list[Path], out: Path) -> list[str]:
     models, options, _ = METHODS[method]
-    launcher = [sys.executable, "-m"] + (
-        ["torch.distributed.run", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
-    )
     base = [] if method in ON_WEIGHTS else ["--base", str(places[0])]
     settings = [
         text
@@ -277,18 +274,8 @@ def ours(method: str, places: list[Path], out: Path, ranks: int = 1) -> list[str
         for text in (f"--{name.replace('_', '-')}", str(value))
     ]
     inputs = map(str, places[1 : models + 1])
-    return [
-        *launcher,
-        "weightops",
-        "merge",
-        *inputs,
-        "--method",
-        method,
-        *base,
-        *settings,
-        "-o",
-        str(out),
-    ]
+    merging = ["merge", *inputs, "--method", method, *base, *settings, "-o", str(out)]
+    return [sys.executable, "-m", "weightops", *merging]
 
 
 def theirs(method: str, places: list[Path], out: Path, scripts: Path) -> list[str]:
@@ -521,11 +508,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slope", action="store_true", help="also models of half the size")
     parser.add_argument(
-        "--scale",
-        action="store_true",
-        help="also 0.25, 0.5, 1 and 2 B parameters, and 1, 2 and 4 ranks",
-    )
-    parser.add_argument(
         "--union",
         action="store_true",
         help="also the linear merge by token of four models with 152k tokens",
@@ -579,7 +561,6 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
         "floor": round(floors, 2),
         "methods": {},
         "loop_over_floor": {},
-        "scale": [],
     }
     print(
         f"{args.size} B parameters; import torch {imports['seconds']} s, "
@@ -608,18 +589,6 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
             f"  {method}: the loop takes {seconds:.2f} s, {seconds / floors:.2f} times the floor",
             flush=True,
         )
-    if args.scale:
-        for size in (0.25, 0.5, 1.0, 2.0):
-            place = folder / str(size)
-            models = made(place, size)
-            for method in ("linear", "ties"):
-                for ranks in (1, 2, 4) if size == 0.5 else (1,):
-                    row = {"billions": size, "method": method, "ranks": ranks}
-                    row |= measured(ours(method, models, out, ranks), out, 1, models)
-                    report["scale"].append(row)  # type: ignore[attr-defined]
-                    print(f"  {json.dumps(row)}", flush=True)
-            if size != args.size:
-                shutil.rmtree(place)
     return report
 
 

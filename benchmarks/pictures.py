@@ -114,13 +114,13 @@ def main() -> None:
         first = timed(sweep)
         session = EditSession(model, [task], device="cpu", precision="float32")
         second = timed(sweep)
-        pixels = EditSession(model, [task], device="cpu", precision="float32").image_model.pixels(
+        pixels = EditSession(model, [task], device="cpu", precision="float32").model.pixels(
             task, "validation"
         )
         same = torch.equal(pixels.batch(np.arange(len(images))), decoding[2])
         with tempfile.TemporaryDirectory() as other:
             os.environ["WEIGHTOPS_CACHE"] = other
-            fresh = EditSession(model, [task], device="cpu", precision="float32").image_model
+            fresh = EditSession(model, [task], device="cpu", precision="float32").model
             preparing = timed(lambda: fresh.pixels(task, "validation").prepare())
 
     for name, (clock, processors, _) in {
