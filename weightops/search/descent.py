@@ -232,6 +232,7 @@ def follow(session: EditSession, changes: Changes, tasks: Sequence[Task], option
     """Move changes of the session's model by steps of Adam, against the gradient of a mean loss.
 
     Raises:
+        OptionError: if the loss doesn't depend on what is changed.
         NonfiniteError: if the loss becomes NaN or infinite.
     """
     model = session.model
@@ -249,6 +250,11 @@ def follow(session: EditSession, changes: Changes, tasks: Sequence[Task], option
                 logits = model.encode_image(pixels.batch(indices)) @ heads[task].T
                 labels = pixels.labels[torch.from_numpy(indices)].to(logits.device)
                 loss = _loss(logits, labels, options.loss) / len(tasks)
+                if not loss.requires_grad:
+                    raise OptionError(
+                        f"the task vectors change nothing that images of {task.name} pass through",
+                        hint="give vectors of the image encoder",
+                    )
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     damaged = "the weights are damaged: `weightops inspect` shows them"
