@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -295,3 +295,20 @@ def scaled(vectors: Vectors, coefficients: Mapping[str, Mapping[str, float]]) ->
         task: vector * {escape(name): value for name, value in coefficients[task].items()}
         for task, vector in vectors.items()
     }
+
+
+def recipe_of(
+    coefficients: Mapping[str, Mapping[str, float]], models: Mapping[str, str], base: str
+) -> dict[str, Any]:
+    """Return the recipe that adds the task vectors of models by coefficients by tensor.
+
+    Args:
+        coefficients: task -> tensor -> coefficient.
+        models: task -> the ref of its model or vector.
+        base: the ref of the base.
+    """
+    entries = [
+        {"model": models[task], "weight": {escape(n): v for n, v in of_task.items()}}
+        for task, of_task in coefficients.items()
+    ]
+    return {"method": "task_arithmetic", "base": base, "models": entries}
