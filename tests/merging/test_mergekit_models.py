@@ -147,6 +147,10 @@ def test_words_and_numbers_that_mergekit_reads(models: Path) -> None:
         assert torch.allclose(result[HEAD], 0.75 * (half + apart))
     with pytest.raises(RecipeError, match="line 3: normalize is 'maybe', and must be true or f"):
         merged(models, text + weights.replace("VALUE", '"maybe"'))
+    for name, called in (("7", "7"), ("2024-01-31", "2024-01-31"), ("base-v2", "base-v2")):
+        named = merged(models, f"name: {name}\n{text}parameters: {{weight: 1}}\n")
+        assert named.recipe is not None
+        assert named.recipe["name"] == called
     stacked = (
         SLICES.replace("FIRST", "half").replace("LAST", "half").replace("[1, 3]", '[1.0, "3"]')
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from weightops import open_checkpoint
+from weightops.errors import OptionError, UnknownNameError
 from weightops.merging.merge import merge
 from weightops.merging.recipe import Recipe
 
@@ -90,6 +91,23 @@ def test_a_flag_at_each_tensor(
         assert torch.allclose(tensor, expected, atol=1e-6), name
 
 
+def test_a_flag_that_becomes_a_word(model_files: Files, tmp_path: Path) -> None:
+    base, models = model_files
+    text = (
+        "merge_method: ties\nbase_model: BASE\nmodels: [{model: ONE}, {model: TWO}]\n"
+        "parameters: {weight: 1, density: 0.5, rescale: [true, false]}\n"
+    )
+    result = merged(tmp_path, model_files, text)
+    for rescale, of_last in (("l1", False), ("none", True)):
+        expected = merge(models[:2], "ties", base=base, density=0.5, rescale=rescale)
+        names = [name for name in result if ("layers.2" in name) == of_last]
+        assert all(torch.equal(result[name], expected[name]) for name in names)
+    with pytest.raises(OptionError, match="a list of numbers, not"):
+        merge(models[:2], "ties", base=base, density=0.5, rescale=[])
+    with pytest.raises(UnknownNameError, match="rescale of ties is"):
+        merge(models[:2], "ties", base=base, density=0.5, rescale=["l1", "l2"])
+
+
 def test_flags_that_choose_rows(model_files: Files, tmp_path: Path) -> None:
     base, models = model_files
     arcs = "merge_method: nuslerp\nmodels: [{model: ONE}, {model: TWO}]\nparameters: {weight: 1, "
@@ -130,4 +148,21 @@ def test_what_has_no_effect(
     assert caplog.messages == [
         "line 4: density 53 counts as 1: it is a fraction",
         "line 3: nuslerp_row_wise has no effect without nuslerp_flatten: false",
+    ]
+
+
+def test_keys_in_the_wrong_place(
+    model_files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = (
+        "merge_method: ties\nbase_model: BASE\nmodels:\n- model: ONE\n  revision: v1\n"
+        "  density: 0.5\nparameters: {weight: 1, dtype: float16}\n"
+    )
+    merged(tmp_path, model_files, text)
+    one = model_files[1][0]
+    assert sorted(caplog.messages) == [
+        f"line 5: revision at {one} has no effect; in the reference to the model it would, as in "
+        "model: path@revision+lora",
+        f"line 6: density at {one} has no effect; under parameters: it would",
+        "line 7: dtype has no effect in ties; at the top level it would",
     ]

@@ -248,6 +248,27 @@ def test_what_cannot_be_is_refused(llamas: Path, old: str, new: str, match: str)
         read(llamas, text).merge()
 
 
+def test_keys_and_text_as_people_write_them(llamas: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = read(llamas, YAML + SHARED).merge()
+    text = YAML.replace("experts:", "merge_method: moe\nexperts_per_token: '2'\nexperts:", 1)
+    written = read(llamas, text + SHARED.replace("0.5", "' 0.5'")).merge()
+    assert all(torch.equal(written[name], plain[name]) for name in plain)
+    assert "line 3: merge_method at the top level has no effect" in caplog.messages
+    read(llamas, YAML.replace('["w6"]', '[""]'), "random").merge()
+
+
+def test_experts_of_other_vocabularies(llamas: Path, tmp_path: Path) -> None:
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(llamas / "a")
+    plain = read(llamas, YAML).merge()
+    model.resize_token_embeddings(SIZES["vocab_size"] + 3)
+    model.save_pretrained(tmp_path / "longer")
+    merged = read(llamas, YAML.replace("DIR/a", str(tmp_path / "longer"))).merge()
+    assert all(torch.equal(merged[name], plain[name]) for name in plain)
+    loaded(merged.save(tmp_path / "out"))
+
+
 def test_a_recipe_of_our_own(llamas: Path) -> None:
     recipe = read(llamas, YAML, "random")
     content = recipe.to_dict()

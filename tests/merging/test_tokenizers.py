@@ -222,6 +222,30 @@ def test_tokens_with_sources_of_their_own(tmp_path: Path) -> None:
         assert torch.allclose(rows[ids[token]], row, atol=1e-6), token
 
 
+def test_numbers_and_flags_of_mergekits_are_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["a b c d"]
+    one = model_folder(tmp_path / "one", 0, tokenizer("words", words, []))
+    two = model_folder(tmp_path / "two", 1, tokenizer("words", words, ["<x>"]))
+    content: dict[str, Any] = {
+        "merge_method": "linear",
+        "models": [{"model": str(ref)} for ref in (one, two)],
+        "parameters": {"weight": 1},
+    }
+    states = []
+    for number, multiple, yes, no in ((4, 16, True, False), ("4", "16.0", "on", "false")):
+        source = {"kind": "model_token", "model": str(one), "token_id": number, "token": None}
+        tokens = {"a": {"source": source, "force": yes}, "b": {"source": source, "force": no}}
+        content["tokenizer"] = {"tokens": tokens, "pad_to_multiple_of": multiple}
+        states.append(loaded(merged(tmp_path, content))[0].state_dict())
+    rows = states[0]["model.embed_tokens.weight"]
+    assert len(rows) == 16
+    assert not torch.equal(rows[3], rows[4])
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not any("configured differently" in message for message in caplog.messages)
+
+
 @pytest.mark.parametrize(
     ("tokenizer_", "match"),
     [

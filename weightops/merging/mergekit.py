@@ -13,6 +13,7 @@ from weightops.errors import RecipeError
 from weightops.merging.mergekit_checks import check_kinds, layer_range
 from weightops.merging.mergekit_methods import TRANSLATIONS, Translation
 from weightops.merging.mergekit_parameters import Models, Reader, methods_options, methods_weights
+from weightops.merging.mergekit_values import flag, whole
 from weightops.merging.yaml_lines import LinedDict, LinedList, line_of, lines_of, located
 from weightops.support.registry import unknown
 
@@ -79,7 +80,7 @@ class _Document:
             "dtype": dtype.removeprefix("torch."),
             "tokenizer": tokenizer,
             "chat_template": content.get("chat_template"),
-            "name": content.get("name"),
+            "name": None if content.get("name") is None else str(content["name"]),
         }
         written = lines_of(content)
         lines: dict[str, int] = {}
@@ -237,7 +238,8 @@ class _Document:
             if self.base is not None and recipe.get("base") != self.base:
                 tokenizer["base"] = self.base
             if given.get("pad_to_multiple_of"):
-                tokenizer["pad_to_multiple_of"] = given["pad_to_multiple_of"]
+                key = "pad_to_multiple_of"
+                tokenizer[key] = whole(given[key], key)
             if given.get("tokens"):
                 tokenizer["tokens"] = self._tokens(given["tokens"])
         return tokenizer
@@ -248,13 +250,16 @@ class _Document:
             with located(line_of(tokens, token)):
                 self.reader.check_keys(entry, ("source", "force"), f"the token {token}")
                 source = entry.get("source")
-                if isinstance(source, Mapping) and "kind" in source:
-                    source = dict(source)
-                    if source.get("kind") == "model_token":
+                if isinstance(source, Mapping) and source.get("kind") is not None:
+                    source = {key: value for key, value in source.items() if value is not None}
+                    if source["kind"] == "model_token":
                         source["model"] = self._reference(source, "model")
+                    if "token_id" in source:
+                        source["token_id"] = whole(source["token_id"], "token_id")
                 elif source is not None:
                     source = self._reference(entry, "source")
-                translated[token] = {"source": source, "force": bool(entry.get("force"))}
+                force = flag(entry.get("force", False), "force")
+                translated[token] = {"source": source, "force": force}
         return translated
 
     def _reference(self, content: Mapping[str, Any], key: str) -> str | None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 from weightops.errors import RecipeError
 from weightops.merging.yaml_lines import line_of, located
 
-_NAMES = ("merge_method", "dtype", "out_dtype", "tokenizer_source", "chat_template", "name")
-_KINDS: dict[type, str] = {str: "text", dict: "a mapping", list: "a list"}
+_NAMES = ("merge_method", "dtype", "out_dtype", "tokenizer_source", "chat_template")
+_KINDS: dict[type, str] = {
+    **{str: "text", dict: "a mapping", list: "a list"},
+    **{int: "a number", float: "a number", date: "a date"},
+}
 
 
 def check_kinds(content: Mapping[str, Any]) -> None:
@@ -20,6 +24,7 @@ def check_kinds(content: Mapping[str, Any]) -> None:
     """
     for key in _NAMES:
         _check(content, key, str)
+    _check(content, "name", str, int, float, date)
     _check(content, "base_model", str, dict)
     _check(content, "tokenizer", dict)
     _check_parameters(content)
@@ -132,6 +137,6 @@ def _entry(container: Any, key: Any, what: str) -> Mapping[str, Any]:
 def _check(content: Mapping[str, Any], key: str, *kinds: type) -> None:
     value = content.get(key)
     if value is not None and not isinstance(value, kinds):
-        expected = " or ".join(_KINDS[kind] for kind in kinds)
+        expected = " or ".join(dict.fromkeys(_KINDS[kind] for kind in kinds))
         with located(line_of(content, key)):
             raise RecipeError(f"{key} is {value!r:.80}, and must be {expected}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from weightops.errors import RecipeError
 from weightops.merging.mergekit_parameters import Reader
+from weightops.merging.mergekit_values import number, whole
 from weightops.merging.yaml_lines import LinedDict, LinedList, line_of, lines_of, located
 
 _TOP = (
@@ -36,6 +37,9 @@ def translate_mixture(content: Mapping[str, Any]) -> dict[str, Any]:
         base = reader.reference(content["base_model"])
     kept = [key for key in ("gate_mode", "experts_per_token", "architecture") if key in content]
     mixture = LinedDict({key: content[key] for key in kept}, lines_of(content))
+    with located(line_of(content, "experts_per_token")):
+        if "experts_per_token" in content:
+            mixture["experts_per_token"] = whole(content["experts_per_token"], "experts_per_token")
     for key in ("experts", "shared_experts"):
         if content.get(key) is not None:
             mixture[key] = _experts(reader, content, key)
@@ -63,6 +67,9 @@ def _experts(reader: Reader, content: Mapping[str, Any], key: str) -> Any:
                 {name: entry[name] for name in _PROMPTS if entry.get(name) is not None},
                 lines_of(entry),
             )
+            with located(line_of(entry, "residual_scale")):
+                if "residual_scale" in expert:
+                    expert["residual_scale"] = number(expert["residual_scale"], "residual_scale")
             if entry.get("source_model") is not None:
                 expert["model"] = reader.reference(entry["source_model"])
         experts.append(expert)

@@ -24,6 +24,14 @@ _SILENT = ("int8_mask",)
 """Parameters that change how mergekit computes, never what."""
 
 
+def _remedy(key: str) -> str:
+    """Return where a key that isn't a parameter would have an effect, if that is clear."""
+    if key in ("revision", "lora"):
+        return "; in the reference to the model it would, as in model: path@revision+lora"
+    top = ("dtype", "out_dtype", "tokenizer", "tokenizer_source", "chat_template")
+    return "; at the top level it would" if key in top else ""
+
+
 class Reader:
     """Checks of the keys of a configuration; each place is warned of once."""
 
@@ -48,11 +56,8 @@ class Reader:
             raise RecipeError(f"{where} is a mapping, not {content!r}")
         for key in content:
             if key not in known:
-                remedy = ""
-                if key in _EVERY_PARAMETER:
-                    remedy = "; under parameters: it would"
-                elif key in ("dtype", "out_dtype", "tokenizer_source", "chat_template"):
-                    remedy = "; at the top level it would"
+                parameter = "; under parameters: it would" if key in _EVERY_PARAMETER else ""
+                remedy = parameter or ("" if where == "the top level" else _remedy(key))
                 self.say(content, key, f"{key} at {where} has no effect{remedy}")
 
     def check_shared(self, scopes: Sequence[Any], translation: Translation) -> None:
@@ -62,7 +67,8 @@ class Reader:
                 raise RecipeError(f"parameters is a mapping, not {parameters!r}")
             for key in parameters or ():
                 if key not in translation.for_all | translation.for_one and key not in _SILENT:
-                    self.say(parameters, key, f"{key} has no effect in {translation.method}")
+                    fact = f"{key} has no effect in {translation.method}{_remedy(key)}"
+                    self.say(parameters, key, fact)
 
     def check_own(self, entry: Mapping[str, Any], translation: Translation, is_base: bool) -> None:
         """Warn of parameters of one model that the method doesn't take there."""

@@ -30,6 +30,18 @@ def number(value: Any, name: str) -> float:
     raise RecipeError(f"{name} is {value!r:.80}, and must be a finite number")
 
 
+def whole(value: Any, name: str) -> int:
+    """Return a whole number, which mergekit reads from text, 16.0 and truth values, too.
+
+    Raises:
+        RecipeError: if it is none.
+    """
+    found = number(value, name)
+    if not found.is_integer():
+        raise RecipeError(f"{name} is {value!r:.80}, and must be a whole number")
+    return int(found)
+
+
 def flag(value: Any, name: str) -> bool:
     """Return a truth value, which mergekit reads from 0, 1 and words such as "no", too.
 

@@ -115,6 +115,14 @@ def make_mixture(
     return result.to(dtype or base.specs[names[0]].dtype_name)
 
 
+def layers_alone(model: Checkpoint) -> Checkpoint:
+    """Return weights without embeddings and head, which may be of another vocabulary."""
+    if model.form.space != "weights":
+        return model
+    names = [name for name in model.specs if layer_of(name) is not None]
+    return Checkpoint(model.form.part(names), model.architecture)
+
+
 def family_of(mixture: Mixture, models: Iterable[Checkpoint]) -> str:
     """Return the model type of the mixture that models can become.
 

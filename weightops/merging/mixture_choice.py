@@ -46,7 +46,7 @@ class Expert:
             raise RecipeError("an expert names no model")
         for key in ("positive_prompts", "negative_prompts"):
             texts = content.get(key) or []
-            if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts):
+            if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
                 with located(line_of(content, key)):
                     raise RecipeError(f"{key} is {texts!r:.80}, and must be a list of texts")
         scale = content.get("residual_scale")

@@ -151,10 +151,10 @@ class Recipe:
 
     @classmethod
     def _of_document(cls, document: Mapping[str, Any]) -> Recipe:
-        if looks_like_mergekit(document):
-            return cls.of(translate(document), forgiving=True)
         if looks_like_mixture(document):
             return cls.of(translate_mixture(document), forgiving=True)
+        if looks_like_mergekit(document):
+            return cls.of(translate(document), forgiving=True)
         return cls.of(document)
 
     @classmethod

@@ -19,7 +19,7 @@ from weightops.errors import CheckpointError, RecipeError, SpaceError, Weightops
 from weightops.hub.cards import merge_card
 from weightops.merging.filling import fill_missing, like
 from weightops.merging.layers import Stack, stack_layers, take_layers
-from weightops.merging.mixture import family_of, make_mixture
+from weightops.merging.mixture import family_of, layers_alone, make_mixture
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.output_files import warn_of_differing_tokens, with_chat_template
 from weightops.merging.recipe_models import is_elementwise, merge_models, with_packed_experts
@@ -164,7 +164,7 @@ class RecipeMerge:
             model_type = family_of(mixture, opened.values())
         for ref in recipe.models:
             with located(recipe.lines.get(ref, "")):
-                expert = open_matched(opened[ref], base)
+                expert = open_matched(layers_alone(opened[ref]), base)
                 check_match(base.form, expert.form, strict=False)
             experts.append(expert)
         with located(recipe.lines.get("mixture", "")):
@@ -255,7 +255,8 @@ class RecipeMerge:
             return opened
         first = opened[refs[0]]
         matched = {
-            ref: open_matched(model, first, strict=self._strict) for ref, model in opened.items()
+            ref: open_matched(model, first, strict=self._strict)
+            for ref, model in self._tokens.with_equal_rows(opened).items()
         }
         base = self._tokens.base if self._tokens.base in matched else None
         return self._tokens.mapped(matched, base)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightops.errors import RecipeError
+from weightops.merging.recipe_values import flag_of
 from weightops.merging.yaml_lines import line_of, located
 from weightops.support.registry import unknown
 
@@ -89,4 +90,5 @@ def _token(token: str, entry: Any) -> Mapping[str, Any]:
         source = dict(source)
     elif source is not None and not isinstance(source, str):
         raise RecipeError(f"the source of the token {token!r} is a ref or a mapping: {source!r}")
-    return {"source": source, "force": bool(entry.get("force", False))}
+    force = flag_of(f"force of the token {token!r}", entry.get("force", False))
+    return {"source": source, "force": force}

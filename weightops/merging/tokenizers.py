@@ -16,7 +16,7 @@ from weightops.algebra.source import Spec
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.libraries.base import Architecture
 from weightops.errors import RecipeError
-from weightops.merging.output_files import with_vocabulary
+from weightops.merging.output_files import with_rows, with_vocabulary
 from weightops.merging.token_rows import TokenRows
 from weightops.merging.tokenizer_choice import TokenizerChoice
 from weightops.merging.vocabulary import (
@@ -172,6 +172,17 @@ class TokenMap:
         missing = [token for token in order if token not in ids]
         start = max(ids.values()) + 1
         return {token: new_entry(token, order[token], start + i) for i, token in enumerate(missing)}
+
+    def with_equal_rows(self, models: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
+        """Return models whose configurations all have the number of rows of the first one's."""
+        number = self.rows[next(iter(models))]
+        alike = dict(models)
+        for ref, model in models.items():
+            rows = self.rows.get(ref, number)
+            if model.architecture is not None and rows != number:
+                changes = with_rows(model.architecture.config, rows, number)
+                alike[ref] = Checkpoint(model.form, model.architecture.changed(changes))
+        return alike
 
     def mapped(self, models: Mapping[str, Checkpoint], base: str | None) -> dict[str, Checkpoint]:
         """Return models that are merged with each other, with rows by token.

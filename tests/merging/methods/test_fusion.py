@@ -48,3 +48,5 @@ def test_nearswap() -> None:
     for t in (0.05, 1e-7):
         check("nearswap", (d * np.minimum(t / np.abs(d), 1))[0], base, models, t=t)
     assert torch.equal(merge(models, "nearswap", base=base, t=100)["matrix"], models[0]["matrix"])
+    with pytest.raises(OptionError, match="t of nearswap is the largest change"):
+        merge(models, "nearswap", base=base, t=-0.1)["matrix"]

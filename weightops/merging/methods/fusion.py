@@ -145,7 +145,12 @@ def nearswap(deltas: torch.Tensor, *, t: float = 0.001) -> torch.Tensor:
         deltas: shape ``(k, n)``; mergekit takes one.
         t: the largest change of an element. Below 1e-6, elements that change less than that are
             scaled by t / 1e-6, as in mergekit.
+
+    Raises:
+        OptionError: if t is negative.
     """
+    if t < 0:
+        raise OptionError(f"t of nearswap is the largest change, and can't be {t}")
     if t < 1e-6:
         deltas.mul_(t / 1e-6)
     deltas.clamp_(-t, t)
