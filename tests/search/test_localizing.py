@@ -14,7 +14,13 @@ from torch.func import functional_call
 from weightops import Checkpoint, ImageModel, TaskVector, config_for, localize, open_checkpoint
 from weightops.checkpoints.matching import convert_to
 from weightops.cli.main import run
-from weightops.errors import CheckpointError, NonfiniteError, OptionError, UnknownNameError
+from weightops.errors import (
+    CheckpointError,
+    NonfiniteError,
+    OptionError,
+    SpaceError,
+    UnknownNameError,
+)
 from weightops.search.session import EditSession
 from weightops.tasks.table import find_task
 
@@ -131,6 +137,21 @@ def test_names_of_transformers(own: Path, vector: TaskVector, tmp_path: Path) ->
     assert (mine - found).norm() == 0
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_half_precision_rounds_no_difference(own: Path, tmp_path: Path, dtype: str) -> None:
+    """What stays of a vector on weights in another dtype gives the fine-tuned weights there."""
+    for name in ("pre", "ft"):
+        open_checkpoint(own / name).to(dtype).save(tmp_path / name)
+    vector = TaskVector(tmp_path / "pre", tmp_path / "ft")
+    found = localize(vector, str(own / "swapped"), **QUICK)
+    wide = torch.float64 if dtype == "float64" else torch.float32
+    assert {tensor.dtype for tensor in found.values()} == {wide}
+    edited, finetuned = found.apply(tmp_path / "pre"), open_checkpoint(tmp_path / "ft")
+    for name, delta in found.items():
+        kept = delta != 0
+        assert torch.equal(edited[name][kept], finetuned[name][kept])
+
+
 def test_on_the_command_line(
     own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,5 +201,11 @@ def test_refusals(own: Path, vector: TaskVector, tmp_path: Path) -> None:
     with pytest.raises(NonfiniteError, match="is nan at step 0") as refused:
         localize(vector * 1e38 * 10, folder, **QUICK)
     assert "inspect" in refused.value.hint
+    base = open_checkpoint("embedded")
+    text = {n: t + 1e-3 if n.startswith("transformer.") else t for n, t in base.items()}
+    with pytest.raises(OptionError, match="nothing that images of swapped pass through"):
+        localize(TaskVector(base, text), folder, **QUICK)
+    with pytest.raises(SpaceError, match=r"one path, .* was given where a task vector is needed"):
+        localize(str(own / "ft"), folder, **QUICK)  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="no task 'no-such-task'"):
         localize(vector, "no-such-task", **QUICK)

@@ -201,6 +201,10 @@ def test_refusals_of_a_gradient(own: Path, tmp_path: Path) -> None:
     search = SearchOptions(strategy="entropy")
     with pytest.raises(OptionError, match="coefficients of a sum of vectors"):
         add(["mnist", "digits"], tmp_path / "x", method="ties", search=search)
+    with pytest.raises(OptionError, match="search race follows no gradient, which per="):
+        add(["mnist", "digits"], tmp_path / "x", per="task")
+    with pytest.raises(OptionError, match="search race follows no gradient, which per="):
+        add(["mnist", "digits"], tmp_path / "x", search_steps=100)
     with pytest.raises(UnknownNameError, match="no search on 'all'"):
         add(["mnist", "digits"], tmp_path / "x", search=search, search_on="all")
     with pytest.raises(OptionError, match="search entropy is for additions, not for negate"):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -232,6 +232,7 @@ def follow(session: EditSession, changes: Changes, tasks: Sequence[Task], option
     """Move changes of the session's model by steps of Adam, against the gradient of a mean loss.
 
     Raises:
+        OptionError: if the loss doesn't depend on what is changed.
         NonfiniteError: if the loss becomes NaN or infinite.
     """
     model = session.model
@@ -249,6 +250,11 @@ def follow(session: EditSession, changes: Changes, tasks: Sequence[Task], option
                 logits = model.encode_image(pixels.batch(indices)) @ heads[task].T
                 labels = pixels.labels[torch.from_numpy(indices)].to(logits.device)
                 loss = _loss(logits, labels, options.loss) / len(tasks)
+                if not loss.requires_grad:
+                    raise OptionError(
+                        f"the task vectors change nothing that images of {task.name} pass through",
+                        hint="give vectors of the image encoder",
+                    )
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     damaged = "the weights are damaged: `weightops inspect` shows them"
@@ -289,3 +295,20 @@ def scaled(vectors: Vectors, coefficients: Mapping[str, Mapping[str, float]]) ->
         task: vector * {escape(name): value for name, value in coefficients[task].items()}
         for task, vector in vectors.items()
     }
+
+
+def recipe_of(
+    coefficients: Mapping[str, Mapping[str, float]], models: Mapping[str, str], base: str
+) -> dict[str, Any]:
+    """Return the recipe that adds the task vectors of models by coefficients by tensor.
+
+    Args:
+        coefficients: task -> tensor -> coefficient.
+        models: task -> the ref of its model or vector.
+        base: the ref of the base.
+    """
+    entries = [
+        {"model": models[task], "weight": {escape(n): v for n, v in of_task.items()}}
+        for task, of_task in coefficients.items()
+    ]
+    return {"method": "task_arithmetic", "base": base, "models": entries}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
+from weightops.algebra.dtypes import accumulator_name
+from weightops.algebra.source import Spec
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.kinds import kind_of
 from weightops.checkpoints.matching import match_names
-from weightops.errors import CheckpointError, OptionError
+from weightops.errors import CheckpointError, OptionError, SpaceError
 from weightops.search.descent import Changes, Descent, at_base, follow
 from weightops.search.session import EditSession
 from weightops.support.arguments import check_arguments
@@ -96,6 +100,7 @@ def localize(
         The vector, in memory. `TaskVector.save` writes how it was made, too.
 
     Raises:
+        SpaceError: if it isn't a task vector.
         CheckpointError: if the vector doesn't hold its base.
         OptionError: if the vector changes no parameter, or no element stays.
         NonfiniteError: if the loss becomes NaN or infinite.
@@ -117,13 +122,18 @@ def localize(
         search_lr=search_lr,
         seed=seed,
     )
+    if not isinstance(vector, TaskVector):
+        raise SpaceError(
+            f"{kind_of(vector)} was given where a task vector is needed",
+            hint="TaskVector(base, finetuned)",
+        )
     base = vector.base.checkpoint if vector.base else None
     if base is None:
         raise CheckpointError(
             f"{vector!r} doesn't hold its base, which a mask is learned on",
             hint="TaskVector(base, finetuned) does",
         )
-    [learned] = [as_task(task)]
+    learned, vector = as_task(task), _unrounded(vector)
     session = EditSession(base, [learned], device=device, precision="float32")
     own = session.vector(vector)
     mask = _Mask(at_base(session), own, density, penalty)
@@ -150,3 +160,10 @@ def localize(
     found = dict(TaskVector.of_form(named, vector.base))
     sparse = session.in_memory(found, f"{learned.name} localized", {RECORD: record})
     return TaskVector.of_form(sparse.form, vector.base)
+
+
+def _unrounded(vector: TaskVector) -> TaskVector:
+    """Return a vector in float32 at least: half precision would round differences."""
+    form = vector.form
+    specs = {name: Spec(s.shape, accumulator_name(s.dtype_name)) for name, s in form.specs.items()}
+    return TaskVector.of_form(replace(form, specs=specs), vector.base)

@@ -43,37 +43,53 @@ def diagonal_fisher(
         that the logits depend on and that aren't frozen.
     """
     parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    totals: dict[str, torch.Tensor] = {}
-    generator, count = torch.Generator().manual_seed(seed), 0
-    for logits_of, truth in examples:
-        logs = logits_of().log_softmax(-1)
-        for classes, weight in _classes(logs.detach(), truth, labels, generator):
-            likelihood = logs.gather(-1, classes[:, None]).sum()
-            with _adding_squares(parameters, totals, weight):
+    squares, count = _Squares(parameters), 0
+    generator = torch.Generator().manual_seed(seed)
+    with squares.added():
+        for logits_of, truth in examples:
+            logs = logits_of().log_softmax(-1)
+            for classes, squares.weight in _classes(logs.detach(), truth, labels, generator):
+                likelihood = logs.gather(-1, classes[:, None]).sum()
                 likelihood.backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        count += 1
+            count += 1
+    totals = squares.totals
     return {name: totals[name].div_(count).cpu() for name in parameters if name in totals}
 
 
-@contextmanager
-def _adding_squares(
-    parameters: Mapping[str, torch.Tensor], totals: dict[str, torch.Tensor], weight: float
-) -> Iterator[None]:
-    """Add the squares of gradients as backward finds them, so that few are held at a time."""
+class _Squares:
+    """Sums of the squares of gradients, each times a weight.
 
-    def add(name: str, parameter: torch.Tensor) -> None:
+    Squares are added as backward finds the gradients, so that few are held at a time.
+
+    Args:
+        parameters: the parameters that have gradients.
+
+    Attributes:
+        weight: the weight of the squares that are added next.
+        totals: name -> sum, for the parameters that have had a gradient.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters, self.weight = parameters, 1.0
+        self.totals: dict[str, torch.Tensor] = {}
+
+    @contextmanager
+    def added(self) -> Iterator[None]:
+        """Add the squares of all gradients that are found meanwhile, and free these."""
+        with ExitStack() as hooks:
+            for name, parameter in self._parameters.items():
+                added = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    partial(self._add, name)
+                )
+                hooks.callback(added.remove)
+            yield
+
+    def _add(self, name: str, parameter: torch.Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None
         assert gradient is not None
-        total = totals.setdefault(name, torch.zeros_like(gradient))
-        total.addcmul_(gradient, gradient, value=weight)
-
-    with ExitStack() as hooks:
-        for name, parameter in parameters.items():
-            added = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                partial(add, name)
-            )
-            hooks.callback(added.remove)
-        yield
+        if name not in self.totals:
+            self.totals[name] = torch.zeros_like(gradient)
+        self.totals[name].addcmul_(gradient, gradient, value=self.weight)
 
 
 def _classes(

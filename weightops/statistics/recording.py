@@ -24,6 +24,10 @@ _PRODUCTS = {
 """Operator -> the places of the two factors among its arguments."""
 
 
+_ROWS = 1024
+"""The inputs of a convolution that are unfolded together, where those of one image aren't more."""
+
+
 class Gram(NamedTuple):
     """The Gram matrices of the inputs of one weight.
 
@@ -70,8 +74,8 @@ class _Sum:
 
     def gram(self) -> Gram:
         rows = torch.tensor(self.rows, dtype=self.total.dtype, device=self.total.device)
-        total = self.total.tril() + self.total.tril(-1).mT
-        mean = (total / rows.clamp(min=1)[:, None, None]).cpu()
+        mean = self.total.tril().add_(self.total.tril(-1).mT)
+        mean = mean.div_(rows.clamp(min=1)[:, None, None]).cpu()
         if len(mean) == 1:
             return Gram(mean[0], self.input_first, self.rows[0])
         return Gram(mean, self.input_first, list(self.rows))
@@ -194,10 +198,11 @@ class GramRecorder(TorchDispatchMode):
         if len(size) == 1:
             inputs, size = inputs[:, :, None], [1, *size]
             stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
-        for image in inputs:
-            shifts = (tuple(given) for given in (dilation, padding, stride))
-            columns = F.unfold(image[None], tuple(size), *shifts)[0]
-            self._add(found[0], _Use(1, range(1), False), [columns.mT])
+        window = [tuple(given) for given in (size, dilation, padding, stride)]
+        places = F.unfold(inputs[:1, :1], *window).shape[-1]
+        for images in torch.split(inputs, max(_ROWS // places, 1)):
+            rows = F.unfold(images, *window).mT.flatten(0, 1)
+            self._add(found[0], _Use(1, range(1), False), [rows])
 
     def _add(self, name: str, use: _Use, inputs: list[torch.Tensor]) -> None:
         """Add the inputs of the used parts of a weight, or note whose inputs they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -9,14 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from weightops.algebra.linear_form import LinearForm
-from weightops.algebra.names import escape
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
 from weightops.errors import OptionError
 from weightops.evaluation.batchnorm import BatchNorm
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import METHODS
-from weightops.search.descent import Descent, Per
+from weightops.search.descent import Descent, Per, recipe_of
 from weightops.search.directions import search_by_gradient
 from weightops.search.goal import Goal, accuracy
 from weightops.search.session import EditSession, Vectors
@@ -83,14 +83,20 @@ class Addition(Workflow):
             "(task arithmetic, arXiv 2212.04089)"
         )
         super().__init__(dict.fromkeys(self.added, "added"), **shared)
+        given = {"per": per, "on": search_on, "steps": search_steps, "lr": search_lr}
         self.descent: Descent | None = None
+        if self.search.strategy not in GRADIENT and given != _defaults():
+            raise OptionError(
+                f"search {self.search.strategy} follows no gradient, which per=, search_on=, "
+                "search_steps= and search_lr= are for",
+                hint="search entropy or loss does",
+            )
         if self.search.strategy in GRADIENT:
             if method != "sum" or each:
                 raise OptionError(
                     f"search {self.search.strategy} finds coefficients of a sum of vectors",
                     hint="leave out method= and each=",
                 )
-            given = {"per": per, "on": search_on, "steps": search_steps, "lr": search_lr}
             self.descent = Descent(self.search.strategy, seed=self.config.seed, **given)  # type: ignore[arg-type]
             own = {"search": self.search.strategy, **given, "objective": objective}
             batchnorm = {k: v for k, v in self.options.items() if k == "batchnorm"}
@@ -200,19 +206,8 @@ class Addition(Workflow):
         in_files = all(isinstance(given, (str, Path)) for given in self.finetuned)
         same_names = session.base.specs.keys() <= self.checkpoint.specs.keys()
         if coefficients and self.finetuned and in_files and same_names:  # else of what is written
-            entries = zip(self.added, self.finetuned, strict=True)
-            more["recipe"] = {
-                "method": "task_arithmetic",
-                "base": self.checkpoint.ref,
-                "models": [
-                    {
-                        "model": str(given),
-                        "weight": {escape(n): v for n, v in coefficients[task.name].items()},
-                    }
-                    for task, given in entries
-                    if task.name in coefficients
-                ],
-            }
+            files = {t.name: str(f) for t, f in zip(self.added, self.finetuned, strict=True)}
+            more["recipe"] = recipe_of(coefficients, files, self.checkpoint.ref)
         return EditResult(searched, alpha, why, trial.sweep, more=more)
 
     def _measure_group(
@@ -260,6 +255,13 @@ class Addition(Workflow):
         ]
         mean = f"normalized {self.unit.name} {100 * summary['mean']['normalized']:.1f} % ({shares})"
         return [mean, "\n".join(groups)] if groups else [mean]
+
+
+def _defaults() -> dict[str, Any]:
+    """Return the options of a search by gradient that hold where none is given."""
+    own = inspect.signature(add).parameters
+    names = {"per": "per", "on": "search_on", "steps": "search_steps", "lr": "search_lr"}
+    return {option: own[name].default for option, name in names.items()}
 
 
 @repeatable("add")
