@@ -3,6 +3,7 @@
     python benchmarks/engine.py [--mergekit VENV/bin] [--size 0.5] [--methods ties,slerp]
                                 [--slope] [--scale] [--repeats 5] [--union]
     python benchmarks/engine.py --tensors 10000 [--elements 1000]
+    python benchmarks/engine.py --cold 2
 
 A base and four fine-tuned checkpoints of a Llama-like model are made in a temporary folder: random
 weights, bf16, three shards each. For each method the two programs run in turn as processes of their
@@ -15,6 +16,11 @@ imports and headers aside.
 With --tensors, models of many small tensors are merged instead, and the table has what one tensor
 costs beyond the start of the process (which is that of models of ten tensors), beside a plain loop
 with the safetensors library.
+
+With --cold, four models of that many billions of parameters are merged (linear) whose files aren't
+in the system's cache, and as a measure the same bytes are read, an output is written, and synced,
+with an empty cache, too: in turn, three times. Of a file of 1 GB that is in the cache before, the
+table has what is left there. It needs root, and free disk for five models.
 """
 
 from __future__ import annotations
@@ -164,10 +170,10 @@ def make(folder: Path, billions: float, models: int = 5, **sizes: int) -> list[P
     return places
 
 
-def made(folder: Path, billions: float) -> list[Path]:
+def made(folder: Path, billions: float, models: int = 5) -> list[Path]:
     """The models in a folder, which are made if they aren't there."""
-    names = ("base", "ft1", "ft2", "ft3", "ft4")
-    return [folder / n for n in names] if folder.exists() else make(folder, billions)
+    names = ("base", "ft1", "ft2", "ft3", "ft4")[:models]
+    return [folder / n for n in names] if folder.exists() else make(folder, billions, models)
 
 
 def add_tokenizers(places: list[Path], rows: int) -> None:
@@ -389,6 +395,50 @@ def small_tensors(folder: Path, tensors: int, elements: int) -> list[Path]:
     return paths
 
 
+def drop_cache() -> None:
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("1")
+
+
+def in_cache(path: Path) -> float:
+    """Gigabytes of a file that the system's cache holds."""
+    line = subprocess.run(
+        ["fincore", "-bnro", "res", path], check=True, capture_output=True, text=True
+    ).stdout
+    return int(line) / 1e9
+
+
+def cold(args: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """The linear merge of four models, and the floor, from files that aren't in the cache."""
+    places = made(folder / str(args.cold), args.cold, 4)
+    out, other = folder / "merged", folder / "another"
+    with open(other, "wb") as stream:
+        for _ in range(1000):
+            stream.write(os.urandom(1_000_000))
+    floors, merges, left = [], [], []
+    for _ in range(3):
+        drop_cache()
+        floors.append(floor(places, folder))
+        drop_cache()
+        other.read_bytes()
+        command = [sys.executable, "-m", "weightops", "merge", *map(str, places), "--method"]
+        merges.append(run([*command, "linear", "-o", str(out)]))
+        left.append(in_cache(other))
+        clean(out)
+    row = {
+        "billions": args.cold,
+        "floor": round(statistics.median(floors), 2),
+        "merge": medians(merges),
+        "ratio": round(statistics.median(floors) / statistics.median(m.seconds for m in merges), 2),
+        "asked": 0.9,
+        "kept of another file": round(min(left), 2),
+        "date": date.today().isoformat(),
+        "processor": processor(),
+    }
+    print(f"  {json.dumps(row)}; floors {floors}, merges {[m.seconds for m in merges]}")
+    return row
+
+
 def per_tensor(args: argparse.Namespace, folder: Path) -> None:
     """Print what a small tensor costs beyond the start, in microseconds, and the whole merge."""
     few, many = (small_tensors(folder, n, args.elements) for n in (10, args.tensors))
@@ -483,6 +533,9 @@ def main() -> None:
         action="store_true",
         help="also the linear merge by token of four models with 152k tokens",
     )
+    parser.add_argument(
+        "--cold", type=float, help="merge models of so many billions that aren't in the cache"
+    )
     parser.add_argument("--tensors", type=int, help="merge models of so many small tensors")
     parser.add_argument("--elements", type=int, default=1000, help="elements of a small tensor")
     parser.add_argument("--folder", type=Path, help="where to make the checkpoints; kept")
@@ -495,7 +548,8 @@ def main() -> None:
         if args.tensors:
             per_tensor(args, folder)
             return
-        report = benchmark(args, folder)
+        report = json.loads(args.out.read_text()) if args.out.exists() else {}
+        report |= {"cold": cold(args, folder)} if args.cold else benchmark(args, folder)
         args.out.write_text(json.dumps(report, indent=2) + "\n")
     finally:
         if not args.folder:

@@ -4,10 +4,11 @@
 
 Each seed fine-tunes a model on each task once. Methods have their own options; the coefficient of a
 merged task vector is chosen on validation images, in the same way for all of them. Statistics are
-of training images without labels, as is `entropy`; `loss` has the labels. The numbers are of the
-first ``--test`` images of the test splits. Normalized accuracy is that over the fine-tuned model's.
-Seconds are those of the merge and of what it needs, statistics included, without the choice of
-alpha. results/merging.json and results/merging.png are written after each seed.
+of training images without labels, as is `entropy`; `loss` and learned masks have the labels. The
+numbers are of the first ``--test`` images of the test splits. Normalized accuracy is that over the
+fine-tuned model's. Seconds are those of the merge and of what it needs, statistics included,
+without the choice of alpha. results/merging.json and results/merging.png are written after each
+seed.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from pathlib import Path
 
 import numpy as np
 
-from weightops import TaskVector, collect, config_for, merge, open_checkpoint, pack
+from weightops import TaskVector, collect, config_for, localize, merge, open_checkpoint, pack
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.merging.layer_by_layer import collect_layer_by_layer
 from weightops.merging.methods.table import METHODS
 from weightops.reports.outcome import versions
-from weightops.search.descent import Descent, descend, scaled
+from weightops.search.descent import Descent
+from weightops.search.directions import search_by_gradient
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession, weighted_sum
 from weightops.search.strategies import race
@@ -128,10 +130,21 @@ class Bench:
         """Find coefficients by gradient."""
         began = time.monotonic()
         options = Descent(loss, per, "train", steps, 0.01, self.session.config.seed)
-        found = descend(self.session, self.vectors, self.tasks, options)
-        vectors = scaled(self.vectors, found)
+        vectors, _ = search_by_gradient(self.session, self.vectors, self.tasks, options)
         seconds = time.monotonic() - began
         self.add(f"add, {loss}, per {per}", weighted_sum(vectors, (1.0,) * len(vectors)), seconds)
+
+    def localized(self) -> None:
+        """Learn a mask for each task, and stitch what is left of the vectors."""
+        began, base = time.monotonic(), self.session.base
+        sparse = [
+            localize(self.vectors[task.name], task, seed=self.session.config.seed, device="cpu")
+            for task in self.tasks
+        ]
+        models = [vector.apply(base) for vector in sparse]
+        state = merge(models, "localize_and_stitch", base=base, density=1.0).state_dict()
+        vector, seconds = TaskVector(base, state), time.monotonic() - began
+        self.add("learned masks, stitched", self.choose(vector), seconds)
 
     def packed(self, method: str, folder: Path) -> None:
         """Pack all models into one file, and open each task's."""
@@ -156,8 +169,9 @@ def run(seed: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]
             if method not in SKIPPED:
                 bench.merged(method)
         for loss in ("entropy", "loss"):
-            for per in ("task", "tensor"):
+            for per in ("task", "tensor", "direction"):
                 bench.descended(loss, per, arguments.search_steps)
+        bench.localized()
         for method in ("emr", "tall"):
             bench.packed(method, folder)
     return bench.rows

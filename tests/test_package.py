@@ -22,7 +22,7 @@ ERRORS = {name for name, thing in vars(errors).items() if isinstance(thing, type
 SURFACE = ERRORS | {
     *("Checkpoint", "Task", "TaskVector", "ImageModel", "Recipe"),
     *("open_checkpoint", "average", "interpolate", "merge", "compare", "evaluate"),
-    *("collect", "pack", "verify", "Verification"),
+    *("collect", "pack", "localize", "verify", "Verification"),
     *("compare_accuracy", "mean_change", "Change"),
     *("finetune", "fit", "lofi", "TrainingConfig", "config_for", "SearchOptions"),
     *("Learner", "ModuleLearner", "Node", "connected"),

@@ -35,6 +35,7 @@ from weightops.merging.packing import pack as pack
 from weightops.merging.recipe import Recipe as Recipe
 from weightops.merging.verification import Verification as Verification
 from weightops.merging.verification import verify as verify
+from weightops.search.localizing import localize as localize
 from weightops.search.strategies import SearchOptions as SearchOptions
 from weightops.statistics.collect import collect as collect
 from weightops.task_vector import TaskVector as TaskVector

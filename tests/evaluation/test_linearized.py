@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from weightops import TaskVector, collect, config_for, evaluate, finetune, merge, open_checkpoint
+from weightops import (
+    SearchOptions,
+    TaskVector,
+    add,
+    collect,
+    config_for,
+    evaluate,
+    finetune,
+    localize,
+    merge,
+    open_checkpoint,
+)
+from weightops.checkpoints.linearized import linearized_at
 from weightops.cli.main import run
 from weightops.errors import CheckpointError, MismatchError, OptionError, WeightopsError
 from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.linearized import LinearizedModel
 from weightops.search.session import EditSession
 from weightops.tasks.table import as_task
+from weightops.tasks.task import ImageSubset, LazySizes, Task
 from weightops.training.finetune import fit
 from weightops.training.learners import ImageLearner
 
@@ -155,3 +170,30 @@ def test_a_session_measures_the_linearised_model(runs: dict[str, Path]) -> None:
     config = config_for("embedded", steps=2, batch_size=4, lr=1e-3, linearized=True)
     by_session = session.learn(task, config=config)
     assert all(torch.equal(by_session[name], vector[name]) for name in vector)
+
+
+def test_what_a_workflow_computes_of_linearised_vectors_says_so(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """A method's result, and a vector that a mask was learned for, are deltas in memory."""
+    tasks = [first_images(name) for name in ("mnist", "digits")]
+    given = [str(runs["a"]), str(runs["b"])]
+    alphas = SearchOptions((0.5,))
+    add(tasks, tmp_path / "sum", method="ties", finetuned=given, search=alphas, device="cpu")
+    vector = TaskVector("embedded", runs["a"])
+    sparse = localize(vector, tasks[0], images=16, search_steps=1, device="cpu")
+    for form in (open_checkpoint(tmp_path / "sum").form, sparse.apply("embedded").form):
+        at = linearized_at(form)
+        assert at is not None
+        assert at.fingerprint == open_checkpoint("embedded").fingerprint
+
+
+def first_images(name: str) -> Task:
+    """Return a task with few images in each split."""
+    task = as_task(name)
+
+    def load(split: str) -> ImageSubset:
+        images = task.load(split)
+        return ImageSubset(images, np.arange(24), images.labels[:24])
+
+    return replace(task, load=load, sizes=LazySizes(load))

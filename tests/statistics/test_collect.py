@@ -263,3 +263,9 @@ def test_refusals(vit: tuple[Path, Any]) -> None:
     broken = open_checkpoint(folder).with_form(open_checkpoint(state).form, architecture)
     with pytest.raises(NonfiniteError, match="fisher statistic of a state dict holds NaN"):
         collect(broken, task, "fisher", images=2)
+
+
+def test_a_text_is_no_task_of_images(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a line\n" * 400, encoding="utf-8")
+    with pytest.raises(TaskError, match="is a text, and embedded a model of images"):
+        collect("embedded", str(tmp_path / "text.txt"), images=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from helpers.drawn_folders import draw
 
 from weightops import Recipe, SearchOptions, TaskVector, add, negate, open_checkpoint
+from weightops.checkpoints.matching import convert_to
 from weightops.cli.main import run
 from weightops.errors import OptionError, UnknownNameError
 from weightops.search.descent import Descent, _order, descend
@@ -126,6 +128,39 @@ def test_coefficients_by_gradient(
     repeated = Recipe.read(out / "recipe.yaml").merge().state_dict()
     written = open_checkpoint(out).state_dict()
     assert all(torch.allclose(t, written[name], atol=1e-6) for name, t in repeated.items())
+
+
+@pytest.mark.parametrize("saved", ["vectors", "weights"])
+def test_a_gradient_of_a_model_in_other_names(
+    own: Path,
+    tmp_path: Path,
+    saved: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A CLIP model of transformers is run in open_clip's names, which its files don't have."""
+    monkeypatch.chdir(tmp_path)
+    model = open_checkpoint(own / "model")
+    convert_to(model, "transformers").save("pre")
+    names = ("swapped", "turned")
+    for name in names:
+        vector = TaskVector.load(own / f"{name}.safetensors")
+        convert_to(vector.apply(model), "transformers").save(name)
+        TaskVector("pre", name).save(f"{name}.safetensors")
+    given = [f"{name}.safetensors" if saved == "vectors" else name for name in names]
+    found = SearchOptions(strategy="entropy")
+    tasks = [str(own / name) for name in names]
+    options = {"model": "pre", "device": "cpu", "search": found, "search_steps": 2}
+    result = add(tasks, "out", finetuned=given, **options)
+    assert len({*result["coefficients"]["swapped"].values()}) > 1
+    monkeypatch.chdir("out")
+    shutil.copytree("../pre", "pre")  # the base is named from the working folder on
+    caplog.clear()
+    again = Recipe.read("recipe.yaml").merge()
+    assert not caplog.records
+    written = convert_to(open_checkpoint("."), "transformers").state_dict()
+    for name, tensor in again.state_dict().items():
+        assert torch.allclose(tensor, written[name], atol=1e-6)
 
 
 def test_the_gradient_of_coefficients(own: Path) -> None:

@@ -28,6 +28,7 @@ from weightops.checkpoints.output_layout import (
 )
 from weightops.checkpoints.renaming import match_ties, rename_to_match
 from weightops.checkpoints.skeleton import blank_copy
+from weightops.checkpoints.statistic_record import refuse_statistic
 from weightops.engine.evaluate import OnNonfinite, allocate, materialize
 from weightops.engine.layout import Estimate, FileLayout, estimate, has_header, layout
 from weightops.engine.ranks import ONE_RANK, Ranks
@@ -239,8 +240,10 @@ class Checkpoint(Tensors):
 
         Raises:
             CheckpointError: if nothing says which model the weights are of.
+            SpaceError: if it holds a statistic.
         """
         if self.architecture is None:
+            refuse_statistic(self)
             raise CheckpointError(
                 f"{self.ref} holds weights but doesn't say of what model",
                 hint="name a folder with a configuration beside the weights, or give base=; "

@@ -12,7 +12,7 @@ from weightops.algebra.linear_form import LinearForm, describe
 from weightops.algebra.source import Source
 from weightops.errors import CheckpointError, MismatchError
 from weightops.support.lazy import nn
-from weightops.support.text import first_few
+from weightops.support.text import first_few, portable
 
 
 class Linearized(NamedTuple):
@@ -27,6 +27,11 @@ class Linearized(NamedTuple):
     ref: str
     fingerprint: str
     source: Source | None = None
+
+    @property
+    def record(self) -> dict[str, str]:
+        """The entry of a provenance record that says so."""
+        return {"ref": portable(self.ref), "fingerprint": self.fingerprint}
 
 
 def linearized_at(form: LinearForm) -> Linearized | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from weightops.algebra.linear_form import LinearForm, describe
-from weightops.algebra.source import Source
+from weightops.algebra.provenance import fingerprint
 from weightops.checkpoints.adapters.adapter import Adapter
 from weightops.checkpoints.adapters.binding import bind, placed_term
 from weightops.checkpoints.adapters.lora import LoraSource
@@ -18,6 +18,7 @@ from weightops.checkpoints.libraries.clip_conversion import convert
 from weightops.checkpoints.libraries.table import LIBRARIES
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
 from weightops.checkpoints.renaming import match_ties, rename_to_match, states_a_size
+from weightops.checkpoints.statistic_record import refuse_statistic
 from weightops.checkpoints.ties import warn_of_ends_that_differ
 from weightops.errors import CheckpointError, MismatchError
 from weightops.support.registry import unknown
@@ -133,8 +134,11 @@ def open_matched(source: CheckpointLike, base: Checkpoint, *, strict: bool = Fal
         MismatchError: with ``strict=True``, naming the settings or the other base.
         MismatchError: if ``source`` is a delta with tensors that the base lacks, or an adapter that
             wasn't made on such a base.
+        SpaceError: if either is a statistic.
     """
     opened = open_any(source)
+    for given in (opened, base):
+        refuse_statistic(given)
     warn_of_ends_that_differ(base, opened)
     if opened.form.space == "weights":
         check_config(opened, base, strict=strict)
@@ -142,7 +146,7 @@ def open_matched(source: CheckpointLike, base: Checkpoint, *, strict: bool = Fal
     stored = opened.form.sources[0]
     if isinstance(stored, Adapter):
         return bind(stored, base)
-    _check_base(stored, base, strict=strict)
+    _check_base(opened, base, strict=strict)
     delta = match_names(opened, base)
     return Checkpoint(base.form.plus(delta), base.architecture)
 
@@ -167,15 +171,26 @@ def check_config(checkpoint: Checkpoint, base: Checkpoint, *, strict: bool) -> N
     log.warning("%s, and the result is configured as the second: %s", named, listed)
 
 
-def _check_base(stored: Source, base: Checkpoint, *, strict: bool) -> None:
+def _check_base(delta: Checkpoint, base: Checkpoint, *, strict: bool) -> None:
     """Warn if a task vector was made from other weights than a base, or refuse it."""
+    stored = delta.form.sources[0]
     made_on = stored.made_from.get("base")
-    if isinstance(made_on, dict) and made_on.get("fingerprint") != base.fingerprint:
-        made_from = f"{made_on.get('ref')} ({made_on.get('fingerprint')})"
+    if not isinstance(made_on, dict):
+        return
+    recorded = made_on.get("fingerprint")
+    if recorded != base.fingerprint and not is_renamed(base, delta.form, recorded):
+        made_from = f"{made_on.get('ref')} ({recorded})"
         message = f"{stored.ref} was made from {made_from}, and is taken from {base.ref}"
         if strict:
             raise MismatchError(message)
         log.warning(message)
+
+
+def is_renamed(base: Checkpoint, vector: LinearForm, recorded: object) -> bool:
+    """Return whether a base, in a vector's other names, has the fingerprint of the vector's own."""
+    if set(vector.specs) == set(base.specs):
+        return False
+    return fingerprint(match_names(base, Checkpoint(vector))) == recorded
 
 
 def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:

@@ -6,10 +6,9 @@ import logging
 from collections.abc import Mapping
 
 from weightops.algebra.linear_form import LinearForm
-from weightops.algebra.provenance import fingerprint
 from weightops.algebra.same_bits import same_weights
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.checkpoints.matching import check_config, match_names, match_to_base
+from weightops.checkpoints.matching import check_config, is_renamed, match_to_base
 from weightops.errors import MismatchError
 from weightops.support.text import portable
 
@@ -72,7 +71,7 @@ class Origin:
         own = match_to_base(self.checkpoint, base) if self.checkpoint else None
         if Origin(self.ref, self.recorded, own).matches(base):
             return own.form if own else base.form
-        if own is None and self._is_renamed(base, vector):
+        if own is None and is_renamed(base, vector, self.fingerprint):
             return base.form
         message = (
             f"this task vector was made from {self.ref} ({self.fingerprint}) "
@@ -85,12 +84,6 @@ class Origin:
             )
         log.warning(message)
         return base.form
-
-    def _is_renamed(self, base: Checkpoint, vector: LinearForm) -> bool:
-        """Return whether a base is this origin under the other names of a file, or of a module."""
-        if set(vector.specs) == set(base.specs):
-            return False
-        return fingerprint(match_names(base, Checkpoint(vector))) == self.fingerprint
 
     def matches(self, other: Checkpoint) -> bool:
         """Return True if a checkpoint is this base: the same place, or the same bits."""

@@ -112,6 +112,10 @@ def _print_origin(made_from: Mapping[str, Any]) -> None:
         what = term.get("method") or f"{term.get('ref')} ({term.get('fingerprint')})"
         rules = f" at {term['rules']}" if term.get("rules") else ""
         echo(printable(f"made from    {term.get('coefficient', 1):+g} x {what}{rules}"))
+        mask = term.get("localized")
+        if isinstance(mask, dict):
+            images = f"{mask['images']} {mask['split']} images of {mask['task']}"
+            echo(printable(f"localized    {mask['kept']:.2%} of what changed, by {images}"))
 
 
 def _size(count: float) -> str:

@@ -26,4 +26,4 @@ NODE = Borrowed(
 def check_one(given: dict[str, Any]) -> None:
     """Refuse neither and both of a task and a text."""
     if ("task" in given) == ("text" in given):
-        raise click.UsageError("name what to learn: --task, or --text for a language model")
+        raise click.UsageError("name the data: --task, or --text for a language model")

@@ -159,8 +159,10 @@ def _statistics(
     """Return each model's statistic by its kind, of which a method takes one."""
     if not files:
         return None
+    if not method.statistics:
+        raise click.UsageError(f"{method.name} takes no statistics: leave out --statistics")
     if len(method.statistics) != 1:
-        kinds = " and ".join(method.statistics) or "none"
+        kinds = " and ".join(method.statistics)
         raise click.UsageError(f"--statistics is for methods that take one kind, not {kinds}")
     if len(files) != count:
         raise click.UsageError(f"there are {count} models, and --statistics names {len(files)}")

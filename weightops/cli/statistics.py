@@ -45,9 +45,9 @@ def statistics(
         overwrite: replace an output that exists.
     """
     from weightops.checkpoints.opening import open_checkpoint
+    from weightops.checkpoints.statistic_record import record_of
     from weightops.statistics.collect import collect
     from weightops.statistics.resuming import collect_to
-    from weightops.statistics.statistic import record_of
     from weightops.support.atomic import check_free
 
     check_one(given)

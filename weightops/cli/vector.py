@@ -10,13 +10,25 @@ import click
 
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.printing import echo, echo_json
+from weightops.cli.types import OneTask
 from weightops.errors import printable
 from weightops.support.ranges import Range
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+_MASK = Borrowed("weightops.search.localizing:localize", leave_out=("vector", "task"))
+_LOCALIZE = click.Option(
+    ["--localize"],
+    type=OneTask(),
+    help="Keep only the elements that this task needs, by a mask that is learned from its training "
+    "images (Localize-and-Stitch, arXiv 2408.13656).",
+)
 
 
-@command(Borrowed("weightops.task_vector:TaskVector.save", only=("overwrite", "compress")))
+@command(
+    Borrowed("weightops.task_vector:TaskVector.save", only=("overwrite", "compress")),
+    _MASK,
+    arguments=[_LOCALIZE],
+)
 def vector(
     base: str,
     finetuned: str,
@@ -48,11 +60,19 @@ def vector(
     from weightops.checkpoints.opening import as_dequantised
     from weightops.task_vector import TaskVector
 
+    mask = {p.name: given.pop(p.name) for p in _MASK.parameters() if p.name in given}
+    task = given.pop("localize", None)
+    if mask and task is None:
+        raise click.UsageError("--localize names the task that the mask is learned for: give it")
     _check(out, lora, given)
     if dequantize:
         base, finetuned = as_dequantised(base), as_dequantised(finetuned)
     tau = TaskVector(base, finetuned, strict=not allow_missing, same_config=strict)
     tau = tau.select(select) if select else tau
+    if task is not None:
+        from weightops.search.localizing import localize
+
+        tau = localize(tau, task, **mask)
     norms = tau.norm(per_tensor=True)
     error = _save(tau, out, lora, given) if out is not None else None
     total = math.sqrt(math.fsum(norm * norm for norm in norms.values()))

@@ -131,7 +131,8 @@ def compare(
         return [form.specs[name].dtype for form in forms[: len(steps[name])]]
 
     totals = {name: Difference() for name in names}
-    for results in parallel(units(map(joint, steps.values())), do):
+    files = [file for form in forms for file in form.files]
+    for results in parallel(units(map(joint, steps.values())), do, files=files):
         for name, difference in results:
             totals[name].add(difference)
     return totals

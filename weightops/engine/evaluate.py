@@ -185,9 +185,8 @@ def materialize(
     else:
         work = units(steps)
     device = devices.pop() if len(devices) == 1 else None
-    nonfinite = [
-        name for names in parallel(work, do, threads=threads, device=device) for name in names
-    ]
+    found = parallel(work, do, files=form.files, threads=threads, device=device)
+    nonfinite = [name for names in found for name in names]
     for name, tensor in contiguous.items():
         out[name].detach().copy_(tensor)
     report_nonfinite(nonfinite, on_nonfinite)

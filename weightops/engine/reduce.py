@@ -49,7 +49,8 @@ def gram(
         ]
 
     totals = {name: torch.zeros(len(forms), len(forms), dtype=torch.float64) for name in names}
-    for results in parallel(units(map(joint, steps_at.values())), do):
+    files = [file for form in forms for file in form.files]
+    for results in parallel(units(map(joint, steps_at.values())), do, files=files):
         for name, matrix in results:
             totals[name] += matrix
     return totals

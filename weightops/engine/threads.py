@@ -6,14 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from threading import RLock, local
 from typing import TypeVar
 
 from weightops.algebra.scratch import Scratch
 from weightops.engine.plan import Segment, unit_numel
-from weightops.support.input_files import held_open
+from weightops.support.input_files import InputFile, forget, given_back, held_open, outgrow_memory
 from weightops.support.lazy import torch
 from weightops.support.progress import progress
 
@@ -40,6 +40,7 @@ def parallel(
     work: Sequence[list[Segment]],
     do: Callable[[list[Segment], Scratch], T],
     *,
+    files: Sequence[InputFile] = (),
     threads: int | None = None,
     device: torch.device | None = None,
 ) -> Generator[T, None, None]:
@@ -51,17 +52,20 @@ def parallel(
     Args:
         work: the units.
         do: computes a unit, in the buffers of its thread.
+        files: what is read. Where it outgrows the memory, the system's cache keeps none of it.
         threads: how many threads; by default as many as torch uses.
         device: where to compute; on CPU by default.
     """
     _torch_threads()
     inference = torch.is_inference_mode_enabled()  # threads don't inherit it
+    large = {*files} if outgrow_memory(files) else set()
+    reading: Callable[[], AbstractContextManager[None]] = given_back if large else nullcontext
     of_thread = local()
 
     def run(unit: list[Segment]) -> T:
         if not hasattr(of_thread, "scratch"):
             of_thread.scratch = Scratch(device or "cpu")
-        with torch.inference_mode(inference):
+        with torch.inference_mode(inference), reading():
             return do(unit, of_thread.scratch)
 
     total_bytes = 4 * sum(map(unit_numel, work))  # roughly: as if all were float32
@@ -75,6 +79,8 @@ def parallel(
         for unit, result in zip(work, results, strict=True):
             bar.update(4 * unit_numel(unit))
             yield result
+        for file in large:
+            forget(file, 0, file.size)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from weightops.engine.ranks import ONE_RANK, Ranks
 from weightops.engine.threads import parallel
 from weightops.errors import CheckpointError, OutputError
 from weightops.support.collector import uncollected
-from weightops.support.input_files import InputFile, check_unchanged
+from weightops.support.input_files import InputFile, check_unchanged, outgrow_memory
 from weightops.support.lazy import torch
 
 _JOURNAL = "journal."
@@ -71,8 +71,10 @@ def write(
     with _nothing_kept_of_changed_inputs(inputs, folder, files):
         with _open_all(folder, files) as handles:
             do = _unit_writer(form, files, handles, on_nonfinite)
-            with closing(parallel([work[i] for i in remaining], do, device=device)) as results:
-                _record(journal, key, zip(remaining, results, strict=True), handles)
+            results = parallel([work[i] for i in remaining], do, files=inputs, device=device)
+            with closing(results):
+                numbered = zip(remaining, results, strict=True)
+                _record(journal, key, numbered, handles, cached=not outgrow_memory(inputs))
         ranks.wait()
     if ranks.first:
         finished = _finished_units(folder, key)
@@ -143,17 +145,25 @@ def _unit_writer(
 
 
 def _record(
-    path: Path, key: str, results: Iterator[tuple[int, list[str]]], handles: Sequence[int]
+    path: Path,
+    key: str,
+    results: Iterator[tuple[int, list[str]]],
+    handles: Sequence[int],
+    *,
+    cached: bool,
 ) -> None:
     """List units in a journal as they are written, after their data have been flushed to the disk.
 
-    A thread of its own waits for the disk, while the processor computes the next units.
+    A thread of its own waits for the disk, while the processor computes the next units. The
+    system's cache needn't keep what isn't `cached`.
     """
     with open(path, "w", encoding="utf-8") as journal:
 
         def flush(lines: list[str]) -> None:
             for handle in handles:
                 os.fsync(handle)
+                if not cached:
+                    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             journal.writelines(lines)
             journal.flush()
             os.fsync(journal.fileno())

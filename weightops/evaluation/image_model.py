@@ -29,6 +29,7 @@ from weightops.support.lazy import F, nn, torch, without_gradients
 from weightops.support.progress import tracked
 from weightops.support.registry import unknown
 from weightops.tasks.task import SPLITS, Images, Task
+from weightops.tasks.texts import TextTask
 
 log = logging.getLogger("weightops")
 
@@ -174,6 +175,11 @@ class ImageModel:
 
         if task.class_order is not None:
             _say_order_is_unused(self.base.ref, task.name)
+        if isinstance(task, TextTask):
+            raise TaskError(
+                f"{task.name} is a text, and {self.base.ref} a model of images",
+                hint="language models take texts",
+            )
         if not task.classes:
             raise TaskError(
                 f"{task.name} has no classes, only captions", hint='evaluator="retrieval" scores it'

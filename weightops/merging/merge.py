@@ -16,12 +16,12 @@ from weightops.checkpoints.kinds import is_module, several
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.module_copy import filled_copy
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
+from weightops.checkpoints.statistic_record import refuse_statistic
 from weightops.checkpoints.ties import architecture_of_ends, with_tied_names
 from weightops.errors import OptionError
 from weightops.merging.methods.method import Method
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import MethodLike, as_method
-from weightops.statistics.statistic import refuse_statistic
 from weightops.support.lazy import torch
 
 _Lazy: TypeAlias = "str | Path | Checkpoint | Mapping[str, torch.Tensor]"

@@ -39,9 +39,9 @@ def made_statistics(
 
     after = [_is_after_merged(statistics) for statistics in given]
     if any(after):
-        grams = [dict(statistics["gram"]) for statistics in given if "gram" in statistics]
+        grams = [dict(statistics["gram"]) for statistics in given] if all(after) else []
         tasks = [gram.pop("task", None) for gram in grams if gram.pop("after", None)]
-        if not all(after) or any(gram != grams[0] for gram in grams) or None in tasks:
+        if not grams or any(gram != grams[0] for gram in grams) or None in tasks:
             raise RecipeError(
                 "after: merged is for all models of a recipe, each with a task and the same images"
             )

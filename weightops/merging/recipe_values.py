@@ -47,6 +47,8 @@ def statistics_of(value: Any) -> dict[str, Any]:
             check_keys(given, made, "key of a statistic")
             if given.get("after", "merged") != "merged":
                 raise RecipeError(f"after is 'merged', not {given['after']!r:.80}")
+            if "after" in given and kind != "gram":
+                raise RecipeError(f"after: merged is for gram, not for {kind}")
         elif not isinstance(given, str):
             raise RecipeError(
                 f"{kind} is a ref or a mapping such as {{task: mnist}}, not {given!r:.80}"

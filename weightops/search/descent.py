@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from weightops.tasks.task import Split, Task
 
 Loss = Literal["entropy", "loss"]
 """What is made small: the entropy of the predictions, or the cross-entropy with the labels."""
-Per = Literal["tensor", "task"]
-"""What has a coefficient of its own: each task at each tensor, or each task."""
+Per = Literal["tensor", "task", "direction"]
+"""What is searched: a coefficient of each task at each tensor, or of each task; or which singular
+directions of each task are taken, beside a coefficient of each task at each tensor."""
 
 START, BATCH = 0.3, 16
 """The coefficients to start from, and the images of each task in a step, as AdaMerging has them."""
@@ -37,11 +39,13 @@ class Descent:
 
     Attributes:
         loss: entropy or loss.
-        per: tensor or task.
+        per: tensor, task or direction.
         on: the split whose images are used.
         steps: steps of Adam; each takes a batch of each task.
         lr: the learning rate of Adam.
         seed: the seed of the order of the images.
+        images: the most images of each task to use, the first ones in a fixed random order; None
+            for all.
     """
 
     loss: Loss
@@ -50,16 +54,26 @@ class Descent:
     steps: int
     lr: float
     seed: int
+    images: int | None = None
 
 
-class _Sum:
-    """A model's parameters as ``theta_0 + sum_i lambda_i tau_i``, and gradients of the lambdas.
+class Changes(ABC):
+    """Changes of a model's parameters by task vectors, as a search by gradient moves them.
 
-    The gradient of lambda_i at a tensor is the inner product of tau_i with the parameter's
-    gradient, which is freed as soon as it is there.
+    A parameter's gradient is freed as soon as what is searched has its own gradient of it.
+
+    Args:
+        module: the model, whose parameters are the base's.
+        vectors: the task vectors.
+
+    Attributes:
+        searched: the tensors that the gradient moves.
     """
 
-    def __init__(self, module: nn.Module, vectors: Vectors, per: Per) -> None:
+    searched: list[torch.Tensor]
+
+    def __init__(self, module: nn.Module, vectors: Vectors) -> None:
+        self._module = module
         changed = {name for vector in vectors.values() for name in vector.specs}
         self._parameters = {n: p for n, p in module.named_parameters() if n in changed}
         self._starts: dict[str, torch.Tensor] = {}
@@ -76,35 +90,42 @@ class _Sum:
                 self._starts[name] = parameter.detach().clone()
         if not self._deltas:
             raise OptionError("the task vectors change nothing that the model has as a parameter")
-        width = len(self._deltas) if per == "tensor" else 1
-        self.lambdas = nn.Parameter(torch.full((len(vectors), width), START))
-        self._column = {name: i if per == "tensor" else 0 for i, name in enumerate(self._deltas)}
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that are changed."""
+        return list(self._deltas)
+
+    @abstractmethod
+    def change(self, name: str) -> torch.Tensor:
+        """Return the present change of a parameter."""
+
+    @abstractmethod
+    def take_gradient(self, name: str, gradient: torch.Tensor) -> None:
+        """Add what follows from a parameter's gradient to the gradients of what is searched."""
 
     @without_gradients
     def set(self) -> None:
-        """Set the parameters to the present sum."""
-        for name, deltas in self._deltas.items():
-            weights = self.lambdas[:, self._column[name]].to(deltas.device)
-            change = torch.tensordot(weights, deltas, dims=1)
-            self._parameters[name].copy_(self._starts[name] + change)
+        """Set the parameters to the present changes of the base."""
+        for name, start in self._starts.items():
+            self._parameters[name].copy_(start + self.change(name))
 
     @without_gradients
-    def _take_gradient(self, name: str, parameter: torch.Tensor) -> None:
+    def _free_gradient(self, name: str, parameter: torch.Tensor) -> None:
         assert parameter.grad is not None
-        products = (self._deltas[name] * parameter.grad.float()).flatten(1).sum(1).cpu()
-        assert self.lambdas.grad is not None
-        self.lambdas.grad[:, self._column[name]] += products
+        self.take_gradient(name, parameter.grad.float())
         parameter.grad = None
 
     @contextmanager
-    def differentiated(self, module: nn.Module) -> Iterator[None]:
-        """Let gradients flow to the sum's parameters alone, and restore all of it at the end."""
-        before = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
-        for name, parameter in module.named_parameters():
+    def differentiated(self) -> Iterator[None]:
+        """Let gradients flow to the changed parameters alone, and restore all at the end."""
+        own = dict(self._module.named_parameters())
+        before = {name: parameter.requires_grad for name, parameter in own.items()}
+        for name, parameter in own.items():
             parameter.requires_grad_(name in self._deltas)
         handles = [
             self._parameters[name].register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                partial(self._take_gradient, name)
+                partial(self._free_gradient, name)
             )
             for name in self._deltas
         ]
@@ -116,15 +137,48 @@ class _Sum:
             with torch.no_grad():
                 for name, start in self._starts.items():
                     self._parameters[name].copy_(start)
-            for name, parameter in module.named_parameters():
+            for name, parameter in own.items():
                 parameter.requires_grad_(before[name])
+
+
+class WeightedSum(Changes):
+    """The sum ``sum_i lambda_i tau_i``, with a lambda for each task, or for each at each tensor.
+
+    The gradient of lambda_i at a tensor is the inner product of tau_i with the parameter's.
+    """
+
+    def __init__(self, module: nn.Module, vectors: Vectors, per: Per) -> None:
+        super().__init__(module, vectors)
+        width = len(self._deltas) if per == "tensor" else 1
+        self._lambdas = nn.Parameter(torch.full((len(vectors), width), START))
+        self.searched: list[torch.Tensor] = [self._lambdas]
+        self._column = {name: i if per == "tensor" else 0 for i, name in enumerate(self._deltas)}
+
+    def weights(self, name: str) -> torch.Tensor:
+        """Return the tasks' coefficients at a parameter, shape ``(k,)``."""
+        return self._lambdas[:, self._column[name]].detach().to(self._deltas[name].device)
+
+    def change(self, name: str) -> torch.Tensor:
+        change: torch.Tensor = torch.tensordot(self.weights(name), self._deltas[name], dims=1)
+        return change
+
+    def take_gradient(self, name: str, gradient: torch.Tensor) -> None:
+        self.add_products(name, (self._deltas[name] * gradient).flatten(1).sum(1))
+
+    def mean(self, place: int) -> float:
+        """Return the mean coefficient of a task, which tensors without one have."""
+        return float(self._lambdas[place].detach().mean())
+
+    def add_products(self, name: str, products: torch.Tensor) -> None:
+        """Add inner products with a parameter's gradient to those of its coefficients."""
+        assert self._lambdas.grad is not None
+        self._lambdas.grad[:, self._column[name]] += products.cpu()
 
     def coefficients(self, vectors: Vectors) -> Coefficients:
         """Return the coefficients by task and tensor; tensors without one have the mean."""
         found = {}
-        for vector, row in zip(vectors, self.lambdas.detach(), strict=True):
-            values = {name: float(row[i]) for name, i in self._column.items()}
-            mean = float(row.mean())
+        for place, (vector, row) in enumerate(zip(vectors, self._lambdas.detach(), strict=True)):
+            values, mean = {n: float(row[i]) for n, i in self._column.items()}, self.mean(place)
             found[vector] = {name: values.get(name, mean) for name in vectors[vector].specs}
         return found
 
@@ -149,21 +203,46 @@ def descend(
         OptionError: if the vectors change no parameter.
         NonfiniteError: if the loss becomes NaN or infinite.
     """
+    check_images(session, options.loss)
+    total = WeightedSum(at_base(session), vectors, options.per)
+    follow(session, total, tasks, options)
+    return total.coefficients(vectors)
+
+
+def check_images(session: EditSession, what: str) -> None:
+    """Refuse other tasks than those of images.
+
+    Raises:
+        OptionError: naming the search.
+    """
     if session.scoring is not IMAGES:
         raise OptionError(
-            f"search {options.loss} takes tasks of images", hint="race, grid or cma takes texts"
+            f"search {what} takes tasks of images", hint="race, grid or cma takes texts"
         )
+
+
+def at_base(session: EditSession) -> nn.Module:
+    """Return a session's module with the weights of the base, ready for `follow`."""
+    module: nn.Module = session.model.module
+    session.base.load_into(module)
+    return module.eval()
+
+
+def follow(session: EditSession, changes: Changes, tasks: Sequence[Task], options: Descent) -> None:
+    """Move changes of the session's model by steps of Adam, against the gradient of a mean loss.
+
+    Raises:
+        NonfiniteError: if the loss becomes NaN or infinite.
+    """
     model = session.model
-    session.base.load_into(model.module)
-    model.module.eval()
     heads = {task: model.zero_shot_head(task) for task in tasks}
     orders = {task: _order(session, task, options) for task in tasks}
-    total = _Sum(model.module, vectors, options.per)
-    optimizer = torch.optim.Adam([total.lambdas], lr=options.lr)
-    with total.differentiated(model.module):
+    optimizer = torch.optim.Adam(changes.searched, lr=options.lr)
+    with changes.differentiated():
         for step in range(options.steps):
-            total.set()
-            total.lambdas.grad = torch.zeros_like(total.lambdas)
+            changes.set()
+            for tensor in changes.searched:
+                tensor.grad = torch.zeros_like(tensor)
             for task in tasks:
                 indices = next(orders[task])
                 pixels = model.pixels(task, options.on)
@@ -172,13 +251,13 @@ def descend(
                 loss = _loss(logits, labels, options.loss) / len(tasks)
                 value = float(loss.detach())
                 if not math.isfinite(value):
+                    damaged = "the weights are damaged: `weightops inspect` shows them"
                     raise NonfiniteError(
                         f"the {options.loss} of {task.name} is {value} at step {step}",
-                        hint="lower search_lr=",
+                        hint="lower search_lr=" if step else damaged,
                     )
                 loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    return total.coefficients(vectors)
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor, kind: Loss) -> torch.Tensor:
@@ -194,8 +273,12 @@ def _order(
     """Yield batches of indices of a task's images, in a new order when all have been used."""
     size = len(session.model.pixels(task, options.on))
     generator = np.random.default_rng(seed_of("descent", options.seed, task.name))
+    used = np.arange(size)
+    if options.images is not None:
+        used = np.random.default_rng(0).permutation(size)[: options.images]
+        size = len(used)
     while True:
-        order = generator.permutation(size)
+        order = used[generator.permutation(size)]
         for start in range(0, max(size - BATCH + 1, 1), BATCH):
             yield order[start : start + BATCH]
 

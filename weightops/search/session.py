@@ -15,7 +15,7 @@ from weightops.algebra.precision import Precision
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.linearized import linearized_at
-from weightops.checkpoints.matching import open_matched
+from weightops.checkpoints.matching import match_names, open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint, open_ref
 from weightops.checkpoints.origin import Origin
 from weightops.errors import NonfiniteError
@@ -157,12 +157,14 @@ class EditSession:
     def vector(self, given: CheckpointLike | TaskVector) -> TaskVector:
         """Return a given task vector, or the task vector from the base to given weights.
 
-        ``given`` may also be the path of either.
+        ``given`` may also be the path of either. The vector has the base's names.
         """
+        if isinstance(given, (str, Path)) and open_ref(given).form.space == "delta":
+            given = TaskVector.load(given)
         if isinstance(given, TaskVector):
-            vector = given
-        elif isinstance(given, (str, Path)) and open_ref(given).form.space == "delta":
-            vector = TaskVector.load(given)
+            named = match_names(Origin.checkpoint_of(given.base, given.form), self.base)
+            same = named is given.form
+            vector = given if same else TaskVector.of_form(named, given.base)
         else:
             vector = TaskVector(self.base, self._as_run(open_matched(given, self.base)))
         if linearized_at(vector.form) is not None:
@@ -178,10 +180,14 @@ class EditSession:
         """Measure the model that is linear in its weights from now on."""
         self.model = LinearizedModel.of(self.model)
 
-    def in_memory(self, tensors: Mapping[str, torch.Tensor], ref: str) -> TaskVector:
-        """Return a task vector whose deltas are given; messages and reports call it ``ref``."""
-        source = MemorySource(dict(tensors), ref)
+    def in_memory(
+        self, tensors: Mapping[str, torch.Tensor], ref: str, record: Mapping[str, Any] | None = None
+    ) -> TaskVector:
+        """Return a task vector of given deltas, which messages call ``ref``, with a record."""
+        source = MemorySource(dict(tensors), ref, record=record)
         source.space = "delta"
+        if isinstance(self.model, LinearizedModel):
+            source.linearized_at = self.model.at.record
         return TaskVector.of_form(LinearForm.of(source), Origin.of(self.base))
 
     def measure(

@@ -9,10 +9,11 @@ from typing import Any
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
+from weightops.checkpoints.statistic_record import record_of
 from weightops.errors import WeightopsError
 from weightops.evaluation.image_model import ImageModel
 from weightops.statistics.collect import collect
-from weightops.statistics.statistic import record_of, statistic_source
+from weightops.statistics.statistic import statistic_source
 from weightops.support.atomic import check_free
 from weightops.support.lazy import torch
 from weightops.tasks.table import TaskLike, as_task

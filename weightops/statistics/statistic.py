@@ -7,19 +7,18 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
 
+from weightops.algebra.kernels import has_nonfinite
 from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
+from weightops.checkpoints.statistic_record import RECORD, record_of
 from weightops.checkpoints.training_record import training_record
-from weightops.errors import MismatchError, SpaceError
+from weightops.errors import MismatchError, NonfiniteError, SpaceError
 from weightops.support.lazy import torch
 from weightops.support.text import portable
 
 Kind = Literal["fisher", "gram"]
-
-RECORD = "statistic"
-"""The key of the record in the provenance of a statistic."""
 
 
 def statistic_source(
@@ -27,30 +26,6 @@ def statistic_source(
 ) -> MemorySource:
     """Return the tensors of a statistic in memory, with a record of the model and data."""
     return MemorySource(tensors, ref, record={RECORD: dict(record)})
-
-
-def record_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """Return the record of a statistic; an empty one for other tensors."""
-    if checkpoint.form.base is None:
-        return {}
-    source = checkpoint.form.base
-    made_from = source.made_from.get("base") or source.describe()
-    record = made_from.get(RECORD) if isinstance(made_from, Mapping) else None
-    return record if isinstance(record, Mapping) else {}
-
-
-def refuse_statistic(checkpoint: Checkpoint) -> None:
-    """Refuse a statistic where weights are needed.
-
-    Raises:
-        SpaceError: if it is one.
-    """
-    record = record_of(checkpoint)
-    if record:
-        raise SpaceError(
-            f"{checkpoint.ref} holds a {record.get('kind')} statistic, not weights",
-            hint="merge takes it in statistics=, beside the model that it is of",
-        )
 
 
 class Statistic:
@@ -62,19 +37,48 @@ class Statistic:
 
     Raises:
         MismatchError: if it is of another kind, or in half precision.
+        SpaceError: if it is a model.
     """
 
     def __init__(self, given: CheckpointLike, kind: Kind) -> None:
         self.checkpoint = open_checkpoint(given)
         self.kind, self.record = kind, record_of(self.checkpoint)
         own = self.record.get("kind", kind)
+        again = f"`weightops statistics --kind {kind}` makes one"
         if own != kind:
-            raise MismatchError(f"{self.ref} is a {own} statistic, and a {kind} is needed")
+            raise MismatchError(
+                f"{self.ref} is a {own} statistic, and a {kind} is needed", hint=again
+            )
+        if self.checkpoint.architecture is not None:
+            raise SpaceError(f"{self.ref} holds weights, not a {kind} statistic", hint=again)
         narrow = [n for n, s in self.checkpoint.specs.items() if s.dtype_name not in _WIDE]
         if narrow:
             dtype = self.checkpoint.specs[narrow[0]].dtype_name
             raise MismatchError(
-                f"{self.ref} holds {narrow[0]} in {dtype}, and a statistic needs float32 or float64"
+                f"{self.ref} holds {narrow[0]} in {dtype}, and a statistic needs float32 or "
+                "float64",
+                hint=again,
+            )
+
+    def check_values(self, tensor: torch.Tensor) -> None:
+        """Refuse values of a tensor that no statistic of this kind has.
+
+        Raises:
+            NonfiniteError: for NaN and infinities.
+            MismatchError: for a negative Fisher information, or a Gram matrix that isn't symmetric
+                or has negative squares.
+        """
+        hint = f"collect it again: `weightops statistics --kind {self.kind}`"
+        if has_nonfinite(tensor):
+            raise NonfiniteError(f"{self.ref} holds NaN or Inf", hint=hint)
+        squares = tensor if self.kind == "fisher" else tensor.diagonal(dim1=-2, dim2=-1)
+        wrong = "negative squares" if bool((squares < 0).any()) else ""
+        if self.kind == "gram" and not wrong:
+            unequal = float((tensor - tensor.mT).abs().max())
+            wrong = "no symmetric matrix" if unequal > _UNEQUAL * float(squares.max()) else ""
+        if wrong:
+            raise MismatchError(
+                f"{self.ref} holds {wrong}, and is no {self.kind} statistic", hint=hint
             )
 
     @property
@@ -126,5 +130,9 @@ def _words(task: str) -> set[str]:
     """Return the names of the tasks that a task is made of, and what was made of them."""
     return set(re.split("[+:/]", task))
 
+
+_UNEQUAL = 1e-3
+"""The most by which a Gram matrix may differ from its transpose, as a share of its largest square.
+"""
 
 _WIDE = ("float32", "float64")

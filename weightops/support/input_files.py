@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import NamedTuple
 
 from weightops.errors import CheckpointError
@@ -58,6 +58,8 @@ class InputFile(NamedTuple):
             if (state.st_ino, state.st_size, state.st_mtime_ns) != self.state:
                 raise changed_error([self])
             for buffer, offset in ranges:
+                if _thread.reads is not None:
+                    _thread.reads.append(_Range(self, offset, offset + len(buffer)))
                 while buffer:
                     count = os.preadv(handle.number, [buffer], offset)
                     if not count:
@@ -96,6 +98,66 @@ def held_open() -> Iterator[None]:
             _jobs.pop()
             if not _jobs:
                 _held.cache_clear()
+
+
+def outgrow_memory(files: Iterable[InputFile]) -> bool:
+    """Return whether files are so large that the system's cache can't keep them.
+
+    They would take the place of whatever else it keeps; see `given_back`.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return sum(file.size for file in {*files}) > memory / 2
+
+
+class _Range(NamedTuple):
+    """A range of bytes of a file."""
+
+    file: InputFile
+    start: int
+    stop: int
+
+
+class _Thread(local):
+    """The ranges that a thread has read; None if nobody asked."""
+
+    reads: list[_Range] | None = None
+
+
+_thread = _Thread()
+
+_FOLIO = 1 << 21
+"""Bytes that the system's cache may keep as one, which only goes as a whole."""
+
+
+@contextmanager
+def given_back() -> Iterator[None]:
+    """Give the system's cache back what this thread reads meanwhile, as it won't be read again."""
+    reads: list[_Range] = []
+    _thread.reads = reads
+    try:
+        yield
+    finally:
+        _thread.reads = None
+        for file, start, stop in _joined(reads):
+            forget(file, max(start - _FOLIO, 0), stop)  # with the rest of what came before
+
+
+def forget(file: InputFile, start: int, stop: int) -> None:
+    """Let the system's cache drop a range of bytes."""
+    with suppress(OSError):  # it was a favour
+        handle = _held(file).number
+        os.posix_fadvise(handle, start, stop - start, os.POSIX_FADV_DONTNEED)
+
+
+def _joined(ranges: Iterable[_Range]) -> list[_Range]:
+    """Return ranges with those joined that follow each other."""
+    by_end: dict[tuple[InputFile, int], _Range] = {}
+    for file, start, stop in ranges:
+        before = by_end.pop((file, start), None)
+        by_end[file, stop] = _Range(file, before.start if before else start, stop)
+    return [*by_end.values()]
 
 
 def check_unchanged(files: Iterable[InputFile]) -> None:

@@ -23,7 +23,6 @@ from weightops.evaluation.linearized import LinearizedModel
 from weightops.evaluation.perplexity import token_blocks, token_loss
 from weightops.evaluation.pixels import Pixels
 from weightops.support.lazy import F, nn, torch
-from weightops.support.text import portable
 from weightops.tasks.task import Task
 from weightops.tasks.texts import TextTask
 from weightops.training.fsdp import gather
@@ -152,7 +151,7 @@ class ImageLearner(Learner):
         self._model, self._task = model, task
         if isinstance(model, LinearizedModel):
             at = model.at
-            self.linearized_at = {"ref": portable(at.ref), "fingerprint": at.fingerprint}
+            self.linearized_at = at.record
 
     def prepare(self) -> None:
         """Build the head and load the images.

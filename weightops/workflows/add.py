@@ -16,7 +16,8 @@ from weightops.errors import OptionError
 from weightops.evaluation.batchnorm import BatchNorm
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import METHODS
-from weightops.search.descent import Descent, Per, descend, scaled
+from weightops.search.descent import Descent, Per
+from weightops.search.directions import search_by_gradient
 from weightops.search.goal import Goal, accuracy
 from weightops.search.session import EditSession, Vectors
 from weightops.search.strategies import GRADIENT, SearchOptions
@@ -186,8 +187,7 @@ class Addition(Workflow):
     ) -> EditResult:
         """Find coefficients by gradient, and measure the edit beside the base."""
         named = {task.name: vector for task, vector in vectors.items()}
-        coefficients = descend(session, named, list(vectors), descent)
-        searched = scaled(named, coefficients)
+        searched, found = search_by_gradient(session, named, list(vectors), descent)
         trial = session.trial(searched, self.goal(list(vectors), experts), list(vectors))
         base, alpha = (0.0,) * len(searched), (1.0,) * len(searched)
         for one in (base, alpha):
@@ -195,12 +195,11 @@ class Addition(Workflow):
         labels = "without labels" if descent.loss == "entropy" else "with labels"
         images = f"the {descent.on} images, {labels}, of {', '.join(named)}"
         why = f"{descent.steps} steps of Adam on the {descent.loss} of the predictions"
-        more = {
-            "chosen_on": images,
-            "transductive": descent.on == "test",
-            "coefficients": coefficients,
-        }
-        if all(isinstance(given, (str, Path)) for given in self.finetuned) and self.finetuned:
+        more = {"chosen_on": images, "transductive": descent.on == "test", **found}
+        coefficients = found.get("coefficients", {})
+        in_files = all(isinstance(given, (str, Path)) for given in self.finetuned)
+        same_names = session.base.specs.keys() <= self.checkpoint.specs.keys()
+        if coefficients and self.finetuned and in_files and same_names:  # else of what is written
             entries = zip(self.added, self.finetuned, strict=True)
             more["recipe"] = {
                 "method": "task_arithmetic",
@@ -311,7 +310,8 @@ def add(
         pairs: add every pair of the tasks, too.
         subsets: add every subset of the tasks, too.
         per: for a search by gradient, tensor: a coefficient of each task at each tensor; task: one
-            of each task.
+            of each task; direction: which singular directions of each task to take, beside a
+            coefficient of each task at each tensor (AdaRank, arXiv 2503.22178).
         search_on: the images of a search by gradient: train, validation or test. On test images,
             which the entropy needs no labels of, the result is transductive, and says so.
         search_steps: steps of a search by gradient, with 16 images of each task.

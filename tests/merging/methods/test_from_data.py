@@ -231,6 +231,9 @@ def test_statistics_that_do_not_fit(two_models: Path) -> None:
     few = [{"gram": {"matrix": torch.ones(4, 4)}} for _ in range(2)]
     nan = [{"gram": {"matrix": torch.full((4, 4), torch.nan)}} for _ in range(2)]
     fisher = [{"gram": two_models / f"m{i}.fisher.safetensors"} for i in range(2)]
+    lopsided = [{"gram": {"matrix": torch.ones(4, 4).triu()}} for _ in range(2)]
+    negative = [{"gram": {"matrix": -torch.eye(4)}} for _ in range(2)]
+    weights = [{"gram": file} for file in files]
     refused: list[tuple[Any, Any, type[WeightopsError], str]] = [
         (models, None, OptionError, "regmean needs the gram statistics of 2 models"),
         (models, statistics[:1], OptionError, "there are those of 1"),
@@ -239,11 +242,22 @@ def test_statistics_that_do_not_fit(two_models: Path) -> None:
         (files, fisher, MismatchError, "is a fisher statistic, and a gram is needed"),
         (models, one_less, MismatchError, "only one has matrix"),
         (models, strange, MismatchError, "a statistic of other, which the models don't have"),
-        (models, flat, MismatchError, r"holds matrix with shape \(6, 6\), and the weight's is"),
+        (models, flat, MismatchError, r"matrix with shape \(6, 6\), and no gram of a weight"),
         (models, half, MismatchError, "holds matrix in float16, and a statistic needs float32"),
         (wide, statistics, MismatchError, "in float32, and the weight is float64"),
         (models, nan, NonfiniteError, "regmean at matrix: a state dict holds NaN or Inf"),
         (models, few, MethodError, "regmean at matrix: the sum of the Gram matrices is singular"),
+        (models, lopsided, MismatchError, "regmean at matrix: a state dict holds no symmetric"),
+        (models, negative, MismatchError, "regmean at matrix: a state dict holds negative squares"),
+        (files, weights, SpaceError, "m0 holds weights, not a gram statistic"),
+        (models, ["a", "b"], OptionError, "has a mapping for each model, not 'a'"),
+        (models, "a.safetensors", OptionError, "has a mapping for each model, not 'a.safe"),
+        (
+            models,
+            [statistics[0], {}],
+            OptionError,
+            "takes the statistics gram, and model 2 has none",
+        ),
     ]
     for inputs, given, error, match in refused:
         with pytest.raises(error, match=match):
@@ -256,6 +270,59 @@ def test_statistics_that_do_not_fit(two_models: Path) -> None:
         Recipe.of({"models": [{"model": "a", "statistics": {"grams": "b"}}]})
     with pytest.raises(RecipeError, match="gram is a ref or a mapping"):
         Recipe.of({"models": [{"model": "a", "statistics": {"gram": 3}}]})
+    after = {"fisher": {"task": "mnist", "after": "merged"}}
+    with pytest.raises(RecipeError, match="after: merged is for gram, not for fisher"):
+        Recipe.of({"models": [{"model": "a", "statistics": after}]})
+    merged_after = {"gram": {"task": "mnist", "images": 2, "after": "merged"}}
+    entries = [
+        {"model": str(files[0]), "statistics": merged_after},
+        {"model": str(files[1]), "statistics": {"gram": str(two_models / "m1.gram.safetensors")}},
+    ]
+    with pytest.raises(RecipeError, match="after: merged is for all models"):
+        Recipe.of({"method": "regmean", "models": entries}).merge()
+
+
+def test_fishers_and_weights_that_cannot_be() -> None:
+    models, statistics = models_and("fisher", 2)
+    refused: list[tuple[Any, dict[str, Any], type[WeightopsError], str]] = [
+        (lambda t: -t, {}, MismatchError, "a state dict holds negative squares"),
+        (torch.zeros_like, {}, MismatchError, "a state dict is 0 everywhere"),
+        (lambda t: t, {"floor": -1.0}, OptionError, "floor is at least 0"),
+    ]
+    for change, options, error, match in refused:
+        changed = {name: change(tensor) for name, tensor in statistics[0]["fisher"].items()}
+        given = [{"fisher": changed}, statistics[1]]
+        with pytest.raises(error, match=match):
+            merge(models, "fisher", statistics=given, **options)["matrix"]
+    models, statistics = models_and("gram", 2)
+    with pytest.raises(MethodError, match="as some weights are negative"):
+        merge(models, "regmean", statistics=statistics, weights=[-2, 3])["matrix"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "vector {gram} {model}",
+        "vector {model} {gram}",
+        "evaluate {gram} --tasks mnist --device cpu",
+        "statistics {gram} --task mnist -o x.safetensors",
+        "merge {model} {model} --base {gram} --method ties -o x",
+        "pack {gram} --base {model} -o x.safetensors",
+    ],
+)
+def test_statistics_where_weights_are_needed(
+    two_models: Path,
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"gram": two_models / "m0.gram.safetensors", "model": two_models / "m1"}
+    assert run(command.format(**given).split()) == 1
+    error = capsys.readouterr().err
+    assert "m0.gram.safetensors holds a gram statistic, not weights" in error
+    assert "--statistics" in error
 
 
 def test_statistics_on_another_task_than_a_model_learnt(

@@ -39,8 +39,11 @@ def fisher(
         floor: the least information, which parameters that no data use are averaged by.
 
     Raises:
+        OptionError: if floor is negative.
         MethodError: where the shares of the models sum to 0.
     """
+    if floor < 0:
+        raise OptionError(f"floor is at least 0, not {floor}")
     column = (-1, *[1] * (models.ndim - 1))
     shares = weights / (fisher_norms + floor) if normalize and fishers is not None else weights
     shares = shares.view(column)
@@ -99,6 +102,11 @@ def regmean(
     total.diagonal().add_(unused.double())
     factor, failed = torch.linalg.cholesky_ex(total)
     left = factor.diagonal().square() / total.diagonal()
+    if bool(failed > 0) and bool((weights < 0).any()):
+        raise MethodError(
+            "the weighted sum of the Gram matrices isn't positive, as some weights are negative",
+            hint="give weights above 0",
+        )
     if bool(failed > 0) or float(left.min()) < _UNEXPLAINED:
         raise MethodError(
             "the sum of the Gram matrices is singular: its inputs are too few, or depend on each "

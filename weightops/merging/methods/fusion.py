@@ -64,12 +64,17 @@ class _Importances:
         self.numel = inputs.numel
 
     def __iter__(self) -> Iterator[Chunk]:
-        length = vector_length(self._inputs)
-        for chunk in self._inputs:
-            base, other = chunk.values
-            change = other.sub_(base).view(-1, length)
-            values = importances_(change, self._divergences.rows, chunk.start)
-            yield chunk._replace(values=values[None])
+        return map(self._importances, self._inputs)
+
+    def chunk_at(self, start: int) -> Chunk:
+        """Return the importances of the chunk that begins at a position."""
+        return self._importances(self._inputs.chunk_at(start))
+
+    def _importances(self, chunk: Chunk) -> Chunk:
+        base, other = chunk.values
+        change = other.sub_(base).view(-1, vector_length(self._inputs))
+        values = importances_(change, self._divergences.rows, chunk.start)
+        return chunk._replace(values=values[None])
 
     def sample(self) -> torch.Tensor:
         """Return the importances of the sample; shape ``(1, m)``."""

@@ -99,6 +99,10 @@ class TensorInputs:
 
         return Chunk(values, start, draws)
 
+    def chunk_at(self, start: int) -> Chunk:
+        """Read the chunk that begins at a position."""
+        return self.chunk(start // self.length)
+
     def read(self, start: int, stop: int, buffer: torch.Tensor) -> torch.Tensor:
         """Read elements of all inputs into a buffer, as shape ``(k, n)``."""
         rows = buffer[: self.k * (stop - start)].view(self.k, stop - start)
@@ -153,6 +157,12 @@ class ModelInputs:
         for name, start in self.starts.items():
             for chunk in self._inputs_at(name, scratch):
                 yield chunk._replace(values=chunk.values.flatten(1), start=start + chunk.start)
+
+    def chunk_at(self, start: int) -> Chunk:
+        """Read the chunk that begins at a position."""
+        name, first = [(name, at) for name, at in self.starts.items() if at <= start][-1]
+        chunk = self._inputs_at(name, Scratch()).chunk_at(start - first)
+        return chunk._replace(values=chunk.values.flatten(1), start=start)
 
     def sample(self) -> torch.Tensor:
         """Read elements of all inputs, from each tensor by its size, as shape ``(k, m)``."""

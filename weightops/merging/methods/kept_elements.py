@@ -26,6 +26,10 @@ class Elements(Protocol):
     numel: int
 
     def __iter__(self) -> Iterator[Chunk]: ...
+    def chunk_at(self, start: int) -> Chunk:
+        """Read the chunk that begins at a position again."""
+        ...
+
     def sample(self) -> torch.Tensor:
         """Read some elements, spread over all; shape ``(k, m)``."""
 
@@ -60,8 +64,9 @@ class Cutoff(NamedTuple):
     def keep(self, delta: torch.Tensor, start: int) -> torch.Tensor:
         """Set all but the largest elements to 0, in place; the arguments are those of `flags`."""
         cut = self._cut(delta, start)
-        below = torch.nextafter(*torch.tensor([self.magnitude, -math.inf], dtype=delta.dtype))
-        for part, threshold in ((delta[:cut], float(below)), (delta[cut:], self.magnitude)):
+        scalar = np.float64 if delta.dtype == torch.float64 else np.float32
+        below = float(np.nextafter(scalar(self.magnitude), scalar(-math.inf)))
+        for part, threshold in ((delta[:cut], below), (delta[cut:], self.magnitude)):
             if len(part) and threshold >= 0:
                 torch.hardshrink(part, threshold, out=part)  # keeps what is strictly larger
         return delta
@@ -120,18 +125,24 @@ def cutoffs(
                 bracket.scan(magnitudes[row], chunk.start)
         for _, bracket in unresolved:
             bracket.resolve()
-    if tied := [(row, bracket) for row, bracket in numbered if bracket.kept_equals]:
-        for chunk in inputs:
-            magnitudes = measure(chunk.values.flatten(1)).cpu().numpy()
-            for row, bracket in tied:
-                bracket.find_position(magnitudes[row], chunk.start)
-            if not any(bracket.kept_equals for _, bracket in tied):
-                break
+    for row, bracket in numbered:
+        if bracket.last_kept:
+            chunk = inputs.chunk_at(bracket.last_kept.start)
+            bracket.find_position(measure(chunk.values.flatten(1))[row].cpu().numpy())
     return [[bracket.cutoff or NONE for bracket in found] for found in brackets]
 
 
 def _count(counts: Counts, row: int, place: int, numel: int) -> int:
     return counts(row, numel)[place]
+
+
+class _Equals(NamedTuple):
+    """The elements of a part that equal an end of an interval."""
+
+    start: int
+    """The position of the part."""
+    number: int
+    """How many there are, or how many of them are kept."""
 
 
 @dataclass
@@ -144,8 +155,8 @@ class _Bracket:
         wanted: the number of elements to keep, from the number of candidates.
         of_nonzero: only elements that aren't 0 are candidates.
         cutoff: the result, or None.
-        kept_equals: of the elements that equal the threshold, how many are kept, where their
-            positions are still to be found.
+        last_kept: the part that holds the last element to keep of those that equal the threshold,
+            where its position is still to be found.
     """
 
     sample: Array
@@ -153,7 +164,7 @@ class _Bracket:
     wanted: Callable[[int], int]
     of_nonzero: bool
     cutoff: Cutoff | None = None
-    kept_equals: int = 0
+    last_kept: _Equals | None = None
 
     def __post_init__(self) -> None:
         if not self.of_nonzero and not 0 < self.wanted(self.numel) < self.numel:
@@ -164,7 +175,9 @@ class _Bracket:
     def _aim(self) -> None:
         """Put the ends of the interval where the sample says that the threshold is between."""
         self.low, self.high = -1.0, math.inf
-        self.above = self.at_high = self.at_low = self.nonzero = 0
+        self.above = self.nonzero = 0
+        self.at_high: list[_Equals] = []
+        self.at_low: list[_Equals] = []
         self.inside: list[tuple[Array, Positions, int]] = []
         size = len(self.sample)
         if size < self.numel:
@@ -190,9 +203,9 @@ class _Bracket:
         self.above += (count := int(np.count_nonzero(above)))
         if self._counts_high:
             beyond = magnitudes >= self.high
-            self.at_high += int(np.count_nonzero(beyond)) - count
+            self.at_high.append(_Equals(start, int(np.count_nonzero(beyond)) - count))
         if self._counts_low:
-            self.at_low += int(np.count_nonzero(magnitudes == self.low))
+            self.at_low.append(_Equals(start, int(np.count_nonzero(magnitudes == self.low))))
         if self.of_nonzero:
             self.nonzero += int(np.count_nonzero(magnitudes > 0))
         if self.high > self.low:
@@ -205,14 +218,15 @@ class _Bracket:
             [values for values, _, _ in self.inside] or [np.empty(0, dtype=np.float32)]
         )
         count = self.wanted(self.nonzero if self.of_nonzero else self.numel)
-        left = count - self.above - self.at_high
+        at_high, at_low = (sum(part.number for part in at) for at in (self.at_high, self.at_low))
+        left = count - self.above - at_high
         if not 0 < count < self.numel:
             self.cutoff = ALL if count else NONE
-        elif self.above < count <= self.above + self.at_high:
+        elif self.above < count <= self.above + at_high:
             self._cut_at(self.high, count - self.above, self.at_high)
         elif 0 < left <= len(inside):
             self._cut_inside(inside, left)
-        elif 0 < left - len(inside) <= self.at_low:
+        elif 0 < left - len(inside) <= at_low:
             self._cut_at(self.low, left - len(inside), self.at_low)
         elif self.low < 0 and self.high == math.inf:
             self.cutoff = ALL  # fewer comparable numbers than asked for: there are NaNs
@@ -231,18 +245,19 @@ class _Bracket:
         position = self.numel if kept == len(equal) else int(equal[kept - 1]) + 1
         self.cutoff = Cutoff(float(threshold), position)
 
-    def _cut_at(self, end: float, kept: int, equal: int) -> None:
-        """Cut at an end of the interval, which ``equal`` elements equal."""
+    def _cut_at(self, end: float, kept: int, equals: Sequence[_Equals]) -> None:
+        """Cut at an end of the interval, of whose equals some are kept."""
         self.cutoff = Cutoff(end, self.numel)
-        self.kept_equals = kept if kept < equal else 0
+        if kept < sum(part.number for part in equals):
+            for part in equals:
+                if kept <= part.number:
+                    self.last_kept = _Equals(part.start, kept)
+                    return
+                kept -= part.number
 
-    def find_position(self, magnitudes: Array, start: int) -> None:
-        """Search a part for the position up to which elements that equal the threshold are kept."""
-        if self.kept_equals and self.cutoff is not None:
-            positions = np.flatnonzero(magnitudes == self.cutoff.magnitude)
-            if self.kept_equals <= len(positions):
-                last = start + int(positions[self.kept_equals - 1])
-                self.cutoff = Cutoff(self.cutoff.magnitude, last + 1)
-                self.kept_equals = 0
-            else:
-                self.kept_equals -= len(positions)
+    def find_position(self, magnitudes: Array) -> None:
+        """Find in the part that holds it the last element to keep of those at the threshold."""
+        if self.cutoff is not None and self.last_kept is not None:
+            equal = np.flatnonzero(magnitudes == self.cutoff.magnitude)
+            last = self.last_kept.start + int(equal[self.last_kept.number - 1])
+            self.cutoff = Cutoff(self.cutoff.magnitude, last + 1)

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from weightops.algebra.kernels import has_nonfinite
 from weightops.algebra.names import layer_of
 from weightops.algebra.source import Source, Spec
 from weightops.engine.reduce import gram as inner_products
-from weightops.errors import MismatchError, NonfiniteError, OptionError
+from weightops.errors import MismatchError, OptionError
 from weightops.merging.methods.method import STATISTICS, Method
 from weightops.statistics.statistic import Kind, Statistic
 from weightops.support.lazy import torch
@@ -122,9 +121,11 @@ class ModelStatistics:
         else:
             fits = len(shape) in (2, 3) and shape[-1] == shape[-2] and self._fits(statistic, name)
         if not fits:
+            again = f"collect it from the models: `weightops statistics --kind {kind}`"
             raise MismatchError(
-                f"{statistic.ref} holds {name} with shape {shape}, and the weight's is "
-                f"{weight.shape}"
+                f"{statistic.ref} holds {name} with shape {shape}, and no {kind} of a weight of "
+                f"shape {weight.shape} has that",
+                hint=again if statistic.record else f"it doesn't say of what model it is; {again}",
             )
         if weight.dtype_name == "float64" != dtype:
             raise MismatchError(
@@ -154,6 +155,7 @@ class ModelStatistics:
 
         Raises:
             NonfiniteError: if a statistic holds NaN or infinities.
+            MismatchError: if it holds what no statistic of its kind does.
         """
         found: dict[str, Any] = {"fisher_norms": None}
         for parameter, kind in STATISTICS.items():
@@ -163,8 +165,7 @@ class ModelStatistics:
                 continue
             tensors = [statistic.checkpoint[name] for statistic in statistics]
             for statistic, tensor in zip(statistics, tensors, strict=True):
-                if has_nonfinite(tensor):
-                    raise NonfiniteError(f"{statistic.ref} holds NaN or Inf")
+                statistic.check_values(tensor)
             found[parameter] = torch.stack(tensors).to(device, dtype)
         if "fisher" in self.of:
             found["fisher_norms"] = self._norms.to(device, dtype)
@@ -188,7 +189,14 @@ class ModelStatistics:
     def _norms(self) -> torch.Tensor:
         """The norm of each model's Fisher information over all tensors, shape ``(k,)``."""
         products = inner_products([statistic.form for statistic in self.of["fisher"]])
-        return torch.stack([matrix.diagonal() for matrix in products.values()]).sum(0).sqrt()
+        norms = torch.stack([matrix.diagonal() for matrix in products.values()]).sum(0).sqrt()
+        for statistic, norm in zip(self.of["fisher"], norms.tolist(), strict=True):
+            if norm == 0:
+                raise MismatchError(
+                    f"{statistic.ref} is 0 everywhere: it says nothing of the model",
+                    hint="collect it from more images, or with labels true",
+                )
+        return norms
 
     def merged(
         self,
@@ -243,7 +251,13 @@ def _check_given(method: Method, given: Given | None, count: int) -> None:
         if given and any(given):
             raise OptionError(f"{method.name} takes no statistics", hint="leave out statistics=")
         return
-    listed = list(given or ())
+    listed = [given] if isinstance(given, (str, Mapping)) else list(given or ())
+    strange = next((entry for entry in listed if not isinstance(entry, Mapping)), None)
+    if strange is not None:
+        raise OptionError(
+            f"statistics= has a mapping for each model, not {strange!r:.80}",
+            hint=f'[{{"{kinds[0]}": "a.safetensors"}}, {{"{kinds[0]}": "b.safetensors"}}]',
+        )
     if len(listed) != count:
         raise OptionError(
             f"{method.name} needs the {' and '.join(kinds)} statistics of {count} models, and "
@@ -254,5 +268,6 @@ def _check_given(method: Method, given: Given | None, count: int) -> None:
         if set(entry) != set(kinds):
             raise OptionError(
                 f"{method.name} takes the statistics {' and '.join(kinds)}, and model {i + 1} has "
-                f"{' and '.join(entry) or 'none'}"
+                f"{' and '.join(entry) or 'none'}",
+                hint=f"`weightops statistics --kind {kinds[0]}` makes one",
             )

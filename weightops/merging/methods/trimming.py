@@ -165,8 +165,8 @@ def localize_and_stitch(
         m_i = 1 at the largest elements of tau_i, else 0
         merged = sum_i w_i m_i tau_i / sum_i m_i
 
-    Source: Localize-and-Stitch, arXiv 2408.13656, without data; its masks that are learned from
-    data aren't here.
+    Source: Localize-and-Stitch, arXiv 2408.13656. Its masks that are learned from labelled images
+    are in the vectors of `localize` (`weightops vector --localize`), which ``density=1`` merges.
 
     Args:
         deltas: shape ``(k, n)``.

@@ -1,0 +1,38 @@
+"""The record of its model and data that a statistic carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from weightops.errors import SpaceError
+
+if TYPE_CHECKING:
+    from weightops.checkpoints.checkpoint import Checkpoint
+
+RECORD = "statistic"
+"""The key of the record in the provenance of a statistic."""
+
+
+def record_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Return the record of a statistic; an empty one for other tensors."""
+    if checkpoint.form.base is None:
+        return {}
+    source = checkpoint.form.base
+    made_from = source.made_from.get("base") or source.describe()
+    record = made_from.get(RECORD) if isinstance(made_from, Mapping) else None
+    return record if isinstance(record, Mapping) else {}
+
+
+def refuse_statistic(checkpoint: Checkpoint) -> None:
+    """Refuse a statistic where weights are needed.
+
+    Raises:
+        SpaceError: if it is one.
+    """
+    record = record_of(checkpoint)
+    if record:
+        raise SpaceError(
+            f"{checkpoint.ref} holds a {record.get('kind')} statistic, not weights",
+            hint="`weightops merge --statistics` takes it, beside the model that it is of",
+        )
