@@ -151,6 +151,17 @@ def test_what_has_no_effect(
     ]
 
 
+@pytest.mark.parametrize("method", ["sce", "model_stock", "ram", "nuslerp", "multislerp"])
+def test_lambda_of_methods_without_it(
+    method: str, model_files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = f"merge_method: {method}\nbase_model: BASE\nmodels: [{{model: ONE}}, {{model: TWO}}]\n"
+    plain = merged(tmp_path, model_files, text + "parameters: {weight: 1}\n")
+    result = merged(tmp_path, model_files, text + "parameters: {weight: 1, lambda: 0.5}\n")
+    assert all(torch.equal(result[name], plain[name]) for name in plain)
+    assert f"line 4: lambda has no effect in {method}" in caplog.messages
+
+
 def test_keys_in_the_wrong_place(
     model_files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

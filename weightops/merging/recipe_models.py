@@ -120,7 +120,9 @@ def _without_unmatched(recipe: Recipe, specs: Mapping[str, Spec]) -> Recipe:
         left = [
             name
             for name, spec in specs.items()
-            if spec.is_editable and not any(matches(pattern, name) for pattern in kept)
+            if "*" not in kept
+            and spec.is_editable
+            and not any(matches(pattern, name) for pattern in kept)
         ]
         with located(recipe.lines.get(line, "")):
             if left:
