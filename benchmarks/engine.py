@@ -238,14 +238,17 @@ def run(command: list[str], env: dict[str, str] | None = None) -> Cost:
         )
         peak = [0]
 
-        def anonymous(pid: int) -> int:
+        def anonymous(pid: int, parents: bytes = b"") -> int:
             try:
                 lines = Path(f"/proc/{pid}/status").read_text().splitlines()
                 children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 return 0
+            if command == parents:  # forked, and about to run another program: the same memory
+                return 0
             own = next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
-            return own + sum(anonymous(int(child)) for child in children)
+            return own + sum(anonymous(int(child), command) for child in children)
 
         def watch() -> None:
             while process.poll() is None:

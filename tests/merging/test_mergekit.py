@@ -103,7 +103,7 @@ def test_scopes_and_slices(model_files: tuple[str, list[str]], tmp_path: Path) -
         ({"chat_template": "chatlm"}, "line 2: 'chatlm' is no chat template"),
         ({"tokenizer": {"source": "union"}, "tokenizer_source": "base"}, "can't both be there"),
         ({"models": [{"model": "a"}, {"model": "a"}]}, "line 5: a is there twice"),
-        ({"merge_method": "slerp", "base_model": None}, "slerp takes base_model and one model"),
+        ({"merge_method": "slerp", "base_model": None}, "slerp needs base_model"),
         ({"models": [{"model": "a"}]}, "a has no weight, which ties needs"),
         ({"base_model": None}, "ties needs base_model"),
         ({"models": None}, "exactly one of models, slices and modules"),

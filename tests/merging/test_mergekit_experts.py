@@ -63,3 +63,15 @@ def test_an_angle_is_of_all_experts_together(mixtrals: Path, tmp_path: Path) -> 
 def test_sums_keep_the_names_of_the_file(mixtrals: Path) -> None:
     text = "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: DIR/a}, {model: DIR/b}]"
     assert read(mixtrals, text).merge().specs == open_checkpoint(mixtrals / "a").specs
+
+
+def test_filters_meet_the_names_in_memory(mixtrals: Path, tmp_path: Path) -> None:
+    text = (
+        "merge_method: linear\nmodels: [{model: DIR/a}]\n"
+        "parameters: {normalize: false, weight: [{filter: mlp.experts, value: 0.5}, {value: 1}]}"
+    )
+    read(mixtrals, text).merge().save(tmp_path / "out")
+    found, plain = loaded(tmp_path / "out").state_dict(), loaded(mixtrals / "a").state_dict()
+    for name, tensor in found.items():
+        scale = 0.5 if "mlp.experts" in name else 1.0
+        assert torch.allclose(tensor, scale * plain[name]), name

@@ -151,6 +151,32 @@ def test_what_has_no_effect(
     ]
 
 
+def test_a_filter_of_a_parameter_with_a_default(model_files: Files, tmp_path: Path) -> None:
+    base, models = model_files
+    for method, key in (("sce", "select_topk"), ("ramplus_tl", "r")):
+        text = (
+            f"merge_method: {method}\nbase_model: BASE\nmodels: [{{model: ONE}}, {{model: TWO}}]\n"
+        )
+        by_filter = f"parameters: {{{key}: {{filter: mlp, value: 0.3}}}}\n"
+        result = merged(tmp_path, model_files, text + by_filter)
+        fixed = {"equal_below": 1e-6} if method == "sce" else {}
+        plain = merge(models[:2], method, base=base, **fixed)
+        given = merge(models[:2], method, base=base, **fixed, **{key: 0.3})
+        for name, tensor in result.items():
+            assert torch.equal(tensor, (given if "mlp" in name else plain)[name]), name
+
+
+@pytest.mark.parametrize("method", ["sce", "model_stock", "ram", "nuslerp", "multislerp"])
+def test_lambda_of_methods_without_it(
+    method: str, model_files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = f"merge_method: {method}\nbase_model: BASE\nmodels: [{{model: ONE}}, {{model: TWO}}]\n"
+    plain = merged(tmp_path, model_files, text + "parameters: {weight: 1}\n")
+    result = merged(tmp_path, model_files, text + "parameters: {weight: 1, lambda: 0.5}\n")
+    assert all(torch.equal(result[name], plain[name]) for name in plain)
+    assert f"line 4: lambda has no effect in {method}" in caplog.messages
+
+
 def test_keys_in_the_wrong_place(
     model_files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -189,9 +189,9 @@ class _Document:
         lines["alpha"] = max(lines_of(scope).get("lambda", 0) for scope in scopes)
         if base is None:
             return LinedDict(recipe, lines)
-        return LinedDict(
-            recipe | {"base": base, "alpha": given.shared("lambda", default=1.0)}, lines
-        )
+        takes_lambda = self.translation.takes_lambda
+        alpha = given.shared("lambda", default=1.0) if takes_lambda else 1.0
+        return LinedDict(recipe | {"base": base, "alpha": alpha}, lines)
 
     def _split_base(
         self, entries: list[Mapping[str, Any]], base: str | None, *, in_slice: bool
@@ -200,9 +200,11 @@ class _Document:
         name, rule = self.name, self.translation.base
         others = [entry for entry in entries if entry["model"] != base]
         with located(line_of(self.content, "base_model") or line_of(self.content, "merge_method")):
+            if base is None and rule in ("first", "needed"):
+                raise RecipeError(f"{name} needs base_model")
             wanted = self.translation.others
-            if wanted not in (None, len(others)) or (rule == "first" and base is None):
-                count = {1: "one model", 2: "two models"}[wanted or 1]
+            if wanted not in (None, len(others)):
+                count = {1: "one model", 2: "two models"}[wanted]
                 beside = "" if rule == "optional" else "base_model and "
                 raise RecipeError(f"{name} takes {beside}{count}; here are {len(others)} beside it")
             fewest = self.translation.fewest
@@ -217,8 +219,6 @@ class _Document:
                 if name == "passthrough" and len(models) > 1:
                     raise RecipeError("passthrough takes one model, and here are several")
                 return models, None
-            if base is None and rule == "needed":
-                raise RecipeError(f"{name} needs base_model")
         return others, base
 
     def _tokenizer(self, recipe: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -119,11 +119,14 @@ class Models(NamedTuple):
         self, key: str, read: Callable[[Any, str], Any] = number, default: Any = None
     ) -> PerTensor:
         """Return the value of a parameter that all models share."""
+        option = self.translation.shared.get(key)
+        if option is not None and key not in self.translation.required:
+            default = METHODS[self.translation.method].options[option].default
         default = self.translation.defaults.get(key, default)
         with located(line_of(self.scope_of(key), key)):
             settings = [(scope or {}).get(key) for scope in self.scopes]
             value = scoped(*settings, default, read=lambda item: read(item, key))
-            return self._checked(key, value, self.translation.shared.get(key), self.scope_of(key))
+            return self._checked(key, value, option, self.scope_of(key))
 
     def each(self, key: str) -> list[PerTensor]:
         """Return the value of a parameter for each model."""

@@ -22,7 +22,7 @@ from weightops.merging.layers import Stack, stack_layers, take_layers
 from weightops.merging.mixture import family_of, layers_alone, make_mixture
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.output_files import warn_of_differing_tokens, with_chat_template
-from weightops.merging.recipe_models import is_elementwise, merge_models, with_packed_experts
+from weightops.merging.recipe_models import depends_on_packing, merge_models, with_packed_experts
 from weightops.merging.recipe_parts import leaves_of, only_stacks, refs_of
 from weightops.merging.tokenizers import TokenMap
 from weightops.merging.towers import belongs
@@ -66,7 +66,7 @@ class RecipeMerge:
         self._tokens: TokenMap | None = None
         self._has_packed = False
         packs = recipe.forgiving or recipe.packed_experts
-        self._packs = packs and not all(is_elementwise(leaf.method) for leaf in leaves_of(recipe))
+        self._packs = packs and any(map(depends_on_packing, leaves_of(recipe)))
 
     def run(self) -> Checkpoint:
         """Merge the models; the result is lazy, unless it needs images."""

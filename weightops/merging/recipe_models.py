@@ -79,10 +79,22 @@ def with_packed_experts(model: Checkpoint) -> Checkpoint:
     return Checkpoint(packed.form, model.architecture) if used >= set(model.specs) else model
 
 
-def is_elementwise(method: str) -> bool:
-    """Return whether an element of a method's result depends on this element of the inputs only."""
-    known = METHODS[method]
-    return known.fixed or (known.kind == "chunks" and not known.computation.statistics)
+def depends_on_packing(recipe: Recipe) -> bool:
+    """Return whether it counts that all experts of a layer are one tensor, which has its own name.
+
+    It doesn't where an element of the result depends on this element of the inputs only, and
+    weights and options on no name.
+    """
+
+    def has_patterns(value: PerTensor) -> bool:
+        if isinstance(value, Each):
+            return any(map(has_patterns, value))
+        return isinstance(value, Mapping) and not is_lines(value)
+
+    method = METHODS[recipe.method]
+    by_element = method.fixed or (method.kind == "chunks" and not method.computation.statistics)
+    settings = [*(recipe.weights or ()), recipe.alpha, *recipe.options.values()]
+    return not by_element or any(map(has_patterns, settings))
 
 
 def _widened(
@@ -120,7 +132,9 @@ def _without_unmatched(recipe: Recipe, specs: Mapping[str, Spec]) -> Recipe:
         left = [
             name
             for name, spec in specs.items()
-            if spec.is_editable and not any(matches(pattern, name) for pattern in kept)
+            if "*" not in kept
+            and spec.is_editable
+            and not any(matches(pattern, name) for pattern in kept)
         ]
         with located(recipe.lines.get(line, "")):
             if left:
