@@ -249,7 +249,7 @@ def test_pickles_that_grow(tmp_path: Path) -> None:
     laugh = b"]" + b"".join(
         b"q" + bytes([i]) + b"](" + b"h" + bytes([i]) + b"h" + bytes([i]) + b"e" for i in range(200)
     )
-    nested = b")" * 1 + b"\x85" * 60_000
+    nested = b")" + b"\x85" * 40_000
     copies = (
         b"]("
         + b"".join(text(str(i)) + b"N\x86" for i in range(2000))

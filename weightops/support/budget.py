@@ -7,7 +7,7 @@ from weightops.errors import CheckpointError
 EXPANSION = 16
 """The most work for each byte of a file. Sound files need one unit for some bytes."""
 
-OBJECT = 64
+OBJECT = 88
 """The work for an object with items of its own, about its bytes in memory."""
 
 

@@ -6,6 +6,7 @@ The opcodes are carried out on plain lists and dicts.
 from __future__ import annotations
 
 import pickletools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
@@ -58,6 +59,8 @@ class Unpickler:
 
     def _execute(self, opcode: str, argument: Any) -> None:
         if opcode in _PLAIN:
+            held = 0 if opcode == "BININT1" else sys.getsizeof(argument)  # Python has these once
+            self._budget.spend(held + 8)
             self._stack.append(argument)
         elif opcode in _CONSTANTS:
             self._stack.append(_CONSTANTS[opcode])
@@ -228,7 +231,7 @@ class Unpickler:
     def _pairs(self, items: list[Any]) -> Iterator[tuple[Any, Any]]:
         if len(items) % 2:
             raise ValueError("a key without a value")
-        self._budget.spend(OBJECT // 4 * len(items))
+        self._budget.spend(OBJECT // 2 * len(items))
         for place in range(0, len(items), 2):
             key = hashable_key(items[place])
             if key is not items[place]:
