@@ -1,14 +1,14 @@
 """Time merges of sharded checkpoints against mergekit's and against the disk's own speed.
 
     python benchmarks/engine.py [--mergekit VENV/bin] [--size 0.5] [--methods ties,slerp]
-                                [--slope] [--repeats 5] [--union]
+                                [--slope linear,slerp] [--repeats 5] [--union]
     python benchmarks/engine.py --tensors 10000 [--elements 1000]
     python benchmarks/engine.py --cold 2
 
 A base and four fine-tuned checkpoints of a Llama-like model are made in a temporary folder: random
 weights, bf16, three shards each. For each method the two programs run in turn as processes of their
 own on a warm cache; the table has medians of seconds (mergekit runs once where it takes more than
-40) and the peak of anonymous memory, which a thread reads from /proc every 5 ms. The slope is what
+10) and the peak of anonymous memory, which a thread reads from /proc every 5 ms. The slope is what
 a billion parameters more take, from half of the size to the size. The floor reads every input byte
 and writes (and syncs) an output of the right size; the loop is what `Checkpoint.save` takes,
 imports and headers aside.
@@ -80,7 +80,7 @@ METHODS: dict[str, tuple[int, dict[str, object], dict[str, object]]] = {
     "ram": (4, {}, {}),
     "multislerp": (4, {}, {"weight": 0.25}),
 }
-SHORT = 40
+SHORT = 10
 """Seconds of mergekit under which it is run as often as weightops."""
 ON_WEIGHTS = ("linear", "slerp", "karcher", "arcee_fusion", "multislerp")
 ASKED = {
@@ -509,7 +509,9 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=0.5, help="billions of parameters")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--slope", action="store_true", help="also models of half the size")
+    parser.add_argument(
+        "--slope", default="", help="the methods that merge models of half the size, too"
+    )
     parser.add_argument(
         "--union",
         action="store_true",
@@ -547,7 +549,8 @@ def processor() -> str:
 
 def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     places = made(folder / str(args.size), args.size)
-    halves = made(folder / str(args.size / 2), args.size / 2) if args.slope else []
+    sloped = args.slope.split(",") if args.slope else []
+    halves = made(folder / str(args.size / 2), args.size / 2) if sloped else []
     out = folder / "merged"
     clean(out)
     imports = measured([sys.executable, "-c", "import torch"], out, args.repeats, [])
@@ -576,12 +579,12 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, object]:
         if args.mergekit:
             programs["mergekit"] = partial(theirs, method, out=out, scripts=args.mergekit)
         row = side_by_side(programs, places, out, args.repeats)
-        if args.slope:
+        if method in sloped:
             small = side_by_side(programs, halves, out, args.repeats)
             row["slope"] = slope(row, small, args.size)
         if args.mergekit:
             row = compared(row, "ratio", ASKED[method])
-            if args.slope:
+            if method in sloped:
                 row["slope"] = compared(row["slope"], "ratio", ASKED[method])
         report["methods"][method] = row  # type: ignore[index]
         print(f"  {method:16} {json.dumps(row)}", flush=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,12 +46,13 @@ def explore(
     from weightops.workflows.explore_server import serving
 
     with serving(model, vectors, tasks, out, **given) as server:
-        if json_:
-            echo_json({"address": server.address})
-        else:
-            echo(f"{server.address}\nOpen it in a browser; Ctrl-C ends it.")
         try:
-            threading.Event().wait()
+            if json_:
+                echo_json({"address": server.address})
+            else:
+                echo(f"{server.address}\nOpen it in a browser; Ctrl-C ends it.")
+            while True:
+                time.sleep(1)  # of a longer wait, a Ctrl-C right before it is seen at its end
         except KeyboardInterrupt:
             echo("ended", err=True)
 

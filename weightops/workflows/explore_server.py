@@ -128,7 +128,8 @@ def serving(
     check_free(recipe, overwrite=overwrite)
     explorer = Explorer(model, vectors, tasks, images=images, device=device, precision=precision)
     with Server(explorer, recipe, port=port, overwrite=overwrite) as server:
-        threads = [threading.Thread(target=do) for do in (explorer.work, server.serve_forever)]
+        both = (explorer.work, server.serve_forever)
+        threads = [threading.Thread(target=do, daemon=True) for do in both]
         for thread in threads:
             thread.start()
         try:
