@@ -222,7 +222,14 @@ def test_the_command(own: Path, tmp_path: Path) -> None:
     named = [str(model), "--vectors", *map(str, vectors), "--tasks", ",".join(tasks)]
     command = [sys.executable, "-m", "weightops", "explore", *named, "--device", "cpu", "--json"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(  # a shell's background jobs ignore it
+            signal.SIGINT, signal.SIG_DFL
+        ),
     )
     assert process.stdout is not None
     record = "".join(iter(process.stdout.readline, "}\n")) + "}"
