@@ -325,7 +325,7 @@ def floor(places: list[Path], folder: Path, models: int = 4) -> float:
 
 
 LOOP = """
-import sys, time
+import sys, time, torch
 from weightops.merging.merge import merge
 *models, method, base, out = sys.argv[1:]
 merged = merge(models, method, base=base or None)

@@ -247,24 +247,26 @@ def test_the_algebra_is_as_fast_as_measured() -> None:
 
 
 def test_merges_are_as_fast_as_measured() -> None:
-    for method, row in result("engine")["methods"].items():
-        ours, theirs = row["weightops"], row["mergekit"]
+    engine, page = result("engine"), words("docs/speed.md")
+    for method, row in engine["methods"].items():
+        ours, theirs, slope = row["weightops"], row["mergekit"], row.get("slope")
         cells = [
             method,
-            ours["seconds"],
-            theirs["seconds"],
-            row["ratio"],
-            ours["gigabytes"],
-            theirs["gigabytes"],
+            *(ours["seconds"], theirs["seconds"], row["ratio of seconds"]),
+            *(slope[name]["seconds"] if slope else "" for name in ("weightops", "mergekit")),
+            *(slope["ratio of seconds"] if slope else "", ours["gigabytes"], theirs["gigabytes"]),
         ]
         assert f"| {' | '.join(map(str, cells))} |" in PAGES["docs/speed.md"], method
-
-
-def test_merges_by_size_take_what_was_measured() -> None:
-    rows = [row for row in result("engine")["scale"] if row["ranks"] == 1]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        cells = [f"{r['seconds']} s, {r['gigabytes']} GB" for r in rows if r["method"] == method]
-        assert f"| {method} | {' | '.join(cells)} |" in PAGES["docs/speed.md"], method
+    assert f"on {engine['processor']}, {engine['date']}" in page
+    assert f"write and sync the output, is {engine['floor']} s" in page
+    for method, ratio in engine["loop_over_floor"].items():
+        assert f"{ratio} times the floor for {method}" in page
+    union, cold = engine["union"], engine["cold"]
+    for costs in (union["weightops"], cold["merge"]):
+        assert f"takes {costs['seconds']} s and {costs['gigabytes']} GB" in page
+    assert f"GB in mergekit: {union['ratio']} times" in page
+    assert f"write such an output takes {cold['floor']} s" in page
+    assert f"cache before, {cold['kept of another file']} GB still are" in page
 
 
 def test_mergekit_is_as_near_as_measured() -> None:
