@@ -177,8 +177,8 @@ def add_rows(rows: torch.Tensor) -> torch.Tensor:
     return result
 
 
-_COLUMNS = (64, 256)
-"""The fewest and the most columns of a Gram matrix that are computed at a time."""
+_COLUMNS = 256
+"""Columns of a Gram matrix that are computed at a time."""
 
 
 def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
@@ -186,8 +186,6 @@ def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
 
     What is above the diagonal isn't complete, which saves half of the time.
     """
-    fewest, most = _COLUMNS
-    columns = min(max(rows.shape[1] // 6, fewest), most)  # fewer lose to the overhead of calls
-    for start in range(0, rows.shape[1], columns):
-        stop = start + columns
+    for start in range(0, rows.shape[1], _COLUMNS):
+        stop = start + _COLUMNS
         total[start:, start:stop].addmm_(rows[:, start:].mT, rows[:, start:stop])
