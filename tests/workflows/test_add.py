@@ -15,7 +15,8 @@ from weightops import Recipe, SearchOptions, TaskVector, add, negate, open_check
 from weightops.checkpoints.matching import convert_to
 from weightops.cli.main import run
 from weightops.errors import OptionError, UnknownNameError
-from weightops.search.descent import Descent, _order, descend
+from weightops.search.descent import Descent, _order
+from weightops.search.directions import search_by_gradient
 from weightops.search.session import EditSession
 from weightops.tasks.table import find_task
 
@@ -171,7 +172,7 @@ def test_the_gradient_of_coefficients(own: Path) -> None:
     vectors = {t.name: TaskVector.load(own / f"{t.name}.safetensors") for t in tasks}
     before = {n: t.clone() for n, t in session.model.module.state_dict().items()}
     options = Descent("loss", "task", "train", 1, 1e-3, 0)
-    moved = descend(session, vectors, tasks, options)
+    moved = search_by_gradient(session, vectors, tasks, options)[1]["coefficients"]
     after = session.model.module.state_dict()
     assert all(torch.equal(before[name], t) for name, t in after.items())
 

@@ -183,32 +183,6 @@ class WeightedSum(Changes):
         return found
 
 
-def descend(
-    session: EditSession, vectors: Vectors, tasks: Sequence[Task], options: Descent
-) -> Coefficients:
-    """Find the coefficients that make a loss small on images of all tasks.
-
-    The loss is the mean over tasks of the entropy of the predictions, for which no labels are
-    needed (AdaMerging, arXiv 2310.02575), or of the cross-entropy (learned soups, arXiv 2203.05482,
-    without the constraint that coefficients sum to 1). Memory holds the base, the vectors and one
-    model.
-
-    Args:
-        session: the session with the model, which is the base again at the end.
-        vectors: task -> task vector.
-        tasks: the tasks, in the order of their vectors.
-        options: how to search.
-
-    Raises:
-        OptionError: if the vectors change no parameter.
-        NonfiniteError: if the loss becomes NaN or infinite.
-    """
-    check_images(session, options.loss)
-    total = WeightedSum(at_base(session), vectors, options.per)
-    follow(session, total, tasks, options)
-    return total.coefficients(vectors)
-
-
 def check_images(session: EditSession, what: str) -> None:
     """Refuse other tasks than those of images.
 

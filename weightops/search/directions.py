@@ -1,4 +1,4 @@
-"""Find by gradient which singular directions of task vectors to add (AdaRank)."""
+"""Find by gradient what of task vectors to add: coefficients, or singular directions, too."""
 
 from __future__ import annotations
 
@@ -7,15 +7,7 @@ from typing import Any
 
 from weightops.algebra.names import layer_of
 from weightops.errors import OptionError
-from weightops.search.descent import (
-    Descent,
-    WeightedSum,
-    at_base,
-    check_images,
-    descend,
-    follow,
-    scaled,
-)
+from weightops.search.descent import Descent, WeightedSum, at_base, check_images, follow, scaled
 from weightops.search.session import EditSession, Vectors
 from weightops.support.lazy import nn, torch
 from weightops.tasks.task import Task
@@ -78,8 +70,11 @@ def search_by_gradient(
 ) -> tuple[Vectors, Mapping[str, Any]]:
     """Find what to add of task vectors, so that a loss is small on images of all tasks.
 
-    With ``per="direction"``, each singular direction of a task's matrices is taken or left, and
-    each task has a coefficient at each tensor (AdaRank, arXiv 2503.22178); else see `descend`.
+    The loss is the mean over tasks of the entropy of the predictions, for which no labels are
+    needed (AdaMerging, arXiv 2310.02575), or of the cross-entropy (learned soups, arXiv 2203.05482,
+    without the constraint that coefficients sum to 1). Coefficients are found; with
+    ``per="direction"``, each singular direction of a task's matrices is taken or left, too
+    (AdaRank, arXiv 2503.22178). Memory holds the base, the vectors and one model.
 
     Args:
         session: the session with the model, which is the base again at the end.
@@ -90,11 +85,17 @@ def search_by_gradient(
     Returns:
         The vectors to add, and entries of a summary: the ``coefficients`` by task and tensor, or
         the number of ``directions`` that are taken.
+
+    Raises:
+        OptionError: for tasks of texts, or if the vectors change no parameter.
+        NonfiniteError: if the loss becomes NaN or infinite.
     """
-    if options.per != "direction":
-        coefficients = descend(session, vectors, tasks, options)
-        return scaled(vectors, coefficients), {"coefficients": coefficients}
     check_images(session, options.loss)
+    if options.per != "direction":
+        total = WeightedSum(at_base(session), vectors, options.per)
+        follow(session, total, tasks, options)
+        coefficients = total.coefficients(vectors)
+        return scaled(vectors, coefficients), {"coefficients": coefficients}
     found = _Directions(at_base(session), vectors)
     follow(session, found, tasks, options)
     chosen, taken = {}, {}
