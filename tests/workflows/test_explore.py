@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.browser import browser, needs_chromium
+from helpers.interrupts import heed_interrupts
 from PIL import Image
 
 from weightops import Recipe, TaskVector, evaluate
@@ -227,9 +228,7 @@ def test_the_command(own: Path, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(  # a shell's background jobs ignore it
-            signal.SIGINT, signal.SIG_DFL
-        ),
+        preexec_fn=heed_interrupts,
     )
     assert process.stdout is not None
     record = "".join(iter(process.stdout.readline, "}\n")) + "}"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers.interrupts import heed_interrupts
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from weightops import (
@@ -227,9 +228,7 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # which a shell's background jobs ignore
+        preexec_fn=heed_interrupts,
     )
     work = tmp_path / ".out.run"
     while not (work / "mnist" / "finetuned.safetensors").exists() and victim.poll() is None:
