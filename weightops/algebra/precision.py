@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from weightops.errors import UnknownNameError
+from weightops.support.allocator import keep_freed_memory
 from weightops.support.lazy import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -73,6 +74,8 @@ def computed_in(precision: str, device: torch.device, *, learning: bool = False)
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
+    if device.type == "cpu":
+        keep_freed_memory()
     lower = precision == "bfloat16"
     by_formula = lower and learning and device.type == "cpu"
     attention = sdpa_kernel(SDPBackend.MATH) if by_formula else nullcontext()
