@@ -66,10 +66,11 @@ def test_a_full_disk_leaves_nothing(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of processes are Linux's here")
 @pytest.mark.parametrize("most", [4, 5])
+@pytest.mark.parametrize("verb", ["pack", "merge into shards"])
 def test_where_few_files_can_be_open_nothing_is_left(
-    most: int, files: dict[str, str], tmp_path: Path
+    verb: str, most: int, files: dict[str, str], tmp_path: Path
 ) -> None:
-    command = VERBS["pack"].format(**files, out=tmp_path / "out")
+    command = VERBS[verb].format(**files, out=tmp_path / "out")
     process = subprocess.run(
         [sys.executable, "-c", LIMITED, "RLIMIT_NOFILE", str(most), *command.split()],
         capture_output=True,

@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -109,12 +109,12 @@ def _nothing_kept_of_changed_inputs(
 
 @contextmanager
 def _open_all(folder: Path, files: list[FileLayout]) -> Iterator[list[int]]:
-    handles = [os.open(folder / file.name, os.O_WRONLY) for file in files]
-    try:
+    with ExitStack() as opened:
+        handles = []
+        for file in files:
+            handles.append(os.open(folder / file.name, os.O_WRONLY))
+            opened.callback(os.close, handles[-1])
         yield handles
-    finally:
-        for handle in handles:
-            os.close(handle)
 
 
 def _unit_writer(
