@@ -275,6 +275,22 @@ def test_a_folder_of_parquet_files_here(tmp_path: Path) -> None:
         find_task(f"{tmp_path}/sets:finer")
 
 
+def test_copies_between_splits_of_parquet_files_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split, start in (("train", 0), ("validation", 20), ("test", 4)):
+        content = parquet(tmp_path, start, 6, damaged=True)
+        (tmp_path / f"{split}-0.parquet").write_bytes(content)
+    task = find_task(f"{tmp_path}:fine")
+    task.load("train")
+    task.load("validation")
+    assert "has 1 pictures in two splits" in caplog.text  # the damaged one
+    task.load("test")
+    told = [text for text in caplog.messages if "test 1 = train 5" in text]
+    assert len(told) == 1
+    assert "has 2 pictures in two splits, so its accuracies are too high" in told[0]
+
+
 def test_names_of_folders_are_no_patterns(tmp_path: Path) -> None:
     for name, start in (("a*", 0), ("ab", 100), ("[a]", 200)):
         (tmp_path / name).mkdir()

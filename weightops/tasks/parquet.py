@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from weightops.errors import TaskError
 from weightops.hub.fetch import reason
 from weightops.support.text import first_few
 from weightops.tasks.class_names import in_words
+from weightops.tasks.copies import compared
 from weightops.tasks.pictures import read_image
 from weightops.tasks.split import split_loader
 from weightops.tasks.task import PROMPTS, Images, LazySizes, Task, digest_of_files
@@ -57,13 +59,26 @@ class ParquetImages:
 
     def encoded(self, index: int, most: int = -1) -> bytes:
         """Return the content of the file of an image."""
-        cell = self.rows[int(index)][self.column] or {}
-        content: bytes = cell.get("bytes") or b""
-        return content if most < 0 else content[:most]
+        content = self._contents[int(index)].as_buffer() or b""
+        return bytes(content if most < 0 else content[:most])
 
-    def encoded_size(self, index: int) -> int:
-        """Return the size of the file of an image."""
-        return len(self.encoded(index))
+    def encoded_size(self, index: int) -> int | None:
+        """Return the size of the file of an image; None where a row has none."""
+        return int(self._sizes[index]) or None
+
+    @cached_property
+    def _contents(self) -> Any:
+        """The contents of the files, in the rows' order."""
+        from pyarrow.compute import struct_field
+
+        return struct_field(self.rows.data.column(self.column), "bytes")
+
+    @cached_property
+    def _sizes(self) -> npt.NDArray[np.int64]:
+        from pyarrow.compute import binary_length
+
+        sizes: npt.NDArray[np.int64] = binary_length(self._contents).fill_null(0).to_numpy()
+        return sizes
 
     def digest(self) -> str:
         """Return what tells the images from all others."""
@@ -115,7 +130,7 @@ def parquet_task(
     ):
         log.warning("the test split of %s has no labels: its pictures aren't used", source)
         available.remove("test")
-    load = split_loader(read, available, source)
+    load = split_loader(compared(read, source), available, source)
     spoken = tuple(map(in_words, known.classes))
     license = "see the data set's page"
     return Task(name, spoken, PROMPTS, load, LazySizes(load), source, license, known.classes)
