@@ -238,3 +238,13 @@ def test_the_cache_on_the_command_line(photos: Path, capsys: pytest.CaptureFixtu
     assert [entry.name for entry in entries()] == ["heads"]
     assert run(["cache", "remove", "all"]) == 0
     assert entries() == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_are_normalised_on_the_device(photos: Path) -> None:
+    model = ImageModel.open("embedded", "cpu")
+    images = folder_task(photos).load("test")
+    expected = Pixels(images, model.preprocess, 0).batch(np.arange(12))
+    found = Pixels(images, model.preprocess, 0, device=torch.device("cuda")).batch(np.arange(12))
+    assert found.device.type == "cuda"
+    assert torch.allclose(found.cpu(), expected, atol=1e-6)

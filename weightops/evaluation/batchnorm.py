@@ -129,7 +129,7 @@ def recompute_batchnorm_(
             layer.train()  # what is random in training, such as stochastic depth, stays off
         with torch.no_grad():
             for start in range(0, len(order) - size + 1, size):
-                encoder(pixels.batch(order[start : start + size]).to(model.device))
+                encoder(pixels.batch(order[start : start + size]))
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

@@ -133,7 +133,11 @@ class ImageModel:
             images = task.load(split)
             _check_labels(images, task, split)
             self._pixels[task, split] = Pixels(
-                images, self.preprocess, PIXEL_BUDGET - kept_bytes, f"{task.name} {split}"
+                images,
+                self.preprocess,
+                PIXEL_BUDGET - kept_bytes,
+                f"{task.name} {split}",
+                self.device,
             )
         return self._pixels[task, split]
 

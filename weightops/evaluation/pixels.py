@@ -55,10 +55,12 @@ class Pixels:
         preprocess: turns a PIL image into a normalised tensor.
         room_bytes: the bytes that may be kept in memory.
         title: what a progress bar and errors call the split.
+        device: where batches are needed; on CPU by default.
 
     Attributes:
         images: the images of the split.
         labels: class indices, shape ``(n,)``.
+        device: where batches are.
         kept_bytes: the bytes that are kept in memory.
     """
 
@@ -68,10 +70,12 @@ class Pixels:
         preprocess: Callable[[Any], torch.Tensor],
         room_bytes: int,
         title: str = "pictures",
+        device: torch.device | None = None,
     ) -> None:
         self.images = images
         self.labels = torch.from_numpy(np.asarray(images.labels))
         self.title = title
+        self.device = device or torch.device("cpu")
         self.kept_bytes = 0
         self._preprocess = preprocess
         steps = preprocess.transforms if isinstance(preprocess, Compose) else [None]
@@ -166,20 +170,21 @@ class Pixels:
         return pixels
 
     def batch(self, indices: Indices) -> torch.Tensor:
-        """Return normalised images of shape ``(n, 3, height, width)``.
+        """Return normalised images on the device, shape ``(n, 3, height, width)``.
+
+        They go there as bytes, a quarter of what floats take.
 
         Raises:
             TaskError: if some can't be read.
         """
         if self._kept is None or self._normalize is None:
             apply = _threads().map if self._in_files and len(indices) > 1 else map
-            return torch.stack(
-                list(apply(lambda i: self._preprocess(self.images[i]), indices.tolist()))
-            )
+            prepared = apply(lambda i: self._preprocess(self.images[i]), indices.tolist())
+            return torch.stack(list(prepared)).to(self.device)
         missing = self._kept.missing(indices)
         if len(missing):
             refuse_faults(dict(self._fill(missing, int)), len(self), self.title)
-        pixels = torch.from_numpy(self._kept.rows[indices]).float().div_(255)
+        pixels = torch.from_numpy(self._kept.rows[indices]).to(self.device).float().div_(255)
         normalize = self._normalize
         scaled: torch.Tensor = F.normalize(pixels, normalize.mean, normalize.std, inplace=True)
         return scaled
