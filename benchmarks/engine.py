@@ -467,11 +467,11 @@ Programs = dict[str, Callable[[list[Path]], list[str]]]
 
 
 def side_by_side(programs: Programs, places: list[Path], out: Path, repeats: int) -> dict:
-    """Cost of each program on the same models, run in turn; one that takes long runs once."""
+    """Cost of each program on the same models, run in turn; mergekit once where it takes long."""
     runs: dict[str, list[Cost]] = {name: [] for name in programs}
     for _ in range(repeats):
         for name, command in programs.items():
-            if not runs[name] or runs[name][0].seconds < SHORT:
+            if name != "mergekit" or not runs[name] or runs[name][0].seconds < SHORT:
                 warm(places)
                 runs[name].append(run(command(places)))
                 clean(out)

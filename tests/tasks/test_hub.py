@@ -275,6 +275,42 @@ def test_a_folder_of_parquet_files_here(tmp_path: Path) -> None:
         find_task(f"{tmp_path}/sets:finer")
 
 
+def test_a_folder_that_save_to_disk_wrote(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a_b", "c"])}
+    )
+
+    def rows(start: int) -> datasets.Dataset:
+        images = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(start, start + 6)]
+        return datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 3}, features=features)
+
+    starts = {"train": 0, "validation": 20, "test": 40}
+    written = datasets.DatasetDict({split: rows(start) for split, start in starts.items()})
+    written["test"] = written["test"].filter(lambda row: row["label"] == 1)
+    written.save_to_disk(tmp_path / "saved", num_shards={"train": 2, "validation": 1, "test": 1})
+    task = find_task(f"{tmp_path}/saved")
+    assert (task.name, task.classes) == ("saved", ("a b", "c"))
+    for split, expected in {"train": [*range(6)], "test": [41, 43, 45]}.items():
+        images = task.load(split)
+        assert [images[i].getpixel((0, 0))[0] for i in range(len(images))] == expected
+        assert images.labels.tolist() == [value % 2 for value in expected]
+    with pytest.raises(TaskError, match="is one split that save_to_disk of datasets wrote"):
+        find_task(f"{tmp_path}/saved/train")
+    file = tmp_path / "saved" / "train" / "data-00001-of-00002.arrow"
+    file.write_bytes(file.read_bytes()[:100])
+    damaged = find_task(f"{tmp_path}/./saved")
+    with pytest.raises(TaskError, match=r"a table that can't be read, data-00001-of-00002\.arrow"):
+        damaged.load("train")
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    for name in ("train-0", "train-1", "test-0"):
+        (tmp_path / f"{name}.parquet").write_bytes(parquet(tmp_path, 0, 6))
+    (tmp_path / "train-1.parquet").write_bytes(b"PAR1")
+    with pytest.raises(TaskError, match=r"a table that can't be read, train-1\.parquet"):
+        find_task(f"{tmp_path}:fine").load("train")
+
+
 def test_copies_between_splits_of_parquet_files_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

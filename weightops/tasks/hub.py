@@ -1,4 +1,4 @@
-"""Tasks from data sets as on the Hugging Face Hub: CLIP_benchmark's archives, or Parquet files."""
+"""Tasks from data sets as on the Hugging Face Hub: CLIP_benchmark's archives, or tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from weightops.errors import TaskError
 from weightops.hub.fetch import REPO, fetch, reason
 from weightops.support.text import portable
 from weightops.tasks.archives import TEXTS, archive_task, is_archive
-from weightops.tasks.parquet import parquet_task
+from weightops.tasks.arrow_tables import table_task
 from weightops.tasks.split_names import SPLIT_NAMES, one_name_each
 from weightops.tasks.task import Task
 
@@ -30,8 +30,11 @@ _PLACE = re.compile(r"(.+?):(\w+(?::\w+)?)")
 
 _PARQUET = re.compile(r"(?:(?P<config>.+)/)?(?P<split>[^/]+?)(?:-\d[^/]*|/[^/]*)?\.parquet")
 _KNOWN_SPLIT = re.compile(
-    rf"(?:(?P<config>.+)/)?(?P<split>{'|'.join(SPLIT_NAMES)})(?:[-/][^/]*)?\.parquet", re.IGNORECASE
+    rf"(?:(?P<config>.+)/)?(?P<split>{'|'.join(SPLIT_NAMES)})"
+    r"(?:(?:[-/][^/]*)?\.parquet|/data-\d+-of-\d+\.arrow)",
+    re.IGNORECASE,
 )
+"""Parquet files, and those that `save_to_disk` of datasets writes."""
 
 
 def hub_task(name: str) -> Task:
@@ -64,8 +67,8 @@ def hub_task(name: str) -> Task:
     task_name = "-".join(filter(None, (short_name, config, columns)))
     task_name = re.sub("[/:]", "-", task_name)
     if not is_archive(folder):
-        files = _parquet_files(repository.files, repo, config)
-        return parquet_task(task_name, repository.paths, files, columns, source)
+        files = _table_files(repository.files, repo, config)
+        return table_task(task_name, repository.paths, files, columns, source)
     if config or columns:
         raise TaskError(
             f"{repo} is a set of archives, which has no configurations and no columns",
@@ -74,27 +77,36 @@ def hub_task(name: str) -> Task:
     return archive_task(task_name, repository.locate, source)
 
 
-def local_parquet(name: str) -> tuple[Path, str | None] | None:
-    """Return the folder of Parquet files that a name leads to, and its columns; None if it doesn't.
+def local_table(name: str) -> tuple[Path, str | None] | None:
+    """Return the folder of tables that a name leads to, and its columns; None if it doesn't.
 
     Args:
         name: a path, with ``:column`` or ``:image_column:label_column`` after it or not.
+
+    Raises:
+        TaskError: if the folder is a single split.
     """
     match = None if Path(name).exists() else _PLACE.fullmatch(name)
     place, columns = match.groups() if match else (name, None)
     folder = Path(place)
+    if (folder / "dataset_info.json").is_file() and any(folder.glob("*.arrow")):
+        raise TaskError(
+            f"{place} is one split that save_to_disk of datasets wrote",
+            hint="save a DatasetDict with train and test, and name its folder",
+        )
     return (folder, columns) if folder.is_dir() and _local_files(folder) else None
 
 
 def _local_files(folder: Path) -> list[str]:
-    """Return the Parquet files in a folder and in those in it, but for pictures' metadata."""
-    found = (path for pattern in ("*.parquet", "*/*.parquet") for path in folder.glob(pattern))
+    """Return the tables in a folder and in those in it, but for pictures' metadata."""
+    patterns = ("*.parquet", "*/*.parquet", "*/*.arrow")
+    found = (path for pattern in patterns for path in folder.glob(pattern))
     names = (p.relative_to(folder).as_posix() for p in found if p.stem != "metadata")
     return [name for name in names if _KNOWN_SPLIT.fullmatch(name)]
 
 
-def local_parquet_task(folder: Path, columns: str | None) -> Task:
-    """Return the task of a folder of Parquet files that are named as those on the Hub.
+def local_table_task(folder: Path, columns: str | None) -> Task:
+    """Return the task of a folder of Parquet files named as those on the Hub, or of `save_to_disk`.
 
     Args:
         folder: the folder, of one configuration.
@@ -103,13 +115,13 @@ def local_parquet_task(folder: Path, columns: str | None) -> Task:
     Raises:
         TaskError: as `hub_task`.
     """
-    files = _parquet_files(_local_files(folder), str(folder), None)
+    files = _table_files(_local_files(folder), str(folder), None)
 
     def paths(files: Sequence[str], _: str) -> list[str]:
         return [str(folder / file) for file in files]
 
     source = f"the folder {portable(str(folder))}"
-    return parquet_task(folder.resolve().name, paths, files, columns, source)
+    return table_task(folder.resolve().name, paths, files, columns, source)
 
 
 class _Repository:
@@ -156,14 +168,15 @@ class _Repository:
         return [str(folder / file) for file in files]
 
 
-def _parquet_files(names: Iterable[str], repo: str, config: str | None) -> dict[str, list[str]]:
+def _table_files(names: Iterable[str], repo: str, config: str | None) -> dict[str, list[str]]:
     """Return the files by split, of the named configuration or of the only one.
 
     Files of splits that aren't scored, such as ``extra``, are left out with a warning.
     """
     by_config: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     others: dict[str, set[str]] = defaultdict(set)
-    for name in sorted(names):
+    available = sorted(names)
+    for name in [n for n in available if n.endswith(".parquet")] or available:
         if match := _KNOWN_SPLIT.fullmatch(name):
             by_config[match["config"] or "data"][match["split"]].append(name)
         elif match := _PARQUET.fullmatch(name):

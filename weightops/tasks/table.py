@@ -14,7 +14,7 @@ from weightops.tasks.archives import archive_task, is_archive
 from weightops.tasks.class_names import in_order
 from weightops.tasks.derived import DERIVED
 from weightops.tasks.folder import folder_task
-from weightops.tasks.hub import NAME, hub_task, local_parquet, local_parquet_task
+from weightops.tasks.hub import NAME, hub_task, local_table, local_table_task
 from weightops.tasks.scored import SCORE, scored_task
 from weightops.tasks.task import Task
 from weightops.tasks.texts import refuse_texts, text_task
@@ -178,9 +178,9 @@ def _open_task(name: str) -> Task:
         return scored_task(name)
     if colon and kind.startswith(_ORDER):
         return in_order(find_task(rest), kind.removeprefix(_ORDER))
-    folder, parquet = Path(name), local_parquet(name)
-    if parquet is not None:
-        return local_parquet_task(*parquet)
+    folder, table = Path(name), local_table(name)
+    if table is not None:
+        return local_table_task(*table)
     if folder.is_file() or folder.suffix in TEXTS:
         return text_task(folder)
     if "/" not in name and not folder.is_dir():

@@ -1,10 +1,11 @@
-"""Tasks from Parquet files with a column of images and a column of labels."""
+"""Tasks from Parquet or Arrow files with a column of images and a column of labels."""
 
 from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from glob import escape
@@ -33,7 +34,7 @@ Paths = Callable[[Sequence[str], str], list[str]]
 
 
 @dataclass(frozen=True)
-class ParquetImages:
+class TableImages:
     """Images in the rows of a data set, decoded when they are accessed.
 
     Attributes:
@@ -94,10 +95,10 @@ class _Columns:
     classes: tuple[str, ...]
 
 
-def parquet_task(
+def table_task(
     name: str, paths: Paths, files: Mapping[str, Sequence[str]], columns: str | None, source: str
 ) -> Task:
-    """Return the task of Parquet files, given by split.
+    """Return the task of Parquet or Arrow files, given by split.
 
     Classes are in the order of the column's ``ClassLabel``; those of another file are matched by
     name. Strings are classes in sorted order.
@@ -117,7 +118,7 @@ def parquet_task(
     image, label = _find_columns(features, columns, source)
     names = getattr(features[label], "names", None)
     if names is None:  # the strings of all files are needed
-        names = _strings(paths(files[first], source), label)
+        names = _strings(paths(files[first], source), label, source)
     known = _Columns(image, label, tuple(map(str, names)))
 
     def read(split: str) -> Images:
@@ -126,7 +127,7 @@ def parquet_task(
 
     available = list(files)
     if "test" in files and all(
-        _labels_hidden(paths([file], source)[0], label) for file in files["test"]
+        _labels_hidden(paths([file], source)[0], label, source) for file in files["test"]
     ):
         log.warning("the test split of %s has no labels: its pictures aren't used", source)
         available.remove("test")
@@ -139,15 +140,36 @@ def parquet_task(
 def _features(path: str, source: str) -> Any:
     """Return the features of a file."""
     from datasets import Features
-    from pyarrow import ArrowException
     from pyarrow.parquet import read_schema
 
+    with _reading(path, source):
+        schema = _arrow_table(path).schema if _is_arrow(path) else read_schema(path)
+        return Features.from_arrow_schema(schema)
+
+
+@contextmanager
+def _reading(path: str, source: str) -> Iterator[None]:
+    """Translate errors of a file that can't be read."""
+    from pyarrow import ArrowException
+
     try:
-        return Features.from_arrow_schema(read_schema(path))
-    except (ArrowException, OSError, ValueError) as error:
+        yield
+    except (ArrowException, OSError, ValueError, KeyError) as error:
         raise TaskError(
-            f"{source} has a Parquet file that can't be read: {reason(error)}"
+            f"{source} has a table that can't be read, {Path(path).name}: {reason(error)}"
         ) from error
+
+
+def _is_arrow(path: str) -> bool:
+    return path.endswith(".arrow")
+
+
+def _arrow_table(path: str) -> Any:
+    """Return the table of an Arrow file, which is mapped, not read."""
+    from pyarrow import memory_map
+    from pyarrow.ipc import open_stream
+
+    return open_stream(memory_map(path)).read_all()
 
 
 def _find_columns(features: Any, columns: str | None, source: str) -> tuple[str, str]:
@@ -182,21 +204,23 @@ def _find_columns(features: Any, columns: str | None, source: str) -> tuple[str,
     return chosen[0], chosen[1]
 
 
-def _strings(paths: Sequence[str], label: str) -> list[str]:
+def _strings(paths: Sequence[str], label: str, source: str) -> list[str]:
     """Return the different strings of a column of labels in sorted order."""
-    return sorted({value for path in paths for value in _values(path, label) if value})
+    return sorted({value for path in paths for value in _values(path, label, source) if value})
 
 
-def _values(path: str, label: str) -> list[Any]:
+def _values(path: str, label: str, source: str) -> list[Any]:
     from pyarrow.parquet import read_table
 
-    values: list[Any] = read_table(path, columns=[label])[label].to_pylist()
+    with _reading(path, source):
+        table = _arrow_table(path) if _is_arrow(path) else read_table(path, columns=[label])
+        values: list[Any] = table[label].to_pylist()
     return values
 
 
-def _read_split(paths: Sequence[str], known: _Columns, split: str, source: str) -> ParquetImages:
+def _read_split(paths: Sequence[str], known: _Columns, split: str, source: str) -> TableImages:
     """Return the images of a split; ``split`` is what errors call it."""
-    from datasets import Image, load_dataset
+    from datasets import Dataset, Image, concatenate_datasets, load_dataset
 
     labels = [index for path in paths for index in _labels_of(path, known, split, source)]
     unlabelled = [i for i, value in enumerate(labels) if value < 0]
@@ -206,8 +230,12 @@ def _read_split(paths: Sequence[str], known: _Columns, split: str, source: str) 
             f"row {unlabelled[0]} the first"
         )
     try:
-        files = list(map(escape, paths))  # the library takes them for patterns
-        parts = load_dataset("parquet", data_files=files, columns=[known.image], split="train")
+        if all(map(_is_arrow, paths)):
+            mapped = concatenate_datasets([Dataset.from_file(path) for path in paths])
+            parts = mapped.select_columns([known.image])
+        else:
+            files = list(map(escape, paths))  # the library takes them for patterns
+            parts = load_dataset("parquet", data_files=files, columns=[known.image], split="train")
         rows = parts.cast_column(known.image, Image(decode=False))
     except Exception as error:  # the library raises whatever its many back ends raise
         raise TaskError(f"{source} can't be read: {reason(error)}") from error
@@ -217,12 +245,12 @@ def _read_split(paths: Sequence[str], known: _Columns, split: str, source: str) 
             f"{split} has paths of images in {known.image} ({cell.get('path')}), and no images",
             hint="write the images into the Parquet files, as push_to_hub of datasets does",
         )
-    return ParquetImages(rows, known.image, np.array(labels, dtype=np.int64), source, paths)
+    return TableImages(rows, known.image, np.array(labels, dtype=np.int64), source, paths)
 
 
 def _labels_of(path: str, known: _Columns, split: str, source: str) -> list[int]:
     """Return the class of each row of a file, by name; -1 for rows without one."""
-    values = _values(path, known.label)
+    values = _values(path, known.label, source)
     names = getattr(_features(path, source)[known.label], "names", None)
     index = {name: i for i, name in enumerate(known.classes)}
     if names is not None:
@@ -240,7 +268,7 @@ def _labels_of(path: str, known: _Columns, split: str, source: str) -> list[int]
     return [-1 if value is None else index[value] for value in values]
 
 
-def _labels_hidden(path: str, label: str) -> bool:
+def _labels_hidden(path: str, label: str, source: str) -> bool:
     """Return whether a file's labels are withheld, as those of a challenge's test are."""
-    values = _values(path, label)
+    values = _values(path, label, source)
     return all(value is None or (isinstance(value, int) and value < 0) for value in values)
