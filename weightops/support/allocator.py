@@ -25,7 +25,7 @@ def keep_freed_memory() -> bool:
     >>> keep_freed_memory() in (True, False)
     True
     """
-    with suppress(AttributeError, OSError):  # other C libraries have no such function
+    with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
         library = ctypes.CDLL(None)
         trimmed = library.mallopt(_M_TRIM_THRESHOLD, _KEPT)
         return bool(trimmed and library.mallopt(_M_MMAP_THRESHOLD, _MAPPED))
