@@ -6,7 +6,7 @@
 The pictures are drawn noise with the detail of photographs; the model is a CLIP of open_clip's with
 random weights. Nothing of prepared pictures is kept in memory: they are read from the cache's file.
 Seconds are of the clock, and in brackets of all processors together, which other programs on the
-machine change less.
+machine change less. The ratios are written to results/pictures.json.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from weightops.search.goal import Goal
 from weightops.search.session import EditSession
 from weightops.tasks.folder import folder_task
 
+RESULTS = Path(__file__).parent / "results"
 ALPHAS = [round(0.05 * i, 2) for i in range(21)]
 
 
@@ -132,10 +133,16 @@ def main() -> None:
         "21 alphas, pictures prepared": second,
     }.items():
         print(f"{name:30} {clock:8.2f} s ({processors:.2f})")
-    for place, what in enumerate(("clock", "processors")):
-        share = first[place] / (decoding[place] + passes[place])
-        print(f"21 alphas over one decoding and 21 bare passes, by the {what}: {share:.3f}")
-    print(f"decoding into the cache over one thread: {one_thread[0] / preparing[0]:.2f} times")
+    shares = [first[i] / (decoding[i] + passes[i]) for i in range(2)]
+    row = {
+        "pictures": given.images,
+        "21 alphas over one decoding and 21 bare passes": round(shares[0], 3),
+        "the same of the processors": round(shares[1], 3),
+        "decoding on one thread over that into the cache": round(one_thread[0] / preparing[0], 2),
+    }
+    for what, value in row.items():
+        print(f"{what}: {value}")
+    (RESULTS / "pictures.json").write_text(json.dumps(row, indent=2) + "\n")
     print(f"the same bits as without the cache: {same}")
 
 

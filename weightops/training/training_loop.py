@@ -106,7 +106,7 @@ class _Trainer:
             self.parameters,
             lr=config.lr,
             weight_decay=config.weight_decay,
-            fused=learner.device.type == "cuda",  # on CPU, the bits would be others
+            fused=True,
         )
         self.ema = _Ema(learner, config.ema)
         state = TrainingState(learner.trained, self.optimizer)
