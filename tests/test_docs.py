@@ -269,6 +269,20 @@ def test_merges_are_as_fast_as_measured() -> None:
     assert f"cache before, {cold['kept of another file']} GB still are" in page
 
 
+def test_models_run_as_fast_as_measured() -> None:
+    images, pictures, page = result("images"), result("pictures"), words("docs/speed.md")
+    for name, row in images.items():
+        what, _, model = name.partition(" ")
+        if what in ("fit", "evaluate"):
+            took = row["seconds"]
+            cells = (model, took["ours"], took["theirs"], took["theirs_over_ours"])
+            assert f"| {' | '.join(map(str, cells))} |" in PAGES["docs/speed.md"], name
+    patch = images["patch"]["seconds"]
+    assert f"takes {patch['ours']} s, and took {patch['theirs']} s" in page
+    assert f"{pictures['21 alphas over one decoding and 21 bare passes']} times" in page
+    assert f"{pictures['decoding on one thread over that into the cache']} times" in page
+
+
 def test_mergekit_is_as_near_as_measured() -> None:
     largest = [
         measured["float32"]["largest"]

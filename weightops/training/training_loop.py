@@ -103,10 +103,7 @@ class _Trainer:
         self.parallel = strategy.parallel(learner)
         self.parameters = [p for p in learner.trained.parameters() if p.is_floating_point()]
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            fused=True,
+            self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         self.ema = _Ema(learner, config.ema)
         state = TrainingState(learner.trained, self.optimizer)
