@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 from weightops import Checkpoint, TaskVector, open_checkpoint
+from weightops.algebra.precision import computed_in
 from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
 from weightops.evaluation import image_model
 from weightops.search.goal import Goal
@@ -100,7 +101,7 @@ def main() -> None:
         module = session.model.module.eval()
 
         def bare() -> None:
-            with torch.no_grad():
+            with torch.no_grad(), computed_in("float32", batches[0].device):  # as the sweep does
                 for _ in ALPHAS:
                     for batch in batches:
                         module.encode_image(batch)
