@@ -303,6 +303,16 @@ def test_a_folder_that_save_to_disk_wrote(tmp_path: Path) -> None:
         damaged.load("train")
 
 
+def test_tables_of_no_known_split_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("train-0", "test-0", "fold3-0"):
+        (tmp_path / f"{name}.parquet").write_bytes(parquet(tmp_path, 0, 6))
+    (tmp_path / "rows.parquet").unlink()
+    assert len(find_task(f"{tmp_path}:fine").load("test")) == 6
+    assert "not used, as no split is called so: fold3" in caplog.text
+
+
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     for name in ("train-0", "train-1", "test-0"):
         (tmp_path / f"{name}.parquet").write_bytes(parquet(tmp_path, 0, 6))

@@ -28,7 +28,10 @@ NAME = re.compile(
 _PLACE = re.compile(r"(.+?):(\w+(?::\w+)?)")
 """A path and the columns after it."""
 
-_PARQUET = re.compile(r"(?:(?P<config>.+)/)?(?P<split>[^/]+?)(?:-\d[^/]*|/[^/]*)?\.parquet")
+_TABLE = re.compile(
+    r"(?:(?P<config>.+)/)?(?P<split>[^/]+?)"
+    r"(?:(?:-\d[^/]*|/[^/]*)?\.parquet|/data-\d+-of-\d+\.arrow)"
+)
 _KNOWN_SPLIT = re.compile(
     rf"(?:(?P<config>.+)/)?(?P<split>{'|'.join(SPLIT_NAMES)})"
     r"(?:(?:[-/][^/]*)?\.parquet|/data-\d+-of-\d+\.arrow)",
@@ -98,11 +101,14 @@ def local_table(name: str) -> tuple[Path, str | None] | None:
 
 
 def _local_files(folder: Path) -> list[str]:
-    """Return the tables in a folder and in those in it, but for pictures' metadata."""
+    """Return the tables in a folder and in those in it, but for pictures' metadata.
+
+    There are none if no split is known.
+    """
     patterns = ("*.parquet", "*/*.parquet", "*/*.arrow")
     found = (path for pattern in patterns for path in folder.glob(pattern))
-    names = (p.relative_to(folder).as_posix() for p in found if p.stem != "metadata")
-    return [name for name in names if _KNOWN_SPLIT.fullmatch(name)]
+    names = [p.relative_to(folder).as_posix() for p in found if p.stem != "metadata"]
+    return names if any(map(_KNOWN_SPLIT.fullmatch, names)) else []
 
 
 def local_table_task(folder: Path, columns: str | None) -> Task:
@@ -179,7 +185,7 @@ def _table_files(names: Iterable[str], repo: str, config: str | None) -> dict[st
     for name in [n for n in available if n.endswith(".parquet")] or available:
         if match := _KNOWN_SPLIT.fullmatch(name):
             by_config[match["config"] or "data"][match["split"]].append(name)
-        elif match := _PARQUET.fullmatch(name):
+        elif match := _TABLE.fullmatch(name):
             others[match["config"] or "data"].add(match["split"])
     if not by_config:
         raise TaskError(
