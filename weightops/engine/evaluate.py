@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from weightops.algebra.dtypes import accumulator
-from weightops.algebra.kernels import PIECE, Term, combine, has_nonfinite, keep_equal, widen
+from weightops.algebra.kernels import CHUNK, PIECE, Term, combine, has_nonfinite, keep_equal, widen
 from weightops.algebra.linear_form import LinearForm, describe, tied_names
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import Source, cut, flattened
@@ -125,6 +125,20 @@ def buffered(
         return out
 
     return elements
+
+
+def stacked(
+    forms: Sequence[LinearForm], name: str, dtype: torch.dtype, scratch: Scratch
+) -> torch.Tensor:
+    """Return the tensors of ``k`` forms at one name, shape ``(k, ...)``, on scratch's device."""
+    read = reader([plan(form, [name])[0] for form in forms], scratch)
+    shape = forms[0].specs[name].shape
+    stack = torch.empty((len(forms), *shape), dtype=dtype, device=scratch.device)
+    rows = stack.view(len(forms), -1)
+    for start in range(0, rows.shape[1], CHUNK):
+        stop = min(start + CHUNK, rows.shape[1])
+        read(start, stop, rows[:, start:stop].unbind())
+    return stack
 
 
 def evaluate(

@@ -72,7 +72,7 @@ class Statistic:
         if has_nonfinite(tensor):
             raise NonfiniteError(f"{self.ref} holds NaN or Inf", hint=hint)
         squares = tensor if self.kind == "fisher" else tensor.diagonal(dim1=-2, dim2=-1)
-        wrong = "negative squares" if bool((squares < 0).any()) else ""
+        wrong = "negative squares" if squares.numel() and bool(squares.min() < 0) else ""
         if self.kind == "gram" and not wrong:
             unequal = float((tensor - tensor.mT).abs().max())
             wrong = "no symmetric matrix" if unequal > _UNEQUAL * float(squares.max()) else ""

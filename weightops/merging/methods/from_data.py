@@ -39,22 +39,22 @@ def fisher(
         floor: the least information, which parameters that no data use are averaged by.
 
     Raises:
-        OptionError: if floor is negative.
+        OptionError: if floor is negative, or the weights sum to 0 where there is no information.
         MethodError: where the shares of the models sum to 0.
     """
     if floor < 0:
         raise OptionError(f"floor is at least 0, not {floor}")
-    column = (-1, *[1] * (models.ndim - 1))
-    shares = weights / (fisher_norms + floor) if normalize and fishers is not None else weights
-    shares = shares.view(column)
-    if fishers is not None:
-        shares = shares * (fishers + floor)
-    total = shares.sum(0)
+    if fishers is None:
+        return _average(models, weights)
+    shares = weights / (fisher_norms + floor) if normalize else weights
+    total, moved = torch.zeros_like(models[0]), torch.zeros_like(models[0])
+    for model, information, share in zip(models, fishers, shares, strict=True):
+        own = (information + floor).mul_(share)
+        total += own
+        moved.addcmul_(own, model - models[0])
     if bool((total == 0).any()):
         raise MethodError("the shares of the models sum to 0", hint="raise floor, or the weights")
-    first, rest = models[0], models[1:]
-    merged: torch.Tensor = first + (shares.expand_as(models)[1:] / total * (rest - first)).sum(0)
-    return merged
+    return moved.div_(total).add_(models[0])
 
 
 def regmean(
@@ -84,18 +84,14 @@ def regmean(
         MethodError: if the sum of the Gram matrices is singular.
     """
     fraction(ratio, "ratio")
-    if weights.sum() == 0:
-        raise OptionError("the weights of an average must not sum to 0")
-    shares = (weights / weights.sum()).double()
-    shifts = torch.tensordot(shares.to(models.dtype), models - models[0], dims=1)
-    mean: torch.Tensor = models[0] + shifts
+    mean, shares = _average(models, weights), weights / weights.sum()
     if grams is None:
         return mean
     total = torch.zeros_like(grams[0], dtype=torch.float64)
     right = torch.zeros_like(mean)  # small beside the mean, so that its rounding doesn't matter
     for model, gram, share in zip(models, grams, shares, strict=True):
-        reduced = gram * (share * ratio).to(gram.dtype)
-        reduced.diagonal().copy_(gram.diagonal() * share.to(gram.dtype))
+        reduced = gram * (share * ratio)
+        reduced.diagonal().copy_(gram.diagonal() * share)
         total += reduced
         right += (model - mean) @ reduced
     unused = total.diagonal() == 0
@@ -114,3 +110,16 @@ def regmean(
             hint="collect from more images, or set ratio= below 1, such as 0.9",
         )
     return (mean + torch.cholesky_solve(right.mT.double(), factor).mT).to(models.dtype)
+
+
+def _average(models: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the average of models, shape ``(k, ...)``, by their weights.
+
+    Raises:
+        OptionError: if the weights sum to 0.
+    """
+    if weights.sum() == 0:
+        raise OptionError("the weights of an average must not sum to 0")
+    shares = weights / weights.sum()
+    moved: torch.Tensor = models[0] + torch.tensordot(shares, models - models[0], dims=1)
+    return moved

@@ -7,7 +7,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from weightops.algebra.names import layer_of
+from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import Source, Spec
+from weightops.engine.evaluate import stacked
 from weightops.engine.reduce import gram as inner_products
 from weightops.errors import MismatchError, OptionError
 from weightops.merging.methods.method import STATISTICS, Method
@@ -150,7 +152,7 @@ class ModelStatistics:
         shape = statistic.checkpoint.specs[name].shape
         return MatrixLayout(shape[0] if len(shape) == 3 else 1, name in statistic.input_first)
 
-    def arguments(self, name: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    def arguments(self, name: str, dtype: torch.dtype, scratch: Scratch) -> dict[str, Any]:
         """Return the arguments of the method at a tensor: None for statistics without it.
 
         Raises:
@@ -163,12 +165,12 @@ class ModelStatistics:
             found[parameter] = None
             if not statistics or name not in statistics[0].checkpoint.specs:
                 continue
-            tensors = [statistic.checkpoint[name] for statistic in statistics]
-            for statistic, tensor in zip(statistics, tensors, strict=True):
+            stack = stacked([statistic.form for statistic in statistics], name, dtype, scratch)
+            for statistic, tensor in zip(statistics, stack, strict=True):
                 statistic.check_values(tensor)
-            found[parameter] = torch.stack(tensors).to(device, dtype)
+            found[parameter] = stack
         if "fisher" in self.of:
-            found["fisher_norms"] = self._norms.to(device, dtype)
+            found["fisher_norms"] = self._norms.to(scratch.device, dtype)
         return found
 
     def layout(self, name: str) -> MatrixLayout | None:
@@ -204,6 +206,7 @@ class ModelStatistics:
         stack: torch.Tensor,
         merge: Callable[[Mapping[str, Any]], torch.Tensor],
         parameter: str,
+        scratch: Scratch,
     ) -> torch.Tensor:
         """Merge the tensors of one name, matrix by matrix where they have Gram matrices.
 
@@ -212,8 +215,9 @@ class ModelStatistics:
             stack: the models' tensors, shape ``(k, ...)``.
             merge: calls the method with some more arguments.
             parameter: the name of the method's parameter for the tensors.
+            scratch: the buffers to read statistics with.
         """
-        given = self.arguments(name, stack.dtype, stack.device)
+        given = self.arguments(name, stack.dtype, scratch)
         layout = self.layout(name)
         if layout is None:
             return merge({parameter: stack, **given})

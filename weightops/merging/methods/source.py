@@ -16,7 +16,7 @@ from weightops.algebra.names import PerTensor, check_per_tensor, depths, value_a
 from weightops.algebra.provenance import provenance
 from weightops.algebra.scratch import Scratch, Slot
 from weightops.algebra.source import ExpressionSource, Factors, Source
-from weightops.engine.evaluate import buffered, reader
+from weightops.engine.evaluate import buffered, reader, stacked
 from weightops.engine.plan import Segment, Step, combined_coefficients, plan
 from weightops.engine.reduce import products
 from weightops.engine.threads import all_torch_threads
@@ -276,14 +276,10 @@ class MethodSource(ExpressionSource):
     def _open_whole(
         self, name: str, arguments: dict[str, Any], working: torch.dtype, scratch: Scratch
     ) -> Callable[[int, int], torch.Tensor]:
-        shape, read = self.specs[name].shape, reader(self._steps(name), scratch)
+        shape = self.specs[name].shape
         with all_torch_threads():
-            stack = torch.empty((len(self.inputs), *shape), dtype=working, device=scratch.device)
-            rows = stack.view(len(stack), -1)
-            for start in range(0, rows.shape[1], CHUNK):
-                stop = min(start + CHUNK, rows.shape[1])
-                read(start, stop, rows[:, start:stop].unbind())
-            if has_nonfinite(rows):  # so that no method need handle them
+            stack = stacked(self.inputs, name, working, scratch)
+            if has_nonfinite(stack):  # so that no method need handle them
                 merged = stack[0].fill_(math.nan)
             else:
                 merged = self.statistics.merged(
@@ -291,6 +287,7 @@ class MethodSource(ExpressionSource):
                     stack,
                     lambda given: call(self.method.function, {**arguments, **given}),
                     "deltas" if self.space == "delta" else "models",
+                    scratch,
                 )
         _check_result(merged, shape)
         flat = merged.reshape(-1)
