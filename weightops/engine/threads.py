@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from weightops.algebra.scratch import Scratch
 from weightops.engine.plan import Segment, unit_numel
+from weightops.support.allocator import keep_freed_memory
 from weightops.support.input_files import InputFile, forget, given_back, held_open, outgrow_memory
 from weightops.support.lazy import torch
 from weightops.support.progress import progress
@@ -113,8 +114,10 @@ def _highest_precision() -> Iterator[None]:
 def all_torch_threads() -> Iterator[None]:
     """Let one thread at a time use all threads that torch has.
 
-    Computations that hold whole tensors take turns in this way, which bounds their memory.
+    Computations that hold whole tensors take turns in this way, which bounds their memory. What one
+    of them frees the next one takes: new pages of the system would cost more than the arithmetic.
     """
+    keep_freed_memory()
     with _torch_threads_lock:
         before = torch.get_num_threads()
         torch.set_num_threads(_torch_threads())

@@ -213,14 +213,16 @@ def test_an_input_is_not_replaced(two: list[Path]) -> None:
     assert (two[0] / "adapter_model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("then", ["ties", "task_arithmetic", "magnitude"])
 def test_knots_of_factors_is_knots_of_whole_matrices(
-    base: nn.Module, tmp_path: Path, then: str
+    base: nn.Module, tmp_path: Path, then: str, scaled: bool
 ) -> None:
     settings = {"target_modules": ["first", "second", "embed"], "use_rslora": True}
     both = [adapter(tmp_path / n, base, i, r=i + 2, **settings) for i, n in enumerate("abc")]
     models = [by_peft(base, folder) for folder in both]
     options: dict[str, Any] = {"then": then, "density": 0.4, "weights": [1.0, 0.5, 2.0]}
+    options["scaled"] = scaled
     if then == "ties":
         options.pop("weights")
     whole = merge(models, "knots", base=base.state_dict(), alpha=0.7, **options)

@@ -28,7 +28,11 @@ def test_aligned_parts_are_merged() -> None:
     expected = (u * s) @ kept.sum(0)
     options = {"weights": list(weights), "then": "magnitude", "density": 0.5}
     check("knots", expected, base, models, atol=1e-5, **options)
-    check("knots", d.sum(0), base, models, atol=1e-5, then="task_arithmetic")
+    scaled = s[:, None] * parts
+    kept = weights[:, None, None] * np.stack([trimmed(p, int(0.5 * p.size)) for p in scaled])
+    check("knots", u @ kept.sum(0), base, models, atol=1e-5, scaled=True, **options)
+    for same in (True, False):
+        check("knots", d.sum(0), base, models, atol=1e-5, scaled=same, then="task_arithmetic")
 
 
 def test_adapters_have_few_directions() -> None:
@@ -55,6 +59,18 @@ def test_small_singular_values_are_raised() -> None:
     plain = apply("ties", base, models, density=0.4)
     boosted = apply("subspace_boosting", base, models, then="ties", density=0.4)
     assert torch.equal(plain["vector"], boosted["vector"])
+
+
+def test_matrices_of_a_tensor_are_raised_apart_or_left() -> None:
+    base, models = family(2)
+    plain = apply("task_arithmetic", base, models)["matrix"]
+    left = apply("subspace_boosting", base, models, beta=0.9, spectral={"mat*": False})["matrix"]
+    assert torch.equal(left, plain)
+    whole = apply("subspace_boosting", base, models, beta=0.9, stacked=2)["matrix"]
+    for half in (slice(3), slice(3, 6)):
+        halves = [{"w": model["matrix"][half]} for model in models]
+        alone = apply("subspace_boosting", {"w": base["matrix"][half]}, halves, beta=0.9)["w"]
+        assert torch.allclose(whole[half], alone, atol=1e-6)
 
 
 def test_refusals() -> None:

@@ -63,6 +63,14 @@ def test_directions_of_a_task_are_rounded(k: int, count: int, own: int) -> None:
     check("iso_cts", level * polar[0] @ polar[1], base, models, atol=1e-5)
 
 
+def test_more_tasks_than_directions_leave_none_of_their_own() -> None:
+    base, models = family(8, shapes={"matrix": (5, 16)})
+    own, plain = (apply(m, base, models)["matrix"] for m in ("iso_cts", "iso_c"))
+    torch.testing.assert_close(own, plain)
+    without = apply("iso_cts", base, models, common=0.0)["matrix"]
+    torch.testing.assert_close(without, plain)
+
+
 @pytest.mark.parametrize("method", ["tsv_m", "iso_c", "iso_cts"])
 @pytest.mark.parametrize("noise", [1.0, 1e-6])
 def test_results_hardly_depend_on_threads(method: str, noise: float) -> None:

@@ -98,7 +98,8 @@ def tall_consensus(
         needs_i = 1 where |tau_i| >= mask_scale_i |tau - tau_i|, else 0
         merged = tau where sum_i needs_i >= agreement, else 0
 
-    Source: consensus merging, arXiv 2405.07813.
+    Source: consensus merging, arXiv 2405.07813. Its code asks for more than the threshold, which
+    differs where both are equal, as some are in bfloat16.
 
     Args:
         deltas: shape ``(k, n)``.

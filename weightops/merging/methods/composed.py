@@ -12,7 +12,7 @@ from weightops.errors import OptionError
 from weightops.merging.methods.low_rank import nonfinite
 from weightops.merging.methods.method import with_factors
 from weightops.merging.methods.option_values import fraction
-from weightops.merging.methods.spectral import decompose
+from weightops.merging.methods.spectral import by_matrix, decompose
 from weightops.support.lazy import torch
 
 _RANK = 1e-5
@@ -21,7 +21,7 @@ differ by about as much without any change."""
 
 
 def _of_factors(
-    factors: list[Factors], weights: torch.Tensor, then: str, density: float
+    factors: list[Factors], weights: torch.Tensor, then: str, density: float, scaled: bool
 ) -> Factors:
     """Return the factors of what `knots` gives, from those of the deltas.
 
@@ -37,23 +37,35 @@ def _of_factors(
     middle = inner @ torch.block_diag(*(triangle.mT for _, triangle in rows))  # type: ignore[no-untyped-call]
     if not bool(middle.any()):
         return outer[:, :0], factors[0][1][:0].double()
-    u, s, vh = decompose(middle)
-    rank = int((s > _RANK * s[0]).sum())
+    basis, joint = _decompose_jointly(middle, scaled)
     widths = [orthogonal.shape[1] for orthogonal, _ in rows]
-    pieces = zip(vh[:rank].split_with_sizes(widths, dim=1), rows, strict=True)
+    pieces = zip(joint.split_with_sizes(widths, dim=1), rows, strict=True)
     parts = torch.stack([piece @ orthogonal.mT for piece, (orthogonal, _) in pieces])
     merged = _merged_by(then, parts.to(factors[0][1].dtype), weights, density)
-    return outer @ (u[:, :rank] * s[:rank]), merged.double()
+    return outer @ basis, merged.double()
+
+
+def _decompose_jointly(matrix: torch.Tensor, scaled: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the basis ``U S`` and ``V'`` of a matrix; or ``U`` and ``S V'``."""
+    u, s, vh = decompose(matrix)
+    rank = int((s > _RANK * s[0]).sum())
+    u, s, vh = u[:, :rank], s[:rank], vh[:rank]
+    return (u, s[:, None] * vh) if scaled else (u * s, vh)
 
 
 @with_factors(_of_factors)
 def knots(
-    deltas: torch.Tensor, weights: torch.Tensor, *, then: str = "ties", density: float = 0.2
+    deltas: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    then: str = "ties",
+    density: float = 0.2,
+    scaled: bool = False,
 ) -> torch.Tensor:
     """Align the deltas by one joint decomposition, and merge the aligned parts (KnOTS).
 
         [tau_1 ... tau_k] = U S [V_1 ... V_k]'
-        merged = U S m(V_1', ..., V_k')
+        merged = U S m(V_1', ..., V_k'), or U m(S V_1', ..., S V_k')
 
     m is another method, TIES by default. It is meant for adapters, whose deltas have few directions
     that hardly agree: of LoRA adapters, only the two matrices are read and decomposed, and what
@@ -67,14 +79,16 @@ def knots(
         weights: shape ``(k,)``.
         then: the name of a method on task vectors.
         density: its option of this name, if it has one.
+        scaled: merge ``S V_i'``, as the authors' code does, whose TIES trims over all matrices at
+            once, and so keeps more of those that change more; here each is trimmed by itself. It is
+            the same for methods that don't compare magnitudes.
     """
     if deltas.ndim != 3 or 0 in deltas.shape or not bool(deltas.any()):
         return _merged_by(then, deltas, weights, density)
-    u, s, vh = decompose(torch.cat(list(deltas), dim=1))
-    rank = int((s > _RANK * s[0]).sum())
-    parts = torch.stack(vh[:rank].chunk(len(deltas), dim=1)).to(deltas.dtype)
+    basis, joint = _decompose_jointly(torch.cat(list(deltas), dim=1), scaled)
+    parts = torch.stack(joint.chunk(len(deltas), dim=1)).to(deltas.dtype)
     merged = _merged_by(then, parts, weights, density)
-    return ((u[:, :rank] * s[:rank]) @ merged.double()).to(deltas.dtype)
+    return (basis @ merged.double()).to(deltas.dtype)
 
 
 def subspace_boosting(
@@ -84,6 +98,8 @@ def subspace_boosting(
     then: str = "task_arithmetic",
     density: float = 0.2,
     beta: float = 0.01,
+    stacked: int = 1,
+    spectral: bool = True,
 ) -> torch.Tensor:
     """Merge by another method, and raise the small singular values of the result.
 
@@ -101,15 +117,24 @@ def subspace_boosting(
         then: the name of a method on task vectors.
         density: its option of this name, if it has one.
         beta: the share of the sum of singular values above which all are raised to one level.
+        stacked: the number of matrices of equal height that a tensor holds and that are raised
+            separately, such as 3 for q, k and v in ``in_proj_weight``.
+        spectral: raise the singular values of matrices; by name pattern, ``{"*embed*": false}``
+            leaves some as m merges them. The authors' code raises those of attention and MLP.
     """
     fraction(beta, "beta")
-    merged = _merged_by(then, deltas, weights, density)
-    if merged.ndim != 2 or not merged.numel() or not bool(merged.any()):
-        return merged
-    u, s, vh = decompose(merged)
-    reached = (s.cumsum(0) >= beta * s.sum()).nonzero()
-    level = s[int(reached[0])] if len(reached) else s[-1]
-    return ((u * s.clamp(min=level)) @ vh).to(deltas.dtype)
+
+    def raised(matrices: torch.Tensor) -> torch.Tensor:
+        [matrix] = matrices
+        if not bool(matrix.any()):
+            return matrix.double()
+        u, s, vh = decompose(matrix)
+        reached = (s.cumsum(0) >= beta * s.sum()).nonzero()
+        level = s[int(reached[0])] if len(reached) else s[-1]
+        return (u * s.clamp(min=level)) @ vh
+
+    merged = _merged_by(then, deltas, weights, density)[None]
+    return by_matrix(merged, "sum", stacked, spectral, raised)
 
 
 def _merged_by(

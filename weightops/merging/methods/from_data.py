@@ -28,7 +28,8 @@ def fisher(
     F_i is the model's Fisher information on its own task; the norm is over all its tensors. Tensors
     without one, such as those of a frozen tower, are averaged by the weights.
 
-    Source: arXiv 2111.09832.
+    Source: arXiv 2111.09832. Its authors take ``max(F_i, floor)``, and that of the first model
+    only; this sum is that of the libraries since.
 
     Args:
         models: shape ``(k, ...)``.
@@ -66,7 +67,9 @@ def regmean(
         G_i = the mean of x x' over the inputs x of W_i, its off-diagonal times ``ratio``
 
     This is the minimum of ``sum_i w_i mean_x |merged x - W_i x|^2`` for ratio 1. Inputs that are
-    always 0, and tensors that aren't linear maps, are averaged by the weights.
+    always 0, and tensors that aren't linear maps, are averaged by the weights. Convolutions,
+    projections and heads are linear maps, too; the authors' code merges layers of torch's class
+    Linear so, and averages the rest.
 
     Source: dataless knowledge fusion, arXiv 2212.09849. With Gram matrices that are taken layer by
     layer, at the inputs that the merged layers give, it is RegMean++ (arXiv 2508.03121); a recipe
@@ -77,7 +80,8 @@ def regmean(
         weights: shape ``(k,)``.
         grams: the Gram matrices, shape ``(k, in, in)``; or None.
         ratio: the factor of the off-diagonal; with less than 1, the sum of the Gram matrices can be
-            inverted after few images, too. The authors take 0.9, and 0.1 for T5.
+            inverted after few images, too. The authors take 0.9, and 0.1 for T5; those of RegMean++
+            take 0.95 for CLIP, where all after the blocks stays as in the base.
 
     Raises:
         OptionError: if the weights sum to 0.

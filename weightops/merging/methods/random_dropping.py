@@ -235,7 +235,7 @@ def della(
         agree_i = 1 where w_i t_i sign > 0, else 0
         merged = sum_i agree_i w_i t_i / n
 
-    Source: arXiv 2406.11617. Its authors normalise by the count (``normalize="count"``).
+    Source: arXiv 2406.11617. Its authors normalise by the weights (``normalize="weights"``).
 
     Args:
         deltas: shape ``(k, rows, width)``.
@@ -244,7 +244,7 @@ def della(
         scale: the factor of each delta, shape ``(k,)``.
         density: the mean probability that an element is kept.
         epsilon: how far the probabilities reach to either side of the density, by the rank of
-            magnitude in a row.
+            magnitude in a row: all elements at one index of the first dimension.
         rescale: "expectation" divides by the probabilities, as the paper does; "l1" restores the
             sum of magnitudes, as mergekit does; "none" does neither.
         normalize: the divisor n: "weights" is sum_i agree_i w_i, "count" is sum_i agree_i, "none"

@@ -21,7 +21,7 @@ _CONDITION = 1e-4
 enough: their error is about 1e-16 over its square."""
 
 
-def _by_matrix(
+def by_matrix(
     deltas: torch.Tensor,
     others: Others,
     stacked: int,
@@ -114,7 +114,7 @@ def tsv_m(
 ) -> torch.Tensor:
     """Keep the first 1/k of each task's singular vectors, decorrelate them, and add (TSV-M).
 
-        tau_i = U_i S_i V_i', cut to rank r / k
+        tau_i = U_i S_i V_i', cut to rank r / k, at least 1
         merged = orth([U_1 ... U_k]) diag(S_1, ..., S_k) orth([V_1 ... V_k])'
 
     orth is the nearest matrix with orthonormal columns.
@@ -138,7 +138,7 @@ def tsv_m(
         right = _orthogonal(torch.cat([vh for _, _, vh in parts]))
         return (left * torch.cat([s for _, s, _ in parts])) @ right
 
-    return _by_matrix(deltas, others, stacked, spectral, merge)
+    return by_matrix(deltas, others, stacked, spectral, merge)
 
 
 def iso_c(
@@ -148,6 +148,10 @@ def iso_c(
 
         sum_i tau_i = U S V'
         merged = mean(S) U V'
+
+    A delta of few directions that is rounded to its dtype, such as that of an adapter merged into
+    weights, has others that are mere rounding, which get the mean, too: merge the adapters by
+    `knots` instead.
 
     Source: isotropic merging in the common subspace, arXiv 2502.04959.
 
@@ -164,7 +168,7 @@ def iso_c(
         flat, s = _flattened(matrices.sum(0, dtype=torch.float64))
         return s.mean() * flat
 
-    return _by_matrix(deltas, others, stacked, spectral, merge)
+    return by_matrix(deltas, others, stacked, spectral, merge)
 
 
 def iso_cts(
@@ -182,7 +186,7 @@ def iso_cts(
 
     U_0 and V_0 are the first singular vectors of the sum of the deltas, about the share ``common``
     of them. U_i and V_i are the first ones of the part of tau_i outside of U_0: each task has as
-    many, ``round(rest / k)``.
+    many, ``round(rest / k)``, or fewer where there aren't so many.
 
     Source: isotropic merging in common and task-specific subspaces, arXiv 2502.04959.
 
@@ -199,7 +203,7 @@ def iso_cts(
     def merge(matrices: torch.Tensor) -> torch.Tensor:
         k, count = len(matrices), min(matrices.shape[1:])
         u, s, vh = decompose(matrices.sum(0, dtype=torch.float64))
-        own = round((count - int(count * fraction(common, "common"))) / k)
+        own = min(round((count - int(count * fraction(common, "common"))) / k), count // k)
         shared = count - own * k
         basis = u[:, :shared]
         parts = [(basis, s[:shared], vh[:shared])]
@@ -210,4 +214,4 @@ def iso_cts(
         right = _orthogonal(torch.cat([part for _, _, part in parts]))
         return torch.cat([part for _, part, _ in parts]).mean() * (left @ right)
 
-    return _by_matrix(deltas, others, stacked, spectral, merge)
+    return by_matrix(deltas, others, stacked, spectral, merge)

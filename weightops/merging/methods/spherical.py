@@ -104,7 +104,8 @@ def multislerp(
         epsilon: what is added to norms before directions are taken.
 
     Raises:
-        OptionError: if the weights sum to 0, or the directions of more than two models cancel.
+        OptionError: if the weights sum to 0, or the directions of more than two models cancel, or
+            are all shorter than epsilon.
     """
     if len(weights) == 1:
         return torch.ones_like(weights)
@@ -121,7 +122,8 @@ def multislerp(
         if len(weights) == 2:
             return weights
         raise OptionError(
-            "the weighted directions of multislerp cancel", hint="choose other weights"
+            f"the weighted directions of multislerp sum to {length:.1e}, less than epsilon",
+            hint="choose other weights, or a smaller epsilon",
         )
     return directions / length * (weights @ norms)
 

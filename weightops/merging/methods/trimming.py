@@ -46,7 +46,11 @@ def largest_elements(
     scope: Scope,
     count: Count,
 ) -> list[Cutoff]:
-    """Return the cutoff of each input's largest elements, a fraction ``density`` of them."""
+    """Return the cutoff of each input's largest elements, a fraction ``density`` of them.
+
+    Of elements that equal the smallest of them, a tensor keeps the first ones, and a model all: the
+    first layers would keep more of a bfloat16 model than the others.
+    """
     densities = per_input(density, inputs.k)
 
     def counts(i: int, n: int) -> list[int]:
@@ -54,7 +58,10 @@ def largest_elements(
             return [min(int(fraction(densities[i]) * n) + 1, n)]
         return [kept_count(densities[i], n)]
 
-    return [cutoff for [cutoff] in scope_cutoffs(inputs, model_inputs, scope, count, counts)]
+    found = [cutoff for [cutoff] in scope_cutoffs(inputs, model_inputs, scope, count, counts)]
+    if scope != "global":
+        return found
+    return [cutoff._replace(position=model_inputs.numel) for cutoff in found]
 
 
 def _trim(deltas: torch.Tensor, largest: list[Cutoff], start: int) -> torch.Tensor:
@@ -88,8 +95,9 @@ def magnitude(
         largest: the cutoff of each delta.
         start: the position of the part.
         density: the fraction of the elements that is kept.
-        scope: "tensor" keeps this fraction of each tensor, as mergekit does; "global" of the model
-            as a whole, as the authors do.
+        scope: "tensor" keeps this fraction of each tensor, of equal elements the first ones, as
+            mergekit does; "global" of the model as a whole, and all that equal the smallest of
+            them, as the authors do (half as much again of a bfloat16 model).
         count: for scope "global", what the density is a fraction of: "all" elements, frozen ones,
             too, as the authors count, who keep ``int(density n) + 1``; or the "changed" ones.
     """
@@ -126,6 +134,9 @@ def ties(
         agree_i = 1 where w_i t_i sign > 0, else 0
         merged = sum_i agree_i w_i t_i / n
 
+    Where the sum is 0, the sign is 1; the authors take there the one that most elements of the
+    model have.
+
     Source: arXiv 2306.01708.
 
     Args:
@@ -137,8 +148,9 @@ def ties(
         density: the fraction of the elements that is kept, the largest ones.
         normalize: the divisor n: "weights" is sum_i agree_i w_i, as in mergekit; "count" is
             sum_i agree_i, the paper's disjoint mean; "none" is 1, its disjoint sum.
-        scope: "tensor" keeps this fraction of each tensor, as mergekit does; "global" of the model
-            as a whole, as the authors do.
+        scope: "tensor" keeps this fraction of each tensor, of equal elements the first ones, as
+            mergekit does; "global" of the model as a whole, and all that equal the smallest of
+            them, as the authors do (half as much again of a bfloat16 model).
         count: for scope "global", what the density is a fraction of: "all" elements, frozen ones,
             too, as the authors count, who keep ``int(density n) + 1``; or the "changed" ones.
         rescale: "l1" restores the sum of magnitudes of each delta, as mergekit does; "none"
@@ -173,10 +185,12 @@ def localize_and_stitch(
         weights: shape ``(k,)``.
         largest: the cutoff of each delta.
         start: the position of the part.
-        density: the fraction of the elements that is kept; its authors take 0.05.
-        scope: "global" keeps this fraction of the model as a whole; "tensor" of each tensor.
+        density: the fraction of the elements that is kept; its authors take 0.05, and leave out the
+            smallest of these.
+        scope: "global" keeps this fraction of the model as a whole, and all that equal the smallest
+            of them; "tensor" of each tensor.
         count: for scope "global", what the density is a fraction of: the "changed" elements, or
-            "all" of them.
+            "all" of them, as the authors count.
     """
     kept = _trim(deltas, largest, start)
     shares = flags(torch.ne, kept, 0)
