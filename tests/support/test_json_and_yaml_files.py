@@ -14,7 +14,8 @@ from weightops.support.yaml_files import read_documents
 JSON = {
     "empty lists": ('{"a": [' + "[]," * 500_000 + "[]]}", "more than 16 times its size"),
     "empty objects": ('{"a": [' + "{}," * 500_000 + "{}]}", "more than 16 times its size"),
-    "depth": ("[" * 5000, "nested too deep"),
+    "depth": ("[" * 5000 + "]" * 5000, "nested too deep"),
+    "a depth that Python reads": ("[" * 101 + "]" * 101, "nested too deep"),
     "a key twice": ('{"a": {"b": 1, "b": 2}}', "repeats the key 'b'"),
     "a very long number": ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
 }

@@ -133,9 +133,12 @@ def behind_links(path: Path) -> Path:
         OutputError: if links point to each other in a circle.
     """
     try:
-        return path.resolve() if path.is_symlink() else path
-    except (OSError, RuntimeError) as error:
-        raise OutputError(f"{path} is a link that leads nowhere") from error
+        found = path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError):  # of a circle, before Python 3.13
+        found = path
+    if found.is_symlink():
+        raise OutputError(f"{path} is a link that leads nowhere")
+    return found
 
 
 @contextmanager

@@ -86,11 +86,12 @@ def describe_arguments_as(source: type) -> Callable[[F], F]:
     """
 
     def complete(function: F) -> F:
-        own, shared = parse(function.__doc__).arguments, parse(source.__doc__).arguments
+        clean = cleandoc(function.__doc__ or "")  # as Python 3.13 keeps it
+        own, shared = parse(clean).arguments, parse(source.__doc__).arguments
         names = function.__code__.co_varnames
         missing = {name: shared[name] for name in names if name in shared and name not in own}
-        lines = "".join(f"        {name}: {text}\n" for name, text in missing.items())
-        before, heading, after = (function.__doc__ or "").partition("    Args:\n")
+        lines = "".join(f"    {name}: {text}\n" for name, text in missing.items())
+        before, heading, after = clean.partition("Args:\n")
         entries, gap, rest = after.partition("\n\n")
         function.__doc__ = f"{before}{heading}{entries}\n{lines.rstrip()}{gap}{rest}"
         return function

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ from weightops.support.budget import OBJECT, Budget
 
 _UNPRINTABLE = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 """What JSON leaves as it is, and terminals and browsers act on."""
+
+
+_DEPTH = 100
+"""Levels of lists and objects, of which files in use have ten. How many Python reads depends on its
+version, and what walks through them may stand fewer."""
+
+_TOO_DEEP = "it is nested too deep"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,11 +64,23 @@ def parse_json(text: str | bytes) -> Any:
     )
     try:
         Budget(len(text)).spend(OBJECT * sum(begins))
-        return json.loads(text, object_pairs_hook=_unique_keys)
+        content = json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise ValueError(_TOO_DEEP) from None
     except CheckpointError as error:
         raise ValueError(error.fact) from None
+    level = [content]
+    for _ in range(_DEPTH):
+        level = [item for part in level for item in _items(part)]
+        if not level:
+            return content
+    raise ValueError(_TOO_DEEP)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

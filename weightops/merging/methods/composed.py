@@ -125,13 +125,14 @@ def subspace_boosting(
     fraction(beta, "beta")
 
     def raised(matrices: torch.Tensor) -> torch.Tensor:
-        [matrix] = matrices
+        matrix = matrices[0]
         if not bool(matrix.any()):
-            return matrix.double()
+            return torch.zeros_like(matrix, dtype=torch.float64)
         u, s, vh = decompose(matrix)
         reached = (s.cumsum(0) >= beta * s.sum()).nonzero()
         level = s[int(reached[0])] if len(reached) else s[-1]
-        return (u * s.clamp(min=level)) @ vh
+        result: torch.Tensor = (u * s.clamp(min=level)) @ vh
+        return result
 
     merged = _merged_by(then, deltas, weights, density)[None]
     return by_matrix(merged, "sum", stacked, spectral, raised)
