@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +24,10 @@ from weightops import (
     localize,
     merge,
     open_checkpoint,
+    soup,
 )
 from weightops.checkpoints.linearized import linearized_at
+from weightops.checkpoints.matching import convert_to
 from weightops.cli.main import run
 from weightops.errors import CheckpointError, MismatchError, OptionError, WeightopsError
 from weightops.evaluation.image_model import ImageModel
@@ -112,6 +116,25 @@ def test_the_checkpoint_says_what_it_is(runs: dict[str, Path], tmp_path: Path) -
         TaskVector.load(vector).apply(open_checkpoint("embedded").model())
     with pytest.raises(CheckpointError, match="no statistic is of it"):
         collect(runs["a"], "mnist", images=2)
+    with pytest.raises(CheckpointError, match="transformers would run it as it isn't"):
+        convert_to(open_checkpoint(runs["a"]), "transformers")
+    with pytest.raises(CheckpointError, match="is linearised, and its units"):
+        merge([runs["a"], runs["b"]], align=True)
+
+
+def test_torch_warns_of_nothing(runs: dict[str, Path]) -> None:
+    line = f"import weightops; weightops.ImageModel.open({str(runs['a'])!r}, 'cpu')"
+    command = [sys.executable, "-W", "error::FutureWarning", "-c", line]
+    subprocess.run(command, check=True)
+
+
+def test_a_soup_runs_in_float32_by_itself(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEIGHTOPS_PRECISION", "bfloat16")
+    models = [runs["a"], runs["b"]]
+    soup(models, tmp_path / "soup", tasks=[first_images("digits")], device="cpu")
+    assert linearized_at(open_checkpoint(tmp_path / "soup").form) is not None
 
 
 def test_mixtures_are_refused(runs: dict[str, Path]) -> None:

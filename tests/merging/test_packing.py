@@ -137,6 +137,9 @@ def test_refusals(tmp_path: Path) -> None:
         open_checkpoint(file)
     with pytest.raises(UnknownNameError, match=r"no task in .* 'd'"):
         open_checkpoint(f"{file}:d")
+    for name in ("x:y", ""):
+        with pytest.raises(OptionError, match="can't be the name of a model"):
+            pack({name: models["a"]}, base, tmp_path / "x.safetensors")
     with pytest.raises(OptionError, match="one model at least"):
         pack({}, base, tmp_path / "x.safetensors")
     with pytest.raises(OptionError, match="mask_scale is the threshold of TALL masks, and emr"):

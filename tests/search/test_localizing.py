@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.drawn_folders import SHORT, draw
+from helpers.transformers_folders import save_letters, saved, small_gpt2
 from torch.func import functional_call
 
 from weightops import Checkpoint, ImageModel, TaskVector, config_for, localize, open_checkpoint
@@ -174,6 +175,11 @@ def test_on_the_command_line(
         assert torch.allclose(stitched[name], theta + both.sum(0) / count, atol=1e-6)
     assert run(["vector", pre, ft, "--penalty", "2"]) == 2
     assert "--localize names the task" in capsys.readouterr().err
+    file = own / "ft" / "open_clip_model.safetensors"
+    before = file.read_bytes()
+    assert run(["vector", pre, ft, *options, "-o", str(file), "--overwrite"]) == 1
+    assert "is an input" in capsys.readouterr().err
+    assert file.read_bytes() == before
 
 
 def test_the_record_says_how(own: Path, vector: TaskVector, tmp_path: Path) -> None:
@@ -185,6 +191,16 @@ def test_the_record_says_how(own: Path, vector: TaskVector, tmp_path: Path) -> N
     kept = sum(int(t.count_nonzero()) for t in TaskVector.load(tmp_path / "v.safetensors").values())
     changed = sum(int(t.count_nonzero()) for t in vector.values())
     assert record["kept"] == pytest.approx(kept / changed, rel=1e-6)
+
+
+def test_texts_are_refused(tmp_path: Path) -> None:
+    folder = saved(small_gpt2(), tmp_path / "llm")
+    save_letters(folder, "?abcdefghijklmno")
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefgh" * 9)
+    state = {n: t + 0.1 for n, t in open_checkpoint(folder).items()}
+    with pytest.raises(OptionError, match="localize takes tasks of images, and a model of images"):
+        localize(TaskVector(folder, state), str(text), **QUICK)
 
 
 def test_refusals(own: Path, vector: TaskVector, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from weightops.checkpoints.clip_names import is_clip, outside_image_tower, unwra
 from weightops.checkpoints.config_differences import config_differences
 from weightops.checkpoints.libraries.clip_conversion import convert
 from weightops.checkpoints.libraries.table import LIBRARIES
+from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.opening import CheckpointLike, open_any, open_checkpoint
 from weightops.checkpoints.renaming import match_ties, rename_to_match, states_a_size
 from weightops.checkpoints.statistic_record import refuse_statistic
@@ -209,7 +210,8 @@ def convert_to(checkpoint: Checkpoint, library: str) -> Checkpoint:
         library: a name in `LIBRARIES`, or "safetensors" for the weights alone.
 
     Raises:
-        CheckpointError: if that library has no such model, or the architecture isn't known.
+        CheckpointError: if that library has no such model, or the architecture isn't known; or if
+            the weights are of a linearised model, which no other library runs.
         UnknownNameError: if there is no such library.
     """
     architecture = checkpoint.architecture
@@ -219,6 +221,12 @@ def convert_to(checkpoint: Checkpoint, library: str) -> Checkpoint:
         raise unknown(LIBRARIES.kind, library, [*LIBRARIES.names(), WEIGHTS_ALONE])
     if architecture is not None and architecture.library == library:
         return checkpoint
+    at = linearized_at(checkpoint.form)
+    if at is not None:
+        raise CheckpointError(
+            f"{checkpoint.ref} is linearised at {at.ref}: {library} would run it as it isn't",
+            hint=f"--format {WEIGHTS_ALONE} writes the weights alone",
+        )
     converted = _converted(checkpoint, library)
     if converted is None:
         what = f"a model of {architecture.library}" if architecture else "of no model that is known"

@@ -58,17 +58,21 @@ def vector(
         dequantize: read quantised weights in bfloat16, as `dequantized:` before a path does.
     """
     from weightops.checkpoints.opening import as_dequantised
+    from weightops.support.atomic import check_free
     from weightops.task_vector import TaskVector
 
     mask = {p.name: given.pop(p.name) for p in _MASK.parameters() if p.name in given}
     task = given.pop("localize", None)
     if mask and task is None:
         raise click.UsageError("--localize names the task that the mask is learned for: give it")
-    _check(out, lora, given)
+    _check(out, lora, given.get("compress"))
     if dequantize:
         base, finetuned = as_dequantised(base), as_dequantised(finetuned)
     tau = TaskVector(base, finetuned, strict=not allow_missing, same_config=strict)
     tau = tau.select(select) if select else tau
+    if out is not None:
+        inputs = [file.path for file in tau.form.files]
+        check_free(out, overwrite=given.get("overwrite", False), inputs=inputs)
     if task is not None:
         from weightops.search.localizing import localize
 
@@ -97,12 +101,10 @@ def vector(
             echo(f"{norm:12.6g}  {printable(name)}")
 
 
-def _check(out: Path | None, lora: int | None, given: dict[str, Any]) -> None:
+def _check(out: Path | None, lora: int | None, compress: str | None) -> None:
     """Refuse options that don't go together, and outputs that can't be."""
     from weightops.checkpoints.formats.compressed import coding
-    from weightops.support.atomic import check_free
 
-    compress = given.get("compress")
     if (compress or lora) and out is None:
         raise click.UsageError("--compress and --lora say how to write: give --out, too")
     if compress and lora:
@@ -111,7 +113,6 @@ def _check(out: Path | None, lora: int | None, given: dict[str, Any]) -> None:
         return
     if compress:
         coding(compress)
-    check_free(out, overwrite=given.get("overwrite", False))
     if out.suffix in _TORCH_SUFFIXES or (lora and out.suffix == ".safetensors"):
         kind = "a folder" if lora else "a .safetensors file"
         raise click.UsageError(f"{out}: --out is {kind}")

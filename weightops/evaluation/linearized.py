@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -37,6 +38,12 @@ class LinearizedModel(ImageModel):
     at: Linearized = field(kw_only=True)
     start: dict[str, torch.Tensor] = field(kw_only=True)
 
+    def __post_init__(self) -> None:
+        with warnings.catch_warnings():  # torch's own, when it makes its first such product
+            warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+            jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))
+
     @classmethod
     def of(cls, model: ImageModel) -> LinearizedModel:
         """Return a model linearised at its present weights, which shares its module.
@@ -71,7 +78,9 @@ class LinearizedModel(ImageModel):
             OptionError: for bfloat16.
         """
         if precision == "bfloat16":
-            raise OptionError(f"{self.base.ref} is linearised, and is run in float32")
+            raise OptionError(
+                f"{self.base.ref} is linearised, and is run in float32", hint="precision='float32'"
+            )
         return super().in_precision("float32")
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:

@@ -164,7 +164,8 @@ def pack(
 
     A task's weights are ``base + scale_i (mask_i * unified)``. Beside the base the file has one
     vector and a bit for each weight and task. EMR takes the largest changes of the elected sign,
-    and scales that keep each task's mean size (arXiv 2405.17461). TALL masks take the sum of the
+    and scales that keep each task's size, the sum over tensors of their mean magnitudes, as its
+    authors do (arXiv 2405.17461). TALL masks take the sum of the
     changes, where ``|tau_i| >= mask_scale |tau - tau_i|`` (arXiv 2405.07813).
 
     Args:
@@ -194,8 +195,14 @@ def pack(
     if method != "tall" and mask_scale is not None:
         raise OptionError(f"mask_scale is the threshold of TALL masks, and {method} has none")
     scales = per_input(0.4 if mask_scale is None else mask_scale, len(models))
-    if not models or any(not name for name in models):
-        raise OptionError("a file of several models needs one model at least, each with a name")
+    if not models:
+        raise OptionError("a file of several models needs one model at least")
+    unusable = next((name for name in map(str, models) if not name or ":" in name), None)
+    if unusable is not None:
+        raise OptionError(
+            f"{unusable!r} can't be the name of a model, as {Path(out).name}:NAME opens it",
+            hint="give a name without a colon",
+        )
     if not all(math.isfinite(scale) and scale >= 0 for scale in scales):
         raise OptionError(f"mask_scale is at least 0, not {mask_scale}")
     if Path(out).suffix != ".safetensors":

@@ -183,16 +183,14 @@ class WeightedSum(Changes):
         return found
 
 
-def check_images(session: EditSession, what: str) -> None:
+def check_images(session: EditSession, what: str, hint: str) -> None:
     """Refuse other tasks than those of images.
 
     Raises:
-        OptionError: naming the search.
+        OptionError: naming what takes them.
     """
     if session.scoring is not IMAGES:
-        raise OptionError(
-            f"search {what} takes tasks of images", hint="race, grid or cma takes texts"
-        )
+        raise OptionError(f"{what} takes tasks of images, and a model of images", hint=hint)
 
 
 def at_base(session: EditSession) -> nn.Module:

@@ -90,7 +90,7 @@ def search_by_gradient(
         OptionError: for tasks of texts, or if the vectors change no parameter.
         NonfiniteError: if the loss becomes NaN or infinite.
     """
-    check_images(session, options.loss)
+    check_images(session, f"search {options.loss}", "race, grid or cma takes texts")
     if options.per != "direction":
         total = WeightedSum(at_base(session), vectors, options.per)
         follow(session, total, tasks, options)

@@ -11,7 +11,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.kinds import kind_of
 from weightops.checkpoints.matching import match_names
 from weightops.errors import CheckpointError, OptionError, SpaceError
-from weightops.search.descent import Changes, Descent, at_base, follow
+from weightops.search.descent import Changes, Descent, at_base, check_images, follow
 from weightops.search.session import EditSession
 from weightops.support.arguments import check_arguments
 from weightops.support.lazy import nn, torch
@@ -135,6 +135,7 @@ def localize(
         )
     learned, vector = as_task(task), _unrounded(vector)
     session = EditSession(base, [learned], device=device, precision="float32")
+    check_images(session, "localize", "localize_and_stitch without a mask takes other models")
     own = session.vector(vector)
     mask = _Mask(at_base(session), own, density, penalty)
     options = Descent("loss", "tensor", "train", search_steps, search_lr, seed, images)

@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from weightops.algebra.devices import pick_device
 from weightops.algebra.precision import Precision, pick_precision
+from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import NothingSatisfiesError, OptionError
 from weightops.evaluation.batchnorm import BASE, BatchNorm, as_batchnorm
@@ -127,7 +128,8 @@ class Workflow(ABC):
         self.search = search
         self.config = training or config_for(self.checkpoint)
         self.device = device
-        meant = "float32" if self.config.linearized and precision == "auto" else precision
+        linear = self.config.linearized or linearized_at(self.checkpoint.form) is not None
+        meant = "float32" if linear and precision == "auto" else precision
         self.precision: Any = pick_precision(meant, pick_device(device))
         self.batchnorm = as_batchnorm(batchnorm)
         if self.batchnorm is not None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.merges import apply, check, deltas, family
 
+from weightops.errors import OptionError
 from weightops.merging.merge import merge
 
 SHAPES = {"matrix": (12, 8), "vector": (33,), "positions": (5, 8)}
@@ -69,3 +70,10 @@ def test_what_is_not_optimised() -> None:
     assert torch.equal(merged["matrix"], merge(models, "wudi", base=base)["matrix"])
     mean = sum(model["vector"] for model in models) / 2
     assert torch.allclose(merge(models, "wudi", base=base)["vector"], mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": -1}, {"lr": 0.0}, {"lr": -1e-5}])
+def test_steps_go_somewhere(wrong: dict[str, float]) -> None:
+    base, models = family(2, shapes=SHAPES)
+    with pytest.raises(OptionError, match="wudi takes steps, at a rate above 0"):
+        apply("wudi", base, models, **wrong)["matrix"]

@@ -12,6 +12,8 @@ from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import ExpressionSource, Source, cut, flattened
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.in_memory import InMemory
+from weightops.checkpoints.linearized import linearized_at
+from weightops.errors import CheckpointError
 from weightops.merging.alignment.axes import find_axes
 from weightops.merging.alignment.matching import Orders, match_weights, permuted
 from weightops.support.lazy import torch
@@ -33,7 +35,14 @@ def align(model: Checkpoint, reference: Checkpoint) -> Checkpoint:
     Raises:
         MismatchError: if the models differ in names or shapes, or nothing says which axes of theirs
             permute together.
+        CheckpointError: if a model is linearised: permuted, it isn't at its base any more.
     """
+    for one in (model, reference):
+        if linearized_at(one.form) is not None:
+            raise CheckpointError(
+                f"{one.ref} is linearised, and its units have those of its base beside them",
+                hint="leave out align: vectors of one base are in one order",
+            )
     check_match(reference.form, model.form)
     own = InMemory(model.form, reference.names_in_memory)
     aligned = Aligned(own.form, reference)

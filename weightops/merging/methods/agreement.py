@@ -7,6 +7,7 @@ from typing import Literal
 from weightops.algebra.kernels import add_rows
 from weightops.algebra.names import Each
 from weightops.engine.reduce import sums
+from weightops.errors import OptionError
 from weightops.merging.methods.consensus import divide_, elect_, flags, multiply_
 from weightops.merging.methods.inputs import TensorInputs
 from weightops.merging.methods.kept_elements import ALL, Cutoff, cutoffs
@@ -106,7 +107,12 @@ def tall_consensus(
         mask_scale: the threshold of the masks, the paper's lambda, which its authors choose for
             each task by validation.
         agreement: the number of inputs that must need an element for it to be kept.
+
+    Raises:
+        OptionError: if a threshold is negative.
     """
+    if min(per_input(mask_scale, len(deltas))) < 0:
+        raise OptionError(f"mask_scale is at least 0, not {mask_scale}")
     total = add_rows(deltas)
     scales = torch.tensor(per_input(mask_scale, len(deltas)), dtype=deltas.dtype).to(deltas.device)
     surplus = deltas.abs() - scales[:, None] * (total - deltas).abs()

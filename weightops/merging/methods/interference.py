@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from weightops.errors import OptionError
 from weightops.support.lazy import torch
 
 Solver = Literal["adam", "exact"]
@@ -42,7 +43,12 @@ def wudi(
         others: for tensors that aren't matrices, the "mean" of the deltas, their "sum", or "none".
         optimized: optimise the matrix; by name pattern, ``{"*.mlp.*": true, "*": false}`` treats
             some matrices as others are.
+
+    Raises:
+        OptionError: if there is no step, or the learning rate isn't above 0.
     """
+    if steps < 1 or lr <= 0:
+        raise OptionError(f"wudi takes steps, at a rate above 0, not {steps} at {lr:g}")
     if deltas.ndim != 3 or not optimized:
         mean = deltas.mean(0) if others == "mean" else deltas.sum(0)
         return torch.zeros_like(mean) if others == "none" else mean
