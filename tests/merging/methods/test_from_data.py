@@ -377,3 +377,11 @@ def test_a_method_of_ones_own_with_statistics() -> None:
     stacked = torch.stack([entry["fisher"]["vector"] for entry in statistics])
     wanted = [models[int(i)]["vector"][j] for j, i in enumerate(stacked.argmax(0))]
     assert torch.equal(merged["vector"], torch.stack(wanted))
+
+
+def test_too_few_images_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    for images, warned in ((2, True), (96, False)):
+        caplog.clear()
+        gram = collect("embedded", "mnist", images=images)
+        merge(["embedded"] * 2, "regmean", statistics=[{"gram": gram}] * 2)
+        assert ("from too few images, at visual.conv1.weight" in caplog.text) == warned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from weightops.merging.methods.method import STATISTICS, Method
 from weightops.statistics.statistic import Kind, Statistic
 from weightops.support.lazy import torch
 from weightops.support.text import first_few
+
+log = logging.getLogger("weightops")
 
 Given = Sequence[Mapping[str, Any]]
 """For each model, kind of statistic -> what holds it; see `Statistic`."""
@@ -74,6 +77,7 @@ class ModelStatistics:
         }
         for kind, statistics in self.of.items():
             self._check_names(kind, statistics)
+        self._warn_of_few_inputs()
 
     def _check_names(self, kind: str, statistics: Sequence[Statistic]) -> None:
         """Refuse statistics of other tensors than the models', or of only some models'."""
@@ -96,6 +100,23 @@ class ModelStatistics:
             for name in own:
                 self._check_shape(kind, other, name)
             self._check_layers(other)
+
+    def _warn_of_few_inputs(self) -> None:
+        """Warn of maps with fewer inputs in all Gram matrices than an input has elements."""
+        grams = self.of.get("gram", [])
+        known = [statistic.record.get("rows", {}) for statistic in grams]
+        few = [
+            name
+            for name, spec in (grams[0].checkpoint.specs.items() if grams else ())
+            if all(isinstance(rows.get(name), int) for rows in known)
+            and sum(rows[name] for rows in known) < spec.shape[-1]
+        ]
+        if few:
+            log.warning(
+                "%s: fewer inputs than their width, from too few images, at %s",
+                ", ".join(statistic.ref for statistic in grams),
+                first_few(few),
+            )
 
     def _check_layers(self, statistic: Statistic) -> None:
         """Refuse a statistic that has a tensor of some layers, and lacks it in others."""
