@@ -7,7 +7,8 @@ pictures, FusionBench with its own functions and their defaults (batches of 32),
 models with what they have collected. WUDI is timed on the matrices of the image encoder, beside the
 loop of its paper. Seconds are those of the processor. FusionBench needs an environment of its own.
 Fisher's informations aren't alike: weightops takes the expectation over the classes, of each
-picture; FusionBench squares one gradient of a whole batch.
+picture; FusionBench squares one gradient of a whole batch. A run with both writes its rows to
+results/from_data.json, beside those of other sizes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 
+RESULTS = Path(__file__).parent / "results" / "from_data.json"
 CLASSES, FLOOR, RATIO = 10, 1e-6, 0.95
 NAMES = ("a", "b")
 PLAIN = "wudi, as in its paper"
@@ -198,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fusion-bench", type=Path, help="the Python of its environment")
     parser.add_argument("--vision", default="192,4,32,8", help="width, layers, pixels, patch")
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=int, default=256, help="as both programs take")
     parser.add_argument("--wudi-steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
@@ -227,11 +229,21 @@ def main() -> None:
             for side, python in pythons.items()
             if python is not None
         }
-    print(f"{'processor seconds':28}{'weightops':>10}{'FusionBench':>13}{'ratio':>8}")
+    if "theirs" in took:
+        took["theirs"][PLAIN] = took["ours"].pop(PLAIN)
+        took["ours"][PLAIN] = took["ours"]["wudi, merged"]
+    print(f"{'processor seconds':28}{'weightops':>10}{'beside':>13}{'ratio':>8}")
+    rows = {}
     for what, own in took["ours"].items():
         other = took.get("theirs", {}).get(what)
         ratio = f"{other:13.3f}{other / own:8.2f}" if other else ""
         print(f"{what:28}{own:10.3f}{ratio}")
+        if other:
+            rows[what] = [round(own, 3), round(other, 3), round(other / own, 2)]
+    if rows:
+        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        known[given.vision] = {"images": given.images, "threads": given.threads, "rows": rows}
+        RESULTS.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

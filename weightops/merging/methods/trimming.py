@@ -97,7 +97,7 @@ def magnitude(
         density: the fraction of the elements that is kept.
         scope: "tensor" keeps this fraction of each tensor, of equal elements the first ones, as
             mergekit does; "global" of the model as a whole, and all that equal the smallest of
-            them, as the authors do (half as much again of a bfloat16 model).
+            them, as the authors do: in bfloat16 many are equal.
         count: for scope "global", what the density is a fraction of: "all" elements, frozen ones,
             too, as the authors count, who keep ``int(density n) + 1``; or the "changed" ones.
     """
@@ -150,7 +150,7 @@ def ties(
             sum_i agree_i, the paper's disjoint mean; "none" is 1, its disjoint sum.
         scope: "tensor" keeps this fraction of each tensor, of equal elements the first ones, as
             mergekit does; "global" of the model as a whole, and all that equal the smallest of
-            them, as the authors do (half as much again of a bfloat16 model).
+            them, as the authors do: in bfloat16 many are equal.
         count: for scope "global", what the density is a fraction of: "all" elements, frozen ones,
             too, as the authors count, who keep ``int(density n) + 1``; or the "changed" ones.
         rescale: "l1" restores the sum of magnitudes of each delta, as mergekit does; "none"
