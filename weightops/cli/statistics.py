@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from weightops.cli.learning import check_one
 from weightops.cli.printing import echo_plan
 from weightops.cli.signatures import read
 from weightops.cli.types import OneTask
+from weightops.support.text import counted
 
 _COLLECT = "weightops.statistics.collect:collect"
 _TEXT = click.Option(
@@ -44,21 +46,25 @@ def statistics(
         resume: continue a run that was killed, of which every 512 images are kept.
         overwrite: replace an output that exists.
     """
-    from weightops.checkpoints.opening import open_checkpoint
     from weightops.checkpoints.statistic_record import record_of
-    from weightops.statistics.collect import collect
     from weightops.statistics.resuming import collect_to
-    from weightops.support.atomic import check_free
 
     check_one(given)
     if out.suffix != ".safetensors":
         raise click.UsageError(f"a statistic is one .safetensors file, not {out}")
-    checkpoint = open_checkpoint(model)
-    inputs = [file.path for file in checkpoint.form.files]
-    check_free(out, overwrite=overwrite, inputs=inputs)
-    if "text" in given:
-        found = collect(checkpoint, **given)
-        found.save(out, overwrite=overwrite)
-    else:
-        found = collect_to(out, checkpoint, resume=resume, overwrite=overwrite, **given)
-    echo_plan({"output": str(out), "tensors": len(found), **record_of(found)}, json_)
+    found = collect_to(out, model, resume=resume, overwrite=overwrite, **given)
+    plan = {"output": str(out), "tensors": len(found), **record_of(found)}
+    echo_plan(plan if json_ else _in_short(plan), json_)
+
+
+def _in_short(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with counts in place of what it says of each weight."""
+    short = dict(plan)
+    if "rows" in plan:
+        parts = [own if isinstance(own, list) else [own] for own in plan["rows"].values()]
+        least, most = min(map(min, parts)), max(map(max, parts))
+        short["rows"] = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        short["rows"] += " for each tensor"
+    if "input_first" in plan:
+        short["input_first"] = counted(len(plan["input_first"]), "tensor")
+    return short

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
@@ -25,7 +25,7 @@ from weightops.statistics.recording import Gram, GramRecorder
 from weightops.statistics.statistic import Kind, statistic_source
 from weightops.support.arguments import check_arguments
 from weightops.support.lazy import nn, np, torch, without_gradients
-from weightops.support.progress import progress
+from weightops.support.progress import Bar, progress
 from weightops.support.ranges import Range
 from weightops.support.text import first_few, portable
 from weightops.tasks.table import TaskLike, as_task
@@ -44,6 +44,7 @@ class Run(NamedTuple):
         batches: gives the batches of a size.
         size: the number of images or blocks of text.
         data: what they are, for the record.
+        bar: the bar of a longer run that it is part of.
     """
 
     module: nn.Module
@@ -51,6 +52,12 @@ class Run(NamedTuple):
     batches: Callable[[int], Iterator[Batch]]
     size: int
     data: Mapping[str, Any]
+    bar: Bar | None = None
+
+    def progress(self, what: str) -> AbstractContextManager[Bar]:
+        """Show how many images or blocks are done."""
+        unit = "blocks" if "text" in self.data else "images"
+        return nullcontext(self.bar) if self.bar else progress(self.size, what, unit)
 
 
 def collect(
@@ -67,6 +74,7 @@ def collect(
     device: str = "auto",
     start: Annotated[int, Range(min=0)] = 0,
     built: ImageModel | None = None,
+    bar: Bar | None = None,
 ) -> Checkpoint:
     """Run a model on data, and return a statistic of it: tensors by the names of its weights.
 
@@ -88,6 +96,7 @@ def collect(
         device: where to compute: auto, cpu, cuda, cuda:1, ...
         start: how many of the images to leave out, as another run has seen them.
         built: the model, if it has been built for another run.
+        bar: the bar of a longer run, of which this is a part.
 
     Returns:
         The statistic, in memory. Its record, which `Checkpoint.save` writes, too, names the model
@@ -121,6 +130,7 @@ def collect(
         run = on_images(image_model, as_task(task or ""), split, images, start)
     else:
         run = on_text(checkpoint, text, images, device)
+    run = run._replace(bar=bar)
     record = {
         "kind": kind,
         **run.data,
@@ -202,7 +212,7 @@ def on_text(checkpoint: Checkpoint, text: str | Path, blocks: int, device: str) 
         for batch in tokens.split(size):  # type: ignore[no-untyped-call]
             yield batch, batch[:, 1:]
 
-    return Run(module, logits, batches, len(tokens), {"text": str(text)})
+    return Run(module, logits, batches, len(tokens), {"text": portable(str(text))})
 
 
 @contextmanager
@@ -227,7 +237,7 @@ def _fisher(run: Run, checkpoint: Checkpoint, labels: Labels, seed: int) -> dict
     """Return the Fisher information in the names of a checkpoint."""
 
     def examples() -> Iterator[tuple[Callable[[], torch.Tensor], torch.Tensor]]:
-        with progress(run.size, "fisher") as bar:
+        with run.progress("fisher") as bar:
             for inputs, truth in run.batches(1):
                 yield partial(_flat_logits, run, inputs), truth.flatten()
                 bar.update()
@@ -246,7 +256,7 @@ def _flat_logits(run: Run, inputs: torch.Tensor) -> torch.Tensor:
 def grams_of(run: Run, batch_size: int, only: Collection[str] | None = None) -> dict[str, Gram]:
     """Return the Gram matrices of a module's weights, or of some of them."""
     recorder = GramRecorder(run.module, only)
-    with progress(run.size, "gram") as bar:
+    with run.progress("gram") as bar:
         for inputs, _ in run.batches(batch_size):
             with recorder:
                 run.logits(inputs)

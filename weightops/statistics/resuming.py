@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from weightops.algebra.linear_form import LinearForm
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.checkpoints.statistic_record import record_of
-from weightops.errors import WeightopsError
+from weightops.errors import OutputError, WeightopsError
 from weightops.evaluation.image_model import ImageModel
+from weightops.evaluation.perplexity import token_blocks
 from weightops.statistics.collect import collect
 from weightops.statistics.statistic import statistic_source
 from weightops.support.atomic import check_free
 from weightops.support.lazy import torch
+from weightops.support.progress import progress
+from weightops.support.text import portable
 from weightops.tasks.table import TaskLike, as_task
 
 log = logging.getLogger("weightops")
@@ -27,16 +31,17 @@ PART = 512
 def collect_to(
     out: Path,
     model: CheckpointLike,
-    task: TaskLike,
+    task: TaskLike | None = None,
     kind: Any = "gram",
     *,
+    text: str | Path | None = None,
     images: int = 256,
     split: Any = "train",
     resume: bool = False,
     overwrite: bool = False,
     **options: Any,
 ) -> Checkpoint:
-    """Collect a statistic of images into a file, part by part; see `collect`.
+    """Collect a statistic into a file, of images part by part; see `collect`.
 
     What is done is in a hidden file beside the output, from which ``resume`` continues.
 
@@ -45,9 +50,10 @@ def collect_to(
         model: the model.
         task: the task.
         kind: gram or fisher.
-        images: the most images to use.
+        text: for language models, a text instead of a task; it is one part.
+        images: the most images, or blocks of text, to use.
         split: the images to use.
-        resume: continue a run that was killed.
+        resume: continue a run that was killed; where it is finished, nothing is done.
         overwrite: replace an output that exists.
         options: further options of `collect`.
 
@@ -55,48 +61,106 @@ def collect_to(
         The statistic in the file.
 
     Raises:
-        OutputError: if the output exists, or is the model's own file.
+        OutputError: if the output exists, or is the model's own file; with ``resume``, if what is
+            there is damaged or of another run.
     """
     checkpoint = open_checkpoint(model)
-    inputs = [file.path for file in checkpoint.form.files]
-    check_free(out, overwrite=overwrite, inputs=inputs)
-    source, beside = as_task(task), out.with_name(f".{out.stem}.partial.safetensors")
-    total = min(images, source.sizes[split])
-    asked = {"kind": kind, "task": source.name, "source": source.source, "split": split}
-    asked |= {"labels": "model", "seed": 0, **options}
-    done = _opened(beside, checkpoint, asked, total) if resume else None
-    built = ImageModel.open(checkpoint, options.get("device", "auto"), precision="float32")
-    while done is None or record_of(done)["count"] < total:
-        start = record_of(done)["count"] if done is not None else 0
-        stop = min(start + PART, total)
-        some = {"split": split, "start": start, "images": stop, "built": built}
-        part = collect(checkpoint, source, kind, **some, **options)
-        done = part if done is None else _joined(done, part)
-        if stop < total:
-            done.save(beside, overwrite=True)
-            done = open_checkpoint(beside)
-    done.save(out, overwrite=overwrite)
+    is_there = resume and not overwrite and out.is_file()
+    if not is_there:
+        inputs = [file.path for file in checkpoint.form.files]
+        check_free(out, overwrite=overwrite, inputs=inputs)
+    beside = out.with_name(f".{out.stem}.partial.safetensors")
+    asked = {"kind": kind, "labels": "model", "seed": 0, **options}
+    if text is None:
+        source = as_task(task or "")
+        total = min(images, source.sizes[split])
+        asked |= {"task": source.name, "source": source.source, "split": split}
+        given = {"task": source, "split": split}
+    else:
+        total = min(images, len(token_blocks(checkpoint, text)))
+        asked |= {"text": portable(str(text))}
+        given = {"text": text}
+    if is_there:
+        return _left(out, checkpoint, asked, total, is_whole=True)
+    done = None
+    if resume and beside.exists():
+        done = _left(beside, checkpoint, asked, total)
+    elif beside.exists():
+        log.warning("%s, a part of an unfinished run, is replaced", beside)
+    whole = _collect_rest(done, checkpoint, kind, total, beside, {**given, **options})
+    whole.save(out, overwrite=overwrite)
     beside.unlink(missing_ok=True)
     return open_checkpoint(out)
 
 
-def _opened(file: Path, model: Checkpoint, asked: dict[str, Any], total: int) -> Checkpoint | None:
-    """Return what a killed run left; None if it is of another model, task, option or more images.
+def _collect_rest(
+    done: Checkpoint | None,
+    checkpoint: Checkpoint,
+    kind: Any,
+    total: int,
+    beside: Path,
+    given: dict[str, Any],
+) -> Checkpoint:
+    """Return a whole statistic, of which some may be done, with its parts in a file on the way."""
+    is_text = "text" in given
+    if not is_text:
+        device = given.get("device", "auto")
+        given = {**given, "built": ImageModel.open(checkpoint, device, precision="float32")}
+    start = record_of(done)["count"] if done is not None else 0
+    with progress(total, kind, "blocks" if is_text else "images", done=start) as bar:
+        while done is None or start < total:
+            stop = total if is_text else min(start + PART, total)
+            part = collect(checkpoint, kind=kind, start=start, images=stop, bar=bar, **given)
+            done = part if done is None else _joined(done, part)
+            start = stop
+            if stop < total:
+                done.save(beside, overwrite=True)
+                done = open_checkpoint(beside)
+    return done
+
+
+def _left(
+    file: Path, model: Checkpoint, asked: Mapping[str, Any], total: int, *, is_whole: bool = False
+) -> Checkpoint:
+    """Return what a run has left: its finished output, or a part of it.
+
+    Raises:
+        OutputError: if it is damaged, or of another run, with what differs.
+    """
+    remedies = ("remove it, or begin again without resume=True", "overwrite=True replaces it")
+    hint = remedies[is_whole]
+    try:
+        left = open_checkpoint(file)
+    except WeightopsError as error:
+        raise OutputError(error.fact, hint=hint) from error
+    record = record_of(left)
+    if not {"model", "count"} <= set(record):
+        raise OutputError(f"{file} is no statistic of weightops", hint=hint)
+    other = _differences(record, model, asked)
+    if record["count"] > total or (is_whole and record["count"] < total):
+        other.append(f"images {record['count']}, not {total}")
+    if other:
+        raise OutputError(f"{file} is of another run: {', '.join(other)}", hint=hint)
+    return left
+
+
+def _differences(
+    record: Mapping[str, Any], model: Checkpoint, asked: Mapping[str, Any]
+) -> list[str]:
+    """Return in what a record differs from what is asked for.
 
     What a record doesn't have, such as the labels of a gram, makes no difference to it.
     """
-    try:
-        done = open_checkpoint(file) if file.exists() else None
-    except WeightopsError:
-        done = None
-    record = record_of(done) if done is not None else {}
-    same = all(record.get(key, value) == value for key, value in asked.items())
-    same = same and record.get("count", 0) <= total
-    if done is not None and same and record["model"]["fingerprint"] == model.fingerprint:
-        return done
-    if file.exists():
-        log.warning("%s is of another run, and is left aside", file)
-    return None
+    own = record["model"]
+    found = []
+    if own["fingerprint"] != model.fingerprint:
+        this = f"{portable(model.ref)} ({model.fingerprint})"
+        found.append(f"model {own['ref']} ({own['fingerprint']}), not {this}")
+    for name, value in asked.items():
+        same_name = name != "source" or record.get("task") == asked["task"]
+        if record.get(name, value) != value and same_name:
+            found.append(f"{name} {record[name]}, not {value}")
+    return found
 
 
 def _joined(one: Checkpoint, other: Checkpoint) -> Checkpoint:

@@ -35,14 +35,15 @@ class Bar:
         what: what is done; empty if that says nothing to people.
         unit: what a step is.
         work: how much of the job's work a step is.
+        done: how many steps a run before has done.
     """
 
-    def __init__(self, total: float, what: str, unit: str, work: float) -> None:
+    def __init__(self, total: float, what: str, unit: str, work: float, done: float) -> None:
         self._job, self._work = _JOB.get(), work
         self._bar: Any = None
         if self._job is None or _is_terminal():
             scaled = {"unit": unit or "it", "unit_scale": unit == "B"}
-            self._bar = _new_bar(total=total, desc=what or None, **scaled)
+            self._bar = _new_bar(total=total, initial=done, desc=what or None, **scaled)
         if self._job is not None and what:
             self._job.at(what)
 
@@ -156,9 +157,11 @@ def left(work: float) -> None:
 
 
 @contextmanager
-def progress(total: float, what: str, unit: str = "", *, work: float = 0.0) -> Iterator[Bar]:
+def progress(
+    total: float, what: str, unit: str = "", *, work: float = 0.0, done: float = 0
+) -> Iterator[Bar]:
     """Show a bar; see `Bar` for the arguments."""
-    bar = Bar(total, what, unit, work)
+    bar = Bar(total, what, unit, work, done)
     try:
         yield bar
     finally:
@@ -218,7 +221,7 @@ class _Timed(tqdm):  # type: ignore[misc]
     def update(self, n: float | None = 1) -> bool | None:
         if self._began is None and n:
             self._began = time.monotonic()
-            self._before = n
+            self._before = self.n + n
         drawn: bool | None = super().update(n)
         return drawn
 
