@@ -17,7 +17,7 @@ from types import FrameType
 
 import click
 
-from weightops.errors import OptionError, UnverifiedError, WeightopsError, printable
+from weightops.errors import OptionError, RecipeError, UnverifiedError, WeightopsError, printable
 from weightops.support.invocation import invoked_with
 from weightops.support.registry import unknown
 
@@ -31,7 +31,7 @@ VERBS = (
 _FORMER = {"select": "rank"}
 """Former names of verbs, which still answer."""
 
-_EXIT_CODES: dict[type[WeightopsError], int] = {OptionError: 2, UnverifiedError: 3}
+_EXIT_CODES: dict[type[WeightopsError], int] = {OptionError: 2, RecipeError: 2, UnverifiedError: 3}
 """The exit codes of errors that have one of their own; that of the others is 1."""
 
 _GC_THRESHOLD = 1_000_000

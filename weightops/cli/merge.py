@@ -111,8 +111,8 @@ def merge(
 
 def _read_recipe(arguments: Sequence[str], stated: dict[str, Any]) -> Recipe:
     """Return the recipe of a file, or the one that the command line describes."""
-    from weightops.merging.methods.table import METHODS
     from weightops.merging.recipe import Recipe
+    from weightops.merging.recipe_values import method_of
 
     models, texts = _split(arguments)
     if len(models) == 1 and models[0].endswith((".yaml", ".yml")):
@@ -129,7 +129,7 @@ def _read_recipe(arguments: Sequence[str], stated: dict[str, Any]) -> Recipe:
 
         models = list(map(as_dequantised, models))
         stated["base"] = stated.get("base") and as_dequantised(stated["base"])
-    method = METHODS[stated["method"]]
+    method = method_of(stated["method"])
     _check_spelling(texts, method.options)
     options = read_method_options(method, texts)
     single = alpha[0] if len(alpha) == 1 else list(alpha)

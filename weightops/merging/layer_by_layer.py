@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from weightops.algebra.linear_form import LinearForm
 from weightops.algebra.names import PerTensor, depths, layer_of
@@ -17,7 +17,9 @@ from weightops.merging.merge import merge
 from weightops.statistics.collect import grams_of, in_names_of, in_single_precision, on_images
 from weightops.statistics.recording import Gram
 from weightops.statistics.statistic import statistic_source
+from weightops.support.arguments import check_arguments
 from weightops.support.lazy import torch
+from weightops.support.ranges import Range
 from weightops.tasks.table import TaskLike, as_tasks
 
 
@@ -26,9 +28,9 @@ def collect_layer_by_layer(
     tasks: Sequence[TaskLike],
     *,
     weights: Sequence[PerTensor] | None = None,
-    images: int = 256,
-    split: str = "train",
-    batch_size: int = 32,
+    images: Annotated[int, Range(min=1)] = 256,
+    split: Literal["train", "validation"] = "train",
+    batch_size: Annotated[int, Range(min=1)] = 32,
     device: str = "auto",
     **options: Any,
 ) -> list[Checkpoint]:
@@ -54,11 +56,12 @@ def collect_layer_by_layer(
         For each model its statistic, for ``statistics=`` of `merge`.
 
     Raises:
-        OptionError: if there isn't one task for each model.
+        OptionError: if there isn't one task for each model, or for a value that can't be.
 
     >>> grams = collect_layer_by_layer(["embedded"] * 2, ["mnist", "digits"], images=2)
     >>> merged = merge(["embedded"] * 2, "regmean", statistics=[{"gram": g} for g in grams])
     """
+    check_arguments(collect_layer_by_layer, images=images, split=split, batch_size=batch_size)
     listed = as_tasks(tasks)
     if len(listed) != len(models):
         raise OptionError(f"there are {len(models)} models, and tasks for {len(listed)}")

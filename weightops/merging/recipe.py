@@ -25,9 +25,9 @@ from weightops.merging.recipe_content import (
     whole_lines,
 )
 from weightops.merging.recipe_merge import RecipeMerge
-from weightops.merging.recipe_values import EACH, check_keys
+from weightops.merging.recipe_values import EACH, check_keys, method_of
 from weightops.merging.tokenizer_choice import TokenizerChoice
-from weightops.merging.yaml_lines import line_of, located, read_lined
+from weightops.merging.yaml_lines import at, line_of, located, read_lined
 from weightops.support.registry import unknown
 from weightops.support.yaml_files import yaml_text
 
@@ -116,7 +116,7 @@ class Recipe:
     align: bool = False
 
     def __post_init__(self) -> None:
-        METHODS[self.method].check(self.options)
+        method_of(self.method).check(self.options)
         if self.dtype is not None and self.dtype not in EDITABLE:
             raise unknown("dtype to write", self.dtype, EDITABLE)
 
@@ -173,9 +173,10 @@ class Recipe:
         whole = {**whole_fields(content), "forgiving": forgiving}
         lines = whole_lines(content)
         named = content.get("named") or {}
-        if not isinstance(named, dict):
-            raise RecipeError(f"named is {named!r:.80}, and must map names to recipes")
-        whole["named"] = {name: cls.of(named[name], forgiving=forgiving) for name in named}
+        with at(content, "named"):
+            if not isinstance(named, dict):
+                raise RecipeError(f"named is {named!r:.80}, and must map names to recipes")
+            whole["named"] = {name: cls.of(named[name], forgiving=forgiving) for name in named}
         if "mixture" in content:
             return cls._of_mixture(content, {**whole, "lines": lines})
         if "modules" in content:
@@ -184,9 +185,10 @@ class Recipe:
             return cls._of_slices(content, {**whole, "lines": lines})
         fields = merge_fields(content)
         if fields["layers"]:
-            raise RecipeError(
-                "layers are of a slice", hint="make this recipe an entry of a list, slices:"
-            )
+            with at(content, "models"):
+                raise RecipeError(
+                    "layers are of a slice", hint="make this recipe an entry of a list, slices:"
+                )
         return cls(**{**whole, **fields, "lines": {**lines, **fields["lines"]}})
 
     @classmethod
@@ -200,10 +202,12 @@ class Recipe:
         """Return a recipe of the parts of a model."""
         parts, others = content["modules"], [k for k in content if k not in ("modules", *WHOLE)]
         if others or not isinstance(parts, dict) or not parts:
-            raise RecipeError(f"modules maps parts of a model to recipes, alone: {others or parts}")
+            with at(content, "modules"):
+                what = "modules maps parts of a model to recipes, alone"
+                raise RecipeError(f"{what}: {others or parts!r:.200}")
         modules = {}
         for name, part in parts.items():
-            with located(line_of(parts, name)):
+            with at(parts, name):
                 check_keys(part, [key for key in KEYS if key not in (*WHOLE, "modules")], "key")
                 modules[str(name)] = cls.of(part, forgiving=whole["forgiving"])
                 if modules[str(name)].align:
@@ -216,10 +220,11 @@ class Recipe:
     def _of_slices(cls, content: Mapping[str, Any], whole: Mapping[str, Any]) -> Recipe:
         """Return a recipe of slices."""
         pieces = content["slices"]
-        check_pieces(pieces, [key for key in content if key not in ("slices", *WHOLE)])
+        with at(content, "slices"):
+            check_pieces(pieces, [key for key in content if key not in ("slices", *WHOLE)])
         slices = []
         for i, piece in enumerate(pieces):
-            with located(line_of(pieces, i)):
+            with at(pieces, i):
                 fields = merge_fields(piece)
                 spans = fields["layers"] or ()
                 if len({stop - start for start, stop in spans}) != 1:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from weightops.algebra.dtypes import EDITABLE
 from weightops.errors import RecipeError
 from weightops.merging.chat_templates import check_chat_template
+from weightops.merging.methods.method import Method
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.recipe_values import (
-    align_of,
     check_keys,
     flag_of,
     layers_of,
+    method_of,
+    name_of,
     numbers_of,
     options_of,
     rank_of,
@@ -21,7 +24,7 @@ from weightops.merging.recipe_values import (
     statistics_of,
 )
 from weightops.merging.tokenizer_choice import TokenizerChoice
-from weightops.merging.yaml_lines import line_of, located
+from weightops.merging.yaml_lines import LinedDict, at, line_of, lines_of, located
 from weightops.support.registry import unknown
 
 KEYS = (
@@ -42,7 +45,23 @@ WHOLE = (
 )
 """The keys that belong to a whole recipe, not to a slice or a module of it."""
 _NAMES = ("dtype", "batchnorm", "fill_missing", "like", "name")
-_MODEL_KEYS = ("model", "weight", "layers", "statistics")
+_VALUES: Mapping[str, Callable[[Any], Any]] = {
+    "base": lambda value: None if value is None else name_of("base", value),
+    "alpha": partial(numbers_of, name="alpha"),
+    "options": lambda value: options_of(value or {}),
+    "seed": seed_of,
+    "rank": lambda value: None if value is None else rank_of(value),
+    "align": partial(flag_of, "align"),
+    "base_layers": lambda value: None if value is None else layers_of(value),
+}
+"""Key of a merge -> what checks its value."""
+_OF_MODEL: Mapping[str, Callable[[Any], Any]] = {
+    "model": lambda value: value,
+    "weight": partial(numbers_of, name="weight"),
+    "layers": layers_of,
+    "statistics": lambda value: statistics_of(value or {}),
+}
+"""Key of a model -> what checks its value."""
 
 
 def whole_fields(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,20 +73,22 @@ def whole_fields(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     fields = {key: content.get(key) for key in _NAMES}
     for key, value in fields.items():
-        if not isinstance(value, (str, type(None))):
-            raise RecipeError(f"{key} is {value!r:.80}, and must be a name")
-    with located(line_of(content, "packed_experts")):
+        if value is not None:
+            with at(content, key):
+                name_of(key, value)
+    with at(content, "packed_experts"):
         fields["packed_experts"] = flag_of("packed_experts", content.get("packed_experts", False))
     if fields["fill_missing"] is not None and content.get("tokenizer") is not None:
-        raise RecipeError("fill_missing keeps the vocabulary of the whole model: no tokenizer")
-    with located(line_of(content, "dtype")):
+        with at(content, "tokenizer"):
+            raise RecipeError("fill_missing keeps the vocabulary of the whole model: no tokenizer")
+    with at(content, "dtype"):
         if fields["dtype"] is not None and fields["dtype"] not in EDITABLE:
             raise unknown("dtype to write", fields["dtype"], EDITABLE)
     if content.get("tokenizer") is not None:
-        with located(line_of(content, "tokenizer")):
+        with at(content, "tokenizer"):
             fields["tokenizer"] = TokenizerChoice.of(content["tokenizer"])
     if content.get("chat_template") is not None:
-        with located(line_of(content, "chat_template")):
+        with at(content, "chat_template"):
             check_chat_template(content["chat_template"])
         fields["chat_template"] = content["chat_template"]
     return fields
@@ -78,7 +99,7 @@ def whole_lines(content: Mapping[str, Any]) -> dict[str, str]:
     tokenizer = content.get("tokenizer")
     tokens = tokenizer.get("tokens") if isinstance(tokenizer, Mapping) else None
     lines = {str(token): line_of(tokens, token) for token in tokens or ()}
-    keys = ("tokenizer", "chat_template", "fill_missing", "like", "name")
+    keys = ("tokenizer", "chat_template", "fill_missing", "like", "name", "batchnorm")
     return lines | {key: line_of(content, key) for key in keys}
 
 
@@ -90,61 +111,93 @@ def merge_fields(content: Mapping[str, Any]) -> dict[str, Any]:
         UnknownNameError: for an unknown key.
     """
     check_keys(content, KEYS, "recipe key")
-    listed = content.get("models")
-    if not isinstance(listed, list) or not listed:
-        raise RecipeError(
-            "a recipe needs models",
-            hint="models: is a list of refs, each alone or as {model: ref, weight: number}",
-        )
-    entries = [entry if isinstance(entry, dict) else {"model": entry} for entry in listed]
-    weights = []
-    for i, entry in enumerate(entries):
-        with located(line_of(listed, i)):
-            check_keys(entry, _MODEL_KEYS, "key of a model")
-            if not isinstance(entry.get("model"), str):
-                raise RecipeError(f"{dict(entry)!r:.200} names no model")
-            with located(line_of(entry, "weight")):
-                weights.append(numbers_of(entry.get("weight", 1.0), "weight"))
-    statistics = tuple(statistics_of(entry.get("statistics") or {}) for entry in entries)
-    layers = tuple(layers_of(entry["layers"]) for entry in entries if "layers" in entry)
+    entries = _entries(content)
+    with at(content, "method"):
+        method = method_of(str(content.get("method", "linear")))
+    fields: dict[str, Any] = {"method": method.name}
+    for key, check in _VALUES.items():
+        if key in content:
+            with at(content, key):
+                fields[key] = check(content[key])
+    options = fields.get("options", {})
+    for name, value in options.items():
+        with at(content["options"], name):
+            method.check({name: value})
+    weights = [entry.get("weight", 1.0) for entry in entries]
+    layers = tuple(entry["layers"] for entry in entries if "layers" in entry)
     if len(layers) not in (0, len(entries)):
         raise RecipeError("either each model of a slice has layers, or none")
-    if not isinstance(content.get("base"), (str, type(None))):
-        raise RecipeError(f"base is {content['base']!r:.80}, and must be a name")
-    if layers and any(statistics):
-        raise RecipeError("statistics are of whole models, not of the layers of a slice")
-    with located(line_of(content, "alpha")):
-        alpha = numbers_of(content.get("alpha", 1.0), "alpha")
-    with located(line_of(content, "align")):
-        align = align_of(content.get("align", False), bool(layers))
-    base_layers, options = content.get("base_layers"), options_of(content.get("options") or {})
+    if layers and fields.get("align"):
+        with at(content, "align"):
+            raise RecipeError("align is of whole models, not of the layers of a slice")
     return {
+        **fields,
         "models": tuple(entry["model"] for entry in entries),
-        "method": str(content.get("method", "linear"))[:200],
-        "base": content.get("base"),
         "weights": tuple(weights) if any(weight != 1.0 for weight in weights) else None,
-        "alpha": alpha,
-        "options": options,
-        "seed": seed_of(content.get("seed", 0)),
-        "rank": None if content.get("rank") is None else rank_of(content["rank"]),
         "layers": layers or None,
-        "statistics": statistics if any(statistics) else None,
-        "align": align,
-        "base_layers": None if base_layers is None else layers_of(base_layers),
+        "statistics": _statistics(content["models"], entries, method, bool(layers)),
         "lines": _lines_of_merge(content, entries),
     }
 
 
-def _lines_of_merge(content: Mapping[str, Any], entries: Sequence[Any]) -> dict[str, str]:
+def _entries(content: Mapping[str, Any]) -> list[LinedDict]:
+    """Return the models of a recipe, each with the values of its keys."""
+    with at(content, "models"):
+        listed = content.get("models")
+        if not isinstance(listed, list) or not listed:
+            raise RecipeError(
+                "a recipe needs models",
+                hint="models: is a list of refs, each alone or as {model: ref, weight: number}",
+            )
+    entries = []
+    for i, given in enumerate(listed):
+        entry = LinedDict(given if isinstance(given, dict) else {"model": given}, lines_of(given))
+        with at(listed, i):
+            check_keys(entry, tuple(_OF_MODEL), "key of a model")
+            if not isinstance(entry.get("model"), str):
+                raise RecipeError(f"{dict(entry)!r:.200} names no model")
+            for key, check in _OF_MODEL.items():
+                if key in entry:
+                    with at(entry, key):
+                        entry[key] = check(entry[key])
+        entries.append(entry)
+    return entries
+
+
+def _statistics(
+    listed: Sequence[Any], entries: Sequence[LinedDict], method: Method, in_slice: bool
+) -> tuple[dict[str, Any], ...] | None:
+    """Return each model's statistics, which are those that the method takes."""
+    of_models = tuple(entry.get("statistics", {}) for entry in entries)
+    for i, (entry, own) in enumerate(zip(entries, of_models, strict=True)):
+        with located(line_of(entry, "statistics") or line_of(listed, i)):
+            if in_slice and own:
+                raise RecipeError("statistics are of whole models, not of the layers of a slice")
+            if own and not method.statistics:
+                raise RecipeError(f"{method.name} takes no statistics", hint="leave them out")
+            if set(own) != set(method.statistics) and any(of_models):
+                kinds = " and ".join(method.statistics)
+                raise RecipeError(
+                    f"{method.name} takes the statistics {kinds}, and {entry['model']} has "
+                    f"{' and '.join(own) or 'none'}",
+                    hint=f"such as statistics: {{{method.statistics[0]}: {{task: mnist}}}}",
+                )
+    return of_models if any(of_models) else None
+
+
+def _lines_of_merge(content: Mapping[str, Any], entries: Sequence[LinedDict]) -> dict[str, str]:
     """Return the lines of what only a merge can check: models, and values by patterns of names."""
     lines = {str(content.get("base")): line_of(content, "base")}
-    lines |= {key: line_of(content, key) for key in ("method", "alpha")}
+    lines |= {key: line_of(content, key) for key in ("method", "alpha", "rank", "align")}
     options = content.get("options")
     lines |= {f"option {name}": line_of(options, name) for name in options or ()}
+    listed = content["models"]
     for i, entry in enumerate(entries):
         ref = entry["model"]
-        lines[ref] = line_of(entry, "model") or line_of(content["models"], i)
+        lines[ref] = line_of(entry, "model") or line_of(listed, i)
         lines[f"the weight of {ref}"] = line_of(entry, "weight")
+        for kind in entry.get("statistics", {}):
+            lines[f"the {kind} of model {i + 1}"] = line_of(listed[i]["statistics"], kind)
     return lines
 
 
@@ -163,10 +216,13 @@ def mixture_fields(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     )
     others = [key for key in content if key not in known]
     if others:
-        with located(line_of(content, others[0])):
+        with at(content, others[0]):
             raise RecipeError(f"{others[0]} doesn't go with mixture, which has models of its own")
     if not isinstance(content.get("base"), str):
-        raise RecipeError("a mixture needs base, the model that all but the experts is taken from")
+        with at(content, "base"):
+            raise RecipeError(
+                "a mixture needs base, the model that all but the experts is taken from"
+            )
     lines = {content["base"]: line_of(content, "base"), "mixture": line_of(content, "mixture")}
     with located(lines["mixture"]):
         mixture = Mixture.of(content["mixture"])
@@ -179,8 +235,10 @@ def mixture_fields(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         "method": "passthrough",
         "base": content["base"],
         "mixture": mixture,
-        "seed": seed_of(content.get("seed", 0)),
     }
+    if "seed" in content:
+        with at(content, "seed"):
+            fields["seed"] = seed_of(content["seed"])
     return fields, lines
 
 

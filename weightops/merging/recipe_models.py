@@ -56,7 +56,12 @@ def merge_models(
         seed=recipe.seed,
         rank=recipe.rank,
         statistics=made_statistics(
-            recipe.models, recipe.statistics, recipe.weights, recipe.options, open_model
+            recipe.models,
+            recipe.statistics,
+            recipe.weights,
+            recipe.options,
+            open_model,
+            recipe.lines,
         ),
         strict=strict,
         align=recipe.align,

@@ -8,6 +8,8 @@ from typing import Any
 from weightops.algebra.names import PerTensor
 from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.errors import RecipeError
+from weightops.merging.yaml_lines import located
+from weightops.tasks.table import as_task
 
 Given = Sequence[Mapping[str, Any]]
 
@@ -18,6 +20,7 @@ def made_statistics(
     weights: Sequence[PerTensor] | None,
     options: Mapping[str, Any],
     open_model: Callable[[str], Checkpoint],
+    lines: Mapping[str, str],
 ) -> list[dict[str, Checkpoint]] | None:
     """Return each model's statistics: the recipe's files, and those that are made now.
 
@@ -28,6 +31,7 @@ def made_statistics(
         weights: the weights of the merge.
         options: the options of the method.
         open_model: opens what a ref names.
+        lines: the lines of a recipe's file, for messages.
 
     Raises:
         RecipeError: if only some Gram matrices are made after the merged layers.
@@ -37,28 +41,36 @@ def made_statistics(
     from weightops.merging.layer_by_layer import collect_layer_by_layer
     from weightops.statistics.collect import collect
 
-    after = [_is_after_merged(statistics) for statistics in given]
-    if any(after):
-        grams = [dict(statistics["gram"]) for statistics in given] if all(after) else []
-        tasks = [gram.pop("task", None) for gram in grams if gram.pop("after", None)]
-        if not grams or any(gram != grams[0] for gram in grams) or None in tasks:
-            raise RecipeError(
-                "after: merged is for all models of a recipe, each with a task and the same images"
-            )
+    if any(map(_after_merged, given)):
+        tasks, others = [], []
+        for i, statistics in enumerate(given):
+            gram = _after_merged(statistics)
+            others.append({key: value for key, value in gram.items() if key != "task"})
+            with located(lines.get(f"the gram of model {i + 1}", "")):
+                if "task" not in gram or others[-1] != others[0]:
+                    raise RecipeError(
+                        "after: merged is for all models of a recipe, each with a task and the "
+                        "same images"
+                    )
+                tasks.append(as_task(gram["task"]))
+        how = {key: value for key, value in others[0].items() if key != "after"}
         opened = list(map(open_model, models))
-        made = collect_layer_by_layer(opened, tasks, weights=weights, **grams[0], **options)
+        made = collect_layer_by_layer(opened, tasks, weights=weights, **how, **options)
         return [{"gram": gram} for gram in made]
-    return [
-        {
-            kind: collect(open_model(model), kind=kind, **source)  # type: ignore[arg-type]
-            if isinstance(source, Mapping)
-            else open_model(source)
-            for kind, source in statistics.items()
-        }
-        for model, statistics in zip(models, given, strict=True)
-    ]
+    found: list[dict[str, Checkpoint]] = []
+    for i, (model, statistics) in enumerate(zip(models, given, strict=True)):
+        found.append({})
+        for kind, source in statistics.items():
+            with located(lines.get(f"the {kind} of model {i + 1}", "")):
+                found[-1][kind] = (
+                    collect(open_model(model), kind=kind, **source)  # type: ignore[arg-type]
+                    if isinstance(source, Mapping)
+                    else open_model(source)
+                )
+    return found
 
 
-def _is_after_merged(statistics: Mapping[str, Any]) -> bool:
+def _after_merged(statistics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what says of which inputs a Gram matrix is, if layers are merged before it."""
     gram = statistics.get("gram")
-    return isinstance(gram, Mapping) and "after" in gram
+    return gram if isinstance(gram, Mapping) and "after" in gram else {}

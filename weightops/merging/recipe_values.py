@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from weightops.algebra.names import Each, PerTensor
-from weightops.errors import RecipeError
-from weightops.merging.yaml_lines import line_of, located
+from weightops.errors import RecipeError, UnknownNameError
+from weightops.merging.methods.method import Method
+from weightops.merging.methods.table import METHODS
+from weightops.merging.yaml_lines import at
 from weightops.statistics.statistic import Kind
+from weightops.support.arguments import check_arguments
 from weightops.support.registry import unknown
 
 EACH = "each"
@@ -28,8 +32,24 @@ def check_keys(content: Mapping[str, Any], known: Sequence[str], kind: str) -> N
         raise RecipeError(f"{content!r:.80} stands where a mapping is needed, each {kind} in it")
     for key in content:
         if key not in known:
-            with located(line_of(content, key)):
+            with at(content, key):
                 raise unknown(kind, str(key), known)
+
+
+def method_of(name: str) -> Method:
+    """Return the merge method of a name.
+
+    Raises:
+        UnknownNameError: if there is none, with the nearest; for RegMean++, how it is written.
+    """
+    try:
+        return METHODS[name[:200]]
+    except UnknownNameError as error:
+        plain = re.sub(r"[\W_]", "", name.lower().replace("+", "plus"))
+        if plain != "regmeanplusplus":
+            raise
+        hint = "it is regmean with the statistics {gram: {task: ..., after: merged}} in a recipe"
+        raise UnknownNameError(error.fact, hint=hint) from None
 
 
 def statistics_of(value: Any) -> dict[str, Any]:
@@ -37,23 +57,64 @@ def statistics_of(value: Any) -> dict[str, Any]:
 
     Raises:
         RecipeError: if it is anything else.
+        OptionError: for an argument that `collect` can't have.
     """
-    kinds, made = get_args(Kind), ("task", "text", "images", "split", "labels", "after")
     if not isinstance(value, dict):
         raise RecipeError("statistics is a mapping, such as {gram: ref} or {gram: {task: mnist}}")
-    check_keys(value, kinds, "kind of statistic")
+    check_keys(value, get_args(Kind), "kind of statistic")
+    statistics = {}
     for kind, given in value.items():
-        if isinstance(given, dict):
-            check_keys(given, made, "key of a statistic")
-            if given.get("after", "merged") != "merged":
-                raise RecipeError(f"after is 'merged', not {given['after']!r:.80}")
-            if "after" in given and kind != "gram":
-                raise RecipeError(f"after: merged is for gram, not for {kind}")
-        elif not isinstance(given, str):
-            raise RecipeError(
-                f"{kind} is a ref or a mapping such as {{task: mnist}}, not {given!r:.80}"
-            )
-    return {kind: _plain(given, kind) for kind, given in value.items()}
+        with at(value, kind):
+            if not isinstance(given, (str, dict)):
+                raise RecipeError(
+                    f"{kind} is a ref or a mapping such as {{task: mnist}}, not {given!r:.80}"
+                )
+            statistics[kind] = given if isinstance(given, str) else _collected(kind, given)
+    return statistics
+
+
+_OF_STATISTIC = ("task", "text", "images", "split", "labels", "after")
+_OF_ONE_KIND = {"after": "gram", "labels": "fisher"}
+
+
+def _collected(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `collect` that make a statistic."""
+    from weightops.statistics.collect import collect
+
+    check_keys(given, _OF_STATISTIC, "key of a statistic")
+    arguments = dict(given)
+    if arguments.get("labels") is True:  # how YAML reads the word
+        arguments["labels"] = "true"
+    for key, value in arguments.items():
+        with at(given, key):
+            if _OF_ONE_KIND.get(key, kind) != kind:
+                of = _OF_ONE_KIND[key]
+                raise RecipeError(f"{key}: {value!s:.80} is for {of}, not for {kind}")
+            if key in ("task", "text"):
+                name_of(key, value)
+            elif key != "after":
+                check_arguments(collect, **{key: value})
+            elif value != "merged":
+                raise RecipeError(f"after is 'merged', not {value!r:.80}")
+    data = [key for key in ("task", "text") if key in arguments]
+    if len(data) != 1 or ("after" in arguments and data != ["task"]):
+        raise RecipeError(
+            f"{kind} is of one task{'' if 'after' in arguments else ', or of one text'}, and "
+            f"there is {' and '.join(data) or 'none'}",
+            hint=f"such as {kind}: {{task: mnist}}",
+        )
+    return arguments
+
+
+def name_of(key: str, value: object) -> str:
+    """Return the value of a key that is a name.
+
+    Raises:
+        RecipeError: if it is anything else.
+    """
+    if not isinstance(value, str):
+        raise RecipeError(f"{key} is {value!r:.80}, and must be a name")
+    return value
 
 
 def options_of(content: Any) -> dict[str, Any]:
@@ -89,13 +150,6 @@ def flag_of(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise RecipeError(f"{name} is {value!r:.80}, and must be true or false")
     return value
-
-
-def align_of(value: object, in_slice: bool) -> bool:
-    """Return whether a recipe aligns its models, which those of a slice can't be."""
-    if flag_of("align", value) and in_slice:
-        raise RecipeError("align is of whole models, not of the layers of a slice")
-    return bool(value)
 
 
 def rank_of(value: Any) -> int:

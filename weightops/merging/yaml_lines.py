@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,11 @@ def line_of(container: Any, key: Any) -> str:
     """Return "line 7" for an entry whose line is known, or an empty text."""
     line = lines_of(container).get(key)
     return f"line {line}" if line else ""
+
+
+def at(container: Any, key: Any) -> AbstractContextManager[None]:
+    """Put the line of an entry before the errors that are raised within, as `located` does."""
+    return located(line_of(container, key))
 
 
 @contextmanager

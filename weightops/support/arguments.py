@@ -56,7 +56,7 @@ def hints_of(declared: Callable[..., Any], names: Iterable[str]) -> dict[str, An
 
 
 def _check(name: str, value: Any, integer: bool, allowed: Range) -> None:
-    is_number = isinstance(value, Integral if integer else Real)
+    is_number = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
     if not is_number or value not in allowed:
         kind = "an integer" if integer else "a number"
         raise OptionError(f"{name} is {value!r}, and must be {kind} {allowed}")
