@@ -148,6 +148,7 @@ def collect(
                 "input_first": [name for name, gram in found.items() if gram.input_first],
                 "rows": {name: gram.rows for name, gram in found.items()},
             }
+    record["tensors"] = len(tensors)
     broken = [name for name, tensor in tensors.items() if has_nonfinite(tensor)]
     if broken:
         raise NonfiniteError(

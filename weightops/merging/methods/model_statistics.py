@@ -119,7 +119,7 @@ class ModelStatistics:
             )
 
     def _check_layers(self, statistic: Statistic) -> None:
-        """Refuse a statistic that has a tensor of some layers, and lacks it in others."""
+        """Refuse a statistic that lacks a tensor that it has of other layers, or was made with."""
         own = statistic.checkpoint.specs
         alike = {(layer.before, layer.after) for name in own if (layer := layer_of(name))}
         lacking = [
@@ -133,6 +133,12 @@ class ModelStatistics:
         if lacking:
             raise MismatchError(
                 f"{statistic.ref} lacks {first_few(lacking)}, and has the same of other layers",
+                hint="collect it again from the whole model",
+            )
+        made = statistic.record.get("tensors", len(own))
+        if made != len(own):
+            raise MismatchError(
+                f"{statistic.ref} holds {len(own)} of the {made} tensors that it was made with",
                 hint="collect it again from the whole model",
             )
 
