@@ -179,6 +179,9 @@ def _draw_labels(
     axes: Any, points: Sequence[Point], full: Point, chosen: Point, word: str, unit: Unit
 ) -> None:
     """Label the base, the full edit and the chosen point."""
+    from matplotlib.patheffects import withStroke
+
+    over_the_curve = {"path_effects": [withStroke(linewidth=3, foreground="white")], "zorder": 5}
     base = points[0]
     place: dict[str, Any] = {"xytext": (-11, 0), "ha": "right", "va": "center"}
     text = f"{unit.start} (alpha 0)\n{unit.labelled(base.score)}"
@@ -192,7 +195,7 @@ def _draw_labels(
     text = f"{word} (alpha {chosen.alpha:g})\n{unit.labelled(chosen.score)}"
     labels.append((chosen, text, _CHOSEN_LABEL | _chosen_place(points, full, chosen)))
     for point, text, style in labels:
-        axes.annotate(text, _place(point, unit), **style)
+        axes.annotate(text, _place(point, unit), **style, **over_the_curve)
 
 
 def _chosen_place(points: Sequence[Point], full: Point, chosen: Point) -> dict[str, Any]:

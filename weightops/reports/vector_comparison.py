@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from weightops.algebra.names import layer_of
-from weightops.errors import MissingExtraError
+from weightops.errors import MissingExtraError, printable
 from weightops.reports.frontier import INK, blank_figure, svg_of
 from weightops.reports.page import Page, Section, Table, facts
 from weightops.support.lazy import torch
@@ -50,7 +50,8 @@ def draw_comparison(comparison: Comparison, errors: ErrorMap | None = None) -> A
     Raises:
         MissingExtraError: without matplotlib.
     """
-    names, layers = comparison.names, comparison.by_layer.parts
+    names = list(map(printable, comparison.names))
+    layers = {printable(name): part for name, part in comparison.by_layer.parts.items()}
     panels: list[Callable[[Any], None]] = [
         lambda axes: _draw_matrix(axes, names, comparison.cosines, "cosine between task vectors"),
         lambda axes: _draw_norms(axes, names, layers),
