@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from weightops.algebra.linear_form import LinearForm
-from weightops.algebra.names import layer_of
+from weightops.algebra.names import in_order, layer_of
 from weightops.checkpoints.matching import in_common_names
 from weightops.checkpoints.opening import CheckpointLike, open_ref
 from weightops.engine.reduce import gram
@@ -98,13 +98,13 @@ class Comparison:
 
 
 def _joined(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the sums by layer."""
+    """Return the sums by layer, in the order of the model."""
     totals: dict[str, torch.Tensor] = {}
     for name, value in values.items():
         layer = layer_of(name)
         key = f"{layer.before}{layer.number}" if layer else ".".join(name.split(".")[:2])
         totals[key] = totals[key] + value if key in totals else value
-    return totals
+    return {key: totals[key] for key in in_order(totals)}
 
 
 def cosines(products: torch.Tensor) -> torch.Tensor:

@@ -90,7 +90,8 @@ def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
         "no file or folder": tmp_path / "absent",
         "is not a checkpoint.*begins with b'hello": tmp_path / "text.safetensors",
         "is none of safetensors, index, adapter, distributed checkpoint, torch zip": tmp_path
-        / "empty.pt",
+        / "text.safetensors",
+        "is empty: it has 0 bytes": tmp_path / "empty.pt",
         "holds no file of weights": tmp_path / "hollow",
         "holds 2 files of weights and no one index": tmp_path / "two",
         "not a sound safetensors file|none of": tmp_path / "cut.safetensors",

@@ -160,6 +160,31 @@ def depths(names: Iterable[str]) -> dict[str, float]:
     return {name: depth(name, layer) for name, layer in layers.items()}
 
 
+_NORM = re.compile(r"norm|ln_")
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return names in the order in which a model uses them: embeddings, layers by number, the rest.
+
+    Files keep any order. Norms come after what they are beside: `ln_pre` after the embeddings.
+
+    >>> in_order(["head", "ln_post", "layers.10.w", "layers.2.w", "ln_pre", "conv1"])
+    ['conv1', 'ln_pre', 'layers.2.w', 'layers.10.w', 'ln_post', 'head']
+    """
+    names = list(names)
+    layers = {name: layer_of(name) for name in names}
+    towers = list(dict.fromkeys(layer.before for layer in layers.values() if layer))
+
+    def place(name: str) -> tuple[int, int, int, bool]:
+        layer = layers[name]
+        if layer is not None:
+            return 1, towers.index(layer.before), layer.number, False
+        is_first, is_norm = bool(_EMBEDDING.search(name)), bool(_NORM.search(name))
+        return 0 if is_first else 2, 0, 0, is_norm == is_first
+
+    return sorted(names, key=place)
+
+
 def value_at(value: PerTensor, name: str, depth: float, default: Any) -> Any:
     """Return the value at one tensor; the default if no pattern matches its name.
 

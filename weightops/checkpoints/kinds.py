@@ -75,6 +75,8 @@ def unrecognised(file: Path, formats: Iterable[str]) -> CheckpointError:
     """Return the error for a file of none of some formats: what its first bytes say that it is."""
     with open(file, "rb") as stream:
         head = (start := stream.read(1 << 16))[:32]
+    if not head:
+        return CheckpointError(f"{file} is empty: it has 0 bytes")
     if head.startswith(b"version https://git-lfs"):
         return CheckpointError(
             f"{file} is a pointer of Git LFS, not the weights", hint="`git lfs pull` fetches them"

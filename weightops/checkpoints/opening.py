@@ -231,9 +231,9 @@ def _open_place(ref: str | Path) -> tuple[Checkpoint, str]:
     if not path.exists():
         fetched = refs.fetch_ref(str(ref), USUAL_NAMES)
         if fetched is None:
-            raise CheckpointError(
-                f"there is no file or folder {path} (and no ref of that name)",
-                hint=f"{EMBEDDED!r} is the model that comes with weightops, "
+            raise refs.nothing_at(
+                str(ref),
+                f"{EMBEDDED!r} is the model that comes with weightops, "
                 f"{ref}@main would be one of the Hugging Face Hub",
             )
         path = fetched.path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +66,24 @@ def fetch_ref(ref: str, preferred: Iterable[str]) -> FetchedRef | None:
     if not hub["file"] and (has_suffix or in_a_folder):
         return None  # a path with a slip
     return from_hub(hub["repo"], hub["revision"], hub["file"], tuple(preferred))
+
+
+def nothing_at(ref: str, hint: str) -> CheckpointError:
+    """Return the error for a path where nothing is, and which is no ref.
+
+    Args:
+        ref: the path.
+        hint: what it might have been, unless its suffix says that a file is meant.
+    """
+    path = Path(ref)
+    fact = f"there is no file or folder {ref}"
+    if path.suffix not in (_SAFETENSORS, *_PICKLED):
+        return CheckpointError(f"{fact} (and no ref of that name)", hint=hint)
+    if not path.parent.is_dir():
+        return CheckpointError(fact, hint=f"there is no folder {path.parent}")
+    beside = sorted(p.name for p in path.parent.iterdir() if p.suffix == path.suffix)
+    close = [str(path.with_name(name)) for name in get_close_matches(path.name, beside)]
+    return CheckpointError(fact, hint=f"did you mean {' or '.join(close)}?" if close else "")
 
 
 def from_hub(

@@ -24,8 +24,16 @@ def record_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return record if isinstance(record, Mapping) else {}
 
 
-def refuse_statistic(checkpoint: Checkpoint) -> None:
-    """Refuse a statistic where weights are needed.
+def in_words(record: Mapping[str, Any]) -> str:
+    """Return what a record says of a statistic: its kind, model and data."""
+    kind, count, model = record["kind"], record["count"], record["model"]
+    where = record.get("text")
+    data = f"blocks of {where}" if where else f"{record['split']} images of {record['task']}"
+    return f"{kind} of {model['ref']} ({model['fingerprint']}), by {count} {data}"
+
+
+def refuse_statistic(checkpoint: Checkpoint, needed: str = "weights") -> None:
+    """Refuse a statistic where weights, or something else, are needed.
 
     Raises:
         SpaceError: if it is one.
@@ -33,6 +41,6 @@ def refuse_statistic(checkpoint: Checkpoint) -> None:
     record = record_of(checkpoint)
     if record:
         raise SpaceError(
-            f"{checkpoint.ref} holds a {record.get('kind')} statistic, not weights",
+            f"{checkpoint.ref} holds a {record.get('kind')} statistic, not {needed}",
             hint="`weightops merge --statistics` takes it, beside the model that it is of",
         )

@@ -19,6 +19,7 @@ from weightops.checkpoints.formats.compressed import coding, write_compressed
 from weightops.checkpoints.linearized import linearized_at
 from weightops.checkpoints.opening import open_ref
 from weightops.checkpoints.output_layout import folders_of
+from weightops.checkpoints.statistic_record import refuse_statistic
 from weightops.engine.layout import layout
 from weightops.engine.write import write
 from weightops.errors import OptionError, SpaceError
@@ -102,14 +103,15 @@ def open_vector(path: str | Path) -> Source:
     """Open a file of a task vector.
 
     Raises:
-        SpaceError: if the file holds weights, or needs the base to be a task vector.
+        SpaceError: if the file holds weights or a statistic, or needs the base to be a task vector.
     """
-    source = open_ref(path).form.sources[0]
+    opened = open_ref(path)
+    source = opened.form.sources[0]
     call = f"TaskVector(base, {str(path)!r})"
     if source.space != "delta":
-        kind = "a statistic" if "statistic" in source.made_from else "weights"
+        refuse_statistic(opened, "a task vector")
         raise SpaceError(
-            f"{path} holds {kind}, not a task vector",
+            f"{path} holds weights, not a task vector",
             hint=f"`weightops vector BASE {path} -o VECTOR`, or {call}, makes one of weights",
         )
     if isinstance(source, Adapter) and source.needs_base:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
+from weightops.checkpoints.statistic_record import in_words
 from weightops.cli.from_signature import command
 from weightops.cli.printing import echo, echo_json
 from weightops.errors import printable
@@ -109,6 +110,9 @@ def _print_origin(made_from: Mapping[str, Any]) -> None:
         echo("recipe\n" + indent(yaml_text(recipe).strip(), "  "))
         return
     for term in terms if isinstance(terms, list) else []:
+        if isinstance(term.get("statistic"), dict):
+            echo(printable(f"statistic    {in_words(term['statistic'])}"))
+            continue
         what = term.get("method") or f"{term.get('ref')} ({term.get('fingerprint')})"
         rules = f" at {term['rules']}" if term.get("rules") else ""
         echo(printable(f"made from    {term.get('coefficient', 1):+g} x {what}{rules}"))

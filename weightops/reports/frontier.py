@@ -118,12 +118,14 @@ def draw_frontier(
     if estimates:
         xs, ys = _places(estimates, unit)
         mark = {"markersize": 4.5, "markerfacecolor": "white", "color": CURVE, "zorder": 3.5}
+        mark["clip_on"] = False
         axes.plot(xs, ys, "o", **mark, label=f"measured on some of the {unit.samples}")
-        axes.legend(frameon=False, fontsize=8.5, loc="lower left")
+        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.12)}  # no label is there
+        axes.legend(frameon=False, fontsize=8.5, **below)
     _draw_labels(axes, points, full, chosen, word, unit)
     axes.set_xlabel(f"{kept}, validation {unit.title}", color=INK)
     axes.set_ylabel(f"{score}, validation {unit.title}", color=INK)
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=14)
     save_figure(figure, path)
 
 
@@ -149,18 +151,19 @@ def _draw_curve(axes: Any, points: Sequence[Point], full: Point, chosen: Point, 
     guide: dict[str, Any] = {"color": GUIDE, "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 1}
     axes.axvline(_place(base, unit)[0], **guide)
     axes.axhline(_place(full, unit)[1], **guide)
-    axes.plot(xs, ys, color=CURVE, linewidth=2, marker="o", markersize=4.5, zorder=2)
-    axes.plot(*_place(base, unit), marker="s", markersize=9, color=INK, zorder=3)
-    axes.plot(*_place(full, unit), marker="D", markersize=8, color=INK, zorder=3)
-    axes.plot(*_place(chosen, unit), **_STAR)
+    mark: dict[str, Any] = {"clip_on": False}  # a mark at 100 % stays whole
+    axes.plot(xs, ys, color=CURVE, linewidth=2, marker="o", markersize=4.5, zorder=2, **mark)
+    axes.plot(*_place(base, unit), marker="s", markersize=9, color=INK, zorder=3, **mark)
+    axes.plot(*_place(full, unit), marker="D", markersize=8, color=INK, zorder=3, **mark)
+    axes.plot(*_place(chosen, unit), **_STAR, **mark)
     if unit is not ACCURACY:
         _scale(axes, "x", xs)
         _scale(axes, "y", ys)
         axes.margins(0.25)
         return
     x_span, y_span = max(max(xs) - min(xs), 1.0), max(max(ys) - min(ys), 50)
-    axes.set_xlim(min(xs) - 0.09 * x_span, max(xs) + 0.12 * x_span)
-    axes.set_ylim(min(ys) - 0.2 * y_span, min(max(ys) + 9, 101.5))
+    axes.set_xlim(min(xs) - 0.09 * x_span, min(max(xs) + 0.12 * x_span, 100))
+    axes.set_ylim(min(ys) - 0.2 * y_span, min(max(ys) + 9, 100))
 
 
 def _scale(axes: Any, name: str, values: Sequence[float]) -> None:
@@ -176,6 +179,9 @@ def _draw_labels(
     axes: Any, points: Sequence[Point], full: Point, chosen: Point, word: str, unit: Unit
 ) -> None:
     """Label the base, the full edit and the chosen point."""
+    from matplotlib.patheffects import withStroke
+
+    over_the_curve = {"path_effects": [withStroke(linewidth=3, foreground="white")], "zorder": 5}
     base = points[0]
     place: dict[str, Any] = {"xytext": (-11, 0), "ha": "right", "va": "center"}
     text = f"{unit.start} (alpha 0)\n{unit.labelled(base.score)}"
@@ -184,21 +190,24 @@ def _draw_labels(
         name = "fine-tuned" if full.alpha == 1 else "all of it"
         text = f"{name} (alpha {full.alpha:g})  {unit.labelled(full.score)}"
         at_top = unit is ACCURACY and full.score >= 0.95  # the title is above
-        above = -18 if at_top else 10
+        above = -18 if at_top or full.score < base.score else 10
         labels.append((full, text, _LABEL | {"xytext": (0, above), "ha": "left"}))
     text = f"{word} (alpha {chosen.alpha:g})\n{unit.labelled(chosen.score)}"
-    labels.append((chosen, text, _CHOSEN_LABEL | _chosen_place(points, chosen)))
+    labels.append((chosen, text, _CHOSEN_LABEL | _chosen_place(points, full, chosen)))
     for point, text, style in labels:
-        axes.annotate(text, _place(point, unit), **style)
+        axes.annotate(text, _place(point, unit), **style, **over_the_curve)
 
 
-def _chosen_place(points: Sequence[Point], chosen: Point) -> dict[str, Any]:
-    """Return where the label of the chosen point has room."""
+def _chosen_place(points: Sequence[Point], full: Point, chosen: Point) -> dict[str, Any]:
+    """Return where the label of the chosen point has room, also beside that of the full edit."""
     xs = [100 * p.kept for p in points]
-    if 100 * chosen.kept < min(xs) + 0.3 * max(max(xs) - min(xs), 1.0):
-        return {"xytext": (14, -8), "ha": "left", "va": "top"}
+    span = max(max(xs) - min(xs), 1.0)
+    is_near = full.score >= 0.95 and abs(100 * (chosen.kept - full.kept)) < 0.75 * span
+    lower = 20 if is_near and chosen.alpha != full.alpha else 0
+    if 100 * chosen.kept < min(xs) + 0.3 * span:
+        return {"xytext": (14, -8 - lower), "ha": "left", "va": "top"}
     if chosen.score >= points[0].score:
-        return {"xytext": (-14, -6), "ha": "right", "va": "top"}
+        return {"xytext": (-14, -6 - lower), "ha": "right", "va": "top"}
     return {"xytext": (-14, 8), "ha": "right", "va": "bottom"}
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from weightops.errors import MissingExtraError
+from weightops.algebra.names import layer_of
+from weightops.errors import MissingExtraError, printable
 from weightops.reports.frontier import INK, blank_figure, svg_of
 from weightops.reports.page import Page, Section, Table, facts
 from weightops.support.lazy import torch
@@ -18,7 +20,7 @@ log = logging.getLogger("weightops")
 
 _COLORS = ("#2f6db3", "#d1495b", "#3f8f5b", "#8a5ea8", "#c98a1b", "#4aa3a2", "#6b7280", "#a2465f")
 _TITLE = {"loc": "left", "fontsize": 11, "color": INK}
-_LABEL_LENGTH, _MOST_NAMES = 24, 30
+_LABEL_LENGTH, _MOST_NAMES, _MOST_LETTERS = 24, 30, 30
 
 
 class ErrorMap(NamedTuple):
@@ -48,7 +50,8 @@ def draw_comparison(comparison: Comparison, errors: ErrorMap | None = None) -> A
     Raises:
         MissingExtraError: without matplotlib.
     """
-    names, layers = comparison.names, comparison.by_layer.parts
+    names = list(map(printable, comparison.names))
+    layers = {printable(name): part for name, part in comparison.by_layer.parts.items()}
     panels: list[Callable[[Any], None]] = [
         lambda axes: _draw_matrix(axes, names, comparison.cosines, "cosine between task vectors"),
         lambda axes: _draw_norms(axes, names, layers),
@@ -66,8 +69,10 @@ def draw_comparison(comparison: Comparison, errors: ErrorMap | None = None) -> A
         panels.append(lambda axes: _draw_errors(axes.figure, axes, errors))
     rows = -(-len(panels) // 2)
     figure = blank_figure(9.6, 4.4 * rows)
+    grid = figure.add_gridspec(rows, 2)
     for i, draw in enumerate(panels):
-        draw(figure.add_subplot(rows, 2, i + 1))
+        is_alone = i == len(panels) - 1 and i % 2 == 0
+        draw(figure.add_subplot(grid[i // 2, :] if is_alone else grid[i // 2, i % 2]))
     return figure
 
 
@@ -152,7 +157,9 @@ def _draw_matrix(
             color = "white" if abs(value) > 0.6 else INK
             text = decimal(value, 2)
             axes.text(j, i, text, ha="center", va="center", fontsize=9, color=color)
-    axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
+    fits = len(names) * max(map(len, names)) <= _MOST_LETTERS
+    turned: dict[str, Any] = {} if fits else {"rotation": 35, "ha": "right"}
+    axes.set_xticks(range(len(names)), names, **turned)
     axes.set_yticks(range(len(names)), names)
     axes.set_title(title, **_TITLE)
 
@@ -179,7 +186,7 @@ def _draw_errors(figure: Any, axes: Any, errors: ErrorMap) -> None:
 def _draw_norms(axes: Any, names: Sequence[str], layers: Mapping[str, Sequence[Any]]) -> None:
     norms = [gram.diagonal().sqrt().tolist() for gram, *_ in layers.values()]
     for i, name in enumerate(names):
-        axes.plot([values[i] for values in norms], marker="o", markersize=3.5, **_line(i, name))
+        _draw_layers(axes, list(layers), [values[i] for values in norms], _line(i, name))
     axes.set_ylim(bottom=0)
     _name_layers(axes, list(layers), "norm by layer")
 
@@ -194,22 +201,43 @@ def _draw_pairs(
     """Draw a value of each pair of vectors along the layers, with that of unrelated ones."""
     for k, (i, j) in enumerate(combinations(range(len(names)), 2)):
         of_pair = [float(value[i, j]) for value in layers.values()]
-        axes.plot(of_pair, marker="o", markersize=3.5, **_line(k, f"{names[i]}, {names[j]}"))
+        _draw_layers(axes, list(layers), of_pair, _line(k, f"{names[i]}, {names[j]}"))
     axes.axhline(unrelated, color=INK, linewidth=0.8, linestyle=":", label="unrelated vectors")
     _name_layers(axes, list(layers), title)
+
+
+def _draw_layers(
+    axes: Any, layers: Sequence[str], values: Sequence[float], line: Mapping[str, Any]
+) -> None:
+    """Draw values along the layers, with lines between the numbered layers of one stack only."""
+    stacks = [layer.before if (layer := layer_of(name)) else name for name in layers]
+    xs: list[float] = []
+    ys: list[float] = []
+    for i, value in enumerate(values):
+        if i and stacks[i] != stacks[i - 1]:
+            xs.append(i)
+            ys.append(math.nan)  # which breaks the line
+        xs.append(i)
+        ys.append(value)
+    axes.plot(xs, ys, marker="o", markersize=3.5, **line)
 
 
 def _name_layers(axes: Any, layers: Sequence[str], title: str) -> None:
     """Name the layers under a panel, at most so many that the names have room."""
     step = -(-len(layers) // _MOST_NAMES)
-    labels = [
-        layer if len(layer) <= _LABEL_LENGTH else "…" + layer[1 - _LABEL_LENGTH :]
-        for layer in layers[::step]
-    ]
+    labels = [_cut(layer) for layer in layers[::step]]
     axes.set_xticks(range(0, len(layers), step), labels, rotation=60, ha="right", fontsize=7)
     axes.set_title(title, **_TITLE)
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _cut(name: str) -> str:
+    """Return a name without the first of its parts, as many as must go; the last part stays."""
+    short = name
+    while len(short) > _LABEL_LENGTH and "." in short:
+        short = "…" + short.partition(".")[2]
+    return short
 
 
 def _draw_spectra(axes: Any, spectra: Mapping[str, Sequence[float]]) -> None:

@@ -140,7 +140,7 @@ def _left(
     if record["count"] > total or (is_whole and record["count"] < total):
         other.append(f"images {record['count']}, not {total}")
     if other:
-        raise OutputError(f"{file} is of another run: {', '.join(other)}", hint=hint)
+        raise OutputError(f"{file} is of another run: {'; '.join(other)}", hint=hint)
     return left
 
 
