@@ -15,13 +15,14 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import open_any
 from weightops.checkpoints.ties import with_tied_names
-from weightops.errors import CheckpointError, RecipeError, SpaceError, WeightopsError
+from weightops.errors import CheckpointError, RecipeError, SpaceError
 from weightops.hub.cards import merge_card
 from weightops.merging.filling import fill_missing, like
 from weightops.merging.layers import Stack, stack_layers, take_layers
 from weightops.merging.mixture import family_of, layers_alone, make_mixture
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.output_files import warn_of_differing_tokens, with_chat_template
+from weightops.merging.recipe_content import in_file
 from weightops.merging.recipe_models import depends_on_packing, merge_models, with_packed_experts
 from weightops.merging.recipe_parts import leaves_of, only_stacks, refs_of
 from weightops.merging.tokenizers import TokenMap
@@ -70,15 +71,13 @@ class RecipeMerge:
 
     def run(self) -> Checkpoint:
         """Merge the models; the result is lazy, unless it needs images."""
-        recipe = self.recipe
-        try:
-            merged = self._whole()
-        except WeightopsError as error:
-            file = recipe.lines.get("file")
-            raise (error.prefixed(file) if file else error) from error
-        recipe = replace(  # without the patterns that match nothing
-            self.recipe, packed_experts=recipe.packed_experts or self._has_packed
-        )
+        with in_file(self.recipe.lines.get("file", "")):
+            return self._finished(self._whole())
+
+    def _finished(self, merged: Checkpoint) -> Checkpoint:
+        """Return a merge with its recipe and card, and its running statistics as they should be."""
+        packed_experts = self.recipe.packed_experts or self._has_packed
+        recipe = replace(self.recipe, packed_experts=packed_experts)
         if recipe.batchnorm == "base":
             from weightops.evaluation.batchnorm import with_batchnorm
 
@@ -98,7 +97,8 @@ class RecipeMerge:
             return merged
         from weightops.evaluation.batchnorm import recompute_batchnorm
 
-        return recompute_batchnorm(merged, recipe.batchnorm, device=self._device)
+        with located(recipe.lines.get("batchnorm", "")):
+            return recompute_batchnorm(merged, recipe.batchnorm, device=self._device)
 
     def _whole(self) -> Checkpoint:
         """Merge by the whole recipe; the result has no dtype, recipe or card yet."""
@@ -152,8 +152,7 @@ class RecipeMerge:
         opened = self._group(recipe)
         models = [opened[ref] for ref in recipe.models]
         base = opened[recipe.base] if recipe.base else None
-        with located(recipe.lines.get("method", "")):
-            return self._merge_models(recipe, models, base)
+        return self._merge_models(recipe, models, base)
 
     def _mixture(self, recipe: Recipe, mixture: Mixture) -> Checkpoint:
         """Make models the experts of one model."""
