@@ -24,11 +24,11 @@ from weightops.merging.mixture_choice import Mixture
 from weightops.merging.output_files import warn_of_differing_tokens, with_chat_template
 from weightops.merging.recipe_content import in_file
 from weightops.merging.recipe_models import depends_on_packing, merge_models, with_packed_experts
-from weightops.merging.recipe_parts import leaves_of, only_stacks, refs_of
+from weightops.merging.recipe_parts import leaves_of, only_stacks, place_of, recorded_names, refs_of
 from weightops.merging.tokenizers import TokenMap
 from weightops.merging.towers import belongs
 from weightops.merging.yaml_lines import located
-from weightops.support.text import distinct_names, first_few, portable, renamed
+from weightops.support.text import first_few, portable, renamed
 from weightops.support.yaml_files import yaml_text
 
 if TYPE_CHECKING:
@@ -59,8 +59,10 @@ class RecipeMerge:
         device: str = "cpu",
         open_ref: Callable[[str], Checkpoint] = open_any,
     ) -> None:
-        self.recipe, self._strict, self._device, self._open_ref = recipe, strict, device, open_ref
-        self._merge_models = partial(merge_models, strict=strict, open_model=open_ref)
+        self.recipe, self._strict, self._device = recipe, strict, device
+        file = recipe.lines.get("file", "")
+        self._open_ref: Callable[[str], Checkpoint] = lambda ref: open_ref(place_of(ref, file))
+        self._merge_models = partial(merge_models, strict=strict, open_model=self._open_ref)
         self._named = recipe.named if named is None else {**named, **recipe.named}
         self._running = running or ((recipe.name,) if recipe.name else ())
         self._opened: dict[str, Checkpoint] = {}
@@ -83,7 +85,7 @@ class RecipeMerge:
 
             base = self.open(recipe.base) if recipe.base else None
             merged = with_batchnorm(merged, recipe.batchnorm, base)
-        names = distinct_names(refs_of(recipe))
+        names = recorded_names(recipe)
         merged.recipe = portable(renamed(recipe.to_dict(), names))
         merged.card = merge_card(
             recipe.method,
