@@ -247,3 +247,11 @@ def test_refusals_of_a_gradient(own: Path, tmp_path: Path) -> None:
             search=search,
             device="cpu",
         )
+
+
+def test_a_search_by_gradient_tries_no_alphas(own: Path, tmp_path: Path) -> None:
+    found = SearchOptions((0, 1), "entropy")
+    with pytest.raises(OptionError, match="follows a gradient, and tries no alphas"):
+        add(
+            [str(own / "swapped"), str(own / "turned")], tmp_path, model=own / "model", search=found
+        )
