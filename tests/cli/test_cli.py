@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -273,22 +274,29 @@ def test_every_verb_is_listed() -> None:
     assert set(re.findall(r"^    weightops\.cli\.(\w+)$", contract, re.MULTILINE)) == verbs
 
 
+@pytest.mark.parametrize(
+    ("number", "default"),
+    [(signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)],
+)
 def test_an_interrupt_is_told_as_one(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    default: Any,
 ) -> None:
     def native() -> None:
         try:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         except KeyboardInterrupt:
             raise ValueError("what native code makes of a pending exception") from None
 
     monkeypatch.setattr("weightops.cli.tasks.tasks.callback", lambda **_: native())
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(number, default)
     try:
         code, _, err = weightops(capsys, "tasks")
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(number) == default
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
     assert code == 1
     assert err.startswith("weightops: interrupted;")
 

@@ -131,6 +131,35 @@ def test_coefficients_by_gradient(
     assert all(torch.allclose(t, written[name], atol=1e-6) for name, t in repeated.items())
 
 
+@pytest.mark.parametrize("per", ["direction", "tensor"])
+def test_a_recipe_finds_its_vectors_from_anywhere(
+    own: Path, tmp_path: Path, per: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vectors lie beside the recipe, and what was given where the run was."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    open_checkpoint(own / "model").save("pre")
+    names = ("swapped", "turned")
+    for name in names:
+        shutil.copyfile(own / f"{name}.safetensors", f"{name}.safetensors")
+    options = {"search": SearchOptions(strategy="entropy"), "per": per, "search_steps": 2}
+    given = [f"{name}.safetensors" for name in names]
+    tasks = [str(own / name) for name in names]
+    add(tasks, "out", model="pre", device="cpu", finetuned=given, **options)
+    written = open_checkpoint("out").state_dict()
+    if per == "direction":  # another run's vector has the same name
+        vectors = [f"task_vector.{name}.safetensors" for name in names]
+        shutil.copyfile(f"out/{vectors[1]}", f"elsewhere/{vectors[0]}")
+    for place, file in ((".", "out"), ("out", "."), ("elsewhere", "../out")):
+        monkeypatch.chdir(tmp_path / place)
+        assert run(["merge", f"{file}/recipe.yaml", "-o", "again"]) == 0
+        repeated = open_checkpoint("again").state_dict()
+        assert all(torch.allclose(t, written[name], atol=1e-6) for name, t in repeated.items())
+    monkeypatch.chdir(tmp_path)
+    assert run(["merge", "again/recipe.yaml", "-o", "twice"]) == 0
+    assert run(["verify", "out"]) == 0
+
+
 @pytest.mark.parametrize("saved", ["vectors", "weights"])
 def test_a_gradient_of_a_model_in_other_names(
     own: Path,
@@ -217,4 +246,12 @@ def test_refusals_of_a_gradient(own: Path, tmp_path: Path) -> None:
             finetuned=own / "swapped.safetensors",
             search=search,
             device="cpu",
+        )
+
+
+def test_a_search_by_gradient_tries_no_alphas(own: Path, tmp_path: Path) -> None:
+    found = SearchOptions((0, 1), "entropy")
+    with pytest.raises(OptionError, match="follows a gradient, and tries no alphas"):
+        add(
+            [str(own / "swapped"), str(own / "turned")], tmp_path, model=own / "model", search=found
         )

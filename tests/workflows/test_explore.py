@@ -298,3 +298,12 @@ def test_only_images_are_explored(own: Path, tmp_path: Path, kind: str, fact: st
     model, vectors, _ = arguments(own)
     with pytest.raises(OptionError, match=f"{fact} images are explored"):
         Explorer(model, vectors, [task], images=8, device="cpu", precision="float32")
+
+
+def test_the_recipe_has_the_name_of_one(own: Path, tmp_path: Path) -> None:
+    model, vectors, tasks = arguments(own)
+    with (
+        pytest.raises(OptionError, match=r"bad\.txt isn't a recipe's name"),
+        serving(model, vectors, tasks, tmp_path / "bad.txt"),
+    ):
+        pass

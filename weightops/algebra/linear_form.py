@@ -316,7 +316,7 @@ def check_match(a: LinearForm, b: LinearForm, *, strict: bool = True) -> list[st
     elif dtypes:
         hint = "they mean different things: both must come from one program"
     elif common:
-        hint = f"a task vector can be of the {common} common tensors only (TaskVector's strict)"
+        hint = f"a task vector can be of the {common} common tensors only"
     else:
         hint = "they have no tensor name in common, and must come from one architecture"
         hint = hint_of_part(a.specs, b.specs) or hint_of_part(b.specs, a.specs) or hint

@@ -142,24 +142,25 @@ def run(arguments: list[str], *, debug: bool = False) -> int:
 
 @contextmanager
 def interrupts() -> Iterator[list[int]]:
-    """Collect interrupts, including those that native code turns into other errors."""
+    """Collect requests to end, including those that native code turns into other errors."""
     received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
         raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT)
     # A shell ignores interrupts for its background jobs, and a program may have its own handler.
-    is_default = before is signal.default_int_handler
-    if not is_default or threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    signal.signal(signal.SIGINT, interrupt)
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ours = {number: own for number, own in defaults.items() if signal.getsignal(number) == own}
+    if threading.current_thread() is not threading.main_thread():
+        ours = {}
     try:
+        for number in ours:
+            signal.signal(number, interrupt)
         yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, own in ours.items():
+            signal.signal(number, own)
 
 
 def _run(arguments: list[str], interrupted: list[int], debug: bool) -> int:

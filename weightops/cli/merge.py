@@ -165,7 +165,11 @@ def _statistics(
         kinds = " and ".join(method.statistics)
         raise click.UsageError(f"--statistics is for methods that take one kind, not {kinds}")
     if len(files) != count:
-        raise click.UsageError(f"there are {count} models, and --statistics names {len(files)}")
+        example = " ".join(f"--statistics {model}.{method.statistics[0]}" for model in "AB")
+        raise click.UsageError(
+            f"there are {count} models, and --statistics names {len(files)}; it is repeated, once "
+            f"for each model in their order: {example}"
+        )
     return tuple({method.statistics[0]: file} for file in files)
 
 

@@ -39,8 +39,13 @@ def pack(
     from weightops.merging import packing
 
     labels = list(names or (Path(model).name.removesuffix(".safetensors") for model in models))
-    if len(labels) != len(models) or len(set(labels)) != len(labels):
-        raise click.UsageError("--names takes a name for each model, all different")
+    repeated = "--names is repeated, once for each model: --names A --names B"
+    if len(labels) != len(models):
+        raise click.UsageError(
+            f"there are {len(models)} models and {len(labels)} names; {repeated}"
+        )
+    if len(set(labels)) != len(labels) or not all(labels):
+        raise click.UsageError(f"each model has a name of its own, not {labels}; {repeated}")
     if mask_scale:
         given["mask_scale"] = mask_scale[0] if len(mask_scale) == 1 else Each(mask_scale)
     file = packing.pack(dict(zip(labels, models, strict=True)), out=out, **given)

@@ -10,7 +10,7 @@ from typing import Any
 from weightops.algebra.dtypes import EDITABLE
 from weightops.algebra.names import Each, PerTensor
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.errors import RecipeError, WeightopsError
+from weightops.errors import RecipeError
 from weightops.merging.mergekit import looks_like_mergekit, translate
 from weightops.merging.mergekit_mixture import looks_like_mixture, translate_mixture
 from weightops.merging.methods.table import METHODS
@@ -19,6 +19,7 @@ from weightops.merging.recipe_content import (
     KEYS,
     WHOLE,
     check_pieces,
+    in_file,
     merge_fields,
     mixture_fields,
     whole_fields,
@@ -142,11 +143,8 @@ class Recipe:
             raise RecipeError(
                 f"{path} is not a recipe: it has no keys", hint=f"such as {', '.join(KEYS[:3])}"
             )
-        try:
-            recipes = [cls._of_document(document) for document in documents]
-            recipe = _joined(recipes)
-        except WeightopsError as error:
-            raise error.prefixed(str(path)) from error
+        with in_file(str(path)):
+            recipe = _joined([cls._of_document(document) for document in documents])
         return replace(recipe, lines={**recipe.lines, "file": str(path)})
 
     @classmethod

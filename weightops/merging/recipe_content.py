@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from weightops.algebra.dtypes import EDITABLE
-from weightops.errors import RecipeError
+from weightops.errors import RecipeError, WeightopsError
 from weightops.merging.chat_templates import check_chat_template
 from weightops.merging.methods.method import Method
 from weightops.merging.mixture_choice import Mixture
@@ -62,6 +64,27 @@ _OF_MODEL: Mapping[str, Callable[[Any], Any]] = {
     "statistics": lambda value: statistics_of(value or {}),
 }
 """Key of a model -> what checks its value."""
+
+
+@contextmanager
+def in_file(file: str) -> Iterator[None]:
+    """Put a recipe's file, if there is one, before errors, whose hints name its keys.
+
+    >>> with in_file("r.yaml"):
+    ...     raise RecipeError("it needs a base", hint="base=...")
+    Traceback (most recent call last):
+    weightops.errors.RecipeError: r.yaml: it needs a base
+    hint: base: ...
+    """
+    try:
+        yield
+    except WeightopsError as error:
+        if not file:
+            raise
+        keys = "|".join([*KEYS, "statistics"])
+        hint = re.sub(rf"\b({keys})=(?=[.\w'\"])", r"\1: ", error.hint)
+        hint = re.sub(rf"\b({keys})=", r"\1", hint)
+        raise type(error)(f"{file}: {error.fact}", hint=hint) from error
 
 
 def whole_fields(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +218,8 @@ def _lines_of_merge(content: Mapping[str, Any], entries: Sequence[LinedDict]) ->
     for i, entry in enumerate(entries):
         ref = entry["model"]
         lines[ref] = line_of(entry, "model") or line_of(listed, i)
-        lines[f"the weight of {ref}"] = line_of(entry, "weight")
+        if "weight" in entry:
+            lines[f"the weight of {ref}"] = line_of(entry, "weight")
         for kind in entry.get("statistics", {}):
             lines[f"the {kind} of model {i + 1}"] = line_of(listed[i]["statistics"], kind)
     return lines

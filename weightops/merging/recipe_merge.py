@@ -15,19 +15,20 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import open_any
 from weightops.checkpoints.ties import with_tied_names
-from weightops.errors import CheckpointError, RecipeError, SpaceError, WeightopsError
+from weightops.errors import CheckpointError, RecipeError, SpaceError
 from weightops.hub.cards import merge_card
 from weightops.merging.filling import fill_missing, like
 from weightops.merging.layers import Stack, stack_layers, take_layers
 from weightops.merging.mixture import family_of, layers_alone, make_mixture
 from weightops.merging.mixture_choice import Mixture
 from weightops.merging.output_files import warn_of_differing_tokens, with_chat_template
+from weightops.merging.recipe_content import in_file
 from weightops.merging.recipe_models import depends_on_packing, merge_models, with_packed_experts
-from weightops.merging.recipe_parts import leaves_of, only_stacks, refs_of
+from weightops.merging.recipe_parts import leaves_of, only_stacks, place_of, recorded_names, refs_of
 from weightops.merging.tokenizers import TokenMap
 from weightops.merging.towers import belongs
 from weightops.merging.yaml_lines import located
-from weightops.support.text import distinct_names, first_few, portable, renamed
+from weightops.support.text import first_few, portable, renamed
 from weightops.support.yaml_files import yaml_text
 
 if TYPE_CHECKING:
@@ -58,8 +59,10 @@ class RecipeMerge:
         device: str = "cpu",
         open_ref: Callable[[str], Checkpoint] = open_any,
     ) -> None:
-        self.recipe, self._strict, self._device, self._open_ref = recipe, strict, device, open_ref
-        self._merge_models = partial(merge_models, strict=strict, open_model=open_ref)
+        self.recipe, self._strict, self._device = recipe, strict, device
+        file = recipe.lines.get("file", "")
+        self._open_ref: Callable[[str], Checkpoint] = lambda ref: open_ref(place_of(ref, file))
+        self._merge_models = partial(merge_models, strict=strict, open_model=self._open_ref)
         self._named = recipe.named if named is None else {**named, **recipe.named}
         self._running = running or ((recipe.name,) if recipe.name else ())
         self._opened: dict[str, Checkpoint] = {}
@@ -70,21 +73,19 @@ class RecipeMerge:
 
     def run(self) -> Checkpoint:
         """Merge the models; the result is lazy, unless it needs images."""
-        recipe = self.recipe
-        try:
-            merged = self._whole()
-        except WeightopsError as error:
-            file = recipe.lines.get("file")
-            raise (error.prefixed(file) if file else error) from error
-        recipe = replace(  # without the patterns that match nothing
-            self.recipe, packed_experts=recipe.packed_experts or self._has_packed
-        )
+        with in_file(self.recipe.lines.get("file", "")):
+            return self._finished(self._whole())
+
+    def _finished(self, merged: Checkpoint) -> Checkpoint:
+        """Return a merge with its recipe and card, and its running statistics as they should be."""
+        packed_experts = self.recipe.packed_experts or self._has_packed
+        recipe = replace(self.recipe, packed_experts=packed_experts)
         if recipe.batchnorm == "base":
             from weightops.evaluation.batchnorm import with_batchnorm
 
             base = self.open(recipe.base) if recipe.base else None
             merged = with_batchnorm(merged, recipe.batchnorm, base)
-        names = distinct_names(refs_of(recipe))
+        names = recorded_names(recipe)
         merged.recipe = portable(renamed(recipe.to_dict(), names))
         merged.card = merge_card(
             recipe.method,
@@ -98,7 +99,8 @@ class RecipeMerge:
             return merged
         from weightops.evaluation.batchnorm import recompute_batchnorm
 
-        return recompute_batchnorm(merged, recipe.batchnorm, device=self._device)
+        with located(recipe.lines.get("batchnorm", "")):
+            return recompute_batchnorm(merged, recipe.batchnorm, device=self._device)
 
     def _whole(self) -> Checkpoint:
         """Merge by the whole recipe; the result has no dtype, recipe or card yet."""
@@ -152,8 +154,7 @@ class RecipeMerge:
         opened = self._group(recipe)
         models = [opened[ref] for ref in recipe.models]
         base = opened[recipe.base] if recipe.base else None
-        with located(recipe.lines.get("method", "")):
-            return self._merge_models(recipe, models, base)
+        return self._merge_models(recipe, models, base)
 
     def _mixture(self, recipe: Recipe, mixture: Mixture) -> Checkpoint:
         """Make models the experts of one model."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from weightops.algebra.names import Each, PerTensor, is_lines, matches
 from weightops.algebra.source import Spec
 from weightops.checkpoints.checkpoint import Checkpoint
-from weightops.errors import RecipeError
+from weightops.errors import RecipeError, WeightopsError
 from weightops.merging.merge import merge
 from weightops.merging.methods.table import METHODS
 from weightops.merging.recipe_statistics import made_statistics
+from weightops.merging.recipe_trial import try_values
 from weightops.merging.yaml_lines import located
 from weightops.support.text import first_few
 
@@ -47,27 +49,56 @@ def merge_models(
         models, base = _widened(models, base)
     if recipe.forgiving:
         recipe = _without_unmatched(recipe, (base or models[0]).specs)
-    merged = merge(
-        models,
-        recipe.method,
-        base=base,
-        weights=recipe.weights,
-        alpha=recipe.alpha,
-        seed=recipe.seed,
-        rank=recipe.rank,
-        statistics=made_statistics(
-            recipe.models,
-            recipe.statistics,
-            recipe.weights,
-            recipe.options,
-            open_model,
-            recipe.lines,
-        ),
-        strict=strict,
-        align=recipe.align,
-        **recipe.options,
-    )
+    with _at_named_key(recipe):
+        try_values(recipe)
+        merged = merge(
+            models,
+            recipe.method,
+            base=base,
+            weights=recipe.weights,
+            alpha=recipe.alpha,
+            seed=recipe.seed,
+            rank=recipe.rank,
+            statistics=made_statistics(
+                recipe.models,
+                recipe.statistics,
+                recipe.weights,
+                recipe.options,
+                open_model,
+                recipe.lines,
+            ),
+            strict=strict,
+            align=recipe.align,
+            **recipe.options,
+        )
     return merged, recipe
+
+
+@contextmanager
+def _at_named_key(recipe: Recipe) -> Iterator[None]:
+    """Put the line of the key or pattern that an error names before it, or that of the method."""
+    try:
+        yield
+    except WeightopsError as error:
+        words = {"rank": ["rank"], "align": ["align"], "alpha": _patterns(recipe.alpha)}
+        for name, value in recipe.options.items():
+            words[f"option {name}"] = [name, *_patterns(value)]
+        for model, weight in zip(recipe.models, recipe.weights or (), strict=False):
+            words[f"the weight of {model}"] = _patterns(weight)
+        named = (
+            recipe.lines.get(key)
+            for key, listed in words.items()
+            if any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", error.fact) for word in listed)
+        )
+        with located(next(filter(None, named), recipe.lines.get("method", ""))):
+            raise
+
+
+def _patterns(value: PerTensor) -> list[str]:
+    """Return the patterns of names in a value, as messages quote them."""
+    if isinstance(value, Each):
+        return [pattern for item in value for pattern in _patterns(item)]
+    return list(map(repr, value)) if isinstance(value, Mapping) and not is_lines(value) else []
 
 
 def with_packed_experts(model: Checkpoint) -> Checkpoint:

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from weightops.algebra.precision import Precision
 from weightops.checkpoints.opening import CheckpointLike
-from weightops.errors import WeightopsError
+from weightops.errors import OptionError, WeightopsError
 from weightops.reports.changed_images import thumbnail
 from weightops.reports.page import json_in_page, part, template
 from weightops.support.arguments import check_arguments
@@ -120,11 +120,13 @@ def serving(
         overwrite: replace a recipe that exists.
 
     Raises:
-        OptionError: without vectors or tasks.
+        OptionError: without vectors or tasks, or for another name than a recipe's.
         OutputError: if the recipe exists.
     """
     check_arguments(serving, images=images, port=port)
     recipe = Path(out)
+    if recipe.suffix not in (".yaml", ".yml"):
+        raise OptionError(f"{recipe} isn't a recipe's name", hint="it ends in .yaml")
     check_free(recipe, overwrite=overwrite)
     explorer = Explorer(model, vectors, tasks, images=images, device=device, precision=precision)
     with Server(explorer, recipe, port=port, overwrite=overwrite) as server:

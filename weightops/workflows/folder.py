@@ -124,7 +124,7 @@ def _vector_files(result: EditResult) -> list[str]:
 def _recipe(workflow: Workflow, result: EditResult) -> Recipe:
     """Return the recipe of the chosen edit: of the folder's own vectors, or the given models."""
     base = workflow.checkpoint.ref
-    refs = _vector_files(result)
+    refs = [f"./{file}" for file in _vector_files(result)]
     if not workflow.keeps_vectors:
         refs = [open_checkpoint(model).ref for model in workflow.finetuned]
     used = {ref: alpha for ref, alpha in zip(refs, result.alpha, strict=True) if alpha} or {base: 1}

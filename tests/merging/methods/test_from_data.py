@@ -234,6 +234,7 @@ def test_statistics_that_do_not_fit(two_models: Path) -> None:
     lopsided = [{"gram": {"matrix": torch.ones(4, 4).triu()}} for _ in range(2)]
     negative = [{"gram": {"matrix": -torch.eye(4)}} for _ in range(2)]
     weights = [{"gram": file} for file in files]
+    opened = [collect(file, "mnist", images=2) for file in files]
     refused: list[tuple[Any, Any, type[WeightopsError], str]] = [
         (models, None, OptionError, "regmean needs the gram statistics of 2 models"),
         (models, statistics[:1], OptionError, "there are those of 1"),
@@ -252,6 +253,8 @@ def test_statistics_that_do_not_fit(two_models: Path) -> None:
         (files, weights, SpaceError, "m0 holds weights, not a gram statistic"),
         (models, ["a", "b"], OptionError, "has a mapping for each model, not 'a'"),
         (models, "a.safetensors", OptionError, "has a mapping for each model, not 'a.safe"),
+        (models, {"gram": ["a", "b"]}, OptionError, "has a mapping for each model, not {'gram'"),
+        (models, opened, OptionError, "has a mapping for each model, not Checkpoint"),
         (
             models,
             [statistics[0], {}],

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from weightops.algebra.names import layer_of
 from weightops.algebra.scratch import Scratch
 from weightops.algebra.source import Source, Spec
+from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.engine.evaluate import stacked
 from weightops.engine.reduce import gram as inner_products
 from weightops.errors import MismatchError, OptionError
@@ -282,9 +284,11 @@ def _check_given(method: Method, given: Given | None, count: int) -> None:
         if given and any(given):
             raise OptionError(f"{method.name} takes no statistics", hint="leave out statistics=")
         return
-    listed = [given] if isinstance(given, (str, Mapping)) else list(given or ())
-    strange = next((entry for entry in listed if not isinstance(entry, Mapping)), None)
-    if strange is not None:
+    one = given if isinstance(given, (str, Path, Mapping)) else None
+    listed = list(given or ()) if one is None else [one]
+    plain = [isinstance(entry, Mapping) and not isinstance(entry, Checkpoint) for entry in listed]
+    if one is not None or not all(plain):
+        strange = listed[plain.index(False)] if one is None else one
         raise OptionError(
             f"statistics= has a mapping for each model, not {strange!r:.80}",
             hint=f'[{{"{kinds[0]}": "a.safetensors"}}, {{"{kinds[0]}": "b.safetensors"}}]',
@@ -299,6 +303,6 @@ def _check_given(method: Method, given: Given | None, count: int) -> None:
         if set(entry) != set(kinds):
             raise OptionError(
                 f"{method.name} takes the statistics {' and '.join(kinds)}, and model {i + 1} has "
-                f"{' and '.join(entry) or 'none'}",
+                f"{first_few(entry) or 'none'}",
                 hint=f"`weightops statistics --kind {kinds[0]}` makes one",
             )
