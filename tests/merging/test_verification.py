@@ -270,6 +270,7 @@ def test_what_says_nothing_of_its_making(work: Path) -> None:
 
 def test_a_vector_that_was_applied(work: Path) -> None:
     assert run(["vector", "base.safetensors", "m1.safetensors", "-o", "v.safetensors"]) == 0
+    assert run(["verify", "v.safetensors"]) == 0
     line = "apply v.safetensors --base base.safetensors --alpha 0.4 -o edited"
     assert run(line.split()) == 0
     assert verify("edited").holds

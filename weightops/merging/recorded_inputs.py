@@ -141,6 +141,8 @@ def form_of_terms(
         rules = tuple(NameRules.of(rules) for rules in term["rules"])
         for factor in _factors(own, base):
             terms[Factor(factor.source, (*factor.rules, *rules))] = float(term["coefficient"])
+    if record.get("space") == "delta":
+        return LinearForm("delta", base.specs, terms), base
     return LinearForm("weights", base.specs, terms, base.source), base
 
 
