@@ -104,6 +104,20 @@ def test_race_takes_a_fifth_of_the_images_on_average() -> None:
     assert np.mean(shares) <= 0.2
 
 
+@pytest.mark.parametrize("scale", [0.08, 0.12, 0.2])
+def test_race_finds_a_peak_where_the_line_is_dense(scale: float) -> None:
+    """The sum of many vectors is best at a small alpha, of a list that goes far beyond it."""
+    line = np.array([0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.2, 1.5, 2, 2.5, 3])
+    rise = line / scale * np.exp(1 - line / scale)
+    curve = list(0.8 + 0.1 * rise - 0.2 * np.clip(line - 0.3, 0, None))
+    by_place, goal = curve_hits({"p": curve}, n=1600), Goal({"p": 1.0})
+    hits = {(float(a),): h for a, h in zip(line, by_place.values(), strict=True)}
+    (full, _), (fast, _) = recorded(hits, goal), recorded(hits, goal)
+    alphas = list(hits)[1:]
+    chosen, raced = grid(full, alphas), race(fast, alphas)
+    assert goal.gain(hits[(chosen.alpha,)], hits[(raced.alpha,)])[0] < 0.01
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("images", [1, 4, 15])
 def test_race_of_few_images_sees_all_of_them(images: int) -> None:
