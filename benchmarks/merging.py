@@ -32,7 +32,7 @@ from weightops.search.descent import Descent
 from weightops.search.directions import search_by_gradient
 from weightops.search.goal import Goal
 from weightops.search.session import EditSession, weighted_sum
-from weightops.search.strategies import race
+from weightops.search.strategies import grid
 from weightops.tasks.table import as_tasks
 from weightops.tasks.task import ImageSubset, LazySizes, Task
 from weightops.workflows.base import even_weights
@@ -98,7 +98,7 @@ class Bench:
     def choose(self, vector: TaskVector) -> TaskVector:
         """Return a vector times the alpha with the best mean validation accuracy."""
         trial = self.session.trial({"": vector}, Goal(even_weights(self.tasks)), self.tasks)
-        return vector * race(trial.measurements, [(alpha,) for alpha in ALPHAS]).alpha
+        return vector * grid(trial.measurements, [(alpha,) for alpha in ALPHAS]).alpha
 
     def _statistics(self, name: str) -> list[dict[str, Checkpoint]] | None:
         """Make the statistics that a method needs."""
