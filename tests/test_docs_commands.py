@@ -92,6 +92,8 @@ def cheaply(command: list[str]) -> list[str]:
         pairs = []
     if given & {"--vector", "--finetuned"}:
         pairs = [pair for pair in pairs if pair[0] not in ("--steps", "--batch-size")]
+    if {*rest} & {"entropy", "loss"}:  # a search by gradient, which tries no alphas
+        pairs = [pair for pair in pairs if pair[0] != "--alphas"]
     added = [word for pair in pairs if pair[0] not in rest for word in pair]
     if verb == "experiment" and not rest:
         added = []
