@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from weightops import TaskVector, collect, localize, open_checkpoint
+from weightops import TaskVector, collect, localize, open_checkpoint, verify
 from weightops.cli.main import run
+from weightops.errors import UnverifiedError
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,12 @@ def test_what_it_is_is_told(
     assert told in error
     assert "isn't here" not in error
     assert "weightops vector BASE" not in error
+
+
+def test_python_says_so_too(made: Path) -> None:
+    for name, told in (("a.gram", "it is a gram statistic"), ("sparse", "its mask was learned")):
+        with pytest.raises(UnverifiedError, match=told):
+            verify(made / f"{name}.safetensors")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from weightops import ImageModel, Recipe, collect, merge, open_checkpoint
 from weightops.checkpoints.matching import convert_to
+from weightops.cli.main import run
 from weightops.errors import OptionError, RecipeError
 from weightops.merging.layer_by_layer import collect_layer_by_layer
 from weightops.statistics.collect import grams_of, in_single_precision, on_images
@@ -58,6 +59,18 @@ def test_layers_see_the_merged_layers_before_them(two: list[Path]) -> None:
     assert torch.allclose(grams[0][first], plain[first], rtol=1e-5)
     assert not torch.allclose(grams[0][later], plain[later], rtol=1e-2)
     assert record_of(grams[0])["task"] == "mnist"
+
+
+def test_a_saved_one_says_what_it_is(
+    two: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gram, _ = collect_layer_by_layer(two, TASKS, images=COUNT)
+    file = gram.save(tmp_path / "a.gram.safetensors")
+    assert run(["inspect", "--no-tensors", str(file)]) == 0
+    assert f"by {COUNT} train images of mnist, after merged layers" in capsys.readouterr().out
+    line = ["statistics", str(two[0]), "--task", "mnist", "--images", str(COUNT), "--resume"]
+    assert run([*line, "-o", str(file)]) == 1
+    assert "is of another run: taken after merged layers" in capsys.readouterr().err
 
 
 def is_before(name: str) -> bool:

@@ -29,7 +29,8 @@ def in_words(record: Mapping[str, Any]) -> str:
     kind, count, model = record["kind"], record["count"], record["model"]
     where = record.get("text")
     data = f"blocks of {where}" if where else f"{record['split']} images of {record['task']}"
-    return f"{kind} of {model['ref']} ({model['fingerprint']}), by {count} {data}"
+    after = ", after merged layers" if "merged_before" in record else ""
+    return f"{kind} of {model['ref']} ({model['fingerprint']}), by {count} {data}{after}"
 
 
 def refuse_statistic(checkpoint: Checkpoint, needed: str = "weights") -> None:

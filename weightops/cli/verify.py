@@ -10,7 +10,7 @@ import click
 
 from weightops.cli.from_signature import Borrowed, command
 from weightops.cli.printing import echo, echo_json
-from weightops.errors import UnverifiedError, WeightopsError, printable
+from weightops.errors import printable
 
 if TYPE_CHECKING:
     from weightops.engine.compare import Difference
@@ -42,41 +42,9 @@ def verify(output: Path, *, json_: bool = False, **given: Any) -> None:
     """
     from weightops.merging import verification
 
-    if not {"recipe", "base"} & set(given):
-        _refuse_measured(output)
     found = verification.verify(output, **given)
     echo_json(_record(found)) if json_ else _print(found)
     click.get_current_context().exit(0 if found.holds else 1)
-
-
-def _refuse_measured(output: Path) -> None:
-    """Refuse what a model was run for: no arithmetic on inputs gives it again.
-
-    Raises:
-        UnverifiedError: for a statistic, and for a vector with a mask that was learned.
-    """
-    from weightops.checkpoints.opening import open_ref
-    from weightops.checkpoints.statistic_record import record_of
-
-    try:
-        opened = open_ref(output)
-    except WeightopsError:
-        return  # what is wrong with it is told where it is opened to be checked
-    statistic, terms = record_of(opened), opened.form.sources[0].made_from.get("terms")
-    if statistic:
-        raise UnverifiedError(
-            f"{output} can't be checked: it is a {statistic.get('kind')} statistic, which comes "
-            "from running a model and not from arithmetic on inputs",
-            hint="`weightops statistics` makes it again",
-        )
-    for term in terms if isinstance(terms, list) else []:
-        mask = term.get("localized") if isinstance(term, Mapping) else None
-        if isinstance(mask, Mapping):
-            raise UnverifiedError(
-                f"{output} can't be checked: its mask was learned from images of "
-                f"{mask.get('task')} and doesn't come from arithmetic on inputs",
-                hint="`weightops vector --localize` makes it again",
-            )
 
 
 def _record(found: Verification) -> dict[str, Any]:

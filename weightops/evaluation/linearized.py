@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import cache
 
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -39,10 +40,7 @@ class LinearizedModel(ImageModel):
     start: dict[str, torch.Tensor] = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        with warnings.catch_warnings():  # torch's own, when it makes its first such product
-            warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
-            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-            jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))
+        _take_first_product()
 
     @classmethod
     def of(cls, model: ImageModel) -> LinearizedModel:
@@ -95,6 +93,15 @@ class LinearizedModel(ImageModel):
         with _differentiable_attention():
             start, change = jvp(features_at, (self.start,), (changes,))[:2]
         return F.normalize((start + change).float(), dim=-1)
+
+
+@cache
+def _take_first_product() -> None:
+    """Take a product with a Jacobian, of which torch's first one warns of torch's own ways."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
 from weightops.merging.merge import merge
-from weightops.statistics.collect import grams_of, in_names_of, in_single_precision, on_images
+from weightops.statistics.collect import Run, grams_of, in_names_of, in_single_precision, on_images
 from weightops.statistics.recording import Gram
 from weightops.statistics.statistic import statistic_source
 from weightops.support.arguments import check_arguments
@@ -83,8 +83,8 @@ def collect_layer_by_layer(
             for grams, new in zip(found, own, strict=True):
                 grams.update(new)
     return [
-        _statistic(checkpoint, in_names_of(checkpoint, grams, module), task.name, given)
-        for checkpoint, grams, task in zip(given, found, listed, strict=True)
+        _statistic(checkpoint, in_names_of(checkpoint, grams, module), run, given)
+        for checkpoint, grams, run in zip(given, found, runs, strict=True)
     ]
 
 
@@ -123,11 +123,12 @@ def _checkpoint(grams: Mapping[str, Gram], ref: str, record: Mapping[str, Any]) 
 
 
 def _statistic(
-    model: Checkpoint, grams: Mapping[str, Gram], task: str, models: Sequence[Checkpoint]
+    model: Checkpoint, grams: Mapping[str, Gram], run: Run, models: Sequence[Checkpoint]
 ) -> Checkpoint:
     """Return the statistic of one model, which names all models of the merge."""
     record = {
-        "task": task,
+        **run.data,
+        "count": run.size,
         "model": {"ref": model.ref, "fingerprint": model.fingerprint},
         "merged_before": [other.fingerprint for other in models],
     }

@@ -17,7 +17,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.formats.packed import BASE, MASKS, RECORD, UNIFIED
 from weightops.checkpoints.matching import open_matched
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
-from weightops.engine.evaluate import buffered, reader
+from weightops.engine.evaluate import buffered, reader, stacked
 from weightops.engine.plan import plan
 from weightops.errors import OptionError
 from weightops.merging.methods.option_values import per_input
@@ -94,7 +94,7 @@ class PackSource(ExpressionSource):
         for name, spec in specs.items():
             if not spec.is_editable or not spec.numel:
                 continue
-            deltas = self._read(name, Scratch())
+            deltas = self._read(name)
             if not bool(deltas.any()):
                 continue
             changed.append(name)
@@ -104,13 +104,10 @@ class PackSource(ExpressionSource):
         scales = torch.where(unified > 0, own / unified, 1.0).tolist()
         return scales if self._method == "emr" else [1.0] * len(scales), changed
 
-    def _read(self, name: str, scratch: Scratch) -> torch.Tensor:
-        """Return the task vectors at a tensor, shape ``(k, n)``."""
-        spec = self._base.specs[name]
-        rows = torch.empty(len(self._deltas), spec.numel, dtype=accumulator(spec.dtype))
-        read = reader([plan(form, [name])[0] for form in self._deltas], scratch)
-        read(0, spec.numel, rows.unbind())
-        return rows
+    def _read(self, name: str) -> torch.Tensor:
+        """Return the task vectors at a tensor, shape ``(k, n)``, on CPU."""
+        dtype = accumulator(self._base.specs[name].dtype)
+        return stacked(self._deltas, name, dtype, Scratch()).view(len(self._deltas), -1)
 
     def _pack(self, deltas: torch.Tensor) -> Packed:
         return elected(deltas) if self._method == "emr" else localized(deltas, self._mask_scales)
@@ -121,7 +118,7 @@ class PackSource(ExpressionSource):
             dtype = self.specs[name].dtype
             working = accumulator(dtype) if is_editable(dtype) else dtype
             return buffered(reader(plan(self._base.form, [inner]), scratch), working, scratch)
-        packed = self._pack(self._read(inner, scratch.nested(self)))
+        packed = self._pack(self._read(inner))
         bits = torch.from_numpy(np.packbits(packed.masks.numpy(), axis=1)).reshape(-1)
         flat = packed.unified if f"{part}/" == UNIFIED else bits
         return lambda start, stop: flat[start:stop].to(scratch.device)

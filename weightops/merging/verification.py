@@ -16,6 +16,7 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.matching import convert_to, match_names
 from weightops.checkpoints.opening import open_any, open_ref
 from weightops.checkpoints.recorded_recipe import is_sum, recipe_of
+from weightops.checkpoints.statistic_record import record_of
 from weightops.engine.compare import Difference, compare
 from weightops.errors import OptionError, UnverifiedError, WeightopsError
 from weightops.merging.recipe import Recipe
@@ -175,6 +176,7 @@ class _Made:
         else:
             stated = _recipe_of(Path(output), record, recipe)
             if stated is None:
+                _refuse_measured(output, actual, record["terms"])
                 form, start = form_of_terms(record, where)
                 where.check(fingerprints_in(provenance(form)))
                 return cls(Checkpoint(form, start.architecture), start, _summed(record), True)
@@ -210,6 +212,31 @@ def _recipe_of(output: Path, record: Mapping[str, Any], given: str | Path | None
         f"{output} doesn't say how it was made",
         hint="recipe=... names its recipe; base=... and adapters=... what should be merged in it",
     )
+
+
+def _refuse_measured(
+    output: str | Path, actual: Checkpoint, terms: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse what a model was run for: no arithmetic on inputs gives it again.
+
+    Raises:
+        UnverifiedError: for a statistic, and for a vector with a mask that was learned.
+    """
+    statistic = record_of(actual)
+    if statistic:
+        raise UnverifiedError(
+            f"{output} can't be checked: it is a {statistic.get('kind')} statistic, which comes "
+            "from running a model and not from arithmetic on inputs",
+            hint="`weightops statistics` makes it again",
+        )
+    for term in terms:
+        mask = term.get("localized")
+        if isinstance(mask, Mapping):
+            raise UnverifiedError(
+                f"{output} can't be checked: its mask was learned from images of "
+                f"{mask.get('task')} and doesn't come from arithmetic on inputs",
+                hint="`weightops vector --localize` makes it again",
+            )
 
 
 def _named(recipe: Recipe) -> str:

@@ -156,6 +156,8 @@ def _differences(
     if own["fingerprint"] != model.fingerprint:
         this = f"{portable(model.ref)} ({model.fingerprint})"
         found.append(f"model {own['ref']} ({own['fingerprint']}), not {this}")
+    if "merged_before" in record:
+        found.append("taken after merged layers")
     for name, value in asked.items():
         same_name = name != "source" or record.get("task") == asked["task"]
         if record.get(name, value) != value and same_name:

@@ -91,12 +91,12 @@ class Addition(Workflow):
                 "search_steps= and search_lr= are for",
                 hint="search entropy or loss does",
             )
-        if self.search.strategy in GRADIENT and self.search.alphas != SearchOptions().alphas:
-            raise OptionError(
-                f"search {self.search.strategy} follows a gradient, and tries no alphas",
-                hint="leave out alphas=, or search race, grid or cma",
-            )
         if self.search.strategy in GRADIENT:
+            if self.search.alphas != SearchOptions().alphas:
+                raise OptionError(
+                    f"search {self.search.strategy} follows a gradient, and tries no alphas",
+                    hint="leave out alphas=, or search race, grid or cma",
+                )
             if method != "sum" or each:
                 raise OptionError(
                     f"search {self.search.strategy} finds coefficients of a sum of vectors",

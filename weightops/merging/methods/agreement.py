@@ -111,9 +111,10 @@ def tall_consensus(
     Raises:
         OptionError: if a threshold is negative.
     """
-    if min(per_input(mask_scale, len(deltas))) < 0:
+    thresholds = per_input(mask_scale, len(deltas))
+    if min(thresholds) < 0:
         raise OptionError(f"mask_scale is at least 0, not {mask_scale}")
     total = add_rows(deltas)
-    scales = torch.tensor(per_input(mask_scale, len(deltas)), dtype=deltas.dtype).to(deltas.device)
+    scales = torch.tensor(thresholds, dtype=deltas.dtype).to(deltas.device)
     surplus = deltas.abs() - scales[:, None] * (total - deltas).abs()
     return total * flags(torch.ge, add_rows(flags(torch.ge, surplus, 0)), agreement)
