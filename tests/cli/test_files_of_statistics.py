@@ -67,6 +67,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("b.gram.safetensors", f"did you mean {tmp_path}/a.gram.safetensors?"),
         ("nowhere/b.gram.safetensors", f"there is no folder {tmp_path}/nowhere"),
         ("other.pt", ""),
+        ("nosuch.safetensors", ""),
     ):
         assert run(["inspect", str(tmp_path / name)]) == 1
         lines = capsys.readouterr().err.splitlines()

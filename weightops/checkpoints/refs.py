@@ -81,8 +81,8 @@ def nothing_at(ref: str, hint: str) -> CheckpointError:
         return CheckpointError(f"{fact} (and no ref of that name)", hint=hint)
     if not path.parent.is_dir():
         return CheckpointError(fact, hint=f"there is no folder {path.parent}")
-    beside = sorted(p.name for p in path.parent.iterdir() if p.suffix == path.suffix)
-    close = [str(path.with_name(name)) for name in get_close_matches(path.name, beside)]
+    beside = sorted(p.stem for p in path.parent.iterdir() if p.suffix == path.suffix)
+    close = [str(path.with_stem(stem)) for stem in get_close_matches(path.stem, beside)]
     return CheckpointError(fact, hint=f"did you mean {' or '.join(close)}?" if close else "")
 
 

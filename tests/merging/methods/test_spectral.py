@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.merges import apply, check, deltas, family
 
+from weightops.errors import OptionError
 from weightops.merging.merge import merge
 from weightops.merging.methods import spectral
 
@@ -45,6 +46,14 @@ def test_stacked_matrices_are_merged_apart(method: str) -> None:
             method, {"w": base["matrix"][half]}, [{"w": m["matrix"][half]} for m in models]
         )["w"]
         assert torch.allclose(whole[half], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "iso_c", "iso_cts", "subspace_boosting"])
+@pytest.mark.parametrize("stacked", [0, -1])
+def test_no_matrices_are_refused(method: str, stacked: int) -> None:
+    base, models = family(2)
+    with pytest.raises(OptionError, match="at least 1"):
+        apply(method, base, models, stacked=stacked)["matrix"]
 
 
 @pytest.mark.parametrize(("k", "count", "own"), [(3, 16, 1), (3, 24, 2), (8, 24, 1)])

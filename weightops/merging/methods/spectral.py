@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from weightops.algebra.kernels import add_gram
+from weightops.errors import OptionError
 from weightops.merging.methods.option_values import fraction
 from weightops.support.lazy import torch
 
@@ -37,7 +38,12 @@ def by_matrix(
         spectral: treat the tensor as a matrix if it is one.
         merge: function of ``(k, height, width)``, which is float64 or not, that returns
             ``(height, width)`` in float64.
+
+    Raises:
+        OptionError: if there are fewer matrices than one.
     """
+    if stacked < 1:
+        raise OptionError(f"stacked is a number of matrices, at least 1, not {stacked}")
     if deltas.ndim != 3 or not spectral or 0 in deltas.shape:
         return deltas.mean(0) if others == "mean" else deltas.sum(0)
     count = stacked if deltas.shape[1] % stacked == 0 else 1
