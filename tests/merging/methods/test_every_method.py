@@ -123,12 +123,13 @@ def test_every_density(method: str, density: float) -> None:
     base, models = family(2)
     options = {"gamma": 0.0} if "gamma" in METHODS[method].options else {}
     options |= {"epsilon": 0.0} if "epsilon" in METHODS[method].options else {}
+    options |= {"others": "none"} if "others" in METHODS[method].options else {}
     merged = apply(method, base, models, density=density, **options)
     assert all(bool(torch.isfinite(merged[n]).all()) for n in SHAPES)
     if density == 0 and "then" not in METHODS[method].options:
         assert same(merged, base)
     options_of = METHODS[method].options
-    averages = {"normalize", "then"} & options_of.keys() or method == "localize_and_stitch"
+    averages = {"normalize", "then", "norm"} & options_of.keys() or method == "localize_and_stitch"
     if density == 1 and not averages:
         expected = apply("task_arithmetic", base, models)
         assert all(torch.allclose(merged[n], expected[n], atol=1e-6) for n in SHAPES)

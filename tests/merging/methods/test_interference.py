@@ -1,4 +1,4 @@
-"""WUDI, against its loss by automatic differentiation."""
+"""WUDI and DOGE, against their losses by automatic differentiation."""
 
 from __future__ import annotations
 
@@ -72,8 +72,56 @@ def test_what_is_not_optimised() -> None:
     assert torch.allclose(merge(models, "wudi", base=base)["vector"], mean, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["wudi", "doge"])
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": -1}, {"lr": 0.0}, {"lr": -1e-5}])
-def test_steps_go_somewhere(wrong: dict[str, float]) -> None:
+def test_steps_go_somewhere(method: str, wrong: dict[str, float]) -> None:
     base, models = family(2, shapes=SHAPES)
-    with pytest.raises(OptionError, match="wudi takes steps, at a rate above 0"):
-        apply("wudi", base, models, **wrong)["matrix"]
+    with pytest.raises(OptionError, match="Adam takes steps, at a rate above 0"):
+        apply(method, base, models, **wrong)["matrix"]
+
+
+def shared_projection(tasks: torch.Tensor, subspace: int) -> torch.Tensor:
+    """Return the projection to the shared directions of DOGE."""
+    rank = min(tasks.shape[1:])
+    own = [np.linalg.svd(task)[0][:, : rank // len(tasks)] for task in tasks.numpy()]
+    basis = np.linalg.svd(np.concatenate(own, axis=1))[0][:, : rank // subspace]
+    return torch.from_numpy(basis @ basis.T)
+
+
+def test_doge_is_projected_adam_on_its_loss() -> None:
+    base, models = family(3, shapes=SHAPES)
+    tasks = torch.from_numpy(deltas(base, models))
+    scales = 0.5 / tasks.norm(dim=(1, 2), keepdim=True)
+    shift = torch.nn.Parameter(torch.zeros_like(tasks[0]))
+    optimizer = torch.optim.Adam([shift], lr=1e-3)
+    projection = shared_projection(tasks, 3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        errors = tasks - (scales * (tasks + shift)).sum(0)
+        (tasks * errors).sum(2).square().sum().backward()
+        shift.grad -= projection @ shift.grad
+        optimizer.step()
+    count = int(0.4 * tasks[0].numel())
+    least = tasks.abs().flatten(1).sort(descending=True).values[:, count - 1]
+    kept = tasks.abs() >= least[:, None, None]
+    expected = (scales * kept * (tasks + shift.detach())).sum(0)
+    own = {"norm": 0.5, "subspace": 3, "steps": 20, "lr": 1e-3, "density": 0.4, "scope": "tensor"}
+    check("doge", expected.numpy(), base, models, atol=1e-5, **own)
+
+
+@pytest.mark.parametrize("subspace", [0, -6])
+def test_doge_shares_some_directions(subspace: int) -> None:
+    base, models = family(2, shapes=SHAPES)
+    with pytest.raises(OptionError, match="subspace is a number to divide by"):
+        apply("doge", base, models, subspace=subspace)["matrix"]
+
+
+def test_doge_counts_the_largest_elements_of_the_model() -> None:
+    base, models = family(2, shapes=SHAPES)
+    for model in models:
+        model["vector"] = base["vector"] + 100
+    merged = merge(models, "doge", base=base, density=33 / (33 + 96 + 40 + 3), others="none")
+    assert torch.equal(merged["matrix"], base["matrix"])
+    assert torch.equal(merged["vector"], base["vector"])
+    whole = merge(models, "doge", base=base, density=0.3, scope="tensor")
+    assert not torch.equal(whole["matrix"], base["matrix"])

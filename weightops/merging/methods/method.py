@@ -34,7 +34,8 @@ class Computation:
         kind: what the function returns: "whole" tensors, "chunks" of them, or the coefficients
             of a linear "combination" of the inputs.
         space: for a combination, whether the inputs are weights or deltas.
-        statistics: for chunks, parameter of the function -> the function that computes its value.
+        statistics: parameter of the function -> the function that computes its value, of chunks
+            or whole tensors.
         by_rows: for chunks, never cut rows.
         on_deltas: for chunks of weights, deltas do as well.
         of_factors: for whole tensors, a function that returns the `Factors` of the result from
@@ -57,7 +58,7 @@ class Computation:
             return {"gram", "weights"}
         inputs = {"deltas", "models", "weights"}
         if self.kind == "whole":
-            return {*inputs, *STATISTICS, "fisher_norms"}
+            return {*inputs, *self.statistics, *STATISTICS, "fisher_norms"}
         return {*inputs, *self.statistics, "start", "draws"}
 
 
@@ -114,6 +115,12 @@ def chunks(
             weights, the options and the statistics before it.
     """
     computation = Computation("chunks", statistics=statistics, by_rows=by_rows, on_deltas=on_deltas)
+    return lambda function: Method(function.__name__, function, computation)
+
+
+def whole(**statistics: Statistic) -> Callable[[Function], Method]:
+    """Build a `Method` from a function of whole tensors that takes statistics as `chunks` does."""
+    computation = Computation(statistics=statistics)
     return lambda function: Method(function.__name__, function, computation)
 
 

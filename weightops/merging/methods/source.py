@@ -231,9 +231,7 @@ class MethodSource(ExpressionSource):
         self, name: str, arguments: dict[str, Any], working: torch.dtype, scratch: Scratch
     ) -> Callable[[int, int], torch.Tensor]:
         inputs = self._inputs_at(name, scratch)
-        arguments = {**arguments, "inputs": inputs, "model_inputs": self._model_inputs}
-        for parameter, statistic in self.method.computation.statistics.items():
-            arguments[parameter] = call(statistic, arguments)
+        arguments = self._with_statistics(arguments, inputs)
         stacked = "deltas" if self.method.space == "delta" else "models"
 
         @lru_cache(maxsize=1)
@@ -260,6 +258,15 @@ class MethodSource(ExpressionSource):
 
         return elements
 
+    def _with_statistics(
+        self, arguments: Mapping[str, Any], inputs: TensorInputs
+    ) -> dict[str, Any]:
+        """Return arguments with the values of the method's own statistics."""
+        given = {**arguments, "inputs": inputs, "model_inputs": self._model_inputs}
+        for parameter, statistic in self.method.computation.statistics.items():
+            given[parameter] = call(statistic, given)
+        return given
+
     def _inputs_at(self, name: str, scratch: Scratch) -> TensorInputs:
         spec = self.specs[name]
         return TensorInputs(
@@ -277,6 +284,8 @@ class MethodSource(ExpressionSource):
         self, name: str, arguments: dict[str, Any], working: torch.dtype, scratch: Scratch
     ) -> Callable[[int, int], torch.Tensor]:
         shape = self.specs[name].shape
+        if self.method.computation.statistics:
+            arguments = self._with_statistics(arguments, self._inputs_at(name, scratch))
         with all_torch_threads():
             stack = stacked(self.inputs, name, working, scratch)
             if has_nonfinite(stack):  # so that no method need handle them

@@ -60,6 +60,7 @@ BUILT_IN: tuple[Method | Function, ...] = (
     spectral.iso_c,
     spectral.iso_cts,
     interference.wudi,
+    interference.doge,
     composed.knots,
     composed.subspace_boosting,
     from_data.fisher,
