@@ -1,9 +1,10 @@
-"""Check arguments against the annotations of the function or dataclass that takes them."""
+"""Check the arguments of a function by its annotations; call one with what it takes."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from numbers import Integral, Real
 from types import NoneType, SimpleNamespace
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -60,3 +61,17 @@ def _check(name: str, value: Any, integer: bool, allowed: Range) -> None:
     if not is_number or value not in allowed:
         kind = "an integer" if integer else "a number"
         raise OptionError(f"{name} is {value!r}, and must be {kind} {allowed}")
+
+
+def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a function with those of the arguments that it has parameters for.
+
+    >>> call(lambda a, b: a - b, {"a": 3, "b": 1, "c": 7})
+    2
+    """
+    return function(**{name: arguments[name] for name in _parameters_of(function)})
+
+
+@cache
+def _parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)

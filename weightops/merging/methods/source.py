@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, lru_cache, partial, reduce
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 from weightops.algebra.dtypes import accumulator, is_editable
@@ -25,18 +24,9 @@ from weightops.merging.methods.inputs import ModelInputs, TensorInputs
 from weightops.merging.methods.low_rank import elements_of, rank_of
 from weightops.merging.methods.model_statistics import Given, ModelStatistics
 from weightops.merging.methods.table import METHODS, MethodLike, as_method
+from weightops.support.arguments import call
 from weightops.support.lazy import torch
 from weightops.support.text import first_few
-
-
-def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call a function with those of the arguments that it has parameters for."""
-    return function(**{name: arguments[name] for name in _parameters_of(function)})
-
-
-@cache
-def _parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(function).parameters)
 
 
 class MethodSource(ExpressionSource):
@@ -231,7 +221,7 @@ class MethodSource(ExpressionSource):
         self, name: str, arguments: dict[str, Any], working: torch.dtype, scratch: Scratch
     ) -> Callable[[int, int], torch.Tensor]:
         inputs = self._inputs_at(name, scratch)
-        arguments = self._with_statistics(arguments, inputs)
+        self._add_statistics(arguments, inputs)
         stacked = "deltas" if self.method.space == "delta" else "models"
 
         @lru_cache(maxsize=1)
@@ -258,14 +248,11 @@ class MethodSource(ExpressionSource):
 
         return elements
 
-    def _with_statistics(
-        self, arguments: Mapping[str, Any], inputs: TensorInputs
-    ) -> dict[str, Any]:
-        """Return arguments with the values of the method's own statistics."""
-        given = {**arguments, "inputs": inputs, "model_inputs": self._model_inputs}
+    def _add_statistics(self, arguments: dict[str, Any], inputs: TensorInputs) -> None:
+        """Add the values of the method's own statistics to its arguments."""
+        arguments |= {"inputs": inputs, "model_inputs": self._model_inputs}
         for parameter, statistic in self.method.computation.statistics.items():
-            given[parameter] = call(statistic, given)
-        return given
+            arguments[parameter] = call(statistic, arguments)
 
     def _inputs_at(self, name: str, scratch: Scratch) -> TensorInputs:
         spec = self.specs[name]
@@ -285,7 +272,7 @@ class MethodSource(ExpressionSource):
     ) -> Callable[[int, int], torch.Tensor]:
         shape = self.specs[name].shape
         if self.method.computation.statistics:
-            arguments = self._with_statistics(arguments, self._inputs_at(name, scratch))
+            self._add_statistics(arguments, self._inputs_at(name, scratch))
         with all_torch_threads():
             stack = stacked(self.inputs, name, working, scratch)
             if has_nonfinite(stack):  # so that no method need handle them
