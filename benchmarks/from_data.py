@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,27 +72,31 @@ def prepare(folder: Path, vision: list[int], images: int) -> None:
 
 def ours(folder: Path, images: int, steps: int) -> dict[str, float]:
     """Return the seconds of weightops."""
-    from weightops import ImageModel, collect, merge
+    from weightops import ImageModel, merge, open_checkpoint
     from weightops.merging.methods.interference import wudi
+    from weightops.statistics.collect import statistic_of
+    from weightops.statistics.runs import on_images
     from weightops.tasks.table import find_task
 
-    task, made = find_task(str(folder / "pictures")), {}
-    found = {}
+    task, checkpoint = find_task(str(folder / "pictures")), open_checkpoint(folder / "a")
+    found, made = {}, {}
     for kind in ("gram", "fisher"):
-        model = ImageModel.open(folder / "a", "cpu", precision="float32")
-        collect(folder / "a", task, kind, images=1, built=model)
+        model = ImageModel.open(checkpoint, "cpu", precision="float32")
+
+        def collected(count: int, kind=kind, model=model) -> Any:
+            return statistic_of(on_images(model, task, "train", count), checkpoint, kind)
+
+        collected(1)
         model.forget(task)
-        found[f"{kind}, collected"], made[kind] = seconds(
-            lambda kind=kind, model=model: collect(
-                folder / "a", task, kind, images=images, built=model
-            )
-        )
+        found[f"{kind}, collected"], made[kind] = seconds(partial(collected, images))
     states = [image_encoder(folder / name) for name in NAMES]
     for kind, method, options in (("gram", "regmean", {"ratio": RATIO}), ("fisher", "fisher", {})):
         tensors = {n: t for n, t in made[kind].items() if n in states[0]}
         given = [{kind: tensors}, {kind: tensors}]
         merged = merge(states, method, statistics=given, **options)
         found[f"{method}, merged"], _ = seconds(merged.state_dict)
+    if not steps:
+        return found
     base = image_encoder(folder / "a")
     deltas = [torch.stack([states[1][n] - base[n], base[n]]) for n in matrices(base)]
     found["wudi, merged"], _ = seconds(lambda: [wudi(delta, steps=steps) for delta in deltas])
@@ -187,6 +192,8 @@ def theirs(folder: Path, images: int, steps: int) -> dict[str, float]:
         found["fisher, merged"], _ = seconds(
             lambda: merging_with_fisher_weights(lists, [made["fisher"]] * 2, torch.ones(2) / 2)
         )
+    if not steps:
+        return found
     base = {name: pair[0] for name, pair in lists.items()}
     vectors = [
         {n: lists[n][1] - base[n] for n in matrices(base)},
@@ -201,7 +208,7 @@ def main() -> None:
     parser.add_argument("--fusion-bench", type=Path, help="the Python of its environment")
     parser.add_argument("--vision", default="192,4,32,8", help="width, layers, pixels, patch")
     parser.add_argument("--images", type=int, default=256, help="as both programs take")
-    parser.add_argument("--wudi-steps", type=int, default=300)
+    parser.add_argument("--wudi-steps", type=int, default=300, help="0 leaves WUDI out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -229,7 +236,7 @@ def main() -> None:
             for side, python in pythons.items()
             if python is not None
         }
-    if "theirs" in took:
+    if "theirs" in took and PLAIN in took["ours"]:
         took["theirs"][PLAIN] = took["ours"].pop(PLAIN)
         took["ours"][PLAIN] = took["ours"]["wudi, merged"]
     print(f"{'processor seconds':28}{'weightops':>10}{'beside':>13}{'ratio':>8}")

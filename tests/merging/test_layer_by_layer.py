@@ -12,7 +12,8 @@ from weightops.checkpoints.matching import convert_to
 from weightops.cli.main import run
 from weightops.errors import OptionError, RecipeError
 from weightops.merging.layer_by_layer import collect_layer_by_layer
-from weightops.statistics.collect import grams_of, in_single_precision, on_images
+from weightops.statistics.collect import grams_of, in_single_precision
+from weightops.statistics.runs import on_images
 from weightops.statistics.statistic import record_of
 from weightops.tasks.table import find_task
 

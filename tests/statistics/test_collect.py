@@ -253,6 +253,9 @@ def test_refusals(vit: tuple[Path, Any]) -> None:
         collect("embedded")
     with pytest.raises(UnknownNameError, match="no kind 'grams'"):
         collect("embedded", "mnist", "grams")
+    with pytest.raises(OptionError, match="a gram is of inputs, which have no labels") as caught:
+        collect("embedded", "mnist", "gram", labels="true")
+    assert "fisher" in caught.value.hint
     with pytest.raises(OptionError, match="images is 0"):
         collect("embedded", "mnist", images=0)
     with pytest.raises(TaskError, match="a head for 3 classes, and mnist has 10"):

@@ -12,12 +12,14 @@ import torch
 from helpers.texts import letter_model
 from safetensors.torch import save_file
 
-from weightops import collect, open_checkpoint
+from weightops import Checkpoint, collect, open_checkpoint
 from weightops.checkpoints.libraries.open_clip import OpenClipArchitecture
 from weightops.cli.main import run
 from weightops.errors import OutputError
 from weightops.statistics import resuming
+from weightops.statistics.collect import statistic_of
 from weightops.statistics.resuming import collect_to
+from weightops.statistics.runs import Run
 from weightops.statistics.statistic import record_of
 from weightops.support.progress import Bar
 
@@ -35,16 +37,16 @@ def test_parts_are_the_whole(
         assert off <= 1e-5 * whole[name].abs().max()
     if kind == "gram":
         assert record_of(once)["rows"] == record_of(whole)["rows"]
-    real, calls = collect, []
+    calls = []
 
-    def killed(*args: object, **options: int) -> object:
-        calls.append(options["start"])
+    def killed(part: Run, *others: Any, **options: Any) -> Checkpoint:
+        calls.append(part.chosen.start)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*args, **options)  # type: ignore[arg-type]
+        return statistic_of(part, *others, **options)
 
     out = tmp_path / "b.safetensors"
-    monkeypatch.setattr(resuming, "collect", killed)
+    monkeypatch.setattr(resuming, "statistic_of", killed)
     with pytest.raises(KeyboardInterrupt):
         collect_to(out, "embedded", "mnist", kind, images=8)
     assert not out.exists()

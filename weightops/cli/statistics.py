@@ -25,7 +25,7 @@ _TASK = click.Option(["--task"], type=OneTask(), help="The task whose images to 
 
 
 @command(
-    Borrowed(_COLLECT, leave_out=("model", "task", "text", "start")),
+    Borrowed(_COLLECT, leave_out=("model", "task", "text")),
     arguments=[_TASK, _TEXT],
     about=read(_COLLECT).docstring.text,
 )

@@ -14,8 +14,9 @@ from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.errors import OptionError
 from weightops.evaluation.image_model import ImageModel
 from weightops.merging.merge import merge
-from weightops.statistics.collect import Run, grams_of, in_names_of, in_single_precision, on_images
+from weightops.statistics.collect import grams_of, in_names_of, in_single_precision
 from weightops.statistics.recording import Gram
+from weightops.statistics.runs import Run, on_images
 from weightops.statistics.statistic import statistic_source
 from weightops.support.arguments import check_arguments
 from weightops.support.lazy import torch
@@ -128,7 +129,7 @@ def _statistic(
     """Return the statistic of one model, which names all models of the merge."""
     record = {
         **run.data,
-        "count": run.size,
+        "count": len(run.chosen),
         "model": {"ref": model.ref, "fingerprint": model.fingerprint},
         "merged_before": [other.fingerprint for other in models],
     }

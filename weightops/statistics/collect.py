@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal
 
-from weightops.algebra.devices import pick_device
 from weightops.algebra.kernels import has_nonfinite
 from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.checkpoints.checkpoint import Checkpoint
@@ -16,48 +15,16 @@ from weightops.checkpoints.clip_names import mappings
 from weightops.checkpoints.formats.memory import MemorySource
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.checkpoints.renaming import rename_to_match
-from weightops.errors import CheckpointError, NonfiniteError, OptionError, TaskError
-from weightops.evaluation.image_model import ImageModel
-from weightops.evaluation.linearized import LinearizedModel
-from weightops.evaluation.perplexity import token_blocks
+from weightops.errors import CheckpointError, NonfiniteError, OptionError
 from weightops.statistics.fishers import Labels, diagonal_fisher
 from weightops.statistics.recording import Gram, GramRecorder
+from weightops.statistics.runs import Run, run_on
 from weightops.statistics.statistic import Kind, statistic_source
 from weightops.support.arguments import check_arguments
-from weightops.support.lazy import nn, np, torch, without_gradients
-from weightops.support.progress import Bar, progress
+from weightops.support.lazy import nn, torch, without_gradients
 from weightops.support.ranges import Range
 from weightops.support.text import first_few, portable
-from weightops.tasks.table import TaskLike, as_task
-from weightops.tasks.task import Task
-
-Batch: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
-"""Inputs of a model, and their labels: of images, or of tokens."""
-
-
-class Run(NamedTuple):
-    """A model and the data that it is run on.
-
-    Attributes:
-        module: the module, whose parameters are meant.
-        logits: gives the logits of inputs, shape ``(n, classes)`` or ``(n, tokens, vocabulary)``.
-        batches: gives the batches of a size.
-        size: the number of images or blocks of text.
-        data: what they are, for the record.
-        bar: the bar of a longer run that it is part of.
-    """
-
-    module: nn.Module
-    logits: Callable[[torch.Tensor], torch.Tensor]
-    batches: Callable[[int], Iterator[Batch]]
-    size: int
-    data: Mapping[str, Any]
-    bar: Bar | None = None
-
-    def progress(self, what: str) -> AbstractContextManager[Bar]:
-        """Show how many images or blocks are done."""
-        unit = "blocks" if "text" in self.data else "images"
-        return nullcontext(self.bar) if self.bar else progress(self.size, what, unit)
+from weightops.tasks.table import TaskLike
 
 
 def collect(
@@ -72,9 +39,6 @@ def collect(
     batch_size: Annotated[int, Range(min=1)] = 32,
     seed: Annotated[int, Range(min=0)] = 0,
     device: str = "auto",
-    start: Annotated[int, Range(min=0)] = 0,
-    built: ImageModel | None = None,
-    bar: Bar | None = None,
 ) -> Checkpoint:
     """Run a model on data, and return a statistic of it: tensors by the names of its weights.
 
@@ -94,16 +58,13 @@ def collect(
         batch_size: images at a time, for a gram.
         seed: seed of the draws of a fisher.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
-        start: how many of the images to leave out, as another run has seen them.
-        built: the model, if it has been built for another run.
-        bar: the bar of a longer run, of which this is a part.
 
     Returns:
         The statistic, in memory. Its record, which `Checkpoint.save` writes, too, names the model
         and the data.
 
     Raises:
-        OptionError: for neither or both of a task and a text.
+        OptionError: for neither or both of a task and a text, or labels of a gram.
         TaskError: if there are no such images.
         NonfiniteError: if the model gives NaN or Inf.
 
@@ -111,36 +72,43 @@ def collect(
     >>> grams["visual.proj"].shape
     torch.Size([192, 192])
     """
-    check_arguments(
-        collect,
-        kind=kind,
-        images=images,
-        split=split,
-        labels=labels,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    options: dict[str, Any] = {"labels": labels, "batch_size": batch_size, "seed": seed}
+    check_request(kind, images=images, split=split, **options)
     checkpoint = open_checkpoint(model)
-    if (task is None) == (text is None):
+    run = run_on(checkpoint, task, text, split, images, device)
+    return statistic_of(run, checkpoint, kind, **options)
+
+
+def check_request(kind: Kind, *, labels: Labels = "model", **others: Any) -> None:
+    """Refuse arguments of `collect` that are out of range, or don't go together."""
+    check_arguments(collect, kind=kind, labels=labels, **others)
+    if kind == "gram" and labels != "model":
         raise OptionError(
-            "a statistic is of a task, or of a text for a language model", hint="task="
+            f"a gram is of inputs, which have no labels; labels is {labels!r}",
+            hint="kind='fisher', or leave out labels",
         )
-    if text is None:
-        image_model = built or ImageModel.open(checkpoint, device, precision="float32")
-        run = on_images(image_model, as_task(task or ""), split, images, start)
-    else:
-        run = on_text(checkpoint, text, images, device)
-    run = run._replace(bar=bar)
+
+
+def statistic_of(
+    run: Run,
+    checkpoint: Checkpoint,
+    kind: Kind,
+    *,
+    labels: Labels = "model",
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Checkpoint:
+    """Return the statistic that a run gives of a checkpoint; see `collect`."""
     record = {
         "kind": kind,
         **run.data,
-        "count": run.size,
+        "count": len(run.chosen),
         "model": {"ref": portable(checkpoint.ref), "fingerprint": checkpoint.fingerprint},
     }
     with in_single_precision(run.module):
         if kind == "fisher":
             record |= {"labels": labels, "seed": seed}
-            tensors = _fisher(run, checkpoint, labels, seed + start)
+            tensors = _fisher(run, checkpoint, labels, seed + run.chosen.start)
         else:
             found = in_names_of(checkpoint, grams_of(run, batch_size), run.module)
             tensors = {name: gram.tensor for name, gram in found.items()}
@@ -159,61 +127,6 @@ def collect(
         raise CheckpointError(f"{checkpoint.ref} has no weights that the data pass through")
     source = statistic_source(tensors, f"{kind} statistic of {checkpoint.ref}", record)
     return Checkpoint(LinearForm.of(source))
-
-
-def on_images(image_model: ImageModel, task: Task, split: str, images: int, start: int = 0) -> Run:
-    """Return a run of a model on the first images of a split in a fixed random order.
-
-    With a ``start``, so many of them are left out.
-
-    Raises:
-        TaskError: if there are none, or the model has no head for the task.
-        CheckpointError: if the model is linearised.
-    """
-    if isinstance(image_model, LinearizedModel):
-        raise CheckpointError(
-            f"{image_model.base.ref} is linearised at {image_model.at.ref}: no statistic is of it",
-            hint="methods without statistics merge it",
-        )
-    module = image_model.module.eval()
-    head = image_model.zero_shot_head(task)
-    pixels = image_model.pixels(task, split)
-    order = np.random.default_rng(0).permutation(len(pixels))[start:images]
-    if not len(order):
-        raise TaskError(f"{task.name} has no images for {split}")
-
-    def logits(inputs: torch.Tensor) -> torch.Tensor:
-        dtype = next(module.parameters()).dtype
-        return image_model.encode_image(inputs.to(dtype)) @ head.T
-
-    def batches(size: int) -> Iterator[Batch]:
-        for first in range(0, len(order), size):
-            chosen = order[first : first + size]
-            yield pixels.batch(chosen), pixels.labels[torch.from_numpy(chosen)]
-
-    data = {"task": task.name, "split": split, **task.reading(split)}
-    return Run(module, logits, batches, len(order), data)
-
-
-def on_text(checkpoint: Checkpoint, text: str | Path, blocks: int, device: str) -> Run:
-    """Return a run of a language model on the first blocks of a text.
-
-    Raises:
-        CheckpointError: if it isn't a language model with a tokenizer.
-        TaskError: if the text is too short.
-    """
-    tokens = token_blocks(checkpoint, text)[:blocks].to(pick_device(device))
-    module = checkpoint.model().to(tokens.device)
-
-    def logits(inputs: torch.Tensor) -> torch.Tensor:
-        given: torch.Tensor = module(input_ids=inputs).logits
-        return given[:, :-1].float()
-
-    def batches(size: int) -> Iterator[Batch]:
-        for batch in tokens.split(size):  # type: ignore[no-untyped-call]
-            yield batch, batch[:, 1:]
-
-    return Run(module, logits, batches, len(tokens), {"text": portable(str(text))})
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.opening import CheckpointLike, open_checkpoint
 from weightops.checkpoints.statistic_record import record_of
 from weightops.errors import OutputError, WeightopsError
-from weightops.evaluation.image_model import ImageModel
 from weightops.evaluation.perplexity import token_blocks
-from weightops.statistics.collect import collect
+from weightops.statistics.collect import check_request, statistic_of
+from weightops.statistics.runs import Run, run_on
 from weightops.statistics.statistic import statistic_source
 from weightops.support.atomic import check_free
 from weightops.support.lazy import torch
@@ -37,6 +37,7 @@ def collect_to(
     text: str | Path | None = None,
     images: int = 256,
     split: Any = "train",
+    device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
     **options: Any,
@@ -53,9 +54,10 @@ def collect_to(
         text: for language models, a text instead of a task; it is one part.
         images: the most images, or blocks of text, to use.
         split: the images to use.
+        device: where to compute.
         resume: continue a run that was killed; where it is finished, nothing is done.
         overwrite: replace an output that exists.
-        options: further options of `collect`.
+        options: labels, batch_size and seed of `collect`.
 
     Returns:
         The statistic in the file.
@@ -64,53 +66,52 @@ def collect_to(
         OutputError: if the output exists, or is the model's own file; with ``resume``, if what is
             there is damaged or of another run.
     """
+    check_request(kind, images=images, split=split, **options)
     checkpoint = open_checkpoint(model)
     is_there = resume and not overwrite and out.is_file()
     if not is_there:
         inputs = [file.path for file in checkpoint.form.files]
         check_free(out, overwrite=overwrite, inputs=inputs)
-    beside = out.with_name(f".{out.stem}.partial.safetensors")
     asked = {"kind": kind, "labels": "model", "seed": 0, **options}
     if text is None:
-        source = as_task(task or "")
-        total = min(images, source.sizes[split])
-        asked |= {"task": source.name, "source": source.source, "split": split}
-        given = {"task": source, "split": split}
+        task = as_task(task or "")
+        total = min(images, task.sizes[split])
+        asked |= {"task": task.name, "source": task.source, "split": split}
     else:
         total = min(images, len(token_blocks(checkpoint, text)))
         asked |= {"text": portable(str(text))}
-        given = {"text": text}
     if is_there:
         return _left(out, checkpoint, asked, total, is_whole=True)
+    beside = out.with_name(f".{out.stem}.partial.safetensors")
     done = None
     if resume and beside.exists():
         done = _left(beside, checkpoint, asked, total)
     elif beside.exists():
         log.warning("%s, a part of an unfinished run, is replaced", beside)
-    whole = _collect_rest(done, checkpoint, kind, total, beside, {**given, **options})
-    whole.save(out, overwrite=overwrite)
+    run = run_on(checkpoint, task, text, split, total, device)
+
+    def collected(part: Run) -> Checkpoint:
+        return statistic_of(part, checkpoint, kind, **options)
+
+    _collect_rest(run, done, beside, kind, collected).save(out, overwrite=overwrite)
     beside.unlink(missing_ok=True)
     return open_checkpoint(out)
 
 
 def _collect_rest(
+    run: Run,
     done: Checkpoint | None,
-    checkpoint: Checkpoint,
-    kind: Any,
-    total: int,
     beside: Path,
-    given: dict[str, Any],
+    what: str,
+    collected: Callable[[Run], Checkpoint],
 ) -> Checkpoint:
     """Return a whole statistic, of which some may be done, with its parts in a file on the way."""
-    is_text = "text" in given
-    if not is_text:
-        device = given.get("device", "auto")
-        given = {**given, "built": ImageModel.open(checkpoint, device, precision="float32")}
-    start = record_of(done)["count"] if done is not None else 0
-    with progress(total, kind, "blocks" if is_text else "images", done=start) as bar:
+    start, total = record_of(done)["count"] if done is not None else 0, len(run.chosen)
+    size, unit = (total, "blocks") if "text" in run.data else (PART, "images")
+    with progress(total, what, unit, done=start) as bar:
         while done is None or start < total:
-            stop = total if is_text else min(start + PART, total)
-            part = collect(checkpoint, kind=kind, start=start, images=stop, bar=bar, **given)
+            stop = min(start + size, total)
+            part = collected(run.part(start, stop, bar))
             done = part if done is None else _joined(done, part)
             start = stop
             if stop < total:
