@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from weightops import TaskVector, collect, localize, open_checkpoint, verify
+from weightops import TaskVector, collect, localize, open_checkpoint, pack, verify
 from weightops.cli.main import run
 from weightops.errors import UnverifiedError
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a model, two statistics of it and a localised vector."""
+    """Return a folder with a model, statistics of it, a localised vector, and a packed file."""
     folder = tmp_path_factory.mktemp("made")
     model = open_checkpoint(open_checkpoint("embedded").save(folder / "pre"))
     for kind in ("gram", "fisher"):
@@ -22,6 +22,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vector = TaskVector(model, tuned)
     sparse = localize(vector, "mnist", penalty=9, images=16, search_steps=1, device="cpu")
     sparse.save(folder / "sparse.safetensors")
+    pack({"own": tuned, "other": dict(model)}, model, folder / "packed.safetensors")
     return folder
 
 
@@ -43,6 +44,7 @@ def test_inspect_says_what_a_statistic_is_of(
         ("verify {made}/a.gram.safetensors", 3, "it is a gram statistic, which comes from running"),
         ("verify {made}/a.fisher.safetensors", 3, "`weightops statistics` makes it again"),
         ("verify {made}/sparse.safetensors", 3, "its mask was learned from images of mnist"),
+        ("verify {made}/packed.safetensors:own", 3, "one of several models that share a file"),
     ],
 )
 def test_what_it_is_is_told(

@@ -203,7 +203,7 @@ def _prepare(folder: Path, files: list[FileLayout], key: str) -> None:
     if not keys <= {key, ""}:
         raise OutputError(
             f"{folder} holds what another job left, of other inputs, options or layout",
-            hint="resume=False clears it",
+            hint="without resume=True, it is cleared and the job begins again",
         )
     for file in files:
         (folder / file.name).parent.mkdir(parents=True, exist_ok=True)

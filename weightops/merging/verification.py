@@ -13,6 +13,7 @@ from weightops.algebra.linear_form import LinearForm, tied_names
 from weightops.algebra.provenance import provenance
 from weightops.algebra.source import Spec
 from weightops.checkpoints.checkpoint import Checkpoint
+from weightops.checkpoints.formats.packed import PackedSource
 from weightops.checkpoints.matching import convert_to, match_names
 from weightops.checkpoints.opening import open_any, open_ref
 from weightops.checkpoints.recorded_recipe import is_sum, recipe_of
@@ -167,6 +168,12 @@ class _Made:
         """Compute an output again, lazily; what it needs on the disk is there for the stack."""
         record = dict(actual.form.sources[0].made_from)
         given = recipe or base
+        if isinstance(actual.form.sources[0], PackedSource) and not given:
+            raise UnverifiedError(
+                f"{output} can't be checked: it is one of several models that share a file, and as "
+                "near to its own as that allows",
+                hint="`weightops compare` tells how near",
+            )
         recorded = set() if given else fingerprints_in(record)
         files = [file.path for file in actual.form.files]
         where = RecordedInputs(Path(output), files, recorded, inputs)

@@ -80,5 +80,8 @@ def test_refusals() -> None:
             apply("knots", base, models, then=then)["matrix"]
     with pytest.raises(UnknownNameError, match="no merge method 'tise'"):
         apply("knots", base, models, then="tise")["matrix"]
+    with pytest.raises(UnknownNameError, match="no merge method 'knot'") as caught:
+        apply("knots", base, models, then="knot")["matrix"]
+    assert "knots" not in caught.value.hint
     with pytest.raises(OptionError, match="tsv_m takes no weights"):
         apply("knots", base, models, then="tsv_m", weights=[1, 2])["matrix"]

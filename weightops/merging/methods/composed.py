@@ -14,6 +14,7 @@ from weightops.merging.methods.method import with_factors
 from weightops.merging.methods.option_values import fraction
 from weightops.merging.methods.spectral import by_matrix, decompose
 from weightops.support.lazy import torch
+from weightops.support.registry import unknown
 
 _RANK = 1e-5
 """The share of the largest singular value below which a direction is rounding: float32 weights
@@ -144,14 +145,21 @@ def _merged_by(
     """Merge deltas by another method.
 
     Raises:
+        UnknownNameError: if there is no such method.
         OptionError: if it isn't a method on task vectors without statistics, or one of these two.
     """
     from weightops.merging.methods.source import MethodSource
     from weightops.merging.methods.table import METHODS
 
+    def leads(name: str) -> bool:
+        other = METHODS[name]
+        own = ("knots", "subspace_boosting")
+        return other.space == "delta" and not other.statistics and name not in own
+
+    if method not in METHODS:
+        raise unknown("merge method", method, filter(leads, METHODS))
     chosen = METHODS[method]
-    own = ("knots", "subspace_boosting")
-    if chosen.space != "delta" or chosen.statistics or method in own:
+    if not leads(method):
         raise OptionError(f"{method} isn't a method on task vectors that another can lead to")
     options: dict[str, Any] = {"density": density} if "density" in chosen.options else {}
     forms = []
