@@ -283,6 +283,13 @@ def test_models_run_as_fast_as_measured() -> None:
     assert f"{pictures['decoding on one thread over that into the cache']} times" in page
 
 
+def test_merging_with_data_is_as_fast_as_measured() -> None:
+    for size, measured in result("from_data").items():
+        assert f", {measured['images']} pictures:" in PAGES["docs/speed.md"], size
+        for name, cells in measured["rows"].items():
+            assert f"| {name} | {' | '.join(map(str, cells))} |" in PAGES["docs/speed.md"], name
+
+
 def test_mergekit_is_as_near_as_measured() -> None:
     largest = [
         measured["float32"]["largest"]
