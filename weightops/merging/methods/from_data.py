@@ -127,7 +127,8 @@ def _decompose(total: torch.Tensor) -> tuple[torch.Tensor, float]:
     It is the share that the inputs before an input leave of its variance; 0 if there is no factor.
     Where it is small, the factor is in float64.
     """
-    for matrix in (total, total.double()):
+    for dtype in (total.dtype, torch.float64):
+        matrix = total.to(dtype)
         factor, failed = torch.linalg.cholesky_ex(matrix)
         left = 0.0 if failed else float((factor.diagonal().square() / matrix.diagonal()).min())
         if left > _CLEAR:
