@@ -13,6 +13,7 @@ from helpers.merges import SHAPES, State, apply, family, same
 from weightops import open_checkpoint
 from weightops.algebra.kernels import CHUNK
 from weightops.algebra.scratch import Scratch
+from weightops.engine import threads
 from weightops.errors import OptionError
 from weightops.merging.methods.source import MethodSource
 from weightops.merging.methods.table import METHODS
@@ -115,6 +116,19 @@ def test_order_does_not_matter(method: str) -> None:
     base, models = family(4)
     merged, shuffled = apply(method, base, models), apply(method, base, models[::-1])
     assert all(torch.allclose(merged[n], shuffled[n], atol=1e-6) for n in SHAPES)
+
+
+@pytest.mark.parametrize("method", [n for n, m in METHODS.items() if m.kind == "whole"])
+def test_whole_tensors_hardly_depend_on_threads(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, models = family(2, shapes={"matrix": (96, 130)})
+    results = []
+    for count in (1, 2, 3):
+        monkeypatch.setattr(threads, "_torch_threads", lambda count=count: count)
+        results.append(apply(method, base, models)["matrix"])
+    for other in results[1:]:
+        assert (results[0] - other).abs().max() <= 1e-6 * results[0].abs().max()
 
 
 @pytest.mark.parametrize("method", [n for n, m in METHODS.items() if "density" in m.options])
