@@ -94,6 +94,8 @@ def cheaply(command: list[str]) -> list[str]:
         pairs = [pair for pair in pairs if pair[0] not in ("--steps", "--batch-size")]
     if {*rest} & {"entropy", "loss"}:  # a search by gradient, which tries no alphas
         pairs = [pair for pair in pairs if pair[0] != "--alphas"]
+    if "--score" in rest:  # a program, which takes seconds for each alpha
+        pairs = [(name, "0,1" if name == "--alphas" else value) for name, value in pairs]
     added = [word for pair in pairs if pair[0] not in rest for word in pair]
     if verb == "experiment" and not rest:
         added = []

@@ -13,6 +13,7 @@ import transformers
 from helpers.clip_models import of_hf
 from helpers.clip_models import of_open_clip as clip_of_open_clip
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -92,7 +93,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], torch.Tensor]]]
         lambda model: model(PICTURE),
     ),
     "resnet18": (lambda: timm.create_model("resnet18", num_classes=5), lambda m: m(PICTURE)),
-    "resnet26": (lambda: timm.create_model("resnet26", num_classes=5), lambda m: m(PICTURE)),
+    "resnet with bottlenecks": (
+        lambda: ResNet(Bottleneck, (2, 2, 2, 2), num_classes=5, channels=(16, 32, 64, 128)),
+        lambda m: m(PICTURE),
+    ),
     "resnet of transformers": (
         lambda: t.ResNetForImageClassification(
             t.ResNetConfig(
