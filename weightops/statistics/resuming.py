@@ -18,7 +18,6 @@ from weightops.statistics.runs import Run, run_on
 from weightops.statistics.statistic import statistic_source
 from weightops.support.atomic import check_free
 from weightops.support.lazy import torch
-from weightops.support.progress import progress
 from weightops.support.text import portable
 from weightops.tasks.table import TaskLike, as_task
 
@@ -107,8 +106,8 @@ def _collect_rest(
 ) -> Checkpoint:
     """Return a whole statistic, of which some may be done, with its parts in a file on the way."""
     start, total = record_of(done)["count"] if done is not None else 0, len(run.chosen)
-    size, unit = (total, "blocks") if "text" in run.data else (PART, "images")
-    with progress(total, what, unit, done=start) as bar:
+    size = total if "text" in run.data else PART
+    with run.progress(what, done=start) as bar:
         while done is None or start < total:
             stop = min(start + size, total)
             part = collected(run.part(start, stop, bar))

@@ -50,11 +50,12 @@ class Run(NamedTuple):
         """Return a run on a part of the data, which is shown by a bar."""
         return self._replace(chosen=self.chosen[start:stop], bar=bar)
 
-    def progress(self, what: str) -> AbstractContextManager[Bar]:
-        """Show how many images or blocks are done."""
+    def progress(self, what: str, *, done: int = 0) -> AbstractContextManager[Bar]:
+        """Show how many images or blocks are done, of which a run before may have done some."""
         if self.bar is not None:
             return nullcontext(self.bar)
-        return progress(len(self.chosen), what, "blocks" if "text" in self.data else "images")
+        unit = "blocks" if "text" in self.data else "images"
+        return progress(len(self.chosen), what, unit, done=done)
 
 
 def run_on(

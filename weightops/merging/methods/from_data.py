@@ -100,8 +100,9 @@ def regmean(
     for i, (model, gram, share) in enumerate(zip(models, grams, shares, strict=True)):
         total.add_(gram, alpha=share)
         if i:
-            right.addmm_(model - first, gram, alpha=share * ratio)
-            right.addcmul_(model - first, gram.diagonal(), value=share * (1 - ratio))
+            delta = model - first
+            right.addmm_(delta, gram, alpha=share * ratio)
+            right.addcmul_(delta, gram.diagonal(), value=share * (1 - ratio))
     variances = total.diagonal().clone()
     unused = variances == 0
     total.mul_(ratio).diagonal().copy_(torch.where(unused, 1, variances))
