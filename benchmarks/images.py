@@ -1,10 +1,12 @@
 """Measure fine-tuning, evaluation and the patch side by side with what they are compared with.
 
     pip install '.[demo]' 'numpy<2.4' scikit-learn && pip install --no-deps clip-benchmark
-    python benchmarks/images.py fit evaluate
+    python benchmarks/images.py fit search evaluate
     python benchmarks/images.py patch --old FOLDER  # a checkout of the version to compare with
 
 fit: steps of fine-tuning, against a plain loop of open_clip in float32 on prepared pictures.
+search: steps of a search by gradient for coefficients of eight task vectors, with 16 pictures for
+each, against steps of fine-tuning with as many pictures in all; both are ours.
 evaluate: against CLIP_benchmark's `zeroshot_classification.evaluate` in float32 on prepared
 pictures; both are whole calls. patch: `weightops patch --task mnist` of this and another version.
 
@@ -34,14 +36,18 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from weightops import ImageModel, config_for, evaluate, fit, open_checkpoint
+from weightops import ImageModel, TaskVector, config_for, evaluate, fit, open_checkpoint
+from weightops.evaluation.pixels import prepare_all
 from weightops.reports.outcome import versions
+from weightops.search.descent import Descent, WeightedSum, at_base, follow
+from weightops.search.session import EditSession
 from weightops.tasks.table import find_task
 from weightops.tasks.task import Images, ImageSubset
 from weightops.training.learners import ImageLearner
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 128
+TASKS = BATCH // 16
 
 
 def timed(call: Callable[[], object]) -> tuple[float, float]:
@@ -134,6 +140,28 @@ def measure_fit(pair: Pair, steps: int, rounds: int) -> dict:
     return {"steps": steps, "batch": BATCH, **row}
 
 
+def measure_search(pair: Pair, steps: int, rounds: int) -> dict:
+    """Compare steps of a search by gradient with steps of fine-tuning."""
+    tasks = [replace(pair.task, name=f"{pair.task.name}, {i}") for i in range(TASKS)]
+    session = EditSession(pair.path, tasks, device="cpu")
+    torch.manual_seed(0)
+    vectors = {}
+    for task in tasks:
+        encoder = {n: t for n, t in pair.ours.base.items() if n.startswith("visual.")}
+        moved = {n: t * (1 + 0.1 * torch.randn(t.shape)) for n, t in encoder.items()}
+        vectors[task.name] = TaskVector(pair.ours.base, {**pair.ours.base, **moved})
+    changes = WeightedSum(at_base(session), vectors, "tensor")
+    prepare_all([session.model.pixels(task, "train") for task in tasks])
+    options = Descent("entropy", "tensor", "train", steps, lr=0.001, seed=0)
+    config = config_for(pair.ours.base, steps=steps, batch_size=BATCH, shift=0.0)
+    row = compared(
+        lambda: follow(session, changes, tasks, options),
+        lambda: fit(ImageLearner(pair.ours, pair.task), config),
+        rounds,
+    )
+    return {"steps": steps, "tasks": TASKS, "batch": BATCH, **row}
+
+
 def measure_evaluation(pair: Pair, rounds: int) -> dict:
     """Compare a whole evaluation with CLIP_benchmark's."""
     from clip_benchmark.metrics import zeroshot_classification
@@ -202,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="+", choices=["fit", "evaluate", "patch"])
+    parser.add_argument("what", nargs="+", choices=["fit", "search", "evaluate", "patch"])
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--task", default="shapes")
     parser.add_argument("--images", type=int, default=512)
@@ -219,12 +247,16 @@ def main() -> None:
         rows = {}
         if "patch" in args.what:
             rows["patch"] = measure_patch(args.old, args.seeds, args.steps)
-        if {"fit", "evaluate"} & {*args.what}:
+        if {"fit", "search", "evaluate"} & {*args.what}:
             pair = Pair(args.model, args.task, args.images, Path(folder))
             about = {"model": args.model, "precision": pair.ours.precision}
             if "fit" in args.what:
                 row = measure_fit(pair, args.steps or 4, args.rounds)
                 rows[f"fit {args.model}"] = {**about, **row}
+                print(row, flush=True)
+            if "search" in args.what:
+                row = measure_search(pair, args.steps or 4, args.rounds)
+                rows[f"search {args.model}"] = {**about, **row}
                 print(row, flush=True)
             if "evaluate" in args.what:
                 row = measure_evaluation(pair, args.rounds)

@@ -65,17 +65,24 @@ def test_auto_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_precision("auto", torch.device("cuda")) == ("bfloat16" if native else "float32")
 
 
-@pytest.mark.parametrize("learning", [False, True])
-def test_float32_is_the_bare_module(learning: bool) -> None:
+def test_float32_is_the_bare_module() -> None:
     torch.manual_seed(0)
     module = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
     x = torch.randn(4, 5, 32)
-    with computed_in("float32", CPU, learning=learning):
+    with computed_in("float32", CPU):
         assert torch.equal(module(x), module(x.clone()))
         ours = torch.autograd.grad(module(x).sum(), list(module.parameters()))
     bare = torch.autograd.grad(module(x).sum(), list(module.parameters()))
     assert all(map(torch.equal, ours, bare))
-    with computed_in("bfloat16", CPU, learning=learning):
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_bfloat16_is_near_float32(learning: bool) -> None:
+    torch.manual_seed(0)
+    module = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    x = torch.randn(4, 5, 32)
+    with torch.set_grad_enabled(learning), computed_in("bfloat16", CPU):
+        assert torch.backends.cuda.flash_sdp_enabled() is not learning  # which holds for CPU, too
         lower = module(x)
     assert not torch.equal(lower.float(), module(x))
     torch.testing.assert_close(lower.float(), module(x), atol=0.1, rtol=0.1)

@@ -63,21 +63,22 @@ def _cpu_has_bfloat16() -> bool:
 
 
 @contextmanager
-def computed_in(precision: str, device: torch.device, *, learning: bool = False) -> Iterator[None]:
+def computed_in(precision: str, device: torch.device) -> Iterator[None]:
     """Run a model in a precision: its matrices are multiplied in that, its sums are in float32.
+
+    The backward pass of flash attention is slow in bfloat16 on CPU, so where gradients are taken
+    there, attention is computed by its formula.
 
     Args:
         precision: "float32" or "bfloat16".
         device: where the model is.
-        learning: there will be a backward pass. On CPU, that of flash attention is slow in
-            bfloat16, so attention is computed by its formula.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     if device.type == "cpu":
         keep_freed_memory()
     lower = precision == "bfloat16"
-    by_formula = lower and learning and device.type == "cpu"
+    by_formula = lower and device.type == "cpu" and torch.is_grad_enabled()
     attention = sdpa_kernel(SDPBackend.MATH) if by_formula else nullcontext()
     with torch.autocast(device.type, torch.bfloat16, enabled=lower), attention:
         yield

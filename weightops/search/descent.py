@@ -14,6 +14,8 @@ import numpy as np
 
 from weightops.algebra.names import escape
 from weightops.errors import NonfiniteError, OptionError
+from weightops.evaluation.image_model import ImageModel
+from weightops.evaluation.pixels import Indices
 from weightops.evaluation.scoring import IMAGES
 from weightops.search.session import EditSession, Vectors
 from weightops.support.lazy import F, nn, torch, without_gradients
@@ -28,6 +30,9 @@ directions of each task are taken, beside a coefficient of each task at each ten
 
 START, BATCH = 0.3, 16
 """The coefficients to start from, and the images of each task in a step, as AdaMerging has them."""
+
+PASS = 128
+"""The images that pass through the model at once, as many as in a step of fine-tuning."""
 
 Coefficients = dict[str, dict[str, float]]
 """Task -> tensor -> coefficient."""
@@ -163,7 +168,7 @@ class WeightedSum(Changes):
         return change
 
     def take_gradient(self, name: str, gradient: torch.Tensor) -> None:
-        self.add_products(name, (self._deltas[name] * gradient).flatten(1).sum(1))
+        self.add_products(name, self._deltas[name].flatten(1) @ gradient.flatten())
 
     def mean(self, place: int) -> float:
         """Return the mean coefficient of a task, which tensors without one have."""
@@ -207,35 +212,54 @@ def follow(session: EditSession, changes: Changes, tasks: Sequence[Task], option
         OptionError: if the loss doesn't depend on what is changed.
         NonfiniteError: if the loss becomes NaN or infinite.
     """
-    model = session.model
-    heads = {task: model.zero_shot_head(task) for task in tasks}
     orders = {task: _order(session, task, options) for task in tasks}
+    heads = {task: session.model.zero_shot_head(task) for task in tasks}
+    at_once = PASS // BATCH
     optimizer = torch.optim.Adam(changes.searched, lr=options.lr)
     with changes.differentiated():
         for step in range(options.steps):
             changes.set()
             for tensor in changes.searched:
                 tensor.grad = torch.zeros_like(tensor)
-            for task in tasks:
-                indices = next(orders[task])
-                pixels = model.pixels(task, options.on)
-                logits = model.encode_image(pixels.batch(indices)) @ heads[task].T
-                labels = pixels.labels[torch.from_numpy(indices)].to(logits.device)
-                loss = _loss(logits, labels, options.loss) / len(tasks)
-                if not loss.requires_grad:
-                    raise OptionError(
-                        f"the task vectors change nothing that images of {task.name} pass through",
-                        hint="give vectors of the image encoder",
-                    )
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    damaged = "the weights are damaged: `weightops inspect` shows them"
-                    raise NonfiniteError(
-                        f"the {options.loss} of {task.name} is {value} at step {step}",
-                        hint="lower search_lr=" if step else damaged,
-                    )
-                loss.backward()  # type: ignore[no-untyped-call]
+            for first in range(0, len(tasks), at_once):
+                batches = {task: next(orders[task]) for task in tasks[first : first + at_once]}
+                losses = _losses(session.model, batches, heads, options)
+                _check_losses(losses, step, options.loss)
+                (torch.stack(list(losses.values())).sum() / len(tasks)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+
+
+def _losses(
+    model: ImageModel,
+    batches: Mapping[Task, Indices],
+    heads: Mapping[Task, torch.Tensor],
+    options: Descent,
+) -> dict[str, torch.Tensor]:
+    """Return the loss of each task's images, from one pass of all of them."""
+    splits = {task: model.pixels(task, options.on) for task in batches}
+    images = torch.cat([splits[task].batch(indices) for task, indices in batches.items()])
+    features = torch.split(model.encode_image(images), [len(i) for i in batches.values()])
+    losses = {}
+    for (task, indices), of_task in zip(batches.items(), features, strict=True):
+        labels = splits[task].labels[torch.from_numpy(indices)].to(of_task.device)
+        losses[task.name] = _loss(of_task @ heads[task].T, labels, options.loss)
+    return losses
+
+
+def _check_losses(losses: Mapping[str, torch.Tensor], step: int, kind: Loss) -> None:
+    for task, loss in losses.items():
+        if not loss.requires_grad:
+            raise OptionError(
+                f"the task vectors change nothing that images of {task} pass through",
+                hint="give vectors of the image encoder",
+            )
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            damaged = "the weights are damaged: `weightops inspect` shows them"
+            raise NonfiniteError(
+                f"the {kind} of {task} is {value} at step {step}",
+                hint="lower search_lr=" if step else damaged,
+            )
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor, kind: Loss) -> torch.Tensor:
@@ -245,9 +269,7 @@ def _loss(logits: torch.Tensor, labels: torch.Tensor, kind: Loss) -> torch.Tenso
     return -(logs.exp() * logs).sum(-1).mean()
 
 
-def _order(
-    session: EditSession, task: Task, options: Descent
-) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+def _order(session: EditSession, task: Task, options: Descent) -> Iterator[Indices]:
     """Yield batches of indices of a task's images, in a new order when all have been used."""
     size = len(session.model.pixels(task, options.on))
     generator = np.random.default_rng(seed_of("descent", options.seed, task.name))

@@ -122,7 +122,7 @@ class Learner(nn.Module):
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return a context that computes in the learner's precision."""
-        return computed_in(self.precision, self.device, learning=True)
+        return computed_in(self.precision, self.device)
 
 
 class ImageLearner(Learner):
