@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from weightops import ImageModel, TaskVector, config_for, evaluate, fit, open_checkpoint
 from weightops.evaluation.pixels import prepare_all
 from weightops.reports.outcome import versions
-from weightops.search.descent import Descent, WeightedSum, at_base, follow
+from weightops.search.descent import Descent, WeightedSum, follow
 from weightops.search.session import EditSession
 from weightops.tasks.table import find_task
 from weightops.tasks.task import Images, ImageSubset
@@ -150,7 +150,7 @@ def measure_search(pair: Pair, steps: int, rounds: int) -> dict:
         encoder = {n: t for n, t in pair.ours.base.items() if n.startswith("visual.")}
         moved = {n: t * (1 + 0.1 * torch.randn(t.shape)) for n, t in encoder.items()}
         vectors[task.name] = TaskVector(pair.ours.base, {**pair.ours.base, **moved})
-    changes = WeightedSum(at_base(session), vectors, "tensor")
+    changes = WeightedSum(session, vectors, "train", "tensor")
     prepare_all([session.model.pixels(task, "train") for task in tasks])
     options = Descent("entropy", "tensor", "train", steps, lr=0.001, seed=0)
     config = config_for(pair.ours.base, steps=steps, batch_size=BATCH, shift=0.0)

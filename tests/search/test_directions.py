@@ -151,6 +151,32 @@ def test_add_by_directions(
     assert "without labels" in card
 
 
+@pytest.mark.parametrize("per", ["tensor", "direction"])
+def test_what_images_do_not_pass_through(
+    folders: dict[str, str], per: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tensors of a text encoder have the mean coefficient of their task, and the user is told."""
+    tasks = [find_task(folders[name]) for name in NAMES]
+    session = EditSession("embedded", tasks, device="cpu", precision="float32")
+    text = {name: t for name, t in open_checkpoint("embedded").items() if "resblocks.0.mlp" in name}
+    vectors = {}
+    for seed, name in enumerate(NAMES):
+        moved = {n: d + 0.01 * (n in text) for n, d in random_vector(seed).items()}
+        vectors[name] = session.in_memory(moved, name)
+    options = Descent("loss", per, "train", STEPS, LR, 0)  # type: ignore[arg-type]
+    found, _ = search_by_gradient(session, vectors, tasks, options)
+    assert "images don't pass through transformer.resblocks.0.mlp" in caplog.text
+    without = {n: v.select("visual.*") for n, v in vectors.items()}
+    expected, record = search_by_gradient(session, without, tasks, options)
+    for task in NAMES:
+        assert all(torch.equal(found[task][name], t) for name, t in expected[task].items())
+        if per == "tensor":
+            mean = np.mean(list(record["coefficients"][task].values()))
+            changed = "transformer.resblocks.0.mlp.c_fc.weight"
+            ratios = found[task][changed] / vectors[task][changed]
+            assert torch.allclose(ratios, torch.full_like(ratios, mean), atol=1e-6)
+
+
 def test_vectors_without_matrices(folders: dict[str, str]) -> None:
     vector = random_vector(0).select("*.ln_*")
     tasks = [find_task(folders[name]) for name in NAMES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,11 @@ from weightops.evaluation.pixels import Indices
 from weightops.evaluation.scoring import IMAGES
 from weightops.search.session import EditSession, Vectors
 from weightops.support.lazy import F, nn, torch, without_gradients
+from weightops.support.text import first_few
 from weightops.tasks.seeds import seed as seed_of
 from weightops.tasks.task import Split, Task
+
+log = logging.getLogger("weightops")
 
 Loss = Literal["entropy", "loss"]
 """What is made small: the entropy of the predictions, or the cross-entropy with the labels."""
@@ -68,33 +72,46 @@ class Changes(ABC):
     A parameter's gradient is freed as soon as what is searched has its own gradient of it.
 
     Args:
-        module: the model, whose parameters are the base's.
+        session: the session with the model, which gets the weights of the base.
         vectors: the task vectors.
+        on: the split whose images are used.
 
     Attributes:
         searched: the tensors that the gradient moves.
+
+    Raises:
+        OptionError: if images pass through nothing that the vectors change.
     """
 
     searched: list[torch.Tensor]
 
-    def __init__(self, module: nn.Module, vectors: Vectors) -> None:
-        self._module = module
-        changed = {name for vector in vectors.values() for name in vector.specs}
-        self._parameters = {n: p for n, p in module.named_parameters() if n in changed}
+    def __init__(self, session: EditSession, vectors: Vectors, on: Split) -> None:
+        reached = _reached_at_base(session, on)
+        self._parameters = dict(session.model.module.named_parameters())
         self._starts: dict[str, torch.Tensor] = {}
         self._deltas: dict[str, torch.Tensor] = {}
+        missed = []
         for name, parameter in self._parameters.items():
-            deltas = torch.stack(
-                [
-                    v[name] if name in v.specs else torch.zeros(parameter.shape)
-                    for v in vectors.values()
-                ]
-            )
-            if bool(deltas.any()):
-                self._deltas[name] = deltas.to(parameter.device, torch.float32)
-                self._starts[name] = parameter.detach().clone()
+            deltas = [v[name] if name in v.specs else None for v in vectors.values()]
+            if not any(delta is not None and bool(delta.any()) for delta in deltas):
+                continue
+            if name not in reached:
+                missed.append(name)
+                continue
+            zero = torch.zeros(parameter.shape)
+            stacked = torch.stack([zero if delta is None else delta for delta in deltas])
+            self._deltas[name] = stacked.to(parameter.device, torch.float32)
+            self._starts[name] = parameter.detach().clone()
         if not self._deltas:
-            raise OptionError("the task vectors change nothing that the model has as a parameter")
+            raise OptionError(
+                "images pass through nothing that the task vectors change",
+                hint="give vectors of the image encoder",
+            )
+        if missed:
+            log.warning(
+                "images don't pass through %s, which the task vectors change: no gradient moves it",
+                first_few(missed),
+            )
 
     @property
     def names(self) -> list[str]:
@@ -124,12 +141,11 @@ class Changes(ABC):
     @contextmanager
     def differentiated(self) -> Iterator[None]:
         """Let gradients flow to the changed parameters alone, and restore all at the end."""
-        own = dict(self._module.named_parameters())
-        before = {name: parameter.requires_grad for name, parameter in own.items()}
-        for name, parameter in own.items():
+        before = {name: parameter.requires_grad for name, parameter in self._parameters.items()}
+        for name, parameter in self._parameters.items():
             parameter.requires_grad_(name in self._deltas)
         handles = [
-            self._parameters[name].register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+            self._parameters[name].register_post_accumulate_grad_hook(
                 partial(self._free_gradient, name)
             )
             for name in self._deltas
@@ -142,7 +158,7 @@ class Changes(ABC):
             with torch.no_grad():
                 for name, start in self._starts.items():
                     self._parameters[name].copy_(start)
-            for name, parameter in own.items():
+            for name, parameter in self._parameters.items():
                 parameter.requires_grad_(before[name])
 
 
@@ -152,8 +168,8 @@ class WeightedSum(Changes):
     The gradient of lambda_i at a tensor is the inner product of tau_i with the parameter's.
     """
 
-    def __init__(self, module: nn.Module, vectors: Vectors, per: Per) -> None:
-        super().__init__(module, vectors)
+    def __init__(self, session: EditSession, vectors: Vectors, on: Split, per: Per) -> None:
+        super().__init__(session, vectors, on)
         width = len(self._deltas) if per == "tensor" else 1
         self._lambdas = nn.Parameter(torch.full((len(vectors), width), START))
         self.searched: list[torch.Tensor] = [self._lambdas]
@@ -198,18 +214,26 @@ def check_images(session: EditSession, what: str, hint: str) -> None:
         raise OptionError(f"{what} takes tasks of images, and a model of images", hint=hint)
 
 
-def at_base(session: EditSession) -> nn.Module:
-    """Return a session's module with the weights of the base, ready for `follow`."""
-    module: nn.Module = session.model.module
-    session.base.load_into(module)
-    return module.eval()
+def _reached_at_base(session: EditSession, on: Split) -> set[str]:
+    """Return the parameters that images pass through, after setting the weights of the base."""
+    model = session.model
+    session.base.load_into(model.module)
+    model.module.eval()
+    own = {name: p for name, p in model.module.named_parameters() if p.is_floating_point()}
+    before = [parameter.requires_grad for parameter in own.values()]
+    for parameter in own.values():
+        parameter.requires_grad_()
+    features = model.encode_image(model.pixels(session.tasks[0], on).batch(np.zeros(1, np.int64)))
+    gradients = torch.autograd.grad(features.sum(), list(own.values()), allow_unused=True)
+    for parameter, flag in zip(own.values(), before, strict=True):
+        parameter.requires_grad_(flag)
+    return {name for name, gradient in zip(own, gradients, strict=True) if gradient is not None}
 
 
 def follow(session: EditSession, changes: Changes, tasks: Sequence[Task], options: Descent) -> None:
     """Move changes of the session's model by steps of Adam, against the gradient of a mean loss.
 
     Raises:
-        OptionError: if the loss doesn't depend on what is changed.
         NonfiniteError: if the loss becomes NaN or infinite.
     """
     orders = {task: _order(session, task, options) for task in tasks}
@@ -248,11 +272,6 @@ def _losses(
 
 def _check_losses(losses: Mapping[str, torch.Tensor], step: int, kind: Loss) -> None:
     for task, loss in losses.items():
-        if not loss.requires_grad:
-            raise OptionError(
-                f"the task vectors change nothing that images of {task} pass through",
-                hint="give vectors of the image encoder",
-            )
         value = float(loss.detach())
         if not math.isfinite(value):
             damaged = "the weights are damaged: `weightops inspect` shows them"

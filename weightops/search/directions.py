@@ -7,10 +7,10 @@ from typing import Any
 
 from weightops.algebra.names import layer_of
 from weightops.errors import OptionError
-from weightops.search.descent import Descent, WeightedSum, at_base, check_images, follow, scaled
+from weightops.search.descent import Descent, WeightedSum, check_images, follow, scaled
 from weightops.search.session import EditSession, Vectors
-from weightops.support.lazy import nn, torch
-from weightops.tasks.task import Task
+from weightops.support.lazy import torch
+from weightops.tasks.task import Split, Task
 
 TAKEN = 0.1
 """The score that each direction has at first, as AdaRank has it; those above 0 are taken."""
@@ -23,15 +23,16 @@ class _Directions(WeightedSum):
     the step (straight through). Matrices of the layers are decomposed; other tensors are added.
 
     Args:
-        module: the model, whose parameters are the base's.
+        session: the session with the model, which gets the weights of the base.
         vectors: the task vectors.
+        on: the split whose images are used.
 
     Attributes:
         scores: tensor -> scores of each task's directions, shape ``(k, r)``.
     """
 
-    def __init__(self, module: nn.Module, vectors: Vectors) -> None:
-        super().__init__(module, vectors, "tensor")
+    def __init__(self, session: EditSession, vectors: Vectors, on: Split) -> None:
+        super().__init__(session, vectors, on, "tensor")
         matrices = [n for n, d in self._deltas.items() if d.dim() == 3 and layer_of(n)]
         if not matrices:
             raise OptionError("the task vectors change no matrix of a layer")
@@ -92,11 +93,11 @@ def search_by_gradient(
     """
     check_images(session, f"search {options.loss}", "race, grid or cma takes texts")
     if options.per != "direction":
-        total = WeightedSum(at_base(session), vectors, options.per)
+        total = WeightedSum(session, vectors, options.on, options.per)
         follow(session, total, tasks, options)
         coefficients = total.coefficients(vectors)
         return scaled(vectors, coefficients), {"coefficients": coefficients}
-    found = _Directions(at_base(session), vectors)
+    found = _Directions(session, vectors, options.on)
     follow(session, found, tasks, options)
     chosen, taken = {}, {}
     for i, (task, vector) in enumerate(vectors.items()):

@@ -11,10 +11,10 @@ from weightops.checkpoints.checkpoint import Checkpoint
 from weightops.checkpoints.kinds import kind_of
 from weightops.checkpoints.matching import match_names
 from weightops.errors import CheckpointError, OptionError, SpaceError
-from weightops.search.descent import Changes, Descent, at_base, check_images, follow
+from weightops.search.descent import Changes, Descent, check_images, follow
 from weightops.search.session import EditSession
 from weightops.support.arguments import check_arguments
-from weightops.support.lazy import nn, torch
+from weightops.support.lazy import torch
 from weightops.support.ranges import Range
 from weightops.task_vector import TaskVector
 from weightops.tasks.table import TaskLike, as_task
@@ -30,16 +30,16 @@ class _Mask(Changes):
     """The change ``sigmoid(S) * tau``, with a score S for each element.
 
     Args:
-        module: the model, whose parameters are the base's.
+        session: the session with the model, which gets the weights of the base.
         vector: the task vector tau.
         density: the fraction of the changed elements that the mask has at first, the largest.
         penalty: the weight of the mean of ``sigmoid(S)`` in the loss.
     """
 
     def __init__(
-        self, module: nn.Module, vector: TaskVector, density: float, penalty: float
+        self, session: EditSession, vector: TaskVector, density: float, penalty: float
     ) -> None:
-        super().__init__(module, {"": vector})
+        super().__init__(session, {"": vector}, "train")
         sizes = torch.cat([deltas[deltas != 0].abs() for deltas in self._deltas.values()])
         first = max(round(density * len(sizes)), 1)
         least = sizes.kthvalue(len(sizes) - first + 1).values
@@ -80,8 +80,8 @@ def localize(
         localized = tau where S > 0, else 0
 
     S has a number for each element that the vector changes. Adam finds it on labelled training
-    images. Tensors that aren't parameters, such as running statistics, stay whole. The method
-    `localize_and_stitch` with ``density=1`` merges such vectors.
+    images. Tensors that no gradient moves, such as running statistics or those of a text encoder,
+    stay whole. The method `localize_and_stitch` with ``density=1`` merges such vectors.
 
     Source: arXiv 2408.13656.
 
@@ -137,7 +137,7 @@ def localize(
     session = EditSession(base, [learned], device=device, precision="float32")
     check_images(session, "localize", "localize_and_stitch without a mask takes other models")
     own = session.vector(vector)
-    mask = _Mask(at_base(session), own, density, penalty)
+    mask = _Mask(session, own, density, penalty)
     options = Descent("loss", "tensor", "train", search_steps, search_lr, seed, images)
     follow(session, mask, [learned], options)
     chosen = {name: (scores > 0).cpu() for name, scores in mask.scores.items()}
