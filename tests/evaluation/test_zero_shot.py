@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from weightops import TASKS, ImageModel, evaluate
 from weightops.errors import NonfiniteError, TaskError
 from weightops.evaluation.scoring import IMAGES
-from weightops.evaluation.zero_shot import metrics
+from weightops.evaluation.zero_shot import logits, metrics
 from weightops.tasks.task import ImageSubset
 
 
@@ -40,6 +40,14 @@ def test_head_and_scores_against_a_plain_loop() -> None:
         assert scores["mean_per_class_recall"] == pytest.approx(np.mean(recall))
         assert scores["acc5"] == pytest.approx(in_top_5.double().mean().item())
         assert np.array(scores["confusion"]).sum() == len(labels)
+
+
+def test_scores_keep_nothing_for_gradients() -> None:
+    model, seen = ImageModel.open("embedded", "cpu"), []
+    model.module.visual.transformer.register_forward_hook(lambda _, __, y: seen.append(y))
+    batches = list(logits(model, TASKS["digits"], "validation"))
+    assert torch.is_grad_enabled()
+    assert not any(tensor.requires_grad for tensor in [*seen, *batches])
 
 
 def test_metrics() -> None:

@@ -76,7 +76,6 @@ def _joined(parts: list[torch.Tensor], empty: torch.Tensor) -> torch.Tensor:
     return torch.cat([empty, *(part.cpu() for part in parts)])
 
 
-@without_gradients
 def logits(
     model: ImageModel,
     task: Task,
@@ -92,7 +91,9 @@ def logits(
     """
     head = model.class_features(task)
     for images in image_batches(model, task, split, batch_size=batch_size, only=only):
-        yield model.encode_image(images) @ head.T
+        with torch.no_grad():
+            scores = model.encode_image(images) @ head.T
+        yield scores
 
 
 @without_gradients

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
+from inspect import isgeneratorfunction
 from types import ModuleType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -31,7 +32,11 @@ class LazyModule(ModuleType):
 
 
 def without_gradients(function: Callable[P, T]) -> Callable[P, T]:
-    """Run a function under ``torch.no_grad()``, which as a decorator would import torch."""
+    """Run a function under ``torch.no_grad()``, which as a decorator would import torch.
+
+    A generator is refused: its body runs after the function has returned.
+    """
+    assert not isgeneratorfunction(function), function
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
