@@ -219,6 +219,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=200, help="test images of each task")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     done: list[dict[str, dict[str, float]]] = []
     for seed in range(arguments.seeds):
         done.append(run(seed, arguments))
