@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,11 @@ from torch import nn
 from tqdm import tqdm
 
 os.environ["WEIGHTOPS_PRECISION"] = "float32"  # alike on all processors, in all processes
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+torch.set_num_threads(max(torch.get_num_threads() // workers, 1))
+os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # of the processes that tests start
+
+TRIED = pytest.StashKey[str]()
 
 
 @pytest.fixture(autouse=True)
@@ -23,16 +29,33 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the attacks tried, where they ran."""
-    if {"helpers.gadgets", "test_mutants"} <= sys.modules.keys():
-        gadgets, mutants = sys.modules["helpers.gadgets"].GADGETS, sys.modules["test_mutants"]
-        kinds = [*mutants.FORMS.values(), *mutants.INSIDE.values()]
-        damaged = sum(count for count, *_ in kinds)
-        terminalreporter.write_line(
-            f"attacks: {len(gadgets)} gadgets in 4 containers, "
-            f"{damaged:,} damaged files of {len(kinds)} kinds"
-        )
+def attacks() -> str:
+    """Return what the attacks tried, where they were collected."""
+    if not {"helpers.gadgets", "test_mutants"} <= sys.modules.keys():
+        return ""
+    gadgets, mutants = sys.modules["helpers.gadgets"].GADGETS, sys.modules["test_mutants"]
+    kinds = [*mutants.FORMS.values(), *mutants.INSIDE.values()]
+    damaged = sum(count for count, *_ in kinds)
+    return (
+        f"attacks: {len(gadgets)} gadgets in 4 containers, "
+        f"{damaged:,} damaged files of {len(kinds)} kinds"
+    )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Send it from a worker, which prints nothing."""
+    getattr(session.config, "workeroutput", {})["attacks"] = attacks()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[TRIED] = getattr(node, "workeroutput", {}).get("attacks", "")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    terminalreporter.write_line(config.stash.get(TRIED, attacks()))
 
 
 @pytest.fixture

@@ -277,6 +277,10 @@ def test_models_run_as_fast_as_measured() -> None:
             took = row["seconds"]
             cells = (model, took["ours"], took["theirs"], took["theirs_over_ours"])
             assert f"| {' | '.join(map(str, cells))} |" in PAGES["docs/speed.md"], name
+        if what == "search":
+            ours, theirs = row["seconds"]["ours"], row["seconds"]["theirs"]
+            cells = (model, ours, theirs, f"{ours / theirs:.2f}")
+            assert f"| {' | '.join(map(str, cells))} |" in PAGES["docs/speed.md"], name
     patch = images["patch"]["seconds"]
     assert f"takes {patch['ours']} s, and took {patch['theirs']} s" in page
     assert f"{pictures['21 alphas over one decoding and 21 bare passes']} times" in page

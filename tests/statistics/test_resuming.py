@@ -171,15 +171,16 @@ def test_one_bar_counts_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_command_prints_counts_not_lists(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     line = ["statistics", "embedded", "--task", "mnist", "--images", "2"]
-    assert run([*line, "-o", str(tmp_path / "a.safetensors")]) == 0
+    assert run([*line, "-o", "a.safetensors"]) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) < 100
     assert re.search(r"input first +1 tensor\n", shown)
     assert re.search(r"rows +2 to 34 for each tensor", shown)
-    assert run([*line, "-o", str(tmp_path / "b.safetensors"), "--json"]) == 0
+    assert run([*line, "-o", "b.safetensors", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["rows"]["visual.proj"] == 2
     assert told["input_first"] == ["visual.proj"]
