@@ -109,7 +109,8 @@ class Changes(ABC):
             )
         if missed:
             log.warning(
-                "images don't pass through %s, which the task vectors change: no gradient moves it",
+                "images don't pass through %s, which the task vectors change: no gradient can say "
+                "how much of that to take",
                 first_few(missed),
             )
 
