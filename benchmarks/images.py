@@ -145,9 +145,9 @@ def measure_search(pair: Pair, steps: int, rounds: int) -> dict:
     tasks = [replace(pair.task, name=f"{pair.task.name}, {i}") for i in range(TASKS)]
     session = EditSession(pair.path, tasks, device="cpu")
     torch.manual_seed(0)
+    encoder = {n: t for n, t in pair.ours.base.items() if n.startswith("visual.")}
     vectors = {}
     for task in tasks:
-        encoder = {n: t for n, t in pair.ours.base.items() if n.startswith("visual.")}
         moved = {n: t * (1 + 0.1 * torch.randn(t.shape)) for n, t in encoder.items()}
         vectors[task.name] = TaskVector(pair.ours.base, {**pair.ours.base, **moved})
     changes = WeightedSum(session, vectors, "train", "tensor")

@@ -55,7 +55,8 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    terminalreporter.write_line(config.stash.get(TRIED, attacks()))
+    if tried := config.stash.get(TRIED, attacks()):
+        terminalreporter.write_line(tried)
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -142,25 +142,18 @@ class Changes(ABC):
     @contextmanager
     def differentiated(self) -> Iterator[None]:
         """Let gradients flow to the changed parameters alone, and restore all at the end."""
-        before = {name: parameter.requires_grad for name, parameter in self._parameters.items()}
-        for name, parameter in self._parameters.items():
-            parameter.requires_grad_(name in self._deltas)
-        handles = [
-            self._parameters[name].register_post_accumulate_grad_hook(
-                partial(self._free_gradient, name)
-            )
-            for name in self._deltas
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            with torch.no_grad():
-                for name, start in self._starts.items():
-                    self._parameters[name].copy_(start)
-            for name, parameter in self._parameters.items():
-                parameter.requires_grad_(before[name])
+        with ExitStack() as hooks, _gradients_of(self._parameters, self._deltas):
+            for name in self._deltas:
+                freed = self._parameters[name].register_post_accumulate_grad_hook(
+                    partial(self._free_gradient, name)
+                )
+                hooks.callback(freed.remove)
+            try:
+                yield
+            finally:
+                with torch.no_grad():
+                    for name, start in self._starts.items():
+                        self._parameters[name].copy_(start)
 
 
 class WeightedSum(Changes):
@@ -220,15 +213,26 @@ def _reached_at_base(session: EditSession, on: Split) -> set[str]:
     model = session.model
     session.base.load_into(model.module)
     model.module.eval()
-    own = {name: p for name, p in model.module.named_parameters() if p.is_floating_point()}
-    before = [parameter.requires_grad for parameter in own.values()]
-    for parameter in own.values():
-        parameter.requires_grad_()
-    features = model.encode_image(model.pixels(session.tasks[0], on).batch(np.zeros(1, np.int64)))
-    gradients = torch.autograd.grad(features.sum(), list(own.values()), allow_unused=True)
-    for parameter, flag in zip(own.values(), before, strict=True):
-        parameter.requires_grad_(flag)
-    return {name for name, gradient in zip(own, gradients, strict=True) if gradient is not None}
+    own = dict(model.module.named_parameters())
+    names = [name for name, parameter in own.items() if parameter.is_floating_point()]
+    image = model.pixels(session.tasks[0], on).batch(np.zeros(1, np.int64))
+    with _gradients_of(own, names):
+        total = model.encode_image(image).sum()
+        gradients = torch.autograd.grad(total, [own[name] for name in names], allow_unused=True)
+    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+
+
+@contextmanager
+def _gradients_of(parameters: Mapping[str, nn.Parameter], names: Collection[str]) -> Iterator[None]:
+    """Let gradients flow to some parameters alone, and restore the flags of all at the end."""
+    before = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in names)
+    try:
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(before[name])
 
 
 def follow(session: EditSession, changes: Changes, tasks: Sequence[Task], options: Descent) -> None:
